@@ -1,0 +1,71 @@
+"""xgem: any subset of frontal radiograph, lateral radiograph and report in, any of the others out.
+
+>>> import xgem
+>>> generation = xgem.generate({"frontal": "cxr.png"}, ["lateral", "report"], seed=7)
+>>> generation.lateral[0].size, generation.report[0]
+
+Importing the package imports no torch: what needs it is loaded at first use.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from xgem.types import (
+    CheckpointError,
+    ConfigError,
+    DataError,
+    DeviceError,
+    ImageError,
+    InputError,
+    ManifestError,
+    OutputError,
+    ShapeError,
+    XgemError,
+)
+
+if TYPE_CHECKING:
+    from xgem.api import generate as generate
+    from xgem.api import load as load
+    from xgem.pipeline import XgemPipeline as XgemPipeline
+    from xgem.provenance import Generation as Generation
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "CheckpointError",
+    "ConfigError",
+    "DataError",
+    "DeviceError",
+    "Generation",
+    "ImageError",
+    "InputError",
+    "ManifestError",
+    "OutputError",
+    "ShapeError",
+    "XgemError",
+    "XgemPipeline",
+    "__version__",
+    "generate",
+    "load",
+]
+
+_LAZY = {
+    "generate": "xgem.api",
+    "load": "xgem.api",
+    "Generation": "xgem.provenance",
+    "XgemPipeline": "xgem.pipeline",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import the generating half of the package when it is first asked for (PEP 562)."""
+    if name not in _LAZY:
+        raise AttributeError(f"module 'xgem' has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(_LAZY[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,314 @@
+"""The checkpoint folder: one sub-folder a component, an index with the hash of every file, safetensors only.
+
+::
+
+    model_index.json       format, format_version, xgem_version, the whole preset, and per component its kind and files
+    README.md              the model card (optional)
+    <component>/           config.json, model.safetensors (or shards with their index), assets such as a tokenizer
+
+Nothing is ever unpickled. Every file is compared with its SHA-256 before it is used, so a missing, truncated or
+swapped component is a ``CheckpointError`` and never a silently wrong picture. Writing is atomic: a component is
+written beside its place and renamed, and the index, replaced last, is what makes it count.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+from xgem.checkpoint_index import (
+    CONFIG_NAME,
+    INDEX_NAME,
+    CheckpointIndex,
+    ComponentEntry,
+    check_name,
+    checkpoint_hash,
+    component_hash,
+    file_sha256,
+    index_entry,
+    listed_files,
+    locked,
+    read_index,
+    read_json,
+    sync,
+    verify,
+    verify_component,
+    write_index,
+    write_json,
+)
+from xgem.types import CheckpointError, ConfigError, OutputError
+from xgem.weights import one_line, read_weights, write_weights
+
+if TYPE_CHECKING:
+    import torch
+
+    from xgem.component import Component
+    from xgem.configs.schema import Preset
+
+__all__ = [
+    "CARD_NAME",
+    "CONFIG_NAME",
+    "INDEX_NAME",
+    "CheckpointIndex",
+    "ComponentEntry",
+    "checkpoint_hash",
+    "component_hash",
+    "copy_checkpoint",
+    "file_sha256",
+    "init_checkpoint",
+    "load_component",
+    "read_component_config",
+    "read_index",
+    "save_component",
+    "verify",
+    "verify_component",
+]
+
+CARD_NAME = "README.md"
+
+
+def init_checkpoint(root: str | Path, preset: Preset | Mapping[str, Any]) -> CheckpointIndex:
+    """Create the folder ``root`` with an index that holds ``preset`` and no components yet.
+
+    A checkpoint that is there already keeps its components, and takes the new preset, as long as the preset
+    configures those components as before (so that training goes on in the same folder with other step counts).
+
+    Raises:
+        CheckpointError: the folder holds a component that the preset configures differently.
+        OutputError: the folder cannot be written, or holds other files than a checkpoint's.
+    """
+    root = Path(root)
+    values = _preset_json(preset)
+    _make_folder(root)
+    with locked(root):
+        components: Mapping[str, ComponentEntry] = {}
+        if (root / INDEX_NAME).exists():
+            old = read_index(root)
+            for name in old.components:
+                before, now = (_component_json(p, name) for p in (old.preset, values))
+                if before != now:
+                    raise CheckpointError(
+                        f"{root}: its component {name!r} was made with another configuration than the preset "
+                        f"{values.get('name')!r} has; use another folder or the preset it was made with"
+                    )
+            components = old.components
+        index = CheckpointIndex(values, components, _version())
+        write_index(root, index)
+    return index
+
+
+def save_component(
+    root: str | Path,
+    name: str,
+    component: Component,
+    *,
+    dtype: torch.dtype | None = None,
+    max_shard_size: str | int = "2GB",
+) -> None:
+    """Write ``component`` as ``root/name`` and enter it in the index, replacing what was there, atomically.
+
+    Args:
+        root: a folder that ``init_checkpoint`` made.
+        name: the component's name in the preset, ``"image_vae"`` say.
+        component: its ``config``, ``state_dict()`` and ``save_assets`` are written; it is not changed.
+        dtype: floating-point weights are stored in it; None keeps each weight's own.
+        max_shard_size: bytes, or text like ``"2GB"`` (powers of ten); larger weights are split over files.
+
+    Raises:
+        CheckpointError: not a checkpoint, a name that is not valid, or weights that ``dtype`` cannot hold.
+        OutputError: the folder cannot be written.
+    """
+    root = Path(root)
+    check_name(name)
+    read_index(root)
+    config: dict[str, Any] = component.config.model_dump(mode="json")
+    try:
+        temporary = Path(tempfile.mkdtemp(prefix=f".{name}.", dir=root))
+    except OSError as error:
+        raise OutputError(f"{root}: cannot be written ({error.strerror})") from error
+    try:
+        write_json(temporary / CONFIG_NAME, config)
+        write_weights(temporary, name, component.state_dict(), dtype=dtype, max_shard_size=max_shard_size)
+        component.save_assets(temporary)
+        files = {file: file_sha256(temporary / file) for file in listed_files(temporary)}
+        os.chmod(temporary, 0o777 & ~_umask())  # mkdtemp's folders are the owner's alone
+        sync(temporary, files)
+        with locked(root):
+            # Read under the lock: another process may have entered its component meanwhile.
+            index = read_index(root)
+            entry = ComponentEntry(str(config["kind"]), files)
+            _swap(temporary, root / name)
+            write_index(root, CheckpointIndex(index.preset, {**index.components, name: entry}, _version()))
+    except OSError as error:
+        raise OutputError(f"{root / name}: cannot be written ({error.strerror or error})") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def copy_checkpoint(source: str | Path, target: str | Path, *, dtype: torch.dtype | None = None) -> None:
+    """Copy a verified checkpoint, with its card, to the folder ``target``, which must be new or empty.
+
+    With ``dtype`` the floating-point weights are stored in it (``torch.float16`` halves a float32 checkpoint).
+    The copy appears as a whole or not at all.
+
+    Raises:
+        CheckpointError: the source is not whole. OutputError: the target is used or cannot be written.
+    """
+    source, target = Path(source), Path(target)
+    verify(source)
+    index = read_index(source)
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise OutputError(f"{target}: exists and is not an empty folder; choose another")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+    except OSError as error:
+        raise OutputError(f"{target}: cannot be written ({error.strerror})") from error
+    try:
+        if dtype is None:
+            for name, entry in index.components.items():
+                for file in entry.files:
+                    (temporary / name / file).parent.mkdir(parents=True, exist_ok=True)
+                    shutil.copyfile(source / name / file, temporary / name / file)
+            write_index(temporary, index)
+        else:
+            write_index(temporary, CheckpointIndex(index.preset, {}, _version()))
+            for name in index.components:
+                save_component(temporary, name, load_component(source, name), dtype=dtype)
+        if (source / CARD_NAME).is_file():
+            shutil.copyfile(source / CARD_NAME, temporary / CARD_NAME)
+        os.chmod(temporary, 0o777 & ~_umask())
+        if target.exists():
+            target.rmdir()
+        os.replace(temporary, target)
+    except OSError as error:
+        raise OutputError(f"{target}: cannot be written ({error.strerror or error})") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _swap(temporary: Path, place: Path) -> None:
+    """Put ``temporary`` where ``place`` is; what was there is removed afterwards."""
+    if not place.exists():
+        os.replace(temporary, place)
+        return
+    old = Path(tempfile.mkdtemp(prefix=f".{place.name}.old.", dir=place.parent))
+    os.replace(place, old / place.name)
+    os.replace(temporary, place)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def load_component(
+    root: str | Path, name: str, *, device: torch.device | str = "cpu", dtype: torch.dtype | None = None
+) -> Component:
+    """Load one component, in evaluation mode, after every file of it was compared with its hash.
+
+    Weights are float32 unless ``dtype`` says otherwise, whatever they are stored in. The global random state is
+    left as it was.
+
+    Raises:
+        CheckpointError: a file is missing, altered or unreadable; a weight is missing, unknown or of another
+            shape than its configuration gives. The message names the file and the weight.
+    """
+    import torch
+
+    from xgem.component import component_class
+
+    root = Path(root)
+    verify_component(root, name)
+    entry = index_entry(root, read_index(root), name)
+    folder = root / name
+    config = read_component_config(root, name)
+    try:
+        component_type = component_class(entry.kind)
+    except (KeyError, ConfigError) as error:
+        raise CheckpointError(f"{folder}: component kind {entry.kind!r} is not known to this xgem") from error
+    with torch.random.fork_rng(devices=[]):
+        try:
+            component = component_type.from_config(config, assets=folder)
+        except (ConfigError, OSError, ValueError, RuntimeError, KeyError) as error:
+            raise CheckpointError(f"{folder}: cannot be built from its {CONFIG_NAME}: {one_line(error)}") from error
+    weights = read_weights(folder, entry.files)
+    wanted = component.state_dict()
+    for key, (value, file) in weights.items():
+        if key not in wanted:
+            raise CheckpointError(f"{folder / file}: unexpected weight {key!r}, {CONFIG_NAME} has none of that name")
+        if value.shape != wanted[key].shape:
+            raise CheckpointError(
+                f"{folder / file}: weight {key!r} has shape {tuple(value.shape)}, "
+                f"{CONFIG_NAME} gives {tuple(wanted[key].shape)}"
+            )
+        if value.is_floating_point() != wanted[key].is_floating_point():
+            raise CheckpointError(f"{folder / file}: weight {key!r} is {value.dtype}, expected {wanted[key].dtype}")
+    missing = [key for key in wanted if key not in weights]
+    if missing:
+        raise CheckpointError(f"{folder}: weight {missing[0]!r} is missing ({len(missing)} in all)")
+    component.load_state_dict({key: value for key, (value, _) in weights.items()}, strict=True)
+    component.eval()
+    return component.to(device=device, dtype=dtype) if dtype is not None else component.to(device)
+
+
+def read_component_config(root: str | Path, name: str) -> Any:
+    """The component's configuration, checked against the schema of its kind (``xgem.configs.schema``).
+
+    Raises:
+        CheckpointError: not JSON, not valid, or of another kind than the index says.
+    """
+    from pydantic import TypeAdapter, ValidationError
+
+    from xgem.configs.schema import ComponentConfig
+
+    entry = index_entry(root, read_index(root), name)
+    path = Path(root) / name / CONFIG_NAME
+    adapter: TypeAdapter[Any] = TypeAdapter(ComponentConfig)
+    try:
+        config = adapter.validate_python(read_json(path))
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise CheckpointError(f"{path}: not a valid configuration: {where}: {first['msg']}") from error
+    if config.kind != entry.kind:
+        raise CheckpointError(f"{path}: configures a {config.kind!r}, {INDEX_NAME} says {entry.kind!r}")
+    return config
+
+
+def _component_json(preset: Mapping[str, Any], name: str) -> Any:
+    components = preset.get("components")
+    return cast(dict[str, Any], components).get(name) if isinstance(components, dict) else None
+
+
+def _preset_json(preset: Preset | Mapping[str, Any]) -> dict[str, Any]:
+    if isinstance(preset, Mapping):
+        return json.loads(json.dumps(dict(preset)))
+    return preset.model_dump(mode="json")
+
+
+def _make_folder(root: Path) -> None:
+    if root.exists() and not root.is_dir():
+        raise OutputError(f"{root}: is a file, expected a folder")
+    if root.is_dir() and not (root / INDEX_NAME).exists():
+        strangers = [path.name for path in root.iterdir() if not path.name.startswith(".")]
+        clash = [name for name in strangers if (root / name / CONFIG_NAME).exists()]
+        if clash:
+            raise OutputError(f"{root}: holds another model's files ({clash[0]}); choose another folder")
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"{root}: cannot be made ({error.strerror})") from error
+
+
+def _umask() -> int:
+    mask = os.umask(0o022)
+    os.umask(mask)
+    return mask
+
+
+def _version() -> str:
+    from xgem import __version__
+
+    return __version__
