@@ -1,0 +1,95 @@
+# xgem: everything starts here. Needs make and a Python >= 3.11 (with venv), nothing else.
+#
+#   make demo [FRONTAL=my.dcm] [OUT=folder]      lateral and report from a frontal, on the embedded checkpoint
+#   make test [ARGS="-m 'not slow'"] [JOBS=2]    the test suite
+#   make lint                                    ruff and pyright
+#   make train-default [DATA=openi] [RUN=folder] trains openi-128; call it again to go on where it stopped
+#   make eval [MODEL=folder] [RUN=folder]        the table of all nine routes on val
+
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+
+# The newest Python that will do and can make environments; override with `make PYTHON=/path/to/python ...`.
+find_python = $(shell for p in python3.14 python3.13 python3.12 python3.11 python3 python; do \
+	if $$p -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1; \
+	then echo "$$p"; break; fi; done)
+PYTHON ?= $(find_python)
+
+VENV ?= .venv
+BIN := $(VENV)/bin
+XGEM := $(BIN)/xgem
+# One stamp for what running needs, one for what developing needs on top of it.
+INSTALLED := $(VENV)/.installed
+INSTALLED_DEV := $(VENV)/.installed-dev
+PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+
+XGEM_DATA ?= ../shared/data
+DATA ?= $(XGEM_DATA)/openi
+PRESET ?= openi-128
+RUN ?= runs/$(PRESET)
+MANIFEST := $(RUN)/manifest.parquet
+MODEL ?=
+OUT ?= out/demo
+FRONTAL ?=
+SENTENCE ?= Large left pleural effusion.
+SEED ?= 0
+SPLIT ?= val
+JOBS ?= 2
+ARGS ?=
+
+export XGEM_DATA
+
+.PHONY: help install install-dev demo test lint format train-default eval clean
+
+help:
+	@sed -n '3,7s/^# *//p' Makefile
+
+install: $(INSTALLED)
+install-dev: $(INSTALLED_DEV)
+
+$(INSTALLED): pyproject.toml
+	@if [ -z "$(PYTHON)" ]; then \
+		echo "xgem needs Python 3.11 or newer with its venv module; none found. Set PYTHON=/path/to/python." >&2; exit 1; fi
+	@echo "Setting up $(VENV) (torch is large: a few GB, some minutes the first time)"
+	@"$(PYTHON)" -m venv "$(VENV)"
+	@$(PIP_INSTALL) -e .
+	@touch "$@"
+
+$(INSTALLED_DEV): $(INSTALLED)
+	@$(PIP_INSTALL) -e '.[train,eval,dev]'
+	@touch "$@"
+
+# Without FRONTAL, xgem first makes one from SENTENCE: no patient's picture ships with it.
+demo: $(INSTALLED)
+ifeq ($(strip $(FRONTAL)),)
+	$(XGEM) generate --report "$(SENTENCE)" --outputs frontal --seed $(SEED) --out "$(OUT)/prompt" --overwrite
+	$(XGEM) generate --frontal "$(OUT)/prompt/frontal.png" --outputs lateral,report --seed $(SEED) --out "$(OUT)" --overwrite
+else
+	$(XGEM) generate --frontal "$(FRONTAL)" --outputs lateral,report --seed $(SEED) --out "$(OUT)" --overwrite
+endif
+
+test: $(INSTALLED_DEV)
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile $(ARGS)
+
+lint: $(INSTALLED_DEV)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright --pythonpath $(BIN)/python
+
+format: $(INSTALLED_DEV)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+$(MANIFEST): | $(INSTALLED_DEV)
+	$(XGEM) data prepare openi "$(DATA)" --out "$@"
+
+train-default: $(INSTALLED_DEV) $(MANIFEST)
+	$(XGEM) data check "$(MANIFEST)"
+	$(XGEM) train all --preset "$(PRESET)" --data "$(MANIFEST)" --out "$(RUN)" --resume
+
+eval: $(INSTALLED_DEV) $(MANIFEST)
+	$(XGEM) eval routes $(if $(MODEL),--model "$(MODEL)") --data "$(MANIFEST)" --split $(SPLIT) --out "$(RUN)/eval"
+
+clean:
+	rm -rf build dist .pytest_cache .ruff_cache .hypothesis
