@@ -6,9 +6,8 @@
 #   make train-default [DATA=openi] [RUN=folder] trains openi-128; call it again to go on where it stopped
 #   make eval [MODEL=folder] [RUN=folder]        the table of all nine routes on val
 
-SHELL := /bin/bash
-.SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
 
 # The newest Python that will do and can make environments; override with `make PYTHON=/path/to/python ...`.
 find_python = $(shell for p in python3.14 python3.13 python3.12 python3.11 python3 python; do \

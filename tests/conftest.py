@@ -1,0 +1,71 @@
+"""What all tests share: the real studies where they are, one thread a worker, the same random numbers every time."""
+
+from __future__ import annotations
+
+import os
+import random
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+# Before anything imports torch: the suite runs one worker a core, and tests never ask a hub for anything.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, settings
+
+PROJECT = Path(__file__).resolve().parent.parent
+
+settings.register_profile("xgem", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("xgem")
+
+
+def real_data() -> Path:
+    """The folder of the real studies, there or not: ``XGEM_DATA``, or ``../shared/data`` beside the project."""
+    return (PROJECT / os.environ.get("XGEM_DATA", "../shared/data")).resolve()
+
+
+@pytest.fixture(scope="session")
+def project() -> Path:
+    """The root of the checkout."""
+    return PROJECT
+
+
+@pytest.fixture(scope="session")
+def data_dir() -> Path:
+    """The real studies; the test is skipped where they are absent."""
+    folder = real_data()
+    if not folder.is_dir():
+        pytest.skip(f"no real studies at {folder.name!r}: set XGEM_DATA to their folder")
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def same_random_numbers() -> Iterator[None]:
+    """Seeds every generator of the process, and keeps torch (once it is imported) to one thread."""
+    random.seed(0)
+    np.random.seed(0)  # noqa: NPY002 -- libraries still draw from the global generator
+    torch = sys.modules.get("torch")
+    if torch is not None:
+        torch.manual_seed(0)
+        torch.set_num_threads(1)
+    yield
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skips, with a reason, what this machine cannot run."""
+    if any(item.get_closest_marker("gpu") for item in items):
+        import torch
+
+        if not torch.cuda.is_available():
+            skip = pytest.mark.skip(reason="needs a CUDA device")
+            for item in items:
+                if item.get_closest_marker("gpu"):
+                    item.add_marker(skip)
+    if not real_data().is_dir():
+        skip = pytest.mark.skip(reason="needs the real studies: set XGEM_DATA to their folder")
+        for item in items:
+            if item.get_closest_marker("data"):
+                item.add_marker(skip)
