@@ -1,0 +1,67 @@
+"""Short texts from annotated labels, so that free text like "Large left pleural effusion." is understood too.
+
+Labels are names as data sets publish them: MeSH-like headings ("Fractures, Bone"), plain findings
+("Cardiomegaly"), underscores ("Pleural_Thickening"). Captions are sentences as a radiologist would write them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+NORMAL_CAPTION = "No acute cardiopulmonary abnormality."
+NORMAL_LABELS = frozenset({"normal", "no finding", "no findings"})
+
+# Headings that name a place or a property and no finding: the annotators saw something there.
+_PLACES = frozenset(
+    "abdomen;aorta;aorta, thoracic;bone and bones;cardiac shadow;cervical vertebrae;costophrenic angle;diaphragm;heart;"
+    "heart atria;heart ventricles;humerus;lumbar vertebrae;lung;lymph nodes;markings;mediastinum;pleura;"
+    "pulmonary artery;ribs;shoulder;spine;sulcus;thoracic vertebrae;thorax;trachea;trachea, carina;adipose tissue".split(
+        ";"
+    )
+)
+# Headings whose plain reversal would not be English.
+_SPOKEN = {
+    "trachea, carina": "tracheal carina",
+    "tube, inserted": "inserted tube",
+    "bone diseases, metabolic": "metabolic bone disease",
+    "lung diseases, interstitial": "interstitial lung disease",
+    "density": "increased density",
+    "shift": "mediastinal shift",
+    "edema": "pulmonary edema",
+    "effusion": "pleural effusion",
+    "infiltration": "infiltrate",
+    "hernia": "hiatal hernia",
+}
+
+
+def spoken(label: str) -> str:
+    """A label in reading order and lower case: ``"Hernia, Hiatal"`` -> ``"hiatal hernia"``."""
+    name = " ".join(label.replace("_", " ").split()).lower()
+    if name in _SPOKEN:
+        return _SPOKEN[name]
+    return " ".join(reversed([part.strip() for part in name.split(",") if part.strip()]))
+
+
+def caption_from_labels(labels: Iterable[str]) -> str:
+    """One sentence a label, in the given order, each once.
+
+    ``("Cardiomegaly", "Pleural Effusion")`` -> ``"Cardiomegaly. Pleural effusion."``. "normal" and "No Finding" give
+    ``NORMAL_CAPTION``, and only where no finding stands beside them. A heading that names a place alone
+    ("Lung") becomes "Abnormality of the lung.". No labels, no caption: the empty string.
+    """
+    sentences: dict[str, None] = {}
+    normal = False
+    for label in labels:
+        name = " ".join(label.replace("_", " ").split()).lower()
+        if not name:
+            continue
+        if name in NORMAL_LABELS:
+            normal = True
+            continue
+        text = spoken(label)
+        if name in _PLACES:
+            text = f"abnormality of the {text}"
+        sentences[text[0].upper() + text[1:] + "."] = None
+    if not sentences and normal:
+        return NORMAL_CAPTION
+    return " ".join(sentences)

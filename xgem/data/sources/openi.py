@@ -1,0 +1,228 @@
+"""Indiana University chest radiographs (Open-i): frontal, lateral and report.
+
+Demner-Fushman et al., "Preparing a collection of radiology examinations for distribution and retrieval", JAMIA 2016.
+
+Three layouts are read, told apart by what lies in the folder:
+
+* ``images.csv`` (uid, view, file, split) + ``reports.csv`` + ``images/``: views and splits as listed there;
+* ``indiana_projections.csv`` (uid, filename, projection) + ``indiana_reports.csv`` + a folder of PNG;
+* the original ``NLMCXR_png/*.png`` + ``ecgen-radiology/*.xml``. The reports there do not say which picture is which
+  view: views come from ``indiana_projections.csv`` where it lies in the folder too. Without it a view is known only
+  where the picture's caption names one view alone ("PA", "AP", "frontal", or "lateral"); a picture whose caption names
+  both is kept with view None, which nothing uses, and a warning counts them.
+
+Decisions:
+
+* No patient ids are published, so the subject is the study (``uid``). Two studies of one patient cannot be told.
+* Where no split is published, a fixed hash of the subject gives 80 % train, 10 % val, 10 % test.
+* Labels are the annotators' ``Problems`` (the heads of the MeSH terms), each once, without "No Indexing" and "Technical
+  Quality of Image Unsatisfactory"; "normal" stays "normal".
+* Report text is cleaned (``xgem.data.cleaning``). A missing impression stays empty, also where findings exist.
+* Reports without pictures become rows without a file; studies with neither text nor picture are left out.
+"""
+
+from __future__ import annotations
+
+import csv
+import logging
+import re
+import xml.etree.ElementTree as ElementTree
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from xgem.data.cleaning import clean_report
+from xgem.data.manifest import Manifest, Row, place, split_of
+from xgem.types import DataError
+
+logger = logging.getLogger(__name__)
+
+SOURCE = "openi"
+LICENCE = "CC BY-NC-ND 4.0"
+_NOT_FINDINGS = frozenset({"no indexing", "technical quality of image unsatisfactory"})
+_FRONTAL = re.compile(r"\b(?:frontal|pa|ap|portable|posteroanterior|anteroposterior)\b", re.IGNORECASE)
+_LATERAL = re.compile(r"\blat(?:eral)?\b", re.IGNORECASE)
+_BOTH = re.compile(r"\b(?:2|two) views?\b", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class _Report:
+    problems: Sequence[str] = ()
+    findings: str = ""
+    impression: str = ""
+
+
+@dataclass(frozen=True)
+class _Image:
+    uid: str
+    view: str | None
+    file: Path
+    split: str | None = None
+
+
+def prepare(source_dir: Path, out: Path) -> Manifest:
+    """Make the manifest of an Open-i folder, refer to its pictures where they are, write it to ``out``.
+
+    Raises:
+        DataError: the folder holds none of the layouts above, a table lacks a column, or a listed picture is missing.
+    """
+    source = Path(source_dir)
+    if not source.is_dir():
+        raise DataError(f"{source}: no such folder; expected the unpacked Open-i data set")
+    if (source / "images.csv").is_file() and (source / "reports.csv").is_file():
+        images, reports = _listed(source, source / "images.csv"), _read_reports(source / "reports.csv")
+    elif (source / "indiana_reports.csv").is_file() and (source / "indiana_projections.csv").is_file():
+        images = _listed(source, source / "indiana_projections.csv")
+        reports = _read_reports(source / "indiana_reports.csv")
+    elif (source / "ecgen-radiology").is_dir():
+        images, reports = _read_xml(source)
+    else:
+        raise DataError(
+            f"{source}: not an Open-i folder; expected images.csv + reports.csv, indiana_projections.csv + "
+            "indiana_reports.csv, or NLMCXR_png + ecgen-radiology"
+        )
+    root = Path(out).resolve().parent
+    manifest = Manifest(tuple(_rows(images, reports, root)), root)
+    if not manifest.rows:
+        raise DataError(f"{source}: no pictures and no reports found")
+    manifest.check()
+    manifest.write(out)
+    return manifest
+
+
+def labels_from_problems(problems: Iterable[str]) -> tuple[str, ...]:
+    """The annotators' problems as labels: single blanks, words capitalised alike, each once, non-findings dropped."""
+    labels: dict[str, None] = {}
+    for problem in problems:
+        name = " ".join(problem.split())
+        if not name or name.lower() in _NOT_FINDINGS:
+            continue
+        if name.lower() == "normal":
+            labels["normal"] = None
+            continue
+        # "Lymph nodes" and "Lymph Nodes" are one heading.
+        words = [word if word.lower() in ("of", "and") else word[0].upper() + word[1:] for word in name.split(" ")]
+        labels[" ".join(words)] = None
+    return tuple(labels)
+
+
+def _rows(images: Sequence[_Image], reports: Mapping[str, _Report], root: Path) -> Iterable[Row]:
+    by_uid: dict[str, list[_Image]] = {}
+    for image in images:
+        by_uid.setdefault(image.uid, []).append(image)
+    unknown = sum(image.view is None for image in images)
+    if unknown:
+        logger.warning(
+            "openi: the view of %d of %d pictures is not published in this layout; put indiana_projections.csv into the "
+            "folder to use them",
+            unknown,
+            len(images),
+        )
+    empty = _Report()
+    for uid in sorted(by_uid.keys() | reports.keys(), key=lambda name: (len(name), name)):
+        report = reports.get(uid, empty)
+        study = f"{SOURCE}-{uid}"
+        findings, impression = clean_report(report.findings), clean_report(report.impression)
+        pictures = by_uid.get(uid, [])
+        if not pictures and not findings and not impression:
+            continue
+        splits = {image.split for image in pictures if image.split is not None}
+        if len(splits) > 1:
+            raise DataError(f"study {uid}: its pictures are in splits {sorted(splits)}; correct the table")
+        common = {
+            "study": study,
+            "subject": study,
+            "split": splits.pop() if splits else split_of(study),
+            "findings": findings,
+            "impression": impression,
+            "labels": labels_from_problems(report.problems),
+            "source": SOURCE,
+            "licence": LICENCE,
+        }
+        if not pictures:
+            yield Row.model_validate(common)
+        for image in pictures:
+            yield Row.model_validate(common | {"view": image.view, "file": place(image.file, root)})
+
+
+def _table(path: Path, *columns: str) -> list[dict[str, str]]:
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as stream:
+            reader = csv.DictReader(stream)
+            missing = [column for column in columns if column not in (reader.fieldnames or ())]
+            if missing:
+                raise DataError(f"{path}: column {missing[0]!r} is missing; expected {', '.join(columns)}")
+            return [{key: value or "" for key, value in row.items() if key is not None} for row in reader]
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise DataError(f"{path}: not readable as a CSV table ({error})") from error
+
+
+def _read_reports(path: Path) -> dict[str, _Report]:
+    reports: dict[str, _Report] = {}
+    for row in _table(path, "uid", "Problems", "findings", "impression"):
+        if row["uid"] in reports:
+            raise DataError(f"{path}: study {row['uid']} is listed twice")
+        reports[row["uid"]] = _Report(row["Problems"].split(";"), row["findings"], row["impression"])
+    return reports
+
+
+def _listed(source: Path, path: Path) -> list[_Image]:
+    """Pictures listed by either kind of CSV; columns (uid, view, file, split) or (uid, filename, projection)."""
+    ours = path.name == "images.csv"
+    file, view = ("file", "view") if ours else ("filename", "projection")
+    places = _files(source)
+    images: list[_Image] = []
+    for row in _table(path, "uid", file, view):
+        name = row[file]
+        if name not in places:
+            raise DataError(f"{path}: picture {name} of study {row['uid']} is not in {source}")
+        if row[view].lower() not in ("frontal", "lateral"):
+            raise DataError(f"{path}: picture {name} has view {row[view]!r}; expected frontal or lateral")
+        images.append(_Image(row["uid"], row[view].lower(), places[name], row.get("split") or None))
+    return images
+
+
+def _files(source: Path) -> dict[str, Path]:
+    endings = {".png", ".jpg", ".jpeg", ".dcm"}
+    return {path.name: path for path in sorted(source.rglob("*")) if path.suffix.lower() in endings}
+
+
+def _read_xml(source: Path) -> tuple[list[_Image], dict[str, _Report]]:
+    places = {path.stem: path for path in _files(source).values()}
+    known = source / "indiana_projections.csv"
+    views: dict[str, str] = {}
+    if known.is_file():
+        for row in _table(known, "uid", "filename", "projection"):
+            stem = row["filename"].removesuffix(".png").removesuffix(".dcm")
+            # "1_IM-0001-4001.dcm.png" there is "CXR1_1_IM-0001-4001.png" in the original.
+            views[f"CXR{row['uid']}_{stem}"] = row["projection"].lower()
+    images: list[_Image] = []
+    reports: dict[str, _Report] = {}
+    for path in sorted((source / "ecgen-radiology").glob("*.xml")):
+        try:
+            root = ElementTree.parse(path).getroot()
+        except (ElementTree.ParseError, OSError) as error:
+            raise DataError(f"{path}: not a readable report ({error})") from error
+        uid_node = root.find(".//uId")
+        uid = (uid_node.get("id") or "").removeprefix("CXR") if uid_node is not None else ""
+        if not uid or uid in reports:
+            raise DataError(f"{path}: {f'study {uid} is there twice' if uid else 'no uId element'}")
+        texts = {node.get("Label", "").upper(): "".join(node.itertext()) for node in root.iter("AbstractText")}
+        # MeSH terms are "Heading/qualifier/...": the heading is the problem, as in the reports' CSV.
+        problems = [(node.text or "").split("/")[0] for node in root.findall(".//MeSH/major")]
+        reports[uid] = _Report(problems, texts.get("FINDINGS", ""), texts.get("IMPRESSION", ""))
+        for node in root.iter("parentImage"):
+            stem = node.get("id") or ""
+            if stem not in places:
+                raise DataError(f"{path}: picture {stem} is not in {source}; unpack NLMCXR_png there")
+            view = views.get(stem) or _view_from_caption(node.findtext("caption") or "")
+            images.append(_Image(uid, view, places[stem]))
+    return images, reports
+
+
+def _view_from_caption(caption: str) -> str | None:
+    """The view that a caption names alone, None where it names both or neither."""
+    frontal, lateral = bool(_FRONTAL.search(caption)), bool(_LATERAL.search(caption))
+    if frontal == lateral or _BOTH.search(caption):
+        return None
+    return "frontal" if frontal else "lateral"
