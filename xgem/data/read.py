@@ -1,0 +1,273 @@
+"""Reading one radiograph, from a file or from memory, into one form.
+
+The kind of a file is decided by its content, never by its name's ending. Everything that is not one grey picture is an
+``ImageError`` with one line: what came, what was expected, what to do. Nothing is repaired silently: a picture that
+cannot be read is never replaced by a black one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import logging
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from xgem.types import ImageError
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+    from PIL.Image import Image
+    from torch import Tensor
+
+    Floats = NDArray[np.float32]
+    Source = str | os.PathLike[str] | Image | NDArray[Any] | Tensor
+
+logger = logging.getLogger(__name__)
+
+Voi = Literal["none", "window", "lut"]
+Kind = Literal["dicom", "npy", "picture"]
+VOI_CHOICES: tuple[str, ...] = ("none", "window", "lut")
+MIN_SIDE = 32
+# A radiograph spreads over its range; below this a picture says nothing (and a constant one is 0).
+MIN_CONTRAST = 1e-3
+# JPEG's chroma noise on a grey picture stays far below these; a small coloured marker is tolerated.
+_COLOUR_SPREAD, _COLOUR_SHARE, _COLOUR_MEAN = 24 / 255, 0.01, 6 / 255
+_PICTURE_FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "JPEG2000", "PPM")
+ACCEPTED = "PNG, JPEG, TIFF, DICOM or .npy"
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One grey picture as read.
+
+    ``pixels`` (h, w) float32 in [0, 1]: stored values divided by the bit depth's maximum, high is bright (bone),
+    ``spacing`` the (row, column) distance in mm where the file states one, ``sha256`` of the file's bytes (of bytes,
+    shape and dtype for arrays), ``origin`` the file's name or ``"array"``.
+    """
+
+    pixels: Floats
+    spacing: tuple[float, float] | None
+    sha256: str
+    origin: str
+
+
+def read_picture(
+    source: Source, *, voi: Voi = "none", allow_any: bool = False, invert_monochrome1: bool = True
+) -> Picture:
+    """Read a chest radiograph.
+
+    Args:
+        source: path of a PNG, JPEG, TIFF, DICOM or ``.npy`` file; a PIL image; a numpy array or torch tensor of shape
+            (h, w), (1, h, w) or (h, w, 1), or with three equal channels. uint8 and uint16 span their full range, floats
+            must lie in [0, 1]; other types are refused because their range is unknown.
+        voi: values-of-interest transform for DICOM: ``"none"`` keeps the stored values, ``"window"`` and ``"lut"``
+            apply the header's first window or LUT, where it has one, after the rescale. Other sources have none.
+        allow_any: take DICOM of other modalities and body parts too.
+        invert_monochrome1: turn MONOCHROME1 (low is bright) around, after the VOI transform.
+
+    Raises:
+        ImageError: the source is missing, empty, truncated, no picture, colour, constant, under 32 pixels, holds
+            several frames, NaN or infinite values, or values out of range.
+    """
+    if voi not in VOI_CHOICES:
+        raise ImageError(f"voi {voi!r} is unknown; expected one of {', '.join(VOI_CHOICES)}")
+    if isinstance(source, str | os.PathLike):
+        path = Path(source)
+        data = _file_bytes(path)
+        origin, sha = path.name, hashlib.sha256(data).hexdigest()
+        pixels, spacing = _decode(data, str(path), voi, allow_any, invert_monochrome1)
+        return Picture(_checked(pixels, str(path)), spacing, sha, origin)
+    array, pixels = _in_memory(source)
+    return Picture(_checked(pixels, "array"), None, array_hash(array), "array")
+
+
+def sniff(data: bytes) -> Kind:
+    """Kind of a file by its first bytes; ``"picture"`` is everything left to the picture library."""
+    if data[128:132] == b"DICM":
+        return "dicom"
+    if data.startswith(b"\x93NUMPY"):
+        return "npy"
+    # DICOM without its preamble starts with a group 0002 or 0008 element in little endian.
+    if data[:2] in (b"\x02\x00", b"\x08\x00") and data[3:4] == b"\x00" and len(data) > 132:
+        return "dicom"
+    return "picture"
+
+
+def array_hash(array: NDArray[Any]) -> str:
+    """SHA-256 of an array's dtype, shape and bytes (in C order, little endian)."""
+    array = np.ascontiguousarray(array)
+    if array.dtype.byteorder == ">":
+        array = array.astype(array.dtype.newbyteorder("<"))
+    digest = hashlib.sha256(f"{array.dtype.name}:{array.shape}:".encode())
+    digest.update(array.tobytes())
+    return digest.hexdigest()
+
+
+def _file_bytes(path: Path) -> bytes:
+    if path.is_dir():
+        raise ImageError(f"{path}: is a folder; expected one picture file")
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError as error:
+        raise ImageError(f"{path}: no such file; check the path") from error
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise ImageError(f"{path}: cannot be read ({reason}); check the path and its permissions") from error
+    if not data:
+        raise ImageError(f"{path}: the file is empty; expected {ACCEPTED}")
+    return data
+
+
+def _decode(
+    data: bytes, name: str, voi: Voi, allow_any: bool, invert: bool
+) -> tuple[Floats, tuple[float, float] | None]:
+    kind = sniff(data)
+    if kind == "dicom":
+        from xgem.data.dicom import decode_dicom
+
+        return decode_dicom(data, name, voi=voi, allow_any=allow_any, invert_monochrome1=invert)
+    if kind == "npy":
+        return scale_array(_load_npy(data, name), name), None
+    return _decode_picture(data, name), None
+
+
+def _load_npy(data: bytes, name: str) -> NDArray[Any]:
+    try:
+        return np.load(io.BytesIO(data), allow_pickle=False)
+    except (ValueError, EOFError, OSError) as error:
+        raise ImageError(f"{name}: not a usable .npy file ({_brief(error)}); save it again with numpy.save") from error
+
+
+def _decode_picture(data: bytes, name: str) -> Floats:
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        with Image.open(io.BytesIO(data), formats=_PICTURE_FORMATS) as image:
+            image.load()
+            return _from_pil(image, name)
+    except UnidentifiedImageError as error:
+        raise ImageError(f"{name}: not a picture that can be read; expected {ACCEPTED}") from error
+    except ImageError:
+        raise
+    # Decoders meet damaged files in many ways; each of these says "the bytes are not what they claim".
+    except (OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, TypeError, Image.DecompressionBombError) as error:
+        raise ImageError(f"{name}: damaged or truncated picture ({_brief(error)}); get the file again") from error
+
+
+def _from_pil(image: Image, name: str) -> Floats:
+    from PIL import ImageOps
+
+    if getattr(image, "n_frames", 1) > 1:
+        raise ImageError(f"{name}: holds {getattr(image, 'n_frames', 0)} frames; expected one picture")
+    tags: Any = getattr(image, "tag_v2", {})
+    bits, kind, photometric = _first(tags.get(258)), _first(tags.get(339)), _first(tags.get(262))
+    image = ImageOps.exif_transpose(image)
+    mode = image.mode
+    if mode in ("1", "L"):
+        return scale_array(np.asarray(image.convert("L")), name)
+    if mode.startswith("I;16"):
+        stored = np.asarray(image).astype(np.float32)
+        # Baseline TIFF 262 = 0 is "white is zero"; the library turns 8-bit pictures around itself, not 16-bit ones.
+        return _by_depth(stored, bits or 16, name, reverse=photometric == 0)
+    if mode == "I":
+        stored = np.asarray(image).astype(np.float64)
+        if kind == 2 and bits in (8, 16):
+            return _by_depth(stored + 2 ** (bits - 1), bits, name, reverse=photometric == 0)
+        if bits not in (None, 16):
+            raise ImageError(f"{name}: {bits}-bit whole numbers; expected 8 or 16 bit, or float in [0, 1]")
+        return _by_depth(stored, 16, name, reverse=photometric == 0)
+    if mode == "F":
+        return scale_array(np.asarray(image), name)
+    if mode == "LA":
+        return scale_array(np.asarray(image.getchannel("L")), name)
+    return scale_array(np.asarray(image.convert("RGB")), name)
+
+
+def _first(value: Any) -> int | None:
+    if isinstance(value, tuple | list):
+        value = value[0] if value else None
+    return int(value) if isinstance(value, int) else None
+
+
+def _by_depth(stored: NDArray[Any], bits: int, name: str, *, reverse: bool) -> Floats:
+    top = float(2**bits - 1)
+    if float(stored.max(initial=0)) > top:
+        raise ImageError(f"{name}: value {stored.max():g} is over the {bits} bits that the file states; export it again")
+    pixels = (stored / top).astype(np.float32)
+    return 1 - pixels if reverse else pixels
+
+
+def _in_memory(source: Any) -> tuple[NDArray[Any], Floats]:
+    if isinstance(source, np.ndarray):
+        return source, scale_array(source, "array")
+    if hasattr(source, "detach") and hasattr(source, "numpy"):
+        import torch
+
+        tensor: Tensor = source.detach().cpu()
+        array = (tensor.float() if tensor.dtype in (torch.bfloat16, torch.float16) else tensor).numpy()
+        return array, scale_array(array, "array")
+    if hasattr(source, "getbands") and hasattr(source, "mode"):
+        try:
+            return np.asarray(source), _from_pil(source, "PIL image")
+        except OSError as error:  # a lazily opened file turns out to be damaged
+            raise ImageError(f"PIL image: damaged or truncated picture ({_brief(error)}); get the file again") from error
+    raise ImageError(f"cannot read a {type(source).__name__} as a picture; expected a path, PIL image, array or tensor")
+
+
+def scale_array(array: NDArray[Any], name: str) -> Floats:
+    """(h, w) float32 in [0, 1] of an array by its dtype's range; one grey channel of three equal ones."""
+    if array.ndim == 3 and 1 in (array.shape[0], array.shape[-1]):
+        array = array[0] if array.shape[0] == 1 else array[..., 0]
+    if array.ndim == 3 and array.shape[0] == 3 and array.shape[-1] != 3:
+        array = np.moveaxis(array, 0, -1)
+    if array.ndim != 2 and not (array.ndim == 3 and array.shape[-1] == 3):
+        raise ImageError(f"{name}: shape {array.shape}; expected (h, w), (1, h, w) or three equal channels")
+    if not array.size:
+        raise ImageError(f"{name}: shape {array.shape} holds no pixels")
+    if array.dtype == np.uint8:
+        values = array.astype(np.float32) / np.float32(255)
+    elif array.dtype == np.uint16:
+        values = array.astype(np.float32) / np.float32(65535)
+    elif array.dtype.kind == "f":
+        # Checked before narrowing, so that a large double is "out of range" and not "infinite".
+        if not np.isfinite(array).all():
+            raise ImageError(f"{name}: holds NaN or infinite values; clean the array first")
+        low, high = float(array.min()), float(array.max())
+        if low < -1e-6 or high > 1 + 1e-6:
+            raise ImageError(f"{name}: values in [{low:g}, {high:g}]; floats must lie in [0, 1], scale them first")
+        values = np.clip(array.astype(np.float32), 0, 1)
+    else:
+        raise ImageError(f"{name}: type {array.dtype} has no stated range; give uint8, uint16 or float in [0, 1]")
+    return grey(values, name) if values.ndim == 3 else values
+
+
+def grey(values: Floats, name: str) -> Floats:
+    """The grey channel of (h, w, 3) in [0, 1] whose channels agree; their mean, so that rounding evens out.
+
+    Raises:
+        ImageError: the channels truly differ: a colour photograph.
+    """
+    spread = values.max(axis=-1) - values.min(axis=-1)
+    if float((spread > _COLOUR_SPREAD).mean()) > _COLOUR_SHARE or float(spread.mean()) > _COLOUR_MEAN:
+        raise ImageError(f"{name}: a colour picture; expected a grey radiograph")
+    return values.mean(axis=-1, dtype=np.float32)
+
+
+def _checked(pixels: Floats, name: str) -> Floats:
+    height, width = pixels.shape
+    if min(height, width) < MIN_SIDE:
+        raise ImageError(f"{name}: {height} x {width} pixels; expected at least {MIN_SIDE} x {MIN_SIDE}")
+    if not np.isfinite(pixels).all():
+        raise ImageError(f"{name}: holds NaN or infinite values; clean the picture first")
+    if float(np.ptp(pixels)) < MIN_CONTRAST:
+        raise ImageError(f"{name}: a constant picture (every pixel about {float(pixels.mean()):.3f}); nothing to read")
+    return np.ascontiguousarray(pixels, dtype=np.float32)
+
+
+def _brief(error: BaseException) -> str:
+    return " ".join(str(error).split())[:120] or type(error).__name__

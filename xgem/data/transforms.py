@@ -1,0 +1,91 @@
+"""Preprocessing of radiographs (XGeM, section 3.1); every step can be switched off by the preset.
+
+Reading (``xgem.data.read``) applies the VOI transform, inverts MONOCHROME1 and divides by the bit depth's maximum. Here
+follow: resampling to one pixel spacing where the header states another, zero-padding to a square, resizing.
+No step mirrors a picture: the heart is on the patient's left.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from xgem.data.read import Picture, read_picture
+from xgem.types import ImageError
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from xgem.configs.schema import TransformConfig
+    from xgem.data.read import Source
+
+    Floats = NDArray[np.float32]
+
+# Larger results come from nonsense in the header and would only exhaust the memory.
+MAX_SIDE = 16_384
+
+
+def read_square(source: Source, config: TransformConfig, *, allow_any: bool = False) -> Floats:
+    """Read a picture with the config's VOI and MONOCHROME1 choices and make it square: (size, size) in [-1, 1]."""
+    picture = read_picture(source, voi=config.voi, allow_any=allow_any, invert_monochrome1=config.invert_monochrome1)
+    return to_square(picture, config)
+
+
+def to_square(picture: Picture, config: TransformConfig) -> Floats:
+    """Preprocess a picture as read: (size, size) float32 in [-1, 1], black is -1.
+
+    Steps (XGeM, 3.1): resample to ``config.pixel_spacing`` mm where the file states another spacing; pad with zeros
+    to a square, centred (without ``config.pad`` the picture is stretched instead); antialiased resize to
+    ``config.size``.
+
+    Raises:
+        ImageError: the stated spacing would make a picture of more than 16384 pixels a side.
+    """
+    pixels = picture.pixels
+    if config.pixel_spacing is not None and picture.spacing is not None:
+        pixels = resample(pixels, picture.spacing, config.pixel_spacing, config.interpolation, picture.origin)
+    if config.pad:
+        pixels = pad_square(pixels)
+    pixels = resize(pixels, (config.size, config.size), config.interpolation)
+    return np.clip(pixels * np.float32(2) - np.float32(1), -1, 1)
+
+
+def resample(
+    pixels: Floats, spacing: tuple[float, float], target: float, interpolation: str, name: str = "picture"
+) -> Floats:
+    """(h, w) at ``spacing`` (row, column) mm resampled to square pixels of ``target`` mm; unchanged within 1 %."""
+    scales = [side / target for side in spacing]
+    if all(abs(scale - 1) <= 0.01 for scale in scales):
+        return pixels
+    height, width = (max(1, round(length * scale)) for length, scale in zip(pixels.shape, scales, strict=True))
+    if max(height, width) > MAX_SIDE:
+        raise ImageError(
+            f"{name}: spacing {spacing[0]:g} x {spacing[1]:g} mm makes {height} x {width} pixels of {target:g} mm; "
+            "correct the header or set pixel_spacing to null"
+        )
+    return resize(pixels, (height, width), interpolation)
+
+
+def pad_square(pixels: Floats) -> Floats:
+    """Zeros around (h, w) to a square of its longer side, the picture in the middle."""
+    height, width = pixels.shape
+    side = max(height, width)
+    top, left = (side - height) // 2, (side - width) // 2
+    return np.pad(pixels, ((top, side - height - top), (left, side - width - left)))
+
+
+def resize(pixels: Floats, size: tuple[int, int], interpolation: str) -> Floats:
+    """Antialiased resize of (h, w) float32 in [0, 1] to ``size`` (height, width); bicubic overshoot is clipped."""
+    from PIL import Image
+
+    if pixels.shape == size:
+        return pixels
+    filters: dict[str, Any] = {
+        "bicubic": Image.Resampling.BICUBIC,
+        "bilinear": Image.Resampling.BILINEAR,
+        "area": Image.Resampling.BOX,
+    }
+    image = Image.fromarray(np.ascontiguousarray(pixels, dtype=np.float32))
+    resized = np.asarray(image.resize((size[1], size[0]), filters[interpolation]), dtype=np.float32)
+    return np.clip(resized, 0, 1)
