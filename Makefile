@@ -37,8 +37,6 @@ SPLIT ?= val
 JOBS ?= 2
 ARGS ?=
 
-export XGEM_DATA
-
 .PHONY: help install install-dev demo test lint format train-default eval clean
 
 help:

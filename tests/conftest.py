@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import random
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 # Before anything imports torch: the suite runs one worker a core, and tests never ask a hub for anything.
@@ -43,7 +42,7 @@ def data_dir() -> Path:
 
 
 @pytest.fixture(autouse=True)
-def same_random_numbers() -> Iterator[None]:
+def same_random_numbers() -> None:
     """Seeds every generator of the process, and keeps torch (once it is imported) to one thread."""
     random.seed(0)
     np.random.seed(0)  # noqa: NPY002 -- libraries still draw from the global generator
@@ -51,7 +50,6 @@ def same_random_numbers() -> Iterator[None]:
     if torch is not None:
         torch.manual_seed(0)
         torch.set_num_threads(1)
-    yield
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

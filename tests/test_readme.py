@@ -1,0 +1,165 @@
+"""The examples of README and CONTRIBUTING work as they stand.
+
+A block is marked by the HTML comment above it. ``<!-- test: run -->`` is executed, with the embedded checkpoint, in a
+folder that holds a drawn ``cxr.png``. In ``<!-- test: dry-run -->`` (hours long, or about the user's own files) every
+``make`` line is expanded by ``make -n``, and every ``xgem`` line, those of make included, is parsed by the command line.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+PROJECT = Path(__file__).resolve().parent.parent
+BLOCK = re.compile(
+    r"(?:<!-- test: (?P<mark>[\w-]+) -->\n)?^```(?P<language>\w+)\n(?P<code>.*?)^```$", re.MULTILINE | re.DOTALL
+)
+
+
+@dataclass(frozen=True)
+class Block:
+    """A fenced block of a document, and how it is to be tested."""
+
+    place: str
+    mark: str | None
+    language: str
+    code: str
+
+    def lines(self) -> list[list[str]]:
+        """The shell's words of each line that is not empty or a comment."""
+        words = (shlex.split(line, comments=True) for line in self.code.splitlines())
+        return [line for line in words if line]
+
+
+def blocks() -> list[Block]:
+    """Every fenced block of the documents, in order."""
+    found = []
+    for name in ("README.md", "CONTRIBUTING.md"):
+        text = (PROJECT / name).read_text(encoding="utf-8")
+        for match in BLOCK.finditer(text):
+            line = text[: match.start("code")].count("\n") + 1
+            found.append(Block(f"{name}:{line}", match["mark"], match["language"], match["code"]))
+    return found
+
+
+BLOCKS = blocks()
+
+
+def marked(mark: str, *languages: str) -> pytest.MarkDecorator:
+    """Parametrises a test over the blocks with ``mark`` in one of ``languages``."""
+    chosen = [block for block in BLOCKS if block.mark == mark and block.language in languages]
+    assert chosen, f"no block is marked {mark} in {languages}"
+    return pytest.mark.parametrize("block", chosen, ids=[block.place for block in chosen])
+
+
+@pytest.mark.parametrize("block", BLOCKS, ids=[block.place for block in BLOCKS])
+def test_every_example_is_tested(block: Block) -> None:
+    assert block.language in {"bash", "python"}
+    assert block.mark in {"run", "dry-run"}
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A folder with a drawn ``cxr.png`` (two dark fields on a bright ground) and an ``xgem`` command."""
+    if not (PROJECT / "xgem" / "assets" / "openi-128" / "model_index.json").is_file():
+        pytest.skip("the embedded checkpoint openi-128 is not in xgem/assets")
+    from PIL import Image
+
+    y, x = np.mgrid[-1:1:160j, -1:1:144j]
+    fields = sum(np.exp(-((((x - side) / 0.25) ** 2 + (y / 0.55) ** 2) ** 2)) for side in (-0.42, 0.42))
+    Image.fromarray((210 - 160 * fields).clip(0, 255).astype(np.uint8)).save(tmp_path / "cxr.png")
+    command = tmp_path / "bin" / "xgem"
+    command.parent.mkdir()
+    call = "import sys; from xgem.cli import main; sys.exit(main())"
+    command.write_text(f'#!/bin/sh\nexec "{sys.executable}" -c "{call}" "$@"\n', encoding="utf-8")
+    command.chmod(0o755)
+    return tmp_path
+
+
+def execute(command: list[str], folder: Path) -> None:
+    """Runs ``command`` in ``folder`` with the checkout importable; its output is shown when it fails."""
+    env = {
+        **os.environ,
+        "PATH": f"{folder / 'bin'}{os.pathsep}{os.environ['PATH']}",
+        "PYTHONPATH": os.pathsep.join(filter(None, [str(PROJECT), os.environ.get("PYTHONPATH", "")])),
+    }
+    done = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, timeout=280)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+
+
+@marked("run", "python")
+def test_python_example_runs(block: Block, folder: Path) -> None:
+    execute([sys.executable, "-c", block.code], folder)
+
+
+@marked("run", "bash")
+def test_shell_example_runs(block: Block, folder: Path) -> None:
+    execute(["bash", "-euo", "pipefail", "-c", block.code], folder)
+
+
+def make_expands_to(words: list[str], venv: Path) -> list[list[str]]:
+    """The ``xgem`` commands that ``make`` would run, as it says itself, in an environment that is not there yet."""
+    # What a make that runs this suite hands down is none of the example's business.
+    env = {name: value for name, value in os.environ.items() if name not in {"MAKEFLAGS", "MAKELEVEL", "MFLAGS"}}
+    command = ["make", "-n", *words, f"VENV={venv}"]
+    done = subprocess.run(command, cwd=PROJECT, env=env, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    xgem = f"{venv}/bin/xgem "
+    return [shlex.split("xgem " + line[len(xgem) :]) for line in done.stdout.splitlines() if line.startswith(xgem)]
+
+
+def parse(words: list[str]) -> None:
+    """Parses an ``xgem`` command without running it: unknown commands, options and surplus arguments are errors."""
+    import typer.main
+
+    from xgem.cli import app
+
+    command = typer.main.get_command(app)
+    context = command.context_class(command, info_name="xgem")
+    rest = words[1:]
+    while True:
+        _, rest, _ = command.make_parser(context).parse_args(list(rest))
+        commands = getattr(command, "commands", None)
+        if commands is None:
+            break
+        name, *rest = rest
+        assert name in commands, f"{shlex.join(words)}: no command {name!r}"
+        command = commands[name]
+        context = command.context_class(command, parent=context, info_name=name)
+    assert not rest, f"{shlex.join(words)}: takes no {rest}"
+
+
+@marked("dry-run", "bash")
+def test_long_command_is_one_that_exists(block: Block, tmp_path: Path) -> None:
+    for words in block.lines():
+        assert words[0] in {"make", "xgem"}
+        commands = make_expands_to(words[1:], tmp_path / "venv") if words[0] == "make" else [words]
+        for command in commands:
+            parse(command)
+            if "--preset" in command:
+                from xgem.configs import preset_names
+
+                assert command[command.index("--preset") + 1] in preset_names()
+
+
+def test_unknown_options_do_not_pass_for_examples() -> None:
+    with pytest.raises(Exception, match="No such option"):
+        parse(["xgem", "generate", "--no-such-option"])
+
+
+def test_demo_makes_its_own_frontal_and_takes_the_users(tmp_path: Path) -> None:
+    own = make_expands_to(["demo"], tmp_path / "venv")
+    assert [command[command.index("--outputs") + 1] for command in own] == ["frontal", "lateral,report"]
+    prompt_folder = own[0][own[0].index("--out") + 1]
+    assert own[1][own[1].index("--frontal") + 1].startswith(prompt_folder)
+    (users,) = make_expands_to(["demo", "FRONTAL=my picture.dcm", f"OUT={tmp_path}"], tmp_path / "venv")
+    assert users[users.index("--frontal") + 1] == "my picture.dcm"
+    assert users[users.index("--out") + 1] == str(tmp_path)
