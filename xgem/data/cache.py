@@ -1,8 +1,8 @@
 """A store of arrays on disk, keyed by everything that they depend on.
 
 A cache entry's name is the SHA-256 of its key (canonical JSON); the key is stored with the data and compared on
-reading, and so is a digest of the data. An entry made from other pictures, another encoder or another config has another
-key and so is never found: a stale cache cannot be used. What is damaged is made again.
+reading, and so is a digest of the data. An entry made from other pictures, another encoder or another config has
+another key and so is never found: a stale cache cannot be used. What is damaged is made again.
 """
 
 from __future__ import annotations
@@ -50,7 +50,9 @@ def canonical(key: Mapping[str, Any]) -> str:
     try:
         return json.dumps(key, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
     except (TypeError, ValueError) as error:
-        raise DataError(f"cache key cannot be written as JSON ({error}); give strings, numbers, lists, dicts") from error
+        raise DataError(
+            f"cache key cannot be written as JSON ({error}); give strings, numbers, lists, dicts"
+        ) from error
 
 
 def content_hash(paths: Iterable[str | os.PathLike[str]]) -> str:
@@ -62,7 +64,7 @@ def content_hash(paths: Iterable[str | os.PathLike[str]]) -> str:
 
     def one(path: str | os.PathLike[str]) -> bytes:
         try:
-            with open(path, "rb") as stream:
+            with Path(path).open("rb") as stream:
                 return hashlib.file_digest(stream, "sha256").digest()
         except OSError as error:
             raise DataError(f"{os.fspath(path)}: cannot be read ({error.strerror}); run `xgem data check`") from error
@@ -283,7 +285,12 @@ def _prepare(paths: Sequence[Path], config: TransformConfig, title: str, progres
     with ThreadPoolExecutor(_threads()) as pool:
         rows = pool.map(one, range(len(paths)))
         shown = track(
-            rows, description=title, total=len(paths), disable=not progress, console=Console(stderr=True), transient=True
+            rows,
+            description=title,
+            total=len(paths),
+            disable=not progress,
+            console=Console(stderr=True),
+            transient=True,
         )
         try:
             for _ in shown:

@@ -13,11 +13,36 @@ NORMAL_LABELS = frozenset({"normal", "no finding", "no findings"})
 
 # Headings that name a place or a property and no finding: the annotators saw something there.
 _PLACES = frozenset(
-    "abdomen;aorta;aorta, thoracic;bone and bones;cardiac shadow;cervical vertebrae;costophrenic angle;diaphragm;heart;"
-    "heart atria;heart ventricles;humerus;lumbar vertebrae;lung;lymph nodes;markings;mediastinum;pleura;"
-    "pulmonary artery;ribs;shoulder;spine;sulcus;thoracic vertebrae;thorax;trachea;trachea, carina;adipose tissue".split(
-        ";"
-    )
+    {
+        "abdomen",
+        "adipose tissue",
+        "aorta",
+        "aorta, thoracic",
+        "bone and bones",
+        "cardiac shadow",
+        "cervical vertebrae",
+        "costophrenic angle",
+        "diaphragm",
+        "heart",
+        "heart atria",
+        "heart ventricles",
+        "humerus",
+        "lumbar vertebrae",
+        "lung",
+        "lymph nodes",
+        "markings",
+        "mediastinum",
+        "pleura",
+        "pulmonary artery",
+        "ribs",
+        "shoulder",
+        "spine",
+        "sulcus",
+        "thoracic vertebrae",
+        "thorax",
+        "trachea",
+        "trachea, carina",
+    }
 )
 # Headings whose plain reversal would not be English.
 _SPOKEN = {

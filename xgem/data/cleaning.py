@@ -5,7 +5,8 @@
 1. White space becomes single blanks; a sentence that runs into the next ("apex.There") gets its blank back.
 2. De-identification marks ("XXXX" in Open-i, "___" in MIMIC-CXR) go:
 
-   - "x-XXXX" is restored to "x-ray", and "no XXXX of" to "no evidence of": the only marks that leave no choice of meaning;
+   - "x-XXXX" is restored to "x-ray", and "no XXXX of" to "no evidence of": the only marks that
+     leave no choice of meaning;
    - a mark takes its attached parts along ("XXXX-year-old", "non-XXXX", "XXXX's", "XXXX/XXXX");
    - a sentence that tells who was informed ("discussed with Dr. XXXX") goes as a whole;
    - a sentence goes as a whole when its subject is a mark ("The XXXX are intact."), when marks are half of its words or
@@ -28,7 +29,7 @@ _HIDDEN = "\x00"  # stands for one or more marks while a text is being cleaned
 _MARK = r"(?:X{3,}|_{2,})"
 _XRAY = re.compile(rf"\b([Xx])-{_MARK}")
 _EVIDENCE = re.compile(rf"\b([Nn]o) {_MARK} of\b")
-_MARKS = re.compile(rf"[<\[(]*(?:\b\w+[-/])*{_MARK}(?:['’]s\b)?(?:[-/<>\[\]()]*(?:{_MARK}|(?<=[-/])\w+))*[>\])]*")
+_MARKS = re.compile(rf"[<\[(]*(?:\b\w+[-/])*{_MARK}(?:['\u2019]s\b)?(?:[-/<>\[\]()]*(?:{_MARK}|(?<=[-/])\w+))*[>\])]*")
 _RUN = re.compile(rf"{_HIDDEN}(?:[\s,;]*(?:and\s+)?{_HIDDEN})+")
 _SENTENCE = re.compile(
     r"(?<=[.!?])(?<!\bDr\.)(?<!\bMr\.)(?<!\bMs\.)(?<!\bvs\.)(?<!\be\.g\.)(?<!\bi\.e\.)(?<!\b[ap]\.m\.)(?<!\bapprox\.)\s+"
@@ -109,7 +110,7 @@ def _without_marks(sentence: str) -> str:
         return sentence
     body = re.sub(r"^\(?\d{1,2}[.)]\s*", "", sentence)
     marks = body.count(_HIDDEN)
-    words = len(re.findall(r"[^\W\d_][\w'’-]*", body))
+    words = len(re.findall(r"[^\W\d_][\w'\u2019-]*", body))
     if _INFORMED.search(body) or _SUBJECT.match(body) or words < 2 or marks >= words:
         return ""
     body = body.lstrip(" ,;:")

@@ -57,7 +57,8 @@ def _check_header(ds: Dataset, name: str, allow_any: bool) -> None:
     part = str(ds.get("BodyPartExamined", "") or "").strip()
     if modality and modality not in MODALITIES and not allow_any:
         raise ImageError(
-            f"{name}: DICOM of modality {modality}; expected a radiograph (CR or DX); allow_any takes others at your risk"
+            f"{name}: DICOM of modality {modality}; expected a radiograph (CR or DX); "
+            "allow_any takes others at your risk"
         )
     if part and not _CHEST.search(part) and not allow_any:
         raise ImageError(f"{name}: DICOM of body part {part}; expected the chest; allow_any takes others at your risk")

@@ -94,7 +94,7 @@ _STUDY_FIELDS = ("subject", "split", "findings", "impression", "labels", "age", 
 
 
 def split_of(subject: str, *, val: float = 0.1, test: float = 0.1, salt: str = "xgem") -> Split:
-    """Split of a subject where the source has none: a fixed share of the subjects' hashes, the same on every machine."""
+    """Split of a subject where the source has none: fixed shares of the subjects' hashes, on every machine alike."""
     share = int.from_bytes(hashlib.sha256(f"{salt}:{subject}".encode()).digest()[:8], "big") / 2**64
     return "test" if share < test else "val" if share < test + val else "train"
 
@@ -162,7 +162,7 @@ class Manifest:
 
     def file(self, row: Row) -> Path | None:
         """Absolute path of a row's picture, None for a report without one."""
-        return None if row.file is None else Path(os.path.abspath(self.root / row.file))
+        return None if row.file is None else _absolute(self.root / row.file)
 
     def studies(self, split: str | None = None) -> list[Study]:
         """The studies of a split (all of them by default), sorted by id; pictures in the order of the rows.
@@ -265,8 +265,13 @@ class Manifest:
 
 def place(file: Path, root: Path) -> str:
     """How a manifest in ``root`` names ``file``: relative where it lies below, absolute otherwise."""
-    file, root = Path(os.path.abspath(file)), Path(os.path.abspath(root))
+    file, root = _absolute(file), _absolute(root)
     return file.relative_to(root).as_posix() if file.is_relative_to(root) else str(file)
+
+
+def _absolute(path: Path) -> Path:
+    # Not Path.resolve: a picture that is a symbolic link keeps the name that the manifest gives it.
+    return Path(os.path.abspath(path))  # noqa: PTH100
 
 
 def _read_jsonl(path: Path) -> list[dict[str, Any]]:

@@ -155,7 +155,16 @@ def _decode_picture(data: bytes, name: str) -> Floats:
     except ImageError:
         raise
     # Decoders meet damaged files in many ways; each of these says "the bytes are not what they claim".
-    except (OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, TypeError, Image.DecompressionBombError) as error:
+    except (
+        OSError,
+        SyntaxError,
+        ValueError,
+        EOFError,
+        IndexError,
+        KeyError,
+        TypeError,
+        Image.DecompressionBombError,
+    ) as error:
         raise ImageError(f"{name}: damaged or truncated picture ({_brief(error)}); get the file again") from error
 
 
@@ -197,7 +206,9 @@ def _first(value: Any) -> int | None:
 def _by_depth(stored: NDArray[Any], bits: int, name: str, *, reverse: bool) -> Floats:
     top = float(2**bits - 1)
     if float(stored.max(initial=0)) > top:
-        raise ImageError(f"{name}: value {stored.max():g} is over the {bits} bits that the file states; export it again")
+        raise ImageError(
+            f"{name}: value {stored.max():g} is over the {bits} bits that the file states; export it again"
+        )
     pixels = (stored / top).astype(np.float32)
     return 1 - pixels if reverse else pixels
 
@@ -215,7 +226,9 @@ def _in_memory(source: Any) -> tuple[NDArray[Any], Floats]:
         try:
             return np.asarray(source), _from_pil(source, "PIL image")
         except OSError as error:  # a lazily opened file turns out to be damaged
-            raise ImageError(f"PIL image: damaged or truncated picture ({_brief(error)}); get the file again") from error
+            raise ImageError(
+                f"PIL image: damaged or truncated picture ({_brief(error)}); get the file again"
+            ) from error
     raise ImageError(f"cannot read a {type(source).__name__} as a picture; expected a path, PIL image, array or tensor")
 
 
@@ -252,10 +265,13 @@ def grey(values: Floats, name: str) -> Floats:
     Raises:
         ImageError: the channels truly differ: a colour photograph.
     """
-    spread = values.max(axis=-1) - values.min(axis=-1)
+    red, green, blue = values[..., 0], values[..., 1], values[..., 2]  # reductions over an axis of 3 are slow
+    spread = np.maximum(np.maximum(red, green), blue) - np.minimum(np.minimum(red, green), blue)
+    if not spread.any():
+        return np.ascontiguousarray(red)
     if float((spread > _COLOUR_SPREAD).mean()) > _COLOUR_SHARE or float(spread.mean()) > _COLOUR_MEAN:
         raise ImageError(f"{name}: a colour picture; expected a grey radiograph")
-    return values.mean(axis=-1, dtype=np.float32)
+    return (red + green + blue) / np.float32(3)
 
 
 def _checked(pixels: Floats, name: str) -> Floats:

@@ -23,7 +23,6 @@ Decisions:
 
 from __future__ import annotations
 
-import csv
 import logging
 import re
 import xml.etree.ElementTree as ElementTree
@@ -33,6 +32,7 @@ from pathlib import Path
 
 from xgem.data.cleaning import clean_report
 from xgem.data.manifest import Manifest, Row, place, split_of
+from xgem.data.sources.tables import picture_files, read_table
 from xgem.types import DataError
 
 logger = logging.getLogger(__name__)
@@ -113,8 +113,8 @@ def _rows(images: Sequence[_Image], reports: Mapping[str, _Report], root: Path) 
     unknown = sum(image.view is None for image in images)
     if unknown:
         logger.warning(
-            "openi: the view of %d of %d pictures is not published in this layout; put indiana_projections.csv into the "
-            "folder to use them",
+            "openi: the view of %d of %d pictures is not published in this layout; put indiana_projections.csv into "
+            "the folder to use them",
             unknown,
             len(images),
         )
@@ -145,21 +145,9 @@ def _rows(images: Sequence[_Image], reports: Mapping[str, _Report], root: Path) 
             yield Row.model_validate(common | {"view": image.view, "file": place(image.file, root)})
 
 
-def _table(path: Path, *columns: str) -> list[dict[str, str]]:
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as stream:
-            reader = csv.DictReader(stream)
-            missing = [column for column in columns if column not in (reader.fieldnames or ())]
-            if missing:
-                raise DataError(f"{path}: column {missing[0]!r} is missing; expected {', '.join(columns)}")
-            return [{key: value or "" for key, value in row.items() if key is not None} for row in reader]
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"{path}: not readable as a CSV table ({error})") from error
-
-
 def _read_reports(path: Path) -> dict[str, _Report]:
     reports: dict[str, _Report] = {}
-    for row in _table(path, "uid", "Problems", "findings", "impression"):
+    for row in read_table(path, "uid", "Problems", "findings", "impression"):
         if row["uid"] in reports:
             raise DataError(f"{path}: study {row['uid']} is listed twice")
         reports[row["uid"]] = _Report(row["Problems"].split(";"), row["findings"], row["impression"])
@@ -170,9 +158,9 @@ def _listed(source: Path, path: Path) -> list[_Image]:
     """Pictures listed by either kind of CSV; columns (uid, view, file, split) or (uid, filename, projection)."""
     ours = path.name == "images.csv"
     file, view = ("file", "view") if ours else ("filename", "projection")
-    places = _files(source)
+    places = picture_files(source)
     images: list[_Image] = []
-    for row in _table(path, "uid", file, view):
+    for row in read_table(path, "uid", file, view):
         name = row[file]
         if name not in places:
             raise DataError(f"{path}: picture {name} of study {row['uid']} is not in {source}")
@@ -182,17 +170,12 @@ def _listed(source: Path, path: Path) -> list[_Image]:
     return images
 
 
-def _files(source: Path) -> dict[str, Path]:
-    endings = {".png", ".jpg", ".jpeg", ".dcm"}
-    return {path.name: path for path in sorted(source.rglob("*")) if path.suffix.lower() in endings}
-
-
 def _read_xml(source: Path) -> tuple[list[_Image], dict[str, _Report]]:
-    places = {path.stem: path for path in _files(source).values()}
+    places = {path.stem: path for path in picture_files(source).values()}
     known = source / "indiana_projections.csv"
     views: dict[str, str] = {}
     if known.is_file():
-        for row in _table(known, "uid", "filename", "projection"):
+        for row in read_table(known, "uid", "filename", "projection"):
             stem = row["filename"].removesuffix(".png").removesuffix(".dcm")
             # "1_IM-0001-4001.dcm.png" there is "CXR1_1_IM-0001-4001.png" in the original.
             views[f"CXR{row['uid']}_{stem}"] = row["projection"].lower()

@@ -1,0 +1,75 @@
+"""``xgem data``: make and check manifests."""
+
+from __future__ import annotations
+
+import json
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(help="Make and check manifests of studies.", no_args_is_help=True)
+
+
+class Source(StrEnum):
+    """Public data sets that xgem can read."""
+
+    openi = "openi"
+    nih = "nih"
+
+
+@app.command()
+def prepare(
+    source: Annotated[Source, typer.Argument(help="The data set's name.")],
+    directory: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of the unpacked data set.")],
+    out: Annotated[Path, typer.Option("--out", help="Manifest to write: .parquet or .jsonl.")],
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing manifest.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the counts as JSON.")] = False,
+) -> None:
+    """Make the manifest of a data set. Pictures are referred to where they are and never copied."""
+    import importlib
+
+    from xgem.types import OutputError
+
+    # Asked before the work, not after it.
+    if out.exists() and not overwrite:
+        raise OutputError(f"{out}: exists already; choose another name or pass --overwrite")
+    manifest = importlib.import_module(f"xgem.data.sources.{source.value}").prepare(directory, out)
+    _show(manifest.summary() | {"manifest": str(out)}, as_json)
+
+
+@app.command()
+def check(
+    manifest: Annotated[Path, typer.Argument(help="Manifest to check: .parquet or .jsonl.")],
+    files: Annotated[bool, typer.Option(help="Look for every picture on the disk.")] = True,
+    pictures: Annotated[bool, typer.Option("--pictures", help="Read every picture too; takes minutes.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the counts as JSON.")] = False,
+) -> None:
+    """Check a manifest: schema, duplicates, missing files, subjects in two splits."""
+    from xgem.data.manifest import Manifest
+
+    read = Manifest.read(manifest)
+    read.check(files=files)
+    if pictures:
+        _read_all([path for row in read.rows if (path := read.file(row)) is not None])
+    _show(read.summary(), as_json)
+
+
+def _read_all(paths: list[Path]) -> None:
+    from rich.console import Console
+    from rich.progress import track
+
+    from xgem.data.read import read_picture
+
+    for path in track(paths, description="reading pictures", console=Console(stderr=True), transient=True):
+        read_picture(path)
+
+
+def _show(counts: dict[str, object], as_json: bool) -> None:
+    if as_json:
+        typer.echo(json.dumps(counts))
+        return
+    for name, value in counts.items():
+        text = ", ".join(f"{key} {count}" for key, count in value.items()) if isinstance(value, dict) else value
+        typer.echo(f"{name:12} {text}")
