@@ -2,7 +2,7 @@
 
 A block is marked by the HTML comment above it. ``<!-- test: run -->`` is executed, with the embedded checkpoint, in a
 folder that holds a drawn ``cxr.png``. In ``<!-- test: dry-run -->`` (hours long, or about the user's own files) every
-``make`` line is expanded by ``make -n``, and every ``xgem`` line, those of make included, is parsed by the command line.
+``make`` line is expanded by ``make -n``, and every ``xgem`` line, make's included, is parsed by the command line.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ def folder(tmp_path: Path) -> Path:
 
     y, x = np.mgrid[-1:1:160j, -1:1:144j]
     fields = sum(np.exp(-((((x - side) / 0.25) ** 2 + (y / 0.55) ** 2) ** 2)) for side in (-0.42, 0.42))
-    Image.fromarray((210 - 160 * fields).clip(0, 255).astype(np.uint8)).save(tmp_path / "cxr.png")
+    Image.fromarray(np.asarray(210 - 160 * fields, dtype=np.uint8)).save(tmp_path / "cxr.png")
     command = tmp_path / "bin" / "xgem"
     command.parent.mkdir()
     call = "import sys; from xgem.cli import main; sys.exit(main())"
