@@ -14,7 +14,6 @@ written beside its place and renamed, and the index, replaced last, is what make
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import tempfile
 from collections.abc import Mapping
@@ -33,6 +32,7 @@ from xgem.checkpoint_index import (
     index_entry,
     listed_files,
     locked,
+    new_file_mode,
     read_index,
     read_json,
     sync,
@@ -136,7 +136,7 @@ def save_component(
         write_weights(temporary, name, component.state_dict(), dtype=dtype, max_shard_size=max_shard_size)
         component.save_assets(temporary)
         files = {file: file_sha256(temporary / file) for file in listed_files(temporary)}
-        os.chmod(temporary, 0o777 & ~_umask())  # mkdtemp's folders are the owner's alone
+        temporary.chmod(new_file_mode(0o777))  # mkdtemp's folders are the owner's alone
         sync(temporary, files)
         with locked(root):
             # Read under the lock: another process may have entered its component meanwhile.
@@ -182,10 +182,10 @@ def copy_checkpoint(source: str | Path, target: str | Path, *, dtype: torch.dtyp
                 save_component(temporary, name, load_component(source, name), dtype=dtype)
         if (source / CARD_NAME).is_file():
             shutil.copyfile(source / CARD_NAME, temporary / CARD_NAME)
-        os.chmod(temporary, 0o777 & ~_umask())
+        temporary.chmod(new_file_mode(0o777))
         if target.exists():
             target.rmdir()
-        os.replace(temporary, target)
+        temporary.replace(target)
     except OSError as error:
         raise OutputError(f"{target}: cannot be written ({error.strerror or error})") from error
     finally:
@@ -195,11 +195,11 @@ def copy_checkpoint(source: str | Path, target: str | Path, *, dtype: torch.dtyp
 def _swap(temporary: Path, place: Path) -> None:
     """Put ``temporary`` where ``place`` is; what was there is removed afterwards."""
     if not place.exists():
-        os.replace(temporary, place)
+        temporary.replace(place)
         return
     old = Path(tempfile.mkdtemp(prefix=f".{place.name}.old.", dir=place.parent))
-    os.replace(place, old / place.name)
-    os.replace(temporary, place)
+    place.replace(old / place.name)
+    temporary.replace(place)
     shutil.rmtree(old, ignore_errors=True)
 
 
@@ -300,12 +300,6 @@ def _make_folder(root: Path) -> None:
         root.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise OutputError(f"{root}: cannot be made ({error.strerror})") from error
-
-
-def _umask() -> int:
-    mask = os.umask(0o022)
-    os.umask(mask)
-    return mask
 
 
 def _version() -> str:

@@ -106,7 +106,7 @@ def _read_entry(path: Path, name: str, entry: Any) -> ComponentEntry:
 
 def file_sha256(path: str | Path) -> str:
     """SHA-256 of a file's bytes, in hexadecimal."""
-    with open(path, "rb") as file:
+    with Path(path).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
@@ -188,6 +188,7 @@ def check_name(name: str) -> None:
 
 
 def index_entry(root: str | Path, index: CheckpointIndex, name: str) -> ComponentEntry:
+    """The index's entry of a component; ``CheckpointError`` that lists what there is otherwise."""
     if name not in index.components:
         have = ", ".join(sorted(index.components)) or "none yet"
         raise CheckpointError(f"{root}: has no component {name!r}; it has: {have}")
@@ -201,6 +202,7 @@ def listed_files(folder: Path) -> list[str]:
 
 
 def read_json(path: Path) -> dict[str, Any]:
+    """A file that holds one JSON object; ``CheckpointError`` otherwise."""
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -211,15 +213,17 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def write_json(path: Path, values: Any) -> None:
+    """Write JSON that is the same for the same values: sorted keys, two spaces, a final newline."""
     path.write_text(json.dumps(values, indent=2, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def write_index(root: Path, index: CheckpointIndex) -> None:
+    """Replace the index of ``root`` in one step; ``OutputError`` where that cannot be."""
     temporary = root / f".{INDEX_NAME}.{os.getpid()}"
     try:
         write_json(temporary, index.to_json())
         sync(root, [temporary.name])
-        os.replace(temporary, root / INDEX_NAME)
+        temporary.replace(root / INDEX_NAME)
     except OSError as error:
         temporary.unlink(missing_ok=True)
         raise OutputError(f"{root / INDEX_NAME}: cannot be written ({error.strerror})") from error
@@ -228,7 +232,7 @@ def write_index(root: Path, index: CheckpointIndex) -> None:
 def sync(folder: Path, files: Iterable[str]) -> None:
     """Flush files to the disk, so that the rename that follows never exposes an empty file after a power loss."""
     for file in files:
-        with open(folder / file, "rb") as opened:
+        with (folder / file).open("rb") as opened:
             os.fsync(opened.fileno())
 
 
@@ -253,3 +257,10 @@ def locked(root: Path) -> Iterator[None]:
         yield
     finally:
         os.close(descriptor)
+
+
+def new_file_mode(mode: int) -> int:
+    """``mode`` less what the user's umask takes away: files made in a private temporary place get it at the end."""
+    mask = os.umask(0o022)
+    os.umask(mask)
+    return mode & ~mask

@@ -1,0 +1,125 @@
+"""The ``xgem`` command. Sub-commands are imported when they are called, so that ``xgem --help`` answers at once."""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import sys
+from collections.abc import Sequence
+from typing import Annotated, Any, cast
+
+import typer
+from typer.core import TyperCommand, TyperGroup
+
+from xgem import __version__
+from xgem.types import InputError, XgemError
+
+EXIT_FAILED = 1
+EXIT_USAGE = 2
+EXIT_INTERRUPTED = 130
+
+# name -> (module, its typer app or function, what the list of commands says)
+COMMANDS: dict[str, tuple[str, str, str]] = {
+    "generate": ("xgem.cli.generate", "generate", "Generate radiographs and reports from any of the others."),
+    "replay": ("xgem.cli.generate", "replay", "Make a generated file again from the metadata it carries."),
+    "data": ("xgem.cli.data", "app", "Make and check manifests of studies."),
+    "train": ("xgem.cli.train", "app", "Train the stages of a preset."),
+    "eval": ("xgem.cli.evaluate", "app", "Measure a checkpoint's routes on a manifest."),
+    "params": ("xgem.cli.info", "params", "Count the parameters of a preset, component by component."),
+    "doctor": ("xgem.cli.info", "doctor", "Show versions and devices, and check that checkpoints are whole."),
+}
+
+EPILOG = (
+    "Exit codes: 0 done; 1 failed (checkpoint, device, output folder, or a replay that is not identical); "
+    "2 bad usage or input (option, picture, report, manifest, preset); 130 interrupted."
+)
+
+
+class LazyGroup(TyperGroup):
+    """Lists its commands from a table and imports one only to run it."""
+
+    _listing = False
+
+    def __init__(self, **attributes: Any) -> None:
+        super().__init__(**attributes)
+        # The names alone: what a mistyped command is compared with to suggest one.
+        self.commands = cast(Any, dict.fromkeys(COMMANDS))
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        """Every command, in the table's order."""
+        del ctx
+        return list(COMMANDS)
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        """The command itself, or a stand-in with its one-line help while the list of commands is shown."""
+        del ctx
+        if cmd_name not in COMMANDS:
+            return None
+        module, attribute, text = COMMANDS[cmd_name]
+        if self._listing:
+            return TyperCommand(cmd_name, help=text)
+        target = getattr(importlib.import_module(module), attribute)
+        if isinstance(target, typer.Typer):
+            app = target
+        else:
+            app = typer.Typer(add_completion=False)
+            app.command(epilog=EPILOG)(target)
+        command = typer.main.get_command(app)
+        command.name = cmd_name
+        return command
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        """The help, without importing what it lists."""
+        self._listing = True
+        try:
+            super().format_help(ctx, formatter)
+        finally:
+            self._listing = False
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run; Ctrl-C ends with its conventional exit code and no traceback."""
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            typer.echo("xgem: interrupted", err=True)
+            raise typer.Exit(EXIT_INTERRUPTED) from None
+
+
+app = typer.Typer(
+    cls=LazyGroup,
+    name="xgem",
+    help="Chest radiographs and reports: any of frontal, lateral and report in, any of the others out.",
+    epilog=EPILOG,
+    no_args_is_help=True,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"xgem {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(  # pyright: ignore[reportUnusedFunction]
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Log what is done, on stderr.")] = False,
+) -> None:
+    del version
+    logging.basicConfig(format="xgem: %(levelname)s: %(message)s", level=logging.WARNING)
+    logging.getLogger("xgem").setLevel(logging.INFO if verbose else logging.WARNING)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit code; errors of the user's are one line on stderr."""
+    try:
+        typer.main.get_command(app).main(args=None if arguments is None else list(arguments), prog_name="xgem")
+    except XgemError as error:
+        sys.stderr.write(f"xgem: error: {' '.join(str(error).split())}\n")
+        return EXIT_USAGE if isinstance(error, InputError) else EXIT_FAILED
+    except SystemExit as stop:
+        return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+    return 0

@@ -1,0 +1,164 @@
+"""``xgem generate`` and ``xgem replay``."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from xgem.types import InputError
+
+Frontal = Annotated[Path | None, typer.Option("--frontal", metavar="FILE", help="A frontal radiograph as input.")]
+Lateral = Annotated[Path | None, typer.Option("--lateral", metavar="FILE", help="A lateral radiograph as input.")]
+Report = Annotated[str | None, typer.Option("--report", metavar="TEXT", help="A report as input.")]
+More = Annotated[
+    list[str] | None, typer.Option("--input", metavar="NAME=VALUE", help="An input of any modality; may be repeated.")
+]
+Out = Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder for the results, new or empty.")]
+Model = Annotated[
+    str | None, typer.Option("--model", help="Embedded checkpoint, folder or hub id.", show_default="openi-128")
+]
+Revision = Annotated[str | None, typer.Option("--revision", help="Branch, tag or commit of a hub id.")]
+Device = Annotated[str | None, typer.Option("--device", help="cpu, cuda, cuda:1 ...", show_default="a GPU, or cpu")]
+Dtype = Annotated[str | None, typer.Option("--dtype", help="float32, bfloat16 or float16.", show_default="float32")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the results of an earlier run in the folder.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print the metadata as JSON instead of the files' names.")]
+Progress = Annotated[bool, typer.Option("--progress/--no-progress", help="Show progress bars (on stderr).")]
+
+
+def generate(
+    outputs: Annotated[str, typer.Option("--outputs", metavar="NAMES", help="What to generate: lateral,report")],
+    out: Out,
+    frontal: Frontal = None,
+    lateral: Lateral = None,
+    report: Report = None,
+    more: More = None,
+    model: Model = None,
+    revision: Revision = None,
+    num_samples: Annotated[int, typer.Option(help="Samples of each output.")] = 1,
+    seed: Annotated[int | None, typer.Option(help="0 or more.", show_default="random, recorded")] = None,
+    num_inference_steps: Annotated[
+        int | None, typer.Option(help="Sampling steps, 1 to 1000.", show_default="the preset's")
+    ] = None,
+    guidance_scale: Annotated[
+        str | None,
+        typer.Option(help="A number, or one an output: lateral=2,report=1.5", show_default="the preset's"),
+    ] = None,
+    sampler: Annotated[
+        str | None, typer.Option(help="dpmsolver++, ddim or unipc.", show_default="the preset's")
+    ] = None,
+    greedy: Annotated[bool, typer.Option(help="Reports take the likeliest token, or draw it (seeded).")] = True,
+    device: Device = None,
+    dtype: Dtype = None,
+    batch_size: Annotated[int, typer.Option(help="Most samples computed together.")] = 16,
+    allow_any: Annotated[
+        bool, typer.Option("--allow-any", help="Accept DICOM files of another modality or body part.")
+    ] = False,
+    overwrite: Overwrite = False,
+    progress: Progress = True,
+    as_json: AsJson = False,
+) -> None:
+    """Generate radiographs and reports from any of the others.
+
+    xgem generate --frontal cxr.dcm --outputs lateral,report --out results
+
+    Without any input the outputs are drawn from all that the model knows. Everything written is marked as synthetic
+    and carries what xgem replay needs to make it again; a report given as input is stored in it as text.
+    """
+    from xgem.provenance import check_output_folder
+
+    inputs = _inputs({"frontal": frontal, "lateral": lateral, "report": report}, more)
+    scale = _guidance(guidance_scale)
+    names = [name.strip() for name in outputs.split(",") if name.strip()]
+    check_output_folder(out, overwrite=overwrite)  # asked before the work, not after it
+
+    from xgem.api import load
+
+    pipeline = load(model, revision=revision, device=device, dtype=dtype)
+    generation = pipeline(
+        inputs,
+        names,
+        seed=seed,
+        num_samples=num_samples,
+        num_inference_steps=num_inference_steps,
+        guidance_scale=scale,
+        sampler=sampler,
+        greedy=greedy,
+        progress=progress,
+        batch_size=batch_size,
+        allow_any=allow_any,
+    )
+    _save(generation, out, overwrite, as_json)
+
+
+def replay(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="A PNG or report that xgem wrote.")],
+    out: Out,
+    frontal: Frontal = None,
+    lateral: Lateral = None,
+    report: Report = None,
+    more: More = None,
+    model: Model = None,
+    device: Device = None,
+    dtype: Dtype = None,
+    overwrite: Overwrite = False,
+    progress: Progress = True,
+    as_json: AsJson = False,
+) -> None:
+    """Make a generated file again from the metadata it carries: identically, on the same machine.
+
+    Pictures that were inputs are looked up by their recorded name in the working folder and beside FILE, or given as
+    options. Model, device and dtype are the recorded ones unless given. Ends with 1 where the new file differs.
+    """
+    from xgem.provenance import check_output_folder
+
+    inputs = _inputs({"frontal": frontal, "lateral": lateral, "report": report}, more)
+    check_output_folder(out, overwrite=overwrite)
+
+    from xgem.replay import replay as run
+
+    replayed = run(file, inputs=inputs, model=model, device=device, dtype=dtype, progress=progress)
+    _save(replayed.generation, out, overwrite, as_json)
+    if not replayed.identical:
+        typer.echo(f"xgem: the new file differs from {file}: another machine, device or version made it", err=True)
+        raise typer.Exit(1)
+    typer.echo(f"identical to {file}", err=True)
+
+
+def _save(generation: Any, out: Path, overwrite: bool, as_json: bool) -> None:
+    from xgem.provenance import RECORD_NAME
+
+    files = generation.save(out, overwrite=overwrite)
+    if as_json:
+        record = json.loads((out / RECORD_NAME).read_text(encoding="utf-8"))
+        typer.echo(json.dumps(record, indent=2, sort_keys=True))
+        return
+    for path in files:
+        typer.echo(str(out / path.name))
+
+
+def _inputs(named: dict[str, Any], more: list[str] | None) -> dict[str, Any]:
+    inputs = {name: value for name, value in named.items() if value is not None}
+    for text in more or []:
+        name, separator, value = text.partition("=")
+        if not separator or not name:
+            raise InputError(f"--input is {text!r}, expected NAME=VALUE")
+        if name in inputs:
+            raise InputError(f"input {name!r} is given twice")
+        inputs[name] = value
+    return inputs
+
+
+def _guidance(text: str | None) -> float | dict[str, float] | None:
+    """``"2.5"``, or ``"lateral=2,report=1.5"``."""
+    if text is None:
+        return None
+    try:
+        if "=" not in text:
+            return float(text)
+        pairs = (part.split("=") for part in text.split(","))
+        return {name.strip(): float(value) for name, value in pairs}
+    except ValueError:
+        raise InputError(f"--guidance-scale is {text!r}, expected a number, or like lateral=2,report=1.5") from None

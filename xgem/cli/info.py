@@ -1,0 +1,175 @@
+"""``xgem params`` and ``xgem doctor``."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import platform
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from xgem.types import XgemError
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+PACKAGES = (
+    "torch",
+    "torchvision",
+    "diffusers",
+    "transformers",
+    "open_clip_torch",
+    "accelerate",
+    "safetensors",
+    "tokenizers",
+    "huggingface_hub",
+    "numpy",
+    "pillow",
+    "pydantic",
+    "pydicom",
+    "pylibjpeg-openjpeg",
+    "pylibjpeg-rle",
+    "python-gdcm",
+)
+
+
+def params(
+    preset: Annotated[
+        str, typer.Argument(help="A preset's name, a .yaml file or a checkpoint's folder.")
+    ] = "openi-128",
+    as_json: AsJson = False,
+) -> None:
+    """Count the parameters of a preset, component by component. Nothing is downloaded and no memory is filled."""
+    counts = count_parameters(preset)
+    if as_json:
+        typer.echo(json.dumps(counts, indent=2))
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("component", "kind", title=f"Parameters of {counts['preset']}")
+    table.add_column("parameters", justify="right")
+    for name, entry in counts["components"].items():
+        table.add_row(name, entry["kind"], f"{entry['parameters']:,}")
+    table.add_section()
+    table.add_row("all", "", f"{counts['total']:,}")
+    Console().print(table)
+
+
+def count_parameters(preset: str) -> dict[str, Any]:
+    """Parameters of each component, tied ones counted once.
+
+    Returns:
+        ``{"preset": name, "components": {name: {"kind", "parameters"}}, "total"}``
+
+    Raises:
+        ConfigError: no such preset. CheckpointError: a folder that is no checkpoint.
+    """
+    import torch
+
+    from xgem.checkpoint import read_index
+    from xgem.component import component_class
+    from xgem.configs.schema import Preset, load_preset
+
+    loaded = Preset.parse(dict(read_index(preset).preset), preset) if Path(preset).is_dir() else load_preset(preset)
+    components: dict[str, Any] = {}
+    for name, config in loaded.components.items():
+        # The meta device has shapes and no memory, so the paper's sizes are counted on any machine.
+        with torch.device("meta"):
+            component = component_class(config.kind).from_config(config)
+        components[name] = {"kind": config.kind, "parameters": sum(p.numel() for p in component.parameters())}
+    total = sum(entry["parameters"] for entry in components.values())
+    return {"preset": loaded.name, "components": components, "total": total}
+
+
+def doctor(
+    model: Annotated[
+        str | None,
+        typer.Option("--model", help="Checkpoint to check.", show_default="those that ship with xgem"),
+    ] = None,
+    revision: Annotated[str | None, typer.Option("--revision", help="Branch, tag or commit of a hub id.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show versions and devices, and check that checkpoints are whole. Ends with 1 where something is wrong."""
+    import torch
+
+    from xgem import __version__
+    from xgem.devices import available_devices
+    from xgem.locate import embedded_names
+
+    report: dict[str, Any] = {
+        "xgem": __version__,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "packages": {name: _package_version(name) for name in PACKAGES},
+        "devices": {name: _device_text(name) for name in available_devices()},
+        "threads": torch.get_num_threads(),
+        "checkpoints": [_check(name, revision) for name in ([model] if model is not None else embedded_names())],
+    }
+    problems = [f"{name} is not installed" for name, version in report["packages"].items() if version is None]
+    problems += [entry["problem"] for entry in report["checkpoints"] if entry["problem"]]
+    report["problems"] = problems
+    if as_json:
+        typer.echo(json.dumps(report, indent=2))
+    else:
+        _show(report)
+    if problems:
+        raise typer.Exit(1)
+
+
+def _package_version(name: str) -> str | None:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _device_text(name: str) -> str:
+    import torch
+
+    if name.startswith("cuda"):
+        properties = torch.cuda.get_device_properties(name)
+        return f"{properties.name}, {properties.total_memory / 2**30:.0f} GiB"
+    return platform.processor() or platform.machine() if name == "cpu" else name
+
+
+def _check(model: str, revision: str | None) -> dict[str, Any]:
+    """Hashes of all files, then every component built and loaded: what a request would do."""
+    from xgem.checkpoint import checkpoint_hash, load_component, read_index, verify
+    from xgem.locate import locate
+
+    found: dict[str, Any] = {"model": model, "hash": None, "components": [], "problem": None}
+    try:
+        location = locate(model, revision=revision)
+        found["hash"] = checkpoint_hash(location.root)
+        verify(location.root)
+        for name in read_index(location.root).components:
+            load_component(location.root, name)
+            found["components"].append(name)
+    except XgemError as error:
+        found["problem"] = str(error)
+    return found
+
+
+def _show(report: dict[str, Any]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console()
+    table = Table(show_header=False, box=None)
+    table.add_row("xgem", report["xgem"])
+    table.add_row("python", f"{report['python']} on {report['platform']}")
+    for name, version in report["packages"].items():
+        table.add_row(name, version or "[red]not installed[/red]")
+    for name, text in report["devices"].items():
+        table.add_row(f"device {name}", text)
+    table.add_row("threads", str(report["threads"]))
+    console.print(table)
+    for entry in report["checkpoints"]:
+        state = "[green]whole[/green]" if entry["problem"] is None else "[red]not whole[/red]"
+        console.print(f"checkpoint {entry['model']} ({entry['hash']}): {state}", highlight=False)
+    if not report["checkpoints"]:
+        console.print("no checkpoint ships with this xgem; give one as --model", highlight=False)
+    for problem in report["problems"]:
+        console.print(f"problem: {problem}", style="red", highlight=False, markup=False, soft_wrap=True)

@@ -1,0 +1,393 @@
+"""From prompts to samples: encode -> fuse -> sample -> decode, with only the components that a request needs.
+
+A sample depends on its own inputs, its seed, its output's name and its index, and on nothing else: the noise is drawn
+from them on the CPU, and every prompt is encoded by itself. What remains of a batch is the order in which a kernel
+adds numbers up, which its size decides; the size is recorded, and ``XgemPipeline.regenerate`` uses it again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple, Unpack, cast, overload
+
+import torch
+from torch import Tensor
+
+import xgem.checkpoint as checkpoints
+from xgem import __version__
+from xgem.configs.schema import Preset
+from xgem.devices import dtype_name, resolve_device, resolve_dtype
+from xgem.generators.sampling import SAMPLERS, sample
+from xgem.locate import Location, locate
+from xgem.modalities import MODALITIES, get_modality
+from xgem.provenance import Generation
+from xgem.request import CallOptions, Inputs, Request, make_request
+from xgem.types import CheckpointError, ConfigError, Context, Encoded, InputError, Prompt
+
+if TYPE_CHECKING:
+    from xgem.component import Component
+
+logger = logging.getLogger(__name__)
+
+# (pipeline, step, timestep, {"latents": (rows, *latent), "output": its name})
+StepCallback = Callable[["XgemPipeline", int, int, dict[str, Any]], None]
+
+DEFAULT_BATCH_SIZE = 16
+
+
+class _Row(NamedTuple):
+    """One sample to make: of which item of the request, and which of the item's samples."""
+
+    item: int
+    index: int
+
+
+class XgemPipeline:
+    """A loaded checkpoint: call it with inputs and the names of the wanted outputs.
+
+    Components are read, with their hashes checked, when a request first needs them, and kept.
+
+    Attributes:
+        preset: the checkpoint's configuration.
+        name: the checkpoint's name, as metadata gives it.
+        hash: stands for all of the checkpoint's files (``xgem.checkpoint.checkpoint_hash``).
+        device, dtype: where and in which number format requests run.
+    """
+
+    def __init__(
+        self, location: Location, *, device: str | torch.device | None = None, dtype: str | torch.dtype | None = None
+    ) -> None:
+        """Use ``from_pretrained``; the device is the first CUDA device or the CPU, and float32, unless given."""
+        self.device = resolve_device(device)
+        self.dtype = resolve_dtype(dtype, self.device)
+        self.root = location.root
+        self.name = location.name
+        self.preset = _read_preset(location.root)
+        self.hash = checkpoints.checkpoint_hash(location.root)
+        self._components: dict[str, Component] = {}
+        self._lock = threading.Lock()
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        model: str | Path | None = None,
+        *,
+        revision: str | None = None,
+        device: str | torch.device | None = None,
+        dtype: str | torch.dtype | None = None,
+    ) -> XgemPipeline:
+        """Open a checkpoint: an embedded one by name (None: the default), a folder, or a hub id with a revision.
+
+        Raises:
+            CheckpointError: there is none, or its index is not valid.
+            DeviceError: the device or dtype is not available.
+        """
+        return cls(locate(model, revision=revision), device=device, dtype=dtype)
+
+    def save_pretrained(self, directory: str | Path) -> None:
+        """Copy the checkpoint, verified, with its card, to a new or empty folder.
+
+        Raises:
+            CheckpointError: the checkpoint is not whole. OutputError: the folder is used or cannot be written.
+        """
+        checkpoints.copy_checkpoint(self.root, directory)
+
+    def to(self, device: str | torch.device | None = None, dtype: str | torch.dtype | None = None) -> XgemPipeline:
+        """Move to another device or number format; None leaves it as it is. Returns the pipeline itself.
+
+        A new number format reads the components anew: what was rounded once is not rounded twice.
+        """
+        new_device = self.device if device is None else resolve_device(device)
+        new_dtype = resolve_dtype(self.dtype if dtype is None else dtype, new_device)
+        with self._lock:
+            if new_dtype != self.dtype:
+                self._components.clear()
+            for component in self._components.values():
+                component.to(new_device)
+            self.device, self.dtype = new_device, new_dtype
+        return self
+
+    def component(self, name: str) -> Component:
+        """A component by its name in the preset, read at first use.
+
+        Raises:
+            CheckpointError: it is missing, altered or does not fit its configuration.
+        """
+        with self._lock:
+            if name not in self._components:
+                self._components[name] = checkpoints.load_component(
+                    self.root, name, device=self.device, dtype=self.dtype
+                )
+            return self._components[name]
+
+    @overload
+    def __call__(
+        self, inputs: Inputs | None, outputs: str | Sequence[str], **options: Unpack[CallOptions]
+    ) -> Generation: ...
+    @overload
+    def __call__(
+        self, inputs: Sequence[Inputs], outputs: str | Sequence[str], **options: Unpack[CallOptions]
+    ) -> list[Generation]: ...
+
+    @torch.inference_mode()
+    def __call__(
+        self,
+        inputs: Inputs | Sequence[Inputs] | None,
+        outputs: str | Sequence[str],
+        *,
+        seed: int | Sequence[int] | None = None,
+        generator: torch.Generator | Sequence[torch.Generator] | None = None,
+        num_samples: int = 1,
+        num_inference_steps: int | None = None,
+        guidance_scale: float | Mapping[str, float] | None = None,
+        sampler: str | None = None,
+        greedy: bool = True,
+        device: str | torch.device | None = None,
+        dtype: str | torch.dtype | None = None,
+        progress: bool = True,
+        callback_on_step_end: StepCallback | None = None,
+        output_type: str = "pil",
+        batch_size: int = DEFAULT_BATCH_SIZE,
+        allow_any: bool = False,
+    ) -> Generation | list[Generation]:
+        """Generate ``outputs`` from ``inputs``; several outputs are sampled independently of each other.
+
+        Args:
+            inputs: from modality to value (a file, PIL image, array or tensor; text for reports). Empty or None
+                generates without any prompt. A list of mappings is a batch and gives a list of generations.
+            outputs: one or more modalities, none of them an input.
+            seed: 0 to 2**63 - 1. A sample is the same whatever else is asked for or batched with it; so one seed
+                gives all items of a batch the same noise, and a list of seeds gives each its own. None: random,
+                and recorded in the metadata.
+            generator: alternatively, a source (or one an item) from which the seed is drawn.
+            num_samples: samples of each output for each item.
+            num_inference_steps, guidance_scale, sampler: the preset's unless given; ``guidance_scale`` is one
+                number, or one for each output (classifier-free guidance; 1 is none).
+            greedy: reports take the likeliest token; otherwise tokens are drawn, seeded.
+            device, dtype: move the pipeline there first (``to``).
+            progress: show progress bars.
+            callback_on_step_end: called as ``f(pipeline, step, timestep, {"latents": ..., "output": ...})``.
+            output_type: pictures as ``"pil"``, ``"np"`` (h, w) float32 in [0, 1], or ``"pt"`` (1, h, w) in [0, 1].
+            batch_size: most samples that are computed together.
+            allow_any: accept DICOM files of another modality or body part.
+
+        Raises:
+            InputError: anything of the above that cannot be used.
+            CheckpointError, DeviceError: as ``component`` and ``to``.
+        """
+        if seed is not None and generator is not None:
+            raise InputError("seed and generator were both given, expected one of them")
+        if generator is not None:
+            seed = _draw_seeds(generator)
+        request = make_request(
+            self.preset,
+            list(MODALITIES),
+            list(SAMPLERS),
+            inputs,
+            outputs,
+            seed=seed,
+            num_samples=num_samples,
+            num_inference_steps=num_inference_steps,
+            guidance_scale=guidance_scale,
+            sampler=sampler,
+            greedy=greedy,
+            output_type=output_type,
+            batch_size=batch_size,
+        )
+        self.to(device, dtype)
+        prompts = [self._read(item, allow_any) for item in request.items]
+        encoded = [self._encode(item) for item in prompts]
+        made = [Generation({}, self._metadata(request, i, prompts[i])) for i in range(len(prompts))]
+        values: list[dict[str, list[Any]]] = [{} for _ in made]
+        samples: list[dict[str, list[dict[str, Any]]]] = [{} for _ in made]
+        for name in request.outputs:
+            contexts = [self._fuse(name, item) for item in encoded]
+            rows = [_Row(i, k) for i in range(len(made)) for k in range(request.num_samples)]
+            for start in range(0, len(rows), request.batch_size):
+                chunk = rows[start : start + request.batch_size]
+                chunk_contexts = [contexts[row.item] for row in chunk]
+                width = max(context.tokens.shape[1] for context in chunk_contexts)
+                keys = [(request.seeds[row.item], row.index) for row in chunk]
+                outs = self._sample(name, chunk_contexts, width, keys, request, progress, callback_on_step_end)
+                for position, (row, value) in enumerate(zip(chunk, outs, strict=True)):
+                    values[row.item].setdefault(name, []).append(value)
+                    batch = {"size": len(chunk), "position": position, "context_tokens": width}
+                    own = {
+                        "output": name,
+                        "sample": row.index,
+                        "guidance_scale": request.guidance_scale[name],
+                        "batch": batch,
+                    }
+                    samples[row.item].setdefault(name, []).append(own)
+        generations = [Generation(v, g.metadata, s) for v, g, s in zip(values, made, samples, strict=True)]
+        single = inputs is None or isinstance(inputs, Mapping)
+        return generations[0] if single else generations
+
+    @torch.inference_mode()
+    def regenerate(self, inputs: Inputs, metadata: Mapping[str, Any], *, progress: bool = True) -> Any:
+        """Make one sample again, identically on the same machine, from its metadata (``xgem.replay`` checks those).
+
+        The batch is filled up to its recorded size with copies, so that every kernel runs in the same shape.
+        """
+        name, batch = str(metadata["output"]), cast(Mapping[str, int], metadata["batch"])
+        size, position = int(batch["size"]), int(batch["position"])
+        request = make_request(
+            self.preset,
+            list(MODALITIES),
+            list(SAMPLERS),
+            inputs,
+            name,
+            seed=metadata["seed"],
+            num_samples=1,
+            num_inference_steps=metadata["num_inference_steps"],
+            guidance_scale=metadata["guidance_scale"],
+            sampler=metadata["sampler"],
+            greedy=metadata["greedy"],
+            output_type="pil",
+            batch_size=size,
+        )
+        context = self._fuse(name, self._encode(self._read(inputs, allow_any=True)))
+        width = max(int(batch["context_tokens"]), context.tokens.shape[1])
+        keys = [(request.seeds[0], int(metadata["sample"]))] * size
+        return self._sample(name, [context] * size, width, keys, request, progress, None)[position]
+
+    # ------------------------------------------------------------------------------------------------ steps
+
+    def _read(self, item: Inputs, allow_any: bool) -> dict[str, Prompt]:
+        prompts: dict[str, Prompt] = {}
+        for name, value in item.items():
+            prompts[name] = get_modality(name).read(value, self.preset, allow_any=allow_any)
+            for note in prompts[name].notes:
+                logger.warning("%s: %s", name, note)
+        return prompts
+
+    def _encode(self, prompts: Mapping[str, Prompt]) -> dict[str, Encoded]:
+        """Each prompt by itself, a batch of one: what else is in a request cannot change it."""
+        encoded: dict[str, Encoded] = {}
+        for name, prompt in prompts.items():
+            encoder: Any = self.component(self.preset.modalities[name].encoder)
+            batch = get_modality(name).collate([prompt.value])
+            encoded[name] = encoder.encode(batch.to(self.device, self.dtype) if isinstance(batch, Tensor) else batch)
+        return encoded
+
+    def _fuse(self, output: str, encoded: Mapping[str, Encoded]) -> Context:
+        generator: Any = self.component(self.preset.modalities[output].generator)
+        return generator.fuse(encoded) if encoded else generator.null(1)
+
+    def _sample(
+        self,
+        output: str,
+        contexts: Sequence[Context],
+        width: int,
+        keys: Sequence[tuple[int, int]],
+        request: Request,
+        progress: bool,
+        callback: StepCallback | None,
+    ) -> list[Any]:
+        """Samples for one batch of contexts (each of batch 1), one key (seed, index) each."""
+        modality, config = get_modality(output), self.preset.modalities[output]
+        model: Any = self.component(config.generator)
+        codec: Any = self.component(config.codec)
+        noise = torch.stack([initial_noise(seed, output, index, model.latent_shape) for seed, index in keys])
+
+        def on_step(step: int, timestep: int, latents: Tensor) -> None:
+            assert callback is not None
+            callback(self, step, timestep, {"latents": latents, "output": output})
+
+        latents = sample(
+            model,
+            _stack(contexts, width),
+            noise.to(self.device, self.dtype),
+            num_inference_steps=request.num_inference_steps,
+            guidance_scale=request.guidance_scale[output],
+            sampler=request.sampler,
+            callback=on_step if callback is not None else None,
+            progress=progress,
+        )
+        if request.greedy:
+            return modality.to_output(codec.decode(latents, greedy=True), request.output_type)
+        outs: list[Any] = []
+        for row, (seed, index) in zip(latents, keys, strict=True):
+            # One at a time: a generator shared by a batch would make each row depend on the others.
+            source = torch.Generator().manual_seed(derived_seed(seed, output, index, "decode"))
+            outs += modality.to_output(codec.decode(row[None], greedy=False, generator=source), request.output_type)
+        return outs
+
+    def _metadata(self, request: Request, item: int, prompts: Mapping[str, Prompt]) -> dict[str, Any]:
+        return {
+            "synthetic": True,
+            "xgem": __version__,
+            "checkpoint": {"name": self.name, "hash": self.hash},
+            "preset": self.preset.name,
+            "inputs": {name: _describe(prompt) for name, prompt in prompts.items()},
+            "outputs": list(request.outputs),
+            "joint": False,
+            "seed": request.seeds[item],
+            "num_samples": request.num_samples,
+            "sampler": request.sampler,
+            "num_inference_steps": request.num_inference_steps,
+            "guidance_scale": dict(request.guidance_scale),
+            "greedy": request.greedy,
+            "torch": torch.__version__,
+            "device": str(self.device),
+            "dtype": dtype_name(self.dtype),
+            "threads": torch.get_num_threads(),
+        }
+
+
+# ---------------------------------------------------------------------------------------------------- noise
+
+
+def derived_seed(seed: int, output: str, index: int, purpose: str = "noise") -> int:
+    """A seed of 63 bits for one sample of one output, unrelated to those of its neighbours."""
+    digest = hashlib.sha256(f"{seed}:{output}:{index}:{purpose}".encode()).digest()
+    return int.from_bytes(digest[:8], "big") >> 1
+
+
+def initial_noise(seed: int, output: str, index: int, shape: Sequence[int]) -> Tensor:
+    """Standard normal noise of ``shape``, float32 on the CPU, from the seed, the output's name and the index alone."""
+    source = torch.Generator().manual_seed(derived_seed(seed, output, index))
+    return torch.randn(tuple(shape), generator=source)
+
+
+def _draw_seeds(generator: torch.Generator | Sequence[torch.Generator]) -> int | list[int]:
+    def draw(source: Any) -> int:
+        if not isinstance(source, torch.Generator):
+            raise InputError(f"generator is of type {type(source).__name__}, expected torch.Generator")
+        return int(torch.randint(2**32, (), generator=source, device=source.device))
+
+    return [draw(source) for source in generator] if isinstance(generator, Sequence) else draw(generator)
+
+
+def _stack(contexts: Sequence[Context], width: int) -> Context:
+    """Contexts of batch 1 as one batch, their tokens padded (and masked) to ``width``."""
+
+    def pad(value: Tensor) -> Tensor:
+        lacking = width - value.shape[1]
+        return torch.cat([value, value.new_zeros(1, lacking, *value.shape[2:])], dim=1) if lacking else value
+
+    return Context(
+        tokens=torch.cat([pad(context.tokens) for context in contexts]),
+        mask=torch.cat([pad(context.mask) for context in contexts]),
+        pooled=torch.cat([context.pooled for context in contexts]),
+    )
+
+
+def _describe(prompt: Prompt) -> dict[str, Any]:
+    described: dict[str, Any] = {"sha256": prompt.sha256, "origin": prompt.origin, "notes": list(prompt.notes)}
+    if isinstance(prompt.value, str):
+        described["text"] = prompt.value
+    if any(note.startswith("truncated") for note in prompt.notes):
+        described["truncated"] = True
+    return described
+
+
+def _read_preset(root: Path) -> Preset:
+    try:
+        return Preset.parse(dict(checkpoints.read_index(root).preset), str(root / checkpoints.INDEX_NAME))
+    except ConfigError as error:
+        raise CheckpointError(str(error)) from error

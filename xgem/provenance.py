@@ -1,0 +1,195 @@
+"""What a request made: the samples, where they come from, and how they are written and read back.
+
+Every written output is marked as synthetic and carries what it takes to make it again: seed, checkpoint hash, hashes
+of the inputs, sampler, steps and guidance (see ``xgem.replay``). Report prompts are stored as text; of pictures only
+the hash and the file's name are kept.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, cast
+
+from xgem.checkpoint_index import file_sha256, new_file_mode
+from xgem.types import InputError, OutputError
+
+RECORD_NAME = "generation.json"
+PNG_KEY = "xgem"
+
+_Mapping = Mapping[str, Any]
+
+
+def _no_samples() -> dict[str, list[dict[str, Any]]]:
+    return {}
+
+
+@dataclass(frozen=True)
+class Generation:
+    """The samples of one request, by output.
+
+    ``outputs`` maps each modality to its samples: pictures as PIL images (mode "L"), arrays or tensors, as
+    ``output_type`` said; reports as text. They are attributes too: ``generation.lateral[0]``. ``metadata`` is what
+    all samples have in common, as JSON values; ``samples`` what each one adds to it, in the order of ``outputs``.
+    """
+
+    outputs: Mapping[str, Sequence[Any]]
+    metadata: _Mapping
+    samples: Mapping[str, Sequence[_Mapping]] = field(default_factory=_no_samples)
+
+    def __getattr__(self, name: str) -> Sequence[Any]:
+        outputs = cast(Mapping[str, Sequence[Any]], self.__dict__.get("outputs", {}))
+        if name in outputs:
+            return outputs[name]
+        raise AttributeError(f"this generation has no {name!r}, only: {', '.join(outputs)}")
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.outputs)
+
+    def sample_metadata(self, output: str, index: int = 0) -> dict[str, Any]:
+        """Everything known of one sample, as JSON values; written into its file."""
+        own = self.samples[output][index] if output in self.samples else {"output": output, "sample": index}
+        return {**self.metadata, **own}
+
+    def save(self, directory: str | Path, *, overwrite: bool = False) -> list[Path]:
+        """Write every sample and ``generation.json`` into ``directory``, all of them or none.
+
+        A picture becomes ``lateral.png``, a report ``report.txt`` with ``report.json`` beside it; of several samples
+        ``lateral-000.png``, ``lateral-001.png``. With ``overwrite`` the files of an earlier generation there are
+        replaced; other files in the folder are left alone.
+
+        Returns:
+            The samples' files.
+
+        Raises:
+            OutputError: the folder is used (and not ``overwrite``) or cannot be written.
+        """
+        from xgem.modalities import get_modality
+
+        directory = check_output_folder(directory, overwrite=overwrite)
+        temporary: Path | None = None
+        try:
+            directory.parent.mkdir(parents=True, exist_ok=True)
+            temporary = Path(tempfile.mkdtemp(prefix=f".{directory.name}.", dir=directory.parent))
+            files: dict[str, list[dict[str, Any]]] = {}
+            for output, samples in self.outputs.items():
+                modality = get_modality(output)
+                for index, sample in enumerate(samples):
+                    stem = output if len(samples) == 1 else f"{output}-{index:03d}"
+                    metadata = self.sample_metadata(output, index)
+                    written = modality.write(sample, temporary, stem, metadata)
+                    own = self.samples[output][index] if output in self.samples else {}
+                    entry = {**own, "file": written.name, "sha256": file_sha256(written)}
+                    files.setdefault(output, []).append(entry)
+            record = {**self.metadata, "files": files}
+            text = json.dumps(record, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
+            (temporary / RECORD_NAME).write_text(text, encoding="utf-8")
+            _publish(temporary, directory)
+        except OSError as error:
+            raise OutputError(f"{directory}: cannot be written ({error.strerror or error})") from error
+        finally:
+            if temporary is not None:
+                shutil.rmtree(temporary, ignore_errors=True)
+        return [directory / entry["file"] for entries in files.values() for entry in entries]
+
+
+def check_output_folder(directory: str | Path, *, overwrite: bool = False) -> Path:
+    """The folder as a path, if results can go there; nothing is made.
+
+    Raises:
+        OutputError: it is a file, lies under a file, cannot be written, or holds files and not ``overwrite``.
+    """
+    import os
+
+    path = Path(directory).absolute()
+    if path.exists() and not path.is_dir():
+        raise OutputError(f"{directory}: is a file, expected a folder; choose another")
+    try:
+        if path.is_dir() and not overwrite and any(path.iterdir()):
+            raise OutputError(f"{directory}: the folder is used already; choose another or overwrite it (--overwrite)")
+    except OSError as error:
+        raise OutputError(f"{directory}: cannot be read ({error.strerror})") from error
+    nearest = path if path.is_dir() else next(parent for parent in path.parents if parent.exists())
+    if not nearest.is_dir() or not os.access(nearest, os.W_OK | os.X_OK):
+        raise OutputError(f"{directory}: cannot be written, {nearest} is no writable folder; choose another")
+    return path
+
+
+def _publish(temporary: Path, directory: Path) -> None:
+    """Move finished results into place: in one rename where the folder is new, file by file where it is not."""
+    for path in temporary.iterdir():
+        path.chmod(new_file_mode(0o666))
+    temporary.chmod(new_file_mode(0o777))
+    if directory.is_dir() and not any(directory.iterdir()):
+        directory.rmdir()
+    if not directory.exists():
+        temporary.replace(directory)
+        return
+    stale = _recorded_files(directory)
+    # The record goes last: whatever it lists is whole.
+    names = sorted((path.name for path in temporary.iterdir()), key=lambda name: (name == RECORD_NAME, name))
+    for name in names:
+        (temporary / name).replace(directory / name)
+    for name in stale - set(names):
+        (directory / name).unlink(missing_ok=True)
+
+
+def _recorded_files(directory: Path) -> set[str]:
+    """Files (and reports' sidecars) of the generation that ``directory`` holds, plain names only."""
+    try:
+        record = json.loads((directory / RECORD_NAME).read_text(encoding="utf-8"))
+        if record.get("synthetic") is not True:
+            return set()
+        names = {str(entry["file"]) for entries in record["files"].values() for entry in entries}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return set()  # not ours, or damaged: nothing is removed on its word
+    plain = {name for name in names if Path(name).name == name}
+    return plain | {Path(name).with_suffix(".json").name for name in plain}
+
+
+def read_metadata(path: str | Path) -> dict[str, Any]:
+    """What xgem wrote about a generated file: from the PNG itself, or from the JSON file beside a report.
+
+    Raises:
+        InputError: no such file, or one without xgem's metadata.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"{path}: no such file, expected a PNG or a report that xgem wrote")
+    if path.suffix.lower() in {".txt", ".json"}:
+        text = _read_text(path.with_suffix(".json"))
+    else:
+        text = _png_text(path)
+    try:
+        values = json.loads(text)
+    except ValueError as error:
+        raise InputError(f"{path}: its metadata is not JSON; it is damaged or not xgem's") from error
+    if not isinstance(values, dict) or "output" not in values or "seed" not in values:
+        raise InputError(f"{path}: has no metadata of one generated sample, expected a PNG or report that xgem wrote")
+    return cast(dict[str, Any], values)
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: cannot be read; a report's metadata lies in the .json file beside it") from error
+
+
+def _png_text(path: Path) -> str:
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        with Image.open(path) as image:
+            text = getattr(image, "text", {}).get(PNG_KEY)
+    except (UnidentifiedImageError, OSError, ValueError, SyntaxError) as error:
+        raise InputError(f"{path}: not a readable PNG; expected one that xgem wrote") from error
+    if text is None:
+        raise InputError(
+            f"{path}: carries no xgem metadata; it was not made by xgem or was saved anew by other software"
+        )
+    return str(text)

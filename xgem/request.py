@@ -1,0 +1,227 @@
+"""Checks of what is asked of a pipeline, before anything is loaded or computed. Imports no torch."""
+
+from __future__ import annotations
+
+import math
+import operator
+import secrets
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, TypedDict, cast, get_args
+
+from xgem.types import InputError
+
+if TYPE_CHECKING:
+    import torch
+
+    from xgem.configs.schema import Preset
+    from xgem.pipeline import StepCallback
+
+OutputType = Literal["pil", "np", "pt"]
+Inputs = Mapping[str, Any]
+
+MAX_SEED = 2**63 - 1
+MAX_STEPS = 1000
+
+
+class CallOptions(TypedDict, total=False):
+    """The keyword arguments of a pipeline's call, explained at ``XgemPipeline.__call__``."""
+
+    seed: int | Sequence[int] | None
+    generator: torch.Generator | Sequence[torch.Generator] | None
+    num_samples: int
+    num_inference_steps: int | None
+    guidance_scale: float | Mapping[str, float] | None
+    sampler: str | None
+    greedy: bool
+    device: str | torch.device | None
+    dtype: str | torch.dtype | None
+    progress: bool
+    callback_on_step_end: StepCallback | None
+    output_type: str
+    batch_size: int
+    allow_any: bool
+
+
+@dataclass(frozen=True)
+class Request:
+    """A request with every default filled in: one seed an item, one guidance scale an output."""
+
+    items: tuple[Inputs, ...]
+    outputs: tuple[str, ...]
+    seeds: tuple[int, ...]
+    num_samples: int
+    num_inference_steps: int
+    guidance_scale: Mapping[str, float]
+    sampler: str
+    greedy: bool
+    output_type: OutputType
+    batch_size: int
+
+
+def make_request(
+    preset: Preset,
+    known: Sequence[str],
+    samplers: Sequence[str],
+    inputs: Inputs | Sequence[Inputs] | None,
+    outputs: str | Sequence[str],
+    *,
+    seed: int | Sequence[int] | None,
+    num_samples: int,
+    num_inference_steps: int | None,
+    guidance_scale: float | Mapping[str, float] | None,
+    sampler: str | None,
+    greedy: bool,
+    output_type: str,
+    batch_size: int,
+) -> Request:
+    """Check a call's arguments against ``preset`` and fill in its defaults.
+
+    Args:
+        preset: the checkpoint's preset.
+        known: names of all modalities that xgem has, for messages and for telling apart unknown from unsupported.
+        samplers: names of the samplers.
+        inputs: one mapping from modality to value, or a sequence of them; None counts as an empty mapping.
+        outputs: one or more modalities to generate.
+
+    Raises:
+        InputError: what came, what was expected.
+    """
+    items = _items(inputs)
+    wanted = _outputs(outputs)
+    for name in {*wanted, *(name for item in items for name in item)}:
+        check_modality(name, known)
+    for name in wanted:
+        if name not in preset.modalities:
+            raise InputError(f"preset {preset.name!r} cannot generate {name!r}, only: {', '.join(preset.modalities)}")
+    for item in items:
+        _check_item(preset, item, wanted)
+    steps = preset.sampling.num_inference_steps if num_inference_steps is None else num_inference_steps
+    name_of_sampler = preset.sampling.sampler if sampler is None else sampler
+    if name_of_sampler not in samplers:
+        raise InputError(f"sampler {name_of_sampler!r} is not known, expected one of: {', '.join(samplers)}")
+    if output_type not in get_args(OutputType):
+        raise InputError(f"output_type {output_type!r} is not known, expected one of: pil, np, pt")
+    return Request(
+        items=items,
+        outputs=wanted,
+        seeds=_seeds(seed, len(items)),
+        num_samples=_count("num_samples", num_samples),
+        num_inference_steps=_count("num_inference_steps", steps, MAX_STEPS),
+        guidance_scale=_guidance(preset, guidance_scale, wanted),
+        sampler=name_of_sampler,
+        greedy=bool(greedy),
+        output_type=cast(OutputType, output_type),
+        batch_size=_count("batch_size", batch_size),
+    )
+
+
+def check_modality(name: object, known: Sequence[str]) -> None:
+    """Raise ``InputError`` that lists the known modalities unless ``name`` is one of them."""
+    if name not in known:
+        raise InputError(f"modality {name!r} is not known, expected one of: {', '.join(known)}")
+
+
+def _items(inputs: Inputs | Sequence[Inputs] | None) -> tuple[Inputs, ...]:
+    if inputs is None:
+        return ({},)
+    if isinstance(inputs, Mapping):
+        return (cast(Inputs, inputs),)
+    values: Any = inputs
+    if isinstance(values, str | bytes) or not isinstance(values, Sequence):
+        raise InputError(f"inputs are {_kind(values)}, expected a mapping from modality to value, or a list of them")
+    items = tuple(cast(Sequence[Any], values))
+    if not items:
+        raise InputError("inputs are an empty list, expected at least one mapping (an empty mapping is allowed)")
+    for number, item in enumerate(items):
+        if not isinstance(item, Mapping):
+            raise InputError(f"inputs[{number}] is {_kind(item)}, expected a mapping from modality to value")
+    return items
+
+
+def _outputs(outputs: str | Sequence[str]) -> tuple[str, ...]:
+    names = (outputs,) if isinstance(outputs, str) else tuple(outputs or ())
+    if not names or not any(names):
+        raise InputError("no outputs were asked for, name at least one modality, like 'lateral'")
+    for name in names:
+        if names.count(name) > 1:
+            raise InputError(f"output {name!r} is asked for twice; use num_samples for several samples of it")
+    return names
+
+
+def _check_item(preset: Preset, item: Inputs, outputs: Sequence[str]) -> None:
+    for name, value in item.items():
+        if name in outputs:
+            raise InputError(f"{name!r} is an input and an output; a modality is generated from the others only")
+        if name not in preset.modalities:
+            raise InputError(f"preset {preset.name!r} takes no {name!r}, only: {', '.join(preset.modalities)}")
+        for output in outputs:
+            takes: Sequence[str] = getattr(preset.components[preset.modalities[output].generator], "prompts", ())
+            if name not in takes:
+                raise InputError(f"output {output!r} takes no {name!r} as input, only: {', '.join(takes)}")
+        if value is None:
+            raise InputError(f"input {name!r} is None; leave out what there is none of")
+
+
+def _seeds(seed: int | Sequence[int] | None, count: int) -> tuple[int, ...]:
+    if seed is None:
+        # 32 bits are enough to differ and short enough to be typed again.
+        return tuple(secrets.randbelow(2**32) for _ in range(count))
+    if isinstance(seed, Sequence) and not isinstance(seed, str):
+        if len(seed) != count:
+            raise InputError(f"{len(seed)} seeds came for {count} inputs, expected one seed or one for each input")
+        return tuple(_seed(value) for value in seed)
+    return (_seed(seed),) * count
+
+
+def _seed(value: Any) -> int:
+    number = _integer("seed", value)
+    if not 0 <= number <= MAX_SEED:
+        raise InputError(f"seed is {number}, expected a whole number from 0 to 2**63 - 1")
+    return number
+
+
+def _count(name: str, value: Any, most: int | None = None) -> int:
+    number = _integer(name, value)
+    if number < 1 or (most is not None and number > most):
+        raise InputError(f"{name} is {number}, expected " + ("1 or more" if most is None else f"1 to {most}"))
+    return number
+
+
+def _integer(name: str, value: Any) -> int:
+    try:
+        if isinstance(value, bool):
+            raise TypeError
+        return operator.index(value)
+    except TypeError:
+        raise InputError(f"{name} is {value!r}, expected a whole number") from None
+
+
+def _guidance(preset: Preset, scale: float | Mapping[str, float] | None, outputs: Sequence[str]) -> Mapping[str, float]:
+    default = preset.sampling.guidance_scale
+    if scale is None:
+        chosen: dict[str, Any] = {}
+    elif isinstance(scale, Mapping):
+        strangers = [name for name in scale if name not in outputs]
+        if strangers:
+            raise InputError(f"guidance_scale names {strangers[0]!r}, which is not among the outputs asked for")
+        chosen = dict(scale)
+    else:
+        chosen = dict.fromkeys(outputs, scale)
+    return {name: _scale(name, chosen.get(name, default.get(name, 1.0))) for name in outputs}
+
+
+def _scale(name: str, value: Any) -> float:
+    try:
+        if isinstance(value, bool | str):
+            raise TypeError
+        number = float(value)
+    except (TypeError, ValueError):
+        raise InputError(f"guidance_scale for {name!r} is {value!r}, expected a number") from None
+    if not math.isfinite(number) or number < 0:
+        raise InputError(f"guidance_scale for {name!r} is {number}, expected a finite number, 0 or more")
+    return number
+
+
+def _kind(value: object) -> str:
+    return f"of type {type(value).__name__}"
