@@ -84,6 +84,8 @@ def caption_from_labels(labels: Iterable[str]) -> str:
             normal = True
             continue
         text = spoken(label)
+        if not text:
+            continue
         if name in _PLACES:
             text = f"abnormality of the {text}"
         sentences[text[0].upper() + text[1:] + "."] = None

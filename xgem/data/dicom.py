@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import math
 import re
-import warnings
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -35,19 +34,16 @@ def decode_dicom(
     """
     import pydicom
 
-    with warnings.catch_warnings():
-        # The library warns about values that break the standard; what matters here is checked below.
-        warnings.simplefilter("ignore")
-        try:
-            ds = pydicom.dcmread(io.BytesIO(data), force=True)
-            _check_header(ds, name, allow_any)
-            return _pixels(ds, name, voi, invert_monochrome1), _spacing(ds)
-        except ImageError:
-            raise
-        # Decoders of four libraries end here; whatever they raise means that the bytes cannot be used.
-        except Exception as error:
-            text = " ".join(str(error).split())[:160] or type(error).__name__
-            raise ImageError(f"{name}: damaged, truncated or unsupported DICOM ({text}); export it again") from error
+    try:
+        ds = pydicom.dcmread(io.BytesIO(data), force=True)
+        _check_header(ds, name, allow_any)
+        return _pixels(ds, name, voi, invert_monochrome1), _spacing(ds)
+    except ImageError:
+        raise
+    # Decoders of four libraries end here; whatever they raise means that the bytes cannot be used.
+    except Exception as error:
+        text = " ".join(str(error).split())[:160] or type(error).__name__
+        raise ImageError(f"{name}: damaged, truncated or unsupported DICOM ({text}); export it again") from error
 
 
 def _check_header(ds: Dataset, name: str, allow_any: bool) -> None:
@@ -83,9 +79,12 @@ def _pixels(ds: Dataset, name: str, voi: Voi, invert_monochrome1: bool) -> Float
         implicit = ds.original_encoding[0]
         ds.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian if implicit else ExplicitVRLittleEndian
     photometric = str(ds.PhotometricInterpretation).upper()
+    signed = bool(int(ds.get("PixelRepresentation", 0) or 0))
+    # By default the library drops the bits over BitsStored, and so wraps values that a wrong header cuts off.
+    ds.pixel_array_options(correct_unused_bits=signed)
     stored: NDArray[Any] = ds.pixel_array
     if photometric == "PALETTE COLOR":
-        from pydicom.pixels import apply_color_lut
+        from pydicom.pixels.processing import apply_color_lut
 
         stored = apply_color_lut(stored, ds)
         return grey((stored.astype(np.float32) / np.float32(np.iinfo(stored.dtype).max)), name)
@@ -94,7 +93,8 @@ def _pixels(ds: Dataset, name: str, voi: Voi, invert_monochrome1: bool) -> Float
     if stored.ndim != 2:
         raise ImageError(f"{name}: DICOM pixels of shape {stored.shape}; expected one grey frame (h, w)")
     low, high = _stored_range(ds)
-    stored = _without_overlays(stored, ds)
+    if not signed:
+        stored = _stored_bits(stored, ds)
     if int(stored.min()) < low or int(stored.max()) > high:
         raise ImageError(
             f"{name}: stored values {stored.min()} to {stored.max()} leave the {int(ds.BitsStored)} bits of the header "
@@ -116,18 +116,19 @@ def _stored_range(ds: Dataset) -> tuple[int, int]:
     return 0, 2**bits - 1
 
 
-def _without_overlays(stored: NDArray[Any], ds: Dataset) -> NDArray[Any]:
-    """Stored values without the overlay planes that old files keep in the unused high bits of each cell."""
+def _stored_bits(stored: NDArray[Any], ds: Dataset) -> NDArray[Any]:
+    """Unsigned values from their place in the cell, without the overlay planes that old files keep beside them."""
     bits = int(ds.BitsStored)
+    shift = int(ds.get("HighBit", bits - 1)) + 1 - bits
+    if shift > 0:
+        stored = stored >> shift
     embedded = any(int(ds[group, 0x0102].value or 0) > 0 for group in range(0x6000, 0x6020, 2) if (group, 0x0102) in ds)
-    if embedded and not int(ds.get("PixelRepresentation", 0) or 0):
-        return stored & np.asarray(2**bits - 1, dtype=stored.dtype)
-    return stored
+    return stored & np.asarray(2**bits - 1, dtype=stored.dtype) if embedded else stored
 
 
 def _to_unit(stored: NDArray[Any], ds: Dataset, low: int, high: int, voi: Voi) -> Floats:
     """Modality and VOI transforms, then division by the range that the result can take."""
-    from pydicom.pixels import apply_modality_lut, apply_voi
+    from pydicom.pixels.processing import apply_modality_lut, apply_voi
 
     if "ModalityLUTSequence" in ds and ds.ModalityLUTSequence:
         values = apply_modality_lut(stored, ds).astype(np.float64)
@@ -151,7 +152,8 @@ def window(values: NDArray[np.float64], centre: float, width: float, function: s
     """Window to [0, 1] (PS3.3 C.11.2.1.2 and C.11.2.1.3): LINEAR, LINEAR_EXACT or SIGMOID."""
     name = function.upper()
     if name == "SIGMOID":
-        return (1 / (1 + np.exp(-4 * (values - centre) / width))).astype(np.float32)
+        # The logistic function as a hyperbolic tangent, which cannot overflow.
+        return (0.5 + 0.5 * np.tanh(2 * (values - centre) / width)).astype(np.float32)
     if name == "LINEAR_EXACT":
         return np.clip((values - centre) / width + 0.5, 0, 1).astype(np.float32)
     if width <= 1:

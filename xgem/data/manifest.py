@@ -158,7 +158,8 @@ class Manifest:
         except OSError as error:
             raise OutputError(f"{path}: cannot be written ({error.strerror or error}); choose another place") from error
         finally:
-            partial.unlink(missing_ok=True)
+            if partial.exists():
+                partial.unlink()
 
     def file(self, row: Row) -> Path | None:
         """Absolute path of a row's picture, None for a report without one."""
@@ -277,7 +278,8 @@ def _absolute(path: Path) -> Path:
 def _read_jsonl(path: Path) -> list[dict[str, Any]]:
     records: list[dict[str, Any]] = []
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        # Not splitlines: texts may hold other line ends (U+0085, U+2028), which JSON leaves as they are.
+        lines = path.read_text(encoding="utf-8").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise ManifestError(f"{path}: not readable as UTF-8 text; expected one JSON object a line") from error
     for number, line in enumerate(lines, start=1):

@@ -38,6 +38,7 @@ MIN_CONTRAST = 1e-3
 # JPEG's chroma noise on a grey picture stays far below these; a small coloured marker is tolerated.
 _COLOUR_SPREAD, _COLOUR_SHARE, _COLOUR_MEAN = 24 / 255, 0.01, 6 / 255
 _PICTURE_FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "JPEG2000", "PPM")
+_MAGIC = {b"\x89PNG": "PNG", b"\xff\xd8\xff": "JPEG", b"II*\x00": "TIFF", b"MM\x00*": "TIFF", b"BM": "BMP"}
 ACCEPTED = "PNG, JPEG, TIFF, DICOM or .npy"
 
 
@@ -151,6 +152,11 @@ def _decode_picture(data: bytes, name: str) -> Floats:
             image.load()
             return _from_pil(image, name)
     except UnidentifiedImageError as error:
+        known = next((kind for magic, kind in _MAGIC.items() if data.startswith(magic)), None)
+        if known:
+            raise ImageError(
+                f"{name}: a damaged or unsupported {known} file; export it again as 8 or 16-bit PNG"
+            ) from error
         raise ImageError(f"{name}: not a picture that can be read; expected {ACCEPTED}") from error
     except ImageError:
         raise

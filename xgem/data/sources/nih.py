@@ -56,20 +56,18 @@ def prepare(source_dir: Path, out: Path) -> Manifest:
         logger.warning("nih: %d of %d listed pictures are not there and are left out", len(missing), len(records))
     tested = _test_patients(source, {record[columns[0]]: record[columns[1]] for record in records})
     root = Path(out).resolve().parent
-    rows = tuple(
-        _row(*(record[column] for column in columns), places[record[columns[0]]], root, tested)
-        for record in records
-        if record[columns[0]] in places
-    )
-    manifest = Manifest(rows, root)
+    rows: list[Row] = []
+    for record in records:
+        name, patient, age, sex, labels = (record[column] for column in columns)
+        if name in places:
+            rows.append(_row(place(places[name], root), name, patient, age, sex, labels, tested))
+    manifest = Manifest(tuple(rows), root)
     manifest.check()
     manifest.write(out)
     return manifest
 
 
-def _row(
-    name: str, patient: str, age: str, sex: str, labels: str, file: Path, root: Path, tested: frozenset[str] | None
-) -> Row:
+def _row(file: str, name: str, patient: str, age: str, sex: str, labels: str, tested: frozenset[str] | None) -> Row:
     subject = f"{SOURCE}-{patient}"
     return Row.model_validate(
         {
@@ -77,7 +75,7 @@ def _row(
             "subject": subject,
             "split": _split(patient, subject, tested),
             "view": "frontal",
-            "file": place(file, root),
+            "file": file,
             "labels": tuple(
                 dict.fromkeys(label.replace("_", " ").strip() for label in labels.split("|") if label.strip())
             ),

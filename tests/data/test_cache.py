@@ -1,0 +1,196 @@
+"""The cache gives what was made, never what was made from something else, and heals what is damaged."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from xgem.configs.schema import TransformConfig
+from xgem.data.cache import ArrayCache, Pictures, canonical, content_hash, module_hash, prepare_pictures
+from xgem.data.manifest import Manifest, Row
+from xgem.data.transforms import read_square
+from xgem.types import DataError, ImageError, OutputError
+
+
+class Maker:
+    """Counts how often it is asked."""
+
+    def __init__(self, value: float = 1.0) -> None:
+        self.calls, self.value = 0, value
+
+    def __call__(self) -> dict[str, np.ndarray | torch.Tensor]:
+        self.calls += 1
+        return {
+            "a": np.full((10, 7), self.value, np.float32),
+            "b": torch.arange(24, dtype=torch.uint8).reshape(6, 4),
+            "c": torch.tensor(self.value, dtype=torch.bfloat16),
+            "d": torch.zeros(0, 3),
+        }
+
+
+def same(left: dict[str, torch.Tensor], right: dict) -> None:
+    assert left.keys() == right.keys()
+    for name, value in left.items():
+        torch.testing.assert_close(value, torch.as_tensor(right[name]), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("shard_bytes", [1 << 30, 100, 1])
+def test_made_once_and_given_again(tmp_path: Path, shard_bytes: int):
+    make, cache = Maker(), ArrayCache(tmp_path, shard_bytes=shard_bytes)
+    first = cache.get_or_make("latents", {"data": "x", "size": 3}, make)
+    second = cache.get_or_make("latents", {"size": 3, "data": "x"}, make)
+    assert make.calls == 1
+    same(first, Maker()())
+    same(second, Maker()())
+    files = sorted(path.name for path in (tmp_path / "latents").iterdir())
+    assert all(name.endswith(".safetensors") for name in files)
+    assert (len(files) == 1) == (shard_bytes == 1 << 30)
+
+
+@pytest.mark.parametrize("other", [{"data": "y", "size": 3}, {"data": "x", "size": 4}, {"data": "x"}])
+def test_another_key_is_never_answered_from_the_store(tmp_path: Path, other: dict):
+    cache = ArrayCache(tmp_path)
+    cache.get_or_make("k", {"data": "x", "size": 3}, Maker(1))
+    make = Maker(2)
+    same(cache.get_or_make("k", other, make), Maker(2)())
+    assert make.calls == 1
+
+
+def test_a_file_with_another_key_is_not_believed(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    cache = ArrayCache(tmp_path)
+    cache.get_or_make("k", {"x": 1}, Maker(1))
+    (old,) = (tmp_path / "k").iterdir()
+    cache.get_or_make("k", {"x": 2}, Maker(2))
+    (new,) = set((tmp_path / "k").iterdir()) - {old}
+    new.write_bytes(old.read_bytes())
+    same(cache.get_or_make("k", {"x": 2}, Maker(2)), Maker(2)())
+    assert "another" in caplog.text
+
+
+@pytest.mark.parametrize("shard_bytes", [1 << 30, 100])
+@pytest.mark.parametrize("damage", ["truncate", "empty", "flip", "noise", "lose"])
+def test_damaged_files_are_made_again_with_a_warning(tmp_path: Path, damage: str, shard_bytes: int, caplog):
+    cache = ArrayCache(tmp_path, shard_bytes=shard_bytes)
+    cache.get_or_make("k", {"x": 1}, Maker())
+    path = sorted((tmp_path / "k").iterdir())[-1]
+    data = path.read_bytes()
+    if damage == "lose":
+        path.unlink()
+    else:
+        changed = {
+            "truncate": data[:-3],
+            "empty": b"",
+            "flip": data[:-1] + bytes([data[-1] ^ 0x10]),
+            "noise": b"noise" * 20,
+        }
+        path.write_bytes(changed[damage])
+    make = Maker()
+    with caplog.at_level(logging.WARNING):
+        same(cache.get_or_make("k", {"x": 1}, make), Maker()())
+    assert make.calls == 1
+    assert ("making it again" in caplog.text) == (damage != "lose" or shard_bytes == 100)
+    same(cache.get_or_make("k", {"x": 1}, make), Maker()())
+    assert make.calls == 1
+
+
+def test_nothing_half_made_is_left(tmp_path: Path):
+    def fail() -> dict[str, np.ndarray]:
+        raise RuntimeError("stop")
+
+    with pytest.raises(RuntimeError, match="stop"):
+        ArrayCache(tmp_path).get_or_make("k", {}, fail)
+    assert not list(tmp_path.rglob("*.*"))
+
+
+def test_bad_keys_names_and_places(tmp_path: Path):
+    cache = ArrayCache(tmp_path)
+    for key in ({"x": object()}, {"x": float("nan")}):
+        with pytest.raises(DataError, match="JSON"):
+            cache.get_or_make("k", key, Maker())
+    with pytest.raises(DataError, match="#"):
+        cache.get_or_make("k", {}, lambda: {"a#0": np.zeros(1)})
+    (tmp_path / "file").touch()
+    with pytest.raises(OutputError, match="cannot be written"):
+        ArrayCache(tmp_path / "file").get_or_make("k", {}, Maker())
+
+
+@given(st.dictionaries(st.text(), st.integers() | st.text() | st.lists(st.booleans())))
+def test_canonical_keys_do_not_depend_on_order(key: dict):
+    assert canonical(key) == canonical(dict(reversed(key.items())))
+
+
+def test_hashes(tmp_path: Path):
+    one, two = tmp_path / "1", tmp_path / "2"
+    one.write_bytes(b"1")
+    two.write_bytes(b"2")
+    assert content_hash([one, two]) != content_hash([two, one])
+    (tmp_path / "other").write_bytes(b"1")
+    assert content_hash([one]) == content_hash([str(tmp_path / "other")])
+    with pytest.raises(DataError, match="cannot be read"):
+        content_hash([tmp_path / "none"])
+    net = torch.nn.Linear(3, 2)
+    before = module_hash(net)
+    assert before == module_hash(net)
+    with torch.no_grad():
+        net.bias[0] += 1e-6
+    assert module_hash(net) != before
+
+
+def make_manifest(folder: Path, chest, n: int = 5) -> Manifest:
+    rows = []
+    for i in range(n):
+        for view in ("frontal", "lateral")[: 1 + i % 2]:
+            Image.fromarray(chest(60 + i, 50)).save(folder / f"{i}{view}.png")
+            rows.append(Row(study=f"s{i}", subject=f"p{i}", split="train", view=view, file=f"{i}{view}.png"))
+    rows.append(Row(study="t", subject="t", split="train", impression="Normal."))
+    return Manifest(tuple(rows), folder)
+
+
+def test_prepared_pictures(tmp_path: Path, chest):
+    config = TransformConfig(size=32)
+    manifest = make_manifest(tmp_path, chest)
+    made = prepare_pictures(manifest, "train", config, tmp_path / "cache", progress=False)
+    again = prepare_pictures(manifest, "train", config, tmp_path / "cache", progress=False)
+    assert isinstance(made, Pictures)
+    assert made.values.shape == (7, 32, 32)
+    assert made.values.dtype == torch.uint8
+    torch.testing.assert_close(made.values, again.values)
+    assert len(list((tmp_path / "cache/pictures").iterdir())) == 1
+    assert made.index["s1", "lateral"] != made.index["s1", "frontal"]
+    assert sorted(row for rows in made.index.values() for row in rows) == list(range(7))
+    for (study, view), (row,) in made.index.items():
+        assert made.paths[row].name == f"{study[1:]}{view}.png"
+        expected = read_square(made.paths[row], config)
+        np.testing.assert_allclose(made.floats([row])[0, 0].numpy(), expected, atol=0.5 / 127.5 + 1e-5)
+
+
+def test_changed_pictures_and_configs_are_prepared_again(tmp_path: Path, chest):
+    manifest = make_manifest(tmp_path, chest)
+    config = TransformConfig(size=32)
+    first = prepare_pictures(manifest, "train", config, tmp_path / "cache", progress=False)
+    Image.fromarray(255 - chest(60, 50)).save(tmp_path / "0frontal.png")
+    second = prepare_pictures(manifest, "train", config, tmp_path / "cache", progress=False)
+    assert first.sha256 != second.sha256
+    assert not torch.equal(first.values[0], second.values[0])
+    third = prepare_pictures(manifest, "train", TransformConfig(size=32, pad=False), tmp_path / "cache", progress=False)
+    assert not torch.equal(second.values, third.values)
+
+
+def test_unreadable_pictures_are_named(tmp_path: Path, chest):
+    manifest = make_manifest(tmp_path, chest)
+    (tmp_path / "1lateral.png").write_bytes(b"no picture")
+    with pytest.raises(ImageError, match=r"1lateral\.png"):
+        prepare_pictures(manifest, "train", TransformConfig(size=32), tmp_path / "cache", progress=False)
+    assert not list((tmp_path / "cache").rglob("*.safetensors"))
+    (tmp_path / "1lateral.png").unlink()
+    with pytest.raises(DataError, match=r"1lateral\.png"):
+        prepare_pictures(manifest, "train", TransformConfig(size=32), tmp_path / "cache", progress=False)
+    with pytest.raises(DataError, match="no pictures"):
+        prepare_pictures(manifest, "val", TransformConfig(size=32), tmp_path / "cache", progress=False)

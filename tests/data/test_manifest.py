@@ -1,0 +1,238 @@
+"""The manifest's schema, its two forms, and the rules between rows."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from xgem.data.manifest import Manifest, Row, place, split_of
+from xgem.types import ManifestError, OutputError
+
+
+def row(study: str = "s1", **changes: Any) -> Row:
+    fields = {"study": study, "subject": f"p-{study}", "split": "train", "view": "frontal", "file": f"{study}.png"}
+    return Row.model_validate(fields | changes)
+
+
+def manifest(*rows: Row, root: Path = Path("/nowhere")) -> Manifest:
+    return Manifest(rows, root)
+
+
+texts = st.text(st.characters(codec="utf-8", exclude_characters="\x00"), max_size=20)
+names = st.text("abcdef-_. 0123", min_size=1, max_size=8).map(str.strip).filter(bool)
+rows = st.builds(
+    Row,
+    study=names,
+    subject=names,
+    split=st.sampled_from(["train", "val", "test"]),
+    view=st.sampled_from(["frontal", "lateral"]),
+    file=names,
+    findings=texts,
+    impression=texts,
+    labels=st.lists(names, max_size=3).map(tuple),
+    age=st.none() | st.floats(0, 120),
+    sex=st.sampled_from(["F", "M", None]),
+    source=texts,
+    licence=texts,
+)
+
+
+@pytest.mark.parametrize("suffix", ["parquet", "jsonl"])
+@given(content=st.lists(rows, min_size=1, max_size=5))
+def test_both_forms_give_back_what_was_written(
+    tmp_path_factory: pytest.TempPathFactory, suffix: str, content: list[Row]
+):
+    folder = tmp_path_factory.getbasetemp()
+    written = Manifest(tuple(content), folder.resolve())
+    written.write(folder / f"m.{suffix}")
+    assert Manifest.read(folder / f"m.{suffix}") == written
+
+
+def test_files_are_relative_to_the_manifest_and_survive_a_move(tmp_path: Path):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a/s1.png").touch()
+    made = manifest(row(), root=tmp_path / "a")
+    made.write(tmp_path / "a/m.jsonl")
+    made.write(tmp_path / "b/m.jsonl")
+    assert Manifest.read(tmp_path / "a/m.jsonl").rows[0].file == "s1.png"
+    moved = Manifest.read(tmp_path / "b/m.jsonl")
+    assert moved.rows[0].file == str(tmp_path / "a/s1.png")
+    moved.check()
+    assert moved.studies()[0].pictures["frontal"] == (tmp_path / "a/s1.png",)
+
+
+def test_place(tmp_path: Path):
+    assert place(tmp_path / "x/y.png", tmp_path) == "x/y.png"
+    assert place(Path("/elsewhere/y.png"), tmp_path) == "/elsewhere/y.png"
+
+
+def test_studies_are_sorted_and_hold_their_pictures():
+    made = manifest(
+        row("b", file="b2.png", impression="Normal."),
+        row("a", split="val"),
+        row("b", file="b1.png", impression="Normal."),
+        row("b", view="lateral", file="bl.png", impression="Normal."),
+        row("b", view=None, file="b?.png", impression="Normal."),
+        row("c", view=None, file=None, findings="Clear."),
+    )
+    made.check(files=False)
+    assert [study.id for study in made.studies()] == ["a", "b", "c"]
+    assert [study.id for study in made.studies("train")] == ["b", "c"]
+    study = made.studies()[1]
+    assert [path.name for path in study.pictures["frontal"]] == ["b2.png", "b1.png"]
+    assert [path.name for path in study.pictures["lateral"]] == ["bl.png"]
+    assert all(path.is_absolute() for files in study.pictures.values() for path in files)
+    assert study.impression == "Normal."
+    assert made.studies()[2].pictures == {}
+    assert made.studies("test") == []
+    with pytest.raises(ManifestError, match="unknown split"):
+        made.studies("valid")
+
+
+def test_summary():
+    made = manifest(row("a"), row("b", split="val", impression="Normal."), row("c", view=None, file=None))
+    summary = made.summary()
+    assert summary["studies"] == 3
+    assert summary["splits"] == {"train": 2, "val": 1}
+    assert summary["pictures"] == {"train/frontal": 1, "val/frontal": 1}
+    assert summary["impressions"] == 1
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"split": "training"},
+        {"view": "oblique"},
+        {"file": None},
+        {"file": " "},
+        {"study": ""},
+        {"subject": " p"},
+        {"age": -1},
+        {"age": 414},
+        {"age": float("nan")},
+        {"sex": "female"},
+        {"labels": ("",)},
+        {"extra": 1},
+        {"study": 3},
+    ],
+)
+def test_bad_values_are_refused_and_the_row_is_named(tmp_path: Path, changes: dict):
+    with pytest.raises(ValidationError):
+        row(**changes)
+    import json
+
+    fields = row().model_dump(mode="json")
+    lines = [json.dumps(fields), json.dumps(fields | {key: value for key, value in changes.items()})]
+    (tmp_path / "m.jsonl").write_text("\n".join(lines))
+    with pytest.raises(ManifestError, match="row 2") as caught:
+        Manifest.read(tmp_path / "m.jsonl")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ([row("a"), row("a")], "row 2: study 'a' holds a.png twice, first at row 1"),
+        ([row("a"), row("a", view="lateral")], "twice"),
+        ([row("a", view=None, file=None), row("a", view=None, file=None)], "twice"),
+        ([row("a"), row("b", file="a.png")], "row 2: a.png belongs to study 'a' already"),
+        ([row("a"), row("b", file="./x/../a.png")], "belongs to study 'a'"),
+        ([row("a", subject="p"), row("b"), row("c", subject="p", split="val")], "row 3: subject 'p' is in split 'val'"),
+        ([row("a"), row("a", file="2.png", split="val")], "split by subject"),
+        ([row("a"), row("a", file="2.png", subject="q")], "row 2: study 'a' differs in subject from row 1"),
+        ([row("a"), row("a", file="2.png", impression="Other.")], "differs in impression"),
+    ],
+)
+def test_rules_between_rows(content: list[Row], words: str):
+    with pytest.raises(ManifestError) as caught:
+        manifest(*content).check(files=False)
+    assert words in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_subject_with_two_studies_in_one_split_is_fine():
+    manifest(row("a", subject="p"), row("b", subject="p")).check(files=False)
+
+
+def test_missing_files_are_named(tmp_path: Path):
+    (tmp_path / "a.png").touch()
+    made = manifest(row("a"), row("b"), root=tmp_path)
+    with pytest.raises(ManifestError, match=r"row 2: study 'b': no such file .*b\.png"):
+        made.check()
+    made.check(files=False)
+
+
+@given(
+    content=st.lists(
+        st.tuples(st.sampled_from("abc"), st.sampled_from("pq"), st.sampled_from(["train", "val"])),
+        min_size=1,
+        max_size=6,
+    )
+)
+def test_a_leak_is_found_exactly_when_there_is_one(content: list[tuple[str, str, str]]):
+    made = manifest(
+        *(row(f"{study}{i}", subject=subject, split=split) for i, (study, subject, split) in enumerate(content))
+    )
+    splits: dict[str, set[str]] = {}
+    for _, subject, split in content:
+        splits.setdefault(subject, set()).add(split)
+    if any(len(found) > 1 for found in splits.values()):
+        with pytest.raises(ManifestError, match="split by subject"):
+            made.check(files=False)
+    else:
+        made.check(files=False)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("m.jsonl", b"", "no rows"),
+        ("m.jsonl", b"[1]\n", "line 1 is list"),
+        ("m.jsonl", b"{}\n{", "line 2 is not JSON"),
+        ("m.jsonl", b"\xff\xfe", "UTF-8"),
+        ("m.parquet", b"PAR1 no", "not a readable Parquet"),
+        ("m.parquet", b"", "not a readable Parquet"),
+        ("m.csv", b"a,b", "unknown ending"),
+    ],
+)
+def test_unreadable_manifests(tmp_path: Path, name: str, content: bytes, words: str):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ManifestError, match=words):
+        Manifest.read(tmp_path / name)
+
+
+def test_a_truncated_parquet_and_a_missing_manifest(tmp_path: Path):
+    manifest(row(), root=tmp_path).write(tmp_path / "m.parquet")
+    data = (tmp_path / "m.parquet").read_bytes()
+    (tmp_path / "m.parquet").write_bytes(data[: len(data) // 2])
+    with pytest.raises(ManifestError, match="truncated"):
+        Manifest.read(tmp_path / "m.parquet")
+    with pytest.raises(ManifestError, match="no such manifest"):
+        Manifest.read(tmp_path / "none.parquet")
+
+
+def test_writing_is_whole_or_nothing(tmp_path: Path):
+    made = manifest(row(), root=tmp_path)
+    made.write(tmp_path / "m.jsonl")
+    with pytest.raises(OutputError, match="exists already"):
+        made.write(tmp_path / "m.jsonl", overwrite=False)
+    with pytest.raises(ManifestError, match="unknown ending"):
+        made.write(tmp_path / "m.txt")
+    (tmp_path / "file").touch()
+    with pytest.raises(OutputError, match="cannot be written"):
+        made.write(tmp_path / "file" / "m.jsonl")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "m.jsonl"]
+
+
+def test_hashed_splits_are_stable_and_of_the_stated_size():
+    counts = Counter(split_of(f"subject {i}") for i in range(4000))
+    assert counts["val"] == pytest.approx(400, abs=70)
+    assert counts["test"] == pytest.approx(400, abs=70)
+    assert [split_of(f"openi-{i}") for i in range(6)] == [split_of(f"openi-{i}") for i in range(6)]
+    assert {split_of(f"{i}", test=0) for i in range(300)} == {"train", "val"}
