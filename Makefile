@@ -86,7 +86,8 @@ train-default: $(INSTALLED_DEV) $(MANIFEST)
 	$(XGEM) train all --preset "$(PRESET)" --data "$(MANIFEST)" --out "$(RUN)" --resume
 
 eval: $(INSTALLED_DEV) $(MANIFEST)
-	$(XGEM) eval routes $(if $(MODEL),--model "$(MODEL)") --data "$(MANIFEST)" --split $(SPLIT) --out "$(RUN)/eval"
+	$(XGEM) eval routes $(if $(MODEL),--model "$(MODEL)") --data "$(MANIFEST)" --split $(SPLIT) \
+		--out "$(RUN)/eval" --cache "$(RUN)/eval-cache" --overwrite
 
 clean:
 	rm -rf build dist .pytest_cache .ruff_cache .hypothesis

@@ -14,6 +14,7 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -119,7 +120,8 @@ def make_expands_to(words: list[str], venv: Path) -> list[list[str]]:
     done = subprocess.run(command, cwd=PROJECT, env=env, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
     xgem = f"{venv}/bin/xgem "
-    return [shlex.split("xgem " + line[len(xgem) :]) for line in done.stdout.splitlines() if line.startswith(xgem)]
+    lines = done.stdout.replace("\\\n", " ").splitlines()
+    return [shlex.split("xgem " + line[len(xgem) :]) for line in lines if line.startswith(xgem)]
 
 
 def parse(words: list[str]) -> None:
@@ -128,17 +130,16 @@ def parse(words: list[str]) -> None:
 
     from xgem.cli import app
 
-    command = typer.main.get_command(app)
+    command: Any = typer.main.get_command(app)
     context = command.context_class(command, info_name="xgem")
     rest = words[1:]
     while True:
         _, rest, _ = command.make_parser(context).parse_args(list(rest))
-        commands = getattr(command, "commands", None)
-        if commands is None:
+        if not hasattr(command, "get_command"):
             break
         name, *rest = rest
-        assert name in commands, f"{shlex.join(words)}: no command {name!r}"
-        command = commands[name]
+        command = command.get_command(context, name)
+        assert command is not None, f"{shlex.join(words)}: no command {name!r}"
         context = command.context_class(command, parent=context, info_name=name)
     assert not rest, f"{shlex.join(words)}: takes no {rest}"
 
