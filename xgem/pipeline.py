@@ -7,10 +7,10 @@ adds numbers up, which its size decides; the size is recorded, and ``XgemPipelin
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Unpack, cast, overload
 
@@ -24,6 +24,8 @@ from xgem.devices import dtype_name, resolve_device, resolve_dtype
 from xgem.generators.sampling import SAMPLERS, sample
 from xgem.locate import Location, locate
 from xgem.modalities import MODALITIES, get_modality
+from xgem.noise import derived_seed, draw_seeds, initial_noise
+from xgem.progress import StepBar
 from xgem.provenance import Generation
 from xgem.request import CallOptions, Inputs, Request, make_request
 from xgem.types import CheckpointError, ConfigError, Context, Encoded, InputError, Prompt
@@ -70,6 +72,8 @@ class XgemPipeline:
         self.hash = checkpoints.checkpoint_hash(location.root)
         self._components: dict[str, Component] = {}
         self._lock = threading.Lock()
+        # Generators keep their projected context while they sample: one at a time, threads wait for each other.
+        self._sampling = threading.RLock()
 
     @classmethod
     def from_pretrained(
@@ -182,7 +186,7 @@ class XgemPipeline:
         if seed is not None and generator is not None:
             raise InputError("seed and generator were both given, expected one of them")
         if generator is not None:
-            seed = _draw_seeds(generator)
+            seed = draw_seeds(generator)
         request = make_request(
             self.preset,
             list(MODALITIES),
@@ -199,30 +203,17 @@ class XgemPipeline:
             batch_size=batch_size,
         )
         self.to(device, dtype)
+        # All inputs are read before a component is: what is wrong with the last is said at once.
         prompts = [self._read(item, allow_any) for item in request.items]
+        prompts = [self._annotate(item) for item in prompts]
         encoded = [self._encode(item) for item in prompts]
         made = [Generation({}, self._metadata(request, i, prompts[i])) for i in range(len(prompts))]
         values: list[dict[str, list[Any]]] = [{} for _ in made]
         samples: list[dict[str, list[dict[str, Any]]]] = [{} for _ in made]
         for name in request.outputs:
-            contexts = [self._fuse(name, item) for item in encoded]
-            rows = [_Row(i, k) for i in range(len(made)) for k in range(request.num_samples)]
-            for start in range(0, len(rows), request.batch_size):
-                chunk = rows[start : start + request.batch_size]
-                chunk_contexts = [contexts[row.item] for row in chunk]
-                width = max(context.tokens.shape[1] for context in chunk_contexts)
-                keys = [(request.seeds[row.item], row.index) for row in chunk]
-                outs = self._sample(name, chunk_contexts, width, keys, request, progress, callback_on_step_end)
-                for position, (row, value) in enumerate(zip(chunk, outs, strict=True)):
-                    values[row.item].setdefault(name, []).append(value)
-                    batch = {"size": len(chunk), "position": position, "context_tokens": width}
-                    own = {
-                        "output": name,
-                        "sample": row.index,
-                        "guidance_scale": request.guidance_scale[name],
-                        "batch": batch,
-                    }
-                    samples[row.item].setdefault(name, []).append(own)
+            for row, value, own in self._sample_all(name, encoded, request, progress, callback_on_step_end):
+                values[row.item].setdefault(name, []).append(value)
+                samples[row.item].setdefault(name, []).append(own)
         generations = [Generation(v, g.metadata, s) for v, g, s in zip(values, made, samples, strict=True)]
         single = inputs is None or isinstance(inputs, Mapping)
         return generations[0] if single else generations
@@ -253,17 +244,25 @@ class XgemPipeline:
         context = self._fuse(name, self._encode(self._read(inputs, allow_any=True)))
         width = max(int(batch["context_tokens"]), context.tokens.shape[1])
         keys = [(request.seeds[0], int(metadata["sample"]))] * size
-        return self._sample(name, [context] * size, width, keys, request, progress, None)[position]
+        with StepBar(name, request.num_inference_steps, shown=progress) as bar:
+            return self._sample(name, [context] * size, width, keys, request, bar, None)[position]
 
     # ------------------------------------------------------------------------------------------------ steps
 
     def _read(self, item: Inputs, allow_any: bool) -> dict[str, Prompt]:
-        prompts: dict[str, Prompt] = {}
-        for name, value in item.items():
-            prompts[name] = get_modality(name).read(value, self.preset, allow_any=allow_any)
-            for note in prompts[name].notes:
+        """The item's inputs in the preset's order: the order in which a caller lists them changes nothing."""
+        names = [name for name in self.preset.modalities if name in item]
+        return {name: get_modality(name).read(item[name], self.preset, allow_any=allow_any) for name in names}
+
+    def _annotate(self, prompts: Mapping[str, Prompt]) -> dict[str, Prompt]:
+        """Prompts with their encoder's notes (that a report is too long for it, say), each said as a warning."""
+        annotated: dict[str, Prompt] = {}
+        for name, prompt in prompts.items():
+            encoder: Any = self.component(self.preset.modalities[name].encoder)
+            annotated[name] = replace(prompt, notes=(*prompt.notes, *encoder.notes(prompt.value)))
+            for note in annotated[name].notes:
                 logger.warning("%s: %s", name, note)
-        return prompts
+        return annotated
 
     def _encode(self, prompts: Mapping[str, Prompt]) -> dict[str, Encoded]:
         """Each prompt by itself, a batch of one: what else is in a request cannot change it."""
@@ -278,6 +277,33 @@ class XgemPipeline:
         generator: Any = self.component(self.preset.modalities[output].generator)
         return generator.fuse(encoded) if encoded else generator.null(1)
 
+    def _sample_all(
+        self,
+        output: str,
+        encoded: Sequence[Mapping[str, Encoded]],
+        request: Request,
+        progress: bool,
+        callback: StepCallback | None,
+    ) -> Iterator[tuple[_Row, Any, dict[str, Any]]]:
+        """Every sample of one output, batch by batch, with what its metadata say of it alone."""
+        contexts = [self._fuse(output, item) for item in encoded]
+        rows = [_Row(item, index) for item in range(len(encoded)) for index in range(request.num_samples)]
+        chunks = [rows[start : start + request.batch_size] for start in range(0, len(rows), request.batch_size)]
+        with StepBar(output, len(chunks) * request.num_inference_steps, shown=progress) as bar:
+            for chunk in chunks:
+                own_contexts = [contexts[row.item] for row in chunk]
+                width = max(context.tokens.shape[1] for context in own_contexts)
+                keys = [(request.seeds[row.item], row.index) for row in chunk]
+                values = self._sample(output, own_contexts, width, keys, request, bar, callback)
+                for position, (row, value) in enumerate(zip(chunk, values, strict=True)):
+                    own = {
+                        "output": output,
+                        "sample": row.index,
+                        "guidance_scale": request.guidance_scale[output],
+                        "batch": {"size": len(chunk), "position": position, "context_tokens": width},
+                    }
+                    yield row, value, own
+
     def _sample(
         self,
         output: str,
@@ -285,7 +311,7 @@ class XgemPipeline:
         width: int,
         keys: Sequence[tuple[int, int]],
         request: Request,
-        progress: bool,
+        bar: StepBar,
         callback: StepCallback | None,
     ) -> list[Any]:
         """Samples for one batch of contexts (each of batch 1), one key (seed, index) each."""
@@ -295,19 +321,20 @@ class XgemPipeline:
         noise = torch.stack([initial_noise(seed, output, index, model.latent_shape) for seed, index in keys])
 
         def on_step(step: int, timestep: int, latents: Tensor) -> None:
-            assert callback is not None
-            callback(self, step, timestep, {"latents": latents, "output": output})
+            bar.advance()
+            if callback is not None:
+                callback(self, step, timestep, {"latents": latents, "output": output})
 
-        latents = sample(
-            model,
-            _stack(contexts, width),
-            noise.to(self.device, self.dtype),
-            num_inference_steps=request.num_inference_steps,
-            guidance_scale=request.guidance_scale[output],
-            sampler=request.sampler,
-            callback=on_step if callback is not None else None,
-            progress=progress,
-        )
+        with self._sampling:
+            latents = sample(
+                model,
+                _stack(contexts, width),
+                noise.to(self.device, self.dtype),
+                num_inference_steps=request.num_inference_steps,
+                guidance_scale=request.guidance_scale[output],
+                sampler=request.sampler,
+                callback=on_step,
+            )
         if request.greedy:
             return modality.to_output(codec.decode(latents, greedy=True), request.output_type)
         outs: list[Any] = []
@@ -339,30 +366,6 @@ class XgemPipeline:
         }
 
 
-# ---------------------------------------------------------------------------------------------------- noise
-
-
-def derived_seed(seed: int, output: str, index: int, purpose: str = "noise") -> int:
-    """A seed of 63 bits for one sample of one output, unrelated to those of its neighbours."""
-    digest = hashlib.sha256(f"{seed}:{output}:{index}:{purpose}".encode()).digest()
-    return int.from_bytes(digest[:8], "big") >> 1
-
-
-def initial_noise(seed: int, output: str, index: int, shape: Sequence[int]) -> Tensor:
-    """Standard normal noise of ``shape``, float32 on the CPU, from the seed, the output's name and the index alone."""
-    source = torch.Generator().manual_seed(derived_seed(seed, output, index))
-    return torch.randn(tuple(shape), generator=source)
-
-
-def _draw_seeds(generator: torch.Generator | Sequence[torch.Generator]) -> int | list[int]:
-    def draw(source: Any) -> int:
-        if not isinstance(source, torch.Generator):
-            raise InputError(f"generator is of type {type(source).__name__}, expected torch.Generator")
-        return int(torch.randint(2**32, (), generator=source, device=source.device))
-
-    return [draw(source) for source in generator] if isinstance(generator, Sequence) else draw(generator)
-
-
 def _stack(contexts: Sequence[Context], width: int) -> Context:
     """Contexts of batch 1 as one batch, their tokens padded (and masked) to ``width``."""
 
@@ -381,7 +384,7 @@ def _describe(prompt: Prompt) -> dict[str, Any]:
     described: dict[str, Any] = {"sha256": prompt.sha256, "origin": prompt.origin, "notes": list(prompt.notes)}
     if isinstance(prompt.value, str):
         described["text"] = prompt.value
-    if any(note.startswith("truncated") for note in prompt.notes):
+    if any("truncated" in note for note in prompt.notes):
         described["truncated"] = True
     return described
 

@@ -69,15 +69,15 @@ def count_parameters(preset: str) -> dict[str, Any]:
     import torch
 
     from xgem.checkpoint import read_index
-    from xgem.component import component_class
     from xgem.configs.schema import Preset, load_preset
+    from xgem.random_init import random_component
 
     loaded = Preset.parse(dict(read_index(preset).preset), preset) if Path(preset).is_dir() else load_preset(preset)
     components: dict[str, Any] = {}
     for name, config in loaded.components.items():
         # The meta device has shapes and no memory, so the paper's sizes are counted on any machine.
         with torch.device("meta"):
-            component = component_class(config.kind).from_config(config)
+            component = random_component(config)
         components[name] = {"kind": config.kind, "parameters": sum(p.numel() for p in component.parameters())}
     total = sum(entry["parameters"] for entry in components.values())
     return {"preset": loaded.name, "components": components, "total": total}

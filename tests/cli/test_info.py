@@ -1,0 +1,67 @@
+"""``xgem params`` and ``xgem doctor``."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from xgem.checkpoint import checkpoint_hash, load_component
+from xgem.configs.schema import preset_names
+
+
+@pytest.mark.parametrize("preset", ["debug", "openi-128"])
+def test_params_are_counted_by_component(xgem: Any, preset: str) -> None:
+    counts = json.loads(xgem("params", preset, "--json").out)
+    assert counts["preset"] == preset
+    assert set(counts["components"]) == {
+        "image_encoder", "text_encoder", "image_vae", "report_vae", "frontal", "lateral", "report",
+    }  # fmt: skip
+    assert counts["total"] == sum(entry["parameters"] for entry in counts["components"].values())
+    assert all(entry["parameters"] > 0 for entry in counts["components"].values())
+
+
+def test_params_are_those_of_the_built_components(xgem: Any, model: Path) -> None:
+    counts = json.loads(xgem("params", model, "--json").out)
+    for name, entry in counts["components"].items():
+        built = sum(parameter.numel() for parameter in load_component(model, name).parameters())
+        assert entry["parameters"] == built, name
+
+
+def test_params_as_a_table(xgem: Any) -> None:
+    ran = xgem("params", "debug")
+    assert ran.code == 0
+    assert "image_vae" in ran.out
+    assert "all" in ran.out
+
+
+def test_an_unknown_preset_lists_the_known_ones(xgem: Any) -> None:
+    ran = xgem("params", "no-such-preset")
+    assert ran.code == 2
+    assert all(name in ran.err for name in preset_names())
+
+
+def test_doctor_says_what_is_here(xgem: Any, model: Path) -> None:
+    ran = xgem("doctor", "--model", model, "--json")
+    report = json.loads(ran.out)
+    assert "cpu" in report["devices"]
+    assert report["packages"]["torch"]
+    (checkpoint,) = report["checkpoints"]
+    assert checkpoint["hash"] == checkpoint_hash(model)
+    assert len(checkpoint["components"]) == 7
+    assert checkpoint["problem"] is None
+    assert ran.code == int(bool(report["problems"]))
+
+
+def test_doctor_finds_a_harmed_checkpoint(xgem: Any, model: Path, tmp_path: Path) -> None:
+    import shutil
+
+    shutil.copytree(model, tmp_path / "harmed")
+    weights = tmp_path / "harmed" / "report" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1])
+    ran = xgem("doctor", "--model", tmp_path / "harmed")
+    assert ran.code == 1
+    assert "report/model.safetensors" in ran.out.replace("\n", "")
+    assert xgem("doctor", "--model", "no-such-model").code == 1

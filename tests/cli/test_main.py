@@ -1,0 +1,89 @@
+"""The command as a whole: help, errors and exit codes."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+
+import xgem as package
+from xgem.cli import COMMANDS, EPILOG
+from xgem.types import CheckpointError, ImageError, OutputError, XgemError
+
+
+def test_help_lists_every_command_and_the_exit_codes(xgem: Any) -> None:
+    ran = xgem("--help")
+    assert ran.code == 0
+    for name in COMMANDS:
+        assert name in ran.out
+    assert "130 interrupted" in " ".join(ran.out.split())
+    assert xgem("generate", "-h").code == 0
+
+
+def test_help_answers_at_once(project: Path) -> None:
+    start = time.perf_counter()
+    done = subprocess.run([sys.executable, "-m", "xgem", "--help"], cwd=project, capture_output=True, text=True)
+    assert done.returncode == 0
+    assert time.perf_counter() - start < 5
+
+
+def test_version(xgem: Any) -> None:
+    ran = xgem("--version")
+    assert (ran.code, ran.out.strip()) == (0, f"xgem {package.__version__}")
+
+
+def test_a_mistyped_command_is_a_usage_error_with_a_suggestion(xgem: Any) -> None:
+    ran = xgem("generat")
+    assert ran.code == 2
+    assert "generate" in ran.err
+    assert xgem("generate", "--no-such-option").code == 2
+    assert xgem("generate", "--outputs", "lateral").code == 2
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (ImageError("bad\npicture"), 2),
+        (CheckpointError("bad model"), 1),
+        (OutputError("bad folder"), 1),
+        (XgemError("bad"), 1),
+    ],
+)
+def test_errors_are_one_line_and_have_their_codes(
+    xgem: Any, monkeypatch: pytest.MonkeyPatch, error: Exception, code: int
+) -> None:
+    def fail() -> None:
+        raise error
+
+    monkeypatch.setattr("xgem.cli.info.doctor", fail)
+    ran = xgem("doctor")
+    assert ran.code == code
+    assert ran.err == f"xgem: error: {' '.join(str(error).split())}\n"
+    assert ran.out == ""
+
+
+def test_ctrl_c_is_no_traceback(xgem: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stop() -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("xgem.cli.info.doctor", stop)
+    ran = xgem("doctor")
+    assert (ran.code, ran.err) == (130, "xgem: interrupted\n")
+
+
+def test_a_command_may_choose_its_exit_code(xgem: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stop() -> None:
+        raise typer.Exit(1)
+
+    monkeypatch.setattr("xgem.cli.info.doctor", stop)
+    assert xgem("doctor").code == 1
+
+
+def test_the_codes_are_documented() -> None:
+    for code in ("0 done", "1 failed", "2 bad usage", "130 interrupted"):
+        assert code in EPILOG
