@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 from PIL import Image
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.encaps import encapsulate
-from pydicom.pixels import compress
+from pydicom.pixels.utils import compress
 from pydicom.uid import (
+    UID,
     ComputedRadiographyImageStorage,
     ExplicitVRLittleEndian,
     JPEGBaseline8Bit,
@@ -74,7 +75,7 @@ def _jpeg(ds: Dataset, stored: NDArray[Any]) -> None:
     ds.file_meta.TransferSyntaxUID = JPEGBaseline8Bit
 
 
-def _by_gdcm(source: Path, syntax: str) -> None:
+def _by_gdcm(source: Path, syntax: UID) -> None:
     gdcm = pytest.importorskip("gdcm", reason="JPEG lossless and JPEG-LS are written by gdcm")
     kinds = {
         JPEGLosslessSV1: gdcm.TransferSyntax.JPEGLosslessProcess14_1,
@@ -99,7 +100,7 @@ def write_dicom(tmp_path: Path) -> WriteDicom:
     """Writes an array as DICOM in a transfer syntax and returns the path."""
 
     def write(
-        stored: NDArray[Any], *, bits: int = 8, syntax: str = ExplicitVRLittleEndian, name: str = "x.dcm", **tags: Any
+        stored: NDArray[Any], *, bits: int = 8, syntax: UID = ExplicitVRLittleEndian, name: str = "x.dcm", **tags: Any
     ) -> Path:
         ds = dataset(stored, bits=bits, **tags)
         path = tmp_path / name

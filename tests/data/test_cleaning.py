@@ -59,8 +59,43 @@ def test_rules(raw: str, clean: str):
 
 
 PIECES = st.sampled_from(
-    "XXXX|x-XXXX|___|The|of the|are|normal.|Lungs|clear.|1.|2)|(3)|..|. .|,|;|and|Dr.|No|effusion|[|)|<XXXX>|1.9|cm|a.m.|?|-|/|"
-    "XXXX/XXXX|XXXX-year-old|non-XXXX|XXXX's|apex.There|\n".split("|")
+    [
+        "XXXX",
+        "x-XXXX",
+        "___",
+        "The",
+        "of the",
+        "are",
+        "normal.",
+        "Lungs",
+        "clear.",
+        "1.",
+        "2)",
+        "(3)",
+        "..",
+        ". .",
+        ",",
+        ";",
+        "and",
+        "Dr.",
+        "No",
+        "effusion",
+        "[",
+        ")",
+        "<XXXX>",
+        "1.9",
+        "cm",
+        "a.m.",
+        "?",
+        "-",
+        "/",
+        "XXXX/XXXX",
+        "XXXX-year-old",
+        "non-XXXX",
+        "XXXX's",
+        "apex.There",
+        "\n",
+    ]
 )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -125,10 +126,8 @@ def test_summary():
 def test_bad_values_are_refused_and_the_row_is_named(tmp_path: Path, changes: dict):
     with pytest.raises(ValidationError):
         row(**changes)
-    import json
-
     fields = row().model_dump(mode="json")
-    lines = [json.dumps(fields), json.dumps(fields | {key: value for key, value in changes.items()})]
+    lines = [json.dumps(fields), json.dumps(fields | changes)]
     (tmp_path / "m.jsonl").write_text("\n".join(lines))
     with pytest.raises(ManifestError, match="row 2") as caught:
         Manifest.read(tmp_path / "m.jsonl")

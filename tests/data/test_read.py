@@ -54,12 +54,19 @@ def test_float_tiff(tmp_path: Path, chest, compression):
 @pytest.mark.parametrize("byteorder", ["<", ">"])
 def test_tiff_byte_orders_and_white_is_zero(tmp_path: Path, chest, bits: int, byteorder):
     stored = chest(bits=bits)
-    # Big-endian 16-bit with white as zero is the one combination that the picture library has no decoder for.
-    for photometric in ("minisblack", "miniswhite")[: 1 if bits == 16 and byteorder == ">" else 2]:
+    for photometric in ("minisblack", "miniswhite"):
         tifffile.imwrite(tmp_path / "x.tif", stored, photometric=photometric, byteorder=byteorder)
         expected = stored / (2**bits - 1)
         expected = 1 - expected if photometric == "miniswhite" else expected
         np.testing.assert_allclose(read_picture(tmp_path / "x.tif").pixels, expected, atol=1e-6)
+
+
+def test_bigtiff_and_sixteen_bit_colour_tiff(tmp_path: Path, chest):
+    stored = chest(bits=16)
+    tifffile.imwrite(tmp_path / "x.tif", stored, bigtiff=True)
+    np.testing.assert_allclose(read_picture(tmp_path / "x.tif").pixels, stored / 65535, atol=1e-6)
+    tifffile.imwrite(tmp_path / "y.tif", np.stack([stored] * 3, -1), photometric="rgb")
+    np.testing.assert_allclose(read_picture(tmp_path / "y.tif").pixels, stored / 65535, atol=1 / 255)
 
 
 def test_signed_tiff(tmp_path: Path, chest):

@@ -112,7 +112,7 @@ def test_openi_from_the_indiana_csvs(csvs: Path, tmp_path: Path):
     (csvs / "reports.csv").rename(csvs / "indiana_reports.csv")
     (csvs / "indiana_projections.csv").write_text("uid,filename,projection\n1,1_f.png,Frontal\n1,1_l.png,Lateral\n")
     made = openi.prepare(csvs, tmp_path / "m.jsonl")
-    assert {view for view in made.studies()[0].pictures} == {"frontal", "lateral"}
+    assert set(made.studies()[0].pictures) == {"frontal", "lateral"}
     assert made.studies()[0].split == openi.split_of("openi-1")
 
 

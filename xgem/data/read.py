@@ -38,7 +38,8 @@ MIN_CONTRAST = 1e-3
 # JPEG's chroma noise on a grey picture stays far below these; a small coloured marker is tolerated.
 _COLOUR_SPREAD, _COLOUR_SHARE, _COLOUR_MEAN = 24 / 255, 0.01, 6 / 255
 _PICTURE_FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "JPEG2000", "PPM")
-_MAGIC = {b"\x89PNG": "PNG", b"\xff\xd8\xff": "JPEG", b"II*\x00": "TIFF", b"MM\x00*": "TIFF", b"BM": "BMP"}
+_TIFF = (b"II*\x00", b"MM\x00*", b"II+\x00", b"MM\x00+")
+_MAGIC = {b"\x89PNG": "PNG", b"\xff\xd8\xff": "JPEG", b"BM": "BMP"}
 ACCEPTED = "PNG, JPEG, TIFF, DICOM or .npy"
 
 
@@ -152,6 +153,8 @@ def _decode_picture(data: bytes, name: str) -> Floats:
             image.load()
             return _from_pil(image, name)
     except UnidentifiedImageError as error:
+        if data[:4] in _TIFF:
+            return _decode_other_tiff(data, name)
         known = next((kind for magic, kind in _MAGIC.items() if data.startswith(magic)), None)
         if known:
             raise ImageError(
@@ -172,6 +175,27 @@ def _decode_picture(data: bytes, name: str) -> Floats:
         Image.DecompressionBombError,
     ) as error:
         raise ImageError(f"{name}: damaged or truncated picture ({_brief(error)}); get the file again") from error
+
+
+def _decode_other_tiff(data: bytes, name: str) -> Floats:
+    """The kinds of TIFF that the picture library has no decoder for (16 bit with white as zero, BigTIFF, ...)."""
+    import tifffile
+
+    try:
+        with tifffile.TiffFile(io.BytesIO(data)) as tiff:
+            pages = len(tiff.pages)
+            page: Any = tiff.pages[0]
+            stored, bits, photometric = np.asarray(page.asarray()), int(page.bitspersample), int(page.photometric)
+    # The library raises whatever the damage leads to.
+    except Exception as error:
+        raise ImageError(f"{name}: damaged or unsupported TIFF ({_brief(error)}); export it as 16-bit PNG") from error
+    if pages > 1:
+        raise ImageError(f"{name}: holds {pages} frames; expected one picture")
+    if stored.dtype.kind == "i" and stored.dtype.itemsize <= 2:
+        return _by_depth(stored.astype(np.float32) + 2.0 ** (bits - 1), bits, name, reverse=photometric == 0)
+    if stored.dtype.kind == "u" and stored.dtype.itemsize <= 2 and stored.ndim == 2:
+        return _by_depth(stored, bits, name, reverse=photometric == 0)
+    return scale_array(stored, name)
 
 
 def _from_pil(image: Image, name: str) -> Floats:
