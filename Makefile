@@ -18,10 +18,11 @@ PYTHON ?= $(find_python)
 VENV ?= .venv
 BIN := $(VENV)/bin
 XGEM := $(BIN)/xgem
-# One stamp for what running needs, one for what developing needs on top of it.
+# One stamp for what running needs, one for what developing needs (which includes it).
 INSTALLED := $(VENV)/.installed
 INSTALLED_DEV := $(VENV)/.installed-dev
-PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+WITH_EXTRAS := .[train,eval,dev]
+PIP_FLAGS ?=
 
 XGEM_DATA ?= ../shared/data
 DATA ?= $(XGEM_DATA)/openi
@@ -45,17 +46,21 @@ help:
 install: $(INSTALLED)
 install-dev: $(INSTALLED_DEV)
 
+define set_up
+@if [ -z "$(PYTHON)" ]; then \
+	echo "xgem needs Python 3.11 or newer with its venv module; none found. Set PYTHON=/path/to/python." >&2; exit 1; fi
+@echo "Setting up $(VENV) (torch is large: a few GB, some minutes the first time)"
+@"$(PYTHON)" -m venv "$(VENV)"
+@$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_FLAGS) -e '$(1)'
+endef
+
 $(INSTALLED): pyproject.toml
-	@if [ -z "$(PYTHON)" ]; then \
-		echo "xgem needs Python 3.11 or newer with its venv module; none found. Set PYTHON=/path/to/python." >&2; exit 1; fi
-	@echo "Setting up $(VENV) (torch is large: a few GB, some minutes the first time)"
-	@"$(PYTHON)" -m venv "$(VENV)"
-	@$(PIP_INSTALL) -e .
+	$(call set_up,.)
 	@touch "$@"
 
-$(INSTALLED_DEV): $(INSTALLED)
-	@$(PIP_INSTALL) -e '.[train,eval,dev]'
-	@touch "$@"
+$(INSTALLED_DEV): pyproject.toml
+	$(call set_up,$(WITH_EXTRAS))
+	@touch "$(INSTALLED)" "$@"
 
 # Without FRONTAL, xgem first makes one from SENTENCE: no patient's picture ships with it.
 demo: $(INSTALLED)
