@@ -133,6 +133,14 @@ def test_saving_again_leaves_no_file_of_the_earlier_one(root: Path) -> None:
     verify(root)
 
 
+def test_what_a_killed_save_left_behind_goes_with_the_next_one(root: Path) -> None:
+    (root / ".first.abc").mkdir()
+    (root / ".first.abc" / "model.safetensors").write_text("half")
+    verify(root)
+    save_component(root, "first", vae(3))
+    assert sorted(path.name for path in root.iterdir()) == ["first", INDEX_NAME, "second"]
+
+
 class Tied(Component):
     def __init__(self) -> None:
         super().__init__()

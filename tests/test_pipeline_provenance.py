@@ -278,7 +278,7 @@ def test_files_without_metadata(tmp_path: Path) -> None:
     (tmp_path / "other.json").write_text("[]")
     for name, message in {
         "plain.png": "carries no xgem metadata",
-        "broken.png": "",
+        "broken.png": "metadata|PNG",
         "lone.txt": "json file beside it",
         "other.json": "has no metadata",
         "none.png": "no such file",

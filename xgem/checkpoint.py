@@ -144,6 +144,8 @@ def save_component(
             entry = ComponentEntry(str(config["kind"]), files)
             _swap(temporary, root / name)
             write_index(root, CheckpointIndex(index.preset, {**index.components, name: entry}, _version()))
+            for left in root.glob(f".{name}.*"):  # by a save that was killed
+                shutil.rmtree(left, ignore_errors=True)
     except OSError as error:
         raise OutputError(f"{root / name}: cannot be written ({error.strerror or error})") from error
     finally:

@@ -47,7 +47,7 @@ def resolve_dtype(dtype: str | torch.dtype | None, device: torch.device) -> torc
     if dtype is None:
         return torch.float32
     wanted = _DTYPES.get(dtype.removeprefix("torch.")) if isinstance(dtype, str) else dtype
-    if wanted not in _DTYPES.values():
+    if wanted is None or wanted not in _DTYPES.values():
         raise DeviceError(f"dtype {str(dtype)!r} is not known, expected one of: {', '.join(_DTYPES)}")
     if wanted is torch.float16 and device.type == "cpu":
         raise DeviceError("dtype 'float16' is not available on the cpu, use 'bfloat16' or 'float32'")

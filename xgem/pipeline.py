@@ -45,7 +45,7 @@ class _Row(NamedTuple):
     """One sample to make: of which item of the request, and which of the item's samples."""
 
     item: int
-    index: int
+    number: int
 
 
 class XgemPipeline:
@@ -287,18 +287,18 @@ class XgemPipeline:
     ) -> Iterator[tuple[_Row, Any, dict[str, Any]]]:
         """Every sample of one output, batch by batch, with what its metadata say of it alone."""
         contexts = [self._fuse(output, item) for item in encoded]
-        rows = [_Row(item, index) for item in range(len(encoded)) for index in range(request.num_samples)]
+        rows = [_Row(item, number) for item in range(len(encoded)) for number in range(request.num_samples)]
         chunks = [rows[start : start + request.batch_size] for start in range(0, len(rows), request.batch_size)]
         with StepBar(output, len(chunks) * request.num_inference_steps, shown=progress) as bar:
             for chunk in chunks:
                 own_contexts = [contexts[row.item] for row in chunk]
                 width = max(context.tokens.shape[1] for context in own_contexts)
-                keys = [(request.seeds[row.item], row.index) for row in chunk]
+                keys = [(request.seeds[row.item], row.number) for row in chunk]
                 values = self._sample(output, own_contexts, width, keys, request, bar, callback)
                 for position, (row, value) in enumerate(zip(chunk, values, strict=True)):
                     own = {
                         "output": output,
-                        "sample": row.index,
+                        "sample": row.number,
                         "guidance_scale": request.guidance_scale[output],
                         "batch": {"size": len(chunk), "position": position, "context_tokens": width},
                     }

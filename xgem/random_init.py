@@ -26,11 +26,18 @@ def random_component(config: ComponentConfig, *, texts: Iterable[str] = _SENTENC
     Weights that start at zero get small random values: else what lies before them would have no effect on the output.
     """
     build: Any = component_class(config.kind).from_config
+    # Random weights are asked for: pretrained ones are neither fetched nor read.
+    fresh = dict.fromkeys(name for name in type(config).model_fields if name.startswith("pretrained"))
+    config = config.model_copy(update=fresh)
     options: dict[str, Any] = {}
     if "tokenizer" in inspect.signature(build).parameters:
         from xgem.encoders.tokenizer import train_tokenizer
 
-        options["tokenizer"] = train_tokenizer(texts, int(getattr(config, "vocab_size", 512)))
+        size = int(getattr(config, "vocab_size", 512))
+        tokenizer = train_tokenizer(texts, size)
+        # A few sentences give few merges: filled up, so that embeddings are as large as after real training.
+        tokenizer.add_tokens([f"<unused{number}>" for number in range(size - len(tokenizer))])
+        options["tokenizer"] = tokenizer
     component: Component = build(config, **options)
     with torch.no_grad():
         for parameter in component.parameters():
