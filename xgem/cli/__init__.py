@@ -23,7 +23,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "generate": ("xgem.cli.generate", "generate", "Generate radiographs and reports from any of the others."),
     "replay": ("xgem.cli.generate", "replay", "Make a generated file again from the metadata it carries."),
     "data": ("xgem.cli.data", "app", "Make and check manifests of studies."),
-    "train": ("xgem.cli.train", "app", "Train the stages of a preset."),
+    "train": ("xgem.cli.train", "train", "Train the stages of a preset."),
     "eval": ("xgem.cli.evaluate", "app", "Measure a checkpoint's routes on a manifest."),
     "params": ("xgem.cli.info", "params", "Count the parameters of a preset, component by component."),
     "doctor": ("xgem.cli.info", "doctor", "Show versions and devices, and check that checkpoints are whole."),

@@ -1,0 +1,49 @@
+"""``xgem train``: the stages of a preset, one by one or all."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def train(
+    stage: Annotated[
+        str, typer.Argument(metavar="STAGE", help="clip, image-vae, report-vae, frontal, lateral, report, or all.")
+    ],
+    preset: Annotated[str, typer.Option("--preset", help="Name of a preset or a YAML file.")],
+    data: Annotated[Path, typer.Option("--data", help="Manifest with the splits train and val.")],
+    out: Annotated[Path, typer.Option("--out", help="Folder of the checkpoint and of the training logs.")],
+    resume: Annotated[bool, typer.Option("--resume", help="Go on where an earlier run stopped, if there is one.")] = False,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Decides weights, data order and noise.")] = 0,
+    use_compile: Annotated[bool, typer.Option("--compile", help="Compile the model; pays on long runs.")] = False,
+    precision: Annotated[str, typer.Option("--precision", help="no (float32), bf16 or fp16.")] = "no",
+    threads: Annotated[int | None, typer.Option("--threads", min=1, help="CPU threads; default: all cores.")] = None,
+    progress: Annotated[bool, typer.Option(help="Show a progress bar.")] = True,
+) -> None:
+    """Train one stage or all of them into --out, which is a checkpoint that `xgem generate --model` takes.
+
+    Checkpoints are written as it goes; killed at any moment, the same command with --resume ends with the same weights.
+    """
+    import logging
+
+    import torch
+
+    from xgem.configs import load_preset
+    from xgem.data.manifest import Manifest
+    from xgem.train.loop import LoopOptions
+    from xgem.train.stages import STAGES, run
+    from xgem.types import InputError
+
+    if precision not in {"no", "bf16", "fp16"}:
+        raise InputError(f"--precision {precision}: expected no, bf16 or fp16")
+    if stage != "all" and stage not in STAGES:
+        raise InputError(f"unknown stage {stage!r}: expected all or one of {', '.join(STAGES)}")
+    if threads is not None:
+        torch.set_num_threads(threads)
+    torch.set_flush_denormal(True)  # averaged weights decay through numbers that slow a CPU down
+    logging.getLogger("xgem").setLevel(logging.INFO)
+    options = LoopOptions(resume=resume, compile=use_compile, precision=precision, progress=progress)
+    names = STAGES if stage == "all" else (stage,)
+    run(names, load_preset(preset), Manifest.read(data), out, options, seed=seed)

@@ -1,0 +1,265 @@
+"""The schema of presets. A preset is saved beside the weights, so that a checkpoint explains itself."""
+
+from __future__ import annotations
+
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from xgem.types import ConfigError
+
+
+class _Config(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class TransformConfig(_Config):
+    """Preprocessing of pictures (XGeM 3.1), every step switchable.
+
+    ``pixel_spacing`` in mm (None leaves the spacing alone); ``pad`` fills to a square with zeros instead of
+    squashing; ``voi`` applies a DICOM window or LUT before MONOCHROME1 is inverted.
+    """
+
+    size: int = Field(default=256, ge=16)
+    pixel_spacing: float | None = Field(default=None, gt=0)
+    pad: bool = True
+    voi: Literal["none", "window", "lut"] = "none"
+    invert_monochrome1: bool = True
+    interpolation: Literal["bicubic", "area", "bilinear"] = "area"
+
+
+class ImageEncoderConfig(_Config):
+    """One ViT for both views. ``pretrained``: an open_clip hub id or local directory; it then sets the sizes."""
+
+    kind: Literal["image_encoder"] = "image_encoder"
+    pretrained: str | None = None
+    image_size: int = 128
+    patch_size: int = 16
+    width: int = 192
+    layers: int = 6
+    heads: int = 3
+    embed_dim: int = 256
+    patch_dropout: float = Field(default=0.0, ge=0, lt=1)
+
+
+class TextEncoderConfig(_Config):
+    """One text transformer with a padding mask. ``pretrained`` as for pictures."""
+
+    kind: Literal["text_encoder"] = "text_encoder"
+    pretrained: str | None = None
+    vocab_size: int = 4096
+    max_length: int = 128
+    width: int = 192
+    layers: int = 4
+    heads: int = 3
+    embed_dim: int = 256
+
+
+class ImageVAEConfig(_Config):
+    """AutoencoderKL. ``patch`` folds p x p pixels into channels first, so the finest convolutions run at 1/p.
+
+    ``pretrained``: a diffusers hub id or directory (3-channel Stable Diffusion VAEs load too).
+    ``latent_mean`` and ``latent_std`` (one a channel) normalise latents; training measures them.
+    """
+
+    kind: Literal["image_vae"] = "image_vae"
+    pretrained: str | None = None
+    image_size: int = 128
+    in_channels: int = 1
+    patch: int = 2
+    block_out_channels: tuple[int, ...] = (32, 64, 128)
+    layers_per_block: int = 1
+    latent_channels: int = 8
+    norm_num_groups: int = 8
+    mid_block_add_attention: bool = False
+    latent_mean: tuple[float, ...] | None = None
+    latent_std: tuple[float, ...] | None = None
+
+    @property
+    def downscale(self) -> int:
+        return self.patch * 2 ** (len(self.block_out_channels) - 1)
+
+
+class ReportVAEConfig(_Config):
+    """Optimus: BERT encoder, GPT-2 decoder with memory and embedding injection.
+
+    ``pretrained_encoder`` / ``pretrained_decoder``: transformers hub ids or directories. ``latent_std`` makes the
+    diffusion target's standard deviation 1 (4.3108 is the published scale, its reciprocal).
+    """
+
+    kind: Literal["report_vae"] = "report_vae"
+    pretrained_encoder: str | None = None
+    pretrained_decoder: str | None = None
+    vocab_size: int = 4096
+    max_length: int = 128
+    width: int = 192
+    layers: int = 3
+    heads: int = 3
+    latent_dim: int = 768
+    dropout: float = 0.1
+    latent_mean: float = 0.0
+    latent_std: float = 1.0
+
+
+class DiffusionConfig(_Config):
+    """The forward process. Defaults are Stable Diffusion's, as XGeM uses them."""
+
+    num_train_timesteps: int = Field(default=1000, ge=1)
+    beta_schedule: Literal["linear", "scaled_linear", "squaredcos_cap_v2"] = "scaled_linear"
+    beta_start: float = 0.00085
+    beta_end: float = 0.012
+    prediction_type: Literal["epsilon", "v_prediction"] = "epsilon"
+    rescale_betas_zero_snr: bool = False
+
+
+class _GeneratorConfig(_Config):
+    modality: str
+    prompts: tuple[str, ...]
+    context: Literal["pooled", "tokens"] = "tokens"
+    context_dim: int = 192
+    """Width of the prompt encoders' tokens."""
+    pooled_dim: int = 256
+    """Width of the shared space."""
+    null_probability: float = Field(default=0.1, ge=0, le=1)
+    diffusion: DiffusionConfig = DiffusionConfig()
+
+
+class ImageGeneratorConfig(_GeneratorConfig):
+    """A diffusers UNet2DConditionModel over picture latents."""
+
+    kind: Literal["image_generator"] = "image_generator"
+    pretrained: str | None = None
+    latent_shape: tuple[int, int, int] = (8, 16, 16)
+    block_out_channels: tuple[int, ...] = (96, 192, 256)
+    attention: tuple[bool, ...] = (True, True, True)
+    layers_per_block: int = 1
+    attention_head_dim: int | tuple[int, ...] = 32
+    cross_attention_dim: int = 192
+    norm_num_groups: int = 32
+
+
+class ReportGeneratorConfig(_GeneratorConfig):
+    """The fully connected UNet over report latents (Versatile Diffusion's text UNet)."""
+
+    kind: Literal["report_generator"] = "report_generator"
+    latent_dim: int = 768
+    tokens: int = 4
+    width: int = 320
+    channel_mult: tuple[int, ...] = (1, 2, 4, 4)
+    layers_per_block: int = 2
+    head_dim: int = 64
+    dropout: float = 0.0
+    norm_num_groups: int = 32
+
+
+ComponentConfig = Annotated[
+    ImageEncoderConfig
+    | TextEncoderConfig
+    | ImageVAEConfig
+    | ReportVAEConfig
+    | ImageGeneratorConfig
+    | ReportGeneratorConfig,
+    Field(discriminator="kind"),
+]
+
+
+class ModalityConfig(_Config):
+    """Names of the components that encode, code and generate one modality."""
+
+    encoder: str
+    codec: str
+    generator: str
+
+
+class SamplingConfig(_Config):
+    """Defaults of ``generate``. ``guidance_scale`` by output; 1 is no guidance."""
+
+    num_inference_steps: int = Field(default=25, ge=1)
+    guidance_scale: dict[str, float] = {}
+    sampler: Literal["dpmsolver++", "ddim", "unipc"] = "dpmsolver++"
+
+
+class StageConfig(_Config):
+    """How one stage is trained. ``loss`` holds the stage's own weights; each stage checks its keys."""
+
+    steps: int = Field(ge=1)
+    batch_size: int = Field(ge=1)
+    learning_rate: float = Field(gt=0)
+    weight_decay: float = Field(default=1e-4, ge=0)
+    warmup_steps: int = Field(default=100, ge=0)
+    final_lr_fraction: float = Field(default=0.0, ge=0, le=1)
+    betas: tuple[float, float] = (0.9, 0.999)
+    grad_clip: float = Field(default=1.0, gt=0)
+    ema_decay: float = Field(default=0.999, ge=0, lt=1)
+    gradient_accumulation: int = Field(default=1, ge=1)
+    validate_every: int = Field(default=500, ge=1)
+    checkpoint_every: int = Field(default=500, ge=1)
+    patience: int | None = Field(default=None, ge=1)
+    """Stop rule: validations without a better loss before training stops; None trains all steps."""
+    loss: dict[str, float] = {}
+
+
+class Preset(_Config):
+    """One model: preprocessing, components, how modalities use them, sampling defaults and training."""
+
+    name: str
+    description: str = ""
+    transform: TransformConfig = TransformConfig()
+    components: dict[str, ComponentConfig]
+    modalities: dict[str, ModalityConfig]
+    sampling: SamplingConfig = SamplingConfig()
+    report_sections: tuple[Literal["findings", "impression"], ...] = ("impression",)
+    """The sections that make the report a generator learns to write, in this order."""
+    train: dict[str, StageConfig] = {}
+
+    @model_validator(mode="after")
+    def _names_exist(self) -> Preset:
+        for name, modality in self.modalities.items():
+            for part in (modality.encoder, modality.codec, modality.generator):
+                if part not in self.components:
+                    raise ValueError(f"modality {name!r} names component {part!r}, which the preset does not define")
+            generator = self.components[modality.generator]
+            prompts = getattr(generator, "prompts", ())
+            if name in prompts:
+                raise ValueError(f"generator {modality.generator!r} lists its own target {name!r} among its prompts")
+            unknown = set(prompts) - set(self.modalities)
+            if unknown:
+                raise ValueError(f"generator {modality.generator!r} lists unknown prompts {sorted(unknown)}")
+        return self
+
+    @classmethod
+    def parse(cls, data: Any, origin: str) -> Preset:
+        """Validate ``data``; ConfigError names ``origin``, the first wrong field and what was expected."""
+        try:
+            return cls.model_validate(data)
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(str(part) for part in first["loc"]) or "preset"
+            raise ConfigError(f"{origin}: {where}: {first['msg']} (got {first['input']!r:.80})") from None
+
+
+def preset_names() -> list[str]:
+    """Names of the presets that ship with xgem."""
+    folder = resources.files("xgem.configs") / "presets"
+    return sorted(entry.name.removesuffix(".yaml") for entry in folder.iterdir() if entry.name.endswith(".yaml"))
+
+
+def load_preset(name_or_path: str | Path) -> Preset:
+    """A preset by name or from a YAML file; ConfigError lists the known names."""
+    path = Path(name_or_path)
+    if path.suffix in {".yaml", ".yml"}:
+        if not path.is_file():
+            raise ConfigError(f"preset file {path} does not exist")
+        text = path.read_text(encoding="utf-8")
+    elif str(name_or_path) in preset_names():
+        text = (resources.files("xgem.configs") / "presets" / f"{name_or_path}.yaml").read_text(encoding="utf-8")
+    else:
+        raise ConfigError(f"unknown preset {name_or_path!s}: expected one of {', '.join(preset_names())} or a .yaml file")
+    try:
+        data = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{name_or_path}: not valid YAML: {str(error).splitlines()[0]}") from None
+    return Preset.parse(data, str(name_or_path))

@@ -1,0 +1,22 @@
+"""What every prompt encoder offers."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from typing import Any
+
+from xgem.component import Component
+from xgem.types import Encoded
+
+
+class PromptEncoder(Component):
+    """Maps a batch of one modality to the shared space (XGeM 2.1)."""
+
+    @abstractmethod
+    def encode(self, batch: Any) -> Encoded:
+        """Encode a batch: (b, 1, s, s) pictures in [-1, 1], or a list of b texts."""
+
+    def notes(self, value: Any) -> tuple[str, ...]:
+        """What a user should know of how ``value`` (one prompt) will be used, such as truncation; usually nothing."""
+        del value
+        return ()

@@ -1,0 +1,44 @@
+"""Symmetric InfoNCE over pairs of modalities, with negatives from every process."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.distributed as dist
+import torch.distributed.nn.functional as dist_nn
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+def gathered(x: Tensor) -> Tensor:
+    """Rows of all processes, own rows with gradient to their origin; ``x`` itself where there is one process."""
+    if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
+        return x
+    return torch.cat(list(dist_nn.all_gather(x)))
+
+
+def info_nce(a: Tensor, b: Tensor, scale: Tensor, same: Tensor | None = None) -> Tensor:
+    """Symmetric InfoNCE (XGeM, Eq. 1) of unit vectors ``a``, ``b`` (n, d); row i of each belongs together.
+
+    ``scale`` is the inverse temperature. ``same`` (n, n) bool marks further pairs that are no negatives, such as two
+    studies with the same report: they leave the denominators.
+    """
+    logits = scale * a @ b.T
+    if same is not None:
+        off_diagonal = same & ~torch.eye(len(a), dtype=torch.bool, device=a.device)
+        logits = logits.masked_fill(off_diagonal, float("-inf"))
+    target = torch.arange(len(a), device=a.device)
+    return 0.5 * (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target))
+
+
+class Temperature(nn.Module):
+    """The learned inverse temperature, clamped at 100 as in CLIP (Radford et al. 2021)."""
+
+    def __init__(self, initial: float = 1 / 0.07, maximum: float = 100.0) -> None:
+        super().__init__()
+        self.log_scale = nn.Parameter(torch.tensor(math.log(initial)))
+        self.maximum = maximum
+
+    def forward(self) -> Tensor:
+        return self.log_scale.exp().clamp(max=self.maximum)

@@ -1,0 +1,79 @@
+"""Contexts of several prompts become one (XGeM 2.2, Eq. 2)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from xgem.types import Context, Encoded, InputError
+
+
+class ContextFusion(nn.Module):
+    """Fuses any subset of a generator's prompts.
+
+    ``tokens`` mode: the token sequences of all prompts, each projected and marked with a learned modality embedding,
+    behind one learned null token; the mean of the pooled vectors is handed on for the time embedding.
+    ``pooled`` mode (the paper's): that mean is the only token. Cross-attention over a single token has nothing to choose
+    from (its softmax is 1), which is why the other mode exists.
+
+    The null context is the null token alone, with a pooled vector of zeros.
+    """
+
+    def __init__(self, prompts: tuple[str, ...], mode: str, token_dim: int, pooled_dim: int, width: int) -> None:
+        super().__init__()
+        self.prompts, self.mode, self.pooled_dim = prompts, mode, pooled_dim
+        self.null_token = nn.Parameter(torch.randn(width) * 0.02)
+        if mode == "tokens":
+            self.project = nn.ModuleDict(
+                {name: nn.Sequential(nn.LayerNorm(token_dim), nn.Linear(token_dim, width)) for name in prompts}
+            )
+            self.modality = nn.ParameterDict({name: nn.Parameter(torch.randn(width) * 0.02) for name in prompts})
+        else:
+            self.project = nn.Linear(pooled_dim, width)
+
+    def null(self, batch: int) -> Context:
+        """The null context for ``batch`` samples."""
+        tokens = self.null_token.expand(batch, 1, -1)
+        mask = torch.ones(batch, 1, dtype=torch.bool, device=tokens.device)
+        return Context(tokens, mask, tokens.new_zeros(batch, self.pooled_dim))
+
+    def forward(self, encoded: Mapping[str, Encoded], keep: Mapping[str, Tensor] | None = None) -> Context:
+        """Fuse ``encoded``; ``keep`` (b,) bool by prompt drops prompts of single samples (all dropped: null context)."""
+        unknown = sorted(set(encoded) - set(self.prompts))
+        if unknown:
+            raise InputError(f"this generator takes prompts {list(self.prompts)}, got {unknown}")
+        if not encoded:
+            raise InputError("no prompts to fuse: use the null context")
+        first = next(iter(encoded.values())).pooled
+        kept = {
+            name: first.new_ones(len(first), dtype=torch.bool) if keep is None else keep[name].to(first.device)
+            for name in encoded
+        }
+        weight = torch.stack([kept[name] for name in encoded]).to(first.dtype)  # (prompts, b): alpha before scaling
+        vectors = torch.stack([item.pooled for item in encoded.values()])
+        pooled = (weight[..., None] * vectors).sum(0) / weight.sum(0).clamp(min=1)[:, None]  # Eq. 2, alpha equal
+        if self.mode == "pooled":
+            token = torch.where(weight.sum(0)[:, None] > 0, self.project(pooled), self.null_token)
+            return Context(token[:, None], weight.new_ones(len(first), 1, dtype=torch.bool), pooled)
+        null = self.null(len(first))
+        tokens, masks = [null.tokens], [null.mask]
+        for name, item in encoded.items():
+            tokens.append(self.project[name](item.tokens) + self.modality[name])
+            masks.append(item.mask & kept[name][:, None])
+        return Context(torch.cat(tokens, dim=1), torch.cat(masks, dim=1), pooled)
+
+
+def stack(first: Context, second: Context) -> Context:
+    """Two contexts as one batch, padded to the longer token sequence (guidance runs both in one call)."""
+    n = max(first.tokens.shape[1], second.tokens.shape[1])
+
+    def padded(context: Context) -> tuple[Tensor, Tensor]:
+        extra = n - context.tokens.shape[1]
+        return nn.functional.pad(context.tokens, (0, 0, 0, extra)), nn.functional.pad(context.mask, (0, extra))
+
+    (tokens_1, mask_1), (tokens_2, mask_2) = padded(first), padded(second)
+    return Context(
+        torch.cat([tokens_1, tokens_2]), torch.cat([mask_1, mask_2]), torch.cat([first.pooled, second.pooled])
+    )

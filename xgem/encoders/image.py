@@ -1,0 +1,72 @@
+"""One vision transformer for frontal and lateral radiographs (XGeM 3.2.1)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Self
+
+import torch
+import torch.nn.functional as F
+from open_clip.transformer import VisionTransformer
+from torch import Tensor
+
+from xgem.configs.schema import ImageEncoderConfig
+from xgem.encoders.base import PromptEncoder
+from xgem.encoders.pretrained import load_towers, saved_architecture
+from xgem.types import Encoded, ShapeError
+
+# CLIP's own normalisation, only for pretrained towers, in [0, 1] units.
+_CLIP_MEAN, _CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+
+
+class ImageEncoder(PromptEncoder):
+    """An open_clip ViT: (b, 1, s, s) in [-1, 1] to a unit vector (b, d) and patch tokens (b, n, c).
+
+    The one channel is repeated three times, as pretrained towers expect.
+    """
+
+    kind = "image_encoder"
+
+    def __init__(self, config: ImageEncoderConfig, visual: torch.nn.Module | None = None) -> None:
+        super().__init__()
+        self.config = config
+        self.visual = visual or VisionTransformer(
+            image_size=config.image_size,
+            patch_size=config.patch_size,
+            width=config.width,
+            layers=config.layers,
+            heads=config.heads,
+            mlp_ratio=4.0,
+            output_dim=config.embed_dim,
+            patch_dropout=config.patch_dropout,
+            pool_type="avg",
+            output_tokens=True,
+        )
+
+    @classmethod
+    def from_config(cls, config: ImageEncoderConfig, assets: Path | None = None) -> Self:
+        if config.pretrained is None:
+            return cls(config)
+        towers = load_towers(config.pretrained) if assets is None else saved_architecture(assets)
+        visual = towers.visual
+        visual.output_tokens = True
+        module = cls(config.model_copy(update={"image_size": towers.image_size, "embed_dim": towers.embed_dim}), visual)
+        module._towers = towers
+        return module
+
+    def save_assets(self, directory: Path) -> None:
+        if self.config.pretrained is not None:
+            self._towers.save_architecture(directory)
+
+    def encode(self, batch: Tensor) -> Encoded:
+        size = self.config.image_size
+        if batch.ndim != 4 or batch.shape[1:] != (1, size, size):
+            raise ShapeError(f"image encoder: expected (b, 1, {size}, {size}), got {tuple(batch.shape)}")
+        x = batch.expand(-1, 3, -1, -1)
+        if self.config.pretrained is not None:
+            mean, std = (x.new_tensor(v).view(1, 3, 1, 1) for v in (_CLIP_MEAN, _CLIP_STD))
+            x = ((x + 1) / 2 - mean) / std
+        pooled, tokens = self.visual(x)
+        return Encoded(F.normalize(pooled, dim=-1), tokens, torch.ones(tokens.shape[:2], dtype=torch.bool, device=x.device))
+
+    forward = encode

@@ -1,0 +1,92 @@
+"""Pretrained open_clip towers: from a hub id or a local directory, and back from a saved architecture."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import open_clip
+from torch import nn
+
+from xgem.types import CheckpointError
+
+
+@dataclass
+class Towers:
+    """Both towers of an open_clip model and what is needed to build them again without its weights."""
+
+    visual: Any
+    text: Any
+    tokenizer: Any
+    model_cfg: dict[str, Any]
+
+    @property
+    def image_size(self) -> int:
+        return int(self.model_cfg["vision_cfg"]["image_size"])
+
+    @property
+    def embed_dim(self) -> int:
+        return int(self.model_cfg["embed_dim"])
+
+    @property
+    def context_length(self) -> int:
+        return int(self.model_cfg["text_cfg"].get("context_length", 77))
+
+    def save_architecture(self, directory: Path) -> None:
+        (directory / "open_clip_config.json").write_text(json.dumps({"model_cfg": self.model_cfg}, indent=2))
+
+
+def _build(cfg: dict[str, Any]) -> nn.Module:
+    known = {key: cfg[key] for key in ("embed_dim", "vision_cfg", "text_cfg", "quick_gelu") if key in cfg}
+    return open_clip.CustomTextCLIP(**known)
+
+
+def _towers(model: nn.Module, cfg: dict[str, Any]) -> Towers:
+    tokenizer = open_clip.SimpleTokenizer(context_length=int(cfg["text_cfg"].get("context_length", 77)))
+    return Towers(model.visual, model.text, tokenizer, cfg)
+
+
+def load_towers(source: str) -> Towers:
+    """Towers with their weights from ``source``: a directory with ``open_clip_config.json`` and
+    ``open_clip_model.safetensors``, or a hub id (``org/name``) laid out the same way.
+
+    Raises CheckpointError where it is not there, has no safetensors, or does not fit its own configuration.
+    """
+    folder = Path(source)
+    if not folder.is_dir():
+        from huggingface_hub import snapshot_download
+
+        try:
+            folder = Path(snapshot_download(source, allow_patterns=["open_clip_*.json", "open_clip_model.safetensors"]))
+        except Exception as error:  # the hub client raises many kinds; all mean that the towers are out of reach
+            raise CheckpointError(
+                f"open_clip towers {source!r}: no such directory, and the hub did not answer ({type(error).__name__}): "
+                "give a local directory"
+            ) from None
+    config, weights = folder / "open_clip_config.json", folder / "open_clip_model.safetensors"
+    for file in (config, weights):
+        if not file.is_file():
+            raise CheckpointError(f"open_clip towers {source}: {file.name} is missing")
+    from safetensors.torch import load_file
+
+    cfg = json.loads(config.read_text())["model_cfg"]
+    model = _build(cfg)
+    state = load_file(weights)
+    if "text.transformer.resblocks.0.ln_1.weight" not in state:  # CLIP keeps the text tower's parts at the top level
+        from open_clip.model import convert_to_custom_text_state_dict
+
+        state = convert_to_custom_text_state_dict(state)
+    state.pop("text.attn_mask", None)
+    try:
+        model.load_state_dict(state)
+    except RuntimeError as error:
+        raise CheckpointError(f"open_clip towers {source}: {str(error).splitlines()[-1].strip()}") from None
+    return _towers(model, cfg)
+
+
+def saved_architecture(directory: Path) -> Towers:
+    """The towers that ``save_architecture`` described, with fresh weights."""
+    cfg = json.loads((directory / "open_clip_config.json").read_text())["model_cfg"]
+    return _towers(_build(cfg), cfg)

@@ -1,0 +1,1 @@
+"""Codecs and latent diffusion generators, one per modality, and the samplers that run them."""

@@ -1,0 +1,80 @@
+"""Cross-attention that projects a context once, not once a denoising step."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+import torch.nn.functional as F
+from diffusers.models.attention_processor import Attention
+from torch import Tensor, nn
+
+
+class ContextCachingProcessor:
+    """Scaled dot-product attention for diffusers' ``Attention``; inside ``reused_context`` the keys and values of a
+    context tensor are kept as long as the very same tensor comes again."""
+
+    def __init__(self) -> None:
+        self.enabled = False
+        self._kept: tuple[Tensor, Tensor, Tensor] | None = None
+
+    def switch(self, enabled: bool) -> None:
+        self.enabled, self._kept = enabled, None
+
+    def _keys_values(self, attn: Attention, source: Tensor) -> tuple[Tensor, Tensor]:
+        kept = self._kept
+        if kept is not None and kept[0] is source:
+            return kept[1], kept[2]
+        b, n, _ = source.shape
+        key = attn.to_k(source).view(b, n, attn.heads, -1).transpose(1, 2)
+        value = attn.to_v(source).view(b, n, attn.heads, -1).transpose(1, 2)
+        if self.enabled:
+            self._kept = (source, key, value)
+        return key, value
+
+    def __call__(
+        self,
+        attn: Attention,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+    ) -> Tensor:
+        b, n, _ = hidden_states.shape
+        query = attn.to_q(hidden_states).view(b, n, attn.heads, -1).transpose(1, 2)
+        if encoder_hidden_states is None:
+            key, value = (f(hidden_states).view(b, n, attn.heads, -1).transpose(1, 2) for f in (attn.to_k, attn.to_v))
+        else:
+            key, value = self._keys_values(attn, encoder_hidden_states)
+        if attention_mask is not None:
+            attention_mask = attention_mask.view(b, 1, -1, attention_mask.shape[-1]).to(query.dtype)
+        out = F.scaled_dot_product_attention(query, key, value, attn_mask=attention_mask)
+        out = out.transpose(1, 2).reshape(b, n, -1)
+        return attn.to_out[1](attn.to_out[0](out))
+
+
+def install_context_cache(module: nn.Module) -> None:
+    """Give every ``Attention`` below ``module`` the caching processor."""
+    for child in module.modules():
+        if isinstance(child, Attention):
+            child.processor = ContextCachingProcessor()
+
+
+@contextmanager
+def reused_context(module: nn.Module) -> Iterator[None]:
+    """Within this block, contexts are projected once. Only for inference: nothing may change the weights meanwhile."""
+    processors = [
+        child.processor
+        for child in module.modules()
+        if isinstance(child, Attention) and isinstance(child.processor, ContextCachingProcessor)
+    ]
+    if torch.is_grad_enabled():
+        yield
+        return
+    for processor in processors:
+        processor.switch(True)
+    try:
+        yield
+    finally:
+        for processor in processors:
+            processor.switch(False)

@@ -1,0 +1,46 @@
+"""The picture denoiser: diffusers' UNet2DConditionModel with the pooled context added to the time embedding."""
+
+from __future__ import annotations
+
+from diffusers import UNet2DConditionModel
+from torch import Tensor, nn
+
+from xgem.configs.schema import ImageGeneratorConfig
+from xgem.generators.context_cache import install_context_cache
+from xgem.types import Context, ShapeError
+
+
+class ImageUNet(nn.Module):
+    """(b, c, h, w) noisy latents, (b,) timesteps and a context to a prediction of the latents' shape."""
+
+    def __init__(self, config: ImageGeneratorConfig) -> None:
+        super().__init__()
+        self.latent_shape = config.latent_shape
+        attention = config.attention
+        self.unet = UNet2DConditionModel(
+            sample_size=config.latent_shape[1],
+            in_channels=config.latent_shape[0],
+            out_channels=config.latent_shape[0],
+            down_block_types=tuple("CrossAttnDownBlock2D" if has else "DownBlock2D" for has in attention),
+            up_block_types=tuple("CrossAttnUpBlock2D" if has else "UpBlock2D" for has in reversed(attention)),
+            block_out_channels=config.block_out_channels,
+            layers_per_block=config.layers_per_block,
+            attention_head_dim=config.attention_head_dim,
+            cross_attention_dim=config.cross_attention_dim,
+            norm_num_groups=config.norm_num_groups,
+            class_embed_type="projection",
+            projection_class_embeddings_input_dim=config.pooled_dim,
+        )
+        install_context_cache(self.unet)
+
+    def forward(self, z: Tensor, t: Tensor, context: Context) -> Tensor:
+        if z.shape[1:] != self.latent_shape:
+            raise ShapeError(f"picture denoiser: expected (b, {self.latent_shape}), got {tuple(z.shape)}")
+        return self.unet(
+            z,
+            t,
+            encoder_hidden_states=context.tokens,
+            encoder_attention_mask=context.mask,
+            class_labels=context.pooled,
+            return_dict=False,
+        )[0]

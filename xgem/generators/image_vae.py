@@ -1,0 +1,114 @@
+"""The picture codec: diffusers' AutoencoderKL, with pixels folded into channels to save time at full resolution."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Self
+
+import torch
+from diffusers import AutoencoderKL
+from einops import rearrange
+from torch import Tensor
+
+from xgem.component import Component
+from xgem.configs.schema import ImageVAEConfig
+from xgem.types import ShapeError
+
+
+class ImageVAE(Component):
+    """Pictures (b, 1, s, s) in [-1, 1] to latents (b, c, s/f, s/f) of zero mean and unit variance, and back.
+
+    Source: XGeM 3.2 (AutoKL, f = 8). With ``patch`` = 1, ``in_channels`` = 3 and a Stable Diffusion VAE this is the
+    paper's codec: the one channel is repeated on the way in and averaged on the way out.
+    """
+
+    kind = "image_vae"
+
+    def __init__(self, config: ImageVAEConfig) -> None:
+        super().__init__()
+        self.config = config
+        levels = len(config.block_out_channels)
+        channels = config.in_channels * config.patch**2
+        self.vae = AutoencoderKL(
+            in_channels=channels,
+            out_channels=channels,
+            down_block_types=("DownEncoderBlock2D",) * levels,
+            up_block_types=("UpDecoderBlock2D",) * levels,
+            block_out_channels=config.block_out_channels,
+            layers_per_block=config.layers_per_block,
+            latent_channels=config.latent_channels,
+            norm_num_groups=config.norm_num_groups,
+            mid_block_add_attention=config.mid_block_add_attention,
+        )
+
+    @classmethod
+    def from_config(cls, config: ImageVAEConfig, assets: Path | None = None) -> Self:
+        if config.pretrained is None or assets is not None:  # assets: weights follow from the checkpoint
+            return cls(config)
+        vae = AutoencoderKL.from_pretrained(config.pretrained, use_safetensors=True)
+        found = vae.config
+        scale = (1.0 / found["scaling_factor"],) * found["latent_channels"]
+        config = config.model_copy(
+            update={
+                "patch": 1,
+                "in_channels": found["in_channels"],
+                "block_out_channels": tuple(found["block_out_channels"]),
+                "layers_per_block": found["layers_per_block"],
+                "latent_channels": found["latent_channels"],
+                "norm_num_groups": found["norm_num_groups"],
+                "mid_block_add_attention": found["mid_block_add_attention"],
+                "latent_mean": (0.0,) * found["latent_channels"],
+                "latent_std": scale,
+            }
+        )
+        module = cls(config)
+        module.vae.load_state_dict(vae.state_dict())
+        return module
+
+    @property
+    def latent_shape(self) -> tuple[int, int, int]:
+        side = self.config.image_size // self.config.downscale
+        return (self.config.latent_channels, side, side)
+
+    def _fold(self, x: Tensor) -> Tensor:
+        size = self.config.image_size
+        if x.ndim != 4 or x.shape[1:] != (1, size, size):
+            raise ShapeError(f"image VAE: expected (b, 1, {size}, {size}), got {tuple(x.shape)}")
+        p = self.config.patch
+        return rearrange(
+            x.expand(-1, self.config.in_channels, -1, -1), "b c (h p) (w q) -> b (c p q) h w", p=p, q=p
+        ).contiguous(memory_format=torch.channels_last)
+
+    def _unfold(self, x: Tensor) -> Tensor:
+        p = self.config.patch
+        x = rearrange(x, "b (c p q) h w -> b c (h p) (w q)", p=p, q=p)
+        return x.mean(dim=1, keepdim=True)
+
+    def moments(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and log variance of the posterior, each (b, c, h, w), before normalisation."""
+        posterior = self.vae.encode(self._fold(x)).latent_dist
+        return posterior.mean, posterior.logvar
+
+    def reconstruct(self, latents: Tensor) -> Tensor:
+        """Decode latents before normalisation; not clamped, so that gradients flow."""
+        return self._unfold(self.vae.decode(latents).sample)
+
+    def _scale(self, like: Tensor) -> tuple[Tensor, Tensor]:
+        c = self.config.latent_channels
+        mean = like.new_tensor(self.config.latent_mean or (0.0,) * c)
+        std = like.new_tensor(self.config.latent_std or (1.0,) * c)
+        return mean.view(1, c, 1, 1), std.view(1, c, 1, 1)
+
+    def encode(self, batch: Tensor) -> Tensor:
+        """Posterior mean, normalised: (b, 1, s, s) in [-1, 1] to (b, c, s/f, s/f). The mean, so that it is repeatable."""
+        z, _ = self.moments(batch)
+        mean, std = self._scale(z)
+        return (z - mean) / std
+
+    def decode(self, z: Tensor, *, greedy: bool = True, generator: torch.Generator | None = None) -> Tensor:
+        """Normalised latents (b, c, s/f, s/f) to pictures (b, 1, s, s) in [-1, 1]; deterministic."""
+        del greedy, generator
+        if z.shape[1:] != self.latent_shape:
+            raise ShapeError(f"image VAE: expected latents (b, {self.latent_shape}), got {tuple(z.shape)}")
+        mean, std = self._scale(z)
+        return self.reconstruct(z * std + mean).clamp(-1, 1)

@@ -1,0 +1,102 @@
+"""Latent diffusion, one generator per modality (XGeM 2.2, Eq. 3)."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Self
+
+from diffusers import DDPMScheduler, UNet2DConditionModel
+from torch import Tensor, nn
+
+from xgem.component import Component
+from xgem.configs.schema import DiffusionConfig, ImageGeneratorConfig, ReportGeneratorConfig
+from xgem.encoders.fusion import ContextFusion
+from xgem.generators.image_unet import ImageUNet
+from xgem.generators.report_unet import ReportUNet
+from xgem.types import Context, Encoded
+
+
+def schedule_arguments(config: DiffusionConfig) -> dict[str, Any]:
+    """The forward process as diffusers' schedulers take it."""
+    return config.model_dump()
+
+
+class LatentDiffusion(Component):
+    """A denoiser, the fusion of its prompts, and its forward process."""
+
+    config: Any
+    net: nn.Module
+
+    def __init__(self, config: ImageGeneratorConfig | ReportGeneratorConfig, width: int) -> None:
+        super().__init__()
+        self.config = config
+        self.fusion = ContextFusion(config.prompts, config.context, config.context_dim, config.pooled_dim, width)
+        schedule = DDPMScheduler(**schedule_arguments(config.diffusion))
+        self.register_buffer("alphas_cumprod", schedule.alphas_cumprod, persistent=False)
+        self.alphas_cumprod: Tensor
+
+    @property
+    @abstractmethod
+    def latent_shape(self) -> tuple[int, ...]:
+        """Shape of one latent."""
+
+    def fuse(self, encoded: Mapping[str, Encoded], keep: Mapping[str, Tensor] | None = None) -> Context:
+        """One context from any non-empty subset of the prompts, see ``ContextFusion``."""
+        return self.fusion(encoded, keep)
+
+    def null(self, batch: int) -> Context:
+        """The null context, for guidance and for generation from nothing."""
+        return self.fusion.null(batch)
+
+    def forward(self, z: Tensor, t: Tensor, context: Context) -> Tensor:
+        """Prediction (noise or velocity, by ``config.diffusion``) for noisy latents (b, ...) at timesteps (b,)."""
+        return self.net(z, t, context)
+
+    def noisy(self, z0: Tensor, noise: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        """``z_t`` and what the denoiser should predict for it: the target of the mean squared error of Eq. 3."""
+        alpha = self.alphas_cumprod[t].view(-1, *[1] * (z0.ndim - 1))
+        a, s = alpha.sqrt(), (1 - alpha).sqrt()
+        target = noise if self.config.diffusion.prediction_type == "epsilon" else a * noise - s * z0
+        return a * z0 + s * noise, target
+
+
+class ImageLatentDiffusion(LatentDiffusion):
+    """Latent diffusion over picture latents (c, h, w)."""
+
+    kind = "image_generator"
+
+    def __init__(self, config: ImageGeneratorConfig) -> None:
+        super().__init__(config, config.cross_attention_dim)
+        self.net = ImageUNet(config)
+
+    @classmethod
+    def from_config(cls, config: ImageGeneratorConfig, assets: Path | None = None) -> Self:
+        """Fresh weights, or with ``config.pretrained`` (a diffusers UNet by hub id or directory) its weights where
+        names and shapes agree: the paper fine-tunes Stable Diffusion's UNet, which lacks the pooled projection."""
+        module = cls(config)
+        if config.pretrained is not None and assets is None:
+            source = UNet2DConditionModel.from_pretrained(config.pretrained, use_safetensors=True)
+            own = module.net.unet.state_dict()
+            own.update({k: v for k, v in source.state_dict().items() if k in own and v.shape == own[k].shape})
+            module.net.unet.load_state_dict(own)
+        return module
+
+    @property
+    def latent_shape(self) -> tuple[int, ...]:
+        return self.config.latent_shape
+
+
+class ReportLatentDiffusion(LatentDiffusion):
+    """Latent diffusion over report latents (d,)."""
+
+    kind = "report_generator"
+
+    def __init__(self, config: ReportGeneratorConfig) -> None:
+        super().__init__(config, config.width)
+        self.net = ReportUNet(config)
+
+    @property
+    def latent_shape(self) -> tuple[int, ...]:
+        return (self.config.latent_dim,)

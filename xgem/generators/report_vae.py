@@ -1,0 +1,185 @@
+"""The report codec: Optimus (Li et al. 2020), a BERT encoder and a GPT-2 decoder around one latent vector."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import AutoTokenizer, BertConfig, BertModel, DynamicCache, GPT2Config, GPT2LMHeadModel
+
+from xgem.component import Component
+from xgem.configs.schema import ReportVAEConfig
+from xgem.types import ConfigError, InputError, ShapeError
+
+
+class ReportVAE(Component):
+    """Texts to latents (b, d) and back.
+
+    Encoder: BERT's pooled first token, then one bias-free linear layer to mean and log variance. Decoder: GPT-2 that
+    gets z twice, as one extra key and value in every layer (memory) and added to every token's embedding.
+    Source: XGeM 3.2 and Optimus 3.1.
+    """
+
+    kind = "report_vae"
+
+    def __init__(
+        self,
+        config: ReportVAEConfig,
+        encoder_tokenizer: Any,
+        decoder_tokenizer: Any,
+        bert: BertModel | None = None,
+        gpt2: GPT2LMHeadModel | None = None,
+    ) -> None:
+        super().__init__()
+        self.config = config
+        self.encoder_tokenizer, self.decoder_tokenizer = encoder_tokenizer, decoder_tokenizer
+        self.encoder = bert or BertModel(_bert_config(config, len(encoder_tokenizer)))
+        self.decoder = gpt2 or GPT2LMHeadModel(_gpt2_config(config, decoder_tokenizer))
+        hidden, width, layers = self.encoder.config.hidden_size, self.decoder.config.n_embd, self.decoder.config.n_layer
+        self.to_posterior = nn.Linear(hidden, 2 * config.latent_dim, bias=False)
+        self.to_memory = nn.Linear(config.latent_dim, layers * width, bias=False)
+        self.to_embedding = nn.Linear(config.latent_dim, width, bias=False)
+
+    @classmethod
+    def from_config(cls, config: ReportVAEConfig, assets: Path | None = None, tokenizer: Any = None) -> Self:
+        """``tokenizer`` (small presets) serves both sides; pretrained sides bring their own."""
+        if assets is not None:
+            sides = [
+                AutoTokenizer.from_pretrained(str(assets / f"{side}_tokenizer"), local_files_only=True)
+                for side in ("encoder", "decoder")
+            ]
+            return cls(config, *sides)
+        if config.pretrained_encoder and config.pretrained_decoder:
+            bert = BertModel.from_pretrained(config.pretrained_encoder, use_safetensors=True)
+            gpt2 = GPT2LMHeadModel.from_pretrained(config.pretrained_decoder, use_safetensors=True)
+            decoder_tokenizer = AutoTokenizer.from_pretrained(config.pretrained_decoder)
+            # GPT-2 has one special token for all ends; a report needs three that differ.
+            decoder_tokenizer.add_special_tokens({"pad_token": "<pad>", "bos_token": "<s>", "eos_token": "</s>"})
+            gpt2.resize_token_embeddings(len(decoder_tokenizer))
+            return cls(config, AutoTokenizer.from_pretrained(config.pretrained_encoder), decoder_tokenizer, bert, gpt2)
+        if tokenizer is None:
+            raise ConfigError("report VAE: expected a tokenizer, got none: train one on the training reports first")
+        return cls(config, tokenizer, tokenizer)
+
+    def save_assets(self, directory: Path) -> None:
+        self.encoder_tokenizer.save_pretrained(str(directory / "encoder_tokenizer"))
+        self.decoder_tokenizer.save_pretrained(str(directory / "decoder_tokenizer"))
+
+    @property
+    def latent_shape(self) -> tuple[int]:
+        return (self.config.latent_dim,)
+
+    @property
+    def _device(self) -> torch.device:
+        return self.to_posterior.weight.device
+
+    def _tokenize(self, tokenizer: Any, texts: list[str]) -> Any:
+        if any(not text.strip() for text in texts):
+            raise InputError("report: expected text, got an empty one")
+        return tokenizer(
+            texts, padding=True, truncation=True, max_length=self.config.max_length, return_tensors="pt"
+        ).to(self._device)
+
+    def decoder_ids(self, texts: list[str]) -> Tensor:
+        """(b, n) ids as the decoder learns them: ``<s> text </s> <pad> ...``."""
+        if self.config.pretrained_decoder is None:
+            return self._tokenize(self.decoder_tokenizer, texts)["input_ids"]
+        tokenizer = self.decoder_tokenizer
+        return self._tokenize(tokenizer, [f"{tokenizer.bos_token}{t}{tokenizer.eos_token}" for t in texts])["input_ids"]
+
+    def posterior(self, texts: list[str]) -> tuple[Tensor, Tensor]:
+        """Mean and log variance (b, d), before normalisation."""
+        tokens = self._tokenize(self.encoder_tokenizer, texts)
+        pooled = self.encoder(tokens["input_ids"], attention_mask=tokens["attention_mask"]).pooler_output
+        mean, logvar = self.to_posterior(pooled).chunk(2, dim=1)
+        return mean, logvar
+
+    def encode(self, batch: list[str]) -> Tensor:
+        """Posterior means, normalised to unit variance: b texts to (b, d)."""
+        mean, _ = self.posterior(batch)
+        return (mean - self.config.latent_mean) / self.config.latent_std
+
+    def _memory(self, z: Tensor) -> DynamicCache:
+        """z as one key and value token in every layer."""
+        heads, layers = self.decoder.config.n_head, self.decoder.config.n_layer
+        cache = DynamicCache(config=self.decoder.config)
+        for layer, part in enumerate(self.to_memory(z).chunk(layers, dim=1)):
+            token = part.view(len(z), heads, 1, -1)  # (b, heads, 1, width / heads)
+            cache.update(token, token, layer)
+        return cache
+
+    def _step(self, ids: Tensor, z: Tensor, cache: DynamicCache, position: int) -> Tensor:
+        """Logits (b, n, vocabulary) of ids (b, n) that stand at ``position`` and after; extends ``cache``."""
+        embedded = self.decoder.transformer.wte(ids) + self.to_embedding(z)[:, None]
+        positions = torch.arange(position, position + ids.shape[1], device=ids.device)[None]
+        return self.decoder(
+            inputs_embeds=embedded, position_ids=positions, past_key_values=cache, use_cache=True
+        ).logits
+
+    def logits(self, ids: Tensor, z: Tensor) -> Tensor:
+        """Teacher-forced logits (b, n, vocabulary) for ids (b, n) given z (b, d) before normalisation."""
+        return self._step(ids, z, self._memory(z), 0)
+
+    def reconstruction_loss(self, ids: Tensor, z: Tensor, inputs: Tensor | None = None) -> Tensor:
+        """Negative log likelihood (b,) of each text, summed over its tokens; ``inputs`` may hide some of ``ids``."""
+        logits = self.logits((ids if inputs is None else inputs)[:, :-1], z)
+        pad = self.decoder_tokenizer.pad_token_id
+        losses = F.cross_entropy(logits.transpose(1, 2).float(), ids[:, 1:], reduction="none", ignore_index=pad)
+        return losses.sum(dim=1)
+
+    @torch.no_grad()
+    def decode(
+        self, z: Tensor, *, greedy: bool = True, generator: torch.Generator | None = None, temperature: float = 1.0
+    ) -> list[str]:
+        """Normalised latents (b, d) to texts; greedy, or drawn with ``generator`` (on the CPU) for each token."""
+        if z.shape[1:] != self.latent_shape:
+            raise ShapeError(f"report VAE: expected latents (b, {self.latent_shape}), got {tuple(z.shape)}")
+        z = z * self.config.latent_std + self.config.latent_mean
+        tokenizer, cache = self.decoder_tokenizer, self._memory(z)
+        ids = torch.full((len(z), 1), tokenizer.bos_token_id, device=z.device)
+        done = torch.zeros(len(z), dtype=torch.bool, device=z.device)
+        for position in range(self.config.max_length - 1):
+            logits = self._step(ids[:, -1:], z, cache, position)[:, -1].float()
+            logits[:, [tokenizer.pad_token_id, tokenizer.bos_token_id]] = float("-inf")
+            if greedy:
+                token = logits.argmax(dim=-1)
+            else:
+                weights = (logits / temperature).softmax(dim=-1).cpu()
+                token = torch.multinomial(weights, 1, generator=generator)[:, 0].to(z.device)
+            token = torch.where(done, tokenizer.pad_token_id, token)
+            ids = torch.cat([ids, token[:, None]], dim=1)
+            done |= token == tokenizer.eos_token_id
+            if done.all():
+                break
+        return [text.strip() for text in tokenizer.batch_decode(ids, skip_special_tokens=True)]
+
+
+def _bert_config(config: ReportVAEConfig, vocabulary: int) -> BertConfig:
+    return BertConfig(
+        vocab_size=vocabulary,
+        hidden_size=config.width,
+        num_hidden_layers=config.layers,
+        num_attention_heads=config.heads,
+        intermediate_size=4 * config.width,
+        max_position_embeddings=config.max_length,
+        hidden_dropout_prob=config.dropout,
+        attention_probs_dropout_prob=config.dropout,
+    )
+
+
+def _gpt2_config(config: ReportVAEConfig, tokenizer: Any) -> GPT2Config:
+    return GPT2Config(
+        vocab_size=len(tokenizer),
+        n_positions=config.max_length,
+        n_embd=config.width,
+        n_layer=config.layers,
+        n_head=config.heads,
+        resid_pdrop=config.dropout,
+        embd_pdrop=config.dropout,
+        attn_pdrop=config.dropout,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+    )

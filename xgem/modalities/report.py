@@ -1,0 +1,45 @@
+"""Radiology reports: text."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from xgem.configs.schema import Preset
+from xgem.modalities.base import Modality, OutputType
+from xgem.types import InputError, Prompt
+
+
+class Report(Modality):
+    """A report: text in, text inside, text out."""
+
+    name = "report"
+    suffix = ".txt"
+
+    def read(self, value: Any, preset: Preset, *, allow_any: bool = False) -> Prompt:
+        """Text as it is, with white space folded. InputError where it is no text, empty, or holds no letter."""
+        del preset, allow_any
+        if not isinstance(value, str):
+            raise InputError(f"report: expected text, got {type(value).__name__}")
+        text = " ".join(value.split())
+        if not any(character.isalnum() for character in text):
+            raise InputError(f"report: expected text, got {value[:20]!r}: leave the report out to generate without it")
+        return Prompt(text, hashlib.sha256(text.encode("utf-8", "replace")).hexdigest(), "text")
+
+    def collate(self, values: Sequence[str]) -> list[str]:
+        return list(values)
+
+    def to_output(self, batch: list[str], output_type: OutputType) -> list[str]:
+        """Text whatever the ``output_type``."""
+        del output_type
+        return list(batch)
+
+    def write(self, output: str, directory: Path, stem: str, metadata: Mapping[str, Any]) -> Path:
+        """The text, with its metadata in a JSON file beside it."""
+        path = directory / f"{stem}{self.suffix}"
+        path.write_text(output + "\n", encoding="utf-8")
+        path.with_suffix(".json").write_text(json.dumps(dict(metadata), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        return path

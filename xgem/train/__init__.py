@@ -1,0 +1,1 @@
+"""Training: one loop, one stage class a component, checkpoints that resume to the same result."""

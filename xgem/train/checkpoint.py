@@ -1,0 +1,104 @@
+"""Training checkpoints: everything a stage needs to go on as if it had never stopped.
+
+A checkpoint is a folder ``step-00001500`` with safetensors and a JSON file, written under a temporary name and then
+renamed, so that a folder with that name is complete. No file is ever unpickled.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from xgem.types import CheckpointError
+
+_KEEP = 2
+
+
+@dataclass
+class TrainState:
+    """Where training stands. ``step`` counts finished optimizer updates; random numbers and data order follow from it."""
+
+    step: int = 0
+    best_loss: float = float("inf")
+    best_step: int = 0
+    bad_validations: int = 0
+    stopped: bool = False
+
+
+def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """An optimizer's state by parameter index: ``{"12.exp_avg": ...}``. Settings are not part of it."""
+    return {
+        f"{index}.{name}": value if isinstance(value, Tensor) else torch.tensor(value)
+        for index, state in optimizer.state_dict()["state"].items()
+        for name, value in state.items()
+    }
+
+
+def load_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
+    """Put back what ``optimizer_tensors`` took."""
+    state: dict[int, dict[str, Tensor]] = {}
+    for key, value in tensors.items():
+        index, name = key.split(".", 1)
+        state.setdefault(int(index), {})[name] = value
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+def save(
+    folder: Path, state: TrainState, fingerprint: str, tensors: dict[str, dict[str, Tensor]], keep: int = _KEEP
+) -> Path:
+    """Write ``tensors`` (file stem to state dict) and ``state`` as one complete folder; older ones are pruned."""
+    folder.mkdir(parents=True, exist_ok=True)
+    target = folder / f"step-{state.step:08d}"
+    temporary = folder / f".{target.name}.{os.getpid()}"
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir()
+    for name, values in tensors.items():
+        save_file({k: v.detach().cpu().contiguous().clone() for k, v in values.items()}, temporary / f"{name}.safetensors")
+    (temporary / "state.json").write_text(json.dumps({"fingerprint": fingerprint, **vars(state)}))
+    for file in temporary.iterdir():
+        with open(file, "rb") as handle:
+            os.fsync(handle.fileno())
+    shutil.rmtree(target, ignore_errors=True)
+    temporary.rename(target)
+    for old in sorted(folder.glob("step-*"))[:-keep]:
+        shutil.rmtree(old, ignore_errors=True)
+    for stale in folder.glob(".step-*"):
+        shutil.rmtree(stale, ignore_errors=True)
+    return target
+
+
+def latest(folder: Path) -> Path | None:
+    """The newest complete checkpoint, or None."""
+    found = sorted(folder.glob("step-*")) if folder.is_dir() else []
+    return found[-1] if found else None
+
+
+def load(folder: Path, fingerprint: str) -> tuple[TrainState, dict[str, dict[str, Tensor]]]:
+    """Read a checkpoint folder; CheckpointError where it belongs to other settings or cannot be read."""
+    try:
+        meta: dict[str, Any] = json.loads((folder / "state.json").read_text())
+        tensors = {file.stem: load_file(file) for file in sorted(folder.glob("*.safetensors"))}
+    except (OSError, ValueError, SafetensorError) as error:
+        raise CheckpointError(f"training checkpoint {folder} cannot be read ({error}): delete it and resume") from None
+    if meta.pop("fingerprint") != fingerprint:
+        raise CheckpointError(
+            f"training checkpoint {folder} was made with other settings or data: use them again, or another --out"
+        )
+    return TrainState(**meta), tensors
+
+
+def load_weights(module: nn.Module, tensors: dict[str, Tensor], origin: Path) -> None:
+    """Strict load that names the first key that does not fit."""
+    try:
+        module.load_state_dict(tensors, strict=True)
+    except RuntimeError as error:
+        raise CheckpointError(f"{origin}: weights do not fit: {str(error).splitlines()[-1].strip()}") from None

@@ -1,0 +1,153 @@
+"""The stage that trains the prompt encoders (XGeM 2.1)."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import random
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+from xgem import checkpoint as components
+from xgem.configs.schema import ImageEncoderConfig, Preset, StageConfig, TextEncoderConfig
+from xgem.encoders.contrastive import Temperature, gathered, info_nce
+from xgem.encoders.image import ImageEncoder
+from xgem.encoders.text import TextEncoder
+from xgem.train.augment import jitter
+from xgem.train.corpus import Corpus, vary
+from xgem.train.loop import Stage, mix, permuted
+from xgem.types import Encoded
+
+_VIEWS = ("frontal", "lateral")
+_PATCH = 8  # side of the coarse patch that a token has to describe
+
+
+class ContrastiveModel(nn.Module):
+    """Both encoders, the temperature, and a linear read-out of patches that keeps tokens local."""
+
+    def __init__(self, image: ImageEncoder, text: TextEncoder) -> None:
+        super().__init__()
+        self.image, self.text, self.temperature = image, text, Temperature()
+        self.read_out = nn.LazyLinear(_PATCH * _PATCH)
+
+    def forward(self, pictures: Tensor, ids: Tensor) -> tuple[Encoded, Encoded, Tensor, Tensor]:
+        """Pictures (b, 1, s, s) and ids (b', n): both encoded, the read-out (b, tokens, 64), the inverse temperature."""
+        image = self.image(pictures)
+        return image, self.text(ids), self.read_out(image.tokens), self.temperature()
+
+
+def coarse_patches(x: Tensor, tokens: int) -> Tensor:
+    """What the read-out should say: (b, 1, s, s) as (b, tokens, 64), each token's patch at 8 x 8."""
+    side = round(tokens**0.5)
+    small = F.interpolate(x, size=(side * _PATCH, side * _PATCH), mode="area")
+    return rearrange(small, "b 1 (h p) (w q) -> b (h w) (p q)", p=_PATCH, q=_PATCH)
+
+
+class ClipStage(Stage):
+    """Symmetric InfoNCE over frontal-report, lateral-report and frontal-lateral, all three at every step.
+
+    Studies whose annotated findings (or, without them, impressions) are the same are no negatives of one another where
+    a report is involved: half of all chest reports say that nothing is wrong. ``config.loss``: ``patches``, the weight
+    of the patch read-out.
+    """
+
+    name = "clip"
+
+    def __init__(self, preset: Preset, config: StageConfig, train: Corpus, val: Corpus, tokenizer: Any, seed: int) -> None:
+        self.config, self.seed, self.train, self.val = config, seed, train, val
+        self.weights = {"patches": 1.0} | config.loss
+        self.names = (preset.modalities["frontal"].encoder, preset.modalities["report"].encoder)
+        image, text = (preset.components[name] for name in self.names)
+        assert isinstance(image, ImageEncoderConfig) and isinstance(text, TextEncoderConfig)
+        self.module = ContrastiveModel(ImageEncoder.from_config(image), TextEncoder.from_config(text, None, tokenizer))
+        with torch.no_grad():
+            size = self.module.image.config.image_size
+            self.module(torch.zeros(1, 1, size, size), self.module.text.tokenize(["normal"]))
+        self.usable = [i for i in range(len(train.studies)) if self._parts(train, i) >= 2]
+
+    @staticmethod
+    def _parts(corpus: Corpus, index: int) -> int:
+        return sum(bool(corpus.rows(index, view)) for view in _VIEWS) + bool(corpus.texts(index))
+
+    def fingerprint(self) -> str:
+        return super().fingerprint() + self.train.fingerprint()
+
+    def batch(self, step: int, rank: int, world: int) -> dict[str, Any]:
+        size = self.config.batch_size
+        picked = permuted(len(self.usable), (step * world + rank) * size, size, mix(self.seed, self.name))
+        rng = random.Random(mix(self.seed, self.name, "texts", step, rank))
+        return self._collate(self.train, [self.usable[i] for i in picked], rng)
+
+    def _collate(self, corpus: Corpus, indices: list[int], rng: random.Random | None) -> dict[str, Any]:
+        """``owner`` (pictures or texts,) says which study of the batch each row belongs to; ``key`` which are alike."""
+        rows: dict[str, list[int]] = {view: [] for view in _VIEWS}
+        owners: dict[str, list[int]] = {"frontal": [], "lateral": [], "report": []}
+        texts: list[str] = []
+        keys: list[int] = []
+        for position, index in enumerate(indices):
+            for view in _VIEWS:
+                if found := corpus.rows(index, view):
+                    rows[view].append(rng.choice(found) if rng else found[0])
+                    owners[view].append(position)
+            if found := corpus.texts(index):
+                texts.append(vary(rng.choice(found), rng) if rng else found[0])
+                owners["report"].append(position)
+            study = corpus.studies[index]
+            alike = "|".join(sorted(study.labels)) or study.impression
+            keys.append(int.from_bytes(hashlib.sha256(alike.encode()).digest()[:6], "big"))
+        x = corpus.pictures.floats(rows["frontal"] + rows["lateral"])
+        return {
+            "pictures": jitter(x) if rng else x,
+            "ids": self.module.text.tokenize(texts or ["normal"]),
+            "key": torch.tensor(keys),
+            "owner": {name: torch.tensor(value, dtype=torch.long) for name, value in owners.items()},
+        }
+
+    def loss(self, module: nn.Module, batch: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
+        image, text, read_out, scale = module(batch["pictures"], batch["ids"])
+        owner, device = batch["owner"], image.pooled.device
+        count = len(batch["key"])
+        frontals = len(owner["frontal"])
+        vectors = {"frontal": image.pooled[:frontals], "lateral": image.pooled[frontals:], "report": text.pooled}
+        placed, present = {}, {}
+        for name, value in vectors.items():  # every process gathers the same shape: one row a study, zeros if missing
+            rows = owner[name].to(device)
+            placed[name] = gathered(value.new_zeros(count, value.shape[1]).index_copy(0, rows, value[: len(rows)]))
+            present[name] = gathered(value.new_zeros(count).index_fill(0, rows, 1.0)) > 0
+        key = gathered(batch["key"].double()).long() if torch.distributed.is_initialized() else batch["key"]
+        key = key.to(device)
+        terms: dict[str, Tensor] = {}
+        for a, b in itertools.combinations(vectors, 2):
+            both = present[a] & present[b]
+            if both.sum() < 2:
+                continue
+            same = key[both][:, None] == key[both] if b == "report" else None
+            terms[f"{a}-{b}"] = info_nce(placed[a][both], placed[b][both], scale, same)
+        total = torch.stack(list(terms.values())).mean() if terms else read_out.sum() * 0
+        patches = F.mse_loss(read_out, coarse_patches(batch["pictures"], read_out.shape[1]))
+        logged = {k: v.detach() for k, v in terms.items()} | {"patches": patches.detach(), "scale": scale.detach()}
+        return total + self.weights["patches"] * patches, logged
+
+    def validate(self, module: nn.Module) -> dict[str, float]:
+        device = next(module.parameters()).device
+        figures: dict[str, float] = {}
+        size = 64
+        indices = [i for i in range(len(self.val.studies)) if self._parts(self.val, i) >= 2]
+        chunks = [indices[i : i + size] for i in range(0, len(indices) - len(indices) % size or len(indices), size)]
+        for chunk in chunks:
+            batch = self._collate(self.val, chunk, None)
+            batch = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in batch.items()}
+            loss, logged = self.loss(module, batch)
+            for key, value in (logged | {"loss": loss}).items():
+                figures[key] = figures.get(key, 0.0) + float(value) / len(chunks)
+        return figures
+
+    def finish(self, module: nn.Module, root: Path) -> None:
+        assert isinstance(module, ContrastiveModel)
+        for name, part in zip(self.names, (module.image, module.text), strict=True):
+            components.save_component(root, name, part)

@@ -1,0 +1,80 @@
+"""The training corpus: a manifest's studies with prepared pictures and the texts that each study offers."""
+
+from __future__ import annotations
+
+import hashlib
+import random
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from xgem.configs.schema import Preset
+from xgem.data.cache import Pictures, prepare_pictures
+from xgem.data.captions import caption_from_labels
+from xgem.data.manifest import Manifest
+from xgem.types import DataError, Study
+
+_SENTENCE = re.compile(r"(?<=[.!?])\s+")
+
+
+def report_of(study: Study, sections: Sequence[str]) -> str:
+    """The report that a generator learns to write: the named sections, joined; empty where all are missing."""
+    return " ".join(text for name in sections if (text := getattr(study, name).strip()))
+
+
+def sentences(text: str) -> list[str]:
+    """Sentences of cleaned report text."""
+    return [part for part in _SENTENCE.split(text.strip()) if part]
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """One split. ``pictures`` holds every picture of it, ``studies`` the studies in the order of their ids."""
+
+    studies: tuple[Study, ...]
+    pictures: Pictures
+    sections: tuple[str, ...]
+    reports: tuple[str, ...] = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "reports", tuple(report_of(study, self.sections) for study in self.studies))
+
+    @classmethod
+    def load(cls, manifest: Manifest, split: str, preset: Preset, cache: Path, *, progress: bool = True) -> Corpus:
+        """Read (or take from the cache) one split; DataError where it is empty."""
+        studies = tuple(manifest.studies(split))
+        if not studies:
+            raise DataError(f"the manifest has no studies in split {split!r}: prepare it again with that split")
+        pictures = prepare_pictures(manifest, split, preset.transform, cache, progress=progress)
+        return cls(studies, pictures, preset.report_sections)
+
+    def rows(self, index: int, view: str) -> list[int]:
+        """Rows of ``pictures`` that show study ``index`` from ``view``; empty where it has none."""
+        return self.pictures.index.get((self.studies[index].id, view), [])
+
+    def texts(self, index: int) -> list[str]:
+        """All distinct texts that describe a study: report, findings, impression and the caption from its labels."""
+        study = self.studies[index]
+        found = [self.reports[index], study.impression, study.findings, caption_from_labels(study.labels)]
+        return list(dict.fromkeys(text for text in found if text.strip()))
+
+    def fingerprint(self) -> str:
+        """Changes with any picture or text."""
+        digest = hashlib.sha256(self.pictures.sha256.encode())
+        for index, study in enumerate(self.studies):
+            digest.update("\x1f".join([study.id, *self.texts(index)]).encode() + b"\x1e")
+        return digest.hexdigest()
+
+
+def vary(text: str, rng: random.Random, *, keep: float = 0.7) -> str:
+    """A training variant of a description: some of its sentences, in another order.
+
+    Every sentence of a report is true of its pictures, so any subset is a valid description of them.
+    """
+    parts = sentences(text)
+    if len(parts) < 2:
+        return text
+    chosen = [part for part in parts if rng.random() < keep] or [rng.choice(parts)]
+    rng.shuffle(chosen)
+    return " ".join(chosen)

@@ -1,0 +1,137 @@
+"""The stage that trains the picture codec."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor, nn
+
+from xgem import checkpoint as components
+from xgem.configs.schema import ImageVAEConfig, Preset, StageConfig
+from xgem.generators.image_vae import ImageVAE
+from xgem.train.corpus import Corpus
+from xgem.train.loop import Stage, mix, permuted
+from xgem.train.sheets import contact_sheet
+
+_VALIDATION = 128
+
+
+class _Autoencoder(nn.Module):
+    """Encode, draw from the posterior, decode: one call, so that it can be wrapped and compiled."""
+
+    def __init__(self, vae: ImageVAE) -> None:
+        super().__init__()
+        self.vae = vae
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        mean, logvar = self.vae.moments(x)
+        z = mean + torch.randn_like(mean) * (0.5 * logvar).exp() if self.training else mean
+        return self.vae.reconstruct(z), mean, logvar
+
+
+def local_spectra(x: Tensor, window: int = 16) -> Tensor:
+    """Log amplitudes of Hann-windowed, half-overlapping patches: (b, 1, h, w) to (b, patches, window, window/2 + 1).
+
+    The image counterpart of the multi-resolution STFT loss of vocoders (Yamamoto et al. 2020). It ignores phase, so a
+    decoder is rewarded for texture of the right strength where its exact position cannot be known, the part
+    that a pixel loss turns into blur.
+    """
+    taper = torch.hann_window(window, periodic=False, dtype=x.dtype, device=x.device)
+    patches = F.unfold(x, window, stride=window // 2).transpose(1, 2).unflatten(2, (window, window))
+    spectra = torch.fft.rfft2(patches * taper[:, None] * taper, norm="ortho")
+    # The floor, an amplitude of 0.003, lies below a radiograph's noise; without it blur has unbounded gradients.
+    return 0.5 * torch.log(spectra.real.square() + spectra.imag.square() + 1e-5)
+
+
+class ImageVAEStage(Stage):
+    """L1 + gradients + local spectra + KL. ``config.loss``: ``gradient``, ``spectral``, ``kl``.
+
+    The spectral term grows from nothing between a fifth and half of the training: before that, there is no detail yet
+    whose strength it could set.
+    """
+
+    name = "image-vae"
+
+    def __init__(self, preset: Preset, config: StageConfig, train: Corpus, val: Corpus, component: str, seed: int) -> None:
+        settings = preset.components[component]
+        assert isinstance(settings, ImageVAEConfig)
+        self.config, self.seed, self.component = config, seed, component
+        self.train, self.val = train.pictures, val.pictures
+        self.weights = {"gradient": 0.5, "spectral": 0.02, "kl": 0.002} | config.loss
+        self.module = _Autoencoder(ImageVAE.from_config(settings))
+
+    def fingerprint(self) -> str:
+        return super().fingerprint() + self.train.sha256
+
+    def batch(self, step: int, rank: int, world: int) -> dict[str, Any]:
+        size = self.config.batch_size
+        rows = permuted(len(self.train.values), (step * world + rank) * size, size, mix(self.seed, self.name))
+        ramp = (step / (self.config.steps * self.config.gradient_accumulation) - 0.2) / 0.3
+        return {"x": self.train.floats(rows), "spectral_share": min(1.0, max(0.0, ramp))}
+
+    def _terms(self, x: Tensor, y: Tensor, mean: Tensor, logvar: Tensor) -> dict[str, Tensor]:
+        y = y.float()
+        flat = (y - x).abs().mean()
+        gradient = sum((y.diff(dim=d) - x.diff(dim=d)).abs().mean() for d in (2, 3))
+        spectral = (local_spectra(y) - local_spectra(x)).abs().mean()
+        kl = 0.5 * (mean.float().square() + logvar.float().exp() - 1 - logvar.float()).mean()
+        return {"l1": flat, "gradient": torch.as_tensor(gradient), "spectral": spectral, "kl": kl}
+
+    def _total(self, terms: dict[str, Tensor], spectral_share: float = 1.0) -> Tensor:
+        weights = self.weights | {"spectral": self.weights["spectral"] * spectral_share}
+        return terms["l1"] + sum(weight * terms[name] for name, weight in weights.items())
+
+    def loss(self, module: nn.Module, batch: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
+        terms = self._terms(batch["x"], *module(batch["x"]))
+        return self._total(terms, batch["spectral_share"]), {k: v.detach() for k, v in terms.items()}
+
+    def _val_rows(self) -> Tensor:
+        n = len(self.val.values)
+        return torch.linspace(0, n - 1, min(n, _VALIDATION)).long()
+
+    def validate(self, module: nn.Module) -> dict[str, float]:
+        device = next(module.parameters()).device
+        figures: dict[str, float] = {}
+        square, power = 0.0, torch.zeros(2)
+        chunks = self._val_rows().split(32)
+        for rows in chunks:
+            x = self.val.floats(rows).to(device)
+            y, mean, logvar = module(x)
+            terms = self._terms(x, y, mean, logvar)
+            for key, value in ({"loss": self._total(terms)} | terms).items():
+                figures[key] = figures.get(key, 0.0) + float(value) / len(chunks)
+            square += float((y - x).square().mean()) / len(chunks)
+            power += torch.stack([_upper_power(y), _upper_power(x)]).cpu()
+        figures["psnr"] = float(10 * torch.log10(torch.tensor(4.0 / square)))
+        figures["upper_power_ratio"] = float(power[0] / power[1])
+        return figures
+
+    def sheet(self, module: nn.Module) -> Image.Image:
+        x = self.val.floats(self._val_rows()[:8]).to(next(module.parameters()).device)
+        return contact_sheet([x, module(x)[0].clamp(-1, 1)])
+
+    def finish(self, module: nn.Module, root: Path) -> None:
+        assert isinstance(module, _Autoencoder)
+        vae = module.vae
+        n = len(self.train.values)
+        device = next(vae.parameters()).device
+        z = torch.cat([vae.moments(self.train.floats(r).to(device))[0].cpu() for r in torch.arange(0, n, 4).split(64)])
+        mean, std = z.mean(dim=(0, 2, 3)), z.std(dim=(0, 2, 3))
+        vae.config = vae.config.model_copy(
+            update={"latent_mean": tuple(mean.tolist()), "latent_std": tuple(std.tolist())}
+        )
+        components.save_component(root, self.component, vae)
+
+
+def _upper_power(x: Tensor) -> Tensor:
+    """Power between a quarter of and the full Nyquist frequency, summed over a batch (b, 1, s, s)."""
+    s = x.shape[-1]
+    taper = torch.hann_window(s, periodic=False, device=x.device)
+    power = torch.fft.fft2((x - x.mean(dim=(2, 3), keepdim=True)) * taper[:, None] * taper).abs().square()
+    f = torch.fft.fftfreq(s, device=x.device) * 2
+    radius = torch.hypot(f[:, None], f)
+    return power[..., (radius >= 0.25) & (radius <= 1)].sum()

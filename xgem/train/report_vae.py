@@ -1,0 +1,130 @@
+"""The stage that trains the report codec."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from xgem import checkpoint as components
+from xgem.configs.schema import Preset, ReportVAEConfig, StageConfig
+from xgem.generators.report_vae import ReportVAE
+from xgem.train.corpus import Corpus, sentences
+from xgem.train.loop import Stage, mix, permuted
+
+
+_BLOCK = 16
+
+
+def kl_weight(progress: float) -> float:
+    """One cycle (Optimus; Fu et al. 2019): 0 for half of the training, a linear ramp for a quarter, then 1."""
+    return min(1.0, max(0.0, (progress - 0.5) / 0.25))
+
+
+class _Autoencoder(nn.Module):
+    def __init__(self, vae: ReportVAE, hide: float) -> None:
+        super().__init__()
+        self.vae, self.hide = vae, hide
+
+    def forward(self, texts: list[str]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Negative log likelihood (b,), mean and log variance (b, d), and the number of predicted tokens (b,)."""
+        mean, logvar = self.vae.posterior(texts)
+        z = mean + torch.randn_like(mean) * (0.5 * logvar).exp() if self.training else mean
+        ids = self.vae.decoder_ids(texts)
+        inputs = ids
+        if self.training and self.hide > 0:  # hidden tokens make the decoder rely on z (Bowman et al. 2016)
+            hidden = torch.rand(ids.shape, device=ids.device) < self.hide
+            hidden[:, 0] = False
+            inputs = ids.masked_fill(hidden, self.vae.decoder_tokenizer.pad_token_id)
+        counts = (ids[:, 1:] != self.vae.decoder_tokenizer.pad_token_id).sum(dim=1)
+        return self.vae.reconstruction_loss(ids, z, inputs), mean, logvar, counts
+
+
+class ReportVAEStage(Stage):
+    """Reconstruction + scheduled KL with free bits.
+
+    Besides whole reports it learns recombined sentences from all sections of the training split, so that the latent
+    space covers statements in combinations that no single report has. ``config.loss``: ``kl``, ``free_bits`` (nats a
+    dimension that are not pushed down), ``hide`` (share of decoder inputs hidden), ``recombined`` (share of the batch).
+    """
+
+    name = "report-vae"
+
+    def __init__(
+        self, preset: Preset, config: StageConfig, train: Corpus, val: Corpus, component: str, tokenizer: Any, seed: int
+    ) -> None:
+        settings = preset.components[component]
+        assert isinstance(settings, ReportVAEConfig)
+        self.config, self.seed, self.component, self.corpus = config, seed, component, train
+        self.weights = {"kl": 1.0, "free_bits": 0.5, "hide": 0.2, "recombined": 0.3} | config.loss
+        self.train_texts = [text for text in train.reports if text]
+        self.val_texts = [text for text in val.reports if text]
+        texts = [text for index in range(len(train.studies)) for text in train.texts(index)]
+        self.pool = [part for text in texts for part in sentences(text)]
+        self.module = _Autoencoder(ReportVAE.from_config(settings, None, tokenizer), self.weights["hide"])
+
+    def fingerprint(self) -> str:
+        return super().fingerprint() + self.corpus.fingerprint()
+
+    def batch(self, step: int, rank: int, world: int) -> dict[str, Any]:
+        size = self.config.batch_size
+        # Texts of like length share a batch, which spares padding: blocks are drawn, sorted, and served in random order.
+        block, place = divmod(step * world + rank, _BLOCK)
+        drawn = permuted(len(self.train_texts), block * _BLOCK * size, _BLOCK * size, mix(self.seed, self.name))
+        drawn.sort(key=lambda i: len(self.train_texts[i]))
+        slot = permuted(_BLOCK, 0, _BLOCK, mix(self.seed, self.name, "block", block))[place]
+        picked = drawn[slot * size : (slot + 1) * size]
+        rng = random.Random(mix(self.seed, self.name, "texts", step, rank))
+        texts = [
+            " ".join(rng.sample(self.pool, rng.choice((1, 1, 2, 3))))
+            if rng.random() < self.weights["recombined"]
+            else self.train_texts[i]
+            for i in picked
+        ]
+        return {"texts": texts, "kl": kl_weight(step / (self.config.steps * self.config.gradient_accumulation))}
+
+    def _kl(self, mean: Tensor, logvar: Tensor) -> tuple[Tensor, Tensor]:
+        """KL summed over dimensions, and the same with each dimension's batch mean floored at the free bits."""
+        kl = 0.5 * (mean.square() + logvar.exp() - 1 - logvar)
+        return kl.sum(dim=1).mean(), kl.mean(dim=0).clamp(min=self.weights["free_bits"]).sum()
+
+    def loss(self, module: nn.Module, batch: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
+        nll, mean, logvar, counts = module(batch["texts"])
+        kl, floored = self._kl(mean, logvar)
+        total = nll.mean() + batch["kl"] * self.weights["kl"] * floored
+        return total / 10, {"nll_per_token": (nll.sum() / counts.sum()).detach(), "kl": kl.detach()}
+
+    def validate(self, module: nn.Module) -> dict[str, float]:
+        assert isinstance(module, _Autoencoder)
+        texts = self.val_texts[:256]
+        nll, mean, logvar, counts = module(texts)
+        kl, floored = self._kl(mean, logvar)
+        vae, shown = module.vae, texts[:128]
+        z = (vae.posterior(shown)[0] - vae.config.latent_mean) / vae.config.latent_std
+        decoded = vae.decode(z)
+        exact = sum(a == b for a, b in zip(decoded, shown, strict=True)) / len(shown)
+        return {
+            "loss": float(nll.mean() + self.weights["kl"] * floored) / 10,
+            "nll_per_token": float(nll.sum() / counts.sum()),
+            "kl": float(kl),
+            "exact": exact,
+        }
+
+    def sheet(self, module: nn.Module) -> str:
+        assert isinstance(module, _Autoencoder)
+        vae, shown = module.vae, self.val_texts[:40]
+        decoded = vae.decode((vae.posterior(shown)[0] - vae.config.latent_mean) / vae.config.latent_std)
+        return "\n".join(f"{a}\n  -> {b}" for a, b in zip(shown, decoded, strict=True))
+
+    def finish(self, module: nn.Module, root: Path) -> None:
+        assert isinstance(module, _Autoencoder)
+        vae = module.vae
+        chunks = [self.train_texts[i : i + 64] for i in range(0, len(self.train_texts), 64)]
+        mean = torch.cat([vae.posterior(chunk)[0].cpu() for chunk in chunks])
+        vae.config = vae.config.model_copy(
+            update={"latent_mean": float(mean.mean()), "latent_std": float(mean.std())}
+        )
+        components.save_component(root, self.component, vae)

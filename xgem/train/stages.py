@@ -1,0 +1,86 @@
+"""The stages by name, in the order in which they build on one another."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import PartialState
+
+from xgem import checkpoint as components
+from xgem.configs.schema import Preset, ReportVAEConfig, TextEncoderConfig
+from xgem.data.manifest import Manifest
+from xgem.encoders.tokenizer import train_tokenizer
+from xgem.train.clip import ClipStage
+from xgem.train.corpus import Corpus
+from xgem.train.diffusion import DiffusionStage
+from xgem.train.image_vae import ImageVAEStage
+from xgem.train.loop import LoopOptions, Stage, TrainState, mix, train
+from xgem.train.report_vae import ReportVAEStage
+from xgem.types import CheckpointError, ConfigError, InputError
+
+log = logging.getLogger(__name__)
+
+STAGES = ("image-vae", "clip", "report-vae", "frontal", "lateral", "report")
+
+
+def _tokenizer(corpus: Corpus, config: Any) -> Any:
+    """A tokenizer from the training split's texts; pretrained towers bring their own."""
+    if isinstance(config, TextEncoderConfig) and config.pretrained is not None:
+        return None
+    if isinstance(config, ReportVAEConfig) and config.pretrained_encoder is not None:
+        return None
+    texts = [text for index in range(len(corpus.studies)) for text in corpus.texts(index)]
+    return train_tokenizer(texts, config.vocab_size, lowercase=isinstance(config, TextEncoderConfig))
+
+
+def _part(root: Path, name: str, stage: str) -> Any:
+    try:
+        return components.load_component(root, name, device="cpu", dtype=torch.float32).eval().requires_grad_(False)
+    except CheckpointError as error:
+        raise CheckpointError(f"stage {stage!r} needs component {name!r}: train it first ({error})") from None
+
+
+def make_stage(name: str, preset: Preset, train_split: Corpus, val_split: Corpus, root: Path, seed: int) -> Stage:
+    """Build a stage with freshly initialised weights; InputError lists the known names."""
+    if name not in STAGES:
+        raise InputError(f"unknown stage {name!r}: expected all or one of {', '.join(STAGES)}")
+    if name not in preset.train:
+        raise ConfigError(f"preset {preset.name!r} has no training settings for stage {name!r}")
+    config = preset.train[name]
+    torch.manual_seed(mix(seed, name, "initialise"))
+    if name == "image-vae":
+        codec = preset.modalities["frontal"].codec
+        return ImageVAEStage(preset, config, train_split, val_split, codec, seed)
+    if name == "clip":
+        text = preset.components[preset.modalities["report"].encoder]
+        return ClipStage(preset, config, train_split, val_split, _tokenizer(train_split, text), seed)
+    if name == "report-vae":
+        codec = preset.modalities["report"].codec
+        tokenizer = _tokenizer(train_split, preset.components[codec])
+        return ReportVAEStage(preset, config, train_split, val_split, codec, tokenizer, seed)
+    needed = {part for modality in preset.modalities.values() for part in (modality.encoder, modality.codec)}
+    parts = {part: _part(root, part, name) for part in sorted(needed)}
+    device = PartialState().device
+    torch.manual_seed(mix(seed, name, "initialise"))
+    return DiffusionStage(preset, config, train_split, val_split, name, parts, root / "cache", device, seed)
+
+
+def run(
+    names: Sequence[str], preset: Preset, manifest: Manifest, root: Path, options: LoopOptions, *, seed: int = 0
+) -> dict[str, TrainState]:
+    """Train stages one after the other into the checkpoint folder ``root``; finished ones are not trained again."""
+    manifest.check(files=True)
+    components.init_checkpoint(root, preset)
+    splits = [
+        Corpus.load(manifest, split, preset, root / "cache", progress=options.progress) for split in ("train", "val")
+    ]
+    states: dict[str, TrainState] = {}
+    for name in names:
+        stage = make_stage(name, preset, *splits, root, seed)
+        log.info("%s: %d steps of %d", name, stage.config.steps, stage.config.batch_size)
+        states[name] = train(stage, root, options)
+    return states

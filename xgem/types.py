@@ -1,0 +1,117 @@
+"""What travels between the rooms of xgem, and the errors that users see.
+
+This module imports no torch, so that ``import xgem`` stays light.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class XgemError(Exception):
+    """Base of every error that xgem raises on purpose. The message is one line: what came, what was expected, what to do."""
+
+
+class InputError(XgemError, ValueError):
+    """A value given by the user cannot be used: an argument, a report, a request."""
+
+
+class ImageError(InputError):
+    """A picture is missing, unreadable, or not a radiograph that xgem can use."""
+
+
+class ShapeError(InputError):
+    """A tensor or array has another shape than the one expected."""
+
+
+class ManifestError(InputError):
+    """A manifest breaks its schema, names missing files, or leaks subjects between splits."""
+
+
+class ConfigError(InputError):
+    """A preset or configuration file is not valid."""
+
+
+class CheckpointError(XgemError):
+    """A checkpoint is missing, incomplete, altered, or of another format."""
+
+
+class DeviceError(XgemError):
+    """The requested device or dtype is not available here."""
+
+
+class OutputError(XgemError):
+    """An output place cannot be written, or holds results already."""
+
+
+class DataError(XgemError):
+    """A data set cannot be prepared or used as it is."""
+
+
+@dataclass(frozen=True)
+class Study:
+    """One imaging study: its pictures by view, its report, and what is known of the patient.
+
+    ``pictures`` maps a view (``"frontal"``, ``"lateral"``) to the files of that view; a view that
+    the study lacks is absent. ``findings`` and ``impression`` are cleaned text, empty when missing.
+    ``age`` is in years, ``sex`` is ``"F"``, ``"M"`` or ``None``.
+    """
+
+    id: str
+    subject: str
+    split: str
+    pictures: Mapping[str, tuple[Path, ...]] = field(default_factory=dict)
+    findings: str = ""
+    impression: str = ""
+    labels: tuple[str, ...] = ()
+    age: float | None = None
+    sex: str | None = None
+    source: str = ""
+    licence: str = ""
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """One input made ready for its encoder.
+
+    ``value`` is what the modality's encoder takes: a (1, h, w) float tensor in [-1, 1] for pictures, text
+    for reports. ``sha256`` identifies the input's content in the output's metadata; ``origin`` says where it
+    came from (a file's name, ``"array"``, ``"text"``); ``notes`` are warnings worth keeping (truncation, ...).
+    """
+
+    value: Any
+    sha256: str
+    origin: str
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """A prompt encoder's answer for a batch.
+
+    ``pooled`` (b, d), L2-normalised, in the shared space; ``tokens`` (b, n, c), the encoder's last token
+    sequence; ``mask`` (b, n) bool, True where a token counts.
+    """
+
+    pooled: Tensor
+    tokens: Tensor
+    mask: Tensor
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a generator attends to, made by ``fuse`` from any number of ``Encoded`` prompts.
+
+    ``tokens`` (b, n, c), ``mask`` (b, n) bool, ``pooled`` (b, d): the mean of the prompts' pooled
+    vectors (XGeM, Eq. 2), zeros for the null context.
+    """
+
+    tokens: Tensor
+    mask: Tensor
+    pooled: Tensor
