@@ -225,6 +225,12 @@ def test_another_checkpoint_is_refused(pipeline: XgemPipeline, saved: Path) -> N
         replay(file, progress=False)
 
 
+@pytest.fixture(scope="module")
+def from_text(pipeline: XgemPipeline, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("text") / "out"
+    return pipeline({"report": TEXT}, "lateral", seed=5, **QUICK).save(out)[0]
+
+
 def alter(file: Path, **changes: Any) -> Path:
     with Image.open(file) as image:
         assert isinstance(image, PngImagePlugin.PngImageFile)
@@ -252,22 +258,22 @@ def alter(file: Path, **changes: Any) -> Path:
     ],
     ids=lambda c: f"{next(iter(c))}",
 )
-def test_altered_metadata_are_refused(pipeline: XgemPipeline, saved: Path, changes: dict[str, Any]) -> None:
-    file = alter(saved / "other" / "lateral-000.png", **changes)
+def test_altered_metadata_are_refused(pipeline: XgemPipeline, from_text: Path, changes: dict[str, Any]) -> None:
+    file = alter(from_text, **changes)
     with pytest.raises(InputError) as raised:
         replay(file, model=pipeline, progress=False)
     assert "\n" not in str(raised.value)
 
 
-def test_a_recorded_device_that_is_not_here(pipeline: XgemPipeline, saved: Path) -> None:
-    file = alter(saved / "other" / "lateral-000.png", device="cuda:99")
+def test_a_recorded_device_that_is_not_here(pipeline: XgemPipeline, from_text: Path) -> None:
+    file = alter(from_text, device="cuda:99")
     with pytest.raises(DeviceError, match="not available here"):
         replay(file, model=pipeline.root, progress=False)
     assert replay(file, model=pipeline.root, device="cpu", progress=False).identical
 
 
-def test_another_seed_is_noticed(pipeline: XgemPipeline, saved: Path) -> None:
-    file = alter(saved / "other" / "lateral-000.png", seed=99)
+def test_another_seed_is_noticed(pipeline: XgemPipeline, from_text: Path) -> None:
+    file = alter(from_text, seed=99)
     assert not replay(file, model=pipeline, progress=False).identical
 
 

@@ -64,6 +64,7 @@ def test_no_inputs_are_allowed(preset: Preset, inputs: Any) -> None:
         ({"frontal": 1}, None, "no outputs"),
         ({"frontal": 1}, ["lateral", "lateral"], "asked for twice"),
         ({"frontal": None}, ["lateral"], "is None"),
+        ({"report": "Clear \udcff lungs."}, ["lateral"], "not valid UTF-8"),
         ([], ["lateral"], "empty list"),
         ("frontal", ["lateral"], "expected a mapping"),
         ([{"frontal": 1}, "x"], ["lateral"], r"inputs\[1\] is of type str"),
@@ -110,8 +111,7 @@ def test_guidance_can_be_given_for_some_outputs(preset: Preset) -> None:
 
 
 @given(seeds=st.lists(st.integers(0, MAX_SEED), min_size=1, max_size=5))
-def test_each_item_has_its_seed(seeds: list[int]) -> None:
-    preset = load_preset("openi-128")
+def test_each_item_has_its_seed(preset: Preset, seeds: list[int]) -> None:
     assert ask(preset, [{}] * len(seeds), "report", seed=seeds).seeds == tuple(seeds)
     assert ask(preset, [{}] * len(seeds), "report", seed=seeds[0]).seeds == (seeds[0],) * len(seeds)
 

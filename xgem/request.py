@@ -7,6 +7,7 @@ import operator
 import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import PurePath
 from typing import TYPE_CHECKING, Any, Literal, TypedDict, cast, get_args
 
 from xgem.types import InputError
@@ -161,6 +162,11 @@ def _check_item(preset: Preset, item: Inputs, outputs: Sequence[str]) -> None:
                 raise InputError(f"output {output!r} takes no {name!r} as input, only: {', '.join(takes)}")
         if value is None:
             raise InputError(f"input {name!r} is None; leave out what there is none of")
+        if isinstance(value, str | PurePath) and not str(value).isascii():
+            try:
+                str(value).encode()
+            except UnicodeEncodeError:  # bytes of another encoding: they could not be written into metadata
+                raise InputError(f"input {name!r} is not valid UTF-8 text; convert or rename it") from None
 
 
 def _seeds(seed: int | Sequence[int] | None, count: int) -> tuple[int, ...]:
