@@ -1,0 +1,150 @@
+"""``xgem eval``: measure a checkpoint's routes, and the labeller that measures them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(help="Measure a checkpoint's routes on a manifest.", no_args_is_help=True)
+
+Data = Annotated[Path, typer.Option("--data", metavar="MANIFEST", help="Manifest: .parquet or .jsonl.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print the results as JSON.")]
+
+
+@app.command()
+def routes(
+    data: Data,
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Run folder for tables, reports and sheets.")],
+    model: Annotated[
+        str | None, typer.Option("--model", help="Embedded checkpoint, folder or hub id.", show_default="openi-128")
+    ] = None,
+    split: Annotated[str, typer.Option("--split", help="Split of the manifest to evaluate on.")] = "val",
+    route: Annotated[
+        list[str] | None,
+        typer.Option("--route", help="Only this route, as F+L->T; may be repeated.", show_default="all"),
+    ] = None,
+    limit: Annotated[int | None, typer.Option("--limit", help="Only so many studies, chosen by the seed.")] = None,
+    seed: Annotated[int, typer.Option("--seed", help="0 or more.")] = 0,
+    num_samples: Annotated[int, typer.Option("--num-samples", help="Samples a study; measures are averaged.")] = 1,
+    num_inference_steps: Annotated[
+        int | None, typer.Option("--num-inference-steps", help="Sampling steps.", show_default="the preset's")
+    ] = None,
+    guidance_scale: Annotated[
+        str | None,
+        typer.Option(
+            "--guidance-scale", help="A number, or one an output: lateral=2,report=1.5", show_default="the preset's"
+        ),
+    ] = None,
+    sampler: Annotated[
+        str | None, typer.Option("--sampler", help="dpmsolver++, ddim or unipc.", show_default="the preset's")
+    ] = None,
+    batch_size: Annotated[int, typer.Option("--batch-size", help="Studies generated together.")] = 32,
+    bootstrap: Annotated[int, typer.Option("--bootstrap", help="Bootstrap draws.")] = 1000,
+    diversity_prompts: Annotated[
+        int, typer.Option("--diversity-prompts", help="Prompts for diversity; 0 skips it.")
+    ] = 16,
+    classifier_epochs: Annotated[
+        int, typer.Option("--classifier-epochs", help="Epochs of the judging classifier.")
+    ] = 10,
+    cache: Annotated[
+        Path | None,
+        typer.Option("--cache", metavar="DIR", help="Prepared pictures and classifiers.", show_default="OUT/cache"),
+    ] = None,
+    device: Annotated[str | None, typer.Option("--device", help="cpu, cuda, ...", show_default="a GPU, or cpu")] = None,
+    dtype: Annotated[
+        str | None, typer.Option("--dtype", help="float32, bfloat16 or float16.", show_default="float32")
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the results of an earlier run.")] = False,
+    progress: Annotated[bool, typer.Option("--progress/--no-progress", help="Show progress bars (on stderr).")] = True,
+    as_json: AsJson = False,
+) -> None:
+    """Run every single-output route and print what it measures, with bootstrap intervals.
+
+    Each route is measured against its prompts and against the study's real target, beside the control with other
+    studies' prompts. OUT receives routes.json, routes.csv, routes.md, the generated reports and contact sheets; the
+    sheets show real pictures, so keep them where the data may lie.
+    """
+    from xgem.data.manifest import Manifest
+    from xgem.eval.classifier import ClassifierConfig
+    from xgem.eval.material import open_model
+    from xgem.eval.route import parse_route
+    from xgem.eval.routes import RunSettings, evaluate_routes
+
+    settings = RunSettings(
+        seed=seed,
+        limit=limit,
+        num_samples=num_samples,
+        num_inference_steps=num_inference_steps,
+        guidance_scale=_guidance(guidance_scale),
+        sampler=sampler,
+        batch_size=batch_size,
+        bootstrap=bootstrap,
+        diversity_prompts=diversity_prompts,
+        classifier=ClassifierConfig(epochs=classifier_epochs),
+    )
+    manifest = Manifest.read(data)
+    manifest.check()
+    evaluated = open_model(model, device=device, dtype=dtype)
+    wanted = [parse_route(one, evaluated.modalities) for one in route] if route else None
+    evaluation = evaluate_routes(
+        evaluated,
+        manifest,
+        split=split,
+        out=out,
+        settings=settings,
+        routes=wanted,
+        cache=cache,
+        overwrite=overwrite,
+        device=str(getattr(evaluated.pipe, "device", "cpu")),
+        progress=progress,
+    )
+    if as_json:
+        typer.echo(evaluation.json())
+        return
+    from rich.console import Console
+
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=200)
+    for table in evaluation.tables():
+        console.print(table)
+
+
+@app.command()
+def labeller(
+    data: Data,
+    split: Annotated[str | None, typer.Option("--split", help="Only this split.", show_default="all")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Check the rule labeller against the annotators' labels: precision and recall by class."""
+    import json
+
+    from xgem.data.manifest import Manifest
+    from xgem.eval.labeller_check import check_labeller
+
+    checked = check_labeller(Manifest.read(data).studies(split))
+    if as_json:
+        typer.echo(json.dumps(checked, indent=2))
+        return
+    typer.echo(f"{checked['labeller']} against the annotators' labels, findings and impression, n = {checked['n']}")
+    typer.echo(f"{'class':28} {'annotated':>9} {'labelled':>9} {'precision':>9} {'recall':>9}")
+    for name, one in checked["classes"].items():
+        precision, recall = (f"{one[key]:.3f}" if one[key] is not None else "-" for key in ("precision", "recall"))
+        typer.echo(f"{name:28} {one['annotated']:9d} {one['labelled']:9d} {precision:>9} {recall:>9}")
+
+
+def _guidance(text: str | None) -> float | dict[str, float] | None:
+    from xgem.types import InputError
+
+    if text is None:
+        return None
+    try:
+        if "=" not in text:
+            return float(text)
+        return {name.strip(): float(value) for name, _, value in (part.partition("=") for part in text.split(","))}
+    except ValueError:
+        raise InputError(
+            f"guidance scale {text!r}: expected a number, or one an output as lateral=2,report=1.5"
+        ) from None

@@ -1,0 +1,178 @@
+"""``xgem-rules``: a rule labeller of chest reports over CheXpert's 14 classes, with negation and uncertainty.
+
+It is xgem's own and is never reported as "CheXpert-labeler". Each sentence is searched for mentions
+(:mod:`xgem.eval.label_rules`); a mention is negated or doubted by a cue in whose scope it lies, after the idea of
+NegEx (Chapman et al. 2001): a cue reaches to the end of its clause.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Final, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from xgem.eval import label_rules as rules
+from xgem.eval.label_rules import CHEXPERT_5, CHEXPERT_CLASSES, NO_FINDING
+
+LABELLER: Final = "xgem-rules"
+LABELLER_VERSION: Final = 1
+Label = Literal[1, 0, -1] | None
+"""1 affirmed, 0 denied, -1 uncertain, None not mentioned."""
+
+__all__ = [
+    "CHEXPERT_5",
+    "CHEXPERT_CLASSES",
+    "LABELLER",
+    "LABELLER_VERSION",
+    "NO_FINDING",
+    "Label",
+    "label_matrix",
+    "label_report",
+]
+
+_RANK: Final[dict[Label, int]] = {None: 0, 0: 1, -1: 2, 1: 3}
+_SENTENCE = re.compile(r"(?<=[.!?])\s+|(?<=[a-z])\.(?=[a-z])|[\n\r]+")
+_BETWEEN = re.compile(r"^[^,.;:]{0,40}\b(?:versus|vs|or|and ?/ ?or)\b[^,.;:]{0,30}$")
+
+
+@dataclass(frozen=True)
+class _Mention:
+    label: str
+    start: int  # where cues before it must end
+    end: int
+
+
+def label_report(text: str) -> dict[str, Label]:
+    """Label one report.
+
+    Args:
+        text: free text, any case, sections joined or not; de-identification marks (``XXXX``) are allowed.
+
+    Returns:
+        one label for each of :data:`CHEXPERT_CLASSES`: 1 affirmed, 0 denied, -1 uncertain, ``None`` not mentioned. The
+        strongest statement of a report wins (1, then -1, then 0). "No Finding" is 1 where the text says something and
+        affirms or doubts nothing but support devices, and ``None`` otherwise.
+    """
+    found: dict[str, Label] = {}
+    sentences = _sentences(text)
+    for sentence in sentences:
+        for name, label in _label_sentence(sentence):
+            if _RANK[label] > _RANK[found.get(name)]:
+                found[name] = label
+    result: dict[str, Label] = {name: found.get(name) for name in CHEXPERT_CLASSES}
+    abnormal = any(found.get(name) in (1, -1) for name in found if name != "Support Devices")
+    result[NO_FINDING] = 1 if sentences and not abnormal else None
+    return result
+
+
+def label_matrix(
+    reports: Iterable[str],
+    *,
+    classes: Sequence[str] = CHEXPERT_CLASSES,
+    uncertain: Literal["positive", "negative"] = "positive",
+) -> NDArray[np.bool_]:
+    """Label many reports at once.
+
+    Args:
+        reports: n texts; equal texts are labelled once.
+        classes: columns of the result.
+        uncertain: what -1 counts as. "positive" (default) keeps what a reader would act on.
+
+    Returns:
+        (n, classes) bool, True where the class is affirmed.
+    """
+    counted = {1, -1} if uncertain == "positive" else {1}
+    cache: dict[str, list[bool]] = {}
+    rows: list[list[bool]] = []
+    for text in reports:
+        if text not in cache:
+            labels = label_report(text)
+            cache[text] = [labels[name] in counted for name in classes]
+        rows.append(cache[text])
+    return np.array(rows, dtype=bool).reshape(len(rows), len(classes))
+
+
+def _sentences(text: str) -> list[str]:
+    text = re.sub(r"x{3,}", " ", text.lower())
+    text = re.sub(r"\b(\d+)\.(\d)", r"\1 \2", text)  # 1.5 cm is no end of a sentence
+    text = re.sub(r"\b(dr|mr|mrs|vs|approx|no)\.(?=\s\S)", lambda m: m[1] if m[1] != "no" else m[0], text)
+    text = text.replace("/", " / ")
+    parts = (re.sub(r"\s+", " ", part).strip(" .!") for part in _SENTENCE.split(text))
+    return [part for part in parts if re.search(r"[a-z]{2}", part)]
+
+
+def _label_sentence(sentence: str) -> list[tuple[str, Label]]:
+    found: list[tuple[str, Label]] = []
+    for name, patterns in rules.NORMAL_STATEMENTS.items():
+        if any(pattern.search(sentence) for pattern in patterns):
+            found.append((name, 0))
+    if rules.BORDERLINE_HEART.search(sentence):
+        found.append(("Cardiomegaly", -1))
+    edges = [0, *(match.start() for match in rules.TERMINATORS.finditer(sentence)), len(sentence)]
+    mentions = _mentions(sentence)
+    labels: list[Label] = []
+    for mention in mentions:
+        low = max(edge for edge in edges if edge <= mention.start)
+        high = min(edge for edge in edges if edge >= mention.end)
+        labels.append(_judge(sentence, low, high, mention))
+    for i, first in enumerate(mentions):
+        # "atelectasis or scarring", "infiltrate versus atelectasis": either, so neither is certain
+        for j, second in enumerate(mentions):
+            both = first.end <= second.start and labels[i] == labels[j] == 1 and first.label != second.label
+            if both and _BETWEEN.match(sentence[first.end : second.start]):
+                labels[i] = labels[j] = -1
+    stated: list[tuple[str, Label]] = [
+        (mention.label, label) for mention, label in zip(mentions, labels, strict=True) if label is not None
+    ]
+    return [*found, *stated]
+
+
+def _mentions(sentence: str) -> list[_Mention]:
+    found: list[_Mention] = []
+    for name, patterns in rules.MENTIONS.items():
+        for pattern in patterns:
+            for match in pattern.finditer(sentence):
+                start = match.start("at") if "at" in pattern.groupindex and match.group("at") else match.start()
+                found.append(_Mention(name, start, match.end()))
+    return found
+
+
+def _judge(sentence: str, low: int, high: int, mention: _Mention) -> Label:
+    """The label of one mention inside its clause ``sentence[low:high]``; None where it states nothing."""
+    before = sentence[low : mention.start]
+    after = sentence[mention.end : high]
+    if rules.HYPOTHETICAL.search(sentence[low:high]):
+        return None
+    masked = rules.PSEUDO_NEGATIONS.sub(lambda m: "#" * len(m[0]), before)
+    doubt = _last(rules.UNCERTAIN_BEFORE, masked)
+    # "cannot exclude" holds a "not": what doubt has taken is no negation any more
+    unmasked = rules.UNCERTAIN_BEFORE.sub(lambda m: "#" * len(m[0]), masked)
+    denial = _last(rules.NEGATIVE_BEFORE, unmasked)
+    ends = [m.start() for m in rules.NEGATION_ENDS.finditer(sentence[low : mention.end])]
+    if denial is not None and not any(edge >= denial for edge in ends):
+        return 0
+    if rules.UNCERTAIN_AFTER.search(after):
+        return -1
+    reach = _reach(before, after)
+    if reach and rules.NEGATIVE_AFTER.search(rules.PSEUDO_NEGATIONS.sub("#", after)):
+        return 0
+    if doubt is not None and not any(edge >= doubt for edge in ends if sentence[low + edge] == ","):
+        return -1
+    return 1
+
+
+def _reach(before: str, after: str) -> bool:
+    """Whether a cue after the mention still speaks of it: a comma ends its reach unless it is a list's."""
+    head = rules.NEGATIVE_AFTER.split(after, maxsplit=1)[0]
+    return "," not in head or re.search(r"\b(?:or|and|nor)\b", head) is not None
+
+
+def _last(pattern: re.Pattern[str], text: str) -> int | None:
+    last: int | None = None
+    for match in pattern.finditer(text):
+        last = match.end()
+    return last
