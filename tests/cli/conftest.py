@@ -31,7 +31,8 @@ Xgem = Callable[..., Ran]
 def xgem(capsys: pytest.CaptureFixture[str]) -> Xgem:
     def run(*arguments: object) -> Ran:
         code = main([str(argument) for argument in arguments])
-        return Ran(code, *capsys.readouterr())
+        captured = capsys.readouterr()
+        return Ran(code, captured.out, captured.err)
 
     return run
 
