@@ -32,7 +32,10 @@ class TransformConfig(_Config):
 
 
 class ImageEncoderConfig(_Config):
-    """One ViT for both views. ``pretrained``: an open_clip hub id or local directory; it then sets the sizes."""
+    """One ViT for both views. ``pretrained``: an open_clip hub id or local directory; it then sets the sizes.
+
+    ``resize`` lets it take pictures of another size than its own, resized with antialiasing.
+    """
 
     kind: Literal["image_encoder"] = "image_encoder"
     pretrained: str | None = None
@@ -43,6 +46,7 @@ class ImageEncoderConfig(_Config):
     heads: int = 3
     embed_dim: int = 256
     patch_dropout: float = Field(default=0.0, ge=0, lt=1)
+    resize: bool = False
 
 
 class TextEncoderConfig(_Config):
@@ -70,6 +74,8 @@ class ImageVAEConfig(_Config):
     image_size: int = 128
     in_channels: int = 1
     patch: int = 2
+    shortcut: bool = False
+    """A linear block transform beside the network, started from principal components; one-channel codecs only."""
     block_out_channels: tuple[int, ...] = (32, 64, 128)
     layers_per_block: int = 1
     latent_channels: int = 8
@@ -102,6 +108,12 @@ class ReportVAEConfig(_Config):
     dropout: float = 0.1
     latent_mean: float = 0.0
     latent_std: float = 1.0
+
+    @model_validator(mode="after")
+    def _both_or_none(self) -> ReportVAEConfig:
+        if (self.pretrained_encoder is None) != (self.pretrained_decoder is None):
+            raise ValueError("expected pretrained_encoder and pretrained_decoder, or neither")
+        return self
 
 
 class DiffusionConfig(_Config):
@@ -230,6 +242,59 @@ class Preset(_Config):
                 raise ValueError(f"generator {modality.generator!r} lists unknown prompts {sorted(unknown)}")
         return self
 
+    @model_validator(mode="after")
+    def _sizes_agree(self) -> Preset:
+        """Parts of fresh weights fit together; pretrained ones have sizes of their own, seen when they are loaded."""
+        for name, modality in self.modalities.items():
+            encoder, codec, generator = (
+                self.components[part] for part in (modality.encoder, modality.codec, modality.generator)
+            )
+            if not isinstance(encoder, ImageEncoderConfig | TextEncoderConfig):
+                raise ValueError(f"modality {name!r}: {modality.encoder!r} is a {encoder.kind}, expected an encoder")
+            if not isinstance(codec, ImageVAEConfig | ReportVAEConfig):
+                raise ValueError(f"modality {name!r}: {modality.codec!r} is a {codec.kind}, expected a VAE")
+            if not isinstance(generator, ImageGeneratorConfig | ReportGeneratorConfig):
+                raise ValueError(f"modality {name!r}: {modality.generator!r} is a {generator.kind}, expected a generator")
+            if generator.modality != name:
+                raise ValueError(f"generator {modality.generator!r} makes {generator.modality!r}, used for {name!r}")
+            size = self.transform.size
+            if isinstance(codec, ImageVAEConfig) and codec.image_size != size:
+                raise ValueError(f"{modality.codec!r} takes pictures of {codec.image_size}, the transform makes {size}")
+            if isinstance(encoder, ImageEncoderConfig) and not (encoder.resize or encoder.pretrained):
+                if encoder.image_size != size:
+                    raise ValueError(
+                        f"{modality.encoder!r} takes pictures of {encoder.image_size}, the transform makes {size}: "
+                        "change one, or set resize"
+                    )
+            self._latents_agree(modality, codec, generator)
+            for prompt in generator.prompts:
+                self._context_agrees(modality.generator, generator, self.modalities[prompt].encoder)
+        return self
+
+    @staticmethod
+    def _latents_agree(
+        modality: ModalityConfig,
+        codec: ImageVAEConfig | ReportVAEConfig,
+        generator: ImageGeneratorConfig | ReportGeneratorConfig,
+    ) -> None:
+        wanted = generator.latent_shape if isinstance(generator, ImageGeneratorConfig) else (generator.latent_dim,)
+        made: tuple[int, ...] = wanted
+        if isinstance(codec, ReportVAEConfig):
+            made = (codec.latent_dim,)
+        elif codec.pretrained is None:
+            made = (codec.latent_channels, *[codec.image_size // codec.downscale] * 2)
+        if made != wanted:
+            raise ValueError(f"{modality.codec!r} makes latents {made}, {modality.generator!r} expects {wanted}")
+
+    def _context_agrees(self, name: str, generator: _GeneratorConfig, encoder_name: str) -> None:
+        encoder = self.components[encoder_name]
+        if not isinstance(encoder, ImageEncoderConfig | TextEncoderConfig) or encoder.pretrained is not None:
+            return
+        if encoder.embed_dim != generator.pooled_dim:
+            raise ValueError(f"{encoder_name!r} has embed_dim {encoder.embed_dim}, {name!r} pooled_dim {generator.pooled_dim}")
+        if generator.context == "tokens" and encoder.width != generator.context_dim:
+            raise ValueError(f"{encoder_name!r} has width {encoder.width}, {name!r} context_dim {generator.context_dim}")
+
     @classmethod
     def parse(cls, data: Any, origin: str) -> Preset:
         """Validate ``data``; ConfigError names ``origin``, the first wrong field and what was expected."""
@@ -253,7 +318,10 @@ def load_preset(name_or_path: str | Path) -> Preset:
     if path.suffix in {".yaml", ".yml"}:
         if not path.is_file():
             raise ConfigError(f"preset file {path} does not exist")
-        text = path.read_text(encoding="utf-8")
+        try:
+            text = path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(f"preset file {path} cannot be read ({error}): expected YAML in UTF-8") from None
     elif str(name_or_path) in preset_names():
         text = (resources.files("xgem.configs") / "presets" / f"{name_or_path}.yaml").read_text(encoding="utf-8")
     else:

@@ -1,4 +1,4 @@
-"""Cross-attention that projects a context once, not once a denoising step."""
+"""What is constant over the denoising steps is computed once: a context's keys and values, and its pooled embedding."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from contextlib import contextmanager
 import torch
 import torch.nn.functional as F
 from diffusers.models.attention_processor import Attention
+from diffusers.models.embeddings import TimestepEmbedding
 from torch import Tensor, nn
 
 
@@ -53,6 +54,25 @@ class ContextCachingProcessor:
         return attn.to_out[1](attn.to_out[0](out))
 
 
+class PooledEmbedding(TimestepEmbedding):
+    """The MLP that takes the pooled context to the time embedding's space; kept like the keys and values above."""
+
+    enabled = False
+    _kept: tuple[Tensor, Tensor] | None = None
+
+    def switch(self, enabled: bool) -> None:
+        self.enabled, self._kept = enabled, None
+
+    def forward(self, sample: Tensor, condition: Tensor | None = None) -> Tensor:
+        kept = self._kept
+        if kept is not None and kept[0] is sample:
+            return kept[1]
+        embedded = super().forward(sample, condition)
+        if self.enabled:
+            self._kept = (sample, embedded)
+        return embedded
+
+
 def install_context_cache(module: nn.Module) -> None:
     """Give every ``Attention`` below ``module`` the caching processor."""
     for child in module.modules():
@@ -63,18 +83,15 @@ def install_context_cache(module: nn.Module) -> None:
 @contextmanager
 def reused_context(module: nn.Module) -> Iterator[None]:
     """Within this block, contexts are projected once. Only for inference: nothing may change the weights meanwhile."""
-    processors = [
-        child.processor
-        for child in module.modules()
-        if isinstance(child, Attention) and isinstance(child.processor, ContextCachingProcessor)
-    ]
     if torch.is_grad_enabled():
         yield
         return
-    for processor in processors:
-        processor.switch(True)
+    parts = [child.processor if isinstance(child, Attention) else child for child in module.modules()]
+    caches = [part for part in parts if isinstance(part, ContextCachingProcessor | PooledEmbedding)]
+    for cache in caches:
+        cache.switch(True)
     try:
         yield
     finally:
-        for processor in processors:
-            processor.switch(False)
+        for cache in caches:
+            cache.switch(False)

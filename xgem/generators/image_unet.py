@@ -6,7 +6,7 @@ from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
 
 from xgem.configs.schema import ImageGeneratorConfig
-from xgem.generators.context_cache import install_context_cache
+from xgem.generators.context_cache import PooledEmbedding, install_context_cache
 from xgem.types import Context, ShapeError
 
 
@@ -31,6 +31,8 @@ class ImageUNet(nn.Module):
             class_embed_type="projection",
             projection_class_embeddings_input_dim=config.pooled_dim,
         )
+        time_dim = self.unet.time_embedding.linear_1.out_features
+        self.unet.class_embedding = PooledEmbedding(config.pooled_dim, time_dim)
         install_context_cache(self.unet)
 
     def forward(self, z: Tensor, t: Tensor, context: Context) -> Tensor:

@@ -8,10 +8,11 @@ from typing import Self
 import torch
 from diffusers import AutoencoderKL
 from einops import rearrange
-from torch import Tensor
+from torch import Tensor, nn
 
 from xgem.component import Component
 from xgem.configs.schema import ImageVAEConfig
+from xgem.generators.pretrained import load_pretrained
 from xgem.types import ShapeError
 
 
@@ -20,6 +21,10 @@ class ImageVAE(Component):
 
     Source: XGeM 3.2 (AutoKL, f = 8). With ``patch`` = 1, ``in_channels`` = 3 and a Stable Diffusion VAE this is the
     paper's codec: the one channel is repeated on the way in and averaged on the way out.
+
+    With ``shortcut`` a linear block transform runs beside the network on both ways and the network learns what it
+    leaves over (the idea of DC-AE's residual autoencoding, Chen et al. 2024). Started from principal components
+    (``fit_shortcut``), the codec is sharp from its first step, which a small network is not after hours.
     """
 
     kind = "image_vae"
@@ -40,17 +45,43 @@ class ImageVAE(Component):
             norm_num_groups=config.norm_num_groups,
             mid_block_add_attention=config.mid_block_add_attention,
         )
+        if config.shortcut:
+            f, c = config.downscale, config.latent_channels
+            self.enter = nn.Conv2d(1, c, f, stride=f)
+            self.leave = nn.ConvTranspose2d(c, 1, f, stride=f)
+
+    @torch.no_grad()
+    def fit_shortcut(self, pictures: Tensor, log_variance: float = -6.0) -> None:
+        """Start as principal component analysis of f x f blocks of ``pictures`` (n, 1, s, s), the network adding nothing.
+
+        Latents then have unit variance, and the posterior the given log variance.
+        """
+        f, c = self.config.downscale, self.config.latent_channels
+        blocks = rearrange(pictures, "n 1 (h p) (w q) -> (n h w) (p q)", p=f, q=f)
+        mean = blocks.mean(dim=0)
+        values, vectors = torch.linalg.eigh(torch.cov((blocks - mean).T))
+        basis, std = vectors[:, -c:].flip(1).T, values[-c:].flip(0).sqrt()  # (c, f*f), strongest first
+        self.enter.weight.copy_((basis / std[:, None]).view(c, 1, f, f))
+        self.enter.bias.copy_(-(basis @ mean) / std)
+        self.leave.weight.copy_((basis * std[:, None]).view(c, 1, f, f))
+        # One bias for all pixels of a block: what the mean block has beyond it is what the components leave over.
+        self.leave.bias.fill_(mean.mean())
+        for layer in (self.vae.quant_conv, self.vae.decoder.conv_out):
+            nn.init.zeros_(layer.weight)
+            nn.init.zeros_(layer.bias)
+        self.vae.quant_conv.bias[c:] = log_variance
 
     @classmethod
     def from_config(cls, config: ImageVAEConfig, assets: Path | None = None) -> Self:
         if config.pretrained is None or assets is not None:  # assets: weights follow from the checkpoint
             return cls(config)
-        vae = AutoencoderKL.from_pretrained(config.pretrained, use_safetensors=True)
+        vae = load_pretrained(AutoencoderKL, config.pretrained)
         found = vae.config
         scale = (1.0 / found["scaling_factor"],) * found["latent_channels"]
         config = config.model_copy(
             update={
                 "patch": 1,
+                "shortcut": False,
                 "in_channels": found["in_channels"],
                 "block_out_channels": tuple(found["block_out_channels"]),
                 "layers_per_block": found["layers_per_block"],
@@ -87,11 +118,13 @@ class ImageVAE(Component):
     def moments(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and log variance of the posterior, each (b, c, h, w), before normalisation."""
         posterior = self.vae.encode(self._fold(x)).latent_dist
-        return posterior.mean, posterior.logvar
+        mean = posterior.mean + self.enter(x) if self.config.shortcut else posterior.mean
+        return mean, posterior.logvar
 
     def reconstruct(self, latents: Tensor) -> Tensor:
         """Decode latents before normalisation; not clamped, so that gradients flow."""
-        return self._unfold(self.vae.decode(latents).sample)
+        x = self._unfold(self.vae.decode(latents).sample)
+        return x + self.leave(latents) if self.config.shortcut else x
 
     def _scale(self, like: Tensor) -> tuple[Tensor, Tensor]:
         c = self.config.latent_channels

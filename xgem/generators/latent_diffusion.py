@@ -14,8 +14,9 @@ from xgem.component import Component
 from xgem.configs.schema import DiffusionConfig, ImageGeneratorConfig, ReportGeneratorConfig
 from xgem.encoders.fusion import ContextFusion
 from xgem.generators.image_unet import ImageUNet
+from xgem.generators.pretrained import load_pretrained
 from xgem.generators.report_unet import ReportUNet
-from xgem.types import Context, Encoded
+from xgem.types import CheckpointError, Context, Encoded
 
 
 def schedule_arguments(config: DiffusionConfig) -> dict[str, Any]:
@@ -27,7 +28,7 @@ class LatentDiffusion(Component):
     """A denoiser, the fusion of its prompts, and its forward process."""
 
     config: Any
-    net: nn.Module
+    net: Any
 
     def __init__(self, config: ImageGeneratorConfig | ReportGeneratorConfig, width: int) -> None:
         super().__init__()
@@ -73,14 +74,25 @@ class ImageLatentDiffusion(LatentDiffusion):
 
     @classmethod
     def from_config(cls, config: ImageGeneratorConfig, assets: Path | None = None) -> Self:
-        """Fresh weights, or with ``config.pretrained`` (a diffusers UNet by hub id or directory) its weights where
-        names and shapes agree: the paper fine-tunes Stable Diffusion's UNet, which lacks the pooled projection."""
+        """Fresh weights, or those of ``config.pretrained`` (a diffusers UNet by hub id or directory).
+
+        The paper fine-tunes Stable Diffusion's UNet. That one lacks the pooled projection, whose last layer then starts
+        from zero, so that the UNet predicts what it did. Raises CheckpointError where any other weight does not fit.
+        """
         module = cls(config)
         if config.pretrained is not None and assets is None:
-            source = UNet2DConditionModel.from_pretrained(config.pretrained, use_safetensors=True)
-            own = module.net.unet.state_dict()
-            own.update({k: v for k, v in source.state_dict().items() if k in own and v.shape == own[k].shape})
-            module.net.unet.load_state_dict(own)
+            unet = module.net.unet
+            source = load_pretrained(UNet2DConditionModel, config.pretrained).state_dict()
+            pooled = {name: value for name, value in unet.state_dict().items() if name.startswith("class_embedding.")}
+            if not pooled.keys() <= source.keys():
+                nn.init.zeros_(unet.class_embedding.linear_2.weight)
+                nn.init.zeros_(unet.class_embedding.linear_2.bias)
+                source = {**source, **pooled}
+            try:
+                unet.load_state_dict(source)
+            except RuntimeError as error:
+                reason = str(error).splitlines()[-1].strip()
+                raise CheckpointError(f"picture denoiser from {config.pretrained!r}: {reason}") from None
         return module
 
     @property

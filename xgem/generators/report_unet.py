@@ -8,7 +8,7 @@ from diffusers.models.embeddings import TimestepEmbedding, Timesteps
 from torch import Tensor, nn
 
 from xgem.configs.schema import ReportGeneratorConfig
-from xgem.generators.context_cache import install_context_cache
+from xgem.generators.context_cache import PooledEmbedding, install_context_cache
 from xgem.types import Context, ShapeError
 
 
@@ -66,7 +66,7 @@ class ReportUNet(nn.Module):
         time_dim = config.width * 4
         self.frequencies = Timesteps(config.width, flip_sin_to_cos=True, downscale_freq_shift=0)
         self.time = TimestepEmbedding(config.width, time_dim)
-        self.pooled = TimestepEmbedding(config.pooled_dim, time_dim)
+        self.pooled = PooledEmbedding(config.pooled_dim, time_dim)
         self.enter = nn.Linear(config.latent_dim, config.width * config.tokens)
         widths = [config.width * multiple for multiple in config.channel_mult]
         skips, channels = [config.width], config.width

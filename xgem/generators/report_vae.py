@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any, Self
 
@@ -12,6 +13,7 @@ from transformers import AutoTokenizer, BertConfig, BertModel, DynamicCache, GPT
 
 from xgem.component import Component
 from xgem.configs.schema import ReportVAEConfig
+from xgem.generators.pretrained import load_pretrained
 from xgem.types import ConfigError, InputError, ShapeError
 
 
@@ -51,15 +53,24 @@ class ReportVAE(Component):
                 AutoTokenizer.from_pretrained(str(assets / f"{side}_tokenizer"), local_files_only=True)
                 for side in ("encoder", "decoder")
             ]
-            return cls(config, *sides)
+            if config.pretrained_encoder is None:
+                return cls(config, *sides)
+            # Pretrained sides have sizes of their own, which the preset does not repeat.
+            bert, gpt2 = (
+                kind.from_dict(json.loads((assets / f"{side}_architecture.json").read_text(encoding="utf-8")))
+                for kind, side in ((BertConfig, "encoder"), (GPT2Config, "decoder"))
+            )
+            return cls(config, *sides, BertModel(bert), GPT2LMHeadModel(gpt2))
         if config.pretrained_encoder and config.pretrained_decoder:
-            bert = BertModel.from_pretrained(config.pretrained_encoder, use_safetensors=True)
-            gpt2 = GPT2LMHeadModel.from_pretrained(config.pretrained_decoder, use_safetensors=True)
-            decoder_tokenizer = AutoTokenizer.from_pretrained(config.pretrained_decoder)
+            bert = load_pretrained(BertModel, config.pretrained_encoder)
+            gpt2 = load_pretrained(GPT2LMHeadModel, config.pretrained_decoder)
+            encoder_tokenizer, decoder_tokenizer = (
+                AutoTokenizer.from_pretrained(source) for source in (config.pretrained_encoder, config.pretrained_decoder)
+            )
             # GPT-2 has one special token for all ends; a report needs three that differ.
             decoder_tokenizer.add_special_tokens({"pad_token": "<pad>", "bos_token": "<s>", "eos_token": "</s>"})
             gpt2.resize_token_embeddings(len(decoder_tokenizer))
-            return cls(config, AutoTokenizer.from_pretrained(config.pretrained_encoder), decoder_tokenizer, bert, gpt2)
+            return cls(config, encoder_tokenizer, decoder_tokenizer, bert, gpt2)
         if tokenizer is None:
             raise ConfigError("report VAE: expected a tokenizer, got none: train one on the training reports first")
         return cls(config, tokenizer, tokenizer)
@@ -67,6 +78,11 @@ class ReportVAE(Component):
     def save_assets(self, directory: Path) -> None:
         self.encoder_tokenizer.save_pretrained(str(directory / "encoder_tokenizer"))
         self.decoder_tokenizer.save_pretrained(str(directory / "decoder_tokenizer"))
+        if self.config.pretrained_encoder is not None:
+            for side, model in (("encoder", self.encoder), ("decoder", self.decoder)):
+                values = {key: value for key, value in model.config.to_dict().items() if key != "_name_or_path"}
+                text = json.dumps(values, indent=2, sort_keys=True) + "\n"
+                (directory / f"{side}_architecture.json").write_text(text, encoding="utf-8")
 
     @property
     def latent_shape(self) -> tuple[int]:
@@ -87,8 +103,10 @@ class ReportVAE(Component):
         """(b, n) ids as the decoder learns them: ``<s> text </s> <pad> ...``."""
         if self.config.pretrained_decoder is None:
             return self._tokenize(self.decoder_tokenizer, texts)["input_ids"]
-        tokenizer = self.decoder_tokenizer
-        return self._tokenize(tokenizer, [f"{tokenizer.bos_token}{t}{tokenizer.eos_token}" for t in texts])["input_ids"]
+        tokenizer, room = self.decoder_tokenizer, self.config.max_length - 2
+        cut = tokenizer(texts, add_special_tokens=False, truncation=True, max_length=room)["input_ids"]
+        rows = [torch.tensor([tokenizer.bos_token_id, *ids, tokenizer.eos_token_id]) for ids in cut]
+        return nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=tokenizer.pad_token_id).to(self._device)
 
     def posterior(self, texts: list[str]) -> tuple[Tensor, Tensor]:
         """Mean and log variance (b, d), before normalisation."""

@@ -18,6 +18,7 @@ from xgem.train.loop import Stage, mix, permuted
 from xgem.train.sheets import contact_sheet
 
 _VALIDATION = 128
+_SHORTCUT = 1024
 
 
 class _Autoencoder(nn.Module):
@@ -48,11 +49,7 @@ def local_spectra(x: Tensor, window: int = 16) -> Tensor:
 
 
 class ImageVAEStage(Stage):
-    """L1 + gradients + local spectra + KL. ``config.loss``: ``gradient``, ``spectral``, ``kl``.
-
-    The spectral term grows from nothing between a fifth and half of the training: before that, there is no detail yet
-    whose strength it could set.
-    """
+    """L1 + gradients + local spectra + KL. ``config.loss``: ``gradient``, ``spectral``, ``kl``."""
 
     name = "image-vae"
 
@@ -61,8 +58,11 @@ class ImageVAEStage(Stage):
         assert isinstance(settings, ImageVAEConfig)
         self.config, self.seed, self.component = config, seed, component
         self.train, self.val = train.pictures, val.pictures
-        self.weights = {"gradient": 0.5, "spectral": 0.02, "kl": 0.002} | config.loss
-        self.module = _Autoencoder(ImageVAE.from_config(settings))
+        self.weights = {"gradient": 0.5, "spectral": 0.02, "kl": 0.001} | config.loss
+        vae = ImageVAE.from_config(settings)
+        if settings.shortcut:
+            vae.fit_shortcut(self.train.floats(torch.linspace(0, len(self.train.values) - 1, _SHORTCUT).long().unique()))
+        self.module = _Autoencoder(vae)
 
     def fingerprint(self) -> str:
         return super().fingerprint() + self.train.sha256
@@ -70,8 +70,7 @@ class ImageVAEStage(Stage):
     def batch(self, step: int, rank: int, world: int) -> dict[str, Any]:
         size = self.config.batch_size
         rows = permuted(len(self.train.values), (step * world + rank) * size, size, mix(self.seed, self.name))
-        ramp = (step / (self.config.steps * self.config.gradient_accumulation) - 0.2) / 0.3
-        return {"x": self.train.floats(rows), "spectral_share": min(1.0, max(0.0, ramp))}
+        return {"x": self.train.floats(rows)}
 
     def _terms(self, x: Tensor, y: Tensor, mean: Tensor, logvar: Tensor) -> dict[str, Tensor]:
         y = y.float()
@@ -81,13 +80,12 @@ class ImageVAEStage(Stage):
         kl = 0.5 * (mean.float().square() + logvar.float().exp() - 1 - logvar.float()).mean()
         return {"l1": flat, "gradient": torch.as_tensor(gradient), "spectral": spectral, "kl": kl}
 
-    def _total(self, terms: dict[str, Tensor], spectral_share: float = 1.0) -> Tensor:
-        weights = self.weights | {"spectral": self.weights["spectral"] * spectral_share}
-        return terms["l1"] + sum(weight * terms[name] for name, weight in weights.items())
+    def _total(self, terms: dict[str, Tensor]) -> Tensor:
+        return terms["l1"] + sum(weight * terms[name] for name, weight in self.weights.items())
 
     def loss(self, module: nn.Module, batch: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
         terms = self._terms(batch["x"], *module(batch["x"]))
-        return self._total(terms, batch["spectral_share"]), {k: v.detach() for k, v in terms.items()}
+        return self._total(terms), {k: v.detach() for k, v in terms.items()}
 
     def _val_rows(self) -> Tensor:
         n = len(self.val.values)

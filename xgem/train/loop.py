@@ -270,12 +270,15 @@ def train(stage: Stage, root: Path, options: LoopOptions = LoopOptions()) -> Tra
             averaged.update_parameters(accelerator.unwrap_model(module))
             state.step += 1
 
-            if state.step % options.log_every == 0 or state.step == config.steps:
-                value = loss.item()
+            saves = state.step % config.checkpoint_every == 0
+            if state.step % options.log_every == 0 or state.step == config.steps or saves:
+                value = loss.item()  # checked before every checkpoint too, so that none holds such weights
                 if not math.isfinite(value):
                     raise DataError(
-                        f"{stage.name}: loss is {value} at step {state.step}: resume with a lower learning rate or fp32"
+                        f"{stage.name}: loss is {value} at step {state.step}: resume with --precision no, "
+                        "or train into another --out with a lower learning rate"
                     )
+            if state.step % options.log_every == 0 or state.step == config.steps:
                 rate = (state.step - since) / (time.perf_counter() - clock)
                 show(state.step, rate, value)
                 clock, since = time.perf_counter(), state.step
@@ -286,7 +289,7 @@ def train(stage: Stage, root: Path, options: LoopOptions = LoopOptions()) -> Tra
             if state.step % config.validate_every == 0 or last:
                 validate()
                 module.train()
-            if state.step % config.checkpoint_every == 0 or last or state.stopped:
+            if saves or last or state.stopped:
                 save()
 
     accelerator.wait_for_everyone()

@@ -11,6 +11,7 @@ import torch
 from accelerate import PartialState
 
 from xgem import checkpoint as components
+from xgem.component import component_class
 from xgem.configs.schema import Preset, ReportVAEConfig, TextEncoderConfig
 from xgem.data.manifest import Manifest
 from xgem.encoders.tokenizer import train_tokenizer
@@ -69,6 +70,20 @@ def make_stage(name: str, preset: Preset, train_split: Corpus, val_split: Corpus
     return DiffusionStage(preset, config, train_split, val_split, name, parts, root / "cache", device, seed)
 
 
+def _taken_as_it_is(name: str, preset: Preset, root: Path) -> bool:
+    """Whether a stage is left out because its codec is pretrained and frozen (XGeM 3.2.2: AutoKL); then it is saved."""
+    component = preset.modalities["frontal"].codec
+    config = preset.components[component]
+    if name != "image-vae" or name in preset.train or getattr(config, "pretrained", None) is None:
+        return False
+    process = PartialState()
+    if process.is_main_process and component not in components.read_index(root).components:
+        log.info("%s: pretrained, taken as it is", name)
+        components.save_component(root, component, component_class(config.kind).from_config(config))
+    process.wait_for_everyone()
+    return True
+
+
 def run(
     names: Sequence[str], preset: Preset, manifest: Manifest, root: Path, options: LoopOptions, *, seed: int = 0
 ) -> dict[str, TrainState]:
@@ -80,6 +95,9 @@ def run(
     ]
     states: dict[str, TrainState] = {}
     for name in names:
+        if _taken_as_it_is(name, preset, root):
+            states[name] = TrainState()
+            continue
         stage = make_stage(name, preset, *splits, root, seed)
         log.info("%s: %d steps of %d", name, stage.config.steps, stage.config.batch_size)
         states[name] = train(stage, root, options)

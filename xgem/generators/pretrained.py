@@ -1,0 +1,30 @@
+"""Pretrained diffusers and transformers modules: safetensors only, with xgem's own error where there are none."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+
+from xgem.types import CheckpointError
+
+
+def load_pretrained(build: Any, source: str) -> Any:
+    """``build.from_pretrained`` of a directory, a hub id ``org/name``, or a folder of one, ``org/name/unet``.
+
+    Raises CheckpointError where it cannot be reached, does not fit, or has pickled weights only: those can run code.
+    """
+    options: dict[str, Any] = {"use_safetensors": True}
+    place = source
+    parts = source.split("/")
+    if not Path(source).is_dir() and len(parts) > 2:
+        place, options["subfolder"] = "/".join(parts[:2]), "/".join(parts[2:])
+    try:
+        return build.from_pretrained(place, **options)
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise CheckpointError(
+            f"{build.__name__} from {source!r}: cannot be loaded ({reason}): "
+            "give a hub id or a directory with config.json and safetensors weights"
+        ) from None
