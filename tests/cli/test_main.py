@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +25,11 @@ def test_help_lists_every_command_and_the_exit_codes(xgem: Any) -> None:
 
 
 def test_help_answers_at_once(project: Path) -> None:
-    start = time.perf_counter()
-    done = subprocess.run([sys.executable, "-m", "xgem", "--help"], cwd=project, capture_output=True, text=True)
+    """Processor time, so that a busy machine does not decide."""
+    program = "import time, xgem.cli; xgem.cli.main(['--help']); print(time.process_time())"
+    done = subprocess.run([sys.executable, "-c", program], cwd=project, capture_output=True, text=True)
     assert done.returncode == 0
-    assert time.perf_counter() - start < 5
+    assert float(done.stdout.splitlines()[-1]) < 2
 
 
 def test_version(xgem: Any) -> None:
