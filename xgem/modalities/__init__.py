@@ -8,7 +8,7 @@ from xgem.modalities.report import Report
 from xgem.types import InputError
 
 MODALITIES: dict[str, Modality] = {
-    modality.name: modality for modality in (Radiograph("frontal"), Radiograph("lateral"), Report("report"))
+    modality.name: modality for modality in (Radiograph("frontal"), Radiograph("lateral"), Report())
 }
 
 

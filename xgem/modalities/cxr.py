@@ -47,7 +47,7 @@ class Radiograph(Modality):
         arrays = [picture[0].numpy() for picture in unit]
         if output_type == "np":
             return arrays
-        return [Image.fromarray(np.rint(array * 255).astype(np.uint8), mode="L") for array in arrays]
+        return [Image.fromarray(np.rint(array * 255).astype(np.uint8)) for array in arrays]
 
     def write(self, output: Any, directory: Path, stem: str, metadata: Mapping[str, Any]) -> Path:
         """A PNG that says in its text chunks that it is synthetic and how to make it again."""
