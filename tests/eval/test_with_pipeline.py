@@ -1,0 +1,63 @@
+"""The evaluation of a whole checkpoint (random weights) through the command line: everything fits together."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from typer.testing import CliRunner
+
+from xgem.cli.evaluate import app
+from xgem.configs.schema import load_preset
+from xgem.data.manifest import Manifest, Row
+from xgem.random_init import random_checkpoint
+
+TEXTS = ("No acute disease.", "Large left pleural effusion.", "Cardiomegaly.", "Clear lungs.")
+LABELS = (("normal",), ("Pleural Effusion",), ("Cardiomegaly",), ("normal",))
+
+
+@pytest.fixture(scope="module")
+def manifest(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("studies")
+    rng = np.random.default_rng(0)
+    rows: list[Row] = []
+    for i in range(28):
+        for view in ("frontal", "lateral"):
+            pixels = rng.integers(0, 256, (8, 8), dtype=np.uint8).repeat(8, axis=0).repeat(8, axis=1)
+            Image.fromarray(pixels).save(folder / f"{i}_{view}.png")
+            rows.append(
+                Row.model_validate(
+                    {
+                        "study": f"s{i:02d}",
+                        "subject": f"s{i:02d}",
+                        "split": "val" if i < 10 else "train",
+                        "view": view,
+                        "file": f"{i}_{view}.png",
+                        "impression": TEXTS[i % 4],
+                        "findings": "Heart size is normal.",
+                        "labels": LABELS[i % 4],
+                    }
+                )
+            )
+    path = folder / "studies.jsonl"
+    Manifest(tuple(rows), folder).write(path)
+    return path
+
+
+def test_routes_of_a_checkpoint(manifest: Path, tmp_path: Path) -> None:
+    random_checkpoint(tmp_path / "model", load_preset("debug"))
+    arguments = ["routes", "--model", str(tmp_path / "model"), "--data", str(manifest), "--out", str(tmp_path / "run")]
+    arguments += ["--limit", "8", "--num-inference-steps", "2", "--classifier-epochs", "1", "--bootstrap", "20"]
+    arguments += ["--device", "cpu", "--diversity-prompts", "2", "--batch-size", "4", "--no-progress"]
+    result = CliRunner().invoke(app, [*arguments, "--json"], catch_exceptions=False)
+    found = json.loads(result.stdout)
+    assert len(found["routes"]) == 9
+    assert found["settings"]["num_inference_steps"] == 2
+    assert all(route["n"] == 8 for route in found["routes"].values())
+    assert "NaN" not in result.stdout
+    result = CliRunner().invoke(app, [*arguments, "--overwrite", "--route", "F+L->T"], catch_exceptions=False)
+    assert "F+L->T" in result.stdout
+    assert "macro F1" in result.stdout
