@@ -4,6 +4,7 @@
 #   make test [ARGS="-m 'not slow'"] [JOBS=2]    the test suite
 #   make lint                                    ruff and pyright
 #   make train-default [DATA=openi] [RUN=folder] trains openi-128; call it again to go on where it stopped
+#   make embed [RUN=folder]                      ships what was trained: fp16, measured, with its card
 #   make eval [MODEL=folder] [RUN=folder]        the table of all nine routes on val
 
 .DEFAULT_GOAL := help
@@ -38,10 +39,10 @@ SPLIT ?= val
 JOBS ?= 2
 ARGS ?=
 
-.PHONY: help install install-dev demo test lint format train-default eval clean
+.PHONY: help install install-dev demo test lint format train-default eval embed clean
 
 help:
-	@sed -n '3,7s/^# *//p' Makefile
+	@sed -n '3,8s/^# *//p' Makefile
 
 install: $(INSTALLED)
 install-dev: $(INSTALLED_DEV)
@@ -93,6 +94,12 @@ train-default: $(INSTALLED_DEV) $(MANIFEST)
 eval: $(INSTALLED_DEV) $(MANIFEST)
 	$(XGEM) eval routes $(if $(MODEL),--model "$(MODEL)") --data "$(MANIFEST)" --split $(SPLIT) \
 		--out "$(RUN)/eval" --cache "$(RUN)/eval-cache" --overwrite
+
+# What ships: the trained checkpoint as fp16, measured, with its card and README's table written from the measures.
+embed: $(INSTALLED_DEV) $(MANIFEST)
+	$(XGEM) export "$(RUN)" "xgem/assets/$(PRESET)" --dtype float16 --overwrite
+	$(MAKE) eval MODEL="xgem/assets/$(PRESET)"
+	$(XGEM) eval card "$(RUN)/eval" --model "xgem/assets/$(PRESET)" --readme README.md
 
 clean:
 	rm -rf build dist .pytest_cache .ruff_cache .hypothesis

@@ -25,6 +25,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "data": ("xgem.cli.data", "app", "Make and check manifests of studies."),
     "train": ("xgem.cli.train", "train", "Train the stages of a preset."),
     "eval": ("xgem.cli.evaluate", "app", "Measure a checkpoint's routes on a manifest."),
+    "export": ("xgem.cli.info", "export", "Copy a checkpoint without its training files, in another number format."),
     "params": ("xgem.cli.info", "params", "Count the parameters of a preset, component by component."),
     "doctor": ("xgem.cli.info", "doctor", "Show versions and devices, and check that checkpoints are whole."),
 }

@@ -113,6 +113,18 @@ def routes(
 
 
 @app.command()
+def card(
+    evaluation: Annotated[Path, typer.Argument(metavar="DIR", help="Run folder of `xgem eval routes`.")],
+    model: Annotated[Path, typer.Option("--model", metavar="DIR", help="The checkpoint that was measured.")],
+    readme: Annotated[Path | None, typer.Option("--readme", help="Put the tables between its results marks too.")] = None,
+) -> None:
+    """Write the model card of a checkpoint from its evaluation."""
+    from xgem.eval.card import write_card
+
+    typer.echo(str(write_card(model, evaluation, readme)))
+
+
+@app.command()
 def labeller(
     data: Data,
     split: Annotated[str | None, typer.Option("--split", help="Only this split.", show_default="all")] = None,

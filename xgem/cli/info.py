@@ -1,4 +1,4 @@
-"""``xgem params`` and ``xgem doctor``."""
+"""``xgem params``, ``xgem doctor`` and ``xgem export``."""
 
 from __future__ import annotations
 
@@ -173,3 +173,32 @@ def _show(report: dict[str, Any]) -> None:
         console.print("no checkpoint ships with this xgem; give one as --model", highlight=False)
     for problem in report["problems"]:
         console.print(f"problem: {problem}", style="red", highlight=False, markup=False, soft_wrap=True)
+
+
+def export(
+    source: Annotated[Path, typer.Argument(metavar="DIR", help="Checkpoint folder, such as --out of training.")],
+    target: Annotated[Path, typer.Argument(metavar="TARGET", help="New folder.")],
+    dtype: Annotated[str, typer.Option("--dtype", help="float32, float16 or bfloat16.")] = "float16",
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the checkpoint that is there.")] = False,
+) -> None:
+    """Copy a verified checkpoint without its training files and caches, in the given number format."""
+    import shutil
+
+    import torch
+
+    from xgem.checkpoint import copy_checkpoint, read_index
+    from xgem.types import InputError
+
+    formats = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+    if dtype not in formats:
+        raise InputError(f"--dtype {dtype}: expected one of {', '.join(formats)}")
+    if overwrite and target.exists():
+        read_index(target)  # only a checkpoint is replaced
+        fresh = target.with_name(f".{target.name}.new")
+        shutil.rmtree(fresh, ignore_errors=True)
+        copy_checkpoint(source, fresh, dtype=formats[dtype])
+        shutil.rmtree(target)
+        fresh.rename(target)
+    else:
+        copy_checkpoint(source, target, dtype=formats[dtype])
+    typer.echo(str(target))

@@ -1,0 +1,126 @@
+"""A checkpoint's model card, written from its evaluation, so that no number in it is typed by hand."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from xgem.checkpoint import CARD_NAME, checkpoint_hash, read_index
+from xgem.types import InputError
+
+RESULTS = ("<!-- results:begin -->", "<!-- results:end -->")
+
+_HEAD = """---
+library_name: xgem
+license: other
+tags: [chest-radiography, synthetic-data, latent-diffusion, any-to-any]
+---
+
+# {name}
+
+{description}
+
+Any of frontal radiograph, lateral radiograph and report from any of the others, at {size} x {size} pixels.
+**For research only. Not for diagnosis, nor for any decision about a patient.** Everything it makes is synthetic.
+
+## Data and licence
+
+Trained on the training split of the Indiana University chest radiographs (Open-i; Demner-Fushman et al. 2016), studies with
+frontal and lateral radiographs and reports, de-identified at the source and published under CC BY-NC-ND 4.0. Pictures and
+reports are not part of this checkpoint. Use of the weights is for non-commercial research; whether outputs of a model
+trained under these terms carry them on is not settled, so treat outputs as if they did.
+
+The published pictures are squashed to a square; other pictures are padded to one, which looks different to the model.
+The collection is small, comes from one hospital network, and about a third of its studies are normal. No patient ids are
+published, so two studies of one patient may stand in different splits.
+
+## Known limits
+
+- {size} x {size} pixels: nodules, fine lines and subtle pneumothoraces are below what it shows.
+- Findings that are rare in the collection (pneumothorax, fracture, mass) are hardly learned.
+- Outputs asked for together are sampled independently and need not agree.
+- Outputs may resemble training studies; memorisation has not been ruled out.
+
+## Training
+
+`make train-default`, seed 0. Steps and batch sizes:
+
+| stage | steps | batch | learning rate |
+|---|---|---|---|
+{stages}
+
+## Parameters
+
+| component | parameters |
+|---|---|
+{parameters}
+
+Checkpoint hash `{hash}`.
+
+## Measures
+
+`make eval`: n, seed and settings stand in the tables; the classifier is trained on real training pictures only, reports are
+labelled by xgem's own rules (`xgem-rules`), and Frechet distances are in the named feature spaces, not Inception's.
+
+{results}
+"""
+
+
+def write_card(root: Path, evaluation: Path, readme: Path | None = None) -> Path:
+    """Write ``root/README.md`` from ``evaluation`` (the folder of ``xgem eval routes``); and the tables into ``readme``.
+
+    Raises:
+        InputError: the evaluation is missing, or is of another checkpoint.
+        CheckpointError: ``root`` is no checkpoint.
+    """
+    index = read_index(root)
+    preset: Mapping[str, Any] = index.preset
+    tables, record = evaluation / "routes.md", evaluation / "routes.json"
+    if not tables.is_file() or not record.is_file():
+        raise InputError(f"{evaluation}: expected routes.md and routes.json; run `xgem eval routes --out` first")
+    settings = json.loads(record.read_text(encoding="utf-8"))["settings"]
+    found = checkpoint_hash(root)
+    if settings["model"]["hash"] != found:
+        raise InputError(f"{evaluation}: measured checkpoint {settings['model']['hash']}, expected {found}: run it again")
+    results = tables.read_text(encoding="utf-8").strip()
+    stages = "\n".join(
+        f"| {name} | {stage['steps']} | {stage['batch_size']} | {stage['learning_rate']:g} |"
+        for name, stage in preset["train"].items()
+    )
+    counts = {name: _parameters(root / name) for name in index.components}
+    rows = [*counts.items(), ("all", sum(counts.values()))]
+    card = _HEAD.format(
+        name=preset["name"],
+        description=preset["description"],
+        size=preset["transform"]["size"],
+        stages=stages,
+        parameters="\n".join(f"| {name} | {count:,} |" for name, count in rows),
+        hash=found,
+        results=results,
+    )
+    path = root / CARD_NAME
+    path.write_text(card, encoding="utf-8")
+    if readme is not None:
+        text = readme.read_text(encoding="utf-8")
+        begin, end = RESULTS
+        if begin not in text or end not in text:
+            raise InputError(f"{readme}: expected the marks {begin} and {end}")
+        head, rest = text.split(begin, 1)
+        readme.write_text(f"{head}{begin}\n{results}\n{end}{rest.split(end, 1)[1]}", encoding="utf-8")
+    return path
+
+
+def _parameters(folder: Path) -> int:
+    from safetensors import safe_open
+
+    total = 0
+    for file in folder.glob("*.safetensors"):
+        with safe_open(file, framework="pt") as tensors:
+            for key in tensors.keys():  # noqa: SIM118 - safe_open is no mapping
+                size = 1
+                for length in tensors.get_slice(key).get_shape():
+                    size *= length
+                total += size
+    return total
