@@ -2,8 +2,8 @@
 
     python benchmarks/generate.py [--preset openi-128] [--runs 7] [--steps 25] [--batch 1] [--threads 2]
 
-Both sides share weights, contexts, noise, scheduler and guidance. The plain loop calls the UNet twice a step and lets it
-project the context every time; xgem's sampler makes one batched call and keeps what is constant over the steps. Runs
+Both sides share weights, contexts, noise, scheduler and guidance. The plain loop calls the UNet twice a step and lets
+it project the context every time; xgem's sampler makes one batched call and keeps what is constant over the steps. Runs
 alternate, and the ratio is taken run by run, so that a machine whose speed drifts does not decide the result.
 """
 
@@ -20,6 +20,7 @@ from diffusers.models.attention_processor import AttnProcessor2_0
 from torch import Tensor
 
 from xgem.configs import load_preset
+from xgem.configs.schema import ImageGeneratorConfig
 from xgem.generators.image_unet import ImageUNet
 from xgem.generators.latent_diffusion import ImageLatentDiffusion
 from xgem.generators.sampling import make_scheduler, sample
@@ -76,8 +77,10 @@ def main() -> None:
     torch.manual_seed(options.seed)
 
     config = load_preset(options.preset).components["lateral"]
+    assert isinstance(config, ImageGeneratorConfig)
     ours, theirs = (random_component(config) for _ in range(2))
-    assert isinstance(ours, ImageLatentDiffusion) and isinstance(theirs, ImageLatentDiffusion)
+    assert isinstance(ours, ImageLatentDiffusion)
+    assert isinstance(theirs, ImageLatentDiffusion)
     theirs.load_state_dict(ours.state_dict())
     assert isinstance(theirs.net, ImageUNet)
     theirs.net.unet.set_attn_processor(AttnProcessor2_0())
@@ -98,17 +101,19 @@ def main() -> None:
     def run_theirs() -> Tensor:
         return plain_loop(theirs, context, noise, options.steps, **settings)
 
-    run_ours(), run_theirs()
+    run_ours()
+    run_theirs()
     pairs = [(timed(run_ours), timed(run_theirs)) for _ in range(options.runs)]
     ratios = sorted(theirs[0] / ours[0] for ours, theirs in pairs)
     difference = max(float((ours[1] - theirs[1]).abs().max() / theirs[1].abs().max()) for ours, theirs in pairs)
     torch.testing.assert_close(pairs[0][0][1], pairs[0][1][1], rtol=1e-3, atol=1e-3)
+    medians = [statistics.median(pair[side][0] for pair in pairs) for side in (0, 1)]
     print(
         json.dumps(
             {
                 **vars(options),
                 "torch": torch.__version__,
-                "speedup_median": round(statistics.median(p[1][0] for p in pairs) / statistics.median(p[0][0] for p in pairs), 3),
+                "speedup_median": round(medians[1] / medians[0], 3),
                 "speedup_min": round(ratios[0], 3),
                 "speedup_max": round(ratios[-1], 3),
                 "largest_relative_difference": difference,

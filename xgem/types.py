@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class XgemError(Exception):
-    """Base of every error that xgem raises on purpose. The message is one line: what came, what was expected, what to do."""
+    """Base of every error that xgem raises on purpose. Its one line says what came, what was expected, what to do."""
 
 
 class InputError(XgemError, ValueError):
@@ -66,7 +66,7 @@ class Study:
     id: str
     subject: str
     split: str
-    pictures: Mapping[str, tuple[Path, ...]] = field(default_factory=dict)
+    pictures: Mapping[str, tuple[Path, ...]] = field(default_factory=dict[str, tuple[Path, ...]])
     findings: str = ""
     impression: str = ""
     labels: tuple[str, ...] = ()

@@ -116,7 +116,9 @@ def routes(
 def card(
     evaluation: Annotated[Path, typer.Argument(metavar="DIR", help="Run folder of `xgem eval routes`.")],
     model: Annotated[Path, typer.Option("--model", metavar="DIR", help="The checkpoint that was measured.")],
-    readme: Annotated[Path | None, typer.Option("--readme", help="Put the tables between its results marks too.")] = None,
+    readme: Annotated[
+        Path | None, typer.Option("--readme", help="Put the tables between its results marks too.")
+    ] = None,
 ) -> None:
     """Write the model card of a checkpoint from its evaluation."""
     from xgem.eval.card import write_card

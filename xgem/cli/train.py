@@ -15,7 +15,9 @@ def train(
     preset: Annotated[str, typer.Option("--preset", help="Name of a preset or a YAML file.")],
     data: Annotated[Path, typer.Option("--data", help="Manifest with the splits train and val.")],
     out: Annotated[Path, typer.Option("--out", help="Folder of the checkpoint and of the training logs.")],
-    resume: Annotated[bool, typer.Option("--resume", help="Go on where an earlier run stopped, if there is one.")] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on where an earlier run stopped, if there is one.")
+    ] = False,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Decides weights, data order and noise.")] = 0,
     use_compile: Annotated[bool, typer.Option("--compile", help="Compile the model; pays on long runs.")] = False,
     precision: Annotated[str, typer.Option("--precision", help="no (float32), bf16 or fp16.")] = "no",

@@ -48,6 +48,10 @@ class ImageEncoderConfig(_Config):
     patch_dropout: float = Field(default=0.0, ge=0, lt=1)
     resize: bool = False
 
+    @property
+    def size_is_fixed(self) -> bool:
+        return not (self.resize or self.pretrained)
+
 
 class TextEncoderConfig(_Config):
     """One text transformer with a padding mask. ``pretrained`` as for pictures."""
@@ -254,18 +258,19 @@ class Preset(_Config):
             if not isinstance(codec, ImageVAEConfig | ReportVAEConfig):
                 raise ValueError(f"modality {name!r}: {modality.codec!r} is a {codec.kind}, expected a VAE")
             if not isinstance(generator, ImageGeneratorConfig | ReportGeneratorConfig):
-                raise ValueError(f"modality {name!r}: {modality.generator!r} is a {generator.kind}, expected a generator")
+                raise ValueError(
+                    f"modality {name!r}: {modality.generator!r} is a {generator.kind}, expected a generator"
+                )
             if generator.modality != name:
                 raise ValueError(f"generator {modality.generator!r} makes {generator.modality!r}, used for {name!r}")
             size = self.transform.size
             if isinstance(codec, ImageVAEConfig) and codec.image_size != size:
                 raise ValueError(f"{modality.codec!r} takes pictures of {codec.image_size}, the transform makes {size}")
-            if isinstance(encoder, ImageEncoderConfig) and not (encoder.resize or encoder.pretrained):
-                if encoder.image_size != size:
-                    raise ValueError(
-                        f"{modality.encoder!r} takes pictures of {encoder.image_size}, the transform makes {size}: "
-                        "change one, or set resize"
-                    )
+            if isinstance(encoder, ImageEncoderConfig) and encoder.size_is_fixed and encoder.image_size != size:
+                raise ValueError(
+                    f"{modality.encoder!r} takes pictures of {encoder.image_size}, the transform makes {size}: "
+                    "change one, or set resize"
+                )
             self._latents_agree(modality, codec, generator)
             for prompt in generator.prompts:
                 self._context_agrees(modality.generator, generator, self.modalities[prompt].encoder)
@@ -291,9 +296,13 @@ class Preset(_Config):
         if not isinstance(encoder, ImageEncoderConfig | TextEncoderConfig) or encoder.pretrained is not None:
             return
         if encoder.embed_dim != generator.pooled_dim:
-            raise ValueError(f"{encoder_name!r} has embed_dim {encoder.embed_dim}, {name!r} pooled_dim {generator.pooled_dim}")
+            raise ValueError(
+                f"{encoder_name!r} has embed_dim {encoder.embed_dim}, {name!r} pooled_dim {generator.pooled_dim}"
+            )
         if generator.context == "tokens" and encoder.width != generator.context_dim:
-            raise ValueError(f"{encoder_name!r} has width {encoder.width}, {name!r} context_dim {generator.context_dim}")
+            raise ValueError(
+                f"{encoder_name!r} has width {encoder.width}, {name!r} context_dim {generator.context_dim}"
+            )
 
     @classmethod
     def parse(cls, data: Any, origin: str) -> Preset:
@@ -325,7 +334,9 @@ def load_preset(name_or_path: str | Path) -> Preset:
     elif str(name_or_path) in preset_names():
         text = (resources.files("xgem.configs") / "presets" / f"{name_or_path}.yaml").read_text(encoding="utf-8")
     else:
-        raise ConfigError(f"unknown preset {name_or_path!s}: expected one of {', '.join(preset_names())} or a .yaml file")
+        raise ConfigError(
+            f"unknown preset {name_or_path!s}: expected one of {', '.join(preset_names())} or a .yaml file"
+        )
     try:
         data = yaml.safe_load(text)
     except yaml.YAMLError as error:

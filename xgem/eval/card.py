@@ -27,14 +27,14 @@ Any of frontal radiograph, lateral radiograph and report from any of the others,
 
 ## Data and licence
 
-Trained on the training split of the Indiana University chest radiographs (Open-i; Demner-Fushman et al. 2016), studies with
-frontal and lateral radiographs and reports, de-identified at the source and published under CC BY-NC-ND 4.0. Pictures and
-reports are not part of this checkpoint. Use of the weights is for non-commercial research; whether outputs of a model
-trained under these terms carry them on is not settled, so treat outputs as if they did.
+Trained on the training split of the Indiana University chest radiographs (Open-i; Demner-Fushman et al. 2016), studies
+with frontal and lateral radiographs and reports, de-identified at the source and published under CC BY-NC-ND 4.0.
+Pictures and reports are not part of this checkpoint. Use of the weights is for non-commercial research; whether outputs
+of a model trained under these terms carry them on is not settled, so treat outputs as if they did.
 
 The published pictures are squashed to a square; other pictures are padded to one, which looks different to the model.
-The collection is small, comes from one hospital network, and about a third of its studies are normal. No patient ids are
-published, so two studies of one patient may stand in different splits.
+The collection is small, comes from one hospital network, and about a third of its studies are normal. No patient ids
+are published, so two studies of one patient may stand in different splits.
 
 ## Known limits
 
@@ -61,15 +61,15 @@ Checkpoint hash `{hash}`.
 
 ## Measures
 
-`make eval`: n, seed and settings stand in the tables; the classifier is trained on real training pictures only, reports are
-labelled by xgem's own rules (`xgem-rules`), and Frechet distances are in the named feature spaces, not Inception's.
+`make eval`: n, seed and settings stand in the tables; the classifier is trained on real training pictures only, reports
+are labelled by xgem's own rules (`xgem-rules`), and Frechet distances are in the named feature spaces, not Inception's.
 
 {results}
 """
 
 
 def write_card(root: Path, evaluation: Path, readme: Path | None = None) -> Path:
-    """Write ``root/README.md`` from ``evaluation`` (the folder of ``xgem eval routes``); and the tables into ``readme``.
+    """Write ``root/README.md`` from ``evaluation`` (a folder of ``xgem eval routes``), and the tables into ``readme``.
 
     Raises:
         InputError: the evaluation is missing, or is of another checkpoint.
@@ -83,7 +83,9 @@ def write_card(root: Path, evaluation: Path, readme: Path | None = None) -> Path
     settings = json.loads(record.read_text(encoding="utf-8"))["settings"]
     found = checkpoint_hash(root)
     if settings["model"]["hash"] != found:
-        raise InputError(f"{evaluation}: measured checkpoint {settings['model']['hash']}, expected {found}: run it again")
+        raise InputError(
+            f"{evaluation}: measured checkpoint {settings['model']['hash']}, expected {found}: run it again"
+        )
     results = tables.read_text(encoding="utf-8").strip()
     stages = "\n".join(
         f"| {name} | {stage['steps']} | {stage['batch_size']} | {stage['learning_rate']:g} |"

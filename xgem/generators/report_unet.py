@@ -1,4 +1,4 @@
-"""The report denoiser: a UNet of fully connected blocks over a few tokens (Versatile Diffusion's text UNet; XGeM 3.2)."""
+"""The report denoiser: a UNet of linear blocks over a few tokens (Versatile Diffusion's text UNet; XGeM 3.2)."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def _zero(module: nn.Linear) -> nn.Linear:
 
 
 class ResidualBlock(nn.Module):
-    """GroupNorm, SiLU, linear, time added, GroupNorm, SiLU, dropout, zero-initialised linear; (b, n, c) to (b, n, out)."""
+    """GroupNorm, SiLU, linear, time added, GroupNorm, SiLU, dropout, linear from zero; (b, n, c) to (b, n, out)."""
 
     def __init__(self, channels: int, out: int, time_dim: int, groups: int, dropout: float) -> None:
         super().__init__()
@@ -82,7 +82,9 @@ class ReportUNet(nn.Module):
             for _ in range(config.layers_per_block):
                 self.up.append(Level(channels + skips.pop(), width, time_dim, config))
                 channels = width
-        self.last = ResidualBlock(channels + skips.pop(), config.width, time_dim, config.norm_num_groups, config.dropout)
+        self.last = ResidualBlock(
+            channels + skips.pop(), config.width, time_dim, config.norm_num_groups, config.dropout
+        )
         self.norm = nn.GroupNorm(config.norm_num_groups, config.width)
         self.leave = _zero(nn.Linear(config.width * config.tokens, config.latent_dim))
         install_context_cache(self)

@@ -41,5 +41,7 @@ class Report(Modality):
         """The text, with its metadata in a JSON file beside it."""
         path = directory / f"{stem}{self.suffix}"
         path.write_text(output + "\n", encoding="utf-8")
-        path.with_suffix(".json").write_text(json.dumps(dict(metadata), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        path.with_suffix(".json").write_text(
+            json.dumps(dict(metadata), indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
+        )
         return path

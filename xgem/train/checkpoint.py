@@ -25,7 +25,7 @@ _KEEP = 2
 
 @dataclass
 class TrainState:
-    """Where training stands. ``step`` counts finished optimizer updates; random numbers and data order follow from it."""
+    """Where training stands. ``step`` counts finished updates; random numbers and data order follow from it."""
 
     step: int = 0
     best_loss: float = float("inf")
@@ -62,10 +62,12 @@ def save(
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir()
     for name, values in tensors.items():
-        save_file({k: v.detach().cpu().contiguous().clone() for k, v in values.items()}, temporary / f"{name}.safetensors")
+        save_file(
+            {k: v.detach().cpu().contiguous().clone() for k, v in values.items()}, temporary / f"{name}.safetensors"
+        )
     (temporary / "state.json").write_text(json.dumps({"fingerprint": fingerprint, **vars(state)}))
     for file in temporary.iterdir():
-        with open(file, "rb") as handle:
+        with file.open("rb") as handle:
             os.fsync(handle.fileno())
     shutil.rmtree(target, ignore_errors=True)
     temporary.rename(target)

@@ -53,7 +53,9 @@ class ImageVAEStage(Stage):
 
     name = "image-vae"
 
-    def __init__(self, preset: Preset, config: StageConfig, train: Corpus, val: Corpus, component: str, seed: int) -> None:
+    def __init__(
+        self, preset: Preset, config: StageConfig, train: Corpus, val: Corpus, component: str, seed: int
+    ) -> None:
         settings = preset.components[component]
         assert isinstance(settings, ImageVAEConfig)
         self.config, self.seed, self.component = config, seed, component
@@ -61,7 +63,9 @@ class ImageVAEStage(Stage):
         self.weights = {"gradient": 0.5, "spectral": 0.02, "kl": 0.001} | config.loss
         vae = ImageVAE.from_config(settings)
         if settings.shortcut:
-            vae.fit_shortcut(self.train.floats(torch.linspace(0, len(self.train.values) - 1, _SHORTCUT).long().unique()))
+            vae.fit_shortcut(
+                self.train.floats(torch.linspace(0, len(self.train.values) - 1, _SHORTCUT).long().unique())
+            )
         self.module = _Autoencoder(vae)
 
     def fingerprint(self) -> str:

@@ -15,7 +15,6 @@ from xgem.generators.report_vae import ReportVAE
 from xgem.train.corpus import Corpus, sentences
 from xgem.train.loop import Stage, mix, permuted
 
-
 _BLOCK = 16
 
 
@@ -71,7 +70,7 @@ class ReportVAEStage(Stage):
 
     def batch(self, step: int, rank: int, world: int) -> dict[str, Any]:
         size = self.config.batch_size
-        # Texts of like length share a batch, which spares padding: blocks are drawn, sorted, and served in random order.
+        # Texts of like length share a batch, which spares padding: blocks are drawn, sorted, served in random order.
         block, place = divmod(step * world + rank, _BLOCK)
         drawn = permuted(len(self.train_texts), block * _BLOCK * size, _BLOCK * size, mix(self.seed, self.name))
         drawn.sort(key=lambda i: len(self.train_texts[i]))
@@ -124,7 +123,5 @@ class ReportVAEStage(Stage):
         vae = module.vae
         chunks = [self.train_texts[i : i + 64] for i in range(0, len(self.train_texts), 64)]
         mean = torch.cat([vae.posterior(chunk)[0].cpu() for chunk in chunks])
-        vae.config = vae.config.model_copy(
-            update={"latent_mean": float(mean.mean()), "latent_std": float(mean.std())}
-        )
+        vae.config = vae.config.model_copy(update={"latent_mean": float(mean.mean()), "latent_std": float(mean.std())})
         components.save_component(root, self.component, vae)
