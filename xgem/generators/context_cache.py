@@ -4,12 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from diffusers.models.attention_processor import Attention
 from diffusers.models.embeddings import TimestepEmbedding
 from torch import Tensor, nn
+
+
+def _heads(layer: nn.Module | None, x: Tensor, heads: int) -> Tensor:
+    """``layer`` of x (b, n, c) as (b, heads, n, width / heads)."""
+    assert layer is not None  # diffusers leaves some out in kinds of attention that no xgem model has
+    b, n, _ = x.shape
+    return layer(x).view(b, n, heads, -1).transpose(1, 2)
 
 
 class ContextCachingProcessor:
@@ -27,9 +35,7 @@ class ContextCachingProcessor:
         kept = self._kept
         if kept is not None and kept[0] is source:
             return kept[1], kept[2]
-        b, n, _ = source.shape
-        key = attn.to_k(source).view(b, n, attn.heads, -1).transpose(1, 2)
-        value = attn.to_v(source).view(b, n, attn.heads, -1).transpose(1, 2)
+        key, value = _heads(attn.to_k, source, attn.heads), _heads(attn.to_v, source, attn.heads)
         if self.enabled:
             self._kept = (source, key, value)
         return key, value
@@ -42,15 +48,16 @@ class ContextCachingProcessor:
         attention_mask: Tensor | None = None,
     ) -> Tensor:
         b, n, _ = hidden_states.shape
-        query = attn.to_q(hidden_states).view(b, n, attn.heads, -1).transpose(1, 2)
+        query = _heads(attn.to_q, hidden_states, attn.heads)
         if encoder_hidden_states is None:
-            key, value = (f(hidden_states).view(b, n, attn.heads, -1).transpose(1, 2) for f in (attn.to_k, attn.to_v))
+            key, value = (_heads(layer, hidden_states, attn.heads) for layer in (attn.to_k, attn.to_v))
         else:
             key, value = self._keys_values(attn, encoder_hidden_states)
         if attention_mask is not None:
             attention_mask = attention_mask.view(b, 1, -1, attention_mask.shape[-1]).to(query.dtype)
         out = F.scaled_dot_product_attention(query, key, value, attn_mask=attention_mask)
         out = out.transpose(1, 2).reshape(b, n, -1)
+        assert attn.to_out is not None
         return attn.to_out[1](attn.to_out[0](out))
 
 
@@ -77,7 +84,7 @@ def install_context_cache(module: nn.Module) -> None:
     """Give every ``Attention`` below ``module`` the caching processor."""
     for child in module.modules():
         if isinstance(child, Attention):
-            child.processor = ContextCachingProcessor()
+            child.set_processor(cast(Any, ContextCachingProcessor()))  # diffusers' annotation lists its own only
 
 
 @contextmanager

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
 
@@ -25,7 +27,7 @@ class ImageUNet(nn.Module):
             up_block_types=tuple("CrossAttnUpBlock2D" if has else "UpBlock2D" for has in reversed(attention)),
             block_out_channels=config.block_out_channels,
             layers_per_block=config.layers_per_block,
-            attention_head_dim=config.attention_head_dim,
+            attention_head_dim=cast("int | tuple[int]", config.attention_head_dim),  # one a level, whatever this says
             cross_attention_dim=config.cross_attention_dim,
             norm_num_groups=config.norm_num_groups,
             class_embed_type="projection",

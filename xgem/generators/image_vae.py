@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import torch
 from diffusers import AutoencoderKL
+from diffusers.models.modeling_outputs import AutoencoderKLOutput
 from einops import rearrange
 from torch import Tensor, nn
 
@@ -34,12 +35,15 @@ class ImageVAE(Component):
         self.config = config
         levels = len(config.block_out_channels)
         channels = config.in_channels * config.patch**2
+        by_level: dict[str, Any] = {  # diffusers annotates them as tuples of one
+            "down_block_types": ("DownEncoderBlock2D",) * levels,
+            "up_block_types": ("UpDecoderBlock2D",) * levels,
+            "block_out_channels": config.block_out_channels,
+        }
         self.vae = AutoencoderKL(
             in_channels=channels,
             out_channels=channels,
-            down_block_types=("DownEncoderBlock2D",) * levels,
-            up_block_types=("UpDecoderBlock2D",) * levels,
-            block_out_channels=config.block_out_channels,
+            **by_level,
             layers_per_block=config.layers_per_block,
             latent_channels=config.latent_channels,
             norm_num_groups=config.norm_num_groups,
@@ -52,24 +56,29 @@ class ImageVAE(Component):
 
     @torch.no_grad()
     def fit_shortcut(self, pictures: Tensor, log_variance: float = -6.0) -> None:
-        """Start as principal component analysis of f x f blocks of ``pictures`` (n, 1, s, s), the network adding nothing.
+        """Start as principal component analysis of f x f blocks of ``pictures`` (n, 1, s, s).
 
-        Latents then have unit variance, and the posterior the given log variance.
+        The network then adds nothing, latents have unit variance, and the posterior the given log variance.
         """
         f, c = self.config.downscale, self.config.latent_channels
         blocks = rearrange(pictures, "n 1 (h p) (w q) -> (n h w) (p q)", p=f, q=f)
         mean = blocks.mean(dim=0)
         values, vectors = torch.linalg.eigh(torch.cov((blocks - mean).T))
         basis, std = vectors[:, -c:].flip(1).T, values[-c:].flip(0).sqrt()  # (c, f*f), strongest first
+        enter_bias, leave_bias, moments = self.enter.bias, self.leave.bias, self.vae.quant_conv
+        assert enter_bias is not None
+        assert leave_bias is not None
+        assert moments is not None
+        assert moments.bias is not None
         self.enter.weight.copy_((basis / std[:, None]).view(c, 1, f, f))
-        self.enter.bias.copy_(-(basis @ mean) / std)
+        enter_bias.copy_(-(basis @ mean) / std)
         self.leave.weight.copy_((basis * std[:, None]).view(c, 1, f, f))
         # One bias for all pixels of a block: what the mean block has beyond it is what the components leave over.
-        self.leave.bias.fill_(mean.mean())
-        for layer in (self.vae.quant_conv, self.vae.decoder.conv_out):
-            nn.init.zeros_(layer.weight)
-            nn.init.zeros_(layer.bias)
-        self.vae.quant_conv.bias[c:] = log_variance
+        leave_bias.fill_(mean.mean())
+        for layer in (moments, self.vae.decoder.conv_out):
+            for parameter in layer.parameters():
+                nn.init.zeros_(parameter)
+        moments.bias[c:] = log_variance
 
     @classmethod
     def from_config(cls, config: ImageVAEConfig, assets: Path | None = None) -> Self:
@@ -106,9 +115,7 @@ class ImageVAE(Component):
         if x.ndim != 4 or x.shape[1:] != (1, size, size):
             raise ShapeError(f"image VAE: expected (b, 1, {size}, {size}), got {tuple(x.shape)}")
         p = self.config.patch
-        return rearrange(
-            x.expand(-1, self.config.in_channels, -1, -1), "b c (h p) (w q) -> b (c p q) h w", p=p, q=p
-        ).contiguous(memory_format=torch.channels_last)
+        return rearrange(x.expand(-1, self.config.in_channels, -1, -1), "b c (h p) (w q) -> b (c p q) h w", p=p, q=p)
 
     def _unfold(self, x: Tensor) -> Tensor:
         p = self.config.patch
@@ -117,13 +124,16 @@ class ImageVAE(Component):
 
     def moments(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and log variance of the posterior, each (b, c, h, w), before normalisation."""
-        posterior = self.vae.encode(self._fold(x)).latent_dist
+        encoded = self.vae.encode(self._fold(x))
+        assert isinstance(encoded, AutoencoderKLOutput)
+        posterior = encoded.latent_dist
         mean = posterior.mean + self.enter(x) if self.config.shortcut else posterior.mean
         return mean, posterior.logvar
 
     def reconstruct(self, latents: Tensor) -> Tensor:
         """Decode latents before normalisation; not clamped, so that gradients flow."""
-        x = self._unfold(self.vae.decode(latents).sample)
+        decode: Any = self.vae.decode  # annotated for CPU tensors alone
+        x = self._unfold(decode(latents).sample)
         return x + self.leave(latents) if self.config.shortcut else x
 
     def _scale(self, like: Tensor) -> tuple[Tensor, Tensor]:
@@ -133,7 +143,7 @@ class ImageVAE(Component):
         return mean.view(1, c, 1, 1), std.view(1, c, 1, 1)
 
     def encode(self, batch: Tensor) -> Tensor:
-        """Posterior mean, normalised: (b, 1, s, s) in [-1, 1] to (b, c, s/f, s/f). The mean, so that it is repeatable."""
+        """Posterior mean, for repeatability, normalised: (b, 1, s, s) in [-1, 1] to (b, c, s/f, s/f)."""
         z, _ = self.moments(batch)
         mean, std = self._scale(z)
         return (z - mean) / std

@@ -36,7 +36,7 @@ class ContrastiveModel(nn.Module):
         self.read_out = nn.LazyLinear(_PATCH * _PATCH)
 
     def forward(self, pictures: Tensor, ids: Tensor) -> tuple[Encoded, Encoded, Tensor, Tensor]:
-        """Pictures (b, 1, s, s) and ids (b', n): both encoded, the read-out (b, tokens, 64), the inverse temperature."""
+        """Pictures (b, 1, s, s) and ids (b', n): both encoded, the read-out (b, tokens, 64), inverse temperature."""
         image = self.image(pictures)
         return image, self.text(ids), self.read_out(image.tokens), self.temperature()
 
@@ -58,16 +58,22 @@ class ClipStage(Stage):
 
     name = "clip"
 
-    def __init__(self, preset: Preset, config: StageConfig, train: Corpus, val: Corpus, tokenizer: Any, seed: int) -> None:
+    def __init__(
+        self, preset: Preset, config: StageConfig, train: Corpus, val: Corpus, tokenizer: Any, seed: int
+    ) -> None:
         self.config, self.seed, self.train, self.val = config, seed, train, val
         self.weights = {"patches": 1.0} | config.loss
         self.names = (preset.modalities["frontal"].encoder, preset.modalities["report"].encoder)
         image, text = (preset.components[name] for name in self.names)
-        assert isinstance(image, ImageEncoderConfig) and isinstance(text, TextEncoderConfig)
-        self.module = ContrastiveModel(ImageEncoder.from_config(image), TextEncoder.from_config(text, None, tokenizer))
+        assert isinstance(image, ImageEncoderConfig)
+        assert isinstance(text, TextEncoderConfig)
+        image_encoder = ImageEncoder.from_config(image)
+        text_encoder = TextEncoder.from_config(text, None, tokenizer)
+        self.tokenize = text_encoder.tokenize
+        self.module = ContrastiveModel(image_encoder, text_encoder)
         with torch.no_grad():
-            size = self.module.image.config.image_size
-            self.module(torch.zeros(1, 1, size, size), self.module.text.tokenize(["normal"]))
+            size = image_encoder.config.image_size
+            self.module(torch.zeros(1, 1, size, size), self.tokenize(["normal"]))
         self.usable = [i for i in range(len(train.studies)) if self._parts(train, i) >= 2]
 
     @staticmethod
@@ -103,7 +109,7 @@ class ClipStage(Stage):
         x = corpus.pictures.floats(rows["frontal"] + rows["lateral"])
         return {
             "pictures": jitter(x) if rng else x,
-            "ids": self.module.text.tokenize(texts or ["normal"]),
+            "ids": self.tokenize(texts or ["normal"]),
             "key": torch.tensor(keys),
             "owner": {name: torch.tensor(value, dtype=torch.long) for name, value in owners.items()},
         }

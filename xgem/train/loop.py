@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from accelerate import Accelerator
@@ -86,7 +86,7 @@ def mix(*parts: int | str) -> int:
 
 
 def permuted(n: int, start: int, count: int, seed: int) -> list[int]:
-    """Positions ``start .. start + count`` of an endless stream that visits 0..n-1 once an epoch, reshuffled each time."""
+    """Positions ``start .. start + count`` of an endless stream that visits 0..n-1 once an epoch, reshuffled each."""
     picked: list[int] = []
     while len(picked) < count:
         epoch, offset = divmod(start + len(picked), n)
@@ -198,7 +198,7 @@ def train(stage: Stage, root: Path, options: LoopOptions = LoopOptions()) -> Tra
         best = tensors.get("best")
     averaged.to(accelerator.device)
     module, optimizer = accelerator.prepare(stage.module, optimizer)
-    call = torch.compile(module) if options.compile else module
+    call = cast(nn.Module, torch.compile(module)) if options.compile else module  # a compiled module stays one
 
     work.mkdir(parents=True, exist_ok=True)
     if main:
@@ -206,7 +206,7 @@ def train(stage: Stage, root: Path, options: LoopOptions = LoopOptions()) -> Tra
     writer = _tensorboard(work / "tensorboard", state.step, options.tensorboard and main)
 
     def record(entry: dict[str, float]) -> None:
-        with open(work / "log.jsonl", "a") as handle:
+        with (work / "log.jsonl").open("a") as handle:
             handle.write(json.dumps(entry) + "\n")
         if writer:
             for key, value in entry.items():
@@ -251,7 +251,7 @@ def train(stage: Stage, root: Path, options: LoopOptions = LoopOptions()) -> Tra
         while state.step < config.steps and not state.stopped:
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(config, state.step)
-            logged: dict[str, Tensor] = {}
+            loss, norm, logged = torch.zeros(()), None, {}  # as the last part of the batch leaves them
             for micro in range(config.gradient_accumulation):
                 position = state.step * config.gradient_accumulation + micro
                 torch.manual_seed(mix(stage.seed, stage.name, position, accelerator.process_index))
@@ -270,26 +270,29 @@ def train(stage: Stage, root: Path, options: LoopOptions = LoopOptions()) -> Tra
             averaged.update_parameters(accelerator.unwrap_model(module))
             state.step += 1
 
-            saves = state.step % config.checkpoint_every == 0
-            if state.step % options.log_every == 0 or state.step == config.steps or saves:
+            last = state.step == config.steps
+            logs = last or state.step % options.log_every == 0
+            saves = last or state.step % config.checkpoint_every == 0
+            if logs or saves:
                 value = loss.item()  # checked before every checkpoint too, so that none holds such weights
                 if not math.isfinite(value):
                     raise DataError(
                         f"{stage.name}: loss is {value} at step {state.step}: resume with --precision no, "
                         "or train into another --out with a lower learning rate"
                     )
-            if state.step % options.log_every == 0 or state.step == config.steps:
-                rate = (state.step - since) / (time.perf_counter() - clock)
-                show(state.step, rate, value)
-                clock, since = time.perf_counter(), state.step
-                if main:
-                    extra = {k: float(v) for k, v in logged.items()}
-                    record({"step": state.step, "loss": value, "grad_norm": float(norm), "steps_per_s": rate, **extra})
-            last = state.step == config.steps
-            if state.step % config.validate_every == 0 or last:
+                if logs:
+                    rate = (state.step - since) / (time.perf_counter() - clock)
+                    show(state.step, rate, value)
+                    clock, since = time.perf_counter(), state.step
+                    if main:
+                        assert norm is not None  # the last part of a batch clips
+                        extra = {k: float(v) for k, v in logged.items()}
+                        figures = {"step": state.step, "loss": value, "grad_norm": float(norm), "steps_per_s": rate}
+                        record(figures | extra)
+            if last or state.step % config.validate_every == 0:
                 validate()
                 module.train()
-            if saves or last or state.stopped:
+            if saves or state.stopped:
                 save()
 
     accelerator.wait_for_everyone()
