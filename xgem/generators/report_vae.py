@@ -44,28 +44,32 @@ class ReportVAE(Component):
         self.to_posterior = nn.Linear(hidden, 2 * config.latent_dim, bias=False)
         self.to_memory = nn.Linear(config.latent_dim, layers * width, bias=False)
         self.to_embedding = nn.Linear(config.latent_dim, width, bias=False)
+        nn.init.zeros_(self.to_embedding.weight)  # else the posterior's first noise drowns the token embeddings
 
     @classmethod
     def from_config(cls, config: ReportVAEConfig, assets: Path | None = None, tokenizer: Any = None) -> Self:
         """``tokenizer`` (small presets) serves both sides; pretrained sides bring their own."""
         if assets is not None:
-            sides = [
+            encoder_tokenizer, decoder_tokenizer = (
                 AutoTokenizer.from_pretrained(str(assets / f"{side}_tokenizer"), local_files_only=True)
                 for side in ("encoder", "decoder")
-            ]
-            if config.pretrained_encoder is None:
-                return cls(config, *sides)
-            # Pretrained sides have sizes of their own, which the preset does not repeat.
-            bert, gpt2 = (
-                kind.from_dict(json.loads((assets / f"{side}_architecture.json").read_text(encoding="utf-8")))
-                for kind, side in ((BertConfig, "encoder"), (GPT2Config, "decoder"))
             )
-            return cls(config, *sides, BertModel(bert), GPT2LMHeadModel(gpt2))
+            if config.pretrained_encoder is None:
+                return cls(config, encoder_tokenizer, decoder_tokenizer)
+            # Pretrained sides have sizes of their own, which the preset does not repeat.
+            bert_config, gpt2_config = (
+                json.loads((assets / f"{side}_architecture.json").read_text(encoding="utf-8"))
+                for side in ("encoder", "decoder")
+            )
+            bert = BertModel(BertConfig.from_dict(bert_config))
+            gpt2 = GPT2LMHeadModel(GPT2Config.from_dict(gpt2_config))
+            return cls(config, encoder_tokenizer, decoder_tokenizer, bert, gpt2)
         if config.pretrained_encoder and config.pretrained_decoder:
             bert = load_pretrained(BertModel, config.pretrained_encoder)
             gpt2 = load_pretrained(GPT2LMHeadModel, config.pretrained_decoder)
             encoder_tokenizer, decoder_tokenizer = (
-                AutoTokenizer.from_pretrained(source) for source in (config.pretrained_encoder, config.pretrained_decoder)
+                AutoTokenizer.from_pretrained(source)
+                for source in (config.pretrained_encoder, config.pretrained_decoder)
             )
             # GPT-2 has one special token for all ends; a report needs three that differ.
             decoder_tokenizer.add_special_tokens({"pad_token": "<pad>", "bos_token": "<s>", "eos_token": "</s>"})

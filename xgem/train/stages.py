@@ -63,9 +63,11 @@ def make_stage(name: str, preset: Preset, train_split: Corpus, val_split: Corpus
         codec = preset.modalities["report"].codec
         tokenizer = _tokenizer(train_split, preset.components[codec])
         return ReportVAEStage(preset, config, train_split, val_split, codec, tokenizer, seed)
-    needed = {part for modality in preset.modalities.values() for part in (modality.encoder, modality.codec)}
+    prompts = preset.components[preset.modalities[name].generator].prompts  # type: ignore[union-attr]
+    needed = {preset.modalities[prompt].encoder for prompt in prompts} | {preset.modalities[name].codec}
     parts = {part: _part(root, part, name) for part in sorted(needed)}
     device = PartialState().device
+    assert device is not None
     torch.manual_seed(mix(seed, name, "initialise"))
     return DiffusionStage(preset, config, train_split, val_split, name, parts, root / "cache", device, seed)
 
@@ -90,15 +92,15 @@ def run(
     """Train stages one after the other into the checkpoint folder ``root``; finished ones are not trained again."""
     manifest.check(files=True)
     components.init_checkpoint(root, preset)
-    splits = [
+    train_split, val_split = (
         Corpus.load(manifest, split, preset, root / "cache", progress=options.progress) for split in ("train", "val")
-    ]
+    )
     states: dict[str, TrainState] = {}
     for name in names:
         if _taken_as_it_is(name, preset, root):
             states[name] = TrainState()
             continue
-        stage = make_stage(name, preset, *splits, root, seed)
+        stage = make_stage(name, preset, train_split, val_split, root, seed)
         log.info("%s: %d steps of %d", name, stage.config.steps, stage.config.batch_size)
         states[name] = train(stage, root, options)
     return states
