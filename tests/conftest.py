@@ -6,6 +6,7 @@ import os
 import random
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 # Before anything imports torch: the suite runs one worker a core, and tests never ask a hub for anything.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -14,6 +15,9 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, settings
+
+if TYPE_CHECKING:
+    from xgem.configs.schema import Preset
 
 PROJECT = Path(__file__).resolve().parent.parent
 
@@ -50,6 +54,26 @@ def same_random_numbers() -> None:
     if torch is not None:
         torch.manual_seed(0)
         torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def debug_preset() -> Preset:
+    """The preset of tiny sizes."""
+    from xgem.configs.schema import load_preset
+
+    return load_preset("debug")
+
+
+@pytest.fixture(scope="session")
+def debug_parts(debug_preset: Preset) -> dict[str, Any]:
+    """Its components with random weights, in evaluation mode; shared, so copy one before changing it."""
+    import torch
+
+    from xgem.random_init import random_component
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return {name: random_component(config) for name, config in debug_preset.components.items()}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

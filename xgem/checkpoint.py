@@ -280,8 +280,18 @@ def read_component_config(root: str | Path, name: str) -> Any:
 
 
 def _component_json(preset: Mapping[str, Any], name: str) -> Any:
+    """A component's configuration with what it leaves to the defaults, so that a later field is no difference."""
+    from pydantic import TypeAdapter, ValidationError
+
+    from xgem.configs.schema import ComponentConfig
+
     components = preset.get("components")
-    return cast(dict[str, Any], components).get(name) if isinstance(components, dict) else None
+    found = cast(dict[str, Any], components).get(name) if isinstance(components, dict) else None
+    adapter: TypeAdapter[Any] = TypeAdapter(ComponentConfig)
+    try:
+        return adapter.dump_python(adapter.validate_python(found), mode="json")
+    except ValidationError:
+        return found
 
 
 def _preset_json(preset: Preset | Mapping[str, Any]) -> dict[str, Any]:

@@ -15,8 +15,8 @@ class ContextFusion(nn.Module):
 
     ``tokens`` mode: the token sequences of all prompts, each projected and marked with a learned modality embedding,
     behind one learned null token; the mean of the pooled vectors is handed on for the time embedding.
-    ``pooled`` mode (the paper's): that mean is the only token. Cross-attention over a single token has nothing to choose
-    from (its softmax is 1), which is why the other mode exists.
+    ``pooled`` mode (the paper's): that mean is the only token. Cross-attention over a single token has nothing to
+    choose from (its softmax is 1), which is why the other mode exists.
 
     The null context is the null token alone, with a pooled vector of zeros.
     """
@@ -40,7 +40,7 @@ class ContextFusion(nn.Module):
         return Context(tokens, mask, tokens.new_zeros(batch, self.pooled_dim))
 
     def forward(self, encoded: Mapping[str, Encoded], keep: Mapping[str, Tensor] | None = None) -> Context:
-        """Fuse ``encoded``; ``keep`` (b,) bool by prompt drops prompts of single samples (all dropped: null context)."""
+        """Fuse ``encoded``; ``keep`` (b,) bool by prompt drops prompts of single samples (all dropped: null)."""
         unknown = sorted(set(encoded) - set(self.prompts))
         if unknown:
             raise InputError(f"this generator takes prompts {list(self.prompts)}, got {unknown}")

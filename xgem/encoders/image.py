@@ -15,14 +15,12 @@ from xgem.encoders.base import PromptEncoder
 from xgem.encoders.pretrained import load_towers, saved_architecture
 from xgem.types import Encoded, ShapeError
 
-# CLIP's own normalisation, only for pretrained towers, in [0, 1] units.
-_CLIP_MEAN, _CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
-
 
 class ImageEncoder(PromptEncoder):
     """An open_clip ViT: (b, 1, s, s) in [-1, 1] to a unit vector (b, d) and patch tokens (b, n, c).
 
-    The one channel is repeated three times, as pretrained towers expect.
+    The one channel is repeated three times, as pretrained towers expect. With ``config.resize`` square pictures of
+    another size are resized first, antialiased (towers of 224 pixels for pictures of 256); else they are a ShapeError.
     """
 
     kind = "image_encoder"
@@ -51,7 +49,7 @@ class ImageEncoder(PromptEncoder):
         visual = towers.visual
         visual.output_tokens = True
         module = cls(config.model_copy(update={"image_size": towers.image_size, "embed_dim": towers.embed_dim}), visual)
-        module._towers = towers
+        module._towers = towers.described()
         return module
 
     def save_assets(self, directory: Path) -> None:
@@ -60,13 +58,16 @@ class ImageEncoder(PromptEncoder):
 
     def encode(self, batch: Tensor) -> Encoded:
         size = self.config.image_size
+        if self.config.resize and batch.ndim == 4 and batch.shape[-2] == batch.shape[-1] != size:
+            batch = F.interpolate(batch, (size, size), mode="bicubic", antialias=True, align_corners=False).clamp(-1, 1)
         if batch.ndim != 4 or batch.shape[1:] != (1, size, size):
             raise ShapeError(f"image encoder: expected (b, 1, {size}, {size}), got {tuple(batch.shape)}")
         x = batch.expand(-1, 3, -1, -1)
         if self.config.pretrained is not None:
-            mean, std = (x.new_tensor(v).view(1, 3, 1, 1) for v in (_CLIP_MEAN, _CLIP_STD))
+            mean, std = (x.new_tensor(v).view(1, 3, 1, 1) for v in self._towers.normalisation)
             x = ((x + 1) / 2 - mean) / std
         pooled, tokens = self.visual(x)
-        return Encoded(F.normalize(pooled, dim=-1), tokens, torch.ones(tokens.shape[:2], dtype=torch.bool, device=x.device))
+        mask = torch.ones(tokens.shape[:2], dtype=torch.bool, device=x.device)
+        return Encoded(F.normalize(pooled, dim=-1), tokens, mask)
 
     forward = encode

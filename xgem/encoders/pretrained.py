@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,13 @@ class Towers:
     text: Any
     tokenizer: Any
     model_cfg: dict[str, Any]
+    preprocess_cfg: dict[str, Any]
+
+    @property
+    def normalisation(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """Mean and standard deviation of the three channels in [0, 1] that the towers were trained with."""
+        mean, std = (self.preprocess_cfg.get(key) for key in ("mean", "std"))
+        return tuple(mean or open_clip.OPENAI_DATASET_MEAN), tuple(std or open_clip.OPENAI_DATASET_STD)
 
     @property
     def image_size(self) -> int:
@@ -34,8 +41,13 @@ class Towers:
     def context_length(self) -> int:
         return int(self.model_cfg["text_cfg"].get("context_length", 77))
 
+    def described(self) -> Towers:
+        """Without the towers themselves, so that keeping the description keeps no weights alive."""
+        return replace(self, visual=None, text=None)
+
     def save_architecture(self, directory: Path) -> None:
-        (directory / "open_clip_config.json").write_text(json.dumps({"model_cfg": self.model_cfg}, indent=2))
+        saved = {"model_cfg": self.model_cfg, "preprocess_cfg": self.preprocess_cfg}
+        (directory / "open_clip_config.json").write_text(json.dumps(saved, indent=2))
 
 
 def _build(cfg: dict[str, Any]) -> nn.Module:
@@ -43,9 +55,19 @@ def _build(cfg: dict[str, Any]) -> nn.Module:
     return open_clip.CustomTextCLIP(**known)
 
 
-def _towers(model: nn.Module, cfg: dict[str, Any]) -> Towers:
+def _towers(model: Any, read: dict[str, Any]) -> Towers:
+    cfg = read["model_cfg"]
     tokenizer = open_clip.SimpleTokenizer(context_length=int(cfg["text_cfg"].get("context_length", 77)))
-    return Towers(model.visual, model.text, tokenizer, cfg)
+    return Towers(model.visual, model.text, tokenizer, cfg, read.get("preprocess_cfg") or {})
+
+
+def _read(config: Path) -> dict[str, Any]:
+    try:
+        read = json.loads(config.read_text(encoding="utf-8"))
+        _ = read["model_cfg"]["embed_dim"], read["model_cfg"]["vision_cfg"]["image_size"], read["model_cfg"]["text_cfg"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{config}: not an open_clip configuration ({type(error).__name__}: {error})") from None
+    return read
 
 
 def load_towers(source: str) -> Towers:
@@ -71,8 +93,8 @@ def load_towers(source: str) -> Towers:
             raise CheckpointError(f"open_clip towers {source}: {file.name} is missing")
     from safetensors.torch import load_file
 
-    cfg = json.loads(config.read_text())["model_cfg"]
-    model = _build(cfg)
+    read = _read(config)
+    model = _build(read["model_cfg"])
     state = load_file(weights)
     if "text.transformer.resblocks.0.ln_1.weight" not in state:  # CLIP keeps the text tower's parts at the top level
         from open_clip.model import convert_to_custom_text_state_dict
@@ -83,10 +105,10 @@ def load_towers(source: str) -> Towers:
         model.load_state_dict(state)
     except RuntimeError as error:
         raise CheckpointError(f"open_clip towers {source}: {str(error).splitlines()[-1].strip()}") from None
-    return _towers(model, cfg)
+    return _towers(model, read)
 
 
 def saved_architecture(directory: Path) -> Towers:
     """The towers that ``save_architecture`` described, with fresh weights."""
-    cfg = json.loads((directory / "open_clip_config.json").read_text())["model_cfg"]
-    return _towers(_build(cfg), cfg)
+    read = _read(directory / "open_clip_config.json")
+    return _towers(_build(read["model_cfg"]), read)

@@ -50,7 +50,7 @@ class TextEncoder(PromptEncoder):
             text.output_tokens = True
             config = config.model_copy(update={"max_length": towers.context_length, "embed_dim": towers.embed_dim})
             module = cls(config, towers.tokenizer, text)
-            module._towers = towers
+            module._towers = towers.described()
             return module
         if assets is not None:
             tokenizer = AutoTokenizer.from_pretrained(str(assets / "tokenizer"), local_files_only=True)

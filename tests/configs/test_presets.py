@@ -1,0 +1,69 @@
+"""Every preset that ships: it builds, its parts fit, and `paper` has the published sizes."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import pytest
+
+from xgem.cli.info import count_parameters
+from xgem.configs.schema import load_preset, preset_names
+from xgem.modalities import MODALITIES
+from xgem.train.stages import STAGES
+
+
+@cache
+def counted(name: str) -> dict[str, Any]:
+    """Parameters by component, built on the meta device."""
+    return {key: entry["parameters"] for key, entry in count_parameters(name)["components"].items()}
+
+
+def test_the_names_are_those_of_the_files() -> None:
+    assert {"debug", "openi-128", "paper", "small"} <= set(preset_names())
+    assert all(load_preset(name).name == name for name in preset_names())
+
+
+@pytest.mark.parametrize("name", preset_names())
+def test_it_builds(name: str) -> None:
+    counts = counted(name)
+    assert set(counts) == set(load_preset(name).components)
+    assert min(counts.values()) > 0
+
+
+@pytest.mark.parametrize("name", preset_names())
+def test_it_serves_every_modality_and_trains_every_stage(name: str) -> None:
+    preset = load_preset(name)
+    assert set(preset.modalities) == set(MODALITIES)
+    assert set(preset.sampling.guidance_scale) == set(MODALITIES)
+    frozen = {"image-vae"} if getattr(preset.components["image_vae"], "pretrained", None) else set()
+    assert set(preset.train) == set(STAGES) - frozen
+
+
+def test_sizes_grow_from_debug_to_paper() -> None:
+    totals = [sum(counted(name).values()) for name in ("debug", "openi-128", "small", "paper")]
+    assert totals == sorted(totals)
+    assert totals[1] * 2 <= 48e6  # as fp16 the embedded checkpoint stays under 48 MB
+
+
+def test_paper_has_the_published_sizes() -> None:
+    counts = counted("paper")
+    assert counts["image_encoder"] + counts["text_encoder"] == pytest.approx(427.6e6, rel=1e-3)  # CLIP ViT-L/14
+    assert counts["image_vae"] == pytest.approx(83.65e6, rel=1e-3)  # AutoKL of Stable Diffusion
+    # Stable Diffusion's UNet, and beside it what brings the pooled vector in: its projection into the time embedding
+    # (768 -> 1280 -> 1280), the projection to the one context token, the null token.
+    added = (768 * 1280 + 1280) + (1280 * 1280 + 1280) + (768 * 768 + 768) + 768
+    for name in ("frontal", "lateral"):
+        assert counts[name] - added == 859_520_964
+
+
+def test_paper_follows_the_published_recipe() -> None:
+    preset = load_preset("paper")
+    for name in MODALITIES:
+        generator: Any = preset.components[preset.modalities[name].generator]
+        assert (generator.context, generator.pooled_dim) == ("pooled", 768)
+        assert generator.diffusion.prediction_type == "epsilon"
+        assert preset.sampling.guidance_scale[name] == 7.5
+    assert (preset.sampling.sampler, preset.sampling.num_inference_steps) == ("ddim", 50)
+    assert (preset.transform.size, preset.transform.pixel_spacing) == (256, 0.139)
+    assert {stage.weight_decay for stage in preset.train.values()} == {1e-4}

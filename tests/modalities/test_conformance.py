@@ -1,0 +1,175 @@
+"""What every modality of the registry has to do. A new one needs a line in ``EXAMPLES`` and no test of its own."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from xgem.generators.sampling import sample
+from xgem.modalities import MODALITIES, Modality, get_modality
+from xgem.types import InputError, Prompt
+
+
+def _picture(seed: int) -> np.ndarray:
+    y, x = np.mgrid[0:48, 0:64] / 48
+    waves = 0.5 + 0.2 * np.sin(4 * x + seed) + 0.2 * np.cos(5 * y - seed)
+    return (waves + np.random.default_rng(seed).normal(0, 0.02, y.shape)).clip(0, 1).astype(np.float32)
+
+
+# Three values that a user may give, and one that is refused.
+EXAMPLES: dict[str, tuple[list[Any], Any]] = {
+    "frontal": ([_picture(1), _picture(2), _picture(3)], np.zeros((64, 64), np.float32)),
+    "lateral": ([_picture(4), _picture(5), _picture(6)], np.full((64, 64), np.nan, np.float32)),
+    "report": (["Clear lungs.", "Large left pleural effusion.", "No acute disease. Heart size is normal."], "  "),
+}
+NAMES = sorted(MODALITIES)
+
+
+@pytest.fixture(params=NAMES)
+def modality(request: pytest.FixtureRequest) -> Modality:
+    return get_modality(request.param)
+
+
+@pytest.fixture
+def prompts(modality: Modality, debug_preset: Any) -> list[Prompt]:
+    return [modality.read(value, debug_preset) for value in EXAMPLES[modality.name][0]]
+
+
+@pytest.fixture
+def batch(modality: Modality, prompts: list[Prompt]) -> Any:
+    return modality.collate([prompt.value for prompt in prompts])
+
+
+def parts_of(modality: Modality, preset: Any, parts: dict[str, Any]) -> tuple[Any, Any, Any]:
+    settings = preset.modalities[modality.name]
+    return parts[settings.encoder], parts[settings.codec], parts[settings.generator]
+
+
+def test_every_modality_has_an_example() -> None:
+    assert set(EXAMPLES) == set(MODALITIES)
+    assert all(name == modality.name for name, modality in MODALITIES.items())
+
+
+def test_an_unknown_modality_lists_the_known_ones() -> None:
+    with pytest.raises(InputError, match="'ecg'") as caught:
+        get_modality("ecg")
+    assert all(name in str(caught.value) for name in MODALITIES)
+
+
+def test_reading_identifies_the_content(modality: Modality, prompts: list[Prompt], debug_preset: Any) -> None:
+    again = [modality.read(value, debug_preset) for value in EXAMPLES[modality.name][0]]
+    assert [prompt.sha256 for prompt in again] == [prompt.sha256 for prompt in prompts]
+    assert len({prompt.sha256 for prompt in prompts}) == 3
+    assert all(len(prompt.sha256) == 64 and prompt.origin for prompt in prompts)
+
+
+def test_a_bad_value_is_refused_in_one_line(modality: Modality, debug_preset: Any) -> None:
+    for value in (EXAMPLES[modality.name][1], None, 3):
+        with pytest.raises(InputError) as caught:
+            modality.read(value, debug_preset)
+        assert "\n" not in str(caught.value)
+
+
+@torch.no_grad()
+def test_round_trip(modality: Modality, batch: Any, debug_preset: Any, debug_parts: dict[str, Any]) -> None:
+    """Codec there and back: the generator's latent shape, and a batch like the one that went in."""
+    _, codec, generator = parts_of(modality, debug_preset, debug_parts)
+    z = codec.encode(batch)
+    assert z.shape == (3, *codec.latent_shape)
+    assert codec.latent_shape == generator.latent_shape
+    assert torch.isfinite(z).all()
+    decoded = codec.decode(z)
+    assert type(decoded) is type(batch)
+    assert len(decoded) == 3
+    if isinstance(batch, Tensor):
+        assert decoded.shape == batch.shape
+
+
+@torch.no_grad()
+def test_prompts_have_one_vector_and_tokens(
+    modality: Modality, batch: Any, debug_preset: Any, debug_parts: dict[str, Any]
+) -> None:
+    encoder, _, _ = parts_of(modality, debug_preset, debug_parts)
+    encoded = encoder.encode(batch)
+    assert encoded.pooled.shape[0] == encoded.tokens.shape[0] == 3
+    assert encoded.mask.shape == encoded.tokens.shape[:2]
+    torch.testing.assert_close(encoded.pooled.norm(dim=1), torch.ones(3))
+    assert float(torch.pdist(encoded.pooled).min()) > 1e-5
+
+
+@pytest.mark.parametrize("context", ["tokens", "pooled"])
+def test_the_loss_is_finite_and_reaches_every_prompt_encoder(
+    modality: Modality, batch: Any, debug_preset: Any, debug_parts: dict[str, Any], context: str
+) -> None:
+    """One training step of this modality's generator, with encoders that are not frozen."""
+    from xgem.random_init import random_component
+
+    _, codec, _ = parts_of(modality, debug_preset, debug_parts)
+    settings = debug_preset.components[debug_preset.modalities[modality.name].generator]
+    torch.manual_seed(0)
+    generator: Any = random_component(settings.model_copy(update={"context": context}))
+    with torch.no_grad():
+        z0 = codec.encode(batch)
+    encoders, encoded = {}, {}
+    for name in settings.prompts:
+        other = get_modality(name)
+        values = [other.read(value, debug_preset).value for value in EXAMPLES[name][0]]
+        encoders[name] = copy.deepcopy(debug_parts[debug_preset.modalities[name].encoder])
+        encoded[name] = encoders[name].encode(other.collate(values))
+    z, target = generator.noisy(z0, torch.randn_like(z0), torch.tensor([1, 300, 999]))
+    loss = torch.nn.functional.mse_loss(generator(z, torch.tensor([1, 300, 999]), generator.fuse(encoded)), target)
+    loss.backward()
+    assert torch.isfinite(loss)
+    for name, encoder in encoders.items():
+        gradients = [p.grad for p in encoder.parameters() if p.grad is not None]
+        assert max(float(g.abs().max()) for g in gradients) > 0, name
+        assert all(torch.isfinite(g).all() for g in gradients), name
+    fusion = {name: p.grad for name, p in generator.fusion.named_parameters() if name != "null_token"}
+    assert fusion
+    for name, gradient in fusion.items():
+        assert gradient is not None, name
+        assert float(gradient.abs().max()) > 0, name
+
+
+@torch.no_grad()
+def test_generation_is_decided_by_its_noise(
+    modality: Modality, debug_preset: Any, debug_parts: dict[str, Any], tmp_path: Path
+) -> None:
+    _, codec, generator = parts_of(modality, debug_preset, debug_parts)
+    files = []
+    for run, seed in enumerate((5, 5, 6)):
+        noise = torch.randn(1, *generator.latent_shape, generator=torch.Generator().manual_seed(seed))
+        z = sample(generator, generator.null(1), noise, num_inference_steps=2, guidance_scale=1.0)
+        decoded = codec.decode(z)
+        (tmp_path / str(run)).mkdir()
+        (output,) = modality.to_output(decoded, "pil")
+        files.append((modality.write(output, tmp_path / str(run), "made", {"seed": 1}).read_bytes(), z))
+    assert files[0][0] == files[1][0]
+    assert torch.equal(files[0][1], files[1][1])
+    assert not torch.equal(files[0][1], files[2][1])
+
+
+@pytest.mark.parametrize("output_type", ["pil", "np", "pt"])
+def test_outputs_can_be_written_with_their_metadata_and_read_back(
+    modality: Modality, batch: Any, debug_preset: Any, tmp_path: Path, output_type: Any
+) -> None:
+    outputs = modality.to_output(batch, output_type)
+    assert len(outputs) == 3
+    path = modality.write(outputs[1], tmp_path, "two", {"seed": 7, "note": "größer"})
+    assert path == tmp_path / f"two{modality.suffix}"
+    kept = b"".join(file.read_bytes() for file in tmp_path.iterdir()).decode("utf-8", "replace")
+    assert '"seed": 7' in kept
+    assert "größer" in kept
+    given = path if modality.suffix != ".txt" else path.read_text(encoding="utf-8")
+    again = modality.collate([modality.read(given, debug_preset).value])
+    expected = batch[1:2]
+    if isinstance(batch, Tensor):
+        torch.testing.assert_close(again, expected, rtol=0, atol=1.01 / 127.5)
+    else:
+        assert again == expected
