@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -57,10 +58,10 @@ class ContextFusion(nn.Module):
         if self.mode == "pooled":
             token = torch.where(weight.sum(0)[:, None] > 0, self.project(pooled), self.null_token)
             return Context(token[:, None], weight.new_ones(len(first), 1, dtype=torch.bool), pooled)
-        null = self.null(len(first))
+        null, projections = self.null(len(first)), cast(nn.ModuleDict, self.project)
         tokens, masks = [null.tokens], [null.mask]
         for name, item in encoded.items():
-            tokens.append(self.project[name](item.tokens) + self.modality[name])
+            tokens.append(projections[name](item.tokens) + self.modality[name])
             masks.append(item.mask & kept[name][:, None])
         return Context(torch.cat(tokens, dim=1), torch.cat(masks, dim=1), pooled)
 

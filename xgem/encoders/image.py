@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
@@ -24,6 +24,8 @@ class ImageEncoder(PromptEncoder):
     """
 
     kind = "image_encoder"
+    visual: Any
+    _towers: Any
 
     def __init__(self, config: ImageEncoderConfig, visual: torch.nn.Module | None = None) -> None:
         super().__init__()

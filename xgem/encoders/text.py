@@ -24,6 +24,8 @@ class TextEncoder(PromptEncoder):
     """
 
     kind = "text_encoder"
+    text: Any
+    _towers: Any
 
     def __init__(self, config: TextEncoderConfig, tokenizer: Any, text: torch.nn.Module | None = None) -> None:
         super().__init__()
@@ -90,7 +92,8 @@ class TextEncoder(PromptEncoder):
         """As ``encode``, from token ids (b, n)."""
         pooled, tokens = self.text(ids) if self.config.pretrained is not None else self._short(ids)
         eos = self.text.eos_id if self.config.pretrained is None else None
-        ends = (ids == eos).int().argmax(dim=1) if eos is not None else ids.argmax(dim=1)  # CLIP: eot is the largest id
+        # CLIP's own tokenizer has the end of the text as its largest id.
+        ends = torch.eq(ids, eos).int().argmax(dim=1) if eos is not None else ids.argmax(dim=1)
         mask = torch.arange(ids.shape[1], device=ids.device) <= ends[:, None]
         return Encoded(F.normalize(pooled, dim=-1), tokens, mask)
 

@@ -19,6 +19,8 @@ class Modality(ABC):
     name: str
     suffix: str
     """Ending of the files that ``write`` makes."""
+    is_picture: bool
+    """Whether a study keeps it among its pictures, under this name, or in its text."""
 
     @abstractmethod
     def read(self, value: Any, preset: Preset, *, allow_any: bool = False) -> Prompt:

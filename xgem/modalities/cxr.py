@@ -24,6 +24,7 @@ class Radiograph(Modality):
     """A radiograph of one view: a file, PIL image, array or tensor in; (1, s, s) in [-1, 1] inside."""
 
     suffix = ".png"
+    is_picture = True
 
     def __init__(self, name: str) -> None:
         self.name = name

@@ -18,6 +18,7 @@ class Report(Modality):
 
     name = "report"
     suffix = ".txt"
+    is_picture = False
 
     def read(self, value: Any, preset: Preset, *, allow_any: bool = False) -> Prompt:
         """Text as it is, with white space folded. InputError where it is no text, empty, or holds no letter."""

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from xgem.data.cache import ArrayCache, module_hash
+from xgem.modalities import get_modality
 from xgem.train.corpus import Corpus
 from xgem.types import DataError, Encoded
 
@@ -51,10 +52,12 @@ def _items(corpus: Corpus, modality: str, *, as_target: bool) -> tuple[list[list
     Pictures serve both sides. As a prompt, a study's text is any that describes it; as a target, its report.
     """
     studies = range(len(corpus.studies))
-    if any(modality in study.pictures for study in corpus.studies):
+    if get_modality(modality).is_picture:
         own = [corpus.rows(index, modality) for index in studies]
         flat = [row for found in own for row in found]
-        batches: list[Any] = [corpus.pictures.floats(chunk) for chunk in torch.tensor(flat).split(_CHUNK)]
+        batches: list[Any] = [
+            corpus.pictures.floats(flat[start : start + _CHUNK]) for start in range(0, len(flat), _CHUNK)
+        ]
     else:
         texts = [[corpus.reports[i]] if as_target and corpus.reports[i] else [] for i in studies]
         if not as_target:

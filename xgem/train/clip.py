@@ -48,6 +48,10 @@ def coarse_patches(x: Tensor, tokens: int) -> Tensor:
     return rearrange(small, "b 1 (h p) (w q) -> b (h w) (p q)", p=_PATCH, q=_PATCH)
 
 
+def _alone(x: Tensor) -> Tensor:
+    return x
+
+
 class ClipStage(Stage):
     """Symmetric InfoNCE over frontal-report, lateral-report and frontal-lateral, all three at every step.
 
@@ -62,11 +66,12 @@ class ClipStage(Stage):
         self, preset: Preset, config: StageConfig, train: Corpus, val: Corpus, tokenizer: Any, seed: int
     ) -> None:
         self.config, self.seed, self.train, self.val = config, seed, train, val
-        self.weights = {"patches": 1.0} | config.loss
+        self.weights = self.loss_weights(patches=1.0)
         self.names = (preset.modalities["frontal"].encoder, preset.modalities["report"].encoder)
         image, text = (preset.components[name] for name in self.names)
         assert isinstance(image, ImageEncoderConfig)
         assert isinstance(text, TextEncoderConfig)
+        self.settings = (image, text)
         image_encoder = ImageEncoder.from_config(image)
         text_encoder = TextEncoder.from_config(text, None, tokenizer)
         self.tokenize = text_encoder.tokenize
@@ -120,13 +125,14 @@ class ClipStage(Stage):
         count = len(batch["key"])
         frontals = len(owner["frontal"])
         vectors = {"frontal": image.pooled[:frontals], "lateral": image.pooled[frontals:], "report": text.pooled}
+        # Every process validates on the same studies: only training batches differ and are gathered.
+        gather = gathered if module.training else _alone
         placed, present = {}, {}
         for name, value in vectors.items():  # every process gathers the same shape: one row a study, zeros if missing
             rows = owner[name].to(device)
-            placed[name] = gathered(value.new_zeros(count, value.shape[1]).index_copy(0, rows, value[: len(rows)]))
-            present[name] = gathered(value.new_zeros(count).index_fill(0, rows, 1.0)) > 0
-        key = gathered(batch["key"].double()).long() if torch.distributed.is_initialized() else batch["key"]
-        key = key.to(device)
+            placed[name] = gather(value.new_zeros(count, value.shape[1]).index_copy(0, rows, value[: len(rows)]))
+            present[name] = gather(value.new_zeros(count).index_fill(0, rows, 1.0)) > 0
+        key = gather(batch["key"].to(device).double()).long()  # 48 bits: exact as doubles, which can be gathered
         terms: dict[str, Tensor] = {}
         for a, b in itertools.combinations(vectors, 2):
             both = present[a] & present[b]

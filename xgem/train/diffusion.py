@@ -73,6 +73,7 @@ class DiffusionStage(Stage):
         settings = preset.components[self.component]
         model = component_class(settings.kind).from_config(settings)
         assert isinstance(model, LatentDiffusion)
+        self.settings = (settings, *(parts[name].config for name in sorted(parts)))
         self.module, self.model = _Conditional(model), model
         self.hash = train.fingerprint() + "".join(module_hash(parts[name]) for name in sorted(parts))
 
@@ -132,7 +133,7 @@ class DiffusionStage(Stage):
             total += float(self.loss(module, batch | {"t": (spread * steps).long()})[0]) / _VALIDATION_TIMES
         return {"loss": total}
 
-    def sheet(self, module: nn.Module) -> Image.Image | str:
+    def sheet(self, module: nn.Module) -> Image.Image | str | None:
         assert isinstance(module, _Conditional)
         model = module.model
         device = next(module.parameters()).device
@@ -141,6 +142,8 @@ class DiffusionStage(Stage):
             for i, rows in enumerate(self.val.targets.rows)
             if rows and all(self.val.prompts[name].rows[i] for name in self.prompts)
         ][:8]
+        if not complete:
+            return None
         encoded = {
             name: _to(self.val.prompts[name].encoded([self.val.prompts[name].rows[i][0] for i in complete]), device)
             for name in self.prompts

@@ -21,6 +21,7 @@ from typing import Any, cast
 import torch
 from accelerate import Accelerator
 from PIL import Image
+from pydantic import BaseModel
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
@@ -28,7 +29,7 @@ from torch.optim.swa_utils import AveragedModel
 from xgem.configs.schema import StageConfig
 from xgem.train import checkpoint
 from xgem.train.checkpoint import TrainState
-from xgem.types import CheckpointError, DataError
+from xgem.types import CheckpointError, ConfigError, DataError
 
 log = logging.getLogger(__name__)
 
@@ -52,6 +53,8 @@ class Stage(ABC):
     module: nn.Module
     config: StageConfig
     seed: int
+    settings: tuple[BaseModel, ...]
+    """Configurations of the components that take part: with them a run is another."""
 
     @abstractmethod
     def batch(self, step: int, rank: int, world: int) -> dict[str, Any]:
@@ -76,7 +79,15 @@ class Stage(ABC):
 
     def fingerprint(self) -> str:
         """Identifies settings and data, so that a checkpoint is only resumed by the run it belongs to."""
-        return hashlib.sha256(f"{self.name}|{self.config.model_dump_json()}|{self.seed}".encode()).hexdigest()
+        parts = (self.name, str(self.seed), *(one.model_dump_json() for one in (self.config, *self.settings)))
+        return hashlib.sha256("|".join(parts).encode()).hexdigest()
+
+    def loss_weights(self, **defaults: float) -> dict[str, float]:
+        """``config.loss`` over ``defaults``; ConfigError lists the known names."""
+        unknown = sorted(set(self.config.loss) - set(defaults))
+        if unknown:
+            raise ConfigError(f"stage {self.name}: unknown loss settings {unknown}: expected {', '.join(defaults)}")
+        return defaults | self.config.loss
 
 
 def mix(*parts: int | str) -> int:
@@ -87,6 +98,8 @@ def mix(*parts: int | str) -> int:
 
 def permuted(n: int, start: int, count: int, seed: int) -> list[int]:
     """Positions ``start .. start + count`` of an endless stream that visits 0..n-1 once an epoch, reshuffled each."""
+    if n == 0:
+        raise DataError("nothing to train on: no study of the training split has what this stage needs")
     picked: list[int] = []
     while len(picked) < count:
         epoch, offset = divmod(start + len(picked), n)
@@ -305,5 +318,4 @@ def train(stage: Stage, root: Path, options: LoopOptions = LoopOptions()) -> Tra
     accelerator.wait_for_everyone()
     if writer:
         writer.close()
-    accelerator.end_training()
     return state

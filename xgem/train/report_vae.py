@@ -14,6 +14,7 @@ from xgem.configs.schema import Preset, ReportVAEConfig, StageConfig
 from xgem.generators.report_vae import ReportVAE
 from xgem.train.corpus import Corpus, sentences
 from xgem.train.loop import Stage, mix, permuted
+from xgem.types import DataError
 
 _BLOCK = 16
 
@@ -57,10 +58,12 @@ class ReportVAEStage(Stage):
     ) -> None:
         settings = preset.components[component]
         assert isinstance(settings, ReportVAEConfig)
-        self.config, self.seed, self.component, self.corpus = config, seed, component, train
-        self.weights = {"kl": 1.0, "free_bits": 0.5, "hide": 0.2, "recombined": 0.3} | config.loss
+        self.config, self.seed, self.component, self.corpus, self.settings = config, seed, component, train, (settings,)
+        self.weights = self.loss_weights(kl=1.0, free_bits=0.5, hide=0.2, recombined=0.3)
         self.train_texts = [text for text in train.reports if text]
         self.val_texts = [text for text in val.reports if text]
+        if not self.val_texts:
+            raise DataError("report-vae: the validation split has no report: prepare the manifest with some")
         texts = [text for index in range(len(train.studies)) for text in train.texts(index)]
         self.pool = [part for text in texts for part in sentences(text)]
         self.module = _Autoencoder(ReportVAE.from_config(settings, None, tokenizer), self.weights["hide"])

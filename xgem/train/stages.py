@@ -89,7 +89,7 @@ def _taken_as_it_is(name: str, preset: Preset, root: Path) -> bool:
 def run(
     names: Sequence[str], preset: Preset, manifest: Manifest, root: Path, options: LoopOptions, *, seed: int = 0
 ) -> dict[str, TrainState]:
-    """Train stages one after the other into the checkpoint folder ``root``; finished ones are not trained again."""
+    """Train stages one after the other into the checkpoint folder ``root``; finished ones are only written again."""
     manifest.check(files=True)
     components.init_checkpoint(root, preset)
     train_split, val_split = (
