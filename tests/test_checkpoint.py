@@ -74,6 +74,27 @@ def assert_same(one: nn.Module, other: nn.Module) -> None:
         torch.testing.assert_close(value, state[key], rtol=0, atol=0)
 
 
+def test_the_same_weights_make_the_same_files(tmp_path: Path) -> None:
+    files = set()
+    for size in ["2GB"] * 6 + ["20KB"] * 6:
+        folder = tmp_path / str(len(list(tmp_path.iterdir())))
+        folder.mkdir()
+        write_weights(folder, "x", vae(1).state_dict(), max_shard_size=size)
+        files.add(b"".join(path.read_bytes() for path in sorted(folder.glob("*.safetensors"))))
+        names = [path.name for path in folder.iterdir()]
+        read = {key: value for key, (value, _) in read_weights(folder, names).items()}
+        assert all(torch.equal(value, read[key]) for key, value in vae(1).state_dict().items())
+    assert len(files) == 2
+
+
+def test_a_field_that_came_later_makes_no_other_configuration(root: Path) -> None:
+    """A checkpoint of before the field was there goes on where the preset leaves it at its default."""
+    index = json.loads((root / INDEX_NAME).read_text())
+    del index["preset"]["components"]["first"]["shortcut"]
+    (root / INDEX_NAME).write_text(json.dumps(index))
+    assert set(init_checkpoint(root, PRESET).components) == {"first", "second"}
+
+
 def test_a_component_comes_back_bit_for_bit(pristine: Path) -> None:
     verify(pristine)
     loaded = load_component(pristine, "first")

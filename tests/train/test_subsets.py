@@ -74,7 +74,7 @@ def test_the_share_of_null_contexts(null: float) -> None:
     found = sum(not subset for subset in drawn) / len(drawn)
     assert abs(found - null) <= 4.5 * (null * (1 - null) / len(drawn)) ** 0.5
     if null < 1:
-        assert_uniform([subset for subset in drawn if subset], subsets(set(NAMES) - {"frontal"}))
+        assert_uniform([subset for subset in drawn if subset], subsets(set[str](NAMES) - {"frontal"}))
 
 
 # ------------------------------------------------------------------------------------- the stages that use it

@@ -53,7 +53,7 @@ class Stage(ABC):
     module: nn.Module
     config: StageConfig
     seed: int
-    settings: tuple[BaseModel, ...]
+    settings: tuple[BaseModel, ...] = ()
     """Configurations of the components that take part: with them a run is another."""
 
     @abstractmethod
