@@ -67,33 +67,15 @@ def write_weights(
     metadata = {"tied": json.dumps(tied, sort_keys=True)}
     if len(shards) == 1:
         save_file(shards[0], folder / WEIGHTS_NAME, metadata=metadata)
-        _sort_metadata(folder / WEIGHTS_NAME)
         return
     weight_map: dict[str, str] = {}
     for number, shard in enumerate(shards, start=1):
         file = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
         save_file(shard, folder / file, metadata=metadata)
-        _sort_metadata(folder / file)
         weight_map.update(dict.fromkeys(shard, file))
     total = sum(value.numel() * value.element_size() for value in tensors.values())
     index = {"metadata": {"total_size": total}, "weight_map": weight_map}
     (folder / WEIGHTS_INDEX_NAME).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-
-
-def _sort_metadata(path: Path) -> None:
-    """Put a safetensors file's metadata in order: the library writes it in a random one.
-
-    So the same weights make the same file, and the same checkpoint the same hash.
-    """
-    with path.open("r+b") as file:
-        size = int.from_bytes(file.read(8), "little")
-        header = json.loads(file.read(size))
-        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
-        text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
-        if len(text) > size:
-            raise CheckpointError(f"{path}: its header cannot be put in order; report this as a bug")
-        file.seek(8)
-        file.write(text.ljust(size))
 
 
 def read_weights(folder: Path, files: Iterable[str]) -> dict[str, tuple[Tensor, str]]:

@@ -55,7 +55,7 @@ def test_image_tower(towers: tuple[Path, Any], tmp_path: Path) -> None:
     x = torch.rand(2, 1, 32, 32) * 2 - 1
     normalised = ((x + 1) / 2 - torch.tensor(MEAN).view(3, 1, 1)) / torch.tensor(STD).view(3, 1, 1)
     expected = model.encode_image(normalised, normalize=True)
-    again = saved_and_loaded(encoder, "image_encoder", tmp_path / "root")
+    again: Any = saved_and_loaded(encoder, "image_encoder", tmp_path / "root")
     (folder / "open_clip_model.safetensors").rename(folder / "gone")  # the checkpoint needs nothing from elsewhere
     try:
         again = load_component(tmp_path / "root", "image_encoder")

@@ -15,7 +15,7 @@ from xgem.types import ShapeError
 @pytest.mark.parametrize("name", ["frontal", "report"])
 @pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
 @pytest.mark.parametrize("schedule", ["linear", "scaled_linear"])
-def test_noise_and_target_are_diffusers(debug_preset: Any, name: str, prediction: str, schedule: str) -> None:
+def test_noise_and_target_are_diffusers(debug_preset: Any, name: str, prediction: str, schedule: Any) -> None:
     settings = debug_preset.components[name]
     diffusion = settings.diffusion.model_copy(update={"prediction_type": prediction, "beta_schedule": schedule})
     model: Any = component_class(settings.kind).from_config(settings.model_copy(update={"diffusion": diffusion}))

@@ -46,7 +46,8 @@ def pickled(source: Path, folder: Path) -> str:
 @pytest.fixture(scope="module")
 def stable_diffusion_vae(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
     torch.manual_seed(0)
-    vae = AutoencoderKL(
+    build: Any = AutoencoderKL
+    vae = build(
         in_channels=3,
         out_channels=3,
         down_block_types=("DownEncoderBlock2D",) * 3,

@@ -32,7 +32,7 @@ def vae(debug_parts: dict[str, Any]) -> ReportVAE:
 @torch.no_grad()
 def written_out(vae: ReportVAE, ids: Tensor, z: Tensor) -> Tensor:
     """GPT-2 with Optimus' injections, without transformers' forward and without a cache: logits (b, n, vocabulary)."""
-    gpt2 = vae.decoder.transformer
+    gpt2: Any = vae.decoder.transformer
     n, heads, layers = ids.shape[1], vae.decoder.config.n_head, vae.decoder.config.n_layer
     memory = vae.to_memory(z).chunk(layers, dim=1)
     x = gpt2.wte(ids) + vae.to_embedding(z)[:, None] + gpt2.wpe(torch.arange(n))

@@ -145,10 +145,10 @@ def test_guidance_is_one_batched_call_a_step(debug_preset: Any, name: str) -> No
 def test_contexts_are_projected_once_and_nothing_else_changes(debug_preset: Any, name: str, scale: float) -> None:
     model = model_of(debug_preset, name)
     fused, noise = context_of(model), noise_of(model)
-    processors = [module.processor for module in model.modules() if isinstance(module, Attention)]
+    processors: list[Any] = [module.processor for module in model.modules() if isinstance(module, Attention)]
     assert all(isinstance(processor, ContextCachingProcessor) for processor in processors)
     calls: list[str] = []
-    cross = [module for key, module in model.named_modules() if key.endswith("attn2")]
+    cross: list[Any] = [module for key, module in model.named_modules() if key.endswith("attn2")]
     for attention in cross:
         attention.to_k.register_forward_hook(lambda *_: calls.append("k"))
     with_reuse = sample(model, fused, noise, num_inference_steps=STEPS, guidance_scale=scale, sampler="ddim")

@@ -29,7 +29,7 @@ def make_rows(folder: Path, split: str, count: int) -> list[Row]:
         name = f"{split}{number:02d}"
         frontals, laterals, has_report = KINDS[number % len(KINDS)]
         text, labels = REPORTS[number % len(REPORTS)] if has_report else ("", ())
-        views = ["frontal"] * frontals + ["lateral"] * laterals or [None]
+        views: list[Any] = ["frontal"] * frontals + ["lateral"] * laterals or [None]
         for i, view in enumerate(views):
             file = None
             if view is not None:

@@ -114,8 +114,10 @@ def routes(
 
 @app.command()
 def card(
-    evaluation: Annotated[Path, typer.Argument(metavar="DIR", help="Run folder of `xgem eval routes`.")],
     model: Annotated[Path, typer.Option("--model", metavar="DIR", help="The checkpoint that was measured.")],
+    evaluation: Annotated[
+        Path | None, typer.Argument(metavar="DIR", help="Run folder of `xgem eval routes`; without it: not measured.")
+    ] = None,
     readme: Annotated[
         Path | None, typer.Option("--readme", help="Put the tables between its results marks too.")
     ] = None,

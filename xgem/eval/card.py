@@ -12,6 +12,8 @@ from xgem.types import InputError
 
 RESULTS = ("<!-- results:begin -->", "<!-- results:end -->")
 
+_UNMEASURED = "This checkpoint has not been measured yet."
+
 _HEAD = """---
 library_name: xgem
 license: other
@@ -68,8 +70,10 @@ are labelled by xgem's own rules (`xgem-rules`), and Frechet distances are in th
 """
 
 
-def write_card(root: Path, evaluation: Path, readme: Path | None = None) -> Path:
+def write_card(root: Path, evaluation: Path | None, readme: Path | None = None) -> Path:
     """Write ``root/README.md`` from ``evaluation`` (a folder of ``xgem eval routes``), and the tables into ``readme``.
+
+    Without ``evaluation`` the card says that nothing has been measured.
 
     Raises:
         InputError: the evaluation is missing, or is of another checkpoint.
@@ -77,16 +81,8 @@ def write_card(root: Path, evaluation: Path, readme: Path | None = None) -> Path
     """
     index = read_index(root)
     preset: Mapping[str, Any] = index.preset
-    tables, record = evaluation / "routes.md", evaluation / "routes.json"
-    if not tables.is_file() or not record.is_file():
-        raise InputError(f"{evaluation}: expected routes.md and routes.json; run `xgem eval routes --out` first")
-    settings = json.loads(record.read_text(encoding="utf-8"))["settings"]
     found = checkpoint_hash(root)
-    if settings["model"]["hash"] != found:
-        raise InputError(
-            f"{evaluation}: measured checkpoint {settings['model']['hash']}, expected {found}: run it again"
-        )
-    results = tables.read_text(encoding="utf-8").strip()
+    results = _UNMEASURED if evaluation is None else _tables(evaluation, found)
     stages = "\n".join(
         f"| {name} | {stage['steps']} | {stage['batch_size']} | {stage['learning_rate']:g} |"
         for name, stage in preset["train"].items()
@@ -112,6 +108,17 @@ def write_card(root: Path, evaluation: Path, readme: Path | None = None) -> Path
         head, rest = text.split(begin, 1)
         readme.write_text(f"{head}{begin}\n{results}\n{end}{rest.split(end, 1)[1]}", encoding="utf-8")
     return path
+
+
+def _tables(evaluation: Path, checkpoint: str) -> str:
+    """The Markdown tables of an evaluation of ``checkpoint``."""
+    tables, record = evaluation / "routes.md", evaluation / "routes.json"
+    if not tables.is_file() or not record.is_file():
+        raise InputError(f"{evaluation}: expected routes.md and routes.json; run `xgem eval routes --out` first")
+    measured = json.loads(record.read_text(encoding="utf-8"))["settings"]["model"]["hash"]
+    if measured != checkpoint:
+        raise InputError(f"{evaluation}: measured checkpoint {measured}, expected {checkpoint}: run it again")
+    return tables.read_text(encoding="utf-8").strip()
 
 
 def _parameters(folder: Path) -> int:

@@ -1,0 +1,57 @@
+"""The model card: every number in it comes from the checkpoint or its evaluation."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from xgem.checkpoint import checkpoint_hash
+from xgem.configs.schema import load_preset
+from xgem.eval.card import write_card
+from xgem.random_init import random_checkpoint
+from xgem.types import InputError
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("model") / "random"
+    random_checkpoint(root, load_preset("debug"))
+    return root
+
+
+def evaluation(folder: Path, checkpoint: str) -> Path:
+    folder.mkdir()
+    (folder / "routes.json").write_text(json.dumps({"settings": {"model": {"name": "x", "hash": checkpoint}}}))
+    (folder / "routes.md").write_text("| route | n |\n|---|---|\n| F->L | 340 |\n")
+    return folder
+
+
+def test_it_holds_counts_hash_and_tables(root: Path, tmp_path: Path) -> None:
+    readme = tmp_path / "README.md"
+    readme.write_text("before\n<!-- results:begin -->\nold\n<!-- results:end -->\nafter\n")
+    card = write_card(root, evaluation(tmp_path / "eval", checkpoint_hash(root)), readme).read_text()
+    assert checkpoint_hash(root) in card
+    assert "| F->L | 340 |" in card
+    total = sum(int(row.split("|")[2].replace(",", "")) for row in card.splitlines() if row.startswith("| image_vae |"))
+    assert total > 10_000
+    text = readme.read_text()
+    assert "old" not in text
+    assert text.startswith("before\n")
+    assert text.endswith("after\n")
+    assert "| F->L | 340 |" in text
+
+
+def test_without_an_evaluation_it_says_so(root: Path) -> None:
+    assert "has not been measured" in write_card(root, None).read_text()
+
+
+def test_an_evaluation_of_another_checkpoint_is_refused(root: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="run it again"):
+        write_card(root, evaluation(tmp_path / "eval", "0" * 16))
+
+
+def test_a_missing_evaluation_is_named(root: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"routes\.md"):
+        write_card(root, tmp_path)
