@@ -64,7 +64,7 @@ class ImageVAE(Component):
         blocks = rearrange(pictures, "n 1 (h p) (w q) -> (n h w) (p q)", p=f, q=f)
         mean = blocks.mean(dim=0)
         values, vectors = torch.linalg.eigh(torch.cov((blocks - mean).T))
-        basis, std = vectors[:, -c:].flip(1).T, values[-c:].flip(0).sqrt()  # (c, f*f), strongest first
+        basis, std = vectors[:, -c:].flip(1).T, values[-c:].flip(0).clamp(min=1e-6).sqrt()  # (c, f*f), strongest first
         enter_bias, leave_bias, moments = self.enter.bias, self.leave.bias, self.vae.quant_conv
         assert enter_bias is not None
         assert leave_bias is not None
