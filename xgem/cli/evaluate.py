@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from xgem.cli.options import parse_guidance
+
 app = typer.Typer(help="Measure a checkpoint's routes on a manifest.", no_args_is_help=True)
 
 Data = Annotated[Path, typer.Option("--data", metavar="MANIFEST", help="Manifest: .parquet or .jsonl.")]
@@ -77,7 +79,7 @@ def routes(
         limit=limit,
         num_samples=num_samples,
         num_inference_steps=num_inference_steps,
-        guidance_scale=_guidance(guidance_scale),
+        guidance_scale=parse_guidance(guidance_scale),
         sampler=sampler,
         batch_size=batch_size,
         bootstrap=bootstrap,
@@ -149,18 +151,3 @@ def labeller(
     for name, one in checked["classes"].items():
         precision, recall = (f"{one[key]:.3f}" if one[key] is not None else "-" for key in ("precision", "recall"))
         typer.echo(f"{name:28} {one['annotated']:9d} {one['labelled']:9d} {precision:>9} {recall:>9}")
-
-
-def _guidance(text: str | None) -> float | dict[str, float] | None:
-    from xgem.types import InputError
-
-    if text is None:
-        return None
-    try:
-        if "=" not in text:
-            return float(text)
-        return {name.strip(): float(value) for name, _, value in (part.partition("=") for part in text.split(","))}
-    except ValueError:
-        raise InputError(
-            f"guidance scale {text!r}: expected a number, or one an output as lateral=2,report=1.5"
-        ) from None

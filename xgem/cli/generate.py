@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from xgem.cli.options import parse_guidance
 from xgem.types import InputError
 
 Frontal = Annotated[Path | None, typer.Option("--frontal", metavar="FILE", help="A frontal radiograph as input.")]
@@ -70,7 +71,7 @@ def generate(
     from xgem.provenance import check_output_folder
 
     inputs = _inputs({"frontal": frontal, "lateral": lateral, "report": report}, more)
-    scale = _guidance(guidance_scale)
+    scale = parse_guidance(guidance_scale)
     names = [name.strip() for name in outputs.split(",") if name.strip()]
     check_output_folder(out, overwrite=overwrite)  # asked before the work, not after it
 
@@ -149,16 +150,3 @@ def _inputs(named: dict[str, Any], more: list[str] | None) -> dict[str, Any]:
             raise InputError(f"input {name!r} is given twice")
         inputs[name] = value
     return inputs
-
-
-def _guidance(text: str | None) -> float | dict[str, float] | None:
-    """``"2.5"``, or ``"lateral=2,report=1.5"``."""
-    if text is None:
-        return None
-    try:
-        if "=" not in text:
-            return float(text)
-        pairs = (part.split("=") for part in text.split(","))
-        return {name.strip(): float(value) for name, value in pairs}
-    except ValueError:
-        raise InputError(f"--guidance-scale is {text!r}, expected a number, or like lateral=2,report=1.5") from None

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 
 from xgem import checkpoint as components
 from xgem.configs.schema import ImageVAEConfig, Preset, StageConfig
+from xgem.eval.spectrum import band_power
 from xgem.generators.image_vae import ImageVAE
 from xgem.train.corpus import Corpus
 from xgem.train.loop import Stage, mix, permuted
@@ -100,7 +102,7 @@ class ImageVAEStage(Stage):
     def validate(self, module: nn.Module) -> dict[str, float]:
         device = next(module.parameters()).device
         figures: dict[str, float] = {}
-        square, power = 0.0, torch.zeros(2)
+        square, power = 0.0, np.zeros(2)
         chunks = self._val_rows().split(32)
         for rows in chunks:
             x = self.val.floats(rows).to(device)
@@ -109,7 +111,7 @@ class ImageVAEStage(Stage):
             for key, value in ({"loss": self._total(terms)} | terms).items():
                 figures[key] = figures.get(key, 0.0) + float(value) / len(chunks)
             square += float((y - x).square().mean()) / len(chunks)
-            power += torch.stack([_upper_power(y), _upper_power(x)]).cpu()
+            power += [band_power(pictures[:, 0].cpu().numpy()).sum() for pictures in (y, x)]
         figures["psnr"] = float(10 * torch.log10(torch.tensor(4.0 / square)))
         figures["upper_power_ratio"] = float(power[0] / power[1])
         return figures
@@ -142,13 +144,3 @@ class ImageVAEStage(Stage):
         moved = vae.leave.weight.detach().flatten(1).norm(dim=1).cpu() * std
         weight = moved**self.prominence
         return weight / weight.square().mean().sqrt()
-
-
-def _upper_power(x: Tensor) -> Tensor:
-    """Power between a quarter of and the full Nyquist frequency, summed over a batch (b, 1, s, s)."""
-    s = x.shape[-1]
-    taper = torch.hann_window(s, periodic=False, device=x.device)
-    power = torch.fft.fft2((x - x.mean(dim=(2, 3), keepdim=True)) * taper[:, None] * taper).abs().square()
-    f = torch.fft.fftfreq(s, device=x.device) * 2
-    radius = torch.hypot(f[:, None], f)
-    return power[..., (radius >= 0.25) & (radius <= 1)].sum()
