@@ -14,11 +14,13 @@ import json
 import statistics
 import time
 from collections.abc import Callable
+from tempfile import TemporaryDirectory
 
 import torch
 from diffusers.models.attention_processor import AttnProcessor2_0
 from torch import Tensor
 
+from xgem.checkpoint import init_checkpoint, load_component, save_component
 from xgem.configs import load_preset
 from xgem.configs.schema import ImageGeneratorConfig
 from xgem.generators.image_unet import ImageUNet
@@ -76,12 +78,16 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     torch.manual_seed(options.seed)
 
-    config = load_preset(options.preset).components["lateral"]
+    preset = load_preset(options.preset)
+    config = preset.components["lateral"]
     assert isinstance(config, ImageGeneratorConfig)
-    ours, theirs = (random_component(config) for _ in range(2))
+    theirs = random_component(config)
+    with TemporaryDirectory() as folder:  # ours as a checkpoint gives it
+        init_checkpoint(folder, preset)
+        save_component(folder, "lateral", theirs)
+        ours = load_component(folder, "lateral")
     assert isinstance(ours, ImageLatentDiffusion)
     assert isinstance(theirs, ImageLatentDiffusion)
-    theirs.load_state_dict(ours.state_dict())
     assert isinstance(theirs.net, ImageUNet)
     theirs.net.unet.set_attn_processor(AttnProcessor2_0())
     b = options.batch

@@ -1,15 +1,16 @@
-"""What is constant over the denoising steps is computed once: a context's keys and values, and its pooled embedding."""
+"""What is known before the first denoising step is computed once: a context's keys and values, its pooled embedding,
+and the time embeddings of all steps."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from diffusers.models.attention_processor import Attention
-from diffusers.models.embeddings import TimestepEmbedding
+from diffusers.models.embeddings import TimestepEmbedding, get_timestep_embedding
 from torch import Tensor, nn
 
 
@@ -80,6 +81,31 @@ class PooledEmbedding(TimestepEmbedding):
         return embedded
 
 
+class TimeEmbedding(TimestepEmbedding):
+    """The MLP of the sinusoidal time embedding; inside ``reused_context`` looked up, all steps from one call."""
+
+    _table: Tensor | None = None
+    _step = 0
+
+    def prepare(self, timesteps: Tensor | None) -> None:
+        """Embed the timesteps (n,) of a request; None forgets them."""
+        self._table, self._step = None, 0
+        if timesteps is not None:
+            weight = self.linear_1.weight
+            waves = get_timestep_embedding(
+                timesteps, weight.shape[1], flip_sin_to_cos=True, downscale_freq_shift=0
+            )  # as both denoisers' Timesteps
+            self._table = super().forward(waves.to(weight.device, weight.dtype))
+
+    def at(self, step: int) -> None:
+        self._step = step
+
+    def forward(self, sample: Tensor, condition: Tensor | None = None) -> Tensor:
+        if self._table is not None:
+            return self._table[self._step].expand(len(sample), -1)
+        return super().forward(sample, condition)
+
+
 def install_context_cache(module: nn.Module) -> None:
     """Give every ``Attention`` below ``module`` the caching processor."""
     for child in module.modules():
@@ -88,17 +114,31 @@ def install_context_cache(module: nn.Module) -> None:
 
 
 @contextmanager
-def reused_context(module: nn.Module) -> Iterator[None]:
-    """Within this block, contexts are projected once. Only for inference: nothing may change the weights meanwhile."""
+def reused_context(module: nn.Module, timesteps: Tensor) -> Iterator[Callable[[int], None]]:
+    """Within this block, contexts are projected once and ``timesteps`` (n,) embedded once.
+
+    Yields a function to call with the number of each step before it. Only for inference: nothing may change the weights
+    meanwhile.
+    """
     if torch.is_grad_enabled():
-        yield
+        yield lambda step: None
         return
     parts = [child.processor if isinstance(child, Attention) else child for child in module.modules()]
     caches = [part for part in parts if isinstance(part, ContextCachingProcessor | PooledEmbedding)]
-    for cache in caches:
-        cache.switch(True)
+    times = [part for part in parts if isinstance(part, TimeEmbedding)]
+
+    def at(step: int) -> None:
+        for time in times:
+            time.at(step)
+
     try:
-        yield
+        for cache in caches:
+            cache.switch(True)
+        for time in times:
+            time.prepare(timesteps)
+        yield at
     finally:
         for cache in caches:
             cache.switch(False)
+        for time in times:
+            time.prepare(None)

@@ -8,7 +8,7 @@ from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
 
 from xgem.configs.schema import ImageGeneratorConfig
-from xgem.generators.context_cache import PooledEmbedding, install_context_cache
+from xgem.generators.context_cache import PooledEmbedding, TimeEmbedding, install_context_cache
 from xgem.types import Context, ShapeError
 
 
@@ -33,7 +33,9 @@ class ImageUNet(nn.Module):
             class_embed_type="projection",
             projection_class_embeddings_input_dim=config.pooled_dim,
         )
-        time_dim = self.unet.time_embedding.linear_1.out_features
+        time = self.unet.time_embedding.linear_1
+        time_dim = time.out_features
+        self.unet.time_embedding = TimeEmbedding(time.in_features, time_dim)
         self.unet.class_embedding = PooledEmbedding(config.pooled_dim, time_dim)
         install_context_cache(self.unet)
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import torch
 from diffusers.models.attention import BasicTransformerBlock
-from diffusers.models.embeddings import TimestepEmbedding, Timesteps
+from diffusers.models.embeddings import Timesteps
 from torch import Tensor, nn
 
 from xgem.configs.schema import ReportGeneratorConfig
-from xgem.generators.context_cache import PooledEmbedding, install_context_cache
+from xgem.generators.context_cache import PooledEmbedding, TimeEmbedding, install_context_cache
 from xgem.types import Context, ShapeError
 
 
@@ -65,7 +65,7 @@ class ReportUNet(nn.Module):
         self.config = config
         time_dim = config.width * 4
         self.frequencies = Timesteps(config.width, flip_sin_to_cos=True, downscale_freq_shift=0)
-        self.time = TimestepEmbedding(config.width, time_dim)
+        self.time = TimeEmbedding(config.width, time_dim)
         self.pooled = PooledEmbedding(config.pooled_dim, time_dim)
         self.enter = nn.Linear(config.latent_dim, config.width * config.tokens)
         widths = [config.width * multiple for multiple in config.channel_mult]

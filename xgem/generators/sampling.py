@@ -52,7 +52,7 @@ def guided(model: LatentDiffusion, context: Context, scale: float) -> Denoiser:
     return denoise
 
 
-@torch.no_grad()
+@torch.inference_mode()
 def sample(
     model: LatentDiffusion,
     context: Context,
@@ -72,8 +72,10 @@ def sample(
     scheduler.set_timesteps(num_inference_steps, device=noise.device)
     denoise = guided(model, context, guidance_scale)
     z = noise * scheduler.init_noise_sigma
-    with reused_context(model), Progress(disable=not progress, transient=True) as bar:
-        for step, t in enumerate(bar.track(scheduler.timesteps, description=f"{model.config.modality}")):
+    timesteps = scheduler.timesteps
+    with reused_context(model, timesteps) as at_step, Progress(disable=not progress, transient=True) as bar:
+        for step, t in enumerate(bar.track(timesteps, description=f"{model.config.modality}")):
+            at_step(step)
             z = scheduler.step(denoise(scheduler.scale_model_input(z, t), t), t, z, return_dict=False)[0]
             if callback is not None:
                 callback(step, int(t), z)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import math
 import random
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -25,20 +27,28 @@ from xgem.types import Encoded
 
 _VIEWS = ("frontal", "lateral")
 _PATCH = 8  # side of the coarse patch that a token has to describe
+_COMMON = 20  # studies that an annotated label needs to be learned
 
 
 class ContrastiveModel(nn.Module):
-    """Both encoders, the temperature, and a linear read-out of patches that keeps tokens local."""
+    """Both encoders, the temperature, and two linear layers that serve training only: a read-out of patches that keeps
+    tokens local, and one of the annotated labels from the shared space."""
 
-    def __init__(self, image: ImageEncoder, text: TextEncoder) -> None:
+    def __init__(self, image: ImageEncoder, text: TextEncoder, labels: int) -> None:
         super().__init__()
         self.image, self.text, self.temperature = image, text, Temperature()
         self.read_out = nn.LazyLinear(_PATCH * _PATCH)
+        self.labels = nn.Linear(image.config.embed_dim, labels) if labels else None
 
-    def forward(self, pictures: Tensor, ids: Tensor) -> tuple[Encoded, Encoded, Tensor, Tensor]:
-        """Pictures (b, 1, s, s) and ids (b', n): both encoded, the read-out (b, tokens, 64), inverse temperature."""
-        image = self.image(pictures)
-        return image, self.text(ids), self.read_out(image.tokens), self.temperature()
+    def forward(self, pictures: Tensor, ids: Tensor) -> tuple[Encoded, Encoded, Tensor, Tensor, Tensor | None]:
+        """Pictures (b, 1, s, s) and ids (b', n): both encoded, the read-out (b, tokens, 64), inverse temperature, and
+        the labels' logits (b + b', labels) of pictures and texts."""
+        image, text = self.image(pictures), self.text(ids)
+        logits = None
+        if self.labels is not None:
+            vectors = torch.cat([image.pooled, text.pooled])
+            logits = self.labels(vectors * math.sqrt(vectors.shape[1]))  # unit vectors at unit variance
+        return image, text, self.read_out(image.tokens), self.temperature(), logits
 
 
 def coarse_patches(x: Tensor, tokens: int) -> Tensor:
@@ -46,6 +56,12 @@ def coarse_patches(x: Tensor, tokens: int) -> Tensor:
     side = round(tokens**0.5)
     small = F.interpolate(x, size=(side * _PATCH, side * _PATCH), mode="area")
     return rearrange(small, "b 1 (h p) (w q) -> b (h w) (p q)", p=_PATCH, q=_PATCH)
+
+
+def common_labels(corpus: Corpus) -> list[str]:
+    """The annotated labels that at least 20 studies have, in alphabetical order."""
+    counts = Counter(label for study in corpus.studies for label in set(study.labels))
+    return sorted(label for label, count in counts.items() if count >= _COMMON)
 
 
 def _alone(x: Tensor) -> Tensor:
@@ -56,8 +72,9 @@ class ClipStage(Stage):
     """Symmetric InfoNCE over frontal-report, lateral-report and frontal-lateral, all three at every step.
 
     Studies whose annotated findings (or, without them, impressions) are the same are no negatives of one another where
-    a report is involved: half of all chest reports say that nothing is wrong. ``config.loss``: ``patches``, the weight
-    of the patch read-out.
+    a report is involved: half of all chest reports say that nothing is wrong. ``config.loss``: ``patches`` and
+    ``labels``, the weights of the patch read-out and of the common annotated labels (binary cross-entropy from either
+    encoder's vector, unannotated studies left out).
     """
 
     name = "clip"
@@ -66,7 +83,8 @@ class ClipStage(Stage):
         self, preset: Preset, config: StageConfig, train: Corpus, val: Corpus, tokenizer: Any, seed: int
     ) -> None:
         self.config, self.seed, self.train, self.val = config, seed, train, val
-        self.weights = self.loss_weights(patches=1.0)
+        self.weights = self.loss_weights(patches=1.0, labels=0.0)
+        self.labels = common_labels(train) if self.weights["labels"] else []
         self.names = (preset.modalities["frontal"].encoder, preset.modalities["report"].encoder)
         image, text = (preset.components[name] for name in self.names)
         assert isinstance(image, ImageEncoderConfig)
@@ -75,7 +93,7 @@ class ClipStage(Stage):
         image_encoder = ImageEncoder.from_config(image)
         text_encoder = TextEncoder.from_config(text, None, tokenizer)
         self.tokenize = text_encoder.tokenize
-        self.module = ContrastiveModel(image_encoder, text_encoder)
+        self.module = ContrastiveModel(image_encoder, text_encoder, len(self.labels))
         with torch.no_grad():
             size = image_encoder.config.image_size
             self.module(torch.zeros(1, 1, size, size), self.tokenize(["normal"]))
@@ -100,6 +118,7 @@ class ClipStage(Stage):
         owners: dict[str, list[int]] = {"frontal": [], "lateral": [], "report": []}
         texts: list[str] = []
         keys: list[int] = []
+        labels: list[list[float]] = []
         for position, index in enumerate(indices):
             for view in _VIEWS:
                 if found := corpus.rows(index, view):
@@ -109,6 +128,7 @@ class ClipStage(Stage):
                 texts.append(vary(rng.choice(found), rng) if rng else found[0])
                 owners["report"].append(position)
             study = corpus.studies[index]
+            labels.append([float(name in study.labels) if study.labels else math.nan for name in self.labels])
             alike = "|".join(sorted(study.labels)) or study.impression
             keys.append(int.from_bytes(hashlib.sha256(alike.encode()).digest()[:6], "big"))
         x = corpus.pictures.floats(rows["frontal"] + rows["lateral"])
@@ -116,11 +136,12 @@ class ClipStage(Stage):
             "pictures": jitter(x) if rng else x,
             "ids": self.tokenize(texts or ["normal"]),
             "key": torch.tensor(keys),
+            "labels": torch.tensor(labels),
             "owner": {name: torch.tensor(value, dtype=torch.long) for name, value in owners.items()},
         }
 
     def loss(self, module: nn.Module, batch: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
-        image, text, read_out, scale = module(batch["pictures"], batch["ids"])
+        image, text, read_out, scale, logits = module(batch["pictures"], batch["ids"])
         owner, device = batch["owner"], image.pooled.device
         count = len(batch["key"])
         frontals = len(owner["frontal"])
@@ -143,7 +164,15 @@ class ClipStage(Stage):
         total = torch.stack(list(terms.values())).mean() if terms else read_out.sum() * 0
         patches = F.mse_loss(read_out, coarse_patches(batch["pictures"], read_out.shape[1]))
         logged = {k: v.detach() for k, v in terms.items()} | {"patches": patches.detach(), "scale": scale.detach()}
-        return total + self.weights["patches"] * patches, logged
+        total = total + self.weights["patches"] * patches
+        if logits is not None:
+            truth = batch["labels"].to(device)[torch.cat([owner[name].to(device) for name in vectors])]
+            known = truth.isfinite()
+            logits = logits.float()[: len(truth)]
+            losses = F.binary_cross_entropy_with_logits(logits, truth.nan_to_num(), reduction="none") * known
+            found = losses.sum() / known.sum().clamp(min=1)
+            total, logged = total + self.weights["labels"] * found, logged | {"labels": found.detach()}
+        return total, logged
 
     def validate(self, module: nn.Module) -> dict[str, float]:
         device = next(module.parameters()).device
