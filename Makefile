@@ -3,7 +3,7 @@
 #   make demo [FRONTAL=my.dcm] [OUT=folder]      lateral and report from a frontal, on the embedded checkpoint
 #   make test [ARGS="-m 'not slow'"] [JOBS=2]    the test suite
 #   make lint                                    ruff and pyright
-#   make train-default [DATA=openi] [RUN=folder] trains openi-128; call it again to go on where it stopped
+#   make train-default [DATA=openi] [RUN=folder] [PRECISION=bf16]   trains openi-128; call it again to go on
 #   make embed [RUN=folder]                      ships what was trained: fp16, measured, with its card
 #   make eval [MODEL=folder] [RUN=folder]        the table of all nine routes on val
 
@@ -29,6 +29,8 @@ XGEM_DATA ?= ../shared/data
 DATA ?= $(XGEM_DATA)/openi
 PRESET ?= openi-128
 RUN ?= runs/$(PRESET)
+# bf16 is faster than float32 where the processor computes with it, and much slower where it does not.
+PRECISION ?= no
 MANIFEST := $(RUN)/manifest.parquet
 MODEL ?=
 OUT ?= out/demo
@@ -89,7 +91,7 @@ $(MANIFEST): | $(INSTALLED_DEV)
 
 train-default: $(INSTALLED_DEV) $(MANIFEST)
 	$(XGEM) data check "$(MANIFEST)"
-	$(XGEM) train all --preset "$(PRESET)" --data "$(MANIFEST)" --out "$(RUN)" --resume
+	$(XGEM) train all --preset "$(PRESET)" --data "$(MANIFEST)" --out "$(RUN)" --precision $(PRECISION) --resume
 
 eval: $(INSTALLED_DEV) $(MANIFEST)
 	$(XGEM) eval routes $(if $(MODEL),--model "$(MODEL)") --data "$(MANIFEST)" --split $(SPLIT) \

@@ -61,9 +61,9 @@ def test_a_resumed_training_equals_an_unbroken_one(tmp_path: Path, monkeypatch: 
     with pytest.raises(KeyboardInterrupt):
         train_classifier(pictures, labels, names, config=CONFIG, folder=tmp_path / "b")
     monkeypatch.setattr(torch.optim.AdamW, "step", steps)
-    assert list((tmp_path / "b").glob("*.partial.pt"))
+    assert list((tmp_path / "b").glob("*.partial"))
     assert train_classifier(pictures, labels, names, config=CONFIG, folder=tmp_path / "b").hash == unbroken.hash
-    assert not list((tmp_path / "b").glob("*.partial.pt"))
+    assert not list((tmp_path / "b").glob("*.partial"))
 
 
 def test_unknown_labels_have_no_say() -> None:

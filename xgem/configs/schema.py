@@ -158,17 +158,36 @@ class ImageGeneratorConfig(_GeneratorConfig):
 
 
 class ReportGeneratorConfig(_GeneratorConfig):
-    """The fully connected UNet over report latents (Versatile Diffusion's text UNet)."""
+    """The UNet of linear blocks over report latents (Versatile Diffusion's text UNet).
+
+    ``fully_connected``: a block's linear layers join all tokens, as published; otherwise the tokens share them, which
+    has about a twelfth of their parameters.
+    """
 
     kind: Literal["report_generator"] = "report_generator"
     latent_dim: int = 768
     tokens: int = 4
+    fully_connected: bool = True
     width: int = 320
     channel_mult: tuple[int, ...] = (1, 2, 4, 4)
+    attention: tuple[bool, ...] | None = None
+    """Which levels attend to their tokens and to the context; None: all."""
     layers_per_block: int = 2
     head_dim: int = 64
+    cross_attention_dim: int | None = None
+    """Width of the fused context; None: that of the first level."""
     dropout: float = 0.0
     norm_num_groups: int = 32
+
+    @model_validator(mode="after")
+    def _one_a_level(self) -> ReportGeneratorConfig:
+        if self.attention is not None and len(self.attention) != len(self.channel_mult):
+            raise ValueError(f"expected one attention flag a level, {len(self.channel_mult)}, got {self.attention}")
+        return self
+
+    @property
+    def context_width(self) -> int:
+        return self.cross_attention_dim or self.width
 
 
 ComponentConfig = Annotated[

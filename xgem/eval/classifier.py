@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import shutil
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -22,6 +23,7 @@ from torch.nn import functional as F
 from torchvision.models.resnet import BasicBlock
 
 from xgem.eval.statistics import Array
+from xgem.train import checkpoint
 from xgem.types import InputError, Study
 
 logger = logging.getLogger(__name__)
@@ -192,7 +194,7 @@ def train_classifier(
         network.load_state_dict(load_file(final))
         return Classifier(network, classes, config, place)
     with torch.random.fork_rng():
-        _fit(network.to(place), pictures, labels, config, place, folder / f"{key}.partial.pt" if folder else None)
+        _fit(network.to(place), pictures, labels, config, place, folder / f"{key}.partial" if folder else None)
     if final:
         from safetensors.torch import save_file
 
@@ -202,7 +204,7 @@ def train_classifier(
         final.with_suffix(".json").write_text(
             json.dumps({"classes": list(classes), "config": asdict(config)}, indent=2)
         )
-        final.with_name(f"{key}.partial.pt").unlink(missing_ok=True)
+        shutil.rmtree(final.with_name(f"{key}.partial"), ignore_errors=True)
     return Classifier(network, classes, config, place)
 
 
@@ -219,11 +221,11 @@ def _fit(
     truth = torch.from_numpy(np.nan_to_num(labels).astype(np.float32))
     count = max(1, len(data) // config.batch_size)
     first = 0
-    if partial and partial.is_file():
-        state = torch.load(partial, weights_only=True, map_location=device)
-        network.load_state_dict(state["network"])
-        optimizer.load_state_dict(state["optimizer"])
-        first = int(state["epoch"])
+    if partial and (found := checkpoint.latest(partial)):
+        state, tensors = checkpoint.load(found, partial.name)
+        checkpoint.load_weights(network, tensors["network"], found)
+        checkpoint.load_optimizer(optimizer, tensors["optimizer"])
+        first = state.step
         logger.info("classifier: resuming after epoch %d", first)
     network.train()
     for epoch in range(first, config.epochs):
@@ -248,12 +250,8 @@ def _fit(
             total += float(loss.detach())
         logger.info("classifier: epoch %d of %d, loss %.4f", epoch + 1, config.epochs, total / count)
         if partial:
-            partial.parent.mkdir(parents=True, exist_ok=True)
-            temporary = partial.with_suffix(".tmp")
-            torch.save(
-                {"network": network.state_dict(), "optimizer": optimizer.state_dict(), "epoch": epoch + 1}, temporary
-            )
-            temporary.replace(partial)
+            parts = {"network": network.state_dict(), "optimizer": checkpoint.optimizer_tensors(optimizer)}
+            checkpoint.save(partial, checkpoint.TrainState(step=epoch + 1), partial.name, parts, keep=1)
     network.eval()
 
 

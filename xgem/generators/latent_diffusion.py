@@ -106,7 +106,7 @@ class ReportLatentDiffusion(LatentDiffusion):
     kind = "report_generator"
 
     def __init__(self, config: ReportGeneratorConfig) -> None:
-        super().__init__(config, config.width)
+        super().__init__(config, config.context_width)
         self.net = ReportUNet(config)
 
     @property

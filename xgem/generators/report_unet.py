@@ -18,16 +18,30 @@ def _zero(module: nn.Linear) -> nn.Linear:
     return module
 
 
+class TokenLinear(nn.Linear):
+    """Linear over ``mixed`` tokens at once, (b, n, c) to (b, n, out): all of them (a fully connected layer), or 1."""
+
+    def __init__(self, channels: int, out: int, mixed: int) -> None:
+        super().__init__(channels * mixed, out * mixed)
+        self.mixed = mixed
+
+    def forward(self, input: Tensor) -> Tensor:
+        if self.mixed == 1:
+            return super().forward(input)
+        return super().forward(input.flatten(1)).unflatten(1, (self.mixed, -1))
+
+
 class ResidualBlock(nn.Module):
     """GroupNorm, SiLU, linear, time added, GroupNorm, SiLU, dropout, linear from zero; (b, n, c) to (b, n, out)."""
 
-    def __init__(self, channels: int, out: int, time_dim: int, groups: int, dropout: float) -> None:
+    def __init__(self, channels: int, out: int, time_dim: int, config: ReportGeneratorConfig) -> None:
         super().__init__()
+        groups, mixed = config.norm_num_groups, config.tokens if config.fully_connected else 1
         self.norm1, self.norm2 = nn.GroupNorm(groups, channels), nn.GroupNorm(groups, out)
-        self.fc1, self.fc2 = nn.Linear(channels, out), _zero(nn.Linear(out, out))
-        self.time = nn.Linear(time_dim, out)
-        self.dropout = nn.Dropout(dropout)
-        self.skip = nn.Identity() if channels == out else nn.Linear(channels, out)
+        self.fc1, self.fc2 = TokenLinear(channels, out, mixed), _zero(TokenLinear(out, out, mixed))
+        self.time = nn.Linear(time_dim, out * mixed)
+        self.dropout = nn.Dropout(config.dropout)
+        self.skip = nn.Identity() if channels == out else TokenLinear(channels, out, mixed)
         self.act = nn.SiLU()
 
     @staticmethod
@@ -35,56 +49,67 @@ class ResidualBlock(nn.Module):
         return norm(x.transpose(1, 2)).transpose(1, 2)
 
     def forward(self, x: Tensor, time: Tensor) -> Tensor:
-        h = self.fc1(self.act(self._norm(self.norm1, x))) + self.time(self.act(time))[:, None]
+        h = self.fc1(self.act(self._norm(self.norm1, x)))
+        h = h + self.time(self.act(time)).view(len(h), -1, h.shape[2])
         return self.skip(x) + self.fc2(self.dropout(self.act(self._norm(self.norm2, h))))
 
 
 class Level(nn.Module):
-    """A residual block and a transformer block that attends to the tokens and to the context."""
+    """A residual block and, where ``attends``, a transformer block over the tokens and the context."""
 
-    def __init__(self, channels: int, out: int, time_dim: int, config: ReportGeneratorConfig) -> None:
+    def __init__(self, channels: int, out: int, time_dim: int, config: ReportGeneratorConfig, attends: bool) -> None:
         super().__init__()
-        self.block = ResidualBlock(channels, out, time_dim, config.norm_num_groups, config.dropout)
-        self.attention = BasicTransformerBlock(
-            out, out // config.head_dim, config.head_dim, cross_attention_dim=config.width, dropout=config.dropout
+        self.block = ResidualBlock(channels, out, time_dim, config)
+        heads, size = out // config.head_dim, config.head_dim
+        self.attention = (
+            BasicTransformerBlock(out, heads, size, cross_attention_dim=config.context_width, dropout=config.dropout)
+            if attends
+            else None
         )
 
     def forward(self, x: Tensor, time: Tensor, context: Tensor, mask: Tensor) -> Tensor:
-        return self.attention(self.block(x, time), encoder_hidden_states=context, encoder_attention_mask=mask)
+        x = self.block(x, time)
+        if self.attention is None:
+            return x
+        return self.attention(x, encoder_hidden_states=context, encoder_attention_mask=mask)
 
 
 class ReportUNet(nn.Module):
     """(b, d) noisy latents, (b,) timesteps and a context to (b, d).
 
-    The latent becomes ``tokens`` tokens; widths grow by ``channel_mult`` and shrink back with skips; the last layer is
-    zero-initialised, so that training starts from a prediction of zero.
+    The latent becomes ``tokens`` tokens; widths grow by ``channel_mult`` and shrink back with skips, a linear layer
+    joins neighbouring widths; the last layer is zero-initialised, so that training starts from a prediction of zero.
     """
 
     def __init__(self, config: ReportGeneratorConfig) -> None:
         super().__init__()
         self.config = config
         time_dim = config.width * 4
+        mixed = config.tokens if config.fully_connected else 1
         self.frequencies = Timesteps(config.width, flip_sin_to_cos=True, downscale_freq_shift=0)
         self.time = TimeEmbedding(config.width, time_dim)
         self.pooled = PooledEmbedding(config.pooled_dim, time_dim)
         self.enter = nn.Linear(config.latent_dim, config.width * config.tokens)
         widths = [config.width * multiple for multiple in config.channel_mult]
+        attention = config.attention or (True,) * len(widths)
         skips, channels = [config.width], config.width
-        self.down = nn.ModuleList()
-        for width in widths:
+        self.down, self.up = nn.ModuleList(), nn.ModuleList()
+        for depth, (width, attends) in enumerate(zip(widths, attention, strict=True)):
+            if depth:
+                self.down.append(TokenLinear(channels, channels, mixed))
+                skips.append(channels)
             for _ in range(config.layers_per_block):
-                self.down.append(Level(channels, width, time_dim, config))
+                self.down.append(Level(channels, width, time_dim, config, attends))
                 channels = width
                 skips.append(channels)
-        self.middle = Level(channels, channels, time_dim, config)
-        self.up = nn.ModuleList()
-        for width in reversed(widths):
-            for _ in range(config.layers_per_block):
-                self.up.append(Level(channels + skips.pop(), width, time_dim, config))
+        self.middle = Level(channels, channels, time_dim, config, attends=True)
+        self.middle_block = ResidualBlock(channels, channels, time_dim, config)
+        for depth, (width, attends) in reversed(list(enumerate(zip(widths, attention, strict=True)))):
+            for _ in range(config.layers_per_block + 1):
+                self.up.append(Level(channels + skips.pop(), width, time_dim, config, attends))
                 channels = width
-        self.last = ResidualBlock(
-            channels + skips.pop(), config.width, time_dim, config.norm_num_groups, config.dropout
-        )
+            if depth:
+                self.up.append(TokenLinear(channels, channels, mixed))
         self.norm = nn.GroupNorm(config.norm_num_groups, config.width)
         self.leave = _zero(nn.Linear(config.width * config.tokens, config.latent_dim))
         install_context_cache(self)
@@ -96,11 +121,13 @@ class ReportUNet(nn.Module):
         bias = torch.zeros_like(context.mask, dtype=z.dtype).masked_fill(~context.mask, -1e4)[:, None]
         x = self.enter(z).unflatten(1, (self.config.tokens, self.config.width))
         skips = [x]
-        for level in self.down:
-            x = level(x, time, context.tokens, bias)
+        for layer in self.down:
+            x = layer(x, time, context.tokens, bias) if isinstance(layer, Level) else layer(x)
             skips.append(x)
-        x = self.middle(x, time, context.tokens, bias)
-        for level in self.up:
-            x = level(torch.cat([x, skips.pop()], dim=2), time, context.tokens, bias)
-        x = self.last(torch.cat([x, skips.pop()], dim=2), time)
+        x = self.middle_block(self.middle(x, time, context.tokens, bias), time)
+        for layer in self.up:
+            if isinstance(layer, Level):
+                x = layer(torch.cat([x, skips.pop()], dim=2), time, context.tokens, bias)
+            else:
+                x = layer(x)
         return self.leave(nn.functional.silu(self.norm(x.transpose(1, 2)).transpose(1, 2)).flatten(1))

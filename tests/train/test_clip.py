@@ -1,0 +1,79 @@
+"""The contrastive stage's labels: which are learned, from whom, and that unannotated studies say nothing."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from xgem.configs.schema import Preset
+from xgem.train.clip import ClipStage, common_labels
+from xgem.train.corpus import Corpus
+from xgem.train.stages import _tokenizer
+
+
+def stage_of(preset: Preset, corpora: tuple[Corpus, Corpus], weight: float) -> ClipStage:
+    torch.manual_seed(0)
+    config = preset.train["clip"].model_copy(update={"loss": {"labels": weight}, "batch_size": 8})
+    tokenizer = _tokenizer(corpora[0], preset.components["text_encoder"])
+    return ClipStage(preset, config, *corpora, tokenizer, seed=0)
+
+
+def test_only_common_labels_are_learned(
+    debug_preset: Any, corpora: tuple[Corpus, Corpus], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert common_labels(corpora[0]) == []  # 21 studies, three labels
+    assert stage_of(debug_preset, corpora, 1.0).module.labels is None
+    monkeypatch.setattr("xgem.train.clip._COMMON", 6)
+    counts = {
+        name: sum(name in study.labels for study in corpora[0].studies)
+        for name in ("normal", "Pleural Effusion", "Cardiomegaly")
+    }
+    assert common_labels(corpora[0]) == sorted(name for name, count in counts.items() if count >= 6)
+    assert stage_of(debug_preset, corpora, 0.0).module.labels is None
+
+
+def test_the_labels_loss_is_the_annotated_studies_cross_entropy(
+    debug_preset: Any, corpora: tuple[Corpus, Corpus], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("xgem.train.clip._COMMON", 5)
+    stage = stage_of(debug_preset, corpora, 2.0)
+    module, batch = stage.module.eval(), stage.batch(0, 0, 1)
+    loss, logged = stage.loss(module, batch)
+    logits = module(batch["pictures"], batch["ids"])[4]
+    owners = [*batch["owner"]["frontal"].tolist(), *batch["owner"]["lateral"].tolist(), *batch["owner"]["report"].tolist()]
+    terms = []
+    for row, owner in enumerate(owners):
+        for column in range(len(stage.labels)):
+            truth = batch["labels"][owner, column]
+            if torch.isfinite(truth):
+                p = torch.sigmoid(logits[row, column])
+                terms.append(-torch.log(p if truth == 1 else 1 - p))
+    assert 0 < len(terms) < len(owners) * len(stage.labels)  # some studies are not annotated
+    torch.testing.assert_close(logged["labels"], torch.stack(terms).mean().detach())
+    parts = [logged[name] for name in logged if "-" in name]
+    torch.testing.assert_close(
+        loss.detach(), torch.stack(parts).mean() + logged["patches"] + 2.0 * logged["labels"]
+    )
+    loss.backward()
+    assert module.labels is not None
+    assert float(module.labels.weight.grad.abs().sum()) > 0
+
+
+def test_labels_reach_both_encoders(
+    debug_preset: Any, corpora: tuple[Corpus, Corpus], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("xgem.train.clip._COMMON", 5)
+    stage = stage_of(debug_preset, corpora, 1.0)
+    batch = stage.batch(0, 0, 1)
+    logits = stage.module(batch["pictures"], batch["ids"])[4]
+    for rows, encoder in ((logits[: len(batch["pictures"])], "image"), (logits[len(batch["pictures"]) :], "text")):
+        stage.module.zero_grad()
+        rows.sum().backward(retain_graph=True)
+        touched = {
+            name.split(".")[0]
+            for name, parameter in stage.module.named_parameters()
+            if parameter.grad is not None and float(parameter.grad.abs().sum()) > 0
+        }
+        assert touched == {encoder, "labels"}
