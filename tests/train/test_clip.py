@@ -42,7 +42,11 @@ def test_the_labels_loss_is_the_annotated_studies_cross_entropy(
     module, batch = stage.module.eval(), stage.batch(0, 0, 1)
     loss, logged = stage.loss(module, batch)
     logits = module(batch["pictures"], batch["ids"])[4]
-    owners = [*batch["owner"]["frontal"].tolist(), *batch["owner"]["lateral"].tolist(), *batch["owner"]["report"].tolist()]
+    owners = [
+        *batch["owner"]["frontal"].tolist(),
+        *batch["owner"]["lateral"].tolist(),
+        *batch["owner"]["report"].tolist(),
+    ]
     terms = []
     for row, owner in enumerate(owners):
         for column in range(len(stage.labels)):
@@ -53,9 +57,7 @@ def test_the_labels_loss_is_the_annotated_studies_cross_entropy(
     assert 0 < len(terms) < len(owners) * len(stage.labels)  # some studies are not annotated
     torch.testing.assert_close(logged["labels"], torch.stack(terms).mean().detach())
     parts = [logged[name] for name in logged if "-" in name]
-    torch.testing.assert_close(
-        loss.detach(), torch.stack(parts).mean() + logged["patches"] + 2.0 * logged["labels"]
-    )
+    torch.testing.assert_close(loss.detach(), torch.stack(parts).mean() + logged["patches"] + 2.0 * logged["labels"])
     loss.backward()
     assert module.labels is not None
     assert float(module.labels.weight.grad.abs().sum()) > 0

@@ -47,6 +47,10 @@ class Line(Stage):
         self.validations: list[float] | None = None
         self.seen: list[int] = []
 
+    @property
+    def trained(self) -> dict[str, nn.Module]:
+        return {"line": self.module}
+
     def batch(self, step: int, rank: int, world: int) -> dict[str, Any]:
         if step == self.kill_at:
             raise Killed

@@ -18,6 +18,12 @@ def train(
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on where an earlier run stopped, if there is one.")
     ] = False,
+    init: Annotated[
+        str | None,
+        typer.Option(
+            "--init", help="Start from this checkpoint's weights: embedded, folder or hub id.", show_default="fresh"
+        ),
+    ] = None,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Decides weights, data order and noise.")] = 0,
     use_compile: Annotated[bool, typer.Option("--compile", help="Compile the model; pays on long runs.")] = False,
     precision: Annotated[str, typer.Option("--precision", help="no (float32), bf16 or fp16.")] = "no",
@@ -34,6 +40,7 @@ def train(
 
     from xgem.configs import load_preset
     from xgem.data.manifest import Manifest
+    from xgem.locate import locate
     from xgem.train.loop import LoopOptions
     from xgem.train.stages import STAGES, run
     from xgem.types import InputError
@@ -47,5 +54,6 @@ def train(
     torch.set_flush_denormal(True)  # averaged weights decay through numbers that slow a CPU down
     logging.getLogger("xgem").setLevel(logging.INFO)
     options = LoopOptions(resume=resume, compile=use_compile, precision=precision, progress=progress)
+    source = None if init is None else locate(init).root
     names = STAGES if stage == "all" else (stage,)
-    run(names, load_preset(preset), Manifest.read(data), out, options, seed=seed)
+    run(names, load_preset(preset), Manifest.read(data), out, options, seed=seed, init=source)

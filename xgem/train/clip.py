@@ -99,6 +99,10 @@ class ClipStage(Stage):
             self.module(torch.zeros(1, 1, size, size), self.tokenize(["normal"]))
         self.usable = [i for i in range(len(train.studies)) if self._parts(train, i) >= 2]
 
+    @property
+    def trained(self) -> dict[str, nn.Module]:
+        return dict(zip(self.names, (self.module.image, self.module.text), strict=True))
+
     @staticmethod
     def _parts(corpus: Corpus, index: int) -> int:
         return sum(bool(corpus.rows(index, view)) for view in _VIEWS) + bool(corpus.texts(index))

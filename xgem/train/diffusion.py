@@ -82,6 +82,10 @@ class DiffusionStage(Stage):
         prompts = {name: prompt_bank(name, encoder, corpus, store, device) for name, encoder in encoders.items()}
         return _Split(target_bank(self.target, self.codec, corpus, store, device), prompts)
 
+    @property
+    def trained(self) -> dict[str, nn.Module]:
+        return {self.component: self.model}
+
     def fingerprint(self) -> str:
         return super().fingerprint() + self.hash
 

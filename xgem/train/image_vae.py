@@ -72,6 +72,10 @@ class ImageVAEStage(Stage):
             )
         self.module = _Autoencoder(vae)
 
+    @property
+    def trained(self) -> dict[str, nn.Module]:
+        return {self.component: self.module.vae}
+
     def fingerprint(self) -> str:
         return super().fingerprint() + self.train.sha256
 

@@ -55,6 +55,13 @@ class Stage(ABC):
     seed: int
     settings: tuple[BaseModel, ...] = ()
     """Configurations of the components that take part: with them a run is another."""
+    origin: str = ""
+    """Hash of the weights that training starts from; empty where they are fresh."""
+
+    @property
+    @abstractmethod
+    def trained(self) -> dict[str, nn.Module]:
+        """The components that this stage trains, by name."""
 
     @abstractmethod
     def batch(self, step: int, rank: int, world: int) -> dict[str, Any]:
@@ -80,6 +87,7 @@ class Stage(ABC):
     def fingerprint(self) -> str:
         """Identifies settings and data, so that a checkpoint is only resumed by the run it belongs to."""
         parts = (self.name, str(self.seed), *(one.model_dump_json() for one in (self.config, *self.settings)))
+        parts += (self.origin,) if self.origin else ()
         return hashlib.sha256("|".join(parts).encode()).hexdigest()
 
     def loss_weights(self, **defaults: float) -> dict[str, float]:

@@ -68,6 +68,10 @@ class ReportVAEStage(Stage):
         self.pool = [part for text in texts for part in sentences(text)]
         self.module = _Autoencoder(ReportVAE.from_config(settings, None, tokenizer), self.weights["hide"])
 
+    @property
+    def trained(self) -> dict[str, nn.Module]:
+        return {self.component: self.module.vae}
+
     def fingerprint(self) -> str:
         return super().fingerprint() + self.corpus.fingerprint()
 

@@ -13,6 +13,7 @@ from accelerate import PartialState
 from xgem import checkpoint as components
 from xgem.component import component_class
 from xgem.configs.schema import Preset, ReportVAEConfig, TextEncoderConfig
+from xgem.data.cache import module_hash
 from xgem.data.manifest import Manifest
 from xgem.encoders.tokenizer import train_tokenizer
 from xgem.train.clip import ClipStage
@@ -28,8 +29,10 @@ log = logging.getLogger(__name__)
 STAGES = ("image-vae", "clip", "report-vae", "frontal", "lateral", "report")
 
 
-def _tokenizer(corpus: Corpus, config: Any) -> Any:
-    """A tokenizer from the training split's texts; pretrained towers bring their own."""
+def _tokenizer(corpus: Corpus, config: Any, init: Any = None) -> Any:
+    """That of ``init`` or one from the training split's texts; pretrained towers bring their own."""
+    if init is not None:
+        return init.tokenizer if isinstance(config, TextEncoderConfig) else init.decoder_tokenizer
     if isinstance(config, TextEncoderConfig) and config.pretrained is not None:
         return None
     if isinstance(config, ReportVAEConfig) and config.pretrained_encoder is not None:
@@ -45,24 +48,51 @@ def _part(root: Path, name: str, stage: str) -> Any:
         raise CheckpointError(f"stage {stage!r} needs component {name!r}: train it first ({error})") from None
 
 
-def make_stage(name: str, preset: Preset, train_split: Corpus, val_split: Corpus, root: Path, seed: int) -> Stage:
-    """Build a stage with freshly initialised weights; InputError lists the known names."""
+def make_stage(
+    name: str,
+    preset: Preset,
+    train_split: Corpus,
+    val_split: Corpus,
+    root: Path,
+    seed: int,
+    init: Path | None = None,
+) -> Stage:
+    """Build a stage with freshly initialised weights, or those of the checkpoint ``init``.
+
+    Raises:
+        InputError: an unknown name; lists the known ones. ConfigError: the preset does not train it.
+        CheckpointError: a component that the stage builds on has not been trained.
+    """
     if name not in STAGES:
         raise InputError(f"unknown stage {name!r}: expected all or one of {', '.join(STAGES)}")
     if name not in preset.train:
         raise ConfigError(f"preset {preset.name!r} has no training settings for stage {name!r}")
+    stage = _fresh_stage(name, preset, train_split, val_split, root, seed, init)
+    if init is not None:
+        for part, module in stage.trained.items():
+            loaded = components.load_component(init, part)
+            module.load_state_dict(loaded.state_dict())
+            stage.origin += module_hash(loaded)
+    return stage
+
+
+def _fresh_stage(
+    name: str, preset: Preset, train_split: Corpus, val_split: Corpus, root: Path, seed: int, init: Path | None
+) -> Stage:
     config = preset.train[name]
     torch.manual_seed(mix(seed, name, "initialise"))
     if name == "image-vae":
         codec = preset.modalities["frontal"].codec
         return ImageVAEStage(preset, config, train_split, val_split, codec, seed)
-    if name == "clip":
-        text = preset.components[preset.modalities["report"].encoder]
-        return ClipStage(preset, config, train_split, val_split, _tokenizer(train_split, text), seed)
-    if name == "report-vae":
-        codec = preset.modalities["report"].codec
-        tokenizer = _tokenizer(train_split, preset.components[codec])
-        return ReportVAEStage(preset, config, train_split, val_split, codec, tokenizer, seed)
+    report = preset.modalities["report"]
+    if name in ("clip", "report-vae"):
+        text = report.encoder if name == "clip" else report.codec
+        source = None if init is None else components.load_component(init, text)
+        tokenizer = _tokenizer(train_split, preset.components[text], source)
+        torch.manual_seed(mix(seed, name, "initialise"))
+        if name == "clip":
+            return ClipStage(preset, config, train_split, val_split, tokenizer, seed)
+        return ReportVAEStage(preset, config, train_split, val_split, text, tokenizer, seed)
     prompts = preset.components[preset.modalities[name].generator].prompts  # type: ignore[union-attr]
     needed = {preset.modalities[prompt].encoder for prompt in prompts} | {preset.modalities[name].codec}
     parts = {part: _part(root, part, name) for part in sorted(needed)}
@@ -70,6 +100,26 @@ def make_stage(name: str, preset: Preset, train_split: Corpus, val_split: Corpus
     assert device is not None
     torch.manual_seed(mix(seed, name, "initialise"))
     return DiffusionStage(preset, config, train_split, val_split, name, parts, root / "cache", device, seed)
+
+
+def _architecture(config: Any) -> dict[str, Any]:
+    """A component's configuration without what training measures."""
+    return config.model_dump(exclude={"latent_mean", "latent_std"})
+
+
+def _start_from(init: Path, preset: Preset, root: Path) -> None:
+    """Put ``init``'s components into ``root`` where it lacks them; ConfigError where one is of another architecture."""
+    process = PartialState()
+    for name, config in preset.components.items():
+        found = components.read_component_config(init, name)
+        if getattr(config, "pretrained", None) is None and _architecture(found) != _architecture(config):
+            raise ConfigError(
+                f"--init {init.name}: its {name!r} is of another architecture than preset {preset.name!r} gives: "
+                "use the preset that it was trained with"
+            )
+        if process.is_main_process and name not in components.read_index(root).components:
+            components.save_component(root, name, components.load_component(init, name))
+    process.wait_for_everyone()
 
 
 def _taken_as_it_is(name: str, preset: Preset, root: Path) -> bool:
@@ -87,11 +137,23 @@ def _taken_as_it_is(name: str, preset: Preset, root: Path) -> bool:
 
 
 def run(
-    names: Sequence[str], preset: Preset, manifest: Manifest, root: Path, options: LoopOptions, *, seed: int = 0
+    names: Sequence[str],
+    preset: Preset,
+    manifest: Manifest,
+    root: Path,
+    options: LoopOptions,
+    *,
+    seed: int = 0,
+    init: Path | None = None,
 ) -> dict[str, TrainState]:
-    """Train stages one after the other into the checkpoint folder ``root``; finished ones are only written again."""
+    """Train stages one after the other into the checkpoint folder ``root``; finished ones are only written again.
+
+    ``init`` is a checkpoint whose weights training starts from, and whose components stand in where ``root`` has none.
+    """
     manifest.check(files=True)
     components.init_checkpoint(root, preset)
+    if init is not None:
+        _start_from(init, preset, root)
     train_split, val_split = (
         Corpus.load(manifest, split, preset, root / "cache", progress=options.progress) for split in ("train", "val")
     )
@@ -100,7 +162,7 @@ def run(
         if _taken_as_it_is(name, preset, root):
             states[name] = TrainState()
             continue
-        stage = make_stage(name, preset, train_split, val_split, root, seed)
+        stage = make_stage(name, preset, train_split, val_split, root, seed, init)
         log.info("%s: %d steps of %d", name, stage.config.steps, stage.config.batch_size)
         states[name] = train(stage, root, options)
     return states
