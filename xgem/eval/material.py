@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from xgem.eval.classifier import group_labels
 from xgem.eval.statistics import Array
+from xgem.train.corpus import report_of
 from xgem.types import DataError, Study
 
 if TYPE_CHECKING:
@@ -32,6 +33,7 @@ class Evaluated:
         pictures, reports: the model's modalities of either sort.
         transform: how pictures become (size, size).
         sections: what of a study's text makes its report.
+        sampling: the model's own defaults for the options that ``RunSettings`` leaves open.
         embed: (modality, pictures (n, s, s) uint8 or texts) -> (n, d) vectors of the prompt encoders' shared space.
         reconstruct: (modality, pictures) -> what the modality's codec makes of them, (n, s, s) uint8.
     """
@@ -45,6 +47,7 @@ class Evaluated:
     embed: Callable[[str, Any], Array]
     reconstruct: Callable[[str, Images], Images]
     sections: tuple[str, ...] = ("impression",)
+    sampling: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def modalities(self) -> tuple[str, ...]:
@@ -96,12 +99,8 @@ def open_model(model: str | Path | None, *, device: str | None = None, dtype: st
         embed=embed,
         reconstruct=reconstruct,
         sections=tuple(preset.report_sections),
+        sampling=preset.sampling.model_dump(),
     )
-
-
-def report_of(study: Study, sections: Sequence[str]) -> str:
-    """A study's report: its non-empty sections, joined by a space."""
-    return " ".join(text for section in sections if (text := str(getattr(study, section)).strip()))
 
 
 @dataclass(frozen=True)

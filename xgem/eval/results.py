@@ -177,6 +177,10 @@ class Evaluation:
         run = self.settings
         grids: list[tuple[str, list[str], list[list[str]]]] = []
         said = f"seed {run['seed']}, {run['bootstrap']} bootstrap draws; value (shuffled prompts; difference [95 %])"
+        if run.get("sampler"):
+            scale = run["guidance_scale"]
+            scales = ", ".join(f"{k} {v:g}" for k, v in scale.items()) if isinstance(scale, Mapping) else f"{scale:g}"
+            said = f"{run['num_inference_steps']} steps of {run['sampler']}, guidance {scales}; {said}"
         for title, routes, columns in (("Pictures", pictures, _PICTURE_COLUMNS), ("Reports", reports, _REPORT_COLUMNS)):
             if routes:
                 rows = [[route.short, str(route.n), *(_cell(route, name) for name in columns)] for route in routes]

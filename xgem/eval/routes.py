@@ -303,7 +303,10 @@ def _psnr(first: Images, second: Images) -> Array:
 def _described(settings: RunSettings, evaluated: Evaluated, split: str, material: Material) -> dict[str, Any]:
     import torch
 
-    return asdict(settings) | {
+    own = {
+        name: value for name, value in asdict(settings).items() if value is not None or name not in evaluated.sampling
+    }
+    return {**evaluated.sampling, **own} | {
         "model": {"name": evaluated.name, "hash": evaluated.hash},
         "split": split,
         "n": material.n,

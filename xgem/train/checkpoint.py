@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,8 @@ class TrainState:
     best_step: int = 0
     bad_validations: int = 0
     stopped: bool = False
+    scaler: dict[str, float] = field(default_factory=dict)
+    """The loss scale of fp16 training."""
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:

@@ -165,7 +165,10 @@ class ClipStage(Stage):
                 continue
             same = key[both][:, None] == key[both] if b == "report" else None
             terms[f"{a}-{b}"] = info_nce(placed[a][both], placed[b][both], scale, same)
-        total = torch.stack(list(terms.values())).mean() if terms else read_out.sum() * 0
+        # A batch may have no pair with one of the towers; processes expect gradients of all weights from each other.
+        total = 0 * (image.pooled.sum() + text.pooled.sum())
+        if terms:
+            total = total + torch.stack(list(terms.values())).mean()
         patches = F.mse_loss(read_out, coarse_patches(batch["pictures"], read_out.shape[1]))
         logged = {k: v.detach() for k, v in terms.items()} | {"patches": patches.detach(), "scale": scale.detach()}
         total = total + self.weights["patches"] * patches

@@ -217,6 +217,8 @@ def train(stage: Stage, root: Path, options: LoopOptions = LoopOptions()) -> Tra
         checkpoint.load_weights(averaged, tensors["ema"], found)
         checkpoint.load_optimizer(optimizer, tensors["optimizer"])
         best = tensors.get("best")
+        if accelerator.scaler is not None and state.scaler:
+            accelerator.scaler.load_state_dict(state.scaler)
     averaged.to(accelerator.device)
     module, optimizer = accelerator.prepare(stage.module, optimizer)
     call = cast(nn.Module, torch.compile(module)) if options.compile else module  # a compiled module stays one
@@ -235,6 +237,8 @@ def train(stage: Stage, root: Path, options: LoopOptions = LoopOptions()) -> Tra
 
     def save() -> None:
         accelerator.wait_for_everyone()
+        if accelerator.scaler is not None:
+            state.scaler = accelerator.scaler.state_dict()
         if main:
             parts = {
                 "model": accelerator.unwrap_model(module).state_dict(),
