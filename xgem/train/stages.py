@@ -89,7 +89,6 @@ def _fresh_stage(
         text = report.encoder if name == "clip" else report.codec
         source = None if init is None else components.load_component(init, text)
         tokenizer = _tokenizer(train_split, preset.components[text], source)
-        torch.manual_seed(mix(seed, name, "initialise"))
         if name == "clip":
             return ClipStage(preset, config, train_split, val_split, tokenizer, seed)
         return ReportVAEStage(preset, config, train_split, val_split, text, tokenizer, seed)
