@@ -14,7 +14,7 @@ from PIL import Image
 
 import xgem
 from xgem.configs.schema import load_preset
-from xgem.noise import derived_seed, initial_noise
+from xgem.noise import derived_seed, sample_noise
 from xgem.pipeline import XgemPipeline
 from xgem.provenance import Generation
 from xgem.random_init import random_checkpoint
@@ -137,12 +137,12 @@ def test_the_batch_changes_no_sample(pipeline: XgemPipeline, batch_size: int) ->
 
 def test_noise_follows_seed_output_and_index_alone() -> None:
     shape = (4, 8, 8)
-    one = initial_noise(1, "frontal", 0, shape)
-    assert torch.equal(one, initial_noise(1, "frontal", 0, shape))
-    others = [initial_noise(2, "frontal", 0, shape), initial_noise(1, "lateral", 0, shape)]
-    others.append(initial_noise(1, "frontal", 1, shape))
+    one = sample_noise(1, "frontal", 0, shape)
+    assert torch.equal(one, sample_noise(1, "frontal", 0, shape))
+    others = [sample_noise(2, "frontal", 0, shape), sample_noise(1, "lateral", 0, shape)]
+    others.append(sample_noise(1, "frontal", 1, shape))
     assert not any(torch.equal(one, other) for other in others)
-    many = torch.stack([initial_noise(seed, "frontal", 0, shape) for seed in range(200)])
+    many = torch.stack([sample_noise(seed, "frontal", 0, shape) for seed in range(200)])
     assert abs(float(many.mean())) < 0.02
     assert abs(float(many.std()) - 1) < 0.02
     assert len({derived_seed(1, "report", k, purpose) for k in range(99) for purpose in ("noise", "decode")}) == 198

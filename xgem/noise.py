@@ -18,9 +18,9 @@ def derived_seed(seed: int, output: str, index: int, purpose: str = "noise") -> 
     return int.from_bytes(digest[:8], "big") >> 1
 
 
-def initial_noise(seed: int, output: str, index: int, shape: Sequence[int]) -> Tensor:
+def sample_noise(seed: int, output: str, index: int, shape: Sequence[int], purpose: str = "noise") -> Tensor:
     """Standard normal noise of ``shape``, float32 on the CPU, so that it is the same for every device."""
-    source = torch.Generator().manual_seed(derived_seed(seed, output, index))
+    source = torch.Generator().manual_seed(derived_seed(seed, output, index, purpose))
     return torch.randn(tuple(shape), generator=source)
 
 

@@ -24,7 +24,7 @@ from xgem.devices import dtype_name, resolve_device, resolve_dtype
 from xgem.generators.sampling import SAMPLERS, sample
 from xgem.locate import Location, locate
 from xgem.modalities import MODALITIES, get_modality
-from xgem.noise import derived_seed, draw_seeds, initial_noise
+from xgem.noise import derived_seed, draw_seeds, sample_noise
 from xgem.progress import StepBar
 from xgem.provenance import Generation
 from xgem.request import CallOptions, Inputs, Request, make_request
@@ -318,7 +318,10 @@ class XgemPipeline:
         modality, config = get_modality(output), self.preset.modalities[output]
         model: Any = self.component(config.generator)
         codec: Any = self.component(config.codec)
-        noise = torch.stack([initial_noise(seed, output, index, model.latent_shape) for seed, index in keys])
+
+        def noise(purpose: str) -> Tensor:
+            rows = [sample_noise(seed, output, index, model.latent_shape, purpose) for seed, index in keys]
+            return torch.stack(rows).to(self.device, self.dtype)
 
         def on_step(step: int, timestep: int, latents: Tensor) -> None:
             bar.advance()
@@ -329,10 +332,11 @@ class XgemPipeline:
             latents = sample(
                 model,
                 _stack(contexts, width),
-                noise.to(self.device, self.dtype),
+                noise("noise"),
                 num_inference_steps=request.num_inference_steps,
                 guidance_scale=request.guidance_scale[output],
                 sampler=request.sampler,
+                step_noise=lambda step: noise(f"noise of step {step}"),
                 callback=on_step,
             )
         if request.greedy:

@@ -102,7 +102,11 @@ def test_guided_ddim_is_diffusers(debug_preset: Any, name: str, prediction: str,
 @pytest.mark.parametrize(
     ("sampler", "kind", "options"),
     [
-        ("dpmsolver++", DPMSolverMultistepScheduler, {"algorithm_type": "dpmsolver++", "solver_order": 2}),
+        (
+            "dpmsolver++",
+            DPMSolverMultistepScheduler,
+            {"algorithm_type": "dpmsolver++", "solver_order": 2, "use_karras_sigmas": True},
+        ),
         ("unipc", UniPCMultistepScheduler, {}),
     ],
 )
@@ -208,6 +212,7 @@ def test_same_noise_same_latents(debug_preset: Any, sampler: str) -> None:
     model = model_of(debug_preset, "report")
     fused, noise = context_of(model), noise_of(model)
     options: dict[str, Any] = {"num_inference_steps": 3, "guidance_scale": 2.0, "sampler": sampler}
+    options["step_noise"] = lambda step: noise.flip(0) * (-1) ** step
     one, again = (sample(model, fused, noise, **options) for _ in range(2))
     assert torch.equal(one, again)
     assert torch.isfinite(one).all()
@@ -230,7 +235,27 @@ def test_the_callback_sees_every_step(debug_preset: Any) -> None:
     assert torch.equal(seen[-1][2], made)
 
 
+def test_a_stochastic_sampler_takes_its_noise_from_the_caller(debug_preset: Any) -> None:
+    model = model_of(debug_preset, "frontal")
+    fused, noise = context_of(model), noise_of(model)
+    options: dict[str, Any] = {"num_inference_steps": STEPS, "guidance_scale": 2.0, "sampler": "sde-dpmsolver++"}
+    with pytest.raises(InputError, match="expected step_noise, got none"):
+        sample(model, fused, noise, **options)
+    drawn = [noise_of(model).roll(step, 1) for step in range(STEPS)]
+    made = sample(model, fused, noise, **options, step_noise=drawn.__getitem__)
+
+    scheduler = make_scheduler("sde-dpmsolver++", model.config.diffusion)
+    scheduler.set_timesteps(STEPS)
+    z, denoise = noise * scheduler.init_noise_sigma, guided(plain(model), fused, 2.0)
+    with torch.no_grad():
+        for step, t in enumerate(scheduler.timesteps):
+            z = scheduler.step(denoise(z, t), t, z, variance_noise=drawn[step]).prev_sample
+    torch.testing.assert_close(made, z, rtol=1e-4, atol=1e-5)
+    other = sample(model, fused, noise, **options, step_noise=lambda step: -drawn[step])
+    assert float((made - other).abs().max()) > 0.1
+
+
 def test_an_unknown_sampler_lists_the_known_ones(debug_preset: Any) -> None:
     model = model_of(debug_preset, "report")
-    with pytest.raises(InputError, match=r"'euler': expected one of dpmsolver\+\+, ddim, unipc"):
+    with pytest.raises(InputError, match=r"'euler': expected one of dpmsolver\+\+, sde-dpmsolver\+\+, ddim, unipc"):
         make_scheduler("euler", model.config.diffusion)

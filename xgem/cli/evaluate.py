@@ -40,7 +40,8 @@ def routes(
         ),
     ] = None,
     sampler: Annotated[
-        str | None, typer.Option("--sampler", help="dpmsolver++, ddim or unipc.", show_default="the preset's")
+        str | None,
+        typer.Option("--sampler", help="dpmsolver++, sde-dpmsolver++, ddim or unipc.", show_default="the preset's"),
     ] = None,
     batch_size: Annotated[int, typer.Option("--batch-size", help="Studies generated together.")] = 32,
     bootstrap: Annotated[int, typer.Option("--bootstrap", help="Bootstrap draws.")] = 1000,

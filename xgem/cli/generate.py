@@ -48,7 +48,7 @@ def generate(
         typer.Option(help="A number, or one an output: lateral=2,report=1.5", show_default="the preset's"),
     ] = None,
     sampler: Annotated[
-        str | None, typer.Option(help="dpmsolver++, ddim or unipc.", show_default="the preset's")
+        str | None, typer.Option(help="dpmsolver++, sde-dpmsolver++, ddim or unipc.", show_default="the preset's")
     ] = None,
     greedy: Annotated[bool, typer.Option(help="Reports take the likeliest token, or draw it (seeded).")] = True,
     device: Device = None,

@@ -214,7 +214,7 @@ class SamplingConfig(_Config):
 
     num_inference_steps: int = Field(default=25, ge=1)
     guidance_scale: dict[str, float] = {}
-    sampler: Literal["dpmsolver++", "ddim", "unipc"] = "dpmsolver++"
+    sampler: Literal["dpmsolver++", "sde-dpmsolver++", "ddim", "unipc"] = "dpmsolver++"
 
 
 class StageConfig(_Config):

@@ -18,14 +18,24 @@ from xgem.types import Context, InputError
 
 Denoiser = Callable[[Tensor, Tensor], Tensor]
 Callback = Callable[[int, int, Tensor], None]
+StepNoise = Callable[[int], Tensor]
 
+# The two DPM-Solvers take the steps of Karras et al. 2022 (eq. 5), which end at the least noise that was trained: with
+# steps even in time, the last one starts from so much noise that the finest detail is averaged away.
 SAMPLERS: dict[str, Callable[[dict[str, Any]], Any]] = {
     "dpmsolver++": lambda schedule: DPMSolverMultistepScheduler(
-        algorithm_type="dpmsolver++", solver_order=2, **schedule
+        algorithm_type="dpmsolver++", solver_order=2, use_karras_sigmas=True, **schedule
+    ),
+    "sde-dpmsolver++": lambda schedule: DPMSolverMultistepScheduler(
+        algorithm_type="sde-dpmsolver++", solver_order=2, use_karras_sigmas=True, **schedule
     ),
     "ddim": lambda schedule: DDIMScheduler(clip_sample=False, set_alpha_to_one=False, steps_offset=1, **schedule),
     "unipc": lambda schedule: UniPCMultistepScheduler(**schedule),
 }
+
+
+STOCHASTIC = frozenset({"sde-dpmsolver++"})
+"""Samplers that add noise at every step."""
 
 
 def make_scheduler(name: str, diffusion: DiffusionConfig) -> Any:
@@ -61,13 +71,17 @@ def sample(
     num_inference_steps: int,
     guidance_scale: float,
     sampler: str = "dpmsolver++",
+    step_noise: StepNoise | None = None,
     callback: Callback | None = None,
     progress: bool = False,
 ) -> Tensor:
     """Denoise ``noise`` (b, *latent_shape), standard normal, to latents z0 of the same shape.
 
-    ``callback(step, timestep, latents)`` runs after every step. Deterministic given ``noise``.
+    ``callback(step, timestep, latents)`` runs after every step. Deterministic given ``noise`` and, for the samplers in
+    ``STOCHASTIC``, ``step_noise``, which gives the noise of a step, of the same shape. InputError where they lack it.
     """
+    if sampler in STOCHASTIC and step_noise is None:
+        raise InputError(f"sampler {sampler!r} adds noise at every step: expected step_noise, got none")
     scheduler = make_scheduler(sampler, model.config.diffusion)
     scheduler.set_timesteps(num_inference_steps, device=noise.device)
     denoise = guided(model, context, guidance_scale)
@@ -76,7 +90,8 @@ def sample(
     with reused_context(model, timesteps) as at_step, Progress(disable=not progress, transient=True) as bar:
         for step, t in enumerate(bar.track(timesteps, description=f"{model.config.modality}")):
             at_step(step)
-            z = scheduler.step(denoise(scheduler.scale_model_input(z, t), t), t, z, return_dict=False)[0]
+            added = {"variance_noise": step_noise(step)} if step_noise is not None and sampler in STOCHASTIC else {}
+            z = scheduler.step(denoise(scheduler.scale_model_input(z, t), t), t, z, **added, return_dict=False)[0]
             if callback is not None:
                 callback(step, int(t), z)
     return z
