@@ -14,7 +14,7 @@ from xgem.request import MAX_SEED, Request, make_request
 from xgem.types import InputError
 
 KNOWN = ["frontal", "lateral", "report", "mask"]
-SAMPLERS = ["dpmsolver++", "ddim"]
+SAMPLERS = ["sde-dpmsolver++", "dpmsolver++", "ddim"]
 
 
 @pytest.fixture(scope="module")
@@ -95,7 +95,7 @@ def test_what_cannot_be_asked(preset: Preset, inputs: Any, outputs: Any, message
         ("guidance_scale", "2", "expected a number"),
         ("guidance_scale", {"lateral": math.nan}, "is nan"),
         ("guidance_scale", {"report": 2.0}, "names 'report'"),
-        ("sampler", "euler", r"sampler 'euler' is not known, expected one of: dpmsolver\+\+, ddim"),
+        ("sampler", "euler", r"sampler 'euler' is not known, expected one of: sde-dpmsolver\+\+, dpmsolver\+\+, ddim"),
         ("output_type", "jpg", "output_type 'jpg' is not known"),
     ],
 )
