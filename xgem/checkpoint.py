@@ -252,7 +252,8 @@ def load_component(
         raise CheckpointError(f"{folder}: weight {missing[0]!r} is missing ({len(missing)} in all)")
     component.load_state_dict({key: value for key, (value, _) in weights.items()}, strict=True)
     # Convolutions of this layout are faster, on a CPU too.
-    return component.eval().to(device=device, dtype=dtype, memory_format=torch.channels_last)
+    component.eval().to(memory_format=torch.channels_last)
+    return component.to(device=device, dtype=dtype) if dtype is not None else component.to(device)
 
 
 def read_component_config(root: str | Path, name: str) -> Any:

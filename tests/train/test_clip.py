@@ -39,14 +39,11 @@ def test_the_labels_loss_is_the_annotated_studies_cross_entropy(
 ) -> None:
     monkeypatch.setattr("xgem.train.clip._COMMON", 5)
     stage = stage_of(debug_preset, corpora, 2.0)
-    module, batch = stage.module.eval(), stage.batch(0, 0, 1)
+    module: Any = stage.module.eval()
+    batch = stage.batch(0, 0, 1)
     loss, logged = stage.loss(module, batch)
     logits = module(batch["pictures"], batch["ids"])[4]
-    owners = [
-        *batch["owner"]["frontal"].tolist(),
-        *batch["owner"]["lateral"].tolist(),
-        *batch["owner"]["report"].tolist(),
-    ]
+    owners = [owner for name in ("frontal", "lateral", "report") for owner in batch["owner"][name].tolist()]
     terms = []
     for row, owner in enumerate(owners):
         for column in range(len(stage.labels)):

@@ -101,6 +101,7 @@ class ClipStage(Stage):
 
     @property
     def trained(self) -> dict[str, nn.Module]:
+        assert isinstance(self.module, ContrastiveModel)
         return dict(zip(self.names, (self.module.image, self.module.text), strict=True))
 
     @staticmethod

@@ -74,6 +74,7 @@ class ImageVAEStage(Stage):
 
     @property
     def trained(self) -> dict[str, nn.Module]:
+        assert isinstance(self.module, _Autoencoder)
         return {self.component: self.module.vae}
 
     def fingerprint(self) -> str:

@@ -70,6 +70,7 @@ class ReportVAEStage(Stage):
 
     @property
     def trained(self) -> dict[str, nn.Module]:
+        assert isinstance(self.module, _Autoencoder)
         return {self.component: self.module.vae}
 
     def fingerprint(self) -> str:
