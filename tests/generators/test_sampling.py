@@ -163,14 +163,24 @@ def test_contexts_are_projected_once_and_nothing_else_changes(debug_preset: Any,
     assert all(not processor.enabled and processor._kept is None for processor in processors)  # nothing is kept after
     assert embedded == [STEPS]  # all steps in one call
 
-    scheduler, denoise, z = make_scheduler("ddim", model.config.diffusion), guided(model, fused, scale), noise
-    scheduler.set_timesteps(STEPS)
-    calls.clear()
-    with torch.no_grad():
-        for t in scheduler.timesteps:
-            z = scheduler.step(denoise(z, t), t, z).prev_sample
-    assert len(calls) == len(cross) * STEPS
-    torch.testing.assert_close(with_reuse, z, rtol=1e-5, atol=1e-6)  # a matrix product's rounding follows its size
+    denoise = guided(model, fused, scale)
+
+    def without_reuse(table: bool) -> Tensor:
+        scheduler, z = make_scheduler("ddim", model.config.diffusion), noise
+        scheduler.set_timesteps(STEPS)
+        calls.clear()
+        with torch.no_grad():
+            times.prepare(scheduler.timesteps if table else None)
+            for step, t in enumerate(scheduler.timesteps):
+                times.at(step)
+                z = scheduler.step(denoise(z, t), t, z).prev_sample
+            times.prepare(None)
+        assert len(calls) == len(cross) * STEPS
+        return z
+
+    torch.testing.assert_close(with_reuse, without_reuse(table=True), rtol=0, atol=0)
+    # Embedded step by step, only the rounding differs: a matrix product's follows its size.
+    torch.testing.assert_close(with_reuse, without_reuse(table=False), rtol=1e-5, atol=1e-6)
 
 
 def test_another_context_is_not_taken_for_the_kept_one(debug_preset: Any) -> None:

@@ -160,8 +160,8 @@ class ImageGeneratorConfig(_GeneratorConfig):
 class ReportGeneratorConfig(_GeneratorConfig):
     """The UNet of linear blocks over report latents (Versatile Diffusion's text UNet).
 
-    ``fully_connected``: a block's linear layers join all tokens, as published; otherwise the tokens share them, which
-    has about a twelfth of their parameters.
+    ``fully_connected``: a block's linear layers join all tokens, as published; otherwise the tokens share them, whose
+    weights are then fewer by the square of ``tokens``.
     """
 
     kind: Literal["report_generator"] = "report_generator"
@@ -184,6 +184,11 @@ class ReportGeneratorConfig(_GeneratorConfig):
         if self.attention is not None and len(self.attention) != len(self.channel_mult):
             raise ValueError(f"expected one attention flag a level, {len(self.channel_mult)}, got {self.attention}")
         return self
+
+    @property
+    def joined_tokens(self) -> int:
+        """How many tokens a linear layer takes at once."""
+        return self.tokens if self.fully_connected else 1
 
     @property
     def context_width(self) -> int:

@@ -49,8 +49,9 @@ are published, so two studies of one patient may stand in different splits.
 
 ## Training
 
-`make train-default PRECISION=bf16`, seed 0. Sampler and guidance were chosen on studies of the validation split,
-on which the measures below were then taken. Steps and batch sizes:
+The recipe of `make train-default`, seed 0, stage by stage: `image-vae` in float32, kept as fp16; the others with
+`--precision bf16`. Sampler and guidance were chosen on studies of the validation split, on which the measures below
+were then taken. Steps and batch sizes:
 
 | stage | steps | batch | learning rate |
 |---|---|---|---|

@@ -36,7 +36,7 @@ class ResidualBlock(nn.Module):
 
     def __init__(self, channels: int, out: int, time_dim: int, config: ReportGeneratorConfig) -> None:
         super().__init__()
-        groups, mixed = config.norm_num_groups, config.tokens if config.fully_connected else 1
+        groups, mixed = config.norm_num_groups, config.joined_tokens
         self.norm1, self.norm2 = nn.GroupNorm(groups, channels), nn.GroupNorm(groups, out)
         self.fc1, self.fc2 = TokenLinear(channels, out, mixed), _zero(TokenLinear(out, out, mixed))
         self.time = nn.Linear(time_dim, out * mixed)
@@ -85,7 +85,7 @@ class ReportUNet(nn.Module):
         super().__init__()
         self.config = config
         time_dim = config.width * 4
-        mixed = config.tokens if config.fully_connected else 1
+        mixed = config.joined_tokens
         self.frequencies = Timesteps(config.width, flip_sin_to_cos=True, downscale_freq_shift=0)
         self.time = TimeEmbedding(config.width, time_dim)
         self.pooled = PooledEmbedding(config.pooled_dim, time_dim)
