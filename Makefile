@@ -101,7 +101,8 @@ eval: $(INSTALLED_DEV) $(MANIFEST)
 embed: $(INSTALLED_DEV) $(MANIFEST)
 	$(XGEM) export "$(RUN)" "xgem/assets/$(PRESET)" --dtype float16 --overwrite
 	$(MAKE) eval MODEL="xgem/assets/$(PRESET)"
-	$(XGEM) eval card "$(RUN)/eval" --model "xgem/assets/$(PRESET)" --readme README.md
+	$(XGEM) eval card "$(RUN)/eval" --model "xgem/assets/$(PRESET)" \
+		--notes "docs/cards/$(PRESET).md" --readme README.md
 
 clean:
 	rm -rf build dist .pytest_cache .ruff_cache .hypothesis

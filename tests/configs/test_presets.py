@@ -36,7 +36,7 @@ def test_it_serves_every_modality_and_trains_every_stage(name: str) -> None:
     preset = load_preset(name)
     assert set(preset.modalities) == set(MODALITIES)
     assert set(preset.sampling.guidance_scale) == set(MODALITIES)
-    frozen = {"image-vae"} if getattr(preset.components["image_vae"], "pretrained", None) else set()
+    frozen = {"image-vae", "image-decoder"} if getattr(preset.components["image_vae"], "pretrained", None) else set()
     assert set(preset.train) == set(STAGES) - frozen
 
 

@@ -31,7 +31,7 @@ def evaluation(folder: Path, checkpoint: str) -> Path:
 def test_it_holds_counts_hash_and_tables(root: Path, tmp_path: Path) -> None:
     readme = tmp_path / "README.md"
     readme.write_text("before\n<!-- results:begin -->\nold\n<!-- results:end -->\nafter\n")
-    card = write_card(root, evaluation(tmp_path / "eval", checkpoint_hash(root)), readme).read_text()
+    card = write_card(root, evaluation(tmp_path / "eval", checkpoint_hash(root)), readme=readme).read_text()
     assert checkpoint_hash(root) in card
     assert "| F->L | 340 |" in card
     total = sum(int(row.split("|")[2].replace(",", "")) for row in card.splitlines() if row.startswith("| image_vae |"))
@@ -43,8 +43,20 @@ def test_it_holds_counts_hash_and_tables(root: Path, tmp_path: Path) -> None:
     assert "| F->L | 340 |" in text
 
 
-def test_without_an_evaluation_it_says_so(root: Path) -> None:
-    assert "has not been measured" in write_card(root, None).read_text()
+def test_what_is_missing_is_said(root: Path) -> None:
+    card = write_card(root, None).read_text()
+    assert "has not been measured" in card
+    assert "Nobody has written down" in card
+
+
+def test_notes_become_part_of_it(root: Path, tmp_path: Path) -> None:
+    notes = tmp_path / "notes.md"
+    with pytest.raises(InputError, match=r"notes\.md: notes cannot be read"):
+        write_card(root, None, notes=notes)
+    notes.write_text("## Data and licence\n\nPhantoms {of mine}.\n")
+    card = write_card(root, None, notes=notes).read_text()
+    assert "Phantoms {of mine}." in card
+    assert "Nobody has written down" not in card
 
 
 def test_an_evaluation_of_another_checkpoint_is_refused(root: Path, tmp_path: Path) -> None:

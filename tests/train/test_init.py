@@ -27,15 +27,15 @@ def source(debug_preset: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-@pytest.mark.parametrize("name", STAGES)
+@pytest.mark.parametrize("name", [name for name in STAGES if name != "image-decoder"])  # it goes on from its folder
 def test_a_stage_starts_from_the_given_weights(
     name: str, debug_preset: Any, corpora: tuple[Corpus, Corpus], source: Path
 ) -> None:
     fresh, again, started = (make_stage(name, debug_preset, *corpora, source, 0, init) for init in (None, None, source))
     assert fresh.fingerprint() == again.fingerprint() != started.fingerprint()
-    for part, module in started.trained.items():
+    for part, module in started.fresh.items():
         wanted = load_component(source, part)
-        assert module_hash(module) == module_hash(wanted) != module_hash(fresh.trained[part])
+        assert module_hash(module) == module_hash(wanted) != module_hash(fresh.fresh[part])
         for old in ("tokenizer", "decoder_tokenizer"):
             if hasattr(wanted, old):
                 assert getattr(module, old).get_vocab() == getattr(wanted, old).get_vocab()

@@ -48,7 +48,7 @@ class Line(Stage):
         self.seen: list[int] = []
 
     @property
-    def trained(self) -> dict[str, nn.Module]:
+    def fresh(self) -> dict[str, nn.Module]:
         return {"line": self.module}
 
     def batch(self, step: int, rank: int, world: int) -> dict[str, Any]:

@@ -121,6 +121,9 @@ def card(
     evaluation: Annotated[
         Path | None, typer.Argument(metavar="DIR", help="Run folder of `xgem eval routes`; without it: not measured.")
     ] = None,
+    notes: Annotated[
+        Path | None, typer.Option("--notes", help="Markdown on data, licence and limits, to be part of the card.")
+    ] = None,
     readme: Annotated[
         Path | None, typer.Option("--readme", help="Put the tables between its results marks too.")
     ] = None,
@@ -128,7 +131,7 @@ def card(
     """Write the model card of a checkpoint from its evaluation."""
     from xgem.eval.card import write_card
 
-    typer.echo(str(write_card(model, evaluation, readme)))
+    typer.echo(str(write_card(model, evaluation, notes=notes, readme=readme)))
 
 
 @app.command()

@@ -10,7 +10,10 @@ import typer
 
 def train(
     stage: Annotated[
-        str, typer.Argument(metavar="STAGE", help="clip, image-vae, report-vae, frontal, lateral, report, or all.")
+        str,
+        typer.Argument(
+            metavar="STAGE", help="image-vae, image-decoder, clip, report-vae, frontal, lateral, report, or all."
+        ),
     ],
     preset: Annotated[str, typer.Option("--preset", help="Name of a preset or a YAML file.")],
     data: Annotated[Path, typer.Option("--data", help="Manifest with the splits train and val.")],

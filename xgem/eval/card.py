@@ -13,6 +13,7 @@ from xgem.types import InputError
 RESULTS = ("<!-- results:begin -->", "<!-- results:end -->")
 
 _UNMEASURED = "This checkpoint has not been measured yet."
+_UNSAID = "Nobody has written down yet what it was trained on, under which licence, and where it fails."
 
 _HEAD = """---
 library_name: xgem
@@ -24,34 +25,11 @@ tags: [chest-radiography, synthetic-data, latent-diffusion, any-to-any]
 
 {description}
 
-Any of frontal radiograph, lateral radiograph and report from any of the others, at {size} x {size} pixels.
 **For research only. Not for diagnosis, nor for any decision about a patient.** Everything it makes is synthetic.
 
-## Data and licence
+{notes}
 
-Trained on the training split of the Indiana University chest radiographs (Open-i; Demner-Fushman et al. 2016), studies
-with frontal and lateral radiographs and reports, de-identified at the source and published under CC BY-NC-ND 4.0.
-Pictures and reports are not part of this checkpoint. Use of the weights is for non-commercial research; whether outputs
-of a model trained under these terms carry them on is not settled, so treat outputs as if they did.
-
-The published pictures are squashed to a square; other pictures are padded to one, which looks different to the model.
-The collection is small, comes from one hospital network, and about a third of its studies are normal. No patient ids
-are published, so two studies of one patient may stand in different splits.
-
-## Known limits
-
-- {size} x {size} pixels: nodules, fine lines and subtle pneumothoraces are below what it shows.
-- Some pictures are malformed (a lateral turned on its side, fields without structure), and those made from a report
-  alone are softer than real ones: see band power below.
-- Findings that are rare in the collection (pneumothorax, fracture, mass) are hardly learned.
-- Outputs asked for together are sampled independently and need not agree.
-- Outputs may resemble training studies; memorisation has not been ruled out.
-
-## Training
-
-The recipe of `make train-default`, seed 0, stage by stage: `image-vae` in float32, kept as fp16; the others with
-`--precision bf16`. Sampler and guidance were chosen on studies of the validation split, on which the measures below
-were then taken. Steps and batch sizes:
+## Settings of training
 
 | stage | steps | batch | learning rate |
 |---|---|---|---|
@@ -74,13 +52,14 @@ are labelled by xgem's own rules (`xgem-rules`), and Frechet distances are in th
 """
 
 
-def write_card(root: Path, evaluation: Path | None, readme: Path | None = None) -> Path:
+def write_card(root: Path, evaluation: Path | None, *, notes: Path | None = None, readme: Path | None = None) -> Path:
     """Write ``root/README.md`` from ``evaluation`` (a folder of ``xgem eval routes``), and the tables into ``readme``.
 
-    Without ``evaluation`` the card says that nothing has been measured.
+    ``notes`` is Markdown with what no command knows: data, licence, limits. Without it, or without ``evaluation``, the
+    card says what is missing.
 
     Raises:
-        InputError: the evaluation is missing, or is of another checkpoint.
+        InputError: the notes or the evaluation are missing, or the evaluation is of another checkpoint.
         CheckpointError: ``root`` is no checkpoint.
     """
     index = read_index(root)
@@ -93,10 +72,14 @@ def write_card(root: Path, evaluation: Path | None, readme: Path | None = None) 
     )
     counts = {name: _parameters(root / name) for name in index.components}
     rows = [*counts.items(), ("all", sum(counts.values()))]
+    try:
+        said = _UNSAID if notes is None else notes.read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{notes}: notes cannot be read ({error}); expected Markdown") from None
     card = _HEAD.format(
         name=preset["name"],
         description=preset["description"],
-        size=preset["transform"]["size"],
+        notes=said,
         stages=stages,
         parameters="\n".join(f"| {name} | {count:,} |" for name, count in rows),
         hash=found,

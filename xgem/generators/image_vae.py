@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Self
 
@@ -135,6 +136,13 @@ class ImageVAE(Component):
         decode: Any = self.vae.decode  # annotated for CPU tensors alone
         x = self._unfold(decode(latents).sample)
         return x + self.leave(latents) if self.config.shortcut else x
+
+    def decoder_parameters(self) -> Iterator[nn.Parameter]:
+        """All that ``reconstruct`` uses."""
+        decoder: list[nn.Module | None] = [self.vae.decoder, self.vae.post_quant_conv]
+        for part in (*decoder, self.leave if self.config.shortcut else None):
+            if part is not None:
+                yield from part.parameters()
 
     def _scale(self, like: Tensor) -> tuple[Tensor, Tensor]:
         c = self.config.latent_channels

@@ -100,7 +100,7 @@ class ClipStage(Stage):
         self.usable = [i for i in range(len(train.studies)) if self._parts(train, i) >= 2]
 
     @property
-    def trained(self) -> dict[str, nn.Module]:
+    def fresh(self) -> dict[str, nn.Module]:
         assert isinstance(self.module, ContrastiveModel)
         return dict(zip(self.names, (self.module.image, self.module.text), strict=True))
 

@@ -83,7 +83,7 @@ class DiffusionStage(Stage):
         return _Split(target_bank(self.target, self.codec, corpus, store, device), prompts)
 
     @property
-    def trained(self) -> dict[str, nn.Module]:
+    def fresh(self) -> dict[str, nn.Module]:
         return {self.component: self.model}
 
     def fingerprint(self) -> str:

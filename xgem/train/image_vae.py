@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from pathlib import Path
 from typing import Any
 
@@ -23,17 +24,17 @@ _VALIDATION = 128
 _SHORTCUT = 1024
 
 
-class _Autoencoder(nn.Module):
+class Autoencoder(nn.Module):
     """Encode, draw from the posterior, decode: one call, so that it can be wrapped and compiled."""
 
     def __init__(self, vae: ImageVAE) -> None:
         super().__init__()
         self.vae = vae
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         mean, logvar = self.vae.moments(x)
         z = mean + torch.randn_like(mean) * (0.5 * logvar).exp() if self.training else mean
-        return self.vae.reconstruct(z), mean, logvar
+        return self.vae.reconstruct(z).float(), mean.float(), logvar.float()
 
 
 def local_spectra(x: Tensor, window: int = 16) -> Tensor:
@@ -50,32 +51,22 @@ def local_spectra(x: Tensor, window: int = 16) -> Tensor:
     return 0.5 * torch.log(spectra.real.square() + spectra.imag.square() + 1e-5)
 
 
-class ImageVAEStage(Stage):
-    """L1 + gradients + local spectra + KL. ``config.loss``: ``gradient``, ``spectral``, ``kl``, ``prominence``."""
+def picture_terms(x: Tensor, y: Tensor) -> dict[str, Tensor]:
+    """Mean absolute difference of pictures (b, 1, h, w), and of their horizontal and vertical gradients."""
+    gradient = sum((y.diff(dim=d) - x.diff(dim=d)).abs().mean() for d in (2, 3))
+    return {"l1": (y - x).abs().mean(), "gradient": torch.as_tensor(gradient)}
 
-    name = "image-vae"
+
+class CodecStage(Stage):
+    """What training the picture codec has in common: its pictures, what is measured, its sheets."""
 
     def __init__(
-        self, preset: Preset, config: StageConfig, train: Corpus, val: Corpus, component: str, seed: int
+        self, config: StageConfig, train: Corpus, val: Corpus, component: str, vae: ImageVAE, seed: int
     ) -> None:
-        settings = preset.components[component]
-        assert isinstance(settings, ImageVAEConfig)
-        self.config, self.seed, self.component, self.settings = config, seed, component, (settings,)
+        self.config, self.seed, self.component, self.settings = config, seed, component, (vae.config,)
         self.train, self.val = train.pictures, val.pictures
-        weights = self.loss_weights(gradient=0.5, spectral=0.02, kl=0.001, prominence=0.5)
-        self.prominence = weights.pop("prominence")
-        self.weights = weights
-        vae = ImageVAE.from_config(settings)
-        if settings.shortcut:
-            vae.fit_shortcut(
-                self.train.floats(torch.linspace(0, len(self.train.values) - 1, _SHORTCUT).long().unique())
-            )
-        self.module = _Autoencoder(vae)
-
-    @property
-    def trained(self) -> dict[str, nn.Module]:
-        assert isinstance(self.module, _Autoencoder)
-        return {self.component: self.module.vae}
+        self.vae, self.module = vae, Autoencoder(vae)
+        self.weights: dict[str, float] = {}
 
     def fingerprint(self) -> str:
         return super().fingerprint() + self.train.sha256
@@ -85,20 +76,16 @@ class ImageVAEStage(Stage):
         rows = permuted(len(self.train.values), (step * world + rank) * size, size, mix(self.seed, self.name))
         return {"x": self.train.floats(rows)}
 
-    def _terms(self, x: Tensor, y: Tensor, mean: Tensor, logvar: Tensor) -> dict[str, Tensor]:
-        y = y.float()
-        flat = (y - x).abs().mean()
-        gradient = sum((y.diff(dim=d) - x.diff(dim=d)).abs().mean() for d in (2, 3))
-        spectral = (local_spectra(y) - local_spectra(x)).abs().mean()
-        kl = 0.5 * (mean.float().square() + logvar.float().exp() - 1 - logvar.float()).mean()
-        return {"l1": flat, "gradient": torch.as_tensor(gradient), "spectral": spectral, "kl": kl}
+    @abstractmethod
+    def terms(self, x: Tensor, y: Tensor, *moments: Tensor) -> dict[str, Tensor]:
+        """Parts of the loss: ``l1`` and what ``weights`` names. The moments are mean and log variance, (b, c, h, w)."""
 
-    def _total(self, terms: dict[str, Tensor]) -> Tensor:
+    def total(self, terms: dict[str, Tensor]) -> Tensor:
         return terms["l1"] + sum(weight * terms[name] for name, weight in self.weights.items())
 
     def loss(self, module: nn.Module, batch: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
-        terms = self._terms(batch["x"], *module(batch["x"]))
-        return self._total(terms), {k: v.detach() for k, v in terms.items()}
+        terms = self.terms(batch["x"], *module(batch["x"]))
+        return self.total(terms), {k: v.detach() for k, v in terms.items()}
 
     def _val_rows(self) -> Tensor:
         n = len(self.val.values)
@@ -112,8 +99,8 @@ class ImageVAEStage(Stage):
         for rows in chunks:
             x = self.val.floats(rows).to(device)
             y, mean, logvar = module(x)
-            terms = self._terms(x, y, mean, logvar)
-            for key, value in ({"loss": self._total(terms)} | terms).items():
+            terms = self.terms(x, y, mean, logvar)
+            for key, value in ({"loss": self.total(terms)} | terms).items():
                 figures[key] = figures.get(key, 0.0) + float(value) / len(chunks)
             square += float((y - x).square().mean()) / len(chunks)
             power += [band_power(pictures[:, 0].cpu().numpy()).sum() for pictures in (y, x)]
@@ -125,8 +112,36 @@ class ImageVAEStage(Stage):
         x = self.val.floats(self._val_rows()[:8]).to(next(module.parameters()).device)
         return contact_sheet([x, module(x)[0].clamp(-1, 1)])
 
+
+class ImageVAEStage(CodecStage):
+    """L1 + gradients + local spectra + KL. ``config.loss``: ``gradient``, ``spectral``, ``kl``, ``prominence``."""
+
+    name = "image-vae"
+
+    def __init__(
+        self, preset: Preset, config: StageConfig, train: Corpus, val: Corpus, component: str, seed: int
+    ) -> None:
+        settings = preset.components[component]
+        assert isinstance(settings, ImageVAEConfig)
+        super().__init__(config, train, val, component, ImageVAE.from_config(settings), seed)
+        self.weights = self.loss_weights(gradient=0.5, spectral=0.02, kl=0.001, prominence=0.5)
+        self.prominence = self.weights.pop("prominence")
+        if settings.shortcut:
+            rows = torch.linspace(0, len(self.train.values) - 1, _SHORTCUT).long().unique()
+            self.vae.fit_shortcut(self.train.floats(rows))
+
+    @property
+    def fresh(self) -> dict[str, nn.Module]:
+        return {self.component: self.vae}
+
+    def terms(self, x: Tensor, y: Tensor, *moments: Tensor) -> dict[str, Tensor]:
+        mean, logvar = moments
+        spectral = (local_spectra(y) - local_spectra(x)).abs().mean()
+        kl = 0.5 * (mean.square() + logvar.exp() - 1 - logvar).mean()
+        return picture_terms(x, y) | {"spectral": spectral, "kl": kl}
+
     def finish(self, module: nn.Module, root: Path) -> None:
-        assert isinstance(module, _Autoencoder)
+        assert isinstance(module, Autoencoder)
         vae = module.vae
         n = len(self.train.values)
         device = next(vae.parameters()).device

@@ -60,8 +60,8 @@ class Stage(ABC):
 
     @property
     @abstractmethod
-    def trained(self) -> dict[str, nn.Module]:
-        """The components that this stage trains, by name."""
+    def fresh(self) -> dict[str, nn.Module]:
+        """The components that start with fresh weights here, by name: what other weights to start from replace."""
 
     @abstractmethod
     def batch(self, step: int, rank: int, world: int) -> dict[str, Any]:

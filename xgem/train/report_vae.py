@@ -69,7 +69,7 @@ class ReportVAEStage(Stage):
         self.module = _Autoencoder(ReportVAE.from_config(settings, None, tokenizer), self.weights["hide"])
 
     @property
-    def trained(self) -> dict[str, nn.Module]:
+    def fresh(self) -> dict[str, nn.Module]:
         assert isinstance(self.module, _Autoencoder)
         return {self.component: self.module.vae}
 

@@ -19,6 +19,7 @@ from xgem.encoders.tokenizer import train_tokenizer
 from xgem.train.clip import ClipStage
 from xgem.train.corpus import Corpus
 from xgem.train.diffusion import DiffusionStage
+from xgem.train.image_decoder import ImageDecoderStage
 from xgem.train.image_vae import ImageVAEStage
 from xgem.train.loop import LoopOptions, Stage, TrainState, mix, train
 from xgem.train.report_vae import ReportVAEStage
@@ -26,7 +27,7 @@ from xgem.types import CheckpointError, ConfigError, InputError
 
 log = logging.getLogger(__name__)
 
-STAGES = ("image-vae", "clip", "report-vae", "frontal", "lateral", "report")
+STAGES = ("image-vae", "image-decoder", "clip", "report-vae", "frontal", "lateral", "report")
 
 
 def _tokenizer(corpus: Corpus, config: Any, init: Any = None) -> Any:
@@ -69,7 +70,7 @@ def make_stage(
         raise ConfigError(f"preset {preset.name!r} has no training settings for stage {name!r}")
     stage = _fresh_stage(name, preset, train_split, val_split, root, seed, init)
     if init is not None:
-        for part, module in stage.trained.items():
+        for part, module in stage.fresh.items():
             loaded = components.load_component(init, part)
             module.load_state_dict(loaded.state_dict())
             stage.origin += module_hash(loaded)
@@ -81,9 +82,11 @@ def _fresh_stage(
 ) -> Stage:
     config = preset.train[name]
     torch.manual_seed(mix(seed, name, "initialise"))
+    codec = preset.modalities["frontal"].codec
     if name == "image-vae":
-        codec = preset.modalities["frontal"].codec
         return ImageVAEStage(preset, config, train_split, val_split, codec, seed)
+    if name == "image-decoder":
+        return ImageDecoderStage(config, train_split, val_split, codec, _part(root, codec, name), seed)
     report = preset.modalities["report"]
     if name in ("clip", "report-vae"):
         text = report.encoder if name == "clip" else report.codec
@@ -125,7 +128,8 @@ def _taken_as_it_is(name: str, preset: Preset, root: Path) -> bool:
     """Whether a stage is left out because its codec is pretrained and frozen (XGeM 3.2.2: AutoKL); then it is saved."""
     component = preset.modalities["frontal"].codec
     config = preset.components[component]
-    if name != "image-vae" or name in preset.train or getattr(config, "pretrained", None) is None:
+    codec_stage = name in ("image-vae", "image-decoder")
+    if not codec_stage or name in preset.train or getattr(config, "pretrained", None) is None:
         return False
     process = PartialState()
     if process.is_main_process and component not in components.read_index(root).components:
