@@ -1,6 +1,6 @@
 # xgem: everything starts here. Needs make and a Python >= 3.11 (with venv), nothing else.
 #
-#   make demo [FRONTAL=my.dcm] [OUT=folder]      lateral and report from a frontal, on the embedded checkpoint
+#   make demo [FRONTAL=my.dcm | SENTENCE="..."] [SEED=0] [OUT=folder]   lateral and report from a frontal
 #   make test [ARGS="-m 'not slow'"] [JOBS=2]    the test suite
 #   make lint                                    ruff and pyright
 #   make train-default [DATA=openi] [RUN=folder] [PRECISION=bf16]   trains openi-128; call it again to go on
@@ -65,13 +65,16 @@ $(INSTALLED_DEV): pyproject.toml
 	$(call set_up,$(WITH_EXTRAS))
 	@touch "$(INSTALLED)" "$@"
 
+# Through the environment, so that the shell takes them as they are, quotes and all.
+demo: export XGEM_SENTENCE = $(SENTENCE)
+demo: export XGEM_FRONTAL = $(FRONTAL)
 # Without FRONTAL, xgem first makes one from SENTENCE: no patient's picture ships with it.
 demo: $(INSTALLED)
 ifeq ($(strip $(FRONTAL)),)
-	$(XGEM) generate --report "$(SENTENCE)" --outputs frontal --seed $(SEED) --out "$(OUT)/prompt" --overwrite
+	$(XGEM) generate --report "$$XGEM_SENTENCE" --outputs frontal --seed $(SEED) --out "$(OUT)/prompt" --overwrite
 	$(XGEM) generate --frontal "$(OUT)/prompt/frontal.png" --outputs lateral,report --seed $(SEED) --out "$(OUT)" --overwrite
 else
-	$(XGEM) generate --frontal "$(FRONTAL)" --outputs lateral,report --seed $(SEED) --out "$(OUT)" --overwrite
+	$(XGEM) generate --frontal "$$XGEM_FRONTAL" --outputs lateral,report --seed $(SEED) --out "$(OUT)" --overwrite
 endif
 
 test: $(INSTALLED_DEV)

@@ -7,6 +7,7 @@ folder that holds a drawn ``cxr.png``. In ``<!-- test: dry-run -->`` (hours long
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shlex
@@ -162,11 +163,34 @@ def test_unknown_options_do_not_pass_for_examples() -> None:
         parse(["xgem", "generate", "--no-such-option"])
 
 
+def demo_commands(folder: Path, *settings: str) -> list[list[str]]:
+    """The ``xgem`` commands that ``make demo`` runs, with a stand-in that notes down what the shell gives it."""
+    log, stand_in, stamp = folder / "log.jsonl", folder / "xgem", folder / "installed"
+    log.unlink(missing_ok=True)
+    stand_in.write_text(
+        f"#!{sys.executable}\nimport json, sys\nprint(json.dumps(sys.argv), file=open({str(log)!r}, 'a'))\n"
+    )
+    stand_in.chmod(0o755)
+    stamp.touch()
+    command = ["make", "demo", f"XGEM={stand_in}", f"INSTALLED={stamp}", f"OUT={folder / 'out'}", *settings]
+    env = {name: value for name, value in os.environ.items() if name not in {"MAKEFLAGS", "MAKELEVEL", "MFLAGS"}}
+    subprocess.run(command, cwd=PROJECT, env=env, check=True, capture_output=True, timeout=60)
+    return [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
+
+
+def value_of(command: list[str], option: str) -> str:
+    return command[command.index(option) + 1]
+
+
 def test_demo_makes_its_own_frontal_and_takes_the_users(tmp_path: Path) -> None:
-    own = make_expands_to(["demo"], tmp_path / "venv")
-    assert [command[command.index("--outputs") + 1] for command in own] == ["frontal", "lateral,report"]
-    prompt_folder = own[0][own[0].index("--out") + 1]
-    assert own[1][own[1].index("--frontal") + 1].startswith(prompt_folder)
-    (users,) = make_expands_to(["demo", "FRONTAL=my picture.dcm", f"OUT={tmp_path}"], tmp_path / "venv")
-    assert users[users.index("--frontal") + 1] == "my picture.dcm"
-    assert users[users.index("--out") + 1] == str(tmp_path)
+    own = demo_commands(tmp_path)
+    assert [value_of(command, "--outputs") for command in own] == ["frontal", "lateral,report"]
+    assert value_of(own[1], "--frontal").startswith(value_of(own[0], "--out"))
+    (users,) = demo_commands(tmp_path, "FRONTAL=my 'picture'.dcm")
+    assert value_of(users, "--frontal") == "my 'picture'.dcm"
+    assert value_of(users, "--out") == str(tmp_path / "out")
+
+
+def test_demo_takes_a_sentence_as_it_is(tmp_path: Path) -> None:
+    first, _ = demo_commands(tmp_path, 'SENTENCE=The "heart" is `big`; $$5')  # make's own $$
+    assert value_of(first, "--report") == 'The "heart" is `big`; $5'

@@ -177,7 +177,7 @@ class XgemPipeline:
             callback_on_step_end: called as ``f(pipeline, step, timestep, {"latents": ..., "output": ...})``.
             output_type: pictures as ``"pil"``, ``"np"`` (h, w) float32 in [0, 1], or ``"pt"`` (1, h, w) in [0, 1].
             batch_size: most samples that are computed together.
-            allow_any: accept DICOM files of another modality or body part.
+            allow_any: accept DICOM files of another modality, body part or view.
 
         Raises:
             InputError: anything of the above that cannot be used.

@@ -186,18 +186,26 @@ def test_grey_stored_as_rgb_is_taken_and_colour_is_not(chest, write_dicom):
         ({"Modality": "CT"}, "modality CT"),
         ({"Modality": "MG"}, "modality MG"),
         ({"BodyPartExamined": "HAND"}, "body part HAND"),
+        ({"ViewPosition": "LL"}, r"a lateral view \(ViewPosition LL\); expected a frontal one: give it as lateral"),
     ],
 )
 def test_other_files_are_refused_in_one_line(chest, write_dicom, tags: dict[str, Any], words: str):
     with pytest.raises(ImageError, match=words) as caught:
-        read_picture(write_dicom(chest(), **tags))
+        read_picture(write_dicom(chest(), **tags), view="frontal")
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("tags", [{"Modality": "CT"}, {"BodyPartExamined": "HAND"}])
+@pytest.mark.parametrize(
+    ("position", "view"), [("PA", "frontal"), ("AP", "frontal"), ("LL", "lateral"), ("", "lateral"), ("OBL", "frontal")]
+)
+def test_views_that_do_not_contradict_are_taken(chest, write_dicom, position: str, view: str):
+    assert read_picture(write_dicom(chest(), ViewPosition=position), view=view).pixels.shape == (96, 80)
+
+
+@pytest.mark.parametrize("tags", [{"Modality": "CT"}, {"BodyPartExamined": "HAND"}, {"ViewPosition": "LL"}])
 def test_allow_any_takes_other_modalities_and_body_parts(chest, write_dicom, tags: dict[str, Any]):
     path = write_dicom(chest(), **tags)
-    assert read_picture(path, allow_any=True).pixels.shape == (96, 80)
+    assert read_picture(path, allow_any=True, view="frontal").pixels.shape == (96, 80)
 
 
 @pytest.mark.parametrize("tags", [{"NumberOfFrames": 3}, {"PixelData": None}])

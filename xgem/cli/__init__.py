@@ -62,6 +62,8 @@ class LazyGroup(TyperGroup):
         target = getattr(importlib.import_module(module), attribute)
         if isinstance(target, typer.Typer):
             app = target
+            for info in app.registered_commands:
+                info.epilog = EPILOG
         else:
             app = typer.Typer(add_completion=False)
             app.command(epilog=EPILOG)(target)

@@ -9,7 +9,7 @@ import typer
 
 from xgem.cli.options import parse_guidance
 
-app = typer.Typer(help="Measure a checkpoint's routes on a manifest.", no_args_is_help=True)
+app = typer.Typer(help="Measure a checkpoint's routes on a manifest.", no_args_is_help=True, add_completion=False)
 
 Data = Annotated[Path, typer.Option("--data", metavar="MANIFEST", help="Manifest: .parquet or .jsonl.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the results as JSON.")]

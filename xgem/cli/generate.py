@@ -55,7 +55,7 @@ def generate(
     dtype: Dtype = None,
     batch_size: Annotated[int, typer.Option(help="Most samples computed together.")] = 16,
     allow_any: Annotated[
-        bool, typer.Option("--allow-any", help="Accept DICOM files of another modality or body part.")
+        bool, typer.Option("--allow-any", help="Accept DICOM files of another modality, body part or view.")
     ] = False,
     overwrite: Overwrite = False,
     progress: Progress = True,

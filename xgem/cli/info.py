@@ -168,7 +168,8 @@ def _show(report: dict[str, Any]) -> None:
     console.print(table)
     for entry in report["checkpoints"]:
         state = "[green]whole[/green]" if entry["problem"] is None else "[red]not whole[/red]"
-        console.print(f"checkpoint {entry['model']} ({entry['hash']}): {state}", highlight=False)
+        known = f" ({entry['hash']})" if entry["hash"] else ""
+        console.print(f"checkpoint {entry['model']}{known}: {state}", highlight=False)
     if not report["checkpoints"]:
         console.print("no checkpoint ships with this xgem; give one as --model", highlight=False)
     for problem in report["problems"]:

@@ -22,21 +22,24 @@ MODALITIES = frozenset({"CR", "DX", "RG", "SC", "OT"})
 _CHEST = re.compile(r"CHEST|THORAX|TORAX|LUNG|THORACIC CAVITY|RIB", re.IGNORECASE)
 # Pixel spacings outside are typing errors (metres for millimetres, zeros) and are treated as not stated.
 _SPACING_MM = (0.01, 10.0)
+_VIEWS = {"PA": "frontal", "AP": "frontal", "LL": "lateral", "RL": "lateral", "LAT": "lateral", "LATERAL": "lateral"}
+_ANYWAY = "allow_any=True (--allow-any) takes it at your risk"
 
 
 def decode_dicom(
-    data: bytes, name: str, *, voi: Voi, allow_any: bool, invert_monochrome1: bool
+    data: bytes, name: str, *, voi: Voi, allow_any: bool, invert_monochrome1: bool, view: str | None = None
 ) -> tuple[Floats, tuple[float, float] | None]:
     """Pixels (h, w) in [0, 1] and the (row, column) spacing in mm of a DICOM file's only frame.
 
     Raises:
-        ImageError: no DICOM, truncated, without pixels, several frames, or (without ``allow_any``) no chest radiograph.
+        ImageError: no DICOM, truncated, without pixels, several frames, or (without ``allow_any``) no chest radiograph
+            or one whose ViewPosition is another than ``view``.
     """
     import pydicom
 
     try:
         ds = pydicom.dcmread(io.BytesIO(data), force=True)
-        _check_header(ds, name, allow_any)
+        _check_header(ds, name, allow_any, view)
         return _pixels(ds, name, voi, invert_monochrome1), _spacing(ds)
     except ImageError:
         raise
@@ -46,18 +49,22 @@ def decode_dicom(
         raise ImageError(f"{name}: damaged, truncated or unsupported DICOM ({text}); export it again") from error
 
 
-def _check_header(ds: Dataset, name: str, allow_any: bool) -> None:
+def _check_header(ds: Dataset, name: str, allow_any: bool, view: str | None) -> None:
     if not len(ds):
         raise ImageError(f"{name}: not a DICOM file that can be read; expected a chest radiograph")
     modality = str(ds.get("Modality", "") or "").strip().upper()
     part = str(ds.get("BodyPartExamined", "") or "").strip()
     if modality and modality not in MODALITIES and not allow_any:
-        raise ImageError(
-            f"{name}: DICOM of modality {modality}; expected a radiograph (CR or DX); "
-            "allow_any takes others at your risk"
-        )
+        raise ImageError(f"{name}: DICOM of modality {modality}; expected a radiograph (CR or DX); {_ANYWAY}")
     if part and not _CHEST.search(part) and not allow_any:
-        raise ImageError(f"{name}: DICOM of body part {part}; expected the chest; allow_any takes others at your risk")
+        raise ImageError(f"{name}: DICOM of body part {part}; expected the chest; {_ANYWAY}")
+    position = str(ds.get("ViewPosition", "") or "").strip().upper()
+    shown = _VIEWS.get(position)
+    if view is not None and shown is not None and shown != view and not allow_any:
+        raise ImageError(
+            f"{name}: DICOM of a {shown} view (ViewPosition {position}); expected a {view} one: give it as {shown}; "
+            f"{_ANYWAY}"
+        )
     if "PixelData" not in ds:
         raise ImageError(f"{name}: DICOM without pixels ({_class_name(ds)}); expected a radiograph")
     frames = int(ds.get("NumberOfFrames", 1) or 1)

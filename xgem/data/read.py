@@ -59,7 +59,12 @@ class Picture:
 
 
 def read_picture(
-    source: Source, *, voi: Voi = "none", allow_any: bool = False, invert_monochrome1: bool = True
+    source: Source,
+    *,
+    voi: Voi = "none",
+    allow_any: bool = False,
+    invert_monochrome1: bool = True,
+    view: str | None = None,
 ) -> Picture:
     """Read a chest radiograph.
 
@@ -69,8 +74,9 @@ def read_picture(
             must lie in [0, 1]; other types are refused because their range is unknown.
         voi: values-of-interest transform for DICOM: ``"none"`` keeps the stored values, ``"window"`` and ``"lut"``
             apply the header's first window or LUT, where it has one, after the rescale. Other sources have none.
-        allow_any: take DICOM of other modalities and body parts too.
+        allow_any: take DICOM of other modalities, body parts and views too.
         invert_monochrome1: turn MONOCHROME1 (low is bright) around, after the VOI transform.
+        view: ``"frontal"`` or ``"lateral"``, where the picture must be that one; a DICOM says which it is.
 
     Raises:
         ImageError: the source is missing, empty, truncated, no picture, colour, constant, under 32 pixels, holds
@@ -82,7 +88,7 @@ def read_picture(
         path = Path(source)
         data = _file_bytes(path)
         origin, sha = path.name, hashlib.sha256(data).hexdigest()
-        pixels, spacing = _decode(data, str(path), voi, allow_any, invert_monochrome1)
+        pixels, spacing = _decode(data, str(path), voi, allow_any, invert_monochrome1, view)
         return Picture(_checked(pixels, str(path)), spacing, sha, origin)
     array, pixels = _in_memory(source)
     return Picture(_checked(pixels, "array"), None, array_hash(array), "array")
@@ -126,13 +132,13 @@ def _file_bytes(path: Path) -> bytes:
 
 
 def _decode(
-    data: bytes, name: str, voi: Voi, allow_any: bool, invert: bool
+    data: bytes, name: str, voi: Voi, allow_any: bool, invert: bool, view: str | None
 ) -> tuple[Floats, tuple[float, float] | None]:
     kind = sniff(data)
     if kind == "dicom":
         from xgem.data.dicom import decode_dicom
 
-        return decode_dicom(data, name, voi=voi, allow_any=allow_any, invert_monochrome1=invert)
+        return decode_dicom(data, name, voi=voi, allow_any=allow_any, invert_monochrome1=invert, view=view)
     if kind == "npy":
         return scale_array(_load_npy(data, name), name), None
     return _decode_picture(data, name), None
@@ -300,18 +306,18 @@ def grey(values: Floats, name: str) -> Floats:
     if not spread.any():
         return np.ascontiguousarray(red)
     if float((spread > _COLOUR_SPREAD).mean()) > _COLOUR_SHARE or float(spread.mean()) > _COLOUR_MEAN:
-        raise ImageError(f"{name}: a colour picture; expected a grey radiograph")
+        raise ImageError(f"{name}: a colour picture; expected a radiograph: convert it to grey if it is one")
     return (red + green + blue) / np.float32(3)
 
 
 def _checked(pixels: Floats, name: str) -> Floats:
     height, width = pixels.shape
     if min(height, width) < MIN_SIDE:
-        raise ImageError(f"{name}: {height} x {width} pixels; expected at least {MIN_SIDE} x {MIN_SIDE}")
+        raise ImageError(f"{name}: {height} x {width} pixels; expected at least {MIN_SIDE} x {MIN_SIDE}, give a larger")
     if not np.isfinite(pixels).all():
         raise ImageError(f"{name}: holds NaN or infinite values; clean the picture first")
     if float(np.ptp(pixels)) < MIN_CONTRAST:
-        raise ImageError(f"{name}: a constant picture (every pixel about {float(pixels.mean()):.3f}); nothing to read")
+        raise ImageError(f"{name}: a constant picture ({float(pixels.mean()):.3f} all over); expected a radiograph")
     return np.ascontiguousarray(pixels, dtype=np.float32)
 
 

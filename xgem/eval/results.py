@@ -171,7 +171,7 @@ class Evaluation:
         return "\n".join(parts)
 
     def grids(self) -> list[tuple[str, list[str], list[list[str]]]]:
-        """Title, header and rows of each table: pictures, reports, several prompts, reconstructions."""
+        """Title, header and rows of each table: pictures, reports, several prompts, reconstructions, power curves."""
         pictures = [route for route in self.routes if "frechet_classifier" in route.measures]
         reports = [route for route in self.routes if "micro_f1_14" in route.measures]
         run = self.settings
@@ -207,7 +207,16 @@ class Evaluation:
         if rows:
             header = ["view", "band power of reconstructions / real", "label AUC on real pictures", "classifier"]
             grids.append(("Real pictures", header, rows))
+        curves = {f"reconstructed {view}": one["reconstruction_radial_power_ratio"] for view, one in self.real.items()}
+        curves |= {route.short: route.details["radial_power_ratio"] for route in pictures}
+        if curves:
+            frequencies = [f"{one:.2f}" for one in next(iter(curves.values()))["frequency_nyquist"][::_EVERY]]
+            rows = [[name, *(f"{one:.2f}" for one in curve["ratio"][::_EVERY])] for name, curve in curves.items()]
+            grids.append(("Radial power / real, by frequency in units of Nyquist", ["pictures", *frequencies], rows))
         return grids
+
+
+_EVERY = 4  # rings of the power curves that the table shows; the JSON holds all
 
 
 _PICTURE_COLUMNS = {

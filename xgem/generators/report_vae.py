@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 from pathlib import Path
 from typing import Any, Self
@@ -15,6 +16,9 @@ from xgem.component import Component
 from xgem.configs.schema import ReportVAEConfig
 from xgem.generators.pretrained import load_pretrained
 from xgem.types import ConfigError, InputError, ShapeError
+
+# transformers renamed it on the way.
+_CACHE = "cache" if "cache" in inspect.signature(GPT2LMHeadModel.forward).parameters else "past_key_values"
 
 
 class ReportVAE(Component):
@@ -137,9 +141,7 @@ class ReportVAE(Component):
         """Logits (b, n, vocabulary) of ids (b, n) that stand at ``position`` and after; extends ``cache``."""
         embedded = self.decoder.transformer.wte(ids) + self.to_embedding(z)[:, None]
         positions = torch.arange(position, position + ids.shape[1], device=ids.device)[None]
-        return self.decoder(
-            inputs_embeds=embedded, position_ids=positions, past_key_values=cache, use_cache=True
-        ).logits
+        return self.decoder(inputs_embeds=embedded, position_ids=positions, use_cache=True, **{_CACHE: cache}).logits
 
     def logits(self, ids: Tensor, z: Tensor) -> Tensor:
         """Teacher-forced logits (b, n, vocabulary) for ids (b, n) given z (b, d) before normalisation."""

@@ -32,7 +32,11 @@ class Radiograph(Modality):
     def read(self, value: Any, preset: Preset, *, allow_any: bool = False) -> Prompt:
         transform = preset.transform
         picture = read_picture(
-            value, voi=transform.voi, invert_monochrome1=transform.invert_monochrome1, allow_any=allow_any
+            value,
+            voi=transform.voi,
+            invert_monochrome1=transform.invert_monochrome1,
+            allow_any=allow_any,
+            view=self.name,
         )
         square = to_square(picture, transform)
         return Prompt(torch.from_numpy(square)[None], picture.sha256, picture.origin)
