@@ -92,13 +92,17 @@ format: $(INSTALLED_DEV)
 $(MANIFEST): | $(INSTALLED_DEV)
 	$(XGEM) data prepare openi "$(DATA)" --out "$@"
 
+# In two passes: encoders and generators go on from the first one's weights, with other batches and another noise.
+train-default: HOW := --preset "$(PRESET)" --data "$(MANIFEST)" --precision $(PRECISION) --resume
 train-default: $(INSTALLED_DEV) $(MANIFEST)
 	$(XGEM) data check "$(MANIFEST)"
-	$(XGEM) train all --preset "$(PRESET)" --data "$(MANIFEST)" --out "$(RUN)" --precision $(PRECISION) --resume
+	$(XGEM) train all --out "$(RUN)/first" $(HOW)
+	for stage in clip frontal lateral report; do \
+		$(XGEM) train $$stage --init "$(RUN)/first" --seed 1 --out "$(RUN)" $(HOW) || exit; done
 
 eval: $(INSTALLED_DEV) $(MANIFEST)
 	$(XGEM) eval routes $(if $(MODEL),--model "$(MODEL)") --data "$(MANIFEST)" --split $(SPLIT) \
-		--out "$(RUN)/eval" --cache "$(RUN)/eval-cache" --overwrite
+		--out "$(RUN)/eval" --cache "$(RUN)/eval-cache" --report-samples 3 --overwrite
 
 # What ships: the trained checkpoint as fp16, measured, with its card and README's table written from the measures.
 embed: $(INSTALLED_DEV) $(MANIFEST)

@@ -108,8 +108,8 @@ class Encoded:
 class Context:
     """What a generator attends to, made by ``fuse`` from any number of ``Encoded`` prompts.
 
-    ``tokens`` (b, n, c), ``mask`` (b, n) bool, ``pooled`` (b, d): the mean of the prompts' pooled
-    vectors (XGeM, Eq. 2), zeros for the null context.
+    ``tokens`` (b, n, c), ``mask`` (b, n) bool, ``pooled`` (b, d): the prompts' pooled vectors, their mean (XGeM,
+    Eq. 2) or their sum by the mode of ``ContextFusion``; zeros for the null context.
     """
 
     tokens: Tensor

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from pathlib import Path
 
@@ -51,11 +52,25 @@ def test_routes_of_a_checkpoint(manifest: Path, tmp_path: Path) -> None:
     random_checkpoint(tmp_path / "model", load_preset("debug"))
     arguments = ["routes", "--model", str(tmp_path / "model"), "--data", str(manifest), "--out", str(tmp_path / "run")]
     arguments += ["--limit", "8", "--num-inference-steps", "2", "--classifier-epochs", "1", "--bootstrap", "20"]
-    arguments += ["--device", "cpu", "--diversity-prompts", "2", "--batch-size", "4", "--no-progress"]
+    arguments += [
+        "--device",
+        "cpu",
+        "--diversity-prompts",
+        "2",
+        "--batch-size",
+        "4",
+        "--no-progress",
+        "--report-samples",
+        "2",
+    ]
     result = CliRunner().invoke(app, [*arguments, "--json"], catch_exceptions=False)
     found = json.loads(result.stdout)
     assert len(found["routes"]) == 9
     assert found["settings"]["num_inference_steps"] == 2
+    assert found["settings"]["report_samples"] == 2
+    with (tmp_path / "run" / "reports" / "frontal_to_report.csv").open() as file:
+        assert next(csv.reader(file)) == ["study", "real", "generated_1", "generated_2"]
+    assert "Reports, mean of 2 samples a study, 2 steps" in (tmp_path / "run" / "routes.md").read_text()
     assert all(route["n"] == 8 for route in found["routes"].values())
     assert "NaN" not in result.stdout
     result = CliRunner().invoke(app, [*arguments, "--overwrite", "--route", "F+L->T"], catch_exceptions=False)

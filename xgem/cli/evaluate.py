@@ -30,6 +30,9 @@ def routes(
     limit: Annotated[int | None, typer.Option("--limit", help="Only so many studies, chosen by the seed.")] = None,
     seed: Annotated[int, typer.Option("--seed", help="0 or more.")] = 0,
     num_samples: Annotated[int, typer.Option("--num-samples", help="Samples a study; measures are averaged.")] = 1,
+    report_samples: Annotated[
+        int | None, typer.Option("--report-samples", help="Samples of a report.", show_default="as --num-samples")
+    ] = None,
     num_inference_steps: Annotated[
         int | None, typer.Option("--num-inference-steps", help="Sampling steps.", show_default="the preset's")
     ] = None,
@@ -79,6 +82,7 @@ def routes(
         seed=seed,
         limit=limit,
         num_samples=num_samples,
+        report_samples=report_samples,
         num_inference_steps=num_inference_steps,
         guidance_scale=parse_guidance(guidance_scale),
         sampler=sampler,

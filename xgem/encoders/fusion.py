@@ -15,9 +15,10 @@ class ContextFusion(nn.Module):
     """Fuses any subset of a generator's prompts.
 
     ``tokens`` mode: the token sequences of all prompts, each projected and marked with a learned modality embedding,
-    behind one learned null token; the mean of the pooled vectors is handed on for the time embedding.
-    ``pooled`` mode (the paper's): that mean is the only token. Cross-attention over a single token has nothing to
-    choose from (its softmax is 1), which is why the other mode exists.
+    behind one learned null token; the sum of the pooled vectors is handed on for the time embedding, so that a second
+    prompt takes nothing from the first.
+    ``pooled`` mode (the paper's): their mean is handed on, and is the only token. Cross-attention over a single token
+    has nothing to choose from (its softmax is 1), which is why the other mode exists.
 
     The null context is the null token alone, with a pooled vector of zeros.
     """
@@ -54,8 +55,9 @@ class ContextFusion(nn.Module):
         }
         weight = torch.stack([kept[name] for name in encoded]).to(first.dtype)  # (prompts, b): alpha before scaling
         vectors = torch.stack([item.pooled for item in encoded.values()])
-        pooled = (weight[..., None] * vectors).sum(0) / weight.sum(0).clamp(min=1)[:, None]  # Eq. 2, alpha equal
+        pooled = (weight[..., None] * vectors).sum(0)
         if self.mode == "pooled":
+            pooled = pooled / weight.sum(0).clamp(min=1)[:, None]  # Eq. 2, alpha equal
             token = torch.where(weight.sum(0)[:, None] > 0, self.project(pooled), self.null_token)
             return Context(token[:, None], weight.new_ones(len(first), 1, dtype=torch.bool), pooled)
         null, projections = self.null(len(first)), cast(nn.ModuleDict, self.project)

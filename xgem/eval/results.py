@@ -181,7 +181,12 @@ class Evaluation:
             scale = run["guidance_scale"]
             scales = ", ".join(f"{k} {v:g}" for k, v in scale.items()) if isinstance(scale, Mapping) else f"{scale:g}"
             said = f"{run['num_inference_steps']} steps of {run['sampler']}, guidance {scales}; {said}"
-        for title, routes, columns in (("Pictures", pictures, _PICTURE_COLUMNS), ("Reports", reports, _REPORT_COLUMNS)):
+        samples = run.get("num_samples", 1), run.get("report_samples") or run.get("num_samples", 1)
+        counted = [f", mean of {count} samples a study" if count > 1 else "" for count in samples]
+        for title, routes, columns in (
+            (f"Pictures{counted[0]}", pictures, _PICTURE_COLUMNS),
+            (f"Reports{counted[1]}", reports, _REPORT_COLUMNS),
+        ):
             if routes:
                 rows = [[route.short, str(route.n), *(_cell(route, name) for name in columns)] for route in routes]
                 grids.append((f"{title}, {said}", ["route", "n", *columns.values()], rows))

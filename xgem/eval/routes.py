@@ -49,6 +49,8 @@ class RunSettings:
     seed: int = 0
     limit: int | None = None
     num_samples: int = 1
+    report_samples: int | None = None
+    """Samples of a report, where not as many as of a picture: they are cheap, and F1 over rare findings is noisy."""
     num_inference_steps: int | None = None
     guidance_scale: float | dict[str, float] | None = None
     sampler: str | None = None
@@ -63,16 +65,22 @@ class RunSettings:
         for name, least in (
             ("seed", 0),
             ("num_samples", 1),
+            ("report_samples", 1),
             ("batch_size", 1),
             ("bootstrap", 1),
             ("diversity_prompts", 0),
         ):
-            if getattr(self, name) < least:
-                raise InputError(f"{name} {getattr(self, name)}: expected at least {least}")
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise InputError(f"{name} {value}: expected at least {least}")
         if self.limit is not None and self.limit < 8:
             raise InputError(f"limit {self.limit}: expected at least 8 studies")
         if self.num_inference_steps is not None and self.num_inference_steps < 1:
             raise InputError(f"num_inference_steps {self.num_inference_steps}: expected at least 1")
+
+    def for_reports(self) -> RunSettings:
+        """The settings of a route that writes reports."""
+        return replace(self, num_samples=self.report_samples or self.num_samples)
 
     def options(self) -> dict[str, Any]:
         """The sampling options to call the pipeline with."""
@@ -175,7 +183,8 @@ def evaluate_routes(
 
     results: list[RouteResult] = []
     for route, advance in _each(routes, material.n, progress):
-        samples = generate(evaluated, route, material, settings, advance=advance)
+        own_settings = settings if route.output in real else settings.for_reports()
+        samples = generate(evaluated, route, material, own_settings, advance=advance)
         prompts = measures.prompt_embedding(embedded, route.inputs)
         if route.output in real:
             ridge = measures.ridge_baseline(route.inputs, route.output, material, training.material)
