@@ -186,10 +186,14 @@ def test_callback_sees_every_step(pipeline: XgemPipeline) -> None:
         assert pipe is pipeline
         seen.append((values["output"], step, timestep, tuple(values["latents"].shape)))
 
-    pipeline({}, ["frontal", "report"], seed=1, num_inference_steps=3, progress=False, callback_on_step_end=look)
-    assert [(name, step) for name, step, _, _ in seen] == [(n, s) for n in ("frontal", "report") for s in range(3)]
+    options: dict[str, Any] = {"seed": 1, "num_inference_steps": 3, "progress": False, "callback_on_step_end": look}
+    pipeline({}, ["frontal", "report"], **options)
+    assert [(name, step) for name, step, _, _ in seen] == [(n, s) for s in range(3) for n in ("frontal", "report")]
+    pipeline({}, ["frontal", "report"], joint=False, **options)
+    alone = [(n, s) for n in ("frontal", "report") for s in range(3)]
+    assert [(name, step) for name, step, _, _ in seen[6:]] == alone
     assert all(shape[0] == 1 for *_, shape in seen)
-    times = [timestep for name, _, timestep, _ in seen if name == "frontal"]
+    times = [timestep for name, _, timestep, _ in seen[6:] if name == "frontal"]
     assert times == sorted(times, reverse=True)
 
 

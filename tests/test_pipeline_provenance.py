@@ -44,7 +44,7 @@ def made(pipeline: XgemPipeline, tmp_path_factory: pytest.TempPathFactory) -> Ge
 def test_metadata_say_where_a_sample_comes_from(pipeline: XgemPipeline, made: Generation) -> None:
     values = json.loads(json.dumps(made.metadata))
     assert values["synthetic"] is True
-    assert values["joint"] is False
+    assert values["joint"] is (len(values["outputs"]) > 1)
     assert values["checkpoint"] == {"name": "random", "hash": pipeline.hash}
     assert values["preset"] == "debug"
     assert values["outputs"] == ["lateral", "report"]
@@ -247,12 +247,15 @@ def alter(file: Path, **changes: Any) -> Path:
         {"seed": -1},
         {"seed": "x"},
         {"num_inference_steps": 0},
-        {"guidance_scale": "much"},
+        {"together": {"frontal": {"guidance_scale": "much", "context_tokens": 3}}},
+        {"together": {"frontal": {"guidance_scale": 1.0, "context_tokens": 10**9}}},
+        {"together": {"ct": {"guidance_scale": 1.0, "context_tokens": 3}}},
+        {"keep": {"frontal": {"sha256": "0"}}},
         {"sampler": "euler"},
         {"output": "ct"},
         {"inputs": {"ct": {"sha256": "0", "origin": "x", "text": "x"}}},
-        {"batch": {"size": 2, "position": 2, "context_tokens": 3}},
-        {"batch": {"size": 10**9, "position": 0, "context_tokens": 3}},
+        {"batch": {"size": 2, "position": 2}},
+        {"batch": {"size": 10**9, "position": 0}},
         {"checkpoint": None},
         {"threads": 0},
     ],

@@ -21,6 +21,7 @@ COMPONENTS: dict[str, str] = {
     "report_vae": "xgem.generators.report_vae:ReportVAE",
     "image_generator": "xgem.generators.latent_diffusion:ImageLatentDiffusion",
     "report_generator": "xgem.generators.latent_diffusion:ReportLatentDiffusion",
+    "alignment": "xgem.alignment.model:Alignment",
 }
 
 

@@ -21,7 +21,7 @@ import xgem.checkpoint as checkpoints
 from xgem import __version__
 from xgem.configs.schema import Preset
 from xgem.devices import dtype_name, resolve_device, resolve_dtype
-from xgem.generators.sampling import SAMPLERS, sample
+from xgem.generators.sampling import SAMPLERS, Output, sample_together
 from xgem.locate import Location, locate
 from xgem.modalities import MODALITIES, get_modality
 from xgem.noise import derived_seed, draw_seeds, sample_noise
@@ -31,6 +31,7 @@ from xgem.request import CallOptions, Inputs, Request, make_request
 from xgem.types import CheckpointError, ConfigError, Context, Encoded, InputError, Prompt
 
 if TYPE_CHECKING:
+    from xgem.alignment.model import Alignment
     from xgem.component import Component
 
 logger = logging.getLogger(__name__)
@@ -46,6 +47,14 @@ class _Row(NamedTuple):
 
     item: int
     number: int
+
+
+class _Chunk(NamedTuple):
+    """What one output needs for a batch: contexts of batch 1, the width to pad them to, latents to start from."""
+
+    contexts: Sequence[Context]
+    width: int
+    starts: Sequence[Tensor] | None
 
 
 class XgemPipeline:
@@ -149,6 +158,9 @@ class XgemPipeline:
         num_inference_steps: int | None = None,
         guidance_scale: float | Mapping[str, float] | None = None,
         sampler: str | None = None,
+        joint: bool = True,
+        keep: Inputs | Sequence[Inputs] | None = None,
+        strength: float | None = None,
         greedy: bool = True,
         device: str | torch.device | None = None,
         dtype: str | torch.dtype | None = None,
@@ -158,7 +170,7 @@ class XgemPipeline:
         batch_size: int = DEFAULT_BATCH_SIZE,
         allow_any: bool = False,
     ) -> Generation | list[Generation]:
-        """Generate ``outputs`` from ``inputs``; several outputs are sampled independently of each other.
+        """Generate ``outputs`` from ``inputs``; several outputs are sampled jointly, so that they agree.
 
         Args:
             inputs: from modality to value (a file, PIL image, array or tensor; text for reports). Empty or None
@@ -171,6 +183,11 @@ class XgemPipeline:
             num_samples: samples of each output for each item.
             num_inference_steps, guidance_scale, sampler: the preset's unless given; ``guidance_scale`` is one
                 number, or one for each output (classifier-free guidance; 1 is none).
+            joint: several outputs see each other at every step (XGeM 2.3), in one batch and with the same number of
+                steps; False samples each by itself, as if it were the only one.
+            keep: from output to a value (as in ``inputs``) that it starts from, instead of from noise alone (SDEdit):
+                the same chest, changed towards the inputs. One mapping, or one an item.
+            strength: how much of the way a kept output goes anew, above 0 and up to 1 (nothing is kept); default 0.5.
             greedy: reports take the likeliest token; otherwise tokens are drawn, seeded.
             device, dtype: move the pipeline there first (``to``).
             progress: show progress bars.
@@ -198,6 +215,9 @@ class XgemPipeline:
             num_inference_steps=num_inference_steps,
             guidance_scale=guidance_scale,
             sampler=sampler,
+            joint=joint,
+            keep=keep,
+            strength=strength,
             greedy=greedy,
             output_type=output_type,
             batch_size=batch_size,
@@ -205,13 +225,17 @@ class XgemPipeline:
         self.to(device, dtype)
         # All inputs are read before a component is: what is wrong with the last is said at once.
         prompts = [self._read(item, allow_any) for item in request.items]
+        kept = [self._read(item, allow_any) for item in request.keep]
         prompts = [self._annotate(item) for item in prompts]
         encoded = [self._encode(item) for item in prompts]
-        made = [Generation({}, self._metadata(request, i, prompts[i])) for i in range(len(prompts))]
+        starts = [self._start(item) for item in kept]
+        made = [Generation({}, self._metadata(request, i, prompts[i], kept[i])) for i in range(len(prompts))]
         values: list[dict[str, list[Any]]] = [{} for _ in made]
         samples: list[dict[str, list[dict[str, Any]]]] = [{} for _ in made]
-        for name in request.outputs:
-            for row, value, own in self._sample_all(name, encoded, request, progress, callback_on_step_end):
+        for group in request.groups:
+            for row, name, value, own in self._sample_all(
+                group, encoded, starts, request, progress, callback_on_step_end
+            ):
                 values[row.item].setdefault(name, []).append(value)
                 samples[row.item].setdefault(name, []).append(own)
         generations = [Generation(v, g.metadata, s) for v, g, s in zip(values, made, samples, strict=True)]
@@ -219,33 +243,46 @@ class XgemPipeline:
         return generations[0] if single else generations
 
     @torch.inference_mode()
-    def regenerate(self, inputs: Inputs, metadata: Mapping[str, Any], *, progress: bool = True) -> Any:
+    def regenerate(
+        self, inputs: Inputs, metadata: Mapping[str, Any], *, keep: Inputs | None = None, progress: bool = True
+    ) -> Any:
         """Make one sample again, identically on the same machine, from its metadata (``xgem.replay`` checks those).
 
-        The batch is filled up to its recorded size with copies, so that every kernel runs in the same shape.
+        The batch is filled up to its recorded size with copies, so that every kernel runs in the same shape; outputs
+        that were sampled jointly with it are sampled again too.
         """
-        name, batch = str(metadata["output"]), cast(Mapping[str, int], metadata["batch"])
+        name, batch = str(metadata["output"]), cast(Mapping[str, Any], metadata["batch"])
         size, position = int(batch["size"]), int(batch["position"])
+        together = cast(Mapping[str, Mapping[str, Any]], metadata["together"])
+        kept = {one: value for one, value in (keep or {}).items() if one in together}
         request = make_request(
             self.preset,
             list(MODALITIES),
             list(SAMPLERS),
             inputs,
-            name,
+            list(together),
             seed=metadata["seed"],
             num_samples=1,
             num_inference_steps=metadata["num_inference_steps"],
-            guidance_scale=metadata["guidance_scale"],
+            guidance_scale={one: settings["guidance_scale"] for one, settings in together.items()},
             sampler=metadata["sampler"],
+            joint=len(together) > 1,
+            keep=kept or None,
+            strength=metadata["strength"] if kept else None,
             greedy=metadata["greedy"],
             output_type="pil",
             batch_size=size,
         )
-        context = self._fuse(name, self._encode(self._read(inputs, allow_any=True)))
-        width = max(int(batch["context_tokens"]), context.tokens.shape[1])
+        encoded = self._encode(self._read(inputs, allow_any=True))
+        start = self._start(self._read(kept, allow_any=True))
+        chunk: dict[str, _Chunk] = {}
+        for one, settings in together.items():
+            context = self._fuse(one, encoded)
+            width = max(int(settings["context_tokens"]), context.tokens.shape[1])
+            chunk[one] = _Chunk([context] * size, width, [start[one]] * size if one in start else None)
         keys = [(request.seeds[0], int(metadata["sample"]))] * size
-        with StepBar(name, request.num_inference_steps, shown=progress) as bar:
-            return self._sample(name, [context] * size, width, keys, request, bar, None)[position]
+        with StepBar("+".join(together), request.num_inference_steps, shown=progress) as bar:
+            return self._sample(chunk, keys, request, bar, None)[name][position]
 
     # ------------------------------------------------------------------------------------------------ steps
 
@@ -277,68 +314,115 @@ class XgemPipeline:
         generator: Any = self.component(self.preset.modalities[output].generator)
         return generator.fuse(encoded) if encoded else generator.null(1)
 
+    def _start(self, kept: Mapping[str, Prompt]) -> dict[str, Tensor]:
+        """The latents (1, ...) of what outputs are to keep, each encoded by itself."""
+        starts: dict[str, Tensor] = {}
+        for name, prompt in kept.items():
+            codec: Any = self.component(self.preset.modalities[name].codec)
+            batch = get_modality(name).collate([prompt.value])
+            starts[name] = codec.encode(batch.to(self.device, self.dtype) if isinstance(batch, Tensor) else batch)
+        return starts
+
+    def _environment(self) -> Alignment:
+        """The checkpoint's alignment, which a request for joint outputs needs."""
+        name = self.preset.alignment
+        if name is None or name not in checkpoints.read_index(self.root).components:
+            raise CheckpointError(
+                f"{self.name}: has no trained alignment, so outputs cannot be sampled jointly: use joint=False "
+                "(--independent), or train one with `xgem train joint`"
+            )
+        return cast("Alignment", self.component(name))
+
     def _sample_all(
         self,
-        output: str,
+        group: Sequence[str],
         encoded: Sequence[Mapping[str, Encoded]],
+        starts: Sequence[Mapping[str, Tensor]],
         request: Request,
         progress: bool,
         callback: StepCallback | None,
-    ) -> Iterator[tuple[_Row, Any, dict[str, Any]]]:
-        """Every sample of one output, batch by batch, with what its metadata say of it alone."""
-        contexts = [self._fuse(output, item) for item in encoded]
+    ) -> Iterator[tuple[_Row, str, Any, dict[str, Any]]]:
+        """Every sample of outputs that step together, batch by batch, with what its metadata say of it alone."""
+        contexts = {name: [self._fuse(name, item) for item in encoded] for name in group}
         rows = [_Row(item, number) for item in range(len(encoded)) for number in range(request.num_samples)]
         chunks = [rows[start : start + request.batch_size] for start in range(0, len(rows), request.batch_size)]
-        with StepBar(output, len(chunks) * request.num_inference_steps, shown=progress) as bar:
+        steps = len(chunks) * len(group) * request.num_inference_steps
+        with StepBar("+".join(group), steps, shown=progress) as bar:
             for chunk in chunks:
-                own_contexts = [contexts[row.item] for row in chunk]
-                width = max(context.tokens.shape[1] for context in own_contexts)
+                own_contexts = {name: [contexts[name][row.item] for row in chunk] for name in group}
+                parts = {
+                    name: _Chunk(
+                        own_contexts[name],
+                        max(context.tokens.shape[1] for context in own_contexts[name]),
+                        [starts[row.item][name] for row in chunk] if name in starts[0] else None,
+                    )
+                    for name in group
+                }
+                together = {
+                    name: {"guidance_scale": request.guidance_scale[name], "context_tokens": parts[name].width}
+                    for name in group
+                }
                 keys = [(request.seeds[row.item], row.number) for row in chunk]
-                values = self._sample(output, own_contexts, width, keys, request, bar, callback)
-                for position, (row, value) in enumerate(zip(chunk, values, strict=True)):
-                    own = {
-                        "output": output,
-                        "sample": row.number,
-                        "guidance_scale": request.guidance_scale[output],
-                        "batch": {"size": len(chunk), "position": position, "context_tokens": width},
-                    }
-                    yield row, value, own
+                made = self._sample(parts, keys, request, bar, callback)
+                for name in group:
+                    for position, (row, value) in enumerate(zip(chunk, made[name], strict=True)):
+                        own = {
+                            "output": name,
+                            "sample": row.number,
+                            "guidance_scale": request.guidance_scale[name],
+                            "together": together,
+                            "batch": {"size": len(chunk), "position": position},
+                        }
+                        yield row, name, value, own
 
     def _sample(
         self,
-        output: str,
-        contexts: Sequence[Context],
-        width: int,
+        chunk: Mapping[str, _Chunk],
         keys: Sequence[tuple[int, int]],
         request: Request,
         bar: StepBar,
         callback: StepCallback | None,
-    ) -> list[Any]:
-        """Samples for one batch of contexts (each of batch 1), one key (seed, index) each."""
-        modality, config = get_modality(output), self.preset.modalities[output]
-        model: Any = self.component(config.generator)
-        codec: Any = self.component(config.codec)
+    ) -> dict[str, list[Any]]:
+        """Samples, by output, for one batch of contexts (each of batch 1), one key (seed, index) each."""
 
-        def noise(purpose: str) -> Tensor:
-            rows = [sample_noise(seed, output, index, model.latent_shape, purpose) for seed, index in keys]
+        def noise(output: str, purpose: str) -> Tensor:
+            shape = model_of(output).latent_shape
+            rows = [sample_noise(seed, output, index, shape, purpose) for seed, index in keys]
             return torch.stack(rows).to(self.device, self.dtype)
 
-        def on_step(step: int, timestep: int, latents: Tensor) -> None:
+        def model_of(output: str) -> Any:
+            return self.component(self.preset.modalities[output].generator)
+
+        def on_step(output: str, step: int, timestep: int, latents: Tensor) -> None:
             bar.advance()
             if callback is not None:
                 callback(self, step, timestep, {"latents": latents, "output": output})
 
+        outputs = {
+            name: Output(
+                model_of(name),
+                _stack(part.contexts, part.width),
+                noise(name, "noise"),
+                request.guidance_scale[name],
+                lambda step, name=name: noise(name, f"noise of step {step}"),
+                None if part.starts is None else torch.cat(list(part.starts)),
+            )
+            for name, part in chunk.items()
+        }
         with self._sampling:
-            latents = sample(
-                model,
-                _stack(contexts, width),
-                noise("noise"),
+            latents = sample_together(
+                outputs,
                 num_inference_steps=request.num_inference_steps,
-                guidance_scale=request.guidance_scale[output],
                 sampler=request.sampler,
-                step_noise=lambda step: noise(f"noise of step {step}"),
+                environment=self._environment() if len(chunk) > 1 else None,
+                first_step=request.first_step,
                 callback=on_step,
             )
+        return {name: self._decode(name, z, keys, request) for name, z in latents.items()}
+
+    def _decode(self, output: str, latents: Tensor, keys: Sequence[tuple[int, int]], request: Request) -> list[Any]:
+        modality = get_modality(output)
+        codec: Any = self.component(self.preset.modalities[output].codec)
         if request.greedy:
             return modality.to_output(codec.decode(latents, greedy=True), request.output_type)
         outs: list[Any] = []
@@ -348,7 +432,9 @@ class XgemPipeline:
             outs += modality.to_output(codec.decode(row[None], greedy=False, generator=source), request.output_type)
         return outs
 
-    def _metadata(self, request: Request, item: int, prompts: Mapping[str, Prompt]) -> dict[str, Any]:
+    def _metadata(
+        self, request: Request, item: int, prompts: Mapping[str, Prompt], kept: Mapping[str, Prompt]
+    ) -> dict[str, Any]:
         return {
             "synthetic": True,
             "xgem": __version__,
@@ -356,7 +442,9 @@ class XgemPipeline:
             "preset": self.preset.name,
             "inputs": {name: _describe(prompt) for name, prompt in prompts.items()},
             "outputs": list(request.outputs),
-            "joint": False,
+            "joint": request.joint,
+            "keep": {name: _describe(prompt) for name, prompt in kept.items()},
+            "strength": request.strength if kept else None,
             "seed": request.seeds[item],
             "num_samples": request.num_samples,
             "sampler": request.sampler,

@@ -26,6 +26,10 @@ _MOST_ROWS = 64 * DEFAULT_BATCH_SIZE
 class _Batch(BaseModel):
     size: int = Field(ge=1, le=_MOST_ROWS)
     position: int = Field(ge=0)
+
+
+class _Together(BaseModel):
+    guidance_scale: float
     context_tokens: int = Field(ge=1, le=65536)
 
 
@@ -50,9 +54,11 @@ class _Record(BaseModel):
     seed: int = Field(ge=0)
     checkpoint: _Checkpoint
     inputs: dict[str, _Input]
+    keep: dict[str, _Input]
+    strength: float | None
     sampler: str
     num_inference_steps: int
-    guidance_scale: float
+    together: dict[str, _Together]
     greedy: bool
     batch: _Batch
     xgem: str
@@ -74,6 +80,7 @@ def replay(
     file: str | Path,
     *,
     inputs: Mapping[str, Any] | None = None,
+    keep: Mapping[str, Any] | None = None,
     model: XgemPipeline | str | Path | None = None,
     device: str | torch.device | None = None,
     dtype: str | torch.dtype | None = None,
@@ -85,6 +92,7 @@ def replay(
         file: what to replay.
         inputs: the inputs it was made from; those left out are looked up by their recorded name, in the working
             folder and beside ``file``. Reports that were prompts are recorded as text and need not be given.
+        keep: likewise, what outputs were to keep.
         model: the checkpoint; the recorded one (embedded or hub) when left out.
         device, dtype: the recorded ones when left out; others give other rounding.
         progress: show progress bars.
@@ -106,18 +114,20 @@ def replay(
     for what, then, now in (("xgem", record.xgem, __version__), ("torch", record.torch, torch.__version__)):
         if then != now:
             logger.warning("made with %s %s, replayed with %s: pixels may differ", what, then, now)
-    found = _find_inputs(path, record, inputs or {})
-    _check_hashes(pipeline, record, found)
+    found = _find(path, record.inputs, inputs or {}, "input", "--")
+    kept = _find(path, record.keep, keep or {}, "kept picture", "--keep ")
+    _check_hashes(pipeline, record.inputs, found, "input")
+    _check_hashes(pipeline, record.keep, kept, "kept picture")
     threads = torch.get_num_threads()
     try:
         # How many threads share a sum decides the order of its additions.
         torch.set_num_threads(record.threads)
-        sample = pipeline.regenerate(found, metadata, progress=progress)
+        sample = pipeline.regenerate(found, metadata, keep=kept, progress=progress)
     finally:
         torch.set_num_threads(threads)
     now = {**metadata, "xgem": __version__, "torch": torch.__version__, "device": str(pipeline.device)}
-    common = {key: value for key, value in now.items() if key not in {"output", "sample", "batch"}}
-    own = {key: metadata[key] for key in ("output", "sample", "batch", "guidance_scale")}
+    own = {key: metadata[key] for key in ("output", "sample", "guidance_scale", "together", "batch")}
+    common = {key: value for key, value in now.items() if key == "guidance_scale" or key not in own}
     generation = Generation({record.output: [sample]}, common, {record.output: [own]})
     return Replayed(generation, _same(sample, path))
 
@@ -141,6 +151,10 @@ def _check(path: Path, metadata: Mapping[str, Any]) -> _Record:
         raise InputError(f"{path}: its metadata cannot be replayed: {where}: {first['msg']}") from error
     if record.batch.position >= record.batch.size:
         raise InputError(f"{path}: its metadata cannot be replayed: batch position {record.batch.position} is too high")
+    if record.output not in record.together:
+        raise InputError(
+            f"{path}: its metadata cannot be replayed: output {record.output!r} is not among its own group"
+        )
     return record
 
 
@@ -165,13 +179,16 @@ def _open(
         raise CheckpointError(f"{path}: {reason}") from error
 
 
-def _find_inputs(path: Path, record: _Record, given: Mapping[str, Any]) -> dict[str, Any]:
-    strangers = [name for name in given if name not in record.inputs]
+def _find(
+    path: Path, recorded: Mapping[str, _Input], given: Mapping[str, Any], what: str, option: str
+) -> dict[str, Any]:
+    """Each recorded input (or kept picture): as given, as recorded text, or by its recorded name."""
+    strangers = [name for name in given if name not in recorded]
     if strangers:
-        made_from = ", ".join(record.inputs) or "nothing"
+        made_from = ", ".join(recorded) or "nothing"
         raise InputError(f"{path}: was made from {made_from}, not from {strangers[0]!r}; leave that out")
     found: dict[str, Any] = {}
-    for name, was in record.inputs.items():
+    for name, was in recorded.items():
         if name in given:
             found[name] = given[name]
         elif was.text is not None:
@@ -182,19 +199,19 @@ def _find_inputs(path: Path, record: _Record, given: Mapping[str, Any]) -> dict[
             there = [place for place in places if place.is_file()]
             if not there:
                 raise InputError(
-                    f"{path}: its input {name!r} was {was.origin!r}, which is not found; give it (--{name})"
+                    f"{path}: its {what} {name!r} was {was.origin!r}, which is not found; give it ({option}{name})"
                 )
             found[name] = there[0]
     return found
 
 
-def _check_hashes(pipeline: XgemPipeline, record: _Record, found: Mapping[str, Any]) -> None:
+def _check_hashes(pipeline: XgemPipeline, recorded: Mapping[str, _Input], found: Mapping[str, Any], what: str) -> None:
     for name, value in found.items():
-        if value == record.inputs[name].text:
+        if value == recorded[name].text:
             continue
         now = get_modality(name).read(value, pipeline.preset, allow_any=True).sha256
-        if now != record.inputs[name].sha256:
+        if now != recorded[name].sha256:
             raise InputError(
-                f"input {name!r} is not the recorded one: its SHA-256 starts with {now[:12]}, "
-                f"recorded is {record.inputs[name].sha256[:12]}; give the original file"
+                f"{what} {name!r} is not the recorded one: its SHA-256 starts with {now[:12]}, "
+                f"recorded is {recorded[name].sha256[:12]}; give the original file"
             )

@@ -23,6 +23,7 @@ Inputs = Mapping[str, Any]
 
 MAX_SEED = 2**63 - 1
 MAX_STEPS = 1000
+DEFAULT_STRENGTH = 0.5
 
 
 class CallOptions(TypedDict, total=False):
@@ -34,6 +35,9 @@ class CallOptions(TypedDict, total=False):
     num_inference_steps: int | None
     guidance_scale: float | Mapping[str, float] | None
     sampler: str | None
+    joint: bool
+    keep: Inputs | Sequence[Inputs] | None
+    strength: float | None
     greedy: bool
     device: str | torch.device | None
     dtype: str | torch.dtype | None
@@ -55,9 +59,22 @@ class Request:
     num_inference_steps: int
     guidance_scale: Mapping[str, float]
     sampler: str
+    joint: bool
+    keep: tuple[Inputs, ...]
+    strength: float
     greedy: bool
     output_type: OutputType
     batch_size: int
+
+    @property
+    def first_step(self) -> int:
+        """Where kept outputs join: all steps but ``strength`` of them are behind it."""
+        return self.num_inference_steps - round(self.strength * self.num_inference_steps)
+
+    @property
+    def groups(self) -> tuple[tuple[str, ...], ...]:
+        """Outputs that are sampled together."""
+        return (self.outputs,) if self.joint else tuple((name,) for name in self.outputs)
 
 
 def make_request(
@@ -72,6 +89,9 @@ def make_request(
     num_inference_steps: int | None,
     guidance_scale: float | Mapping[str, float] | None,
     sampler: str | None,
+    joint: bool,
+    keep: Inputs | Sequence[Inputs] | None,
+    strength: float | None,
     greedy: bool,
     output_type: str,
     batch_size: int,
@@ -103,14 +123,22 @@ def make_request(
         raise InputError(f"sampler {name_of_sampler!r} is not known, expected one of: {', '.join(samplers)}")
     if output_type not in get_args(OutputType):
         raise InputError(f"output_type {output_type!r} is not known, expected one of: pil, np, pt")
+    together = bool(joint) and len(wanted) > 1
+    if together:
+        _check_aligned(preset, wanted)
+    steps = _count("num_inference_steps", steps, MAX_STEPS)
+    kept = _keep(keep, len(items), wanted)
     return Request(
         items=items,
         outputs=wanted,
         seeds=_seeds(seed, len(items)),
         num_samples=_count("num_samples", num_samples),
-        num_inference_steps=_count("num_inference_steps", steps, MAX_STEPS),
+        num_inference_steps=steps,
         guidance_scale=_guidance(preset, guidance_scale, wanted),
         sampler=name_of_sampler,
+        joint=together,
+        keep=kept,
+        strength=_strength(strength, steps, any(kept)),
         greedy=bool(greedy),
         output_type=cast(OutputType, output_type),
         batch_size=_count("batch_size", batch_size),
@@ -167,6 +195,56 @@ def _check_item(preset: Preset, item: Inputs, outputs: Sequence[str]) -> None:
                 str(value).encode()
             except UnicodeEncodeError:  # bytes of another encoding: they could not be written into metadata
                 raise InputError(f"input {name!r} is not valid UTF-8 text; convert or rename it") from None
+
+
+def _check_aligned(preset: Preset, outputs: Sequence[str]) -> None:
+    if preset.alignment is None:
+        raise InputError(
+            f"preset {preset.name!r} has no alignment, so {', '.join(outputs)} cannot be sampled jointly: "
+            "use joint=False (--independent), or train one"
+        )
+    aligned: Mapping[str, Any] = getattr(preset.components[preset.alignment], "outputs", {})
+    for name in outputs:
+        if name not in aligned:
+            raise InputError(
+                f"preset {preset.name!r} has no environment encoder for {name!r}, only for: {', '.join(aligned)}; "
+                "use joint=False (--independent)"
+            )
+
+
+def _keep(keep: Inputs | Sequence[Inputs] | None, count: int, outputs: Sequence[str]) -> tuple[Inputs, ...]:
+    if keep is None:
+        return ({},) * count
+    given = _items(keep)
+    if len(given) == 1 and isinstance(keep, Mapping):
+        given *= count
+    if len(given) != count:
+        raise InputError(f"keep has {len(given)} items for {count} inputs, expected one, or one for each input")
+    for item in given:
+        if item.keys() != given[0].keys():
+            raise InputError("keep names other outputs for some inputs than for others; ask for them separately")
+        for name in item:
+            if name not in outputs:
+                raise InputError(f"keep names {name!r}, which is not among the outputs: {', '.join(outputs)}")
+    return given
+
+
+def _strength(strength: float | None, steps: int, keeps: bool) -> float:
+    if strength is None:
+        strength = DEFAULT_STRENGTH
+    elif not keeps:
+        raise InputError("strength was given, but nothing to keep: name an output and its picture with keep")
+    try:
+        if isinstance(strength, bool | str):
+            raise TypeError
+        number = float(strength)
+    except (TypeError, ValueError):
+        raise InputError(f"strength is {strength!r}, expected a number above 0, up to 1") from None
+    if not 0 < number <= 1:
+        raise InputError(f"strength is {number}, expected a number above 0, up to 1")
+    if keeps and round(number * steps) < 1:
+        raise InputError(f"strength {number} of {steps} steps is no step: give more of either")
+    return number
 
 
 def _seeds(seed: int | Sequence[int] | None, count: int) -> tuple[int, ...]:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
 
@@ -102,6 +103,10 @@ class Encoded:
     pooled: Tensor
     tokens: Tensor
     mask: Tensor
+
+    def to(self, device: torch.device) -> Encoded:
+        """The same on another device."""
+        return Encoded(self.pooled.to(device), self.tokens.to(device), self.mask.to(device))
 
 
 @dataclass(frozen=True)

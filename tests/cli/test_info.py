@@ -17,7 +17,7 @@ def test_params_are_counted_by_component(xgem: Any, preset: str) -> None:
     counts = json.loads(xgem("params", preset, "--json").out)
     assert counts["preset"] == preset
     assert set(counts["components"]) == {
-        "image_encoder", "text_encoder", "image_vae", "report_vae", "frontal", "lateral", "report",
+        "image_encoder", "text_encoder", "image_vae", "report_vae", "frontal", "lateral", "report", "alignment",
     }  # fmt: skip
     assert counts["total"] == sum(entry["parameters"] for entry in counts["components"].values())
     assert all(entry["parameters"] > 0 for entry in counts["components"].values())
@@ -50,7 +50,7 @@ def test_doctor_says_what_is_here(xgem: Any, model: Path) -> None:
     assert report["packages"]["torch"]
     (checkpoint,) = report["checkpoints"]
     assert checkpoint["hash"] == checkpoint_hash(model)
-    assert len(checkpoint["components"]) == 7
+    assert len(checkpoint["components"]) == 8
     assert checkpoint["problem"] is None
     assert ran.code == int(bool(report["problems"]))
 

@@ -76,3 +76,27 @@ def test_routes_of_a_checkpoint(manifest: Path, tmp_path: Path) -> None:
     result = CliRunner().invoke(app, [*arguments, "--overwrite", "--route", "F+L->T"], catch_exceptions=False)
     assert "F+L->T" in result.stdout
     assert "macro F1" in result.stdout
+
+
+def test_joint_outputs_of_a_checkpoint(manifest: Path, tmp_path: Path) -> None:
+    random_checkpoint(tmp_path / "model", load_preset("debug"))
+    out = tmp_path / "run"
+    arguments = ["joint", "--model", str(tmp_path / "model"), "--data", str(manifest), "--out", str(out)]
+    arguments += ["--limit", "8", "--num-inference-steps", "2", "--classifier-epochs", "1", "--bootstrap", "20"]
+    arguments += ["--device", "cpu", "--batch-size", "4", "--no-progress"]
+    result = CliRunner().invoke(app, [*arguments, "--json"], catch_exceptions=False)
+    found = json.loads(result.stdout)
+    assert list(found["routes"]) == ["T->F+L", "L->F+T", "F->L+T", "nothing->F+L+T"]
+    assert set(found["routes"]["nothing->F+L+T"]["agreement"]) >= {"cosine F-L", "cosine F-T", "cosine L-T"}
+    for route in found["routes"].values():
+        for one in route["agreement"].values():
+            assert set(one) >= {"joint", "independent", "shuffled", "real", "difference", "wilcoxon_p"}
+            assert one["joint"]["n"] == 8
+        for counts in route["labels"].values():
+            assert sum(counts["joint"]) == sum(counts["real"]) == 8
+        assert set(route["quality"]) == set(route["outputs"])
+    assert (out / "cosine.png").is_file()
+    assert len(list(out.glob("hamming_*.png"))) == 4
+    assert "| T->F+L | cosine F-L | 8 |" in (out / "joint.md").read_text()
+    again = CliRunner().invoke(app, arguments)
+    assert "holds results already" in str(again.exception)

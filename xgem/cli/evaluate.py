@@ -15,55 +15,69 @@ Data = Annotated[Path, typer.Option("--data", metavar="MANIFEST", help="Manifest
 AsJson = Annotated[bool, typer.Option("--json", help="Print the results as JSON.")]
 
 
+Out = Annotated[Path, typer.Option("--out", metavar="DIR", help="Run folder for tables, reports and pictures.")]
+Model = Annotated[
+    str | None, typer.Option("--model", help="Embedded checkpoint, folder or hub id.", show_default="openi-128")
+]
+Split = Annotated[str, typer.Option("--split", help="Split of the manifest to evaluate on.")]
+Limit = Annotated[int | None, typer.Option("--limit", help="Only so many studies, chosen by the seed.")]
+Seed = Annotated[int, typer.Option("--seed", help="0 or more.")]
+Steps = Annotated[
+    int | None, typer.Option("--num-inference-steps", help="Sampling steps.", show_default="the preset's")
+]
+Guidance = Annotated[
+    str | None,
+    typer.Option(
+        "--guidance-scale", help="A number, or one an output: lateral=2,report=1.5", show_default="the preset's"
+    ),
+]
+Sampler = Annotated[
+    str | None,
+    typer.Option("--sampler", help="dpmsolver++, sde-dpmsolver++, ddim or unipc.", show_default="the preset's"),
+]
+BatchSize = Annotated[int, typer.Option("--batch-size", help="Studies generated together.")]
+Draws = Annotated[int, typer.Option("--bootstrap", help="Bootstrap draws.")]
+Epochs = Annotated[int, typer.Option("--classifier-epochs", help="Epochs of the judging classifier.")]
+Cache = Annotated[
+    Path | None,
+    typer.Option("--cache", metavar="DIR", help="Prepared pictures and classifiers.", show_default="OUT/cache"),
+]
+Device = Annotated[str | None, typer.Option("--device", help="cpu, cuda, ...", show_default="a GPU, or cpu")]
+Dtype = Annotated[str | None, typer.Option("--dtype", help="float32, bfloat16 or float16.", show_default="float32")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the results of an earlier run.")]
+Progress = Annotated[bool, typer.Option("--progress/--no-progress", help="Show progress bars (on stderr).")]
+
+
 @app.command()
 def routes(
     data: Data,
-    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Run folder for tables, reports and sheets.")],
-    model: Annotated[
-        str | None, typer.Option("--model", help="Embedded checkpoint, folder or hub id.", show_default="openi-128")
-    ] = None,
-    split: Annotated[str, typer.Option("--split", help="Split of the manifest to evaluate on.")] = "val",
+    out: Out,
+    model: Model = None,
+    split: Split = "val",
     route: Annotated[
         list[str] | None,
         typer.Option("--route", help="Only this route, as F+L->T; may be repeated.", show_default="all"),
     ] = None,
-    limit: Annotated[int | None, typer.Option("--limit", help="Only so many studies, chosen by the seed.")] = None,
-    seed: Annotated[int, typer.Option("--seed", help="0 or more.")] = 0,
+    limit: Limit = None,
+    seed: Seed = 0,
     num_samples: Annotated[int, typer.Option("--num-samples", help="Samples a study; measures are averaged.")] = 1,
     report_samples: Annotated[
         int | None, typer.Option("--report-samples", help="Samples of a report.", show_default="as --num-samples")
     ] = None,
-    num_inference_steps: Annotated[
-        int | None, typer.Option("--num-inference-steps", help="Sampling steps.", show_default="the preset's")
-    ] = None,
-    guidance_scale: Annotated[
-        str | None,
-        typer.Option(
-            "--guidance-scale", help="A number, or one an output: lateral=2,report=1.5", show_default="the preset's"
-        ),
-    ] = None,
-    sampler: Annotated[
-        str | None,
-        typer.Option("--sampler", help="dpmsolver++, sde-dpmsolver++, ddim or unipc.", show_default="the preset's"),
-    ] = None,
-    batch_size: Annotated[int, typer.Option("--batch-size", help="Studies generated together.")] = 32,
-    bootstrap: Annotated[int, typer.Option("--bootstrap", help="Bootstrap draws.")] = 1000,
+    num_inference_steps: Steps = None,
+    guidance_scale: Guidance = None,
+    sampler: Sampler = None,
+    batch_size: BatchSize = 32,
+    bootstrap: Draws = 1000,
     diversity_prompts: Annotated[
         int, typer.Option("--diversity-prompts", help="Prompts for diversity; 0 skips it.")
     ] = 16,
-    classifier_epochs: Annotated[
-        int, typer.Option("--classifier-epochs", help="Epochs of the judging classifier.")
-    ] = 10,
-    cache: Annotated[
-        Path | None,
-        typer.Option("--cache", metavar="DIR", help="Prepared pictures and classifiers.", show_default="OUT/cache"),
-    ] = None,
-    device: Annotated[str | None, typer.Option("--device", help="cpu, cuda, ...", show_default="a GPU, or cpu")] = None,
-    dtype: Annotated[
-        str | None, typer.Option("--dtype", help="float32, bfloat16 or float16.", show_default="float32")
-    ] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the results of an earlier run.")] = False,
-    progress: Annotated[bool, typer.Option("--progress/--no-progress", help="Show progress bars (on stderr).")] = True,
+    classifier_epochs: Epochs = 10,
+    cache: Cache = None,
+    device: Device = None,
+    dtype: Dtype = None,
+    overwrite: Overwrite = False,
+    progress: Progress = True,
     as_json: AsJson = False,
 ) -> None:
     """Run every single-output route and print what it measures, with bootstrap intervals.
@@ -117,6 +131,66 @@ def routes(
         console = Console(width=200)
     for table in evaluation.tables():
         console.print(table)
+
+
+@app.command()
+def joint(
+    data: Data,
+    out: Out,
+    model: Model = None,
+    split: Split = "val",
+    limit: Limit = None,
+    seed: Seed = 0,
+    num_inference_steps: Steps = None,
+    guidance_scale: Guidance = None,
+    sampler: Sampler = None,
+    batch_size: BatchSize = 32,
+    bootstrap: Draws = 1000,
+    classifier_epochs: Epochs = 10,
+    cache: Cache = None,
+    device: Device = None,
+    dtype: Dtype = None,
+    overwrite: Overwrite = False,
+    progress: Progress = True,
+    as_json: AsJson = False,
+) -> None:
+    """Measure how well several outputs of one request agree: joint beside independent sampling.
+
+    From each modality to the two others, and from nothing to all three: cosine of every two outputs, the rank of the
+    own picture, the distance of label sets, beside shuffled outputs and real pairs, and each output's own quality. OUT
+    receives joint.json, joint.md and plots.
+    """
+    from xgem.data.manifest import Manifest
+    from xgem.eval.classifier import ClassifierConfig
+    from xgem.eval.joint import evaluate_joint
+    from xgem.eval.material import open_model
+    from xgem.eval.routes import RunSettings
+
+    settings = RunSettings(
+        seed=seed,
+        limit=limit,
+        num_inference_steps=num_inference_steps,
+        guidance_scale=parse_guidance(guidance_scale),
+        sampler=sampler,
+        batch_size=batch_size,
+        bootstrap=bootstrap,
+        classifier=ClassifierConfig(epochs=classifier_epochs),
+    )
+    manifest = Manifest.read(data)
+    manifest.check()
+    evaluated = open_model(model, device=device, dtype=dtype)
+    evaluation = evaluate_joint(
+        evaluated,
+        manifest,
+        split=split,
+        out=out,
+        settings=settings,
+        cache=cache,
+        overwrite=overwrite,
+        device=str(getattr(evaluated.pipe, "device", "cpu")),
+        progress=progress,
+    )
+    typer.echo(evaluation.json() if as_json else evaluation.markdown())
 
 
 @app.command()

@@ -17,6 +17,10 @@ Report = Annotated[str | None, typer.Option("--report", metavar="TEXT", help="A 
 More = Annotated[
     list[str] | None, typer.Option("--input", metavar="NAME=VALUE", help="An input of any modality; may be repeated.")
 ]
+Keep = Annotated[
+    list[str] | None,
+    typer.Option("--keep", metavar="NAME=FILE", help="An output to start from a given picture; may be repeated."),
+]
 Out = Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder for the results, new or empty.")]
 Model = Annotated[
     str | None, typer.Option("--model", help="Embedded checkpoint, folder or hub id.", show_default="openi-128")
@@ -49,6 +53,13 @@ def generate(
     ] = None,
     sampler: Annotated[
         str | None, typer.Option(help="dpmsolver++, sde-dpmsolver++, ddim or unipc.", show_default="the preset's")
+    ] = None,
+    joint: Annotated[
+        bool, typer.Option("--joint/--independent", help="Several outputs see each other, or each is sampled alone.")
+    ] = True,
+    keep: Keep = None,
+    strength: Annotated[
+        float | None, typer.Option(help="How much of a kept output is made anew, up to 1.", show_default="0.5")
     ] = None,
     greedy: Annotated[bool, typer.Option(help="Reports take the likeliest token, or draw it (seeded).")] = True,
     device: Device = None,
@@ -86,6 +97,9 @@ def generate(
         num_inference_steps=num_inference_steps,
         guidance_scale=scale,
         sampler=sampler,
+        joint=joint,
+        keep=_named(keep, "--keep") or None,
+        strength=strength,
         greedy=greedy,
         progress=progress,
         batch_size=batch_size,
@@ -101,6 +115,7 @@ def replay(
     lateral: Lateral = None,
     report: Report = None,
     more: More = None,
+    keep: Keep = None,
     model: Model = None,
     device: Device = None,
     dtype: Dtype = None,
@@ -120,7 +135,9 @@ def replay(
 
     from xgem.replay import replay as run
 
-    replayed = run(file, inputs=inputs, model=model, device=device, dtype=dtype, progress=progress)
+    replayed = run(
+        file, inputs=inputs, keep=_named(keep, "--keep"), model=model, device=device, dtype=dtype, progress=progress
+    )
     _save(replayed.generation, out, overwrite, as_json)
     if not replayed.identical:
         typer.echo(f"xgem: the new file differs from {file}: another machine, device or version made it", err=True)
@@ -142,11 +159,21 @@ def _save(generation: Any, out: Path, overwrite: bool, as_json: bool) -> None:
 
 def _inputs(named: dict[str, Any], more: list[str] | None) -> dict[str, Any]:
     inputs = {name: value for name, value in named.items() if value is not None}
-    for text in more or []:
-        name, separator, value = text.partition("=")
-        if not separator or not name:
-            raise InputError(f"--input is {text!r}, expected NAME=VALUE")
+    for name, value in _named(more, "--input").items():
         if name in inputs:
             raise InputError(f"input {name!r} is given twice")
         inputs[name] = value
     return inputs
+
+
+def _named(texts: list[str] | None, option: str) -> dict[str, Any]:
+    """NAME=VALUE options as a mapping."""
+    values: dict[str, Any] = {}
+    for text in texts or []:
+        name, separator, value = text.partition("=")
+        if not separator or not name:
+            raise InputError(f"{option} is {text!r}, expected NAME=VALUE")
+        if name in values:
+            raise InputError(f"{option} names {name!r} twice")
+        values[name] = value
+    return values

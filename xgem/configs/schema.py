@@ -195,13 +195,36 @@ class ReportGeneratorConfig(_GeneratorConfig):
         return self.cross_attention_dim or self.width
 
 
+class AlignedOutput(_Config):
+    """What an alignment must know of one output's generator."""
+
+    latent_shape: tuple[int, ...]
+    sites: tuple[int, ...]
+    """Hidden channels at the denoiser's attention sites, its transformer blocks in order."""
+
+
+class AlignmentConfig(_Config):
+    """Environment encoders and cross-attention between generators (XGeM 2.3).
+
+    ``tokens`` unit tokens of ``dim`` numbers an output; ``width`` of the encoders; ``heads`` of the attention.
+    """
+
+    kind: Literal["alignment"] = "alignment"
+    outputs: dict[str, AlignedOutput]
+    width: int = 64
+    tokens: int = Field(default=4, ge=1)
+    dim: int = 64
+    heads: int = 2
+
+
 ComponentConfig = Annotated[
     ImageEncoderConfig
     | TextEncoderConfig
     | ImageVAEConfig
     | ReportVAEConfig
     | ImageGeneratorConfig
-    | ReportGeneratorConfig,
+    | ReportGeneratorConfig
+    | AlignmentConfig,
     Field(discriminator="kind"),
 ]
 
@@ -250,6 +273,8 @@ class Preset(_Config):
     transform: TransformConfig = TransformConfig()
     components: dict[str, ComponentConfig]
     modalities: dict[str, ModalityConfig]
+    alignment: str | None = None
+    """The component that lets outputs be sampled together; None: they are sampled independently."""
     sampling: SamplingConfig = SamplingConfig()
     report_sections: tuple[Literal["findings", "impression"], ...] = ("impression",)
     """The sections that make the report a generator learns to write, in this order."""
@@ -298,6 +323,22 @@ class Preset(_Config):
             self._latents_agree(modality, codec, generator)
             for prompt in generator.prompts:
                 self._context_agrees(modality.generator, generator, self.modalities[prompt].encoder)
+        return self
+
+    @model_validator(mode="after")
+    def _alignment_fits(self) -> Preset:
+        if self.alignment is None:
+            return self
+        config = self.components.get(self.alignment)
+        if not isinstance(config, AlignmentConfig):
+            raise ValueError(f"alignment names component {self.alignment!r}, which is none of kind 'alignment'")
+        for name, output in config.outputs.items():
+            if name not in self.modalities:
+                raise ValueError(f"{self.alignment!r} aligns {name!r}, which the preset does not have")
+            generator = self.components[self.modalities[name].generator]
+            wanted = getattr(generator, "latent_shape", None) or (getattr(generator, "latent_dim", 0),)
+            if output.latent_shape != wanted:
+                raise ValueError(f"{self.alignment!r} takes {name} latents {output.latent_shape}, they are {wanted}")
         return self
 
     @staticmethod

@@ -125,7 +125,7 @@ class Evaluation:
         }
 
     def json(self) -> str:
-        return json.dumps(_finite(self.as_dict()), indent=2, ensure_ascii=False)
+        return json.dumps(finite(self.as_dict()), indent=2, ensure_ascii=False)
 
     def csv(self) -> str:
         """One line a number: route, measure, what, value, low, high, n."""
@@ -272,12 +272,12 @@ def _interval(estimate: Mapping[str, Any]) -> str:
     return f"{estimate['value']:.3f} [{estimate['low']:.3f}, {estimate['high']:.3f}]"
 
 
-def _finite(value: Any) -> Any:
+def finite(value: Any) -> Any:
     """NaN has no place in JSON: a number that is not defined becomes null."""
     if isinstance(value, Mapping):
-        return {str(key): _finite(one) for key, one in value.items()}
+        return {str(key): finite(one) for key, one in value.items()}
     if isinstance(value, list | tuple):
-        return [_finite(one) for one in value]
+        return [finite(one) for one in value]
     if isinstance(value, float) and value != value:
         return None
     return value

@@ -8,7 +8,7 @@ import platform
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import numpy as np
 
@@ -88,6 +88,13 @@ class RunSettings:
         return {name: value for name in names if (value := getattr(self, name)) is not None}
 
 
+class _Named(Protocol):
+    @property
+    def short(self) -> str: ...
+
+
+Shown = TypeVar("Shown", bound=_Named)
+
 Samples = list[Any]
 """One entry a sample index: pictures (n, s, s) uint8, or n reports."""
 
@@ -120,10 +127,14 @@ def generate(
         )
         made += [list(generation.outputs[route.output]) for generation in generations]
         advance(len(batch))
-    return [_gather([samples[k] for samples in made], evaluated.transform.size) for k in range(settings.num_samples)]
+    return [
+        gathered_outputs([samples[k] for samples in made], evaluated.transform.size)
+        for k in range(settings.num_samples)
+    ]
 
 
-def _gather(outputs: list[Any], size: int) -> Images | list[str]:
+def gathered_outputs(outputs: list[Any], size: int) -> Images | list[str]:
+    """Samples of one output as (n, s, s) uint8, or as n reports; InputError where pictures are of another size."""
     if all(isinstance(output, str) for output in outputs):
         return outputs
     pictures = np.stack([np.asarray(output.convert("L"), dtype=np.uint8) for output in outputs])
@@ -182,7 +193,7 @@ def evaluate_routes(
     constant = most_frequent(training.impressions)
 
     results: list[RouteResult] = []
-    for route, advance in _each(routes, material.n, progress):
+    for route, advance in each(routes, material.n, progress):
         own_settings = settings if route.output in real else settings.for_reports()
         samples = generate(evaluated, route, material, own_settings, advance=advance)
         prompts = measures.prompt_embedding(embedded, route.inputs)
@@ -215,7 +226,7 @@ def evaluate_routes(
         results.append(RouteResult(route.inputs, route.output, route.short, material.n, own, found[0][1]))
         _write_outputs(out, route, samples, material, settings)
     evaluation = Evaluation(
-        settings=_described(settings, evaluated, split, material),
+        settings=described(settings, evaluated, split, material),
         routes=tuple(results),
         several_prompts=compare_several(results),
         real={view: _real_summary(one, evaluated, bootstrap, training.pictures[view]) for view, one in real.items()},
@@ -309,7 +320,8 @@ def _psnr(first: Images, second: Images) -> Array:
     return 10 * np.log10(255**2 / np.maximum(error, 1e-9))
 
 
-def _described(settings: RunSettings, evaluated: Evaluated, split: str, material: Material) -> dict[str, Any]:
+def described(settings: RunSettings, evaluated: Evaluated, split: str, material: Material) -> dict[str, Any]:
+    """What the results say of how they came about."""
     import torch
 
     own = {
@@ -356,7 +368,7 @@ def _write_outputs(out: Path, route: Route, samples: Samples, material: Material
                 writer.writerow([study.id, reference, *texts])
 
 
-def _each(routes: Sequence[Route], n: int, progress: bool) -> Iterator[tuple[Route, Callable[[int], None]]]:
+def each(routes: Sequence[Shown], n: int, progress: bool) -> Iterator[tuple[Shown, Callable[[int], None]]]:
     """The routes, each with a function that advances its progress bar (on stderr)."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, ExitStack, nullcontext
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 import torch
 from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, UniPCMultistepScheduler
-from rich.progress import Progress
-from torch import Tensor
+from torch import Tensor, nn
 
 from xgem.configs.schema import DiffusionConfig
 from xgem.encoders.fusion import stack
@@ -62,7 +63,101 @@ def guided(model: LatentDiffusion, context: Context, scale: float) -> Denoiser:
     return denoise
 
 
+class Environment(Protocol):
+    """What lets outputs that are sampled together see each other (``xgem.alignment.model.Alignment``)."""
+
+    def tokens(self, latents: Mapping[str, Tensor], t: Tensor) -> Mapping[str, Tensor]:
+        """What each output shows of its noisy latents at time ``t``."""
+        ...
+
+    def seeing(self, name: str, denoiser: nn.Module, tokens: Mapping[str, Tensor]) -> AbstractContextManager[None]:
+        """Within it, output ``name``'s denoiser attends to the others' ``tokens``."""
+        ...
+
+
+@dataclass(frozen=True)
+class Output:
+    """One output to sample: its model and context, the noise (b, *latent_shape) it starts from, its guidance.
+
+    ``step_noise`` is for the samplers in ``STOCHASTIC``. ``kept`` are latents z0 to change, instead of starting from
+    noise alone.
+    """
+
+    model: LatentDiffusion
+    context: Context
+    noise: Tensor
+    guidance_scale: float = 1.0
+    step_noise: StepNoise | None = None
+    kept: Tensor | None = None
+
+
 @torch.inference_mode()
+def sample_together(
+    outputs: Mapping[str, Output],
+    *,
+    num_inference_steps: int,
+    sampler: str = "dpmsolver++",
+    environment: Environment | None = None,
+    first_step: int = 0,
+    callback: Callable[[str, int, int, Tensor], None] | None = None,
+) -> dict[str, Tensor]:
+    """Denoise all ``outputs`` in step, to latents z0 by name; with an ``environment`` they see each other all the time.
+
+    Outputs that keep latents join at ``first_step`` (SDEdit, Meng et al. 2022): before it they are those latents, as
+    noisy as the step is. ``callback(name, step, timestep, latents)`` runs for every output after every step.
+    Deterministic given the noise. Several outputs with an environment share each timestep.
+
+    Raises:
+        InputError: a sampler in ``STOCHASTIC`` without ``step_noise``; outputs of different noise schedules.
+    """
+    schedulers = {name: make_scheduler(sampler, output.model.config.diffusion) for name, output in outputs.items()}
+    for name, scheduler in schedulers.items():
+        if sampler in STOCHASTIC and outputs[name].step_noise is None:
+            raise InputError(f"sampler {sampler!r} adds noise at every step: expected step_noise, got none")
+        scheduler.set_timesteps(num_inference_steps, device=outputs[name].noise.device)
+    timesteps = next(iter(schedulers.values())).timesteps
+    if any(not torch.equal(scheduler.timesteps, timesteps) for scheduler in schedulers.values()):
+        raise InputError(f"{', '.join(outputs)} have different noise schedules and cannot be sampled in step")
+    z = {name: output.noise * schedulers[name].init_noise_sigma for name, output in outputs.items()}
+    denoisers = {name: guided(output.model, output.context, output.guidance_scale) for name, output in outputs.items()}
+    kept = {name: output.kept for name, output in outputs.items() if output.kept is not None}
+    for name in kept:
+        if hasattr(schedulers[name], "set_begin_index"):  # DDIM's goes by the timestep alone
+            schedulers[name].set_begin_index(first_step)
+    with ExitStack() as caches:
+        at_step = [caches.enter_context(reused_context(output.model, timesteps)) for output in outputs.values()]
+        for step, t in enumerate(timesteps):
+            if step < first_step and len(kept) == len(outputs):
+                continue
+            for go in at_step:
+                go(step)
+            if step <= first_step:
+                z |= {name: _noised(schedulers[name], z0, outputs[name].noise, step) for name, z0 in kept.items()}
+            tokens = {} if environment is None else environment.tokens(z, t)
+            for name, output in outputs.items():
+                if name in kept and step < first_step:
+                    continue
+                scheduler = schedulers[name]
+                with nullcontext() if environment is None else environment.seeing(name, output.model.net, tokens):
+                    prediction = denoisers[name](scheduler.scale_model_input(z[name], t), t)
+                added = {}
+                if sampler in STOCHASTIC and output.step_noise is not None:
+                    added = {"variance_noise": output.step_noise(step)}
+                z[name] = scheduler.step(prediction, t, z[name], **added, return_dict=False)[0]
+                if callback is not None:
+                    callback(name, step, int(t), z[name])
+    return z
+
+
+def _noised(scheduler: Any, z0: Tensor, noise: Tensor, step: int) -> Tensor:
+    """``z0`` as noisy as the scheduler takes its sample to be before ``step``."""
+    if hasattr(scheduler, "sigmas"):
+        sigma = scheduler.sigmas[step].to(z0)
+        return (z0 + sigma * noise) / (1 + sigma**2).sqrt()
+    alpha = scheduler.alphas_cumprod[scheduler.timesteps[step].cpu()].to(z0)
+    return alpha.sqrt() * z0 + (1 - alpha).sqrt() * noise
+
+
 def sample(
     model: LatentDiffusion,
     context: Context,
@@ -73,25 +168,16 @@ def sample(
     sampler: str = "dpmsolver++",
     step_noise: StepNoise | None = None,
     callback: Callback | None = None,
-    progress: bool = False,
 ) -> Tensor:
-    """Denoise ``noise`` (b, *latent_shape), standard normal, to latents z0 of the same shape.
+    """Denoise ``noise`` (b, *latent_shape), standard normal, to latents z0 of the same shape: one output alone.
 
-    ``callback(step, timestep, latents)`` runs after every step. Deterministic given ``noise`` and, for the samplers in
-    ``STOCHASTIC``, ``step_noise``, which gives the noise of a step, of the same shape. InputError where they lack it.
+    ``callback(step, timestep, latents)`` runs after every step. The rest is as in ``sample_together``.
     """
-    if sampler in STOCHASTIC and step_noise is None:
-        raise InputError(f"sampler {sampler!r} adds noise at every step: expected step_noise, got none")
-    scheduler = make_scheduler(sampler, model.config.diffusion)
-    scheduler.set_timesteps(num_inference_steps, device=noise.device)
-    denoise = guided(model, context, guidance_scale)
-    z = noise * scheduler.init_noise_sigma
-    timesteps = scheduler.timesteps
-    with reused_context(model, timesteps) as at_step, Progress(disable=not progress, transient=True) as bar:
-        for step, t in enumerate(bar.track(timesteps, description=f"{model.config.modality}")):
-            at_step(step)
-            added = {"variance_noise": step_noise(step)} if step_noise is not None and sampler in STOCHASTIC else {}
-            z = scheduler.step(denoise(scheduler.scale_model_input(z, t), t), t, z, **added, return_dict=False)[0]
-            if callback is not None:
-                callback(step, int(t), z)
-    return z
+    name = model.config.modality
+    own = Output(model, context, noise, guidance_scale, step_noise)
+    return sample_together(
+        {name: own},
+        num_inference_steps=num_inference_steps,
+        sampler=sampler,
+        callback=None if callback is None else lambda _, step, t, z: callback(step, t, z),
+    )[name]

@@ -116,7 +116,7 @@ class DiffusionStage(Stage):
 
     def loss(self, module: nn.Module, batch: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
         z0 = batch["z0"]
-        encoded = {name: _to(item, z0.device) for name, item in batch["encoded"].items()}
+        encoded = {name: item.to(z0.device) for name, item in batch["encoded"].items()}
         t = batch.get("t")
         if t is None:
             t = torch.randint(self.model.config.diffusion.num_train_timesteps, (len(z0),), device=z0.device)
@@ -149,7 +149,7 @@ class DiffusionStage(Stage):
         if not complete:
             return None
         encoded = {
-            name: _to(self.val.prompts[name].encoded([self.val.prompts[name].rows[i][0] for i in complete]), device)
+            name: self.val.prompts[name].encoded([self.val.prompts[name].rows[i][0] for i in complete]).to(device)
             for name in self.prompts
         }
         z0 = self.val.targets.latents[[self.val.targets.rows[i][0] for i in complete]].to(device)
@@ -165,7 +165,3 @@ class DiffusionStage(Stage):
     def finish(self, module: nn.Module, root: Path) -> None:
         assert isinstance(module, _Conditional)
         components.save_component(root, self.component, module.model)
-
-
-def _to(encoded: Encoded, device: torch.device) -> Encoded:
-    return Encoded(encoded.pooled.to(device), encoded.tokens.to(device), encoded.mask.to(device))

@@ -12,7 +12,7 @@ from accelerate import PartialState
 
 from xgem import checkpoint as components
 from xgem.component import component_class
-from xgem.configs.schema import Preset, ReportVAEConfig, TextEncoderConfig
+from xgem.configs.schema import Preset, ReportVAEConfig, StageConfig, TextEncoderConfig
 from xgem.data.cache import module_hash
 from xgem.data.manifest import Manifest
 from xgem.encoders.tokenizer import train_tokenizer
@@ -21,13 +21,14 @@ from xgem.train.corpus import Corpus
 from xgem.train.diffusion import DiffusionStage
 from xgem.train.image_decoder import ImageDecoderStage
 from xgem.train.image_vae import ImageVAEStage
+from xgem.train.joint import JointStage
 from xgem.train.loop import LoopOptions, Stage, TrainState, mix, train
 from xgem.train.report_vae import ReportVAEStage
 from xgem.types import CheckpointError, ConfigError, InputError
 
 log = logging.getLogger(__name__)
 
-STAGES = ("image-vae", "image-decoder", "clip", "report-vae", "frontal", "lateral", "report")
+STAGES = ("image-vae", "image-decoder", "clip", "report-vae", "frontal", "lateral", "report", "joint")
 
 
 def _tokenizer(corpus: Corpus, config: Any, init: Any = None) -> Any:
@@ -95,6 +96,8 @@ def _fresh_stage(
         if name == "clip":
             return ClipStage(preset, config, train_split, val_split, tokenizer, seed)
         return ReportVAEStage(preset, config, train_split, val_split, text, tokenizer, seed)
+    if name == "joint":
+        return _joint(preset, config, train_split, val_split, root, seed)
     prompts = preset.components[preset.modalities[name].generator].prompts  # type: ignore[union-attr]
     needed = {preset.modalities[prompt].encoder for prompt in prompts} | {preset.modalities[name].codec}
     parts = {part: _part(root, part, name) for part in sorted(needed)}
@@ -102,6 +105,21 @@ def _fresh_stage(
     assert device is not None
     torch.manual_seed(mix(seed, name, "initialise"))
     return DiffusionStage(preset, config, train_split, val_split, name, parts, root / "cache", device, seed)
+
+
+def _joint(
+    preset: Preset, config: StageConfig, train_split: Corpus, val_split: Corpus, root: Path, seed: int
+) -> JointStage:
+    if preset.alignment is None:
+        raise ConfigError(f"preset {preset.name!r} has no alignment to train")
+    outputs: Sequence[str] = tuple(preset.components[preset.alignment].outputs)  # type: ignore[union-attr]
+    kinds = ("encoder", "codec", "generator")
+    needed = {getattr(preset.modalities[output], kind) for output in outputs for kind in kinds}
+    parts = {part: _part(root, part, "joint") for part in sorted(needed)}
+    device = PartialState().device
+    assert device is not None
+    torch.manual_seed(mix(seed, "joint", "initialise"))
+    return JointStage(preset, config, train_split, val_split, preset.alignment, parts, root / "cache", device, seed)
 
 
 def _architecture(config: Any) -> dict[str, Any]:

@@ -1,0 +1,103 @@
+"""The stage that trains the alignment: what it draws, what learns, what stays frozen."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from xgem.checkpoint import load_component, read_index
+from xgem.data.cache import module_hash
+from xgem.data.manifest import Manifest
+from xgem.random_init import random_checkpoint
+from xgem.train.corpus import Corpus
+from xgem.train.joint import JointStage
+from xgem.train.loop import LoopOptions
+from xgem.train.stages import make_stage, run
+
+
+@pytest.fixture(scope="module")
+def source(debug_preset: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("source") / "checkpoint"
+    random_checkpoint(root, debug_preset, seed=5)
+    return root
+
+
+@pytest.fixture(scope="module")
+def stage(debug_preset: Any, corpora: tuple[Corpus, Corpus], source: Path) -> JointStage:
+    made = make_stage("joint", debug_preset, *corpora, source, 0)
+    assert isinstance(made, JointStage)
+    return made
+
+
+def test_groups_are_drawn_uniformly_and_prompts_from_the_rest(stage: JointStage) -> None:
+    seen: Counter[tuple[str, ...]] = Counter()
+    kept: Counter[bool] = Counter()
+    steps = 400
+    for step in range(steps):
+        batch = stage.batch(step, 0, 1)
+        group = tuple(batch["z0"])
+        seen[group] += 1
+        assert set(batch["encoded"]) == set(batch["keep"]) == set(stage.outputs) - set(group)
+        for flags in batch["keep"].values():
+            kept.update(flags.tolist())
+    assert set(seen) == set(stage.groups)
+    assert len(stage.groups) == 4
+    assert all(abs(count - steps / 4) < 5 * (steps * 3 / 16) ** 0.5 for count in seen.values())
+    assert kept[True]
+    assert kept[False]
+
+
+def test_studies_that_lack_a_modality_serve_the_groups_they_have(stage: JointStage) -> None:
+    pair, triple = (stage.usable(stage.train, group) for group in (("frontal", "lateral"), stage.groups[-1]))
+    assert set(triple) < set(pair)
+    for name in ("frontal", "lateral"):
+        assert all(stage.train[name][0].rows[index] for index in pair)
+
+
+def test_gradient_reaches_the_alignment_alone(stage: JointStage) -> None:
+    with torch.no_grad():  # a zero layer passes no gradient on
+        for attentions in stage.model.attention.values():
+            for site in attentions.sites:  # type: ignore[union-attr]
+                site.leave.weight.normal_(std=0.1)
+    for step in range(12):
+        loss, logged = stage.loss(stage.module, stage.batch(step, 0, 1))
+        loss.backward()
+        assert logged["denoising"] > 0
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in stage.module.parameters())
+    frozen = [p for model in stage.generators.values() for p in model.parameters()]
+    assert frozen
+    assert all(p.grad is None and not p.requires_grad for p in frozen)
+
+
+def test_training_changes_the_alignment_alone(debug_preset: Any, toy: Path, source: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    run(["joint"], debug_preset, Manifest.read(toy), out, LoopOptions(progress=False, tensorboard=False), init=source)
+    changed = {
+        name
+        for name in read_index(source).components
+        if module_hash(load_component(out, name)) != module_hash(load_component(source, name))
+    }
+    assert changed == {"alignment"}
+
+
+def test_fresh_weights_denoise_as_the_generators_alone(
+    debug_preset: Any, corpora: tuple[Corpus, Corpus], source: Path
+) -> None:
+    stage: Any = make_stage("joint", debug_preset, *corpora, source, 0)
+    batch = stage.batch(3, 0, 1)
+    torch.manual_seed(0)
+    with torch.no_grad():
+        _, logged = stage.loss(stage.module, batch)
+        torch.manual_seed(0)
+        t = torch.randint(stage.steps, (len(next(iter(batch["z0"].values()))),))
+        alone = []
+        for name, z0 in batch["z0"].items():
+            model = stage.generators[name]
+            z, target = model.noisy(z0, torch.randn_like(z0), t)
+            context = model.fuse(batch["encoded"], batch["keep"]) if batch["encoded"] else model.null(len(t))
+            alone.append((model(z, t, context) - target).square().mean())
+    torch.testing.assert_close(logged["denoising"], torch.stack(alone).mean())

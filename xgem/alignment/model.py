@@ -1,0 +1,55 @@
+"""The alignment of a checkpoint's generators: what lets outputs that are sampled together see each other."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+from torch import Tensor, nn
+
+from xgem.alignment.cross_attention import EnvironmentAttentions
+from xgem.alignment.environment import EnvironmentEncoder
+from xgem.component import Component
+from xgem.configs.schema import AlignmentConfig
+
+
+class Alignment(Component):
+    """An environment encoder V for every output, and every generator's attention to the V tokens of the others.
+
+    Source: XGeM 2.3. The published code shows each generator its own latent; here, as in the paper's Eq. 4, V of an
+    output never enters its own generator. Fresh weights change nothing: all attentions start at zero.
+    """
+
+    kind = "alignment"
+
+    def __init__(self, config: AlignmentConfig) -> None:
+        super().__init__()
+        self.config = config
+        outputs = config.outputs
+        self.environment = nn.ModuleDict(
+            {
+                name: EnvironmentEncoder(output.latent_shape, config.width, config.tokens, config.dim)
+                for name, output in outputs.items()
+            }
+        )
+        self.attention = nn.ModuleDict(
+            {
+                name: EnvironmentAttentions(
+                    output.sites, tuple(other for other in outputs if other != name), config.dim, config.heads
+                )
+                for name, output in outputs.items()
+            }
+        )
+
+    def tokens(self, latents: Mapping[str, Tensor], t: Tensor) -> dict[str, Tensor]:
+        """Environment tokens (b, n, d) of noisy ``latents`` (b, ...) by output, all at timesteps (b,) or ()."""
+        return {name: self.environment[name](z, t) for name, z in latents.items()}
+
+    @contextmanager
+    def seeing(self, name: str, denoiser: nn.Module, tokens: Mapping[str, Tensor]) -> Iterator[None]:
+        """Within this block ``denoiser``, output ``name``'s, attends to the ``tokens`` of all outputs but its own."""
+        attention = self.attention[name]
+        assert isinstance(attention, EnvironmentAttentions)
+        others = {other: value for other, value in tokens.items() if other != name}
+        with attention.attached(denoiser, attention.marked(others)):
+            yield

@@ -1,0 +1,440 @@
+"""Do outputs of one request agree? Joint beside independent generation on one split (``xgem eval joint``).
+
+Source: XGeM 4.3 (Eq. 5, Table 7: cosine of two outputs in the prompt encoders' space; Fig. 5: Hamming distance between
+label sets of a generated frontal radiograph and report), with controls, intervals and tests that the paper leaves out.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from xgem.eval import measures
+from xgem.eval.agreement import cosine, own_rank_scores
+from xgem.eval.classifier import LABEL_CLASSES, Classifier, train_classifier
+from xgem.eval.labels import LABELLER, LABELLER_VERSION, label_matrix
+from xgem.eval.material import Evaluated, Images, Material, Training, load_material, load_training
+from xgem.eval.results import Measure, finite
+from xgem.eval.route import LETTERS
+from xgem.eval.routes import RunSettings, described, each, gathered_outputs
+from xgem.eval.statistics import Array, Bootstrap, Comparison, Sampled
+from xgem.eval.text import most_frequent
+from xgem.types import InputError, OutputError
+
+if TYPE_CHECKING:
+    from xgem.data.manifest import Manifest
+    from xgem.eval.measures import RealPictures
+
+SHARED_LABELS: Final[dict[str, str]] = {
+    "Cardiomegaly": "Cardiomegaly",
+    "Pleural Effusion": "Pleural Effusion",
+    "Atelectasis": "Atelectasis",
+    "Opacity": "Lung Opacity",
+    "Edema": "Edema",
+    "Nodule": "Lung Lesion",
+    "Device": "Support Devices",
+}
+"""Classes that both judges know: the classifier's name and the labeller's."""
+MODES: Final = ("joint", "independent")
+RESULTS: Final = "joint.json"
+
+
+@dataclass(frozen=True)
+class JointRoute:
+    """From some inputs, none included, to several outputs."""
+
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+
+    @property
+    def short(self) -> str:
+        left, right = ("+".join(LETTERS.get(name, name) for name in names) for names in (self.inputs, self.outputs))
+        return f"{left or 'nothing'}->{right}"
+
+
+def joint_routes(modalities: Sequence[str]) -> list[JointRoute]:
+    """All but one modality from the one, and all of them from nothing."""
+    single = [JointRoute((name,), tuple(other for other in modalities if other != name)) for name in modalities]
+    return [*reversed(single), JointRoute((), tuple(modalities))]
+
+
+Outputs = dict[str, Any]
+"""By output: pictures (n, s, s) uint8, or n reports."""
+
+
+def generate(
+    evaluated: Evaluated,
+    route: JointRoute,
+    material: Material,
+    settings: RunSettings,
+    *,
+    joint: bool,
+    advance: Callable[[int], None] = lambda _: None,
+) -> Outputs:
+    """One route's outputs for every study; study i has seed ``settings.seed + i`` in either mode."""
+    prompts = material.prompts(route.inputs)
+    made: dict[str, list[Any]] = {name: [] for name in route.outputs}
+    for start in range(0, len(prompts), settings.batch_size):
+        batch = prompts[start : start + settings.batch_size]
+        generations = evaluated.pipe(
+            batch,
+            list(route.outputs),
+            seed=[settings.seed + start + i for i in range(len(batch))],
+            joint=joint,
+            batch_size=settings.batch_size,
+            progress=False,
+            **settings.options(),
+        )
+        for generation in generations:
+            for name in route.outputs:
+                made[name].append(generation.outputs[name][0])
+        advance(len(batch))
+    return {name: gathered_outputs(values, evaluated.transform.size) for name, values in made.items()}
+
+
+@dataclass(frozen=True)
+class LabelJudges:
+    """Label sets of pictures and reports over ``SHARED_LABELS``.
+
+    The classifier's thresholds are quantiles of its logits on real training pictures: it calls as many of them positive
+    as are annotated so.
+    """
+
+    judge: Classifier
+    thresholds: Array
+
+    @classmethod
+    def fit(cls, judge: Classifier, training: Training, view: str) -> LabelJudges:
+        columns = [LABEL_CLASSES.index(name) for name in SHARED_LABELS]
+        logits, labels = judge.logits(training.pictures[view])[:, columns], training.labels[view][:, columns]
+        prevalence = np.nanmean(labels, axis=0)
+        return cls(judge, np.array([np.quantile(own, 1 - p) for own, p in zip(logits.T, prevalence, strict=True)]))
+
+    def of_pictures(self, pictures: Images) -> NDArray[np.bool_]:
+        columns = [LABEL_CLASSES.index(name) for name in SHARED_LABELS]
+        return self.judge.logits(pictures)[:, columns] > self.thresholds
+
+    @staticmethod
+    def of_reports(reports: Sequence[str]) -> NDArray[np.bool_]:
+        return label_matrix(reports, classes=tuple(SHARED_LABELS.values()))
+
+
+def hamming(first: NDArray[np.bool_], second: NDArray[np.bool_]) -> Array:
+    """(n, k), (n, k) -> (n, n) numbers of labels in which set i of the first and set j of the second differ."""
+    a, b = first.astype(np.float64), second.astype(np.float64)
+    return a @ (1 - b).T + (1 - a) @ b.T
+
+
+def _compared(scores: Mapping[str, Array], real: Array, bootstrap: Bootstrap) -> dict[str, Any]:
+    """Joint beside independent, shuffled and real, from (n, n) scores of one output i against another output j."""
+    from scipy.stats import wilcoxon
+
+    matched = {mode: bootstrap.matched_and_shuffled(scores[mode]) for mode in MODES}
+    own = {mode: np.diag(scores[mode]) for mode in MODES}
+    differs = bool((own["joint"] != own["independent"]).any())
+    test: Any = wilcoxon(own["joint"], own["independent"]) if differs else None
+    return {
+        "joint": _estimate(matched["joint"].matched),
+        "independent": _estimate(matched["independent"].matched),
+        "shuffled": _estimate(matched["joint"].shuffled),
+        "real": _estimate(bootstrap.matched_and_shuffled(real).matched),
+        "difference": _estimate(matched["joint"].matched - matched["independent"].matched),
+        "difference_to_shuffled": _estimate(matched["joint"].difference),
+        "wilcoxon_p": float(test.pvalue) if test is not None else 1.0,
+    }
+
+
+def _estimate(sampled: Sampled) -> dict[str, Any]:
+    return sampled.estimate().as_dict()
+
+
+@dataclass(frozen=True)
+class JointEvaluation:
+    """The whole run: settings, and by route the agreement of its outputs, their label sets, each output's quality."""
+
+    settings: Mapping[str, Any]
+    routes: Mapping[str, Any]
+
+    def json(self) -> str:
+        record = {"format": "xgem-eval-joint", "format_version": 1, "settings": dict(self.settings)}
+        return json.dumps(finite(record | {"routes": dict(self.routes)}), indent=2, ensure_ascii=False)
+
+    def markdown(self) -> str:
+        """The tables, as the model card has them."""
+        lines = [
+            "Several outputs at once: joint beside independent sampling of the same seeds; paired difference [95 %]",
+            "",
+            "| route | measure | n | joint | independent | difference | Wilcoxon p | shuffled | real pairs |",
+            "|---|---|---|---|---|---|---|---|---|",
+        ]
+        for route, found in self.routes.items():
+            for name, one in found["agreement"].items():
+                value = one["difference"]
+                difference = f"{value['value']:+.3f} [{value['low']:+.3f}, {value['high']:+.3f}]"
+                cells = [f"{one[key]['value']:.3f}" for key in ("joint", "independent")]
+                cells += [difference, f"{one['wilcoxon_p']:.2g}"]
+                cells += [f"{one[key]['value']:.3f}" for key in ("shuffled", "real")]
+                lines.append(f"| {route} | {name} | {value['n']} | {' | '.join(cells)} |")
+        lines += [
+            "",
+            "Each output of these routes by itself, joint less independent; paired difference [95 %]",
+            "",
+            "| route | output | measure | joint | independent | difference |",
+            "|---|---|---|---|---|---|",
+        ]
+        for route, found in self.routes.items():
+            for output, quality in found["quality"].items():
+                for name, one in quality.items():
+                    value = one["difference"]
+                    difference = f"{value['value']:+.3f} [{value['low']:+.3f}, {value['high']:+.3f}]"
+                    cells = [f"{one[key]['value']:.3f}" for key in MODES]
+                    lines.append(f"| {route} | {output} | {name} | {' | '.join(cells)} | {difference} |")
+        return "\n".join(lines) + "\n"
+
+    def write(self, out: Path) -> None:
+        """joint.json, joint.md and the plots into the run folder.
+
+        Raises:
+            OutputError: the folder cannot be written. InputError: matplotlib is missing.
+        """
+        try:
+            (out / RESULTS).write_text(self.json() + "\n", encoding="utf-8")
+            (out / "joint.md").write_text(self.markdown(), encoding="utf-8")
+            _plot(self.routes, out)
+        except OSError as error:
+            raise OutputError(f"{out}: cannot be written ({error.strerror}); choose another folder") from None
+
+
+def evaluate_joint(
+    evaluated: Evaluated,
+    manifest: Manifest,
+    *,
+    split: str = "val",
+    out: Path,
+    settings: RunSettings | None = None,
+    cache: Path | None = None,
+    overwrite: bool = False,
+    device: str = "cpu",
+    progress: bool = True,
+) -> JointEvaluation:
+    """Run every route to several outputs jointly and independently, measure both, and write to the folder ``out``.
+
+    Args:
+        cache: folder for prepared pictures and classifiers, as of ``evaluate_routes``; ``out/cache`` by default.
+        overwrite: replace the results of an earlier run in ``out``.
+        device: where the classifier trains and runs.
+
+    Raises:
+        InputError: the model has no alignment. OutputError: ``out`` holds results already or cannot be written.
+        DataError: too few studies or pictures.
+    """
+    settings = settings or RunSettings()
+    if (out / RESULTS).exists() and not overwrite:
+        raise OutputError(f"{out}: holds results already; choose another folder or pass --overwrite")
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"{out}: cannot be written ({error.strerror}); choose another folder") from None
+    cache = cache or out / "cache"
+    material = load_material(
+        manifest, split, evaluated, cache, limit=settings.limit, seed=settings.seed, progress=progress
+    )
+    training = load_training(manifest, evaluated, cache, progress=progress)
+    bootstrap = Bootstrap(material.n, draws=settings.bootstrap, seed=settings.seed)
+    real: dict[str, RealPictures] = {}
+    for view in evaluated.pictures:
+        judge = train_classifier(
+            training.pictures[view],
+            training.labels[view],
+            LABEL_CLASSES,
+            config=settings.classifier,
+            folder=cache / "classifier",
+            device=device,
+        )
+        real[view] = measures.measure_real(view, material, training, evaluated, judge, bootstrap, seed=settings.seed)
+    judges = {view: LabelJudges.fit(one.judge, training, view) for view, one in real.items()}
+    truth: Outputs = {**material.pictures, **{name: list(material.reports) for name in evaluated.reports}}
+    embedded = {name: evaluated.embed(name, value) for name, value in truth.items()}
+    constant = most_frequent(training.impressions)
+
+    routes: dict[str, Any] = {}
+    for route, advance in each(joint_routes(evaluated.modalities), 2 * material.n, progress):
+        made = {
+            mode: generate(evaluated, route, material, settings, joint=mode == "joint", advance=advance)
+            for mode in MODES
+        }
+        routes[route.short] = {
+            "inputs": list(route.inputs),
+            "outputs": list(route.outputs),
+            "n": material.n,
+            "agreement": _agreement(route, made, truth, embedded, evaluated, judges, bootstrap),
+            "labels": _label_histograms(route, made, truth, evaluated, judges),
+            "quality": _quality(route, made, real, material, embedded, constant, evaluated, bootstrap, settings.seed),
+        }
+    own = described(settings, evaluated, split, material) | {
+        "labels": list(SHARED_LABELS),
+        "labeller": f"{LABELLER} {LABELLER_VERSION}, uncertain counts as positive",
+        "classifiers": {view: one.judge.hash for view, one in real.items()},
+    }
+    evaluation = JointEvaluation(own, routes)
+    evaluation.write(out)
+    return evaluation
+
+
+def _agreement(
+    route: JointRoute,
+    made: Mapping[str, Outputs],
+    truth: Outputs,
+    embedded: Mapping[str, Array],
+    evaluated: Evaluated,
+    judges: Mapping[str, LabelJudges],
+    bootstrap: Bootstrap,
+) -> dict[str, Any]:
+    """By measure: the cosine of every pair of outputs, the rank of the own picture, the label sets' distance."""
+    vectors = {
+        mode: {name: evaluated.embed(name, outputs[name]) for name in route.outputs} for mode, outputs in made.items()
+    }
+    found: dict[str, Any] = {}
+    for a, b in combinations(route.outputs, 2):
+        name = f"{LETTERS.get(a, a)}-{LETTERS.get(b, b)}"
+        scores = {mode: cosine(vectors[mode][a], vectors[mode][b]) for mode in MODES}
+        found[f"cosine {name}"] = _compared(scores, cosine(embedded[a], embedded[b]), bootstrap)
+        if a in judges and b in judges:
+            ranks = {mode: own_rank_scores(vectors[mode][a], vectors[mode][b]) for mode in MODES}
+            actual = own_rank_scores(embedded[a], embedded[b])
+            found[f"1 - rank of the own {a} {name}"] = _compared(ranks, actual, bootstrap)
+    for view, report in _label_pairs(route, evaluated, judges):
+        judge = judges[view]
+        distances = {
+            mode: hamming(judge.of_pictures(outputs[view]), judge.of_reports(outputs[report]))
+            for mode, outputs in made.items()
+        }
+        actual = hamming(judge.of_pictures(truth[view]), judge.of_reports(truth[report]))
+        found[f"Hamming {LETTERS.get(view, view)}-{LETTERS.get(report, report)}"] = _compared(
+            distances, actual, bootstrap
+        )
+    return found
+
+
+def _label_pairs(route: JointRoute, evaluated: Evaluated, judges: Mapping[str, LabelJudges]) -> list[tuple[str, str]]:
+    views = [name for name in route.outputs if name in judges]
+    return [(view, name) for view in views for name in route.outputs if name in evaluated.reports]
+
+
+def _label_histograms(
+    route: JointRoute,
+    made: Mapping[str, Outputs],
+    truth: Outputs,
+    evaluated: Evaluated,
+    judges: Mapping[str, LabelJudges],
+) -> dict[str, Any]:
+    """By pair: how many studies have label sets 0, 1, 2, ... apart; the shuffled control as expected counts."""
+    found: dict[str, Any] = {}
+    for view, report in _label_pairs(route, evaluated, judges):
+        judge = judges[view]
+
+        def counts(outputs: Outputs, view: str = view, report: str = report, judge: LabelJudges = judge) -> Any:
+            distances = hamming(judge.of_pictures(outputs[view]), judge.of_reports(outputs[report]))
+            bins = len(SHARED_LABELS) + 1
+            own = np.bincount(np.diag(distances).astype(int), minlength=bins)
+            every = np.bincount(distances.astype(int).ravel(), minlength=bins)
+            return own, (every - own) / (len(distances) - 1)
+
+        own = {mode: counts(outputs) for mode, outputs in made.items()}
+        found[f"{view}, {report}"] = {
+            "joint": own["joint"][0].tolist(),
+            "independent": own["independent"][0].tolist(),
+            "shuffled": np.round(own["joint"][1], 2).tolist(),
+            "real": counts(truth)[0].tolist(),
+        }
+    return found
+
+
+def _quality(
+    route: JointRoute,
+    made: Mapping[str, Outputs],
+    real: Mapping[str, RealPictures],
+    material: Material,
+    embedded: Mapping[str, Array],
+    constant: str,
+    evaluated: Evaluated,
+    bootstrap: Bootstrap,
+    seed: int,
+) -> dict[str, Any]:
+    """What ``eval routes`` measures of each output by itself, joint and independent."""
+    # Without prompts, agreement with them is not defined and left out below.
+    prompts = (
+        measures.prompt_embedding(embedded, route.inputs)
+        if route.inputs
+        else np.zeros_like(next(iter(embedded.values())))
+    )
+    found: dict[str, Any] = {}
+    for name in route.outputs:
+        by_mode: dict[str, Mapping[str, Measure]] = {}
+        for mode, outputs in made.items():
+            if name in real:
+                by_mode[mode], _ = measures.measure_pictures(
+                    outputs[name], real[name], material, prompts, evaluated, bootstrap, seed=seed
+                )
+            else:
+                by_mode[mode], _ = measures.measure_reports(
+                    outputs[name], material, name, prompts, embedded[name], constant, evaluated, bootstrap, seed=seed
+                )
+        found[name] = {
+            measure: {
+                "joint": _estimate(by_mode["joint"][measure].value),
+                "independent": _estimate(by_mode["independent"][measure].value),
+                "difference": _estimate(
+                    Comparison(by_mode["joint"][measure].value, by_mode["independent"][measure].value).difference
+                ),
+                "higher_is_better": by_mode["joint"][measure].higher_is_better,
+            }
+            for measure in by_mode["joint"]
+            if route.inputs or measure != "prompt_agreement"
+        }
+    return found
+
+
+def _plot(routes: Mapping[str, Any], out: Path) -> None:
+    """The cosines of all routes, and the label sets' distances of each route that has them."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise InputError("plots need the package matplotlib, which is not installed: install xgem[eval]") from error
+    columns = ("real", "joint", "independent", "shuffled")
+    bars = [
+        (f"{route}\n{name.removeprefix('cosine ')}", one)
+        for route, found in routes.items()
+        for name, one in found["agreement"].items()
+        if name.startswith("cosine ")
+    ]
+    figure: Any = Figure(figsize=(1.6 * len(bars) + 2, 4), layout="constrained")
+    axes = figure.subplots()
+    for k, column in enumerate(columns):
+        values = [one[column] for _, one in bars]
+        middle = np.array([one["value"] for one in values])
+        spread = np.abs(np.array([[one["low"], one["high"]] for one in values]).T - middle)
+        axes.bar(np.arange(len(bars)) + (k - 1.5) * 0.2, middle, 0.2, yerr=spread, label=column)
+    axes.set_xticks(np.arange(len(bars)), [label for label, _ in bars])
+    axes.set_ylabel("cosine of two outputs")
+    axes.legend()
+    figure.savefig(out / "cosine.png", dpi=120)
+    for route, found in routes.items():
+        for pair, counts in found["labels"].items():
+            figure = Figure(figsize=(6, 4), layout="constrained")
+            axes = figure.subplots()
+            for k, column in enumerate(columns):
+                axes.bar(np.arange(len(counts[column])) + (k - 1.5) * 0.2, counts[column], 0.2, label=column)
+            axes.set_xlabel(f"labels in which {pair} differ (Hamming distance)")
+            axes.set_ylabel("studies")
+            axes.set_title(route)
+            axes.legend()
+            stem = f"{route}_{pair}".replace("->", "_to_").replace("+", "_").replace(", ", "_")
+            figure.savefig(out / f"hamming_{stem}.png", dpi=120)

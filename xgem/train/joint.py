@@ -1,0 +1,206 @@
+"""The stage that trains the alignment: generators frozen, several outputs denoised at once (XGeM 2.3)."""
+
+from __future__ import annotations
+
+import itertools
+import random
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from xgem import checkpoint as components
+from xgem.alignment.environment import summary
+from xgem.alignment.model import Alignment
+from xgem.configs.schema import AlignmentConfig, Preset, StageConfig
+from xgem.data.cache import ArrayCache, module_hash
+from xgem.encoders.contrastive import gathered, info_nce
+from xgem.generators.latent_diffusion import LatentDiffusion
+from xgem.train.banks import PromptBank, TargetBank, prompt_bank, target_bank
+from xgem.train.corpus import Corpus
+from xgem.train.loop import Stage, mix, permuted
+from xgem.train.subsets import draw_prompts
+from xgem.types import Encoded
+
+_VALIDATION = 96
+_VALIDATION_TIMES = 4
+
+
+class _Frozen(dict[str, LatentDiffusion]):
+    """Generators that are used and not trained: left out of what is optimised, averaged and copied."""
+
+    def __deepcopy__(self, memo: Any) -> _Frozen:
+        return self
+
+
+class _Together(nn.Module):
+    """The alignment beside its frozen generators, in one call, so that it can be wrapped and compiled."""
+
+    def __init__(self, alignment: Alignment, generators: _Frozen) -> None:
+        super().__init__()
+        self.alignment = alignment
+        self.generators = generators
+
+    def forward(
+        self, z: Mapping[str, Tensor], t: Tensor, encoded: Mapping[str, Encoded], keep: Mapping[str, Tensor]
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Predictions of all outputs in ``z``, each seeing the others, and one environment vector (b, d) of each."""
+        tokens = self.alignment.tokens(z, t)
+        predictions = {}
+        for name, latents in z.items():
+            model = self.generators[name]
+            with self.alignment.seeing(name, model.net, tokens):
+                predictions[name] = model(latents, t, _context(model, encoded, keep, len(t)))
+        return predictions, {name: summary(value) for name, value in tokens.items()}
+
+
+def _context(model: LatentDiffusion, encoded: Mapping[str, Encoded], keep: Mapping[str, Tensor], batch: int) -> Any:
+    return model.fuse(encoded, keep) if encoded else model.null(batch)
+
+
+class JointStage(Stage):
+    """Denoising losses of all outputs of a group, and InfoNCE between their environment vectors (XGeM 2.3).
+
+    A step trains one group of outputs, drawn uniformly from all pairs and larger sets; prompts are drawn from the rest
+    by Multi-Prompt Training, the null context included; the timestep is shared. ``config.loss``: ``contrastive``, the
+    weight of InfoNCE, and ``temperature``.
+    """
+
+    name = "joint"
+
+    def __init__(
+        self,
+        preset: Preset,
+        config: StageConfig,
+        train: Corpus,
+        val: Corpus,
+        component: str,
+        parts: Mapping[str, Any],
+        cache: Path,
+        device: torch.device,
+        seed: int,
+    ) -> None:
+        self.config, self.seed, self.component = config, seed, component
+        weights = self.loss_weights(contrastive=0.02, temperature=0.1)
+        self.contrastive, self.temperature = weights["contrastive"], weights["temperature"]
+        settings = preset.components[component]
+        assert isinstance(settings, AlignmentConfig)
+        self.outputs = tuple(settings.outputs)
+        self.generators = _Frozen({n: parts[preset.modalities[n].generator].to(device) for n in self.outputs})
+        assert not any(p.requires_grad for model in self.generators.values() for p in model.parameters())
+        self.model = Alignment(settings)
+        self.module = _Together(self.model, self.generators)
+        self.groups = [
+            group for k in range(2, len(self.outputs) + 1) for group in itertools.combinations(self.outputs, k)
+        ]
+        store = ArrayCache(cache)
+        self.train, self.val = (self._banks(preset, corpus, parts, store, device) for corpus in (train, val))
+        self.null = max(model.config.null_probability for model in self.generators.values())
+        self.steps = min(model.config.diffusion.num_train_timesteps for model in self.generators.values())
+        self.settings = (settings, *(parts[name].config for name in sorted(parts)))
+        self.hash = train.fingerprint() + "".join(module_hash(parts[name]) for name in sorted(parts))
+
+    def _banks(
+        self, preset: Preset, corpus: Corpus, parts: Mapping[str, Any], store: ArrayCache, device: torch.device
+    ) -> dict[str, tuple[TargetBank, PromptBank]]:
+        return {
+            name: (
+                target_bank(name, parts[preset.modalities[name].codec], corpus, store, device),
+                prompt_bank(name, parts[preset.modalities[name].encoder], corpus, store, device),
+            )
+            for name in self.outputs
+        }
+
+    @property
+    def fresh(self) -> dict[str, nn.Module]:
+        return {self.component: self.model}
+
+    def fingerprint(self) -> str:
+        return super().fingerprint() + self.hash
+
+    def usable(self, banks: Mapping[str, tuple[TargetBank, PromptBank]], group: Sequence[str]) -> list[int]:
+        """Studies that have every output of the group."""
+        rows = [banks[name][0].rows for name in group]
+        return [index for index, found in enumerate(zip(*rows, strict=True)) if all(found)]
+
+    def batch(self, step: int, rank: int, world: int) -> dict[str, Any]:
+        group = random.Random(mix(self.seed, self.name, "group", step)).choice(self.groups)
+        studies = self.usable(self.train, group)
+        size = self.config.batch_size
+        picked = permuted(len(studies), (step * world + rank) * size, size, mix(self.seed, self.name, *group))
+        rng = random.Random(mix(self.seed, self.name, "prompts", step, rank))
+        return self._collate(self.train, group, [studies[i] for i in picked], rng)
+
+    def _collate(
+        self,
+        banks: Mapping[str, tuple[TargetBank, PromptBank]],
+        group: Sequence[str],
+        indices: list[int],
+        rng: random.Random,
+    ) -> dict[str, Any]:
+        """Latents of the group and, by prompt, rows to encode and the draw. Missing prompts point at row 0, unused."""
+        rest = [name for name in self.outputs if name not in group]
+        targets: dict[str, list[int]] = {name: [] for name in group}
+        rows: dict[str, list[int]] = {name: [] for name in rest}
+        keep: dict[str, list[bool]] = {name: [] for name in rest}
+        for index in indices:
+            for name in group:
+                targets[name].append(rng.choice(banks[name][0].rows[index]))
+            present = [name for name in rest if banks[name][1].rows[index]]
+            chosen = draw_prompts(present, group[0], rng, self.null)
+            for name in rest:
+                rows[name].append(rng.choice(banks[name][1].rows[index]) if name in chosen else 0)
+                keep[name].append(name in chosen)
+        return {
+            "z0": {name: banks[name][0].latents[found] for name, found in targets.items()},
+            "encoded": {name: banks[name][1].encoded(found) for name, found in rows.items()},
+            "keep": {name: torch.tensor(found) for name, found in keep.items()},
+        }
+
+    def loss(self, module: nn.Module, batch: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
+        device = next(module.parameters()).device
+        z0 = {name: value.to(device) for name, value in batch["z0"].items()}
+        encoded = {name: item.to(device) for name, item in batch["encoded"].items()}
+        count = len(next(iter(z0.values())))
+        t = batch.get("t")
+        if t is None:
+            t = torch.randint(self.steps, (count,), device=device)
+        noisy = {name: self.generators[name].noisy(value, torch.randn_like(value), t) for name, value in z0.items()}
+        predictions, vectors = module({name: z for name, (z, _) in noisy.items()}, t, encoded, batch["keep"])
+        denoising = torch.stack([F.mse_loss(predictions[name].float(), noisy[name][1]) for name in z0]).mean()
+        gather = gathered if module.training else _alone
+        placed = {name: gather(vector.float()) for name, vector in vectors.items()}
+        scale = torch.as_tensor(1 / self.temperature, device=device)
+        contrast = torch.stack(
+            [info_nce(placed[a], placed[b], scale) for a, b in itertools.combinations(placed, 2)]
+        ).mean()
+        logged = {"denoising": denoising.detach(), "contrast": contrast.detach()}
+        return denoising + self.contrastive * contrast, logged
+
+    def validate(self, module: nn.Module) -> dict[str, float]:
+        """The denoising loss of every group on fixed studies, noise and evenly spaced timesteps."""
+        device = next(module.parameters()).device
+        figures = {"loss": 0.0, "contrast": 0.0}
+        for group in self.groups:
+            studies = self.usable(self.val, group)[:_VALIDATION]
+            batch = self._collate(self.val, group, studies, random.Random(mix(self.seed, "validate")))
+            for k in range(_VALIDATION_TIMES):
+                spread = (torch.arange(len(studies), device=device) * 0.6180339887 + k / _VALIDATION_TIMES) % 1
+                _, logged = self.loss(module, batch | {"t": (spread * self.steps).long()})
+                share = 1 / (_VALIDATION_TIMES * len(self.groups))
+                figures["loss"] += float(logged["denoising"]) * share
+                figures["contrast"] += float(logged["contrast"]) * share
+                key = "+".join(group)
+                figures[key] = figures.get(key, 0.0) + float(logged["denoising"]) / _VALIDATION_TIMES
+        return figures
+
+    def finish(self, module: nn.Module, root: Path) -> None:
+        assert isinstance(module, _Together)
+        components.save_component(root, self.component, module.alignment)
+
+
+def _alone(x: Tensor) -> Tensor:
+    return x
