@@ -5,7 +5,7 @@
 #   make lint                                    ruff and pyright
 #   make train-default [DATA=openi] [RUN=folder] [PRECISION=bf16]   trains openi-128; call it again to go on
 #   make embed [RUN=folder]                      ships what was trained: fp16, measured, with its card
-#   make eval [MODEL=folder] [RUN=folder]        the table of all nine routes on val
+#   make eval [MODEL=folder] [RUN=folder]        the tables of all nine routes, and of joint outputs, on val
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
@@ -96,13 +96,16 @@ $(MANIFEST): | $(INSTALLED_DEV)
 train-default: HOW := --preset "$(PRESET)" --data "$(MANIFEST)" --precision $(PRECISION) --resume
 train-default: $(INSTALLED_DEV) $(MANIFEST)
 	$(XGEM) data check "$(MANIFEST)"
-	$(XGEM) train all --out "$(RUN)/first" $(HOW)
-	for stage in clip frontal lateral report; do \
+	for stage in image-vae image-decoder clip report-vae frontal lateral report; do \
+		$(XGEM) train $$stage --out "$(RUN)/first" $(HOW) || exit; done
+	for stage in clip frontal lateral report joint; do \
 		$(XGEM) train $$stage --init "$(RUN)/first" --seed 1 --out "$(RUN)" $(HOW) || exit; done
 
+# Joint outputs are measured where the model has what they need.
+eval: MEASURE = --data "$(MANIFEST)" --split $(SPLIT) --out "$(RUN)/eval" --cache "$(RUN)/eval-cache" --overwrite
 eval: $(INSTALLED_DEV) $(MANIFEST)
-	$(XGEM) eval routes $(if $(MODEL),--model "$(MODEL)") --data "$(MANIFEST)" --split $(SPLIT) \
-		--out "$(RUN)/eval" --cache "$(RUN)/eval-cache" --report-samples 3 --overwrite
+	$(XGEM) eval routes $(if $(MODEL),--model "$(MODEL)") $(MEASURE) --report-samples 3
+	$(if $(wildcard $(or $(MODEL),xgem/assets/$(PRESET))/alignment),$(XGEM) eval joint $(if $(MODEL),--model "$(MODEL)") $(MEASURE))
 
 # What ships: the trained checkpoint as fp16, measured, with its card and README's table written from the measures.
 embed: $(INSTALLED_DEV) $(MANIFEST)

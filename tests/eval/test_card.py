@@ -23,8 +23,10 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def evaluation(folder: Path, checkpoint: str) -> Path:
     folder.mkdir()
-    (folder / "routes.json").write_text(json.dumps({"settings": {"model": {"name": "x", "hash": checkpoint}}}))
-    (folder / "routes.md").write_text("| route | n |\n|---|---|\n| F->L | 340 |\n")
+    for name, row in (("routes", "F->L"), ("joint", "T->F+L")):
+        record = {"settings": {"model": {"name": "x", "hash": checkpoint}}}
+        (folder / f"{name}.json").write_text(json.dumps(record))
+        (folder / f"{name}.md").write_text(f"| route | n |\n|---|---|\n| {row} | 340 |\n")
     return folder
 
 
@@ -33,14 +35,15 @@ def test_it_holds_counts_hash_and_tables(root: Path, tmp_path: Path) -> None:
     readme.write_text("before\n<!-- results:begin -->\nold\n<!-- results:end -->\nafter\n")
     card = write_card(root, evaluation(tmp_path / "eval", checkpoint_hash(root)), readme=readme).read_text()
     assert checkpoint_hash(root) in card
-    assert "| F->L | 340 |" in card
     total = sum(int(row.split("|")[2].replace(",", "")) for row in card.splitlines() if row.startswith("| image_vae |"))
     assert total > 10_000
     text = readme.read_text()
     assert "old" not in text
     assert text.startswith("before\n")
     assert text.endswith("after\n")
-    assert "| F->L | 340 |" in text
+    for row in ("| F->L | 340 |", "| T->F+L | 340 |"):
+        assert row in card
+        assert row in text
 
 
 def test_what_is_missing_is_said(root: Path) -> None:
@@ -67,3 +70,7 @@ def test_an_evaluation_of_another_checkpoint_is_refused(root: Path, tmp_path: Pa
 def test_a_missing_evaluation_is_named(root: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"routes\.md"):
         write_card(root, tmp_path)
+    folder = evaluation(tmp_path / "eval", checkpoint_hash(root))
+    (folder / "joint.md").unlink()
+    with pytest.raises(InputError, match=r"joint\.md"):
+        write_card(root, folder)

@@ -58,6 +58,24 @@ def test_studies_that_lack_a_modality_serve_the_groups_they_have(stage: JointSta
         assert all(stage.train[name][0].rows[index] for index in pair)
 
 
+def test_environment_encoders_may_learn_alone_first(
+    debug_preset: Any, corpora: tuple[Corpus, Corpus], source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = debug_preset.train["joint"].model_copy(update={"loss": {"alone": 2}})
+    preset = debug_preset.model_copy(update={"train": debug_preset.train | {"joint": config}})
+    stage: Any = make_stage("joint", preset, *corpora, source, 0)
+    assert [stage.batch(step, 0, 1)["alone"] for step in range(4)] == [True, True, False, False]
+    batch = stage.batch(0, 0, 1)
+    assert tuple(batch["z0"]) == stage.groups[-1]
+    for model in stage.generators.values():
+        monkeypatch.setattr(model, "forward", None)
+    loss, logged = stage.loss(stage.module, batch)
+    loss.backward()
+    assert set(logged) == {"contrast"}
+    assert all(p.grad.abs().sum() > 0 for p in stage.model.environment.parameters())
+    assert not any(p.grad.abs().sum() > 0 for p in stage.model.attention.parameters())
+
+
 def test_gradient_reaches_the_alignment_alone(stage: JointStage) -> None:
     with torch.no_grad():  # a zero layer passes no gradient on
         for attentions in stage.model.attention.values():
@@ -89,11 +107,11 @@ def test_fresh_weights_denoise_as_the_generators_alone(
 ) -> None:
     stage: Any = make_stage("joint", debug_preset, *corpora, source, 0)
     batch = stage.batch(3, 0, 1)
+    t = torch.randint(stage.steps, (len(next(iter(batch["z0"].values()))),))
     torch.manual_seed(0)
     with torch.no_grad():
-        _, logged = stage.loss(stage.module, batch)
+        _, logged = stage.loss(stage.module, batch | {"t": t, "level": torch.tensor(5)})
         torch.manual_seed(0)
-        t = torch.randint(stage.steps, (len(next(iter(batch["z0"].values()))),))
         alone = []
         for name, z0 in batch["z0"].items():
             model = stage.generators[name]

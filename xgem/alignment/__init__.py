@@ -1,5 +1,1 @@
-"""Joint generation: what several outputs share while they are sampled together. Not built yet.
-
-Until it is, ``xgem.generate`` samples each output independently of the others, and says so in the metadata
-(``joint: false``).
-"""
+"""Joint generation: what several outputs share while they are sampled together (XGeM 2.3)."""

@@ -197,7 +197,8 @@ def joint(
 def card(
     model: Annotated[Path, typer.Option("--model", metavar="DIR", help="The checkpoint that was measured.")],
     evaluation: Annotated[
-        Path | None, typer.Argument(metavar="DIR", help="Run folder of `xgem eval routes`; without it: not measured.")
+        Path | None,
+        typer.Argument(metavar="DIR", help="Run folder of `xgem eval routes` and `joint`; without it: not measured."),
     ] = None,
     notes: Annotated[
         Path | None, typer.Option("--notes", help="Markdown on data, licence and limits, to be part of the card.")

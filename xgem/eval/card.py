@@ -53,8 +53,9 @@ are labelled by xgem's own rules (`xgem-rules`), and Frechet distances are in th
 
 
 def write_card(root: Path, evaluation: Path | None, *, notes: Path | None = None, readme: Path | None = None) -> Path:
-    """Write ``root/README.md`` from ``evaluation`` (a folder of ``xgem eval routes``), and the tables into ``readme``.
+    """Write ``root/README.md`` from ``evaluation``, and the tables into ``readme``.
 
+    ``evaluation`` is the folder of ``xgem eval routes`` and, for a model with an alignment, of ``xgem eval joint``.
     ``notes`` is Markdown with what no command knows: data, licence, limits. Without it, or without ``evaluation``, the
     card says what is missing.
 
@@ -65,7 +66,7 @@ def write_card(root: Path, evaluation: Path | None, *, notes: Path | None = None
     index = read_index(root)
     preset: Mapping[str, Any] = index.preset
     found = checkpoint_hash(root)
-    results = _UNMEASURED if evaluation is None else _tables(evaluation, found)
+    results = _UNMEASURED if evaluation is None else _tables(evaluation, found, preset.get("alignment") is not None)
     stages = "\n".join(
         f"| {name} | {stage['steps']} | {stage['batch_size']} | {stage['learning_rate']:g} |"
         for name, stage in preset["train"].items()
@@ -97,15 +98,20 @@ def write_card(root: Path, evaluation: Path | None, *, notes: Path | None = None
     return path
 
 
-def _tables(evaluation: Path, checkpoint: str) -> str:
-    """The Markdown tables of an evaluation of ``checkpoint``."""
-    tables, record = evaluation / "routes.md", evaluation / "routes.json"
-    if not tables.is_file() or not record.is_file():
-        raise InputError(f"{evaluation}: expected routes.md and routes.json; run `xgem eval routes --out` first")
-    measured = json.loads(record.read_text(encoding="utf-8"))["settings"]["model"]["hash"]
-    if measured != checkpoint:
-        raise InputError(f"{evaluation}: measured checkpoint {measured}, expected {checkpoint}: run it again")
-    return tables.read_text(encoding="utf-8").strip()
+def _tables(evaluation: Path, checkpoint: str, joint: bool) -> str:
+    """The Markdown tables of an evaluation of ``checkpoint``: single outputs, and several where they can be joint."""
+    found: list[str] = []
+    for name in ("routes", "joint") if joint else ("routes",):
+        tables, record = evaluation / f"{name}.md", evaluation / f"{name}.json"
+        if not tables.is_file() or not record.is_file():
+            raise InputError(
+                f"{evaluation}: expected {name}.md and {name}.json; run `xgem eval {name} --out {evaluation}` first"
+            )
+        measured = json.loads(record.read_text(encoding="utf-8"))["settings"]["model"]["hash"]
+        if measured != checkpoint:
+            raise InputError(f"{record}: measured checkpoint {measured}, expected {checkpoint}: run it again")
+        found.append(tables.read_text(encoding="utf-8").strip())
+    return "\n\n".join(found)
 
 
 def _parameters(folder: Path) -> int:

@@ -24,7 +24,7 @@ from xgem.eval.material import Evaluated, Images, Material, Training, load_mater
 from xgem.eval.results import Measure, finite
 from xgem.eval.route import LETTERS
 from xgem.eval.routes import RunSettings, described, each, gathered_outputs
-from xgem.eval.statistics import Array, Bootstrap, Comparison, Sampled
+from xgem.eval.statistics import Array, Bootstrap, Sampled
 from xgem.eval.text import most_frequent
 from xgem.types import InputError, OutputError
 
@@ -42,6 +42,20 @@ SHARED_LABELS: Final[dict[str, str]] = {
     "Device": "Support Devices",
 }
 """Classes that both judges know: the classifier's name and the labeller's."""
+UNCONDITIONAL: Final = ("frechet_classifier", "frechet_encoder", "band_ratio")
+"""What can be said of outputs that were made from nothing: there is no target to agree with."""
+SHOWN: Final = (
+    "target_agreement",
+    "one_minus_own_rank",
+    "classifier_agreement",
+    "label_auc",
+    "frechet_encoder",
+    "band_ratio",
+    "micro_f1_14",
+    "macro_f1_findings",
+    "bleu_4",
+)
+"""The measures of single outputs that the table shows; the JSON holds all."""
 MODES: Final = ("joint", "independent")
 RESULTS: Final = "joint.json"
 
@@ -192,6 +206,8 @@ class JointEvaluation:
         for route, found in self.routes.items():
             for output, quality in found["quality"].items():
                 for name, one in quality.items():
+                    if name not in SHOWN:
+                        continue
                     value = one["difference"]
                     difference = f"{value['value']:+.3f} [{value['low']:+.3f}, {value['high']:+.3f}]"
                     cells = [f"{one[key]['value']:.3f}" for key in MODES]
@@ -368,13 +384,8 @@ def _quality(
     bootstrap: Bootstrap,
     seed: int,
 ) -> dict[str, Any]:
-    """What ``eval routes`` measures of each output by itself, joint and independent."""
-    # Without prompts, agreement with them is not defined and left out below.
-    prompts = (
-        measures.prompt_embedding(embedded, route.inputs)
-        if route.inputs
-        else np.zeros_like(next(iter(embedded.values())))
-    )
+    """What ``eval routes`` measures of each output by itself, joint and independent; from nothing: fidelity alone."""
+    prompts = measures.prompt_embedding(embedded, route.inputs or tuple(embedded))
     found: dict[str, Any] = {}
     for name in route.outputs:
         by_mode: dict[str, Mapping[str, Measure]] = {}
@@ -391,13 +402,11 @@ def _quality(
             measure: {
                 "joint": _estimate(by_mode["joint"][measure].value),
                 "independent": _estimate(by_mode["independent"][measure].value),
-                "difference": _estimate(
-                    Comparison(by_mode["joint"][measure].value, by_mode["independent"][measure].value).difference
-                ),
+                "difference": _estimate(by_mode["joint"][measure].value - by_mode["independent"][measure].value),
                 "higher_is_better": by_mode["joint"][measure].higher_is_better,
             }
             for measure in by_mode["joint"]
-            if route.inputs or measure != "prompt_agreement"
+            if route.inputs or measure in UNCONDITIONAL
         }
     return found
 

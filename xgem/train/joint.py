@@ -45,16 +45,23 @@ class _Together(nn.Module):
         self.generators = generators
 
     def forward(
-        self, z: Mapping[str, Tensor], t: Tensor, encoded: Mapping[str, Encoded], keep: Mapping[str, Tensor]
+        self,
+        z: Mapping[str, Tensor],
+        t: Tensor,
+        encoded: Mapping[str, Encoded],
+        keep: Mapping[str, Tensor],
+        contrasted: Mapping[str, Tensor],
+        level: Tensor,
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Predictions of all outputs in ``z``, each seeing the others, and one environment vector (b, d) of each."""
+        """Predictions of all outputs in ``z`` (none: no generator runs), each seeing the others, and an environment
+        vector (b, d) of each in ``contrasted``, latents at timestep ``level`` ()."""
         tokens = self.alignment.tokens(z, t)
         predictions = {}
         for name, latents in z.items():
             model = self.generators[name]
             with self.alignment.seeing(name, model.net, tokens):
                 predictions[name] = model(latents, t, _context(model, encoded, keep, len(t)))
-        return predictions, {name: summary(value) for name, value in tokens.items()}
+        return predictions, {name: summary(value) for name, value in self.alignment.tokens(contrasted, level).items()}
 
 
 def _context(model: LatentDiffusion, encoded: Mapping[str, Encoded], keep: Mapping[str, Tensor], batch: int) -> Any:
@@ -66,7 +73,9 @@ class JointStage(Stage):
 
     A step trains one group of outputs, drawn uniformly from all pairs and larger sets; prompts are drawn from the rest
     by Multi-Prompt Training, the null context included; the timestep is shared. ``config.loss``: ``contrastive``, the
-    weight of InfoNCE, and ``temperature``.
+    weight of InfoNCE, ``temperature``, and ``alone``: for so many steps the environment encoders learn by InfoNCE
+    alone, on four batches of complete studies at once. That is quick because no generator runs, and attention learns
+    faster where there is something to see.
     """
 
     name = "joint"
@@ -84,8 +93,8 @@ class JointStage(Stage):
         seed: int,
     ) -> None:
         self.config, self.seed, self.component = config, seed, component
-        weights = self.loss_weights(contrastive=0.02, temperature=0.1)
-        self.contrastive, self.temperature = weights["contrastive"], weights["temperature"]
+        weights = self.loss_weights(contrastive=0.02, temperature=0.1, alone=0)
+        self.contrastive, self.temperature, self.alone = (weights[k] for k in ("contrastive", "temperature", "alone"))
         settings = preset.components[component]
         assert isinstance(settings, AlignmentConfig)
         self.outputs = tuple(settings.outputs)
@@ -127,12 +136,15 @@ class JointStage(Stage):
         return [index for index, found in enumerate(zip(*rows, strict=True)) if all(found)]
 
     def batch(self, step: int, rank: int, world: int) -> dict[str, Any]:
-        group = random.Random(mix(self.seed, self.name, "group", step)).choice(self.groups)
+        alone = step < self.alone * self.config.gradient_accumulation
+        group = (
+            self.groups[-1] if alone else random.Random(mix(self.seed, self.name, "group", step)).choice(self.groups)
+        )
         studies = self.usable(self.train, group)
-        size = self.config.batch_size
+        size = self.config.batch_size * (4 if alone else 1)
         picked = permuted(len(studies), (step * world + rank) * size, size, mix(self.seed, self.name, *group))
         rng = random.Random(mix(self.seed, self.name, "prompts", step, rank))
-        return self._collate(self.train, group, [studies[i] for i in picked], rng)
+        return self._collate(self.train, group, [studies[i] for i in picked], rng) | {"alone": alone}
 
     def _collate(
         self,
@@ -158,27 +170,36 @@ class JointStage(Stage):
             "z0": {name: banks[name][0].latents[found] for name, found in targets.items()},
             "encoded": {name: banks[name][1].encoded(found) for name, found in rows.items()},
             "keep": {name: torch.tensor(found) for name, found in keep.items()},
+            "alone": False,
         }
 
     def loss(self, module: nn.Module, batch: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
         device = next(module.parameters()).device
         z0 = {name: value.to(device) for name, value in batch["z0"].items()}
         encoded = {name: item.to(device) for name, item in batch["encoded"].items()}
-        count = len(next(iter(z0.values())))
-        t = batch.get("t")
-        if t is None:
-            t = torch.randint(self.steps, (count,), device=device)
-        noisy = {name: self.generators[name].noisy(value, torch.randn_like(value), t) for name, value in z0.items()}
-        predictions, vectors = module({name: z for name, (z, _) in noisy.items()}, t, encoded, batch["keep"])
-        denoising = torch.stack([F.mse_loss(predictions[name].float(), noisy[name][1]) for name in z0]).mean()
+        t, level = batch.get("t"), batch.get("level")
+        if t is None or level is None:
+            t = torch.randint(self.steps, (len(next(iter(z0.values()))),), device=device)
+            # One for the whole batch: otherwise the time itself would tell which vectors belong together.
+            level = torch.randint(self.steps, (), device=device)
+        noisy = {} if batch["alone"] else {name: self._noisy(name, value, t) for name, value in z0.items()}
+        contrasted = {name: self._noisy(name, value, level)[0] for name, value in z0.items()}
+        z = {name: one for name, (one, _) in noisy.items()}
+        predictions, vectors = module(z, t, encoded, batch["keep"], contrasted, level)
         gather = gathered if module.training else _alone
         placed = {name: gather(vector.float()) for name, vector in vectors.items()}
         scale = torch.as_tensor(1 / self.temperature, device=device)
         contrast = torch.stack(
             [info_nce(placed[a], placed[b], scale) for a, b in itertools.combinations(placed, 2)]
         ).mean()
+        if batch["alone"]:  # processes expect gradients of all weights from each other
+            return contrast + 0 * sum(p.sum() for p in module.parameters()), {"contrast": contrast.detach()}
+        denoising = torch.stack([F.mse_loss(predictions[name].float(), noisy[name][1]) for name in z0]).mean()
         logged = {"denoising": denoising.detach(), "contrast": contrast.detach()}
         return denoising + self.contrastive * contrast, logged
+
+    def _noisy(self, name: str, z0: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        return self.generators[name].noisy(z0, torch.randn_like(z0), t)
 
     def validate(self, module: nn.Module) -> dict[str, float]:
         """The denoising loss of every group on fixed studies, noise and evenly spaced timesteps."""
@@ -189,7 +210,8 @@ class JointStage(Stage):
             batch = self._collate(self.val, group, studies, random.Random(mix(self.seed, "validate")))
             for k in range(_VALIDATION_TIMES):
                 spread = (torch.arange(len(studies), device=device) * 0.6180339887 + k / _VALIDATION_TIMES) % 1
-                _, logged = self.loss(module, batch | {"t": (spread * self.steps).long()})
+                level = torch.tensor((k + 0.5) / _VALIDATION_TIMES * self.steps, device=device).long()
+                _, logged = self.loss(module, batch | {"t": (spread * self.steps).long(), "level": level})
                 share = 1 / (_VALIDATION_TIMES * len(self.groups))
                 figures["loss"] += float(logged["denoising"]) * share
                 figures["contrast"] += float(logged["contrast"]) * share

@@ -71,7 +71,11 @@ def make_stage(
         raise ConfigError(f"preset {preset.name!r} has no training settings for stage {name!r}")
     stage = _fresh_stage(name, preset, train_split, val_split, root, seed, init)
     if init is not None:
+        there = components.read_index(init).components
         for part, module in stage.fresh.items():
+            if part not in there:
+                log.info("%s: --init has no %r, which starts fresh", name, part)
+                continue
             loaded = components.load_component(init, part)
             module.load_state_dict(loaded.state_dict())
             stage.origin += module_hash(loaded)
@@ -130,7 +134,10 @@ def _architecture(config: Any) -> dict[str, Any]:
 def _start_from(init: Path, preset: Preset, root: Path) -> None:
     """Put ``init``'s components into ``root`` where it lacks them; ConfigError where one is of another architecture."""
     process = PartialState()
+    there = components.read_index(init).components
     for name, config in preset.components.items():
+        if name not in there:
+            continue
         found = components.read_component_config(init, name)
         if getattr(config, "pretrained", None) is None and _architecture(found) != _architecture(config):
             raise ConfigError(
