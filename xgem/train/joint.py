@@ -23,7 +23,7 @@ from xgem.train.banks import PromptBank, TargetBank, prompt_bank, target_bank
 from xgem.train.corpus import Corpus
 from xgem.train.loop import Stage, mix, permuted
 from xgem.train.subsets import draw_prompts
-from xgem.types import Encoded
+from xgem.types import ConfigError, Encoded
 
 _VALIDATION = 96
 _VALIDATION_TIMES = 4
@@ -75,7 +75,8 @@ class JointStage(Stage):
     by Multi-Prompt Training, the null context included; the timestep is shared. ``config.loss``: ``contrastive``, the
     weight of InfoNCE, ``temperature``, and ``alone``: for so many steps the environment encoders learn by InfoNCE
     alone, on four batches of complete studies at once. That is quick because no generator runs, and attention learns
-    faster where there is something to see.
+    faster where there is something to see. ``lowest``: the least timestep of the denoising losses; below some noise
+    level a latent says itself all that others could.
     """
 
     name = "joint"
@@ -93,8 +94,9 @@ class JointStage(Stage):
         seed: int,
     ) -> None:
         self.config, self.seed, self.component = config, seed, component
-        weights = self.loss_weights(contrastive=0.02, temperature=0.1, alone=0)
-        self.contrastive, self.temperature, self.alone = (weights[k] for k in ("contrastive", "temperature", "alone"))
+        weights = self.loss_weights(contrastive=0.02, temperature=0.1, alone=0, lowest=0)
+        self.contrastive, self.temperature = weights["contrastive"], weights["temperature"]
+        self.alone, self.lowest = weights["alone"], int(weights["lowest"])
         settings = preset.components[component]
         assert isinstance(settings, AlignmentConfig)
         self.outputs = tuple(settings.outputs)
@@ -109,6 +111,8 @@ class JointStage(Stage):
         self.train, self.val = (self._banks(preset, corpus, parts, store, device) for corpus in (train, val))
         self.null = max(model.config.null_probability for model in self.generators.values())
         self.steps = min(model.config.diffusion.num_train_timesteps for model in self.generators.values())
+        if not 0 <= self.lowest < self.steps:
+            raise ConfigError(f"stage joint: lowest timestep {self.lowest}, expected 0 to {self.steps - 1}")
         self.settings = (settings, *(parts[name].config for name in sorted(parts)))
         self.hash = train.fingerprint() + "".join(module_hash(parts[name]) for name in sorted(parts))
 
@@ -179,7 +183,7 @@ class JointStage(Stage):
         encoded = {name: item.to(device) for name, item in batch["encoded"].items()}
         t, level = batch.get("t"), batch.get("level")
         if t is None or level is None:
-            t = torch.randint(self.steps, (len(next(iter(z0.values()))),), device=device)
+            t = torch.randint(self.lowest, self.steps, (len(next(iter(z0.values()))),), device=device)
             # One for the whole batch: otherwise the time itself would tell which vectors belong together.
             level = torch.randint(self.steps, (), device=device)
         noisy = {} if batch["alone"] else {name: self._noisy(name, value, t) for name, value in z0.items()}
@@ -210,8 +214,9 @@ class JointStage(Stage):
             batch = self._collate(self.val, group, studies, random.Random(mix(self.seed, "validate")))
             for k in range(_VALIDATION_TIMES):
                 spread = (torch.arange(len(studies), device=device) * 0.6180339887 + k / _VALIDATION_TIMES) % 1
+                t = self.lowest + (spread * (self.steps - self.lowest)).long()
                 level = torch.tensor((k + 0.5) / _VALIDATION_TIMES * self.steps, device=device).long()
-                _, logged = self.loss(module, batch | {"t": (spread * self.steps).long(), "level": level})
+                _, logged = self.loss(module, batch | {"t": t, "level": level})
                 share = 1 / (_VALIDATION_TIMES * len(self.groups))
                 figures["loss"] += float(logged["denoising"]) * share
                 figures["contrast"] += float(logged["contrast"]) * share
