@@ -196,15 +196,20 @@ def test_what_cannot_be_kept(pipeline: XgemPipeline, options: dict[str, Any], me
         pipeline({}, ["frontal", "report"], **options, **QUICK)
 
 
-def test_a_checkpoint_without_alignment_says_so(tmp_path: Path, checkpoint: Path) -> None:
+def test_a_checkpoint_without_alignment_says_so(
+    tmp_path: Path, checkpoint: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     plain = load_preset("debug").model_dump()
     plain["alignment"] = None
     del plain["components"]["alignment"], plain["train"]["joint"]
     random_checkpoint(tmp_path / "plain", Preset.model_validate(plain))
     pipe = XgemPipeline.from_pretrained(tmp_path / "plain", device="cpu")
     with pytest.raises(InputError, match=r"has no alignment.*joint=False"):
-        pipe({}, ["frontal", "lateral"], **QUICK)
+        pipe({}, ["frontal", "lateral"], joint=True, **QUICK)
     assert pipe({}, ["frontal", "lateral"], joint=False, seed=1, **QUICK).metadata["joint"] is False
+    assert not caplog.records
+    assert pipe({}, ["frontal", "lateral"], seed=1, **QUICK).metadata["joint"] is False
+    assert "outputs are sampled independently" in caplog.text
     shutil.copytree(checkpoint, tmp_path / "untrained")
     index = (tmp_path / "untrained" / "model_index.json").read_text()
     record = json.loads(index)
@@ -212,7 +217,8 @@ def test_a_checkpoint_without_alignment_says_so(tmp_path: Path, checkpoint: Path
     (tmp_path / "untrained" / "model_index.json").write_text(json.dumps(record))
     pipe = XgemPipeline.from_pretrained(tmp_path / "untrained", device="cpu")
     with pytest.raises(CheckpointError, match=r"no trained alignment.*joint=False"):
-        pipe({}, ["frontal", "lateral"], **QUICK)
+        pipe({}, ["frontal", "lateral"], joint=True, **QUICK)
+    assert pipe({}, ["frontal", "lateral"], seed=1, **QUICK).metadata["joint"] is False
 
 
 def test_a_modality_without_environment_encoder_is_named(tmp_path: Path) -> None:

@@ -158,7 +158,7 @@ class XgemPipeline:
         num_inference_steps: int | None = None,
         guidance_scale: float | Mapping[str, float] | None = None,
         sampler: str | None = None,
-        joint: bool = True,
+        joint: bool | None = None,
         keep: Inputs | Sequence[Inputs] | None = None,
         strength: float | None = None,
         greedy: bool = True,
@@ -170,7 +170,7 @@ class XgemPipeline:
         batch_size: int = DEFAULT_BATCH_SIZE,
         allow_any: bool = False,
     ) -> Generation | list[Generation]:
-        """Generate ``outputs`` from ``inputs``; several outputs are sampled jointly, so that they agree.
+        """Generate ``outputs`` from ``inputs``; several outputs jointly, so that they agree, where the model can.
 
         Args:
             inputs: from modality to value (a file, PIL image, array or tensor; text for reports). Empty or None
@@ -184,7 +184,8 @@ class XgemPipeline:
             num_inference_steps, guidance_scale, sampler: the preset's unless given; ``guidance_scale`` is one
                 number, or one for each output (classifier-free guidance; 1 is none).
             joint: several outputs see each other at every step (XGeM 2.3), in one batch and with the same number of
-                steps; False samples each by itself, as if it were the only one.
+                steps; False samples each by itself, as if it were the only one. None: jointly where the checkpoint has
+                a trained alignment, and with a warning where not; the metadata say which.
             keep: from output to a value (as in ``inputs``) that it starts from, instead of from noise alone (SDEdit):
                 the same chest, changed towards the inputs. One mapping, or one an item.
             strength: how much of the way a kept output goes anew, above 0 and up to 1 (nothing is kept); default 0.5.
@@ -200,6 +201,10 @@ class XgemPipeline:
             InputError: anything of the above that cannot be used.
             CheckpointError, DeviceError: as ``component`` and ``to``.
         """
+        if joint is None:
+            joint = self.aligned
+            if not joint and not isinstance(outputs, str) and len(outputs) > 1:
+                logger.warning("%s has no trained alignment: outputs are sampled independently", self.name)
         if seed is not None and generator is not None:
             raise InputError("seed and generator were both given, expected one of them")
         if generator is not None:
@@ -323,10 +328,15 @@ class XgemPipeline:
             starts[name] = codec.encode(batch.to(self.device, self.dtype) if isinstance(batch, Tensor) else batch)
         return starts
 
+    @property
+    def aligned(self) -> bool:
+        """Whether the checkpoint has what sampling several outputs jointly takes."""
+        return self.preset.alignment in checkpoints.read_index(self.root).components
+
     def _environment(self) -> Alignment:
         """The checkpoint's alignment, which a request for joint outputs needs."""
         name = self.preset.alignment
-        if name is None or name not in checkpoints.read_index(self.root).components:
+        if name is None or not self.aligned:
             raise CheckpointError(
                 f"{self.name}: has no trained alignment, so outputs cannot be sampled jointly: use joint=False "
                 "(--independent), or train one with `xgem train joint`"

@@ -35,7 +35,7 @@ class CallOptions(TypedDict, total=False):
     num_inference_steps: int | None
     guidance_scale: float | Mapping[str, float] | None
     sampler: str | None
-    joint: bool
+    joint: bool | None
     keep: Inputs | Sequence[Inputs] | None
     strength: float | None
     greedy: bool

@@ -55,8 +55,13 @@ def generate(
         str | None, typer.Option(help="dpmsolver++, sde-dpmsolver++, ddim or unipc.", show_default="the preset's")
     ] = None,
     joint: Annotated[
-        bool, typer.Option("--joint/--independent", help="Several outputs see each other, or each is sampled alone.")
-    ] = True,
+        bool | None,
+        typer.Option(
+            "--joint/--independent",
+            help="Several outputs see each other, or each is sampled alone.",
+            show_default="joint where the model can",
+        ),
+    ] = None,
     keep: Keep = None,
     strength: Annotated[
         float | None, typer.Option(help="How much of a kept output is made anew, up to 1.", show_default="0.5")

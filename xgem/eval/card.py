@@ -66,7 +66,9 @@ def write_card(root: Path, evaluation: Path | None, *, notes: Path | None = None
     index = read_index(root)
     preset: Mapping[str, Any] = index.preset
     found = checkpoint_hash(root)
-    results = _UNMEASURED if evaluation is None else _tables(evaluation, found, preset.get("alignment") is not None)
+    results = (
+        _UNMEASURED if evaluation is None else _tables(evaluation, found, preset.get("alignment") in index.components)
+    )
     stages = "\n".join(
         f"| {name} | {stage['steps']} | {stage['batch_size']} | {stage['learning_rate']:g} |"
         for name, stage in preset["train"].items()
