@@ -18,12 +18,12 @@ from numpy.typing import NDArray
 
 from xgem.eval import measures
 from xgem.eval.agreement import cosine, own_rank_scores
-from xgem.eval.classifier import LABEL_CLASSES, Classifier, train_classifier
+from xgem.eval.classifier import LABEL_CLASSES, Classifier
 from xgem.eval.labels import LABELLER, LABELLER_VERSION, label_matrix
 from xgem.eval.material import Evaluated, Images, Material, Training, load_material, load_training
 from xgem.eval.results import Measure, finite
 from xgem.eval.route import LETTERS
-from xgem.eval.routes import RunSettings, described, each, gathered_outputs
+from xgem.eval.routes import RunSettings, described, each, gathered_outputs, judged
 from xgem.eval.statistics import Array, Bootstrap, Sampled
 from xgem.eval.text import most_frequent
 from xgem.types import InputError, OutputError
@@ -264,17 +264,7 @@ def evaluate_joint(
     )
     training = load_training(manifest, evaluated, cache, progress=progress)
     bootstrap = Bootstrap(material.n, draws=settings.bootstrap, seed=settings.seed)
-    real: dict[str, RealPictures] = {}
-    for view in evaluated.pictures:
-        judge = train_classifier(
-            training.pictures[view],
-            training.labels[view],
-            LABEL_CLASSES,
-            config=settings.classifier,
-            folder=cache / "classifier",
-            device=device,
-        )
-        real[view] = measures.measure_real(view, material, training, evaluated, judge, bootstrap, seed=settings.seed)
+    real = judged(evaluated.pictures, evaluated, material, training, bootstrap, settings, cache, device)
     judges = {view: LabelJudges.fit(one.judge, training, view) for view, one in real.items()}
     truth: Outputs = {**material.pictures, **{name: list(material.reports) for name in evaluated.reports}}
     embedded = {name: evaluated.embed(name, value) for name, value in truth.items()}

@@ -15,7 +15,7 @@ import numpy as np
 from xgem import __version__
 from xgem.eval import fidelity, measures, sheets, spectrum
 from xgem.eval.classifier import LABEL_CLASSES, ClassifierConfig, train_classifier
-from xgem.eval.material import Evaluated, Images, Material, load_material, load_training
+from xgem.eval.material import Evaluated, Images, Material, Training, load_material, load_training
 from xgem.eval.results import Evaluation, Measure, RouteResult, average_measures
 from xgem.eval.route import Route, all_routes
 from xgem.eval.statistics import Array, Bootstrap
@@ -176,18 +176,7 @@ def evaluate_routes(
     training = load_training(manifest, evaluated, cache, progress=progress)
     bootstrap = Bootstrap(material.n, draws=settings.bootstrap, seed=settings.seed)
     views = [view for view in evaluated.pictures if any(route.output == view for route in routes)]
-    real: dict[str, RealPictures] = {}
-    for view in views:
-        logger.info("classifier of %s pictures", view)
-        judge = train_classifier(
-            training.pictures[view],
-            training.labels[view],
-            LABEL_CLASSES,
-            config=settings.classifier,
-            folder=cache / "classifier",
-            device=device,
-        )
-        real[view] = measures.measure_real(view, material, training, evaluated, judge, bootstrap, seed=settings.seed)
+    real = judged(views, evaluated, material, training, bootstrap, settings, cache, device)
     embedded = {view: evaluated.embed(view, material.pictures[view]) for view in evaluated.pictures}
     embedded |= {name: evaluated.embed(name, list(material.reports)) for name in evaluated.reports}
     constant = most_frequent(training.impressions)
@@ -233,6 +222,32 @@ def evaluate_routes(
     )
     evaluation.write(out)
     return evaluation
+
+
+def judged(
+    views: Sequence[str],
+    evaluated: Evaluated,
+    material: Material,
+    training: Training,
+    bootstrap: Bootstrap,
+    settings: RunSettings,
+    cache: Path,
+    device: str,
+) -> dict[str, RealPictures]:
+    """The real pictures of ``views``, with a classifier of each that is trained, or taken from ``cache``."""
+    real: dict[str, RealPictures] = {}
+    for view in views:
+        logger.info("classifier of %s pictures", view)
+        judge = train_classifier(
+            training.pictures[view],
+            training.labels[view],
+            LABEL_CLASSES,
+            config=settings.classifier,
+            folder=cache / "classifier",
+            device=device,
+        )
+        real[view] = measures.measure_real(view, material, training, evaluated, judge, bootstrap, seed=settings.seed)
+    return real
 
 
 def compare_several(results: Sequence[RouteResult]) -> dict[str, Any]:
