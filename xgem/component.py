@@ -20,6 +20,7 @@ COMPONENTS: dict[str, str] = {
     "image_vae": "xgem.generators.image_vae:ImageVAE",
     "report_vae": "xgem.generators.report_vae:ReportVAE",
     "image_generator": "xgem.generators.latent_diffusion:ImageLatentDiffusion",
+    "dit_generator": "xgem.generators.latent_diffusion:DiTLatentDiffusion",
     "report_generator": "xgem.generators.latent_diffusion:ReportLatentDiffusion",
     "alignment": "xgem.alignment.model:Alignment",
 }

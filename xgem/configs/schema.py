@@ -157,6 +157,35 @@ class ImageGeneratorConfig(_GeneratorConfig):
     norm_num_groups: int = 32
 
 
+class DiTGeneratorConfig(_GeneratorConfig):
+    """A diffusion transformer over picture latents (PixArt-alpha's, as ChexGen uses it).
+
+    ``context_dim`` is the width of caption tokens (T5 v1.1-XXL: 4096), of which there are at most ``caption_tokens``.
+    ``position_scale`` divides the patches' positions: a grid twice as large spans the same coordinates with scale 2.
+    ``learned_sigma`` doubles the output channels; the second half is not used for sampling.
+    """
+
+    kind: Literal["dit_generator"] = "dit_generator"
+    context: Literal["pooled", "tokens"] = "tokens"
+    latent_shape: tuple[int, int, int] = (4, 32, 32)
+    patch_size: int = 2
+    width: int = 1152
+    depth: int = 28
+    heads: int = 16
+    caption_tokens: int = Field(default=120, ge=1)
+    position_scale: float = Field(default=1.0, gt=0)
+    learned_sigma: bool = True
+    gradient_checkpointing: bool = False
+
+    @model_validator(mode="after")
+    def _sizes_divide(self) -> DiTGeneratorConfig:
+        if self.width % self.heads:
+            raise ValueError(f"expected a width that {self.heads} heads divide, got {self.width}")
+        if any(side % self.patch_size for side in self.latent_shape[1:]):
+            raise ValueError(f"expected sides that patches of {self.patch_size} divide, got {self.latent_shape}")
+        return self
+
+
 class ReportGeneratorConfig(_GeneratorConfig):
     """The UNet of linear blocks over report latents (Versatile Diffusion's text UNet).
 
@@ -223,6 +252,7 @@ ComponentConfig = Annotated[
     | ImageVAEConfig
     | ReportVAEConfig
     | ImageGeneratorConfig
+    | DiTGeneratorConfig
     | ReportGeneratorConfig
     | AlignmentConfig,
     Field(discriminator="kind"),

@@ -5,14 +5,15 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
 from diffusers import DDPMScheduler, UNet2DConditionModel
 from torch import Tensor, nn
 
 from xgem.component import Component
-from xgem.configs.schema import DiffusionConfig, ImageGeneratorConfig, ReportGeneratorConfig
+from xgem.configs.schema import DiffusionConfig, DiTGeneratorConfig, ImageGeneratorConfig, ReportGeneratorConfig
 from xgem.encoders.fusion import ContextFusion
+from xgem.generators.dit import CaptionContext, DiT
 from xgem.generators.image_unet import ImageUNet
 from xgem.generators.pretrained import load_pretrained
 from xgem.generators.report_unet import ReportUNet
@@ -24,16 +25,30 @@ def schedule_arguments(config: DiffusionConfig) -> dict[str, Any]:
     return config.model_dump()
 
 
+class Fusion(Protocol):
+    """What makes one context of a generator's prompts; a module."""
+
+    def null(self, batch: int) -> Context: ...
+
+    def __call__(self, encoded: Mapping[str, Encoded], keep: Mapping[str, Tensor] | None = None) -> Context: ...
+
+
+def _fusion(config: ImageGeneratorConfig | ReportGeneratorConfig, width: int) -> ContextFusion:
+    return ContextFusion(config.prompts, config.context, config.context_dim, config.pooled_dim, width)
+
+
 class LatentDiffusion(Component):
     """A denoiser, the fusion of its prompts, and its forward process."""
 
     config: Any
     net: Any
 
-    def __init__(self, config: ImageGeneratorConfig | ReportGeneratorConfig, width: int) -> None:
+    def __init__(
+        self, config: ImageGeneratorConfig | DiTGeneratorConfig | ReportGeneratorConfig, fusion: Fusion
+    ) -> None:
         super().__init__()
         self.config = config
-        self.fusion = ContextFusion(config.prompts, config.context, config.context_dim, config.pooled_dim, width)
+        self.fusion = fusion
         schedule = DDPMScheduler(**schedule_arguments(config.diffusion))
         self.register_buffer("alphas_cumprod", schedule.alphas_cumprod, persistent=False)
         self.alphas_cumprod: Tensor
@@ -69,7 +84,7 @@ class ImageLatentDiffusion(LatentDiffusion):
     kind = "image_generator"
 
     def __init__(self, config: ImageGeneratorConfig) -> None:
-        super().__init__(config, config.cross_attention_dim)
+        super().__init__(config, _fusion(config, config.cross_attention_dim))
         self.net = ImageUNet(config)
 
     @classmethod
@@ -100,13 +115,30 @@ class ImageLatentDiffusion(LatentDiffusion):
         return self.config.latent_shape
 
 
+class DiTLatentDiffusion(LatentDiffusion):
+    """Latent diffusion over picture latents (c, h, w) with a transformer, from a text prompt (ChexGen)."""
+
+    kind = "dit_generator"
+
+    def __init__(self, config: DiTGeneratorConfig) -> None:
+        fusion = CaptionContext(
+            config.prompts, config.context_dim, config.caption_tokens, config.pooled_dim, config.width
+        )
+        super().__init__(config, fusion)
+        self.net = DiT(config)
+
+    @property
+    def latent_shape(self) -> tuple[int, ...]:
+        return self.config.latent_shape
+
+
 class ReportLatentDiffusion(LatentDiffusion):
     """Latent diffusion over report latents (d,)."""
 
     kind = "report_generator"
 
     def __init__(self, config: ReportGeneratorConfig) -> None:
-        super().__init__(config, config.context_width)
+        super().__init__(config, _fusion(config, config.context_width))
         self.net = ReportUNet(config)
 
     @property
