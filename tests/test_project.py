@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 import os
 import re
 import subprocess
@@ -56,6 +57,15 @@ def test_ruff_sees_each_file_once(project: Path) -> None:
     assert "xgem" in rooms
     assert rooms.isdisjoint(ROOMS)
     assert str(project / "xgem" / "eval" / "__init__.py") in listed.stdout.splitlines()
+
+
+def test_every_folder_of_tests_is_collected(project: Path) -> None:
+    """The rooms' names lead twice: to links at the root, which hold no tests, and to folders of tests."""
+    settings = tomllib.loads((project / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["pytest"]["ini_options"]
+    folders = {file.parent.name for file in (project / "tests").rglob("test_*.py")}
+    assert len(folders) > 5
+    left_out = {name for name in folders for pattern in settings["norecursedirs"] if fnmatch.fnmatch(name, pattern)}
+    assert not left_out
 
 
 def test_version_is_said_once(project: Path) -> None:
