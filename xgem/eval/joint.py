@@ -276,12 +276,13 @@ def evaluate_joint(
             mode: generate(evaluated, route, material, settings, joint=mode == "joint", advance=advance)
             for mode in MODES
         }
+        distances = _label_distances(route, {**made, "real": truth}, evaluated, judges)
         routes[route.short] = {
             "inputs": list(route.inputs),
             "outputs": list(route.outputs),
             "n": material.n,
-            "agreement": _agreement(route, made, truth, embedded, evaluated, judges, bootstrap),
-            "labels": _label_histograms(route, made, truth, evaluated, judges),
+            "agreement": _agreement(route, made, embedded, distances, evaluated, bootstrap),
+            "labels": {", ".join(pair): _label_histogram(one) for pair, one in distances.items()},
             "quality": _quality(route, made, real, material, embedded, constant, evaluated, bootstrap, settings.seed),
         }
     own = described(settings, evaluated, split, material) | {
@@ -297,10 +298,9 @@ def evaluate_joint(
 def _agreement(
     route: JointRoute,
     made: Mapping[str, Outputs],
-    truth: Outputs,
     embedded: Mapping[str, Array],
+    distances: Mapping[tuple[str, str], Mapping[str, Array]],
     evaluated: Evaluated,
-    judges: Mapping[str, LabelJudges],
     bootstrap: Bootstrap,
 ) -> dict[str, Any]:
     """By measure: the cosine of every pair of outputs, the rank of the own picture, the label sets' distance."""
@@ -312,55 +312,40 @@ def _agreement(
         name = f"{LETTERS.get(a, a)}-{LETTERS.get(b, b)}"
         scores = {mode: cosine(vectors[mode][a], vectors[mode][b]) for mode in MODES}
         found[f"cosine {name}"] = _compared(scores, cosine(embedded[a], embedded[b]), bootstrap)
-        if a in judges and b in judges:
+        if a in evaluated.pictures and b in evaluated.pictures:
             ranks = {mode: own_rank_scores(vectors[mode][a], vectors[mode][b]) for mode in MODES}
             actual = own_rank_scores(embedded[a], embedded[b])
             found[f"1 - rank of the own {a} {name}"] = _compared(ranks, actual, bootstrap)
-    for view, report in _label_pairs(route, evaluated, judges):
-        judge = judges[view]
-        distances = {
-            mode: hamming(judge.of_pictures(outputs[view]), judge.of_reports(outputs[report]))
-            for mode, outputs in made.items()
-        }
-        actual = hamming(judge.of_pictures(truth[view]), judge.of_reports(truth[report]))
-        found[f"Hamming {LETTERS.get(view, view)}-{LETTERS.get(report, report)}"] = _compared(
-            distances, actual, bootstrap
-        )
+    for (view, report), one in distances.items():
+        name = f"{LETTERS.get(view, view)}-{LETTERS.get(report, report)}"
+        found[f"Hamming {name}"] = _compared(one, one["real"], bootstrap)
     return found
 
 
-def _label_pairs(route: JointRoute, evaluated: Evaluated, judges: Mapping[str, LabelJudges]) -> list[tuple[str, str]]:
-    views = [name for name in route.outputs if name in judges]
-    return [(view, name) for view in views for name in route.outputs if name in evaluated.reports]
-
-
-def _label_histograms(
-    route: JointRoute,
-    made: Mapping[str, Outputs],
-    truth: Outputs,
-    evaluated: Evaluated,
-    judges: Mapping[str, LabelJudges],
-) -> dict[str, Any]:
-    """By pair: how many studies have label sets 0, 1, 2, ... apart; the shuffled control as expected counts."""
-    found: dict[str, Any] = {}
-    for view, report in _label_pairs(route, evaluated, judges):
-        judge = judges[view]
-
-        def counts(outputs: Outputs, view: str = view, report: str = report, judge: LabelJudges = judge) -> Any:
-            distances = hamming(judge.of_pictures(outputs[view]), judge.of_reports(outputs[report]))
-            bins = len(SHARED_LABELS) + 1
-            own = np.bincount(np.diag(distances).astype(int), minlength=bins)
-            every = np.bincount(distances.astype(int).ravel(), minlength=bins)
-            return own, (every - own) / (len(distances) - 1)
-
-        own = {mode: counts(outputs) for mode, outputs in made.items()}
-        found[f"{view}, {report}"] = {
-            "joint": own["joint"][0].tolist(),
-            "independent": own["independent"][0].tolist(),
-            "shuffled": np.round(own["joint"][1], 2).tolist(),
-            "real": counts(truth)[0].tolist(),
+def _label_distances(
+    route: JointRoute, sources: Mapping[str, Outputs], evaluated: Evaluated, judges: Mapping[str, LabelJudges]
+) -> dict[tuple[str, str], dict[str, Array]]:
+    """By pair of a picture and a report, and by source: the Hamming distances (n, n) of all their label sets."""
+    pairs = [(view, name) for view in route.outputs if view in judges for name in route.outputs]
+    return {
+        (view, report): {
+            source: hamming(judges[view].of_pictures(outputs[view]), judges[view].of_reports(outputs[report]))
+            for source, outputs in sources.items()
         }
-    return found
+        for view, report in pairs
+        if report in evaluated.reports
+    }
+
+
+def _label_histogram(distances: Mapping[str, Array]) -> dict[str, Any]:
+    """How many studies have label sets 0, 1, 2, ... apart, by source; the shuffled control as expected counts."""
+    bins = len(SHARED_LABELS) + 1
+    found: dict[str, Any] = {
+        source: np.bincount(np.diag(one).astype(int), minlength=bins) for source, one in distances.items()
+    }
+    every = np.bincount(distances["joint"].astype(int).ravel(), minlength=bins)
+    shuffled = (every - found["joint"]) / (len(distances["joint"]) - 1)
+    return {source: counts.tolist() for source, counts in found.items()} | {"shuffled": np.round(shuffled, 2).tolist()}
 
 
 def _quality(
