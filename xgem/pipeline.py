@@ -300,7 +300,7 @@ class XgemPipeline:
         """Prompts with their encoder's notes (that a report is too long for it, say), each said as a warning."""
         annotated: dict[str, Prompt] = {}
         for name, prompt in prompts.items():
-            encoder: Any = self.component(self.preset.modalities[name].encoder)
+            encoder: Any = self.component(self.preset.encoder(name))
             annotated[name] = replace(prompt, notes=(*prompt.notes, *encoder.notes(prompt.value)))
             for note in annotated[name].notes:
                 logger.warning("%s: %s", name, note)
@@ -310,20 +310,20 @@ class XgemPipeline:
         """Each prompt by itself, a batch of one: what else is in a request cannot change it."""
         encoded: dict[str, Encoded] = {}
         for name, prompt in prompts.items():
-            encoder: Any = self.component(self.preset.modalities[name].encoder)
+            encoder: Any = self.component(self.preset.encoder(name))
             batch = get_modality(name).collate([prompt.value])
             encoded[name] = encoder.encode(batch.to(self.device, self.dtype) if isinstance(batch, Tensor) else batch)
         return encoded
 
     def _fuse(self, output: str, encoded: Mapping[str, Encoded]) -> Context:
-        generator: Any = self.component(self.preset.modalities[output].generator)
+        generator: Any = self.component(self.preset.generator(output))
         return generator.fuse(encoded) if encoded else generator.null(1)
 
     def _start(self, kept: Mapping[str, Prompt]) -> dict[str, Tensor]:
         """The latents (1, ...) of what outputs are to keep, each encoded by itself."""
         starts: dict[str, Tensor] = {}
         for name, prompt in kept.items():
-            codec: Any = self.component(self.preset.modalities[name].codec)
+            codec: Any = self.component(self.preset.codec(name))
             batch = get_modality(name).collate([prompt.value])
             starts[name] = codec.encode(batch.to(self.device, self.dtype) if isinstance(batch, Tensor) else batch)
         return starts
@@ -401,7 +401,7 @@ class XgemPipeline:
             return torch.stack(rows).to(self.device, self.dtype)
 
         def model_of(output: str) -> Any:
-            return self.component(self.preset.modalities[output].generator)
+            return self.component(self.preset.generator(output))
 
         def on_step(output: str, step: int, timestep: int, latents: Tensor) -> None:
             bar.advance()
@@ -432,7 +432,7 @@ class XgemPipeline:
 
     def _decode(self, output: str, latents: Tensor, keys: Sequence[tuple[int, int]], request: Request) -> list[Any]:
         modality = get_modality(output)
-        codec: Any = self.component(self.preset.modalities[output].codec)
+        codec: Any = self.component(self.preset.codec(output))
         if request.greedy:
             return modality.to_output(codec.decode(latents, greedy=True), request.output_type)
         outs: list[Any] = []

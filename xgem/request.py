@@ -185,7 +185,7 @@ def _check_item(preset: Preset, item: Inputs, outputs: Sequence[str]) -> None:
         if name not in preset.modalities:
             raise InputError(f"preset {preset.name!r} takes no {name!r}, only: {', '.join(preset.modalities)}")
         for output in outputs:
-            takes: Sequence[str] = getattr(preset.components[preset.modalities[output].generator], "prompts", ())
+            takes: Sequence[str] = getattr(preset.components[preset.generator(output)], "prompts", ())
             if name not in takes:
                 raise InputError(f"output {output!r} takes no {name!r} as input, only: {', '.join(takes)}")
         if value is None:

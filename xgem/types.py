@@ -61,7 +61,7 @@ class Study:
 
     ``pictures`` maps a view (``"frontal"``, ``"lateral"``) to the files of that view; a view that
     the study lacks is absent. ``findings`` and ``impression`` are cleaned text, empty when missing.
-    ``age`` is in years, ``sex`` is ``"F"``, ``"M"`` or ``None``.
+    ``age`` is in years, ``sex`` is ``"F"``, ``"M"`` or ``None``; ``severity`` is a Brixia score, 0 to 18.
     """
 
     id: str
@@ -73,6 +73,7 @@ class Study:
     labels: tuple[str, ...] = ()
     age: float | None = None
     sex: str | None = None
+    severity: float | None = None
     source: str = ""
     licence: str = ""
 

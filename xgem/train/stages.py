@@ -87,14 +87,13 @@ def _fresh_stage(
 ) -> Stage:
     config = preset.train[name]
     torch.manual_seed(mix(seed, name, "initialise"))
-    codec = preset.modalities["frontal"].codec
+    codec = preset.codec("frontal")
     if name == "image-vae":
         return ImageVAEStage(preset, config, train_split, val_split, codec, seed)
     if name == "image-decoder":
         return ImageDecoderStage(config, train_split, val_split, codec, _part(root, codec, name), seed)
-    report = preset.modalities["report"]
     if name in ("clip", "report-vae"):
-        text = report.encoder if name == "clip" else report.codec
+        text = preset.encoder("report") if name == "clip" else preset.codec("report")
         source = None if init is None else components.load_component(init, text)
         tokenizer = _tokenizer(train_split, preset.components[text], source)
         if name == "clip":
@@ -102,8 +101,8 @@ def _fresh_stage(
         return ReportVAEStage(preset, config, train_split, val_split, text, tokenizer, seed)
     if name == "joint":
         return _joint(preset, config, train_split, val_split, root, seed)
-    prompts = preset.components[preset.modalities[name].generator].prompts  # type: ignore[union-attr]
-    needed = {preset.modalities[prompt].encoder for prompt in prompts} | {preset.modalities[name].codec}
+    prompts = preset.components[preset.generator(name)].prompts  # type: ignore[union-attr]
+    needed = {preset.encoder(prompt) for prompt in prompts} | {preset.codec(name)}
     parts = {part: _part(root, part, name) for part in sorted(needed)}
     device = PartialState().device
     assert device is not None
@@ -117,8 +116,7 @@ def _joint(
     if preset.alignment is None:
         raise ConfigError(f"preset {preset.name!r} has no alignment to train")
     outputs: Sequence[str] = tuple(preset.components[preset.alignment].outputs)  # type: ignore[union-attr]
-    kinds = ("encoder", "codec", "generator")
-    needed = {getattr(preset.modalities[output], kind) for output in outputs for kind in kinds}
+    needed = {part(output) for output in outputs for part in (preset.encoder, preset.codec, preset.generator)}
     parts = {part: _part(root, part, "joint") for part in sorted(needed)}
     device = PartialState().device
     assert device is not None
@@ -126,9 +124,30 @@ def _joint(
     return JointStage(preset, config, train_split, val_split, preset.alignment, parts, root / "cache", device, seed)
 
 
+_NOT_ARCHITECTURE = {"latent_mean", "latent_std"}
+"""What training measures."""
+_GRID = {"image_size", "latent_shape", "position_scale"}
+"""What differs between resolutions of the same weights: codecs are convolutions, and a transformer's positions are
+computed (ChexGen's stage II starts from stage I's weights at twice the resolution)."""
+
+
 def _architecture(config: Any) -> dict[str, Any]:
-    """A component's configuration without what training measures."""
-    return config.model_dump(exclude={"latent_mean", "latent_std"})
+    """What a component's weights depend on."""
+    scalable = config.kind in ("image_vae", "dit_generator", "controlnet")
+    return config.model_dump(exclude=_NOT_ARCHITECTURE | (_GRID if scalable else set()))
+
+
+def _resized(component: Any, config: Any) -> Any:
+    """A component at the resolution that ``config`` asks for."""
+    own = component.config
+    changed = {
+        key: getattr(config, key) for key in _GRID if hasattr(own, key) and getattr(own, key) != getattr(config, key)
+    }
+    if not changed or getattr(config, "pretrained", None) is not None:
+        return component
+    other = component_class(own.kind).from_config(own.model_copy(update=changed))
+    other.load_state_dict(component.state_dict())
+    return other
 
 
 def _start_from(init: Path, preset: Preset, root: Path) -> None:
@@ -145,13 +164,13 @@ def _start_from(init: Path, preset: Preset, root: Path) -> None:
                 "use the preset that it was trained with"
             )
         if process.is_main_process and name not in components.read_index(root).components:
-            components.save_component(root, name, components.load_component(init, name))
+            components.save_component(root, name, _resized(components.load_component(init, name), config))
     process.wait_for_everyone()
 
 
 def _taken_as_it_is(name: str, preset: Preset, root: Path) -> bool:
     """Whether a stage is left out because its codec is pretrained and frozen (XGeM 3.2.2: AutoKL); then it is saved."""
-    component = preset.modalities["frontal"].codec
+    component = preset.codec("frontal")
     config = preset.components[component]
     codec_stage = name in ("image-vae", "image-decoder")
     if not codec_stage or name in preset.train or getattr(config, "pretrained", None) is None:
