@@ -22,6 +22,7 @@ COMPONENTS: dict[str, str] = {
     "image_generator": "xgem.generators.latent_diffusion:ImageLatentDiffusion",
     "dit_generator": "xgem.generators.latent_diffusion:DiTLatentDiffusion",
     "report_generator": "xgem.generators.latent_diffusion:ReportLatentDiffusion",
+    "controlnet": "xgem.generators.controlnet:ControlNet",
     "alignment": "xgem.alignment.model:Alignment",
 }
 

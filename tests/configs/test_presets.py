@@ -9,7 +9,6 @@ import pytest
 
 from xgem.cli.info import count_parameters
 from xgem.configs.schema import load_preset, preset_names
-from xgem.modalities import MODALITIES
 from xgem.train.stages import STAGES
 
 
@@ -31,11 +30,16 @@ def test_it_builds(name: str) -> None:
     assert min(counts.values()) > 0
 
 
-@pytest.mark.parametrize("name", preset_names())
+XGEM, CHEXGEN = (
+    [name for name in preset_names() if name.startswith("chexgen") == chexgen] for chexgen in (False, True)
+)
+
+
+@pytest.mark.parametrize("name", XGEM)
 def test_it_serves_every_modality_and_trains_every_stage(name: str) -> None:
     preset = load_preset(name)
-    assert set(preset.modalities) == set(MODALITIES)
-    assert set(preset.sampling.guidance_scale) == set(MODALITIES)
+    assert set(preset.outputs) == {"frontal", "lateral", "report"}
+    assert set(preset.sampling.guidance_scale) == set(preset.outputs)
     frozen = {"image-vae", "image-decoder"} if getattr(preset.components["image_vae"], "pretrained", None) else set()
     assert set(preset.train) == set(STAGES) - frozen
 
@@ -59,8 +63,8 @@ def test_paper_has_the_published_sizes() -> None:
 
 def test_paper_follows_the_published_recipe() -> None:
     preset = load_preset("paper")
-    for name in MODALITIES:
-        generator: Any = preset.components[preset.modalities[name].generator]
+    for name in preset.outputs:
+        generator: Any = preset.components[preset.generator(name)]
         assert (generator.context, generator.pooled_dim) == ("pooled", 768)
         assert generator.diffusion.prediction_type == "epsilon"
         assert preset.sampling.guidance_scale[name] == 7.5

@@ -268,7 +268,7 @@ class ControlNetConfig(_Config):
     def fits(self, transformer: DiTGeneratorConfig) -> bool:
         """Whether its blocks are copies of that transformer's first ones."""
         same = ("latent_shape", "patch_size", "width", "heads", "position_scale")
-        return self.blocks <= transformer.depth and all(getattr(self, n) == getattr(transformer, n) for n in same)
+        return self.blocks < transformer.depth and all(getattr(self, n) == getattr(transformer, n) for n in same)
 
 
 ENCODERS = ImageEncoderConfig | TextEncoderConfig
