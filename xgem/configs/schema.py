@@ -436,6 +436,14 @@ class Preset(_Config):
         """The modalities that it generates."""
         return tuple(name for name, modality in self.modalities.items() if modality.generator is not None)
 
+    def inputs(self, output: str) -> tuple[str, ...]:
+        """The modalities that ``output`` is generated from: prompts, what is written in front of them, annotations."""
+        prompts: tuple[str, ...] = getattr(self.components[self.generator(output)], "prompts", ())
+        control = self.modalities[output].control
+        annotations: tuple[str, ...] = () if control is None else getattr(self.components[control], "annotations", ())
+        joined = [name for name, modality in self.modalities.items() if modality.joins in prompts]
+        return tuple(dict.fromkeys((*prompts, *joined, *annotations)))
+
     def encoder(self, name: str) -> str:
         """The component that reads modality ``name`` as a prompt; ConfigError where it is none."""
         return self._part(name, "encoder")

@@ -78,12 +78,12 @@ class Environment(Protocol):
 
 @dataclass(frozen=True)
 class Control:
-    """An annotation that steers an output: its picture's latents (b, c, h, w), how strongly, and until which share of
-    the steps."""
+    """An annotation that steers an output: its picture's latents (b, c, h, w), how strongly (one number, or one a
+    sample), and until which share of the steps."""
 
     net: ControlNet
     annotation: Tensor
-    scale: float = 1.0
+    scale: float | Tensor = 1.0
     end: float = 1.0
 
     def at(self, step: int, steps: int, transformer: Any) -> AbstractContextManager[None]:

@@ -17,6 +17,7 @@ from xgem.data.cache import module_hash
 from xgem.data.manifest import Manifest
 from xgem.encoders.tokenizer import train_tokenizer
 from xgem.train.clip import ClipStage
+from xgem.train.control import ControlStage
 from xgem.train.corpus import Corpus
 from xgem.train.diffusion import DiffusionStage
 from xgem.train.image_decoder import ImageDecoderStage
@@ -28,7 +29,13 @@ from xgem.types import CheckpointError, ConfigError, InputError
 
 log = logging.getLogger(__name__)
 
-STAGES = ("image-vae", "image-decoder", "clip", "report-vae", "frontal", "lateral", "report", "joint")
+STAGES = ("image-vae", "image-decoder", "clip", "report-vae", "frontal", "lateral", "report", "joint", "control")
+
+
+def planned(preset: Preset) -> tuple[str, ...]:
+    """The stages that make all of a preset's components; a pretrained codec is taken as it is at the first."""
+    pretrained = getattr(preset.components[preset.codec("frontal")], "pretrained", None) is not None
+    return tuple(name for name in STAGES if name in preset.train or (name == "image-vae" and pretrained))
 
 
 def _tokenizer(corpus: Corpus, config: Any, init: Any = None) -> Any:
@@ -101,6 +108,8 @@ def _fresh_stage(
         return ReportVAEStage(preset, config, train_split, val_split, text, tokenizer, seed)
     if name == "joint":
         return _joint(preset, config, train_split, val_split, root, seed)
+    if name == "control":
+        return _control(preset, config, train_split, val_split, root, seed)
     prompts = preset.components[preset.generator(name)].prompts  # type: ignore[union-attr]
     needed = {preset.encoder(prompt) for prompt in prompts} | {preset.codec(name)}
     parts = {part: _part(root, part, name) for part in sorted(needed)}
@@ -122,6 +131,21 @@ def _joint(
     assert device is not None
     torch.manual_seed(mix(seed, "joint", "initialise"))
     return JointStage(preset, config, train_split, val_split, preset.alignment, parts, root / "cache", device, seed)
+
+
+def _control(
+    preset: Preset, config: StageConfig, train_split: Corpus, val_split: Corpus, root: Path, seed: int
+) -> ControlStage:
+    steered = [name for name in preset.outputs if preset.modalities[name].control is not None]
+    if len(steered) != 1:
+        raise ConfigError(f"preset {preset.name!r} has {len(steered)} outputs with a control, expected one to train")
+    (target,) = steered
+    (prompt,) = preset.components[preset.generator(target)].prompts  # type: ignore[union-attr]
+    needed = {preset.encoder(prompt), preset.codec(target), preset.generator(target)}
+    parts = {part: _part(root, part, "control") for part in sorted(needed)}
+    device = PartialState().device
+    assert device is not None
+    return ControlStage(preset, config, train_split, val_split, target, parts, root / "cache", device, seed)
 
 
 _NOT_ARCHITECTURE = {"latent_mean", "latent_std"}
