@@ -18,6 +18,8 @@ class Source(StrEnum):
 
     openi = "openi"
     nih = "nih"
+    segmentations = "segmentations"
+    severity = "severity"
 
 
 @app.command()
