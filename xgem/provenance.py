@@ -62,8 +62,8 @@ class Generation:
 
         A picture becomes ``lateral.png``, a report ``report.txt`` with ``report.json`` beside it; of several samples
         ``lateral-000.png``, ``lateral-001.png``. Annotations lie beside each, in their own formats
-        (``frontal.mask.png``, ``frontal.boxes.json``), so that the pair can be trained on. With ``overwrite`` the files of an earlier generation there are
-        replaced; other files in the folder are left alone.
+        (``frontal.mask.png``, ``frontal.boxes.json``), so that the pair can be trained on. With ``overwrite`` the
+        files of an earlier generation there are replaced; other files in the folder are left alone.
 
         Returns:
             The samples' files.

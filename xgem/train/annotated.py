@@ -94,7 +94,7 @@ def annotated_bank(
         "version": VERSION,
         "data": corpus.fingerprint(),
         "studies": [corpus.studies[index].id for index in drawn],
-        "annotations": [_digest(annotation) for annotation in drawn.values()],
+        "annotations": [annotation.sha256 for annotation in drawn.values()],
         "vary": vary,
         "seed": seed,
         "codec": module_hash(codec),
@@ -105,10 +105,6 @@ def annotated_bank(
         for kind in KINDS
     }
     return AnnotatedBank(**cache.get_or_make("annotated", key, make), pairs=pairs, kinds=kinds)
-
-
-def _digest(annotation: Annotation) -> str:
-    return annotation.sha256
 
 
 def _variants(
@@ -151,15 +147,17 @@ def _moved(annotation: Annotation, scale: float, right: float, down: float) -> A
     if masks:
         stack = torch.from_numpy(np.stack(list(masks.values()))).float()[:, None]
         moved = _moved_picture(stack, scale, right, down, mode="nearest")[:, 0].numpy() > 0.5
-        masks = dict(zip(masks, moved, strict=True))
+        masks = {name: mask for name, mask in zip(masks, moved, strict=True) if mask.any()}
     boxes = [_moved_box(box, scale, right, down) for box in annotation.boxes]
-    return replace(annotation, masks=masks, boxes=tuple(box for box in boxes if min(box.w, box.h) > _LEAST_BOX))
+    return replace(annotation, masks=masks, boxes=tuple(box for box in boxes if box is not None))
 
 
-def _moved_box(box: Box, scale: float, right: float, down: float) -> Box:
+def _moved_box(box: Box, scale: float, right: float, down: float) -> Box | None:
+    """None where too little of it remains inside."""
+
     def along(start: float, length: float, shift: float) -> tuple[float, float]:
         ends = [min(1.0, max(0.0, 0.5 + scale * (x - 0.5) + shift)) for x in (start, start + length)]
         return ends[0], ends[1] - ends[0]
 
     (x, w), (y, h) = along(box.x, box.w, right), along(box.y, box.h, down)
-    return Box(box.label, x, y, w, h)
+    return Box(box.label, x, y, w, h) if min(w, h) > _LEAST_BOX else None
