@@ -12,6 +12,9 @@ from xgem.configs.schema import load_preset, preset_names
 from xgem.modalities import MODALITIES
 from xgem.train.stages import STAGES
 
+OUTPUTS = {name for name, modality in MODALITIES.items() if modality.is_output}
+ANY_TO_ANY = ("debug", "openi-128", "small", "paper")
+
 
 @cache
 def counted(name: str) -> dict[str, Any]:
@@ -32,10 +35,17 @@ def test_it_builds(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", preset_names())
-def test_it_serves_every_modality_and_trains_every_stage(name: str) -> None:
+def test_it_names_modalities_and_guides_its_outputs(name: str) -> None:
     preset = load_preset(name)
-    assert set(preset.modalities) == set(MODALITIES)
-    assert set(preset.sampling.guidance_scale) == set(MODALITIES)
+    assert set(preset.modalities) <= set(MODALITIES)
+    assert all(MODALITIES[output].is_output for output in preset.outputs)
+    assert set(preset.sampling.guidance_scale) == set(preset.outputs)
+
+
+@pytest.mark.parametrize("name", ANY_TO_ANY)
+def test_any_to_any_generates_every_output_and_trains_every_stage(name: str) -> None:
+    preset = load_preset(name)
+    assert set(preset.outputs) == set(preset.modalities) == OUTPUTS
     frozen = {"image-vae", "image-decoder"} if getattr(preset.components["image_vae"], "pretrained", None) else set()
     assert set(preset.train) == set(STAGES) - frozen
 
@@ -59,8 +69,8 @@ def test_paper_has_the_published_sizes() -> None:
 
 def test_paper_follows_the_published_recipe() -> None:
     preset = load_preset("paper")
-    for name in MODALITIES:
-        generator: Any = preset.components[preset.modalities[name].generator]
+    for name in OUTPUTS:
+        generator: Any = preset.components[preset.generator(name)]
         assert (generator.context, generator.pooled_dim) == ("pooled", 768)
         assert generator.diffusion.prediction_type == "epsilon"
         assert preset.sampling.guidance_scale[name] == 7.5
