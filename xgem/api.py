@@ -86,7 +86,7 @@ def generate(
 def model_for(inputs: Inputs | Sequence[Inputs] | None) -> str:
     """The embedded checkpoint for a request that names none."""
     items: Any = (inputs,) if isinstance(inputs, Mapping) else (inputs or ())
-    names = {name for item in items if isinstance(item, Mapping) for name in item}
+    names: set[str] = {str(name) for item in items if isinstance(item, Mapping) for name in item}
     special = any(name in MODALITIES and not MODALITIES[name].is_output for name in names)
     return CONTROL_MODEL if special else DEFAULT_MODEL
 

@@ -20,7 +20,7 @@ from torch import Tensor
 import xgem.checkpoint as checkpoints
 from xgem import __version__
 from xgem.configs.schema import Preset
-from xgem.data.annotations import render, united
+from xgem.data.annotations import render
 from xgem.data.captions import preface
 from xgem.devices import dtype_name, resolve_device, resolve_dtype
 from xgem.generators.sampling import SAMPLERS, Control, Output, sample_together
@@ -356,9 +356,9 @@ class XgemPipeline:
         steered: dict[str, Tensor] = {}
         for name in outputs:
             if annotations and self.preset.modalities[name].control is not None:
-                picture = render(united(annotations), self.preset.transform.size)
+                picture = render(annotations[0].united(*annotations[1:]), self.preset.transform.size)
                 codec: Any = self.component(self.preset.codec(name))
-                steered[name] = codec.encode(torch.from_numpy(picture)[None, None].to(self.device, self.dtype))
+                steered[name] = codec.encode(torch.tensor(picture)[None, None].to(self.device, self.dtype))
         return _Conditions(encoded, steered)
 
     def _fuse(self, output: str, encoded: Mapping[str, Encoded]) -> Context:
@@ -549,8 +549,8 @@ def _annotations(prompts: Mapping[str, Prompt]) -> dict[str, Any]:
 
 def _describe(prompt: Prompt) -> dict[str, Any]:
     described: dict[str, Any] = {"sha256": prompt.sha256, "origin": prompt.origin, "notes": list(prompt.notes)}
-    if isinstance(prompt.value, str):
-        described["text"] = prompt.value
+    if prompt.text is not None:
+        described["text"] = prompt.text
     if any("truncated" in note for note in prompt.notes):
         described["truncated"] = True
     return described

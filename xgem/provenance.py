@@ -85,6 +85,7 @@ class Generation:
                     stem = output if len(samples) == 1 else f"{output}-{index:03d}"
                     metadata = self.sample_metadata(output, index)
                     written = modality.write(sample, temporary, stem, metadata)
+                    assert written is not None  # every output has a file
                     own = self.samples[output][index] if output in self.samples else {}
                     entry = {**own, "file": written.name, "sha256": file_sha256(written)}
                     beside = [

@@ -90,14 +90,17 @@ class Prompt:
     """One input made ready for its encoder.
 
     ``value`` is what the modality's encoder takes: a (1, h, w) float tensor in [-1, 1] for pictures, text
-    for reports. ``sha256`` identifies the input's content in the output's metadata; ``origin`` says where it
-    came from (a file's name, ``"array"``, ``"text"``); ``notes`` are warnings worth keeping (truncation, ...).
+    for reports; an ``Annotation`` for masks, boxes and severity, a mapping for demographics. ``sha256``
+    identifies the input's content in the output's metadata; ``origin`` says where it came from (a file's
+    name, ``"array"``, ``"text"``); ``notes`` are warnings worth keeping (truncation, ...). ``text`` is the
+    input as text, where reading that gives it again: it goes into the metadata.
     """
 
     value: Any
     sha256: str
     origin: str
     notes: tuple[str, ...] = ()
+    text: str | None = None
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from xgem.configs.schema import TransformConfig
-from xgem.data.annotations import Annotation, Box, read_study, render
+from xgem.data.annotations import Annotation, Box, render
 from xgem.data.cache import ArrayCache, module_hash
+from xgem.data.study_annotations import read_study
 from xgem.train.corpus import Corpus
 from xgem.train.loop import mix
 from xgem.types import DataError
