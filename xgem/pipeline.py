@@ -394,7 +394,13 @@ class XgemPipeline:
         blank = next((latents for latents in steered if latents is not None), None)
         if blank is None:
             return None
-        net = cast("ControlNet", self.component(str(self.preset.modalities[output].control)))
+        name = str(self.preset.modalities[output].control)
+        if name not in checkpoints.read_index(self.root).components:
+            raise CheckpointError(
+                f"{self.name}: has no trained control, so annotations cannot steer: leave them out, or train it with "
+                "`xgem train control`"
+            )
+        net = cast("ControlNet", self.component(name))
         scale = torch.tensor([0.0 if latents is None else request.control_scale for latents in steered])
         annotation = torch.cat([torch.zeros_like(blank) if latents is None else latents for latents in steered])
         return Control(net, annotation, scale.to(self.device, self.dtype), request.control_end)

@@ -30,9 +30,7 @@ def test_it_builds(name: str) -> None:
     assert min(counts.values()) > 0
 
 
-XGEM, CHEXGEN = (
-    [name for name in preset_names() if name.startswith("chexgen") == chexgen] for chexgen in (False, True)
-)
+XGEM, CHEXGEN = ([name for name in preset_names() if ("chexgen" in name) == chexgen] for chexgen in (False, True))
 
 
 @pytest.mark.parametrize("name", XGEM)
@@ -41,7 +39,7 @@ def test_it_serves_every_modality_and_trains_every_stage(name: str) -> None:
     assert set(preset.outputs) == {"frontal", "lateral", "report"}
     assert set(preset.sampling.guidance_scale) == set(preset.outputs)
     frozen = {"image-vae", "image-decoder"} if getattr(preset.components["image_vae"], "pretrained", None) else set()
-    assert set(preset.train) == set(STAGES) - frozen
+    assert set(preset.train) == set(STAGES) - {"control"} - frozen
 
 
 def test_sizes_grow_from_debug_to_paper() -> None:
@@ -71,3 +69,16 @@ def test_paper_follows_the_published_recipe() -> None:
     assert (preset.sampling.sampler, preset.sampling.num_inference_steps) == ("ddim", 50)
     assert (preset.transform.size, preset.transform.pixel_spacing) == (256, 0.139)
     assert {stage.weight_decay for stage in preset.train.values()} == {1e-4}
+
+
+@pytest.mark.parametrize("name", CHEXGEN)
+def test_a_chexgen_preset_makes_frontals_from_text(name: str) -> None:
+    preset = load_preset(name)
+    assert preset.outputs == ("frontal",)
+    assert set(preset.inputs("frontal")) >= {"report", "demographics", "severity"}
+    assert set(preset.train) <= {"frontal", "control"}
+    assert set(preset.sampling.guidance_scale) == {"frontal"}
+
+
+def test_the_embedded_transformer_is_small() -> None:
+    assert sum(counted("chexgen-small").values()) * 2 <= 24e6
