@@ -169,6 +169,12 @@ def test_a_resumed_run_equals_an_unbroken_one(preset: Preset, annotated: Path, s
     assert module_hash(load_component(whole, "control")) == module_hash(load_component(broken, "control"))
 
 
+def test_a_sheet_shows_what_is_made_of_annotations(stage: ControlStage) -> None:
+    sheet = stage.sheet(stage.module)
+    count = min(12, len(stage.val[0].pairs))
+    assert sheet.size == (count * 32, 3 * 32)
+
+
 def test_shuffled_annotations_are_validated_too(stage: ControlStage) -> None:
     figures = stage.validate(stage.module)
     assert set(figures) == {"loss", "shuffled"}
@@ -191,8 +197,8 @@ def test_twice_the_resolution_goes_on_from_the_same_weights(
     grown, small = (load_component(root, "frontal_dit").state_dict() for root in (tmp_path / "large", source))
     assert {key: value.shape for key, value in grown.items()} == {key: value.shape for key, value in small.items()}
     parts["frontal_dit"] |= {"depth": 4}
+    deeper = Preset.parse(record, "deeper")
     with pytest.raises(ConfigError, match="of another architecture"):
-        deeper = Preset.parse(record, "deeper")
         run(["frontal"], deeper, Manifest.read(annotated), tmp_path / "deep", QUIET, init=source)
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor, nn
 
 from xgem import checkpoint as components
@@ -16,13 +17,16 @@ from xgem.configs.schema import ControlNetConfig, Preset, StageConfig
 from xgem.data.cache import ArrayCache, module_hash
 from xgem.generators.controlnet import ControlNet
 from xgem.generators.latent_diffusion import DiTLatentDiffusion
+from xgem.generators.sampling import Control, Output, sample_together
 from xgem.train.annotated import KINDS, AnnotatedBank, annotated_bank
 from xgem.train.banks import PromptBank, prompt_bank
 from xgem.train.corpus import Corpus
 from xgem.train.loop import Stage, mix
+from xgem.train.sheets import contact_sheet
 from xgem.types import DataError, Encoded
 
 _VALIDATION_TIMES = 8
+_SHEET = 12
 
 
 class _Steered(nn.Module):
@@ -73,6 +77,7 @@ class ControlStage(Stage):
         self.caption = weights["caption"]
         store = ArrayCache(cache)
         encoder, codec = parts[preset.encoder(self.prompt)], parts[preset.codec(target)]
+        self.codec = codec
         self.train, self.val = (
             (
                 annotated_bank(corpus, preset.transform, codec, store, device, vary=vary, seed=seed),
@@ -141,6 +146,18 @@ class ControlStage(Stage):
                 value = self.loss(module, timed | {"annotation": annotation})[0]
                 figures[name] += float(value) / _VALIDATION_TIMES
         return figures
+
+    def sheet(self, module: nn.Module) -> Image.Image:
+        """Annotations, their pictures, and what is made of the annotations without a word."""
+        assert isinstance(module, _Steered)
+        bank = self.val[0]
+        picture, annotation = (list(rows) for rows in zip(*(pairs[0] for pairs in bank.pairs.values()), strict=True))
+        device = next(module.parameters()).device
+        z0, drawn = bank.targets[picture[:_SHEET]].to(device), bank.annotations[annotation[:_SHEET]].to(device)
+        noise = torch.randn(z0.shape, generator=torch.Generator().manual_seed(0)).to(device)
+        output = Output(self.generator, self.generator.null(len(z0)), noise, control=Control(module.control, drawn))
+        made = sample_together({"": output}, num_inference_steps=20)[""]
+        return contact_sheet([self.codec.decode(latents) for latents in (drawn, z0, made)])
 
     def finish(self, module: nn.Module, root: Path) -> None:
         assert isinstance(module, _Steered)
