@@ -164,7 +164,7 @@ def sampling_rate(
     config: DiTGeneratorConfig, batch: int, steps: int, device: torch.device, peak_flops: float, compiled: bool
 ) -> dict[str, Any]:
     """Latents a second with guidance in bfloat16, and the share of the peak that their multiplications reach."""
-    model: Any = random_component(config).to(device, torch.bfloat16)
+    model: Any = random_component(config).to(device, torch.bfloat16).requires_grad_(False)
     noise = torch.randn(batch, *model.latent_shape, device=device, dtype=torch.bfloat16)
     item = caption(config, batch)
     encoded = Encoded(item.pooled, item.tokens.bfloat16(), item.mask).to(device)
@@ -195,7 +195,7 @@ def training_rate(
 
     A step's multiplications are three forwards' (the backward pass has two): what checkpointing repeats is not counted.
     """
-    model: Any = random_component(config).to(device).train()
+    model: Any = random_component(config).to(device).train().requires_grad_(False)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=device.type == "cuda")
     z0 = torch.randn(batch, *model.latent_shape, device=device)
     encoded = {"report": caption(config, batch).to(device)}
@@ -212,8 +212,9 @@ def training_rate(
         optimizer.step()
         optimizer.zero_grad()
 
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+    with FlopCounterMode(display=False) as counter:
         loss()
+    model.requires_grad_()
     if compiled:
         model.net.pixart.compile()
     for _ in range(3):

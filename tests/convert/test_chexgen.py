@@ -279,7 +279,7 @@ def test_a_pretrained_codec_and_encoder_make_it_whole(preset: str, tmp_path: Pat
         down_block_types=("DownEncoderBlock2D",) * 3, up_block_types=("UpDecoderBlock2D",) * 3,  # type: ignore[arg-type]
     )  # fmt: skip
     vae.save_pretrained(tmp_path / "vae")
-    sizes = {"d_model": CAPTION_WIDTH, "d_kv": 5, "d_ff": 8, "num_layers": 1, "num_heads": 2}
+    sizes: dict[str, Any] = {"d_model": CAPTION_WIDTH, "d_kv": 5, "d_ff": 8, "num_layers": 1, "num_heads": 2}
     T5EncoderModel(T5Config(vocab_size=300, **sizes)).save_pretrained(tmp_path / "t5")
     train_tokenizer(["no acute disease"], 300).save_pretrained(str(tmp_path / "t5"))
     values = yaml.safe_load(Path(preset).read_text(encoding="utf-8"))

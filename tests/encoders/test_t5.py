@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
-from transformers import T5Config, T5EncoderModel, T5TokenizerFast
+from transformers import T5Config, T5EncoderModel, T5Tokenizer
 
 from xgem.checkpoint import init_checkpoint, load_component, save_component
 from xgem.component import Component
@@ -23,7 +23,7 @@ TEXTS = ["large left pleural effusion .", "no effusion ."]
 LONG = " ".join(TEXTS * 5)
 
 
-def unigram() -> T5TokenizerFast:
+def unigram() -> T5Tokenizer:
     """A tokenizer laid out as T5's: pieces of a unigram model, ``</s>`` behind every text."""
     words = sorted(
         {f"\u2581{word}" for text in TEXTS for word in text.split()} | set("\u2581abcdefghijklmnopqrstuvwxyz.L")
@@ -33,9 +33,7 @@ def unigram() -> T5TokenizerFast:
     tokenizer.normalizer = normalizers.NFKC()
     tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.Metaspace(), decoders.Metaspace()
     tokenizer.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
-    return T5TokenizerFast(
-        tokenizer_object=tokenizer, pad_token="<pad>", eos_token="</s>", unk_token="<unk>", extra_ids=0
-    )
+    return T5Tokenizer(tokenizer_object=tokenizer, pad_token="<pad>", eos_token="</s>", unk_token="<unk>", extra_ids=0)
 
 
 @pytest.fixture(scope="module")

@@ -57,9 +57,10 @@ def _show(converted: Converted, target: Path) -> None:
 def xgem(
     source: Annotated[Path, typer.Argument(metavar="DIR_IN", help="Folder of the published .pt files.")],
     target: Target,
+    preset: Annotated[str, typer.Option("--preset", help="A preset's name or a YAML file.")] = "paper",
     allow_unused: AllowUnused = False,
 ) -> None:
     """XGeM's encoders, picture codec and picture generators; its report side has no faithful counterpart."""
     from xgem.convert.xgem import convert_xgem
 
-    _show(convert_xgem(source, target, allow_unused=allow_unused), target)
+    _show(convert_xgem(source, target, preset=preset, allow_unused=allow_unused), target)

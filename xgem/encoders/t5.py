@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 from pathlib import Path
 from typing import Any, Self
@@ -102,13 +103,13 @@ def _quantize_on_cuda(t5: nn.Module) -> None:
     if not torch.cuda.is_available():
         raise DeviceError("T5 encoder: quantize 4bit needs a CUDA device, there is none: set quantize to none")
     try:
-        import bitsandbytes
+        layers: Any = importlib.import_module("bitsandbytes").nn
     except ImportError:
         raise ConfigError("T5 encoder: quantize 4bit needs bitsandbytes: pip install bitsandbytes") from None
     for parent in list(t5.modules()):
         for name, child in parent.named_children():
             if type(child) is nn.Linear:
-                layer = bitsandbytes.nn.Linear4bit(
+                layer = layers.Linear4bit(
                     child.in_features, child.out_features, bias=child.bias is not None, quant_type="nf4"
                 )
                 layer.load_state_dict(child.state_dict())
