@@ -1,6 +1,6 @@
 """How much faster xgem samples from a diffusion transformer than diffusers' PixArt pipeline with the same weights.
 
-    python benchmarks/dit.py [--width 384] [--depth 12] [--side 32] [--batch 4] [--steps 10] [--runs 3] [--threads 2]
+    python benchmarks/dit.py [--width 384] [--depth 12] [--side 32] [--batch 2] [--steps 5] [--runs 3] [--threads 2]
 
 Both sides share weights, captions, noise, scheduler and guidance, and must give equal latents. The pipeline projects
 the captions in every step; xgem's sampler does so once a request, keeps every block's keys and values of them, and
@@ -265,8 +265,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--side", type=int, default=32, help="of the latents")
     parser.add_argument("--caption-tokens", type=int, default=120)
     parser.add_argument("--caption-width", type=int, default=4096)
-    parser.add_argument("--batch", type=int, default=4)
-    parser.add_argument("--steps", type=int, default=10)
+    parser.add_argument("--batch", type=int, default=2)
+    parser.add_argument("--steps", type=int, default=5)
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--guidance-scale", type=float, default=4.0)
     parser.add_argument("--sampler", default="ddim")
