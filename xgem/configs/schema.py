@@ -66,6 +66,31 @@ class TextEncoderConfig(_Config):
     embed_dim: int = 256
 
 
+class T5EncoderConfig(_Config):
+    """T5's encoder (T5 v1.1-XXL by default), frozen. ``pretrained``: a transformers hub id or local directory with its
+    tokenizer; it then sets the sizes.
+
+    ``width`` is d_model, of which every head has its share; texts are cut after ``max_length`` tokens. ``lowercase``
+    as PixArt and ChexGen do. ``quantize`` "4bit" stores linear layers as 4-bit floats on a CUDA device.
+    """
+
+    kind: Literal["t5_encoder"] = "t5_encoder"
+    pretrained: str | None = None
+    vocab_size: int = 32128
+    max_length: int = Field(default=120, ge=1)
+    width: int = 4096
+    layers: int = 24
+    heads: int = 64
+    d_ff: int = 10240
+    lowercase: bool = True
+    quantize: Literal["none", "4bit"] = "none"
+
+    @property
+    def embed_dim(self) -> int:
+        """Width of its pooled vector, which is a mean of its tokens."""
+        return self.width
+
+
 class ImageVAEConfig(_Config):
     """AutoencoderKL. ``patch`` folds p x p pixels into channels first, so the finest convolutions run at 1/p.
 
@@ -271,12 +296,13 @@ class ControlNetConfig(_Config):
         return self.blocks < transformer.depth and all(getattr(self, n) == getattr(transformer, n) for n in same)
 
 
-ENCODERS = ImageEncoderConfig | TextEncoderConfig
+ENCODERS = ImageEncoderConfig | TextEncoderConfig | T5EncoderConfig
 GENERATORS = ImageGeneratorConfig | DiTGeneratorConfig | ReportGeneratorConfig
 
 ComponentConfig = Annotated[
     ImageEncoderConfig
     | TextEncoderConfig
+    | T5EncoderConfig
     | ImageVAEConfig
     | ReportVAEConfig
     | ImageGeneratorConfig
@@ -479,7 +505,7 @@ class Preset(_Config):
 
     def _context_agrees(self, name: str, generator: _GeneratorConfig, encoder_name: str) -> None:
         encoder = self.components[encoder_name]
-        if not isinstance(encoder, ImageEncoderConfig | TextEncoderConfig) or encoder.pretrained is not None:
+        if not isinstance(encoder, ENCODERS) or encoder.pretrained is not None:
             return
         if encoder.embed_dim != generator.pooled_dim and not isinstance(generator, DiTGeneratorConfig):
             raise ValueError(

@@ -112,6 +112,9 @@ def _fresh_stage(
         return _control(preset, config, train_split, val_split, root, seed)
     prompts = preset.components[preset.generator(name)].prompts  # type: ignore[union-attr]
     needed = {preset.encoder(prompt) for prompt in prompts} | {preset.codec(name)}
+    for part in sorted(needed):
+        if _is_taken_as_it_is(part, preset):
+            _save_pretrained(part, preset, root)
     parts = {part: _part(root, part, name) for part in sorted(needed)}
     device = PartialState().device
     assert device is not None
@@ -192,18 +195,29 @@ def _start_from(init: Path, preset: Preset, root: Path) -> None:
     process.wait_for_everyone()
 
 
-def _taken_as_it_is(name: str, preset: Preset, root: Path) -> bool:
-    """Whether a stage is left out because its codec is pretrained and frozen (XGeM 3.2.2: AutoKL); then it is saved."""
-    component = preset.codec("frontal")
+def _is_taken_as_it_is(component: str, preset: Preset) -> bool:
+    """Whether a component is pretrained and frozen: T5, and a codec (XGeM 3.2.2: AutoKL) that no stage trains."""
     config = preset.components[component]
-    codec_stage = name in ("image-vae", "image-decoder")
-    if not codec_stage or name in preset.train or getattr(config, "pretrained", None) is None:
-        return False
+    frozen = config.kind == "t5_encoder" or (config.kind == "image_vae" and "image-vae" not in preset.train)
+    return frozen and getattr(config, "pretrained", None) is not None
+
+
+def _save_pretrained(component: str, preset: Preset, root: Path) -> None:
+    """Put a component that is taken as it is into ``root``, where it lacks it."""
     process = PartialState()
     if process.is_main_process and component not in components.read_index(root).components:
-        log.info("%s: pretrained, taken as it is", name)
+        log.info("%s: pretrained, taken as it is", component)
+        config = preset.components[component]
         components.save_component(root, component, component_class(config.kind).from_config(config))
     process.wait_for_everyone()
+
+
+def _is_left_out(name: str, preset: Preset, root: Path) -> bool:
+    """Whether a codec's stage is left out because the codec is taken as it is; then it is saved."""
+    codec = preset.codec("frontal")
+    if name not in ("image-vae", "image-decoder") or name in preset.train or not _is_taken_as_it_is(codec, preset):
+        return False
+    _save_pretrained(codec, preset, root)
     return True
 
 
@@ -230,7 +244,7 @@ def run(
     )
     states: dict[str, TrainState] = {}
     for name in names:
-        if _taken_as_it_is(name, preset, root):
+        if _is_left_out(name, preset, root):
             states[name] = TrainState()
             continue
         stage = make_stage(name, preset, train_split, val_split, root, seed, init)
