@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Unpack, overload
+from typing import Any, Unpack, cast, overload
 
 import torch
 
@@ -85,9 +85,9 @@ def generate(
 
 def model_for(inputs: Inputs | Sequence[Inputs] | None) -> str:
     """The embedded checkpoint for a request that names none."""
-    items: Any = (inputs,) if isinstance(inputs, Mapping) else (inputs or ())
-    names: set[str] = {str(name) for item in items if isinstance(item, Mapping) for name in item}
-    special = any(name in MODALITIES and not MODALITIES[name].is_output for name in names)
+    items = [inputs] if isinstance(inputs, Mapping) else list(cast(Sequence[Inputs], inputs or ()))
+    given: set[str] = set().union(*(item for item in items if isinstance(item, Mapping)))
+    special = any(name in given and not modality.is_output for name, modality in MODALITIES.items())
     return CONTROL_MODEL if special else DEFAULT_MODEL
 
 

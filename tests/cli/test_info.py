@@ -39,7 +39,8 @@ def test_params_as_a_table(xgem: Any) -> None:
 
 
 def test_params_of_other_settings(xgem: Any) -> None:
-    settings = ("--set", "frontal_dit.width=2048", "--set", "frontal_dit.heads=32")
+    larger = [f"{part}.{setting}" for part in ("frontal_dit", "control") for setting in ("width=2048", "heads=32")]
+    settings = [word for setting in larger for word in ("--set", setting)]
     counts = json.loads(xgem("params", "chexgen-small", *settings, "--json").out)["components"]
     wide, small = counts["frontal_dit"]["parameters"], count_parameters("chexgen-small")["components"]["frontal_dit"]
     assert wide > 50 * small["parameters"]

@@ -91,7 +91,8 @@ def test_chexgen_has_the_published_size() -> None:
         assert counts["frontal_dit"] == 611_347_616
         assert counts["t5"] == 4_762_310_656
         assert counts["image_vae"] == 83_653_863
-    wide = count_parameters("chexgen-xl2-512", ["frontal_dit.width=2048", "frontal_dit.heads=32"])  # the paper's text
+    larger = [f"{part}.{setting}" for part in ("frontal_dit", "control") for setting in ("width=2048", "heads=32")]
+    wide = count_parameters("chexgen-xl2-512", larger)  # the paper's text
     assert wide["components"]["frontal_dit"]["parameters"] == 1_923_221_536
 
 

@@ -68,8 +68,12 @@ def attended(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     return (weights @ v).transpose(0, 1).flatten(1)
 
 
-def reference(w: dict[str, Tensor], z: Tensor, t: Tensor, caption: Tensor) -> Tensor:
-    """The published network for one latent (4, s, s), time () and caption (n, c): adaLN-single blocks (PixArt 2.3)."""
+def reference(w: dict[str, Tensor], z: Tensor, t: Tensor, caption: Tensor, annotation: Tensor | None = None) -> Tensor:
+    """The published network for one latent (4, s, s), time () and caption (n, c): adaLN-single blocks (PixArt 2.3).
+
+    With an ``annotation`` (4, s, s) its copied blocks read that, the first one beside what block 0 made, and what they
+    make enters blocks 1, 2, ... (ChexGen, methods; PixArt-delta, the transformer's ControlNet).
+    """
 
     def linear(name: str, x: Tensor) -> Tensor:
         return F.linear(x, w[f"{name}.weight"], w[f"{name}.bias"])
@@ -77,21 +81,30 @@ def reference(w: dict[str, Tensor], z: Tensor, t: Tensor, caption: Tensor) -> Te
     def norm(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
         return F.layer_norm(x, x.shape[-1:], eps=1e-6) * (1 + scale) + shift
 
-    x = F.conv2d(z[None], w["x_embedder.proj.weight"], w["x_embedder.proj.bias"], stride=2)[0].flatten(1).T
-    x = x + w["pos_embed"][0]
-    angles = t * torch.exp(-math.log(10000) * torch.arange(128) / 128)
-    time = linear("t_embedder.mlp.2", F.silu(linear("t_embedder.mlp.0", torch.cat([angles.cos(), angles.sin()]))))
-    modulation = linear("t_block.1", F.silu(time)).view(6, -1)
-    y = linear("y_embedder.y_proj.fc2", F.gelu(linear("y_embedder.y_proj.fc1", caption), approximate="tanh"))
-    for i in range(DEPTH):
-        block = f"blocks.{i}"
+    def embedded(latents: Tensor) -> Tensor:
+        weight, bias = w["x_embedder.proj.weight"], w["x_embedder.proj.bias"]
+        return F.conv2d(latents[None], weight, bias, stride=2)[0].flatten(1).T + w["pos_embed"][0]
+
+    def through(block: str, x: Tensor) -> Tensor:
         shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = w[f"{block}.shift_scale_gate_table"] + modulation
         own = attended(*linear(f"{block}.attn.qkv", norm(x, shift_a, scale_a)).chunk(3, dim=1))
         x = x + gate_a * linear(f"{block}.attn.proj", own)
         text = linear(f"{block}.cross_attn.kv_linear", y).chunk(2, dim=1)
         x = x + linear(f"{block}.cross_attn.proj", attended(linear(f"{block}.cross_attn.q_linear", x), *text))
         hidden = F.gelu(linear(f"{block}.mlp.fc1", norm(x, shift_m, scale_m)), approximate="tanh")
-        x = x + gate_m * linear(f"{block}.mlp.fc2", hidden)
+        return x + gate_m * linear(f"{block}.mlp.fc2", hidden)
+
+    angles = t * torch.exp(-math.log(10000) * torch.arange(128) / 128)
+    time = linear("t_embedder.mlp.2", F.silu(linear("t_embedder.mlp.0", torch.cat([angles.cos(), angles.sin()]))))
+    modulation = linear("t_block.1", F.silu(time)).view(6, -1)
+    y = linear("y_embedder.y_proj.fc2", F.gelu(linear("y_embedder.y_proj.fc1", caption), approximate="tanh"))
+    x = through("blocks.0", embedded(z))
+    c = None if annotation is None else x + linear("controlnet.0.before_proj", embedded(annotation))
+    for i in range(1, DEPTH):
+        if c is not None:
+            c = through(f"controlnet.{i - 1}.copied_block", c)
+            x = x + linear(f"controlnet.{i - 1}.after_proj", c)
+        x = through(f"blocks.{i}", x)
     shift, scale = w["final_layer.shift_scale_table"] + time
     patches = linear("final_layer.linear", norm(x, shift, scale))
     side = SIDE // 2
@@ -184,15 +197,52 @@ def test_averaged_weights_are_taken_unless_told_otherwise(preset: str, tmp_path:
         assert torch.equal(model.fusion.null_caption, weights["y_embedder.y_embedding"])
 
 
+def control_published() -> dict[str, Tensor]:
+    """Random weights of a ControlNet of two blocks."""
+    copied = {
+        key.replace("blocks.", "controlnet.").replace(f".{i}.", f".{i}.copied_block.", 1): value
+        for i in range(2)
+        for key, value in published_weights(9).items()
+        if key.startswith(f"blocks.{i}.")
+    }
+    draw = torch.Generator().manual_seed(4)
+    for name in ("0.before_proj", "0.after_proj", "1.after_proj"):
+        copied[f"controlnet.{name}.weight"] = torch.randn(WIDTH, WIDTH, generator=draw) / WIDTH**0.5
+        copied[f"controlnet.{name}.bias"] = torch.randn(WIDTH, generator=draw)
+    return copied
+
+
 def with_control(weights: dict[str, Tensor]) -> dict[str, Tensor]:
     """The layout of the annotation-guided checkpoints."""
-    control = {f"controlnet.{i}.after_proj.weight": torch.zeros(WIDTH, WIDTH) for i in range(2)}
-    copied = {f"controlnet.{i}.copied_block.attn.proj.bias": torch.zeros(WIDTH) for i in range(2)}
-    before = {"controlnet.0.before_proj.weight": torch.zeros(WIDTH, WIDTH)}
-    return {f"base_model.{key}": value for key, value in weights.items()} | control | copied | before
+    return {f"base_model.{key}": value for key, value in weights.items()} | control_published()
 
 
-def test_a_controlnet_is_left_over(preset: str, tmp_path: Path, xgem: Any) -> None:
+@torch.no_grad()
+def test_a_controlnet_is_the_published_function(preset: str, tmp_path: Path) -> None:
+    values = yaml.safe_load(Path(preset).read_text(encoding="utf-8"))
+    values["components"]["control"] = {
+        "kind": "controlnet", "annotations": ["mask"], "blocks": 2, "latent_shape": [4, SIDE, SIDE], "width": WIDTH,
+        "heads": HEADS, "position_scale": 2.0,
+    }  # fmt: skip
+    values["modalities"] |= {"frontal": {"codec": "vae", "generator": "dit", "control": "control"}, "mask": {}}
+    Path(preset).write_text(yaml.safe_dump(values), encoding="utf-8")
+    weights = published_weights()
+    converted = convert_chexgen(written(tmp_path, with_control(weights)), tmp_path / "out", preset=preset)
+    assert (converted.components, converted.unused) == (("dit", "control"), ())
+    model: Any = load_component(tmp_path / "out", "dit")
+    control: Any = load_component(tmp_path / "out", "control")
+    draw = torch.Generator().manual_seed(1)
+    z, annotation = torch.randn(2, 2, 4, SIDE, SIDE, generator=draw)
+    tokens, t = torch.randn(2, 5, CAPTION_WIDTH, generator=draw), torch.tensor([7, 900])
+    context = model.fuse({"report": Encoded(torch.zeros(2, 8), tokens, torch.ones(2, 5, dtype=torch.bool))})
+    with control.steering(model.net, annotation):
+        made = model.net.predict(z, t, context)
+    for i in range(2):
+        expected = reference(weights | control_published(), z[i], t[i], tokens[i], annotation[i])
+        torch.testing.assert_close(made[i], expected, rtol=1e-4, atol=1e-4)
+
+
+def test_a_controlnet_that_the_preset_lacks_is_left_over(preset: str, tmp_path: Path, xgem: Any) -> None:
     weights = published_weights()
     file, out = written(tmp_path, with_control(weights)), tmp_path / "out"
     ran = xgem("convert", "chexgen", file, out, "--preset", preset)

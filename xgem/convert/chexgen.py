@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 
 from xgem.checkpoint import init_checkpoint, new_folder, save_component
-from xgem.component import component_class
-from xgem.configs.schema import DiTGeneratorConfig, Preset, load_preset
+from xgem.component import Component, component_class
+from xgem.configs.schema import ControlNetConfig, DiTGeneratorConfig, Preset, load_preset
 from xgem.convert.published import Converted, fill, read_weights_file, refuse_left_over, tensors
+from xgem.generators.controlnet import ControlNet
 from xgem.generators.latent_diffusion import DiTLatentDiffusion
 from xgem.types import CheckpointError, ConfigError
 
@@ -40,6 +41,11 @@ _NAMES: dict[str, str | tuple[str, ...]] = {
     _BLOCK + r"cross_attn\.proj\.": _OURS + "attn2.to_out.0.",
     _BLOCK + r"mlp\.fc1\.": _OURS + "ff.net.0.proj.",
     _BLOCK + r"mlp\.fc2\.": _OURS + "ff.net.2.",
+}
+_CONTROL = "controlnet."
+_CONTROL_NAMES = {
+    r"controlnet\.0\.before_proj\.": "enter.",
+    r"controlnet\.(\d+)\.after_proj\.": r"leave.\1.",
 }
 _POSITIONS = "pos_embed"
 _BASE = "base_model."
@@ -76,6 +82,24 @@ def dit_weights(weights: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[
     return ours, source
 
 
+def control_weights(weights: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """As ``dit_weights``, of the ControlNet; it reads annotations as the transformer reads latents."""
+    ours: dict[str, Tensor] = {}
+    source: dict[str, str] = {}
+    for key, value in weights.items():
+        copied = re.match(r"controlnet\.(\d+)\.copied_block\.(.+)", key)
+        found = {f"blocks.{copied[1]}.{copied[2]}": value} if copied else {}
+        found |= {key: value} if key.startswith("x_embedder.") else {}
+        for name, chunk in dit_weights(found)[0].items():
+            own = name.replace("net.pixart.transformer_blocks.", "blocks.").replace("net.pixart.pos_embed.", "patches.")
+            ours[own], source[own] = chunk, key
+        for pattern, name in _CONTROL_NAMES.items():
+            if re.match(pattern, key):
+                own = re.sub(f"^{pattern}", name, key)
+                ours[own], source[own] = value, key
+    return ours, source
+
+
 def _chosen(preset: str | None, weights: Mapping[str, Tensor], origin: str) -> Preset:
     if preset is not None:
         return load_preset(preset)
@@ -109,7 +133,9 @@ def convert_chexgen(
     pretrained: bool = True,
     allow_unused: bool = False,
 ) -> Converted:
-    """Write the published transformer at ``path`` as the checkpoint ``target``, as a whole or not at all.
+    """Write the published transformer at ``path``, with its ControlNet if it has one, as the checkpoint ``target``.
+
+    All of it is written, or nothing.
 
     Args:
         path: a ``.pth`` file as ChexGen publishes.
@@ -117,7 +143,7 @@ def convert_chexgen(
         preset: name or file; None takes that of the published size whose number of positions the file has.
         ema: take the averaged weights where there are both.
         pretrained: write the preset's pretrained codec and encoder too, which may be fetched from the hub.
-        allow_unused: leave out weights that have no place (a ControlNet's), instead of an error.
+        allow_unused: leave out weights that have no place, instead of an error.
 
     Raises:
         CheckpointError: the file is not safe to read, lacks a weight, has one of another shape or one too many.
@@ -130,17 +156,34 @@ def convert_chexgen(
     if not isinstance(config, DiTGeneratorConfig):
         raise ConfigError(f"preset {chosen.name!r}: {name!r} is a {config.kind}, expected a dit_generator")
     ours, source = dit_weights(weights)
-    unused = refuse_left_over(weights.keys() - set(source.values()) - {_POSITIONS}, path.name, allowed=allow_unused)
+    taken = set(source.values())
+    steering = chosen.modalities["frontal"].control
+    controlled = steering is not None and any(key.startswith(_CONTROL) for key in weights)
+    controls, control_source = control_weights(weights) if controlled else ({}, {})
+    taken |= set(control_source.values())
+    unused = refuse_left_over(weights.keys() - taken - {_POSITIONS}, path.name, allowed=allow_unused)
     with torch.random.fork_rng(devices=[]):
         model = DiTLatentDiffusion(config)
+        control = ControlNet(_control_config(chosen, steering)) if controlled and steering is not None else None
     fill(model, ours, source, path.name)
     _check_positions(model, weights, chosen, path.name)
-    written = [name]
+    parts: dict[str, Component] = {name: model}
+    if control is not None and steering is not None:
+        fill(control, controls, control_source, path.name)
+        parts[steering] = control
     with new_folder(target) as folder:
         init_checkpoint(folder, chosen)
-        save_component(folder, name, model)
+        for part, component in parts.items():
+            save_component(folder, part, component)
+        written = list(parts)
         for other, its_config in chosen.components.items():
-            if pretrained and other != name and getattr(its_config, "pretrained", None) is not None:
+            if pretrained and other not in parts and getattr(its_config, "pretrained", None) is not None:
                 save_component(folder, other, component_class(its_config.kind).from_config(its_config))
                 written.append(other)
     return Converted(chosen.name, tuple(written), unused)
+
+
+def _control_config(preset: Preset, name: str) -> ControlNetConfig:
+    config = preset.components[name]
+    assert isinstance(config, ControlNetConfig)  # as the preset's validation has it
+    return config
