@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Unpack, cast, overload
+from typing import Any, Unpack, overload
 
 import torch
 
@@ -85,9 +85,9 @@ def generate(
 
 def model_for(inputs: Inputs | Sequence[Inputs] | None) -> str:
     """The embedded checkpoint for a request that names none."""
-    items = [inputs] if isinstance(inputs, Mapping) else list(cast(Sequence[Inputs], inputs or ()))
-    given: set[str] = set().union(*(item for item in items if isinstance(item, Mapping)))
-    special = any(name in given and not modality.is_output for name, modality in MODALITIES.items())
+    items: list[Any] = [inputs] if inputs is None or isinstance(inputs, Mapping) else list(inputs)
+    steering = [name for name, modality in MODALITIES.items() if not modality.is_output]
+    special = any(name in item for item in items if isinstance(item, Mapping) for name in steering)
     return CONTROL_MODEL if special else DEFAULT_MODEL
 
 
