@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
+    from xgem.data.annotations import Box
+
 
 class XgemError(Exception):
     """Base of every error that xgem raises on purpose. Its one line says what came, what was expected, what to do."""
@@ -62,6 +64,8 @@ class Study:
     ``pictures`` maps a view (``"frontal"``, ``"lateral"``) to the files of that view; a view that
     the study lacks is absent. ``findings`` and ``impression`` are cleaned text, empty when missing.
     ``age`` is in years, ``sex`` is ``"F"``, ``"M"`` or ``None``; ``severity`` is a Brixia score, 0 to 18.
+    ``masks`` maps a structure to the files that outline it (several are united), ``boxes`` are in shares of the
+    frontal picture.
     """
 
     id: str
@@ -73,7 +77,10 @@ class Study:
     labels: tuple[str, ...] = ()
     age: float | None = None
     sex: str | None = None
+    race: str | None = None
     severity: float | None = None
+    masks: Mapping[str, tuple[Path, ...]] = field(default_factory=dict[str, tuple[Path, ...]])
+    boxes: tuple[Box, ...] = ()
     source: str = ""
     licence: str = ""
 
