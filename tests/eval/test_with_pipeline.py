@@ -100,3 +100,24 @@ def test_joint_outputs_of_a_checkpoint(manifest: Path, tmp_path: Path) -> None:
     assert "| T->F+L | cosine F-L | 8 |" in (out / "joint.md").read_text()
     again = CliRunner().invoke(app, arguments)
     assert "holds results already" in str(again.exception)
+
+
+def test_control_of_a_checkpoint(manifest: Path, tmp_path: Path) -> None:
+    random_checkpoint(tmp_path / "model", load_preset("debug"))
+    out = tmp_path / "run"
+    arguments = ["control", "--model", str(tmp_path / "model"), "--judge", str(tmp_path / "model")]
+    arguments += ["--data", str(manifest), "--out", str(out), "--num-inference-steps", "2", "--bootstrap", "20"]
+    arguments += ["--limit", "8", "--classifier-epochs", "1", "--num-samples", "2"]
+    arguments += ["--device", "cpu", "--batch-size", "4", "--no-progress"]
+    result = CliRunner().invoke(app, [*arguments, "--json"], catch_exceptions=False)
+    found = json.loads(result.stdout)
+    assert set(found["families"]) == {"text"}
+    assert set(found["not_computed"]) == {"masks", "boxes", "severity", "demographics"}
+    assert found["settings"]["judge"] == found["settings"]["model"]
+    assert found["settings"]["num_inference_steps"] == 2
+    assert found["families"]["text"]["measures"]["prompt_agreement"]["matched"]["n"] == 8
+    assert "NaN" not in result.stdout
+    result = CliRunner().invoke(app, [*arguments, "--overwrite"], catch_exceptions=False)
+    assert "| text | prompt_agreement | 8 |" in result.stdout
+    again = CliRunner().invoke(app, arguments)
+    assert "holds results already" in str(again.exception)

@@ -36,6 +36,7 @@ class Evaluated:
         sampling: the model's own defaults for the options that ``RunSettings`` leaves open.
         embed: (modality, pictures (n, s, s) uint8 or texts) -> (n, d) vectors of the prompt encoders' shared space.
         reconstruct: (modality, pictures) -> what the modality's codec makes of them, (n, s, s) uint8.
+        inputs: every modality that may be given, annotations and demographics included.
     """
 
     name: str
@@ -48,6 +49,7 @@ class Evaluated:
     reconstruct: Callable[[str, Images], Images]
     sections: tuple[str, ...] = ("impression",)
     sampling: Mapping[str, Any] = field(default_factory=dict)
+    inputs: tuple[str, ...] = ()
 
     @property
     def modalities(self) -> tuple[str, ...]:
@@ -100,6 +102,7 @@ def open_model(model: str | Path | None, *, device: str | None = None, dtype: st
         reconstruct=reconstruct,
         sections=tuple(preset.report_sections),
         sampling=preset.sampling.model_dump(),
+        inputs=tuple(preset.modalities),
     )
 
 

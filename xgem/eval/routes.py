@@ -107,25 +107,36 @@ def generate(
     *,
     advance: Callable[[int], None] = lambda _: None,
 ) -> Samples:
-    """One route's outputs for every study, in batches; study i has seed ``settings.seed + i`` on every route.
+    """One route's outputs for every study, as :func:`generate_from` makes them."""
+    return generate_from(evaluated, material.prompts(route.inputs), route.output, settings, advance=advance)
+
+
+def generate_from(
+    evaluated: Evaluated,
+    prompts: Sequence[Mapping[str, Any]],
+    output: str,
+    settings: RunSettings,
+    *,
+    advance: Callable[[int], None] = lambda _: None,
+) -> Samples:
+    """One output for each of ``prompts``, in batches; prompt i has seed ``settings.seed + i`` on every route.
 
     Raises:
         InputError: the pipeline gave pictures of another size than the model's transform says.
     """
-    prompts = material.prompts(route.inputs)
     made: list[list[Any]] = []
     for start in range(0, len(prompts), settings.batch_size):
-        batch = prompts[start : start + settings.batch_size]
+        batch = list(prompts[start : start + settings.batch_size])
         generations = evaluated.pipe(
             batch,
-            [route.output],
+            [output],
             seed=[settings.seed + start + i for i in range(len(batch))],
             num_samples=settings.num_samples,
             batch_size=settings.batch_size,
             progress=False,
             **settings.options(),
         )
-        made += [list(generation.outputs[route.output]) for generation in generations]
+        made += [list(generation.outputs[output]) for generation in generations]
         advance(len(batch))
     return [
         gathered_outputs([samples[k] for samples in made], evaluated.transform.size)
@@ -337,6 +348,15 @@ def _psnr(first: Images, second: Images) -> Array:
 
 def described(settings: RunSettings, evaluated: Evaluated, split: str, material: Material) -> dict[str, Any]:
     """What the results say of how they came about."""
+    return settled(settings, evaluated, split) | {
+        "n": material.n,
+        "report_sections": list(evaluated.sections),
+        "band_nyquist": list(spectrum.BAND),
+    }
+
+
+def settled(settings: RunSettings, evaluated: Evaluated, split: str) -> dict[str, Any]:
+    """The settings with the model's own defaults where they are open, the model, the split, versions and machine."""
     import torch
 
     own = {
@@ -345,9 +365,6 @@ def described(settings: RunSettings, evaluated: Evaluated, split: str, material:
     return {**evaluated.sampling, **own} | {
         "model": {"name": evaluated.name, "hash": evaluated.hash},
         "split": split,
-        "n": material.n,
-        "report_sections": list(evaluated.sections),
-        "band_nyquist": list(spectrum.BAND),
         "xgem_version": __version__,
         "torch": torch.__version__,
         "machine": platform.machine(),

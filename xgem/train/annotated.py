@@ -60,9 +60,9 @@ def annotated_bank(
     """
     drawn: dict[int, Annotation] = {}
     for index, study in enumerate(corpus.studies):
-        annotation = read_study(study, config) if corpus.rows(index, "frontal") else None
-        if annotation is not None:
-            drawn[index] = annotation
+        annotated = study.masks or study.boxes or study.severity is not None
+        if annotated and corpus.rows(index, "frontal"):
+            drawn[index] = read_study(study, config)
     if not drawn:
         raise DataError("no annotated frontal picture in this split: train on a manifest that has some")
     pairs: dict[int, list[tuple[int, int]]] = {}
