@@ -53,7 +53,9 @@ def test_annotations_lie_where_the_picture_does(tmp_path: Path, pad: bool) -> No
 def test_unusable_masks_are_named(tmp_path: Path) -> None:
     study, transform = Study(id="a", subject="a", split="val"), TransformConfig(size=SIZE)
     for name, shape, value in (("one", (64, 64), 255), ("other", (32, 64), 255), ("empty", (64, 64), 0)):
-        Image.fromarray(np.full(shape, value, dtype=np.uint8)).save(tmp_path / f"{name}.png")
+        mask = np.zeros(shape, dtype=np.uint8)
+        mask[: shape[0] // 2] = value
+        Image.fromarray(mask).save(tmp_path / f"{name}.png")
     (tmp_path / "text.png").write_text("no picture")
     for names, message in (
         (("absent",), r"absent\.png"),
