@@ -100,16 +100,21 @@ def test_the_hooks_leave_with_the_block(debug_parts: dict[str, Any], trained: Al
         assert torch.equal(before, model(z["frontal"], t, model.null(B)))
 
 
-def test_the_unconditional_half_sees_nothing(debug_parts: dict[str, Any], trained: Alignment) -> None:
+@pytest.mark.parametrize("guided", [True, False])
+def test_guidance_exaggerates_agreement_only_where_it_is_to(
+    guided: bool, debug_parts: dict[str, Any], trained: Alignment
+) -> None:
+    trained.config = trained.config.model_copy(update={"guided": ("report",) if guided else ("frontal",)})
     model, t = debug_parts["report"], torch.tensor([300])
     z = latents_of(debug_parts)
     twice = torch.cat([z["report"]] * 2)
+    blind = model(z["report"], t.expand(B), model.null(B))
     with torch.no_grad(), trained.seeing("report", model.net, trained.tokens(z, t)):
-        seeing, blind = model(twice, t.expand(2 * B), model.null(2 * B)).chunk(2)
-        alone = model(z["report"], t.expand(B), model.null(B))
-    torch.testing.assert_close(seeing, alone)
-    with torch.no_grad():
-        torch.testing.assert_close(blind, model(z["report"], t.expand(B), model.null(B)))
+        conditional, unconditional = model(twice, t.expand(2 * B), model.null(2 * B)).chunk(2)
+        seeing = model(z["report"], t.expand(B), model.null(B))
+    assert not torch.allclose(seeing, blind, atol=1e-3)
+    torch.testing.assert_close(conditional, seeing)
+    torch.testing.assert_close(unconditional, blind if guided else seeing)
 
 
 def test_tokens_are_unit_vectors_that_know_the_time() -> None:
@@ -127,7 +132,7 @@ def test_tokens_are_unit_vectors_that_know_the_time() -> None:
 def test_another_generator_is_refused(debug_parts: dict[str, Any], trained: Alignment) -> None:
     tokens = trained.tokens(latents_of(debug_parts), torch.tensor([5]))
     with pytest.raises(CheckpointError, match="not of the same model"):
-        trained.attention["frontal"].attached(torch.nn.Linear(2, 2), tokens["report"]).__enter__()  # type: ignore[operator]
+        trained.attention["frontal"].attached(torch.nn.Linear(2, 2), tokens["report"], guided=True).__enter__()  # type: ignore[operator]
 
 
 @pytest.mark.parametrize("name", [name for name in preset_names() if load_preset(name).alignment])

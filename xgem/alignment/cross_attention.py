@@ -59,11 +59,11 @@ class EnvironmentAttentions(nn.Module):
         return torch.cat([tokens * scale + self.marks[name] for name, tokens in environment.items()], dim=1)
 
     @contextmanager
-    def attached(self, denoiser: nn.Module, tokens: Tensor) -> Iterator[None]:
+    def attached(self, denoiser: nn.Module, tokens: Tensor, *, guided: bool) -> Iterator[None]:
         """Within this block ``denoiser`` attends to ``tokens`` (b', m, d), from ``marked``.
 
-        Where a batch is longer than ``tokens``, the rest of it attends to nothing: classifier-free guidance puts its
-        unconditional half there.
+        Where a batch is longer than ``tokens``, classifier-free guidance has its unconditional half behind them. If
+        ``guided``, that attends to nothing, so that guidance exaggerates what the tokens say; otherwise to the same.
         """
         blocks = attention_sites(denoiser)
         if len(blocks) != len(self.sites):
@@ -75,6 +75,8 @@ class EnvironmentAttentions(nn.Module):
         def hook(site: nn.Module) -> Any:
             def add(block: nn.Module, args: Any, hidden: Tensor) -> Tensor:
                 del block, args
+                if not guided:
+                    return hidden + site(hidden, tokens.repeat(len(hidden) // len(tokens), 1, 1))
                 seeing = hidden[: len(tokens)]
                 added = seeing + site(seeing, tokens)
                 return added if len(tokens) == len(hidden) else torch.cat([added, hidden[len(tokens) :]])

@@ -51,5 +51,5 @@ class Alignment(Component):
         attention = self.attention[name]
         assert isinstance(attention, EnvironmentAttentions)
         others = {other: value for other, value in tokens.items() if other != name}
-        with attention.attached(denoiser, attention.marked(others)):
+        with attention.attached(denoiser, attention.marked(others), guided=name in self.config.guided):
             yield

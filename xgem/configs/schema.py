@@ -265,6 +265,8 @@ class AlignmentConfig(_Config):
     """Environment encoders and cross-attention between generators (XGeM 2.3).
 
     ``tokens`` unit tokens of ``dim`` numbers an output; ``width`` of the encoders; ``heads`` of the attention.
+    ``guided``: the outputs in which classifier-free guidance treats the others as prompts; elsewhere its unconditional
+    half sees them too.
     """
 
     kind: Literal["alignment"] = "alignment"
@@ -273,6 +275,7 @@ class AlignmentConfig(_Config):
     tokens: int = Field(default=4, ge=1)
     dim: int = 64
     heads: int = 2
+    guided: tuple[str, ...] = ()
 
 
 class ControlNetConfig(_Config):
@@ -495,6 +498,9 @@ class Preset(_Config):
         config = self.components.get(self.alignment)
         if not isinstance(config, AlignmentConfig):
             raise ValueError(f"alignment names component {self.alignment!r}, which is none of kind 'alignment'")
+        strangers = set(config.guided) - set(config.outputs)
+        if strangers:
+            raise ValueError(f"{self.alignment!r} guides {sorted(strangers)}, which it does not align")
         for name, output in config.outputs.items():
             if name not in self.modalities:
                 raise ValueError(f"{self.alignment!r} aligns {name!r}, which the preset does not have")
