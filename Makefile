@@ -136,7 +136,8 @@ train-chexgen: $(INSTALLED_DEV) $(CHEXGEN)/text.parquet $(CHEXGEN)/all.parquet
 embed-chexgen: SHIPPED := xgem/assets/chexgen-small
 embed-chexgen: $(INSTALLED_DEV) $(CHEXGEN)/all.parquet
 	$(XGEM) export "$(CHEXGEN)" "$(SHIPPED)" --dtype float16 --overwrite
-	$(XGEM) eval control --model "$(SHIPPED)" --data "$(CHEXGEN)/all.parquet" --split $(SPLIT) --out "$(CHEXGEN)/eval" --overwrite
+	$(XGEM) eval control --model "$(SHIPPED)" --data "$(CHEXGEN)/all.parquet" --split $(SPLIT) --limit 200 \
+		--out "$(CHEXGEN)/eval" --cache "$(CHEXGEN)/eval-cache" --overwrite
 	$(XGEM) eval card "$(CHEXGEN)/eval" --model "$(SHIPPED)" --notes docs/cards/chexgen-small.md
 
 clean:
