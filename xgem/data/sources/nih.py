@@ -27,7 +27,7 @@ from pathlib import Path
 from xgem.data.annotations import Box
 from xgem.data.manifest import Manifest, Row, Split, place, split_of
 from xgem.data.sources.tables import make_row, number_of, picture_files, read_table, sex_of, years_of
-from xgem.types import DataError
+from xgem.types import DataError, InputError
 
 logger = logging.getLogger(__name__)
 
@@ -116,7 +116,10 @@ def _boxes(source: Path, listed: Set[str]) -> dict[str, list[Box]]:
         name, label, *sides = (record[column] for column in columns)
         if name in listed:
             x, y, w, h = (number_of(side, f"{table}: a box of {name}") / (_PIXELS if original else 1) for side in sides)
-            boxes[name].append(Box(label.strip().lower(), x, y, w, h))
+            try:
+                boxes[name].append(Box(label.strip().lower(), x, y, w, h))
+            except InputError as error:
+                raise DataError(f"{table}: picture {name}: {error}") from None
         elif not original:
             raise DataError(f"{table}: a box of {name}, which labels.csv does not list; add it there or drop the box")
     return boxes
