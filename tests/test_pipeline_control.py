@@ -161,12 +161,16 @@ def test_a_checkpoint_without_its_control_says_so(checkpoint: Path, tmp_path: Pa
         made(pipeline, {"mask": lungs()})
 
 
-def test_the_inputs_pick_the_embedded_checkpoint() -> None:
+def test_the_inputs_pick_the_embedded_checkpoint(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("xgem.api.embedded_names", lambda: ["chexgen-small", "openi-128"])
     assert model_for({"frontal": "a.png"}) == "openi-128"
     assert model_for(None) == "openi-128"
     assert model_for({"report": TEXT}) == "openi-128"
     for name in ("mask", "boxes", "severity", "demographics"):
         assert model_for([{"report": TEXT}, {name: 1}]) == "chexgen-small"
+    monkeypatch.setattr("xgem.api.embedded_names", lambda: ["openi-128"])
+    with pytest.raises(InputError, match="mask, severity: takes a checkpoint with a ControlNet, and none ships"):
+        model_for({"mask": 1, "report": TEXT, "severity": 3})
 
 
 def test_presets_that_are_wrong() -> None:
