@@ -20,7 +20,7 @@ from xgem.eval.asked import FAMILIES
 from xgem.eval.control_run import ControlSettings, Family, NotComputed, Run
 from xgem.eval.material import Evaluated
 from xgem.eval.results import Measure, finite
-from xgem.eval.routes import settled
+from xgem.eval.routes import prepare_folder, settled
 from xgem.eval.statistics import Sampled
 from xgem.types import OutputError
 
@@ -139,12 +139,7 @@ def evaluate_control(
         DataError: a split has no pictures.
     """
     settings = settings or ControlSettings()
-    if (out / RESULTS).exists() and not overwrite:
-        raise OutputError(f"{out}: holds results already; choose another folder or pass --overwrite")
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OutputError(f"{out}: cannot be written ({error.strerror}); choose another folder") from None
+    prepare_folder(out, RESULTS, overwrite=overwrite)
     run = Run(evaluated, judge, manifest, split, settings, cache or out / "cache", device, progress)
     families: dict[str, Family] = {}
     not_computed: dict[str, str] = {}

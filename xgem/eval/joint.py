@@ -23,7 +23,7 @@ from xgem.eval.labels import LABELLER, LABELLER_VERSION, label_matrix
 from xgem.eval.material import Evaluated, Images, Material, Training, load_material, load_training
 from xgem.eval.results import Measure, finite
 from xgem.eval.route import LETTERS
-from xgem.eval.routes import RunSettings, described, each, gathered_outputs, judged
+from xgem.eval.routes import RunSettings, described, each, gathered_outputs, judged, prepare_folder
 from xgem.eval.statistics import Array, Bootstrap, Sampled
 from xgem.eval.text import most_frequent
 from xgem.types import InputError, OutputError
@@ -252,12 +252,7 @@ def evaluate_joint(
         DataError: too few studies or pictures.
     """
     settings = settings or RunSettings()
-    if (out / RESULTS).exists() and not overwrite:
-        raise OutputError(f"{out}: holds results already; choose another folder or pass --overwrite")
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OutputError(f"{out}: cannot be written ({error.strerror}); choose another folder") from None
+    prepare_folder(out, RESULTS, overwrite=overwrite)
     cache = cache or out / "cache"
     material = load_material(
         manifest, split, evaluated, cache, limit=settings.limit, seed=settings.seed, progress=progress

@@ -180,7 +180,7 @@ def evaluate_routes(
     """
     settings = settings or RunSettings()
     routes = list(routes or all_routes(evaluated.modalities))
-    _prepare_folder(out, overwrite)
+    prepare_folder(out, "routes.json", "sheets", "reports", overwrite=overwrite)
     cache = cache or out / "cache"
     options: dict[str, Any] = {"limit": settings.limit, "seed": settings.seed, "progress": progress}
     material = load_material(manifest, split, evaluated, cache, **options)
@@ -371,12 +371,17 @@ def settled(settings: RunSettings, evaluated: Evaluated, split: str) -> dict[str
     }
 
 
-def _prepare_folder(out: Path, overwrite: bool) -> None:
-    if (out / "routes.json").exists() and not overwrite:
+def prepare_folder(out: Path, results: str, *folders: str, overwrite: bool) -> None:
+    """Make the run folder ``out`` with the ``folders`` in it.
+
+    Raises:
+        OutputError: it has the file ``results`` already (and not ``overwrite``), or cannot be written.
+    """
+    if (out / results).exists() and not overwrite:
         raise OutputError(f"{out}: holds results already; choose another folder or pass --overwrite")
     try:
-        (out / "sheets").mkdir(parents=True, exist_ok=True)
-        (out / "reports").mkdir(exist_ok=True)
+        for folder in (out, *(out / name for name in folders)):
+            folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise OutputError(f"{out}: cannot be written ({error.strerror}); choose another folder") from None
 

@@ -30,9 +30,9 @@ class ControlNet(Component):
         same = config.model_dump(include={"latent_shape", "patch_size", "width", "heads", "position_scale"})
         donor = DiT(DiTGeneratorConfig(modality="", prompts=("",), depth=config.blocks, **same)).pixart
         self.patches, self.blocks = donor.pos_embed, donor.transformer_blocks
-        self.enter = nn.Linear(config.width, config.width)
+        self.enter = nn.Linear(config.width, config.width)  # not zero: what it lets in is what the rest learns from
         self.leave = nn.ModuleList([nn.Linear(config.width, config.width) for _ in range(config.blocks)])
-        for layer in (self.enter, *self.leave):
+        for layer in self.leave:
             for parameter in layer.parameters():
                 nn.init.zeros_(parameter)
 
