@@ -106,7 +106,8 @@ train-default: $(INSTALLED_DEV) $(MANIFEST)
 eval: MEASURE = --data "$(MANIFEST)" --split $(SPLIT) --out "$(RUN)/eval" --cache "$(RUN)/eval-cache" --overwrite
 eval: $(INSTALLED_DEV) $(MANIFEST)
 	$(XGEM) eval routes $(if $(MODEL),--model "$(MODEL)") $(MEASURE) --report-samples 3
-	$(if $(wildcard $(or $(MODEL),xgem/assets/$(PRESET))/alignment),$(XGEM) eval joint $(if $(MODEL),--model "$(MODEL)") $(MEASURE))
+	$(if $(wildcard $(or $(MODEL),xgem/assets/$(PRESET))/alignment),$(XGEM) eval joint $(if $(MODEL),--model "$(MODEL)") $(MEASURE) \
+		--num-samples 3)
 
 # What ships: the trained checkpoint as fp16, measured, with its card and README's table written from the measures.
 embed: $(INSTALLED_DEV) $(MANIFEST)

@@ -142,6 +142,7 @@ def joint(
     split: Split = "val",
     limit: Limit = None,
     seed: Seed = 0,
+    num_samples: Annotated[int, typer.Option("--num-samples", help="Samples a study; agreement is averaged.")] = 1,
     num_inference_steps: Steps = None,
     guidance_scale: Guidance = None,
     sampler: Sampler = None,
@@ -170,6 +171,7 @@ def joint(
     settings = RunSettings(
         seed=seed,
         limit=limit,
+        num_samples=num_samples,
         num_inference_steps=num_inference_steps,
         guidance_scale=parse_guidance(guidance_scale),
         sampler=sampler,
