@@ -5,6 +5,7 @@
 #   make lint                                    ruff and pyright
 #   make train-default [DATA=openi] [RUN=folder] [PRECISION=bf16]   trains openi-128; call it again to go on
 #   make embed [RUN=folder]                      ships what was trained: fp16, measured, with its card
+#   make train-chexgen [RUN=folder] [PRECISION=bf16]    trains chexgen-small; make embed-chexgen ships it
 #   make eval [MODEL=folder] [RUN=folder]        the tables of all nine routes, and of joint outputs, on val
 
 .DEFAULT_GOAL := help
@@ -41,10 +42,10 @@ SPLIT ?= val
 JOBS ?= 2
 ARGS ?=
 
-.PHONY: help install install-dev demo test lint format train-default eval embed clean
+.PHONY: help install install-dev demo test lint format train-default eval embed train-chexgen embed-chexgen clean
 
 help:
-	@sed -n '3,8s/^# *//p' Makefile
+	@sed -n '3,9s/^# *//p' Makefile
 
 install: $(INSTALLED)
 install-dev: $(INSTALLED_DEV)
@@ -105,7 +106,8 @@ train-default: $(INSTALLED_DEV) $(MANIFEST)
 eval: MEASURE = --data "$(MANIFEST)" --split $(SPLIT) --out "$(RUN)/eval" --cache "$(RUN)/eval-cache" --overwrite
 eval: $(INSTALLED_DEV) $(MANIFEST)
 	$(XGEM) eval routes $(if $(MODEL),--model "$(MODEL)") $(MEASURE) --report-samples 3
-	$(if $(wildcard $(or $(MODEL),xgem/assets/$(PRESET))/alignment),$(XGEM) eval joint $(if $(MODEL),--model "$(MODEL)") $(MEASURE))
+	$(if $(wildcard $(or $(MODEL),xgem/assets/$(PRESET))/alignment),$(XGEM) eval joint $(if $(MODEL),--model "$(MODEL)") $(MEASURE) \
+		--num-samples 3)
 
 # What ships: the trained checkpoint as fp16, measured, with its card and README's table written from the measures.
 embed: $(INSTALLED_DEV) $(MANIFEST)
@@ -113,6 +115,31 @@ embed: $(INSTALLED_DEV) $(MANIFEST)
 	$(MAKE) eval MODEL="xgem/assets/$(PRESET)"
 	$(XGEM) eval card "$(RUN)/eval" --model "xgem/assets/$(PRESET)" \
 		--notes "docs/cards/$(PRESET).md" --readme README.md
+
+# ChexGen's stages: low resolution, twice that (on all data, so that the annotated pictures are known), control.
+CHEXGEN ?= runs/chexgen-small
+SOURCES := openi nih segmentations severity
+MANIFESTS := $(SOURCES:%=$(CHEXGEN)/%.parquet)
+$(MANIFESTS): $(CHEXGEN)/%.parquet: | $(INSTALLED_DEV)
+	$(XGEM) data prepare $* "$(XGEM_DATA)/$*" --out "$@"
+$(CHEXGEN)/text.parquet: $(CHEXGEN)/openi.parquet $(CHEXGEN)/nih.parquet
+	$(XGEM) data merge $^ --out "$@" --overwrite
+$(CHEXGEN)/all.parquet: $(MANIFESTS)
+	$(XGEM) data merge $^ --out "$@" --overwrite
+
+train-chexgen: TRAIN := $(XGEM) train
+train-chexgen: HOW := --precision $(PRECISION) --resume
+train-chexgen: $(INSTALLED_DEV) $(CHEXGEN)/text.parquet $(CHEXGEN)/all.parquet
+	$(TRAIN) frontal --preset chexgen-small-64 --data "$(CHEXGEN)/text.parquet" --init openi-128 --out "$(CHEXGEN)/low" $(HOW)
+	$(TRAIN) frontal --preset chexgen-small --data "$(CHEXGEN)/all.parquet" --init "$(CHEXGEN)/low" --out "$(CHEXGEN)" $(HOW)
+	$(TRAIN) control --preset chexgen-small --data "$(CHEXGEN)/all.parquet" --out "$(CHEXGEN)" $(HOW)
+
+embed-chexgen: SHIPPED := xgem/assets/chexgen-small
+embed-chexgen: $(INSTALLED_DEV) $(CHEXGEN)/all.parquet
+	$(XGEM) export "$(CHEXGEN)" "$(SHIPPED)" --dtype float16 --overwrite
+	$(XGEM) eval control --model "$(SHIPPED)" --data "$(CHEXGEN)/all.parquet" --split $(SPLIT) --limit 200 \
+		--out "$(CHEXGEN)/eval" --cache "$(CHEXGEN)/eval-cache" --overwrite
+	$(XGEM) eval card "$(CHEXGEN)/eval" --model "$(SHIPPED)" --notes docs/cards/chexgen-small.md
 
 clean:
 	rm -rf build dist .pytest_cache .ruff_cache .hypothesis

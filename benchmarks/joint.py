@@ -54,7 +54,7 @@ def main() -> None:
         assert isinstance(alignment, Alignment)
         names = options.outputs.split(",")
         for name in names:
-            model: Any = load_component(folder, preset.modalities[name].generator)
+            model: Any = load_component(folder, preset.generator(name))
             prompt = next(one for one in model.config.prompts if one not in names)
             encoded = Encoded(
                 torch.randn(b, model.config.pooled_dim),

@@ -244,3 +244,7 @@ def test_presets_that_align_wrongly(change: dict[str, Any], message: str) -> Non
     wrong["components"]["alignment"]["outputs"]["report"]["latent_shape"] = (7,)
     with pytest.raises(ConfigError, match=r"takes report latents \(7,\), they are \(16,\)"):
         Preset.parse(wrong, "here.yaml")
+    wrong = load_preset("debug").model_dump()
+    wrong["components"]["alignment"]["guided"] = ("mask",)
+    with pytest.raises(ConfigError, match=r"guides \['mask'\], which it does not align"):
+        Preset.parse(wrong, "here.yaml")

@@ -32,6 +32,8 @@ def ask(preset: Preset, inputs: Any, outputs: Any, **options: Any) -> Request:
         "joint": True,
         "keep": None,
         "strength": None,
+        "control_scale": 1.0,
+        "control_end": 1.0,
         "greedy": True,
         "output_type": "pil",
         "batch_size": 4,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Unpack, overload
 
@@ -11,10 +11,12 @@ import torch
 
 from xgem.checkpoint import checkpoint_hash
 from xgem.devices import dtype_name, resolve_device, resolve_dtype
-from xgem.locate import locate
+from xgem.locate import CONTROL_MODEL, DEFAULT_MODEL, embedded_names, locate
+from xgem.modalities import MODALITIES
 from xgem.pipeline import XgemPipeline
 from xgem.provenance import Generation
 from xgem.request import CallOptions, Inputs
+from xgem.types import InputError
 
 Model = XgemPipeline | str | Path | None
 
@@ -57,6 +59,9 @@ def generate(
 ) -> Generation | list[Generation]:
     """Generate ``outputs`` from ``inputs`` with ``model``; the last model that was used stays in memory.
 
+    Without a ``model`` the inputs decide: annotations (``mask``, ``boxes``, ``severity``) and ``demographics`` are for
+    ``chexgen-small``, where that ships, everything else for the default checkpoint.
+
     >>> generation = generate({"frontal": "cxr.dcm"}, ["lateral", "report"], seed=7)
     >>> generation.save("out")
 
@@ -66,17 +71,39 @@ def generate(
         outputs: one or more modalities, none of them an input.
         model: a pipeline, or what ``load`` takes.
         options: ``seed``, ``generator``, ``num_samples``, ``num_inference_steps``, ``guidance_scale``, ``sampler``,
-            ``greedy``, ``device``, ``dtype``, ``progress``, ``callback_on_step_end``, ``output_type``,
-            ``batch_size``, ``allow_any``: see ``XgemPipeline.__call__``.
+            ``joint``, ``keep``, ``strength``, ``control_scale``, ``control_end``, ``greedy``, ``device``, ``dtype``,
+            ``progress``, ``callback_on_step_end``, ``output_type``, ``batch_size``, ``allow_any``: see
+            ``XgemPipeline.__call__``.
 
     Raises:
         InputError: an argument or input that cannot be used. CheckpointError, DeviceError: as ``load``.
     """
+    if model is None:
+        model = model_for(inputs)
     pipeline: Any = model if isinstance(model, XgemPipeline) else _cached(model, options)
     return pipeline(inputs, outputs, **options)
 
 
-def _cached(model: str | Path | None, options: CallOptions) -> XgemPipeline:
+def model_for(inputs: Inputs | Sequence[Inputs] | None) -> str:
+    """The embedded checkpoint for a request that names none.
+
+    Raises:
+        InputError: the request takes one that does not ship.
+    """
+    items: list[Any] = [inputs] if inputs is None or isinstance(inputs, Mapping) else list(inputs)
+    steering = [name for name, modality in MODALITIES.items() if not modality.is_output]
+    asked = [name for name in steering if any(isinstance(item, Mapping) and name in item for item in items)]
+    if not asked:
+        return DEFAULT_MODEL
+    if CONTROL_MODEL not in embedded_names():
+        raise InputError(
+            f"{', '.join(asked)}: takes a checkpoint with a ControlNet, and none ships with xgem; train one "
+            "(make train-chexgen) and name it as model (--model)"
+        )
+    return CONTROL_MODEL
+
+
+def _cached(model: str | Path, options: CallOptions) -> XgemPipeline:
     location = locate(model)
     device = resolve_device(options.get("device"))
     dtype = resolve_dtype(options.get("dtype"), device)

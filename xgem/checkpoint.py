@@ -16,7 +16,8 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -62,6 +63,7 @@ __all__ = [
     "file_sha256",
     "init_checkpoint",
     "load_component",
+    "new_folder",
     "read_component_config",
     "read_index",
     "save_component",
@@ -164,6 +166,28 @@ def copy_checkpoint(source: str | Path, target: str | Path, *, dtype: torch.dtyp
     source, target = Path(source), Path(target)
     verify(source)
     index = read_index(source)
+    with new_folder(target) as folder:
+        if dtype is None:
+            for name, entry in index.components.items():
+                for file in entry.files:
+                    (folder / name / file).parent.mkdir(parents=True, exist_ok=True)
+                    shutil.copyfile(source / name / file, folder / name / file)
+            write_index(folder, index)
+        else:
+            write_index(folder, CheckpointIndex(index.preset, {}, _version()))
+            for name in index.components:
+                save_component(folder, name, load_component(source, name), dtype=dtype)
+        if (source / CARD_NAME).is_file():
+            shutil.copyfile(source / CARD_NAME, folder / CARD_NAME)
+
+
+@contextmanager
+def new_folder(target: Path) -> Iterator[Path]:
+    """A folder to write into, which becomes ``target`` at the end of the block, or nothing where the block fails.
+
+    Raises:
+        OutputError: the target exists and is not an empty folder, or cannot be written.
+    """
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise OutputError(f"{target}: exists and is not an empty folder; choose another")
     try:
@@ -172,18 +196,7 @@ def copy_checkpoint(source: str | Path, target: str | Path, *, dtype: torch.dtyp
     except OSError as error:
         raise OutputError(f"{target}: cannot be written ({error.strerror})") from error
     try:
-        if dtype is None:
-            for name, entry in index.components.items():
-                for file in entry.files:
-                    (temporary / name / file).parent.mkdir(parents=True, exist_ok=True)
-                    shutil.copyfile(source / name / file, temporary / name / file)
-            write_index(temporary, index)
-        else:
-            write_index(temporary, CheckpointIndex(index.preset, {}, _version()))
-            for name in index.components:
-                save_component(temporary, name, load_component(source, name), dtype=dtype)
-        if (source / CARD_NAME).is_file():
-            shutil.copyfile(source / CARD_NAME, temporary / CARD_NAME)
+        yield temporary
         temporary.chmod(new_file_mode(0o777))
         if target.exists():
             target.rmdir()

@@ -17,11 +17,13 @@ from xgem.types import ConfigError
 COMPONENTS: dict[str, str] = {
     "image_encoder": "xgem.encoders.image:ImageEncoder",
     "text_encoder": "xgem.encoders.text:TextEncoder",
+    "t5_encoder": "xgem.encoders.t5:T5Encoder",
     "image_vae": "xgem.generators.image_vae:ImageVAE",
     "report_vae": "xgem.generators.report_vae:ReportVAE",
     "image_generator": "xgem.generators.latent_diffusion:ImageLatentDiffusion",
     "dit_generator": "xgem.generators.latent_diffusion:DiTLatentDiffusion",
     "report_generator": "xgem.generators.latent_diffusion:ReportLatentDiffusion",
+    "controlnet": "xgem.generators.controlnet:ControlNet",
     "alignment": "xgem.alignment.model:Alignment",
 }
 

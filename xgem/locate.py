@@ -10,6 +10,8 @@ from xgem.checkpoint_index import INDEX_NAME
 from xgem.types import CheckpointError, InputError
 
 DEFAULT_MODEL = "openi-128"
+CONTROL_MODEL = "chexgen-small"
+"""The checkpoint for requests with annotations or demographics."""
 ASSETS = Path(__file__).parent / "assets"
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")

@@ -20,8 +20,10 @@ from torch import Tensor
 import xgem.checkpoint as checkpoints
 from xgem import __version__
 from xgem.configs.schema import Preset
+from xgem.data.annotations import render
+from xgem.data.captions import preface
 from xgem.devices import dtype_name, resolve_device, resolve_dtype
-from xgem.generators.sampling import SAMPLERS, Output, sample_together
+from xgem.generators.sampling import SAMPLERS, Control, Output, sample_together
 from xgem.locate import Location, locate
 from xgem.modalities import MODALITIES, get_modality
 from xgem.noise import derived_seed, draw_seeds, sample_noise
@@ -33,6 +35,7 @@ from xgem.types import CheckpointError, ConfigError, Context, Encoded, InputErro
 if TYPE_CHECKING:
     from xgem.alignment.model import Alignment
     from xgem.component import Component
+    from xgem.generators.controlnet import ControlNet
 
 logger = logging.getLogger(__name__)
 
@@ -50,11 +53,20 @@ class _Row(NamedTuple):
 
 
 class _Chunk(NamedTuple):
-    """What one output needs for a batch: contexts of batch 1, the width to pad them to, latents to start from."""
+    """What one output needs for a batch: contexts of batch 1, the width to pad them to, latents to start from, and
+    latents (1, ...) of the annotations that steer it, None for a row without."""
 
     contexts: Sequence[Context]
     width: int
     starts: Sequence[Tensor] | None
+    steered: Sequence[Tensor | None]
+
+
+class _Conditions(NamedTuple):
+    """An item's inputs, made ready: encoded prompts, and the latents (1, ...) of its annotation picture by output."""
+
+    encoded: Mapping[str, Encoded]
+    steered: Mapping[str, Tensor]
 
 
 class XgemPipeline:
@@ -161,6 +173,8 @@ class XgemPipeline:
         joint: bool | None = None,
         keep: Inputs | Sequence[Inputs] | None = None,
         strength: float | None = None,
+        control_scale: float = 1.0,
+        control_end: float = 1.0,
         greedy: bool = True,
         device: str | torch.device | None = None,
         dtype: str | torch.dtype | None = None,
@@ -189,6 +203,8 @@ class XgemPipeline:
             keep: from output to a value (as in ``inputs``) that it starts from, instead of from noise alone (SDEdit):
                 the same chest, changed towards the inputs. One mapping, or one an item.
             strength: how much of the way a kept output goes anew, above 0 and up to 1 (nothing is kept); default 0.5.
+            control_scale, control_end: how strongly annotations steer (1 as trained, 0 not at all), and until which
+                share of the steps.
             greedy: reports take the likeliest token; otherwise tokens are drawn, seeded.
             device, dtype: move the pipeline there first (``to``).
             progress: show progress bars.
@@ -223,6 +239,8 @@ class XgemPipeline:
             joint=joint,
             keep=keep,
             strength=strength,
+            control_scale=control_scale,
+            control_end=control_end,
             greedy=greedy,
             output_type=output_type,
             batch_size=batch_size,
@@ -232,18 +250,21 @@ class XgemPipeline:
         prompts = [self._read(item, allow_any) for item in request.items]
         kept = [self._read(item, allow_any) for item in request.keep]
         prompts = [self._annotate(item) for item in prompts]
-        encoded = [self._encode(item) for item in prompts]
+        conditions = [self._conditions(item, request.outputs) for item in prompts]
         starts = [self._start(item) for item in kept]
         made = [Generation({}, self._metadata(request, i, prompts[i], kept[i])) for i in range(len(prompts))]
         values: list[dict[str, list[Any]]] = [{} for _ in made]
         samples: list[dict[str, list[dict[str, Any]]]] = [{} for _ in made]
         for group in request.groups:
             for row, name, value, own in self._sample_all(
-                group, encoded, starts, request, progress, callback_on_step_end
+                group, conditions, starts, request, progress, callback_on_step_end
             ):
                 values[row.item].setdefault(name, []).append(value)
                 samples[row.item].setdefault(name, []).append(own)
-        generations = [Generation(v, g.metadata, s) for v, g, s in zip(values, made, samples, strict=True)]
+        generations = [
+            Generation(v, g.metadata, s, _annotations(p))
+            for v, g, s, p in zip(values, made, samples, prompts, strict=True)
+        ]
         single = inputs is None or isinstance(inputs, Mapping)
         return generations[0] if single else generations
 
@@ -274,17 +295,20 @@ class XgemPipeline:
             joint=len(together) > 1,
             keep=kept or None,
             strength=metadata["strength"] if kept else None,
+            control_scale=metadata["control_scale"],
+            control_end=metadata["control_end"],
             greedy=metadata["greedy"],
             output_type="pil",
             batch_size=size,
         )
-        encoded = self._encode(self._read(inputs, allow_any=True))
+        conditions = self._conditions(self._read(inputs, allow_any=True), list(together))
         start = self._start(self._read(kept, allow_any=True))
         chunk: dict[str, _Chunk] = {}
         for one, settings in together.items():
-            context = self._fuse(one, encoded)
+            context = self._fuse(one, conditions.encoded)
             width = max(int(settings["context_tokens"]), context.tokens.shape[1])
-            chunk[one] = _Chunk([context] * size, width, [start[one]] * size if one in start else None)
+            starts = [start[one]] * size if one in start else None
+            chunk[one] = _Chunk([context] * size, width, starts, [conditions.steered.get(one)] * size)
         keys = [(request.seeds[0], int(metadata["sample"]))] * size
         with StepBar("+".join(together), request.num_inference_steps, shown=progress) as bar:
             return self._sample(chunk, keys, request, bar, None)[name][position]
@@ -298,32 +322,54 @@ class XgemPipeline:
 
     def _annotate(self, prompts: Mapping[str, Prompt]) -> dict[str, Prompt]:
         """Prompts with their encoder's notes (that a report is too long for it, say), each said as a warning."""
-        annotated: dict[str, Prompt] = {}
-        for name, prompt in prompts.items():
-            encoder: Any = self.component(self.preset.modalities[name].encoder)
-            annotated[name] = replace(prompt, notes=(*prompt.notes, *encoder.notes(prompt.value)))
-            for note in annotated[name].notes:
+        annotated: dict[str, Prompt] = dict(prompts)
+        for name, value in self._encoded_values(prompts).items():
+            if name in prompts:
+                encoder: Any = self.component(self.preset.encoder(name))
+                annotated[name] = replace(prompts[name], notes=(*prompts[name].notes, *encoder.notes(value)))
+        for name, prompt in annotated.items():
+            for note in prompt.notes:
                 logger.warning("%s: %s", name, note)
         return annotated
 
-    def _encode(self, prompts: Mapping[str, Prompt]) -> dict[str, Encoded]:
-        """Each prompt by itself, a batch of one: what else is in a request cannot change it."""
-        encoded: dict[str, Encoded] = {}
+    def _encoded_values(self, prompts: Mapping[str, Prompt]) -> dict[str, Any]:
+        """What encoders read, by modality: the prompts that have one, with what joins them written in front."""
+        values = {name: prompt.value for name, prompt in prompts.items() if self.preset.modalities[name].encoder}
+        known: dict[str, dict[str, Any]] = {}
         for name, prompt in prompts.items():
-            encoder: Any = self.component(self.preset.modalities[name].encoder)
-            batch = get_modality(name).collate([prompt.value])
+            target = self.preset.modalities[name].joins
+            if target is not None:
+                known.setdefault(target, {}).update(get_modality(name).preface(prompt.value))
+        for target, fields in known.items():
+            values[target] = f"{preface(**fields)} {values.get(target, '')}".strip()
+        return values
+
+    def _conditions(self, prompts: Mapping[str, Prompt], outputs: Sequence[str]) -> _Conditions:
+        """Each item by itself, a batch of one: what else is in a request cannot change it."""
+        encoded: dict[str, Encoded] = {}
+        for name, value in self._encoded_values(prompts).items():
+            encoder: Any = self.component(self.preset.encoder(name))
+            batch = get_modality(name).collate([value])
             encoded[name] = encoder.encode(batch.to(self.device, self.dtype) if isinstance(batch, Tensor) else batch)
-        return encoded
+        drawn = [get_modality(name).annotation(prompt.value) for name, prompt in prompts.items()]
+        annotations = [annotation for annotation in drawn if annotation is not None]
+        steered: dict[str, Tensor] = {}
+        for name in outputs:
+            if annotations and self.preset.modalities[name].control is not None:
+                picture = render(annotations[0].united(*annotations[1:]), self.preset.transform.size)
+                codec: Any = self.component(self.preset.codec(name))
+                steered[name] = codec.encode(torch.tensor(picture)[None, None].to(self.device, self.dtype))
+        return _Conditions(encoded, steered)
 
     def _fuse(self, output: str, encoded: Mapping[str, Encoded]) -> Context:
-        generator: Any = self.component(self.preset.modalities[output].generator)
+        generator: Any = self.component(self.preset.generator(output))
         return generator.fuse(encoded) if encoded else generator.null(1)
 
     def _start(self, kept: Mapping[str, Prompt]) -> dict[str, Tensor]:
         """The latents (1, ...) of what outputs are to keep, each encoded by itself."""
         starts: dict[str, Tensor] = {}
         for name, prompt in kept.items():
-            codec: Any = self.component(self.preset.modalities[name].codec)
+            codec: Any = self.component(self.preset.codec(name))
             batch = get_modality(name).collate([prompt.value])
             starts[name] = codec.encode(batch.to(self.device, self.dtype) if isinstance(batch, Tensor) else batch)
         return starts
@@ -343,18 +389,34 @@ class XgemPipeline:
             )
         return cast("Alignment", self.component(name))
 
+    def _control(self, output: str, steered: Sequence[Tensor | None], request: Request) -> Control | None:
+        """What steers the rows of a batch; rows without annotation are not steered."""
+        blank = next((latents for latents in steered if latents is not None), None)
+        if blank is None:
+            return None
+        name = str(self.preset.modalities[output].control)
+        if name not in checkpoints.read_index(self.root).components:
+            raise CheckpointError(
+                f"{self.name}: has no trained control, so annotations cannot steer: leave them out, or train it with "
+                "`xgem train control`"
+            )
+        net = cast("ControlNet", self.component(name))
+        scale = torch.tensor([0.0 if latents is None else request.control_scale for latents in steered])
+        annotation = torch.cat([torch.zeros_like(blank) if latents is None else latents for latents in steered])
+        return Control(net, annotation, scale.to(self.device, self.dtype), request.control_end)
+
     def _sample_all(
         self,
         group: Sequence[str],
-        encoded: Sequence[Mapping[str, Encoded]],
+        conditions: Sequence[_Conditions],
         starts: Sequence[Mapping[str, Tensor]],
         request: Request,
         progress: bool,
         callback: StepCallback | None,
     ) -> Iterator[tuple[_Row, str, Any, dict[str, Any]]]:
         """Every sample of outputs that step together, batch by batch, with what its metadata say of it alone."""
-        contexts = {name: [self._fuse(name, item) for item in encoded] for name in group}
-        rows = [_Row(item, number) for item in range(len(encoded)) for number in range(request.num_samples)]
+        contexts = {name: [self._fuse(name, item.encoded) for item in conditions] for name in group}
+        rows = [_Row(item, number) for item in range(len(conditions)) for number in range(request.num_samples)]
         chunks = [rows[start : start + request.batch_size] for start in range(0, len(rows), request.batch_size)]
         steps = len(chunks) * len(group) * request.num_inference_steps
         with StepBar("+".join(group), steps, shown=progress) as bar:
@@ -365,6 +427,7 @@ class XgemPipeline:
                         own_contexts[name],
                         max(context.tokens.shape[1] for context in own_contexts[name]),
                         [starts[row.item][name] for row in chunk] if name in starts[0] else None,
+                        [conditions[row.item].steered.get(name) for row in chunk],
                     )
                     for name in group
                 }
@@ -401,7 +464,7 @@ class XgemPipeline:
             return torch.stack(rows).to(self.device, self.dtype)
 
         def model_of(output: str) -> Any:
-            return self.component(self.preset.modalities[output].generator)
+            return self.component(self.preset.generator(output))
 
         def on_step(output: str, step: int, timestep: int, latents: Tensor) -> None:
             bar.advance()
@@ -416,6 +479,7 @@ class XgemPipeline:
                 request.guidance_scale[name],
                 lambda step, name=name: noise(name, f"noise of step {step}"),
                 None if part.starts is None else torch.cat(list(part.starts)),
+                self._control(name, part.steered, request),
             )
             for name, part in chunk.items()
         }
@@ -432,7 +496,7 @@ class XgemPipeline:
 
     def _decode(self, output: str, latents: Tensor, keys: Sequence[tuple[int, int]], request: Request) -> list[Any]:
         modality = get_modality(output)
-        codec: Any = self.component(self.preset.modalities[output].codec)
+        codec: Any = self.component(self.preset.codec(output))
         if request.greedy:
             return modality.to_output(codec.decode(latents, greedy=True), request.output_type)
         outs: list[Any] = []
@@ -455,6 +519,8 @@ class XgemPipeline:
             "joint": request.joint,
             "keep": {name: _describe(prompt) for name, prompt in kept.items()},
             "strength": request.strength if kept else None,
+            "control_scale": request.control_scale,
+            "control_end": request.control_end,
             "seed": request.seeds[item],
             "num_samples": request.num_samples,
             "sampler": request.sampler,
@@ -482,10 +548,15 @@ def _stack(contexts: Sequence[Context], width: int) -> Context:
     )
 
 
+def _annotations(prompts: Mapping[str, Prompt]) -> dict[str, Any]:
+    drawn = {name: get_modality(name).annotation(prompt.value) for name, prompt in prompts.items()}
+    return {name: prompts[name].value for name, annotation in drawn.items() if annotation is not None}
+
+
 def _describe(prompt: Prompt) -> dict[str, Any]:
     described: dict[str, Any] = {"sha256": prompt.sha256, "origin": prompt.origin, "notes": list(prompt.notes)}
-    if isinstance(prompt.value, str):
-        described["text"] = prompt.value
+    if prompt.text is not None:
+        described["text"] = prompt.text
     if any("truncated" in note for note in prompt.notes):
         described["truncated"] = True
     return described

@@ -35,11 +35,13 @@ class Generation:
     ``outputs`` maps each modality to its samples: pictures as PIL images (mode "L"), arrays or tensors, as
     ``output_type`` said; reports as text. They are attributes too: ``generation.lateral[0]``. ``metadata`` is what
     all samples have in common, as JSON values; ``samples`` what each one adds to it, in the order of ``outputs``.
+    ``annotations`` are those that the samples follow, on the samples' own grid, by modality.
     """
 
     outputs: Mapping[str, Sequence[Any]]
     metadata: _Mapping
     samples: Mapping[str, Sequence[_Mapping]] = field(default_factory=_no_samples)
+    annotations: _Mapping = field(default_factory=dict[str, Any])
 
     def __getattr__(self, name: str) -> Sequence[Any]:
         outputs = cast(Mapping[str, Sequence[Any]], self.__dict__.get("outputs", {}))
@@ -59,8 +61,9 @@ class Generation:
         """Write every sample and ``generation.json`` into ``directory``, all of them or none.
 
         A picture becomes ``lateral.png``, a report ``report.txt`` with ``report.json`` beside it; of several samples
-        ``lateral-000.png``, ``lateral-001.png``. With ``overwrite`` the files of an earlier generation there are
-        replaced; other files in the folder are left alone.
+        ``lateral-000.png``, ``lateral-001.png``. Annotations lie beside each, in their own formats
+        (``frontal.mask.png``, ``frontal.boxes.json``), so that the pair can be trained on. With ``overwrite`` the
+        files of an earlier generation there are replaced; other files in the folder are left alone.
 
         Returns:
             The samples' files.
@@ -82,8 +85,15 @@ class Generation:
                     stem = output if len(samples) == 1 else f"{output}-{index:03d}"
                     metadata = self.sample_metadata(output, index)
                     written = modality.write(sample, temporary, stem, metadata)
+                    assert written is not None  # every output has a file
                     own = self.samples[output][index] if output in self.samples else {}
                     entry = {**own, "file": written.name, "sha256": file_sha256(written)}
+                    beside = [
+                        get_modality(name).write(value, temporary, stem, metadata)
+                        for name, value in self.annotations.items()
+                    ]
+                    if any(beside):
+                        entry["annotations"] = [path.name for path in beside if path is not None]
                     files.setdefault(output, []).append(entry)
             record = {**self.metadata, "files": files}
             text = json.dumps(record, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
@@ -144,7 +154,8 @@ def _recorded_files(directory: Path) -> set[str]:
         record = json.loads((directory / RECORD_NAME).read_text(encoding="utf-8"))
         if record.get("synthetic") is not True:
             return set()
-        names = {str(entry["file"]) for entries in record["files"].values() for entry in entries}
+        entries = [entry for found in record["files"].values() for entry in found]
+        names = {str(name) for entry in entries for name in (entry["file"], *entry.get("annotations", ()))}
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return set()  # not ours, or damaged: nothing is removed on its word
     plain = {name for name in names if Path(name).name == name}

@@ -56,6 +56,8 @@ class _Record(BaseModel):
     inputs: dict[str, _Input]
     keep: dict[str, _Input]
     strength: float | None
+    control_scale: float
+    control_end: float
     sampler: str
     num_inference_steps: int
     together: dict[str, _Together]

@@ -38,6 +38,8 @@ class CallOptions(TypedDict, total=False):
     joint: bool | None
     keep: Inputs | Sequence[Inputs] | None
     strength: float | None
+    control_scale: float
+    control_end: float
     greedy: bool
     device: str | torch.device | None
     dtype: str | torch.dtype | None
@@ -62,6 +64,8 @@ class Request:
     joint: bool
     keep: tuple[Inputs, ...]
     strength: float
+    control_scale: float
+    control_end: float
     greedy: bool
     output_type: OutputType
     batch_size: int
@@ -92,6 +96,8 @@ def make_request(
     joint: bool,
     keep: Inputs | Sequence[Inputs] | None,
     strength: float | None,
+    control_scale: float,
+    control_end: float,
     greedy: bool,
     output_type: str,
     batch_size: int,
@@ -113,8 +119,8 @@ def make_request(
     for name in {*wanted, *(name for item in items for name in item)}:
         check_modality(name, known)
     for name in wanted:
-        if name not in preset.modalities:
-            raise InputError(f"preset {preset.name!r} cannot generate {name!r}, only: {', '.join(preset.modalities)}")
+        if name not in preset.outputs:
+            raise InputError(f"preset {preset.name!r} cannot generate {name!r}, only: {', '.join(preset.outputs)}")
     for item in items:
         _check_item(preset, item, wanted)
     steps = preset.sampling.num_inference_steps if num_inference_steps is None else num_inference_steps
@@ -139,6 +145,8 @@ def make_request(
         joint=together,
         keep=kept,
         strength=_strength(strength, steps, any(kept)),
+        control_scale=_number("control_scale", control_scale),
+        control_end=_number("control_end", control_end, 1.0),
         greedy=bool(greedy),
         output_type=cast(OutputType, output_type),
         batch_size=_count("batch_size", batch_size),
@@ -185,7 +193,7 @@ def _check_item(preset: Preset, item: Inputs, outputs: Sequence[str]) -> None:
         if name not in preset.modalities:
             raise InputError(f"preset {preset.name!r} takes no {name!r}, only: {', '.join(preset.modalities)}")
         for output in outputs:
-            takes: Sequence[str] = getattr(preset.components[preset.modalities[output].generator], "prompts", ())
+            takes = preset.inputs(output)
             if name not in takes:
                 raise InputError(f"output {output!r} takes no {name!r} as input, only: {', '.join(takes)}")
         if value is None:
@@ -292,18 +300,19 @@ def _guidance(preset: Preset, scale: float | Mapping[str, float] | None, outputs
         chosen = dict(scale)
     else:
         chosen = dict.fromkeys(outputs, scale)
-    return {name: _scale(name, chosen.get(name, default.get(name, 1.0))) for name in outputs}
+    return {name: _number(f"guidance_scale for {name!r}", chosen.get(name, default.get(name, 1.0))) for name in outputs}
 
 
-def _scale(name: str, value: Any) -> float:
+def _number(what: str, value: Any, most: float = math.inf) -> float:
     try:
         if isinstance(value, bool | str):
             raise TypeError
         number = float(value)
     except (TypeError, ValueError):
-        raise InputError(f"guidance_scale for {name!r} is {value!r}, expected a number") from None
-    if not math.isfinite(number) or number < 0:
-        raise InputError(f"guidance_scale for {name!r} is {number}, expected a finite number, 0 or more")
+        raise InputError(f"{what} is {value!r}, expected a number") from None
+    if not math.isfinite(number) or not 0 <= number <= most:
+        expected = "a finite number, 0 or more" if most == math.inf else f"a number from 0 to {most:g}"
+        raise InputError(f"{what} is {number}, expected {expected}")
     return number
 
 

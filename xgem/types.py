@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
+    from xgem.data.annotations import Box
+
 
 class XgemError(Exception):
     """Base of every error that xgem raises on purpose. Its one line says what came, what was expected, what to do."""
@@ -61,7 +63,9 @@ class Study:
 
     ``pictures`` maps a view (``"frontal"``, ``"lateral"``) to the files of that view; a view that
     the study lacks is absent. ``findings`` and ``impression`` are cleaned text, empty when missing.
-    ``age`` is in years, ``sex`` is ``"F"``, ``"M"`` or ``None``.
+    ``age`` is in years, ``sex`` is ``"F"``, ``"M"`` or ``None``; ``severity`` is a Brixia score, 0 to 18.
+    ``masks`` maps a structure to the files that outline it, several of which are united; ``boxes`` hold findings. Both
+    are of the frontal.
     """
 
     id: str
@@ -73,6 +77,10 @@ class Study:
     labels: tuple[str, ...] = ()
     age: float | None = None
     sex: str | None = None
+    race: str | None = None
+    severity: float | None = None
+    masks: Mapping[str, tuple[Path, ...]] = field(default_factory=dict[str, tuple[Path, ...]])
+    boxes: tuple[Box, ...] = ()
     source: str = ""
     licence: str = ""
 
@@ -82,14 +90,17 @@ class Prompt:
     """One input made ready for its encoder.
 
     ``value`` is what the modality's encoder takes: a (1, h, w) float tensor in [-1, 1] for pictures, text
-    for reports. ``sha256`` identifies the input's content in the output's metadata; ``origin`` says where it
-    came from (a file's name, ``"array"``, ``"text"``); ``notes`` are warnings worth keeping (truncation, ...).
+    for reports; an ``Annotation`` for masks, boxes and severity, a mapping for demographics. ``sha256``
+    identifies the input's content in the output's metadata; ``origin`` says where it came from (a file's
+    name, ``"array"``, ``"text"``); ``notes`` are warnings worth keeping (truncation, ...). ``text`` is the
+    input as text, where reading that gives it again: it goes into the metadata.
     """
 
     value: Any
     sha256: str
     origin: str
     notes: tuple[str, ...] = ()
+    text: str | None = None
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from xgem.checkpoint import checkpoint_hash, load_component
+from xgem.cli.info import count_parameters
 from xgem.configs.schema import preset_names
 
 
@@ -35,6 +36,35 @@ def test_params_as_a_table(xgem: Any) -> None:
     assert ran.code == 0
     assert "image_vae" in ran.out
     assert "all" in ran.out
+
+
+def test_params_of_other_settings(xgem: Any) -> None:
+    larger = [f"{part}.{setting}" for part in ("frontal_dit", "control") for setting in ("width=2048", "heads=32")]
+    settings = [word for setting in larger for word in ("--set", setting)]
+    counts = json.loads(xgem("params", "chexgen-small", *settings, "--json").out)["components"]
+    wide, small = counts["frontal_dit"]["parameters"], count_parameters("chexgen-small")["components"]["frontal_dit"]
+    assert wide > 50 * small["parameters"]
+
+
+@pytest.mark.parametrize(
+    ("setting", "said"),
+    [
+        ("frontal_dit.width", "expected NAME.FIELD=VALUE"),
+        ("width=3", "expected NAME.FIELD=VALUE"),
+        ("dit.width=3", "no component 'dit', only text_encoder, image_vae, frontal_dit"),
+        ("frontal_dit.depths=3", "no field 'depths', only"),
+        ("frontal_dit.kind=text_encoder", "no field 'kind'"),
+        ("frontal_dit.width=wide", "frontal_dit.width=wide: components.frontal_dit"),
+        ("frontal_dit.heads=7", "that 7 heads divide, got 192"),
+        ("frontal_dit.context_dim=7", "has width 192"),
+        ("frontal_dit.width=[", "not a YAML value"),
+    ],
+)
+def test_settings_that_do_not_fit(xgem: Any, setting: str, said: str) -> None:
+    ran = xgem("params", "chexgen-small", "--set", setting)
+    assert ran.code == 2
+    assert said in ran.err
+    assert ran.err.count("\n") == 1
 
 
 def test_an_unknown_preset_lists_the_known_ones(xgem: Any) -> None:

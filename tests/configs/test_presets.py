@@ -9,8 +9,7 @@ import pytest
 
 from xgem.cli.info import count_parameters
 from xgem.configs.schema import load_preset, preset_names
-from xgem.modalities import MODALITIES
-from xgem.train.stages import STAGES
+from xgem.train.stages import STAGES, _architecture
 
 
 @cache
@@ -31,13 +30,16 @@ def test_it_builds(name: str) -> None:
     assert min(counts.values()) > 0
 
 
-@pytest.mark.parametrize("name", preset_names())
+XGEM, CHEXGEN = ([name for name in preset_names() if ("chexgen" in name) == chexgen] for chexgen in (False, True))
+
+
+@pytest.mark.parametrize("name", XGEM)
 def test_it_serves_every_modality_and_trains_every_stage(name: str) -> None:
     preset = load_preset(name)
-    assert set(preset.modalities) == set(MODALITIES)
-    assert set(preset.sampling.guidance_scale) == set(MODALITIES)
+    assert set(preset.outputs) == {"frontal", "lateral", "report"}
+    assert set(preset.sampling.guidance_scale) == set(preset.outputs)
     frozen = {"image-vae", "image-decoder"} if getattr(preset.components["image_vae"], "pretrained", None) else set()
-    assert set(preset.train) == set(STAGES) - frozen
+    assert set(preset.train) == set(STAGES) - {"control"} - frozen
 
 
 def test_sizes_grow_from_debug_to_paper() -> None:
@@ -59,11 +61,54 @@ def test_paper_has_the_published_sizes() -> None:
 
 def test_paper_follows_the_published_recipe() -> None:
     preset = load_preset("paper")
-    for name in MODALITIES:
-        generator: Any = preset.components[preset.modalities[name].generator]
+    for name in preset.outputs:
+        generator: Any = preset.components[preset.generator(name)]
         assert (generator.context, generator.pooled_dim) == ("pooled", 768)
         assert generator.diffusion.prediction_type == "epsilon"
         assert preset.sampling.guidance_scale[name] == 7.5
     assert (preset.sampling.sampler, preset.sampling.num_inference_steps) == ("ddim", 50)
     assert (preset.transform.size, preset.transform.pixel_spacing) == (256, 0.139)
     assert {stage.weight_decay for stage in preset.train.values()} == {1e-4}
+
+
+@pytest.mark.parametrize("name", CHEXGEN)
+def test_a_chexgen_preset_makes_frontals_from_text(name: str) -> None:
+    preset = load_preset(name)
+    assert preset.outputs == ("frontal",)
+    assert set(preset.inputs("frontal")) >= {"report", "demographics", "severity"}
+    assert set(preset.train) <= {"frontal", "control"}
+    assert set(preset.sampling.guidance_scale) == {"frontal"}
+
+
+def test_the_embedded_transformer_is_small() -> None:
+    assert sum(counted("chexgen-small").values()) * 2 <= 24e6
+
+
+def test_chexgen_has_the_published_size() -> None:
+    """DiT-XL/2 with both output halves, the caption MLP and the null caption: 611M; T5 v1.1-XXL's encoder: 4.76B."""
+    for name in ("chexgen-xl2-256", "chexgen-xl2-512"):
+        counts = counted(name)
+        assert counts["frontal_dit"] == 611_347_616
+        assert counts["t5"] == 4_762_310_656
+        assert counts["image_vae"] == 83_653_863
+    larger = [f"{part}.{setting}" for part in ("frontal_dit", "control") for setting in ("width=2048", "heads=32")]
+    wide = count_parameters("chexgen-xl2-512", larger)  # the paper's text
+    assert wide["components"]["frontal_dit"]["parameters"] == 1_923_221_536
+
+
+def test_chexgen_follows_the_published_recipe() -> None:
+    first, second = load_preset("chexgen-xl2-256"), load_preset("chexgen-xl2-512")
+    for preset, side, scale in ((first, 32, 1.0), (second, 64, 2.0)):
+        dit: Any = preset.components["frontal_dit"]
+        assert (dit.latent_shape, dit.position_scale, dit.patch_size) == ((4, side, side), scale, 2)
+        assert (dit.depth, dit.width, dit.heads, dit.caption_tokens, dit.context_dim) == (28, 1152, 16, 120, 4096)
+        assert dit.learned_sigma
+        forward = dit.diffusion
+        assert (forward.beta_schedule, forward.beta_start, forward.beta_end) == ("linear", 1e-4, 0.02)
+        assert (forward.num_train_timesteps, forward.prediction_type) == (1000, "epsilon")
+        assert (preset.sampling.sampler, preset.sampling.num_inference_steps) == ("ddim", 100)
+        assert preset.sampling.guidance_scale == {"frontal": 4.0}
+        stage = preset.train["frontal"]
+        assert (stage.learning_rate, stage.weight_decay, stage.grad_clip, stage.ema_decay) == (1e-4, 0.01, 1.0, 0.9999)
+    assert (first.prompt_sections, second.prompt_sections) == (None, ("impression",))
+    assert _architecture(first.components["frontal_dit"]) == _architecture(second.components["frontal_dit"])

@@ -7,12 +7,15 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pyarrow import parquet
 from pydantic import ValidationError
 
-from xgem.data.manifest import Manifest, Row, place, split_of
+from xgem.data.annotations import BOX_CLASSES, STRUCTURES, Box
+from xgem.data.manifest import SCHEMA_VERSION, Manifest, Row, merge, place, split_of
 from xgem.types import ManifestError, OutputError
 
 
@@ -39,6 +42,15 @@ rows = st.builds(
     labels=st.lists(names, max_size=3).map(tuple),
     age=st.none() | st.floats(0, 120),
     sex=st.sampled_from(["F", "M", None]),
+    race=st.none() | names,
+    severity=st.none() | st.floats(0, 18),
+    masks=st.dictionaries(st.sampled_from(STRUCTURES), st.lists(names, min_size=1, max_size=2).map(tuple), max_size=2),
+    boxes=st.lists(
+        st.builds(
+            Box, st.sampled_from(BOX_CLASSES), *[st.floats(0, 0.5), st.floats(0, 0.5)], *[st.floats(0.1, 0.5)] * 2
+        ),
+        max_size=2,
+    ).map(tuple),
     source=texts,
     licence=texts,
 )
@@ -66,6 +78,73 @@ def test_files_are_relative_to_the_manifest_and_survive_a_move(tmp_path: Path):
     assert moved.rows[0].file == str(tmp_path / "a/s1.png")
     moved.check()
     assert moved.studies()[0].pictures["frontal"] == (tmp_path / "a/s1.png",)
+
+
+def test_masks_survive_a_move_and_are_looked_for(tmp_path: Path):
+    (tmp_path / "a/masks").mkdir(parents=True)
+    for name in ("s1.png", "masks/l.png", "masks/d1.png", "masks/d2.png"):
+        (tmp_path / "a" / name).touch()
+    masks = {"left lung": ("masks/l.png",), "device": ("masks/d1.png", str(tmp_path / "a/masks/d2.png"))}
+    made = manifest(row(masks=masks), root=tmp_path / "a")
+    made.write(tmp_path / "a/m.parquet")
+    assert Manifest.read(tmp_path / "a/m.parquet").rows[0].masks == masks
+    made.write(tmp_path / "b/m.parquet")
+    moved = Manifest.read(tmp_path / "b/m.parquet")
+    moved.check()
+    expected = {
+        "left lung": (tmp_path / "a/masks/l.png",),
+        "device": (tmp_path / "a/masks/d1.png", tmp_path / "a/masks/d2.png"),
+    }
+    assert moved.studies()[0].masks == made.studies()[0].masks == expected
+    (tmp_path / "a/masks/d2.png").unlink()
+    with pytest.raises(ManifestError, match=r"row 1: study 's1': no such file .*d2\.png"):
+        moved.check()
+    moved.check(files=False)
+
+
+BOX = {"label": "mass", "x": 0.1, "y": 0.2, "w": 0.3, "h": 0.4}
+
+
+def test_studies_carry_their_annotations():
+    study = manifest(row(boxes=[BOX], severity=7.5, race="Asian")).studies()[0]
+    assert study.boxes == (Box("mass", 0.1, 0.2, 0.3, 0.4),)
+    assert (study.severity, study.race) == (7.5, "Asian")
+    plain = manifest(row()).studies()[0]
+    assert (plain.masks, plain.boxes, plain.severity, plain.race) == ({}, (), None, None)
+
+
+@pytest.mark.parametrize("suffix", ["parquet", "jsonl"])
+def test_annotations_that_are_absent_are_not_written(tmp_path: Path, suffix: str):
+    path = tmp_path / f"m.{suffix}"
+    manifest(row("a", severity=0.0), row("b", boxes=[BOX]), root=tmp_path).write(path)
+    assert [(r.severity, r.boxes, r.masks) for r in Manifest.read(path).rows] == [
+        (0.0, (), {}),
+        (None, (Box(**BOX),), {}),
+    ]
+    manifest(row("a"), root=tmp_path).write(path)
+    if suffix == "jsonl":
+        written = set(json.loads(path.read_text()))
+    else:
+        written = set(parquet.read_schema(path).names)
+    assert written == set(Row.model_fields) - {"masks", "boxes", "severity", "race"}
+
+
+@pytest.mark.parametrize("version", [None, "1", "2"])
+def test_manifests_of_earlier_versions_are_read(tmp_path: Path, version: str | None):
+    table = pa.table({"study": ["a"], "subject": ["p"], "split": ["val"], "labels": [["Mass"]]})
+    metadata = None if version is None else {"xgem_manifest": version}
+    parquet.write_table(table.replace_schema_metadata(metadata), tmp_path / "m.parquet")
+    read = Manifest.read(tmp_path / "m.parquet").rows[0]
+    assert read == Row(study="a", subject="p", split="val", labels=("Mass",))
+
+
+def test_a_manifest_of_a_later_version_is_refused(tmp_path: Path):
+    manifest(row(), root=tmp_path).write(tmp_path / "m.parquet")
+    table = parquet.read_table(tmp_path / "m.parquet")
+    assert table.schema.metadata[b"xgem_manifest"].decode() == SCHEMA_VERSION
+    parquet.write_table(table.replace_schema_metadata({"xgem_manifest": "3"}), tmp_path / "m.parquet")
+    with pytest.raises(ManifestError, match="version 3; expected 1 or 2; update xgem"):
+        Manifest.read(tmp_path / "m.parquet")
 
 
 def test_place(tmp_path: Path):
@@ -103,6 +182,20 @@ def test_summary():
     assert summary["splits"] == {"train": 2, "val": 1}
     assert summary["pictures"] == {"train/frontal": 1, "val/frontal": 1}
     assert summary["impressions"] == 1
+    assert not {"masks", "boxes", "severity"} & set(summary)
+
+
+def test_summary_counts_annotations():
+    masks = {"device": ("1.png", "2.png"), "left lung": ("3.png",)}
+    made = manifest(
+        row("a", masks=masks, boxes=[BOX]),
+        row("b", masks={"device": ("4.png",)}, boxes=[BOX, BOX]),
+        row("c", severity=0),
+    )
+    summary = made.summary()
+    assert summary["masks"] == {"left lung": 1, "device": 3}
+    assert summary["boxes"] == {"mass": 3}
+    assert summary["severity"] == 1
 
 
 @pytest.mark.parametrize(
@@ -121,6 +214,26 @@ def test_summary():
         {"labels": ("",)},
         {"extra": 1},
         {"study": 3},
+        {"race": " "},
+        {"severity": -1},
+        {"severity": 18.5},
+        {"severity": float("nan")},
+        {"masks": {"heart": ["h.png"]}},
+        {"masks": {"device": []}},
+        {"masks": {"device": ["d.png", " "]}},
+        {"masks": {"device": "d.png"}},
+        {"masks": {"device": ["d.png"]}, "view": None, "file": None},
+        {"boxes": [BOX], "view": None, "file": None},
+        {"boxes": [BOX | {"label": "Mass"}]},
+        {"boxes": [BOX | {"w": 0}]},
+        {"boxes": [BOX | {"h": -0.1}]},
+        {"boxes": [BOX | {"x": -0.002}]},
+        {"boxes": [BOX | {"x": 0.702}]},
+        {"boxes": [BOX | {"y": 0.602}]},
+        {"boxes": [BOX | {"y": float("nan")}]},
+        {"boxes": [BOX | {"h": float("inf")}]},
+        {"boxes": [BOX | {"score": 1}]},
+        {"boxes": [{"label": "mass", "x": 0.1}]},
     ],
 )
 def test_bad_values_are_refused_and_the_row_is_named(tmp_path: Path, changes: dict):
@@ -146,6 +259,8 @@ def test_bad_values_are_refused_and_the_row_is_named(tmp_path: Path, changes: di
         ([row("a"), row("a", file="2.png", split="val")], "split by subject"),
         ([row("a"), row("a", file="2.png", subject="q")], "row 2: study 'a' differs in subject from row 1"),
         ([row("a"), row("a", file="2.png", impression="Other.")], "differs in impression"),
+        ([row("a", severity=1), row("a", file="2.png", severity=2)], "differs in severity"),
+        ([row("a", masks={"device": ["m.png"]}), row("a", file="2.png")], "differs in masks"),
     ],
 )
 def test_rules_between_rows(content: list[Row], words: str):
@@ -153,6 +268,10 @@ def test_rules_between_rows(content: list[Row], words: str):
         manifest(*content).check(files=False)
     assert words in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_a_box_may_reach_out_by_a_pixel_of_1024():
+    assert row(boxes=[BOX | {"x": -0.0009}, BOX | {"x": 0.7009}, BOX | {"y": 0.6009}]).boxes[1].x == 0.7009
 
 
 def test_a_subject_with_two_studies_in_one_split_is_fine():
@@ -227,6 +346,44 @@ def test_writing_is_whole_or_nothing(tmp_path: Path):
     with pytest.raises(OutputError, match="cannot be written"):
         made.write(tmp_path / "file" / "m.jsonl")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "m.jsonl"]
+
+
+def test_merging_keeps_every_row_and_finds_its_files(tmp_path: Path):
+    here = manifest(row("a", masks={"device": ("m.png",)}), row("b", severity=3), root=tmp_path)
+    there = manifest(row("c", masks={"device": ("m.png",)}), row("d", view=None, file=None), root=tmp_path / "x")
+    merged = merge([here, there], tmp_path)
+    assert merged.rows[:2] == here.rows
+    assert merged.rows[2].file == str(tmp_path / "x/c.png")
+    assert merged.rows[2].masks == {"device": (str(tmp_path / "x/m.png"),)}
+    assert merged.rows[3] == there.rows[1]
+    assert merged.studies() == sorted(here.studies() + there.studies(), key=lambda study: study.id)
+    elsewhere = merge([here, there], tmp_path / "y")
+    assert elsewhere.root == tmp_path / "y"
+    assert elsewhere.studies() == merged.studies()
+
+
+@pytest.mark.parametrize(
+    ("second", "words"),
+    [
+        (row("a", file="2.png"), "study 'a' is in manifests 1 and 3"),
+        (row("c", file="../x/a.png"), "/x/a.png is in manifests 1 and 3"),
+        (
+            row("c", subject="p-a", split="val"),
+            "subject 'p-a' is in split 'train' of manifest 1 and in 'val' of manifest 3",
+        ),
+    ],
+)
+def test_what_is_in_two_manifests_is_named(tmp_path: Path, second: Row, words: str):
+    with pytest.raises(ManifestError) as caught:
+        merge(
+            [
+                manifest(row("a"), root=tmp_path / "x"),
+                manifest(row("b"), root=tmp_path),
+                manifest(second, root=tmp_path / "y"),
+            ],
+            tmp_path,
+        )
+    assert words in str(caught.value)
 
 
 def test_hashed_splits_are_stable_and_of_the_stated_size():

@@ -12,8 +12,11 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from xgem.cli.data import app
-from xgem.data.manifest import Manifest
-from xgem.data.sources import nih, openi
+from xgem.data.annotations import Box
+from xgem.data.manifest import Manifest, merge
+from xgem.data.sources import nih, openi, segmentations, severity
+from xgem.data.sources.cases import case_of
+from xgem.data.sources.tables import read_table, years_of
 from xgem.types import DataError, ManifestError, OutputError
 
 REPORTS = """uid,MeSH,Problems,image,indication,comparison,findings,impression
@@ -204,8 +207,203 @@ def test_nih_refusals(tmp_path: Path):
 @pytest.mark.parametrize(
     ("text", "years"), [("61", 61), ("061Y", 61), ("006M", 0.5), ("414", None), ("", None), ("old", None)]
 )
-def test_nih_ages(text: str, years: float | None):
-    assert nih._years(text) == years
+def test_ages(text: str, years: float | None):
+    assert years_of(text) == years
+
+
+def nih_listed(source: Path, chest, boxes: str) -> Path:
+    """labels.csv + boxes.csv."""
+    for name in ("a.png", "b.png"):
+        picture(source / "images" / name, chest)
+    (source / "labels.csv").write_text(
+        "file,patient_id,age,sex,view,labels\na.png,1,61,F,PA,Mass\nb.png,2,62,M,AP,No Finding\n"
+    )
+    (source / "boxes.csv").write_text("file,label,x,y,w,h\n" + boxes)
+    return source
+
+
+def test_nih_boxes(tmp_path: Path, chest):
+    source = nih_listed(tmp_path / "nih", chest, "a.png,Mass,0.1,0.2,0.3,0.4\na.png,Infiltrate,0.5,0.5,0.5,0.25\n")
+    made = nih.prepare(source, tmp_path / "m.parquet")
+    assert made.rows[0].boxes == (Box("mass", 0.1, 0.2, 0.3, 0.4), Box("infiltrate", 0.5, 0.5, 0.5, 0.25))
+    assert made.rows[1].boxes == ()
+    assert Manifest.read(tmp_path / "m.parquet") == made
+    (source / "boxes.csv").unlink()
+    assert nih.prepare(source, tmp_path / "m.parquet").rows[0] == made.rows[0].model_copy(update={"boxes": ()})
+
+
+def test_nih_boxes_of_the_original_are_pixels_of_1024(tmp_path: Path, chest):
+    source = nih_original(tmp_path / "nih", chest)
+    (source / "BBox_List_2017.csv").write_text(
+        "Image Index,Finding Label,Bbox [x,y,w,h],,,\n"
+        "00000001_000.png,Cardiomegaly,256,512,128.0,64,,,\n"
+        "00000003_000.png,Mass,1,2,3,4,,,\n"
+        "00000009_000.png,Mass,1,2,3,4,,,\n"
+    )
+    made = nih.prepare(source, tmp_path / "m.jsonl")
+    assert [row.boxes for row in made.rows] == [(Box("cardiomegaly", 0.25, 0.5, 0.125, 0.0625),), (), ()]
+
+
+@pytest.mark.parametrize(
+    ("boxes", "words"),
+    [
+        ("c.png,Mass,0.1,0.2,0.3,0.4", r"boxes\.csv: a box of c\.png, which labels\.csv does not list"),
+        ("a.png,Fracture,0.1,0.2,0.3,0.4", r"picture a\.png: .*unknown class 'fracture': expected one of"),
+        ("a.png,Mass,100,200,300,400", r"picture a\.png: .*shares of its width and height"),
+        ("a.png,Mass,left,0.2,0.3,0.4", r"a box of a\.png is 'left'; expected a number"),
+        ("a.png,Mass,0.1,0.2", r"a box of a\.png is ''; expected a number"),
+    ],
+)
+def test_nih_refuses_boxes(tmp_path: Path, chest, boxes: str, words: str):
+    with pytest.raises(DataError, match=words):
+        nih.prepare(nih_listed(tmp_path / "nih", chest, boxes + "\n"), tmp_path / "m.jsonl")
+    assert not (tmp_path / "m.jsonl").exists()
+
+
+MASKS = """image,mask,structure,view,finding,sex,age,image_licence,image_url
+case-2-day1.png,m0.png,Left Lung,PA,"COVID-19, ARDS",M,40,CC BY,
+case-2-day1.png,m1.png,Central Venous Line,PA,"COVID-19, ARDS",M,40,CC BY,
+case-2-day1.png,m2.png,Nosogastric Tube,PA,"COVID-19, ARDS",M,40,CC BY,
+case-2-day1.png,m3.png,Ground Glass Opacities,PA,"COVID-19, ARDS",M,40,CC BY,
+case-2-day9.png,m4.png,Right Lung,AP,,,,,
+"""
+
+
+@pytest.fixture
+def masks(tmp_path: Path, chest) -> Path:
+    """masks.csv + images/ + masks/."""
+    source = tmp_path / "masks"
+    for name in ("case-2-day1.png", "case-2-day9.png", "unlisted.png"):
+        picture(source / "images" / name, chest)
+    (source / "masks").mkdir()
+    for number in range(5):
+        Image.new("1", (40, 40), number % 2).save(source / "masks" / f"m{number}.png")
+    (source / "masks.csv").write_text(MASKS)
+    return source
+
+
+def test_segmentations(masks: Path, tmp_path: Path):
+    made = segmentations.prepare(masks, tmp_path / "m.parquet")
+    assert Manifest.read(tmp_path / "m.parquet") == made
+    first, second = made.rows
+    assert (first.study, first.view, first.file) == (
+        "segmentations-case-2-day1",
+        "frontal",
+        "masks/images/case-2-day1.png",
+    )
+    assert first.masks == {
+        "left lung": ("masks/masks/m0.png",),
+        "device": ("masks/masks/m1.png", "masks/masks/m2.png"),
+        "ground glass opacity": ("masks/masks/m3.png",),
+    }
+    assert (first.labels, first.age, first.sex) == (("COVID-19", "ARDS"), 40, "M")
+    assert (second.labels, second.age, second.sex) == ((), None, None)
+    assert [row.licence for row in made.rows] == ["masks CC BY 4.0, picture CC BY", "masks CC BY 4.0, picture unknown"]
+    assert first.subject == second.subject
+    assert first.split == segmentations.split_of(first.subject, val=0.2, test=0)
+    assert made.summary()["masks"] == {"left lung": 1, "right lung": 1, "ground glass opacity": 1, "device": 2}
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "words"),
+    [
+        ("m0.png,Left Lung", "m0.png,Heart", r"mask m0\.png outlines 'Heart'; expected one of left lung"),
+        ("case-2-day9.png", "other.png", r"picture 'other\.png' is not in images"),
+        ("m4.png", "m5.png", r"mask 'm5\.png' of case-2-day9\.png is not in masks"),
+        ("m3.png,Ground Glass Opacities,PA", "m3.png,Consolidation,AP", "several values of view: AP, PA"),
+        ("Right Lung,AP", "Right Lung,L", "view 'L'; expected PA or AP"),
+        ("structure", "organ", "column 'structure'"),
+        (MASKS[MASKS.index("case") :], "", "lists no masks"),
+    ],
+)
+def test_segmentations_refusals(masks: Path, tmp_path: Path, old: str, new: str, words: str):
+    assert old in MASKS
+    (masks / "masks.csv").write_text(MASKS.replace(old, new))
+    with pytest.raises(DataError, match=words):
+        segmentations.prepare(masks, tmp_path / "m.jsonl")
+    assert not (tmp_path / "m.jsonl").exists()
+
+
+def test_segmentations_refuse_files_that_are_no_masks(masks: Path, tmp_path: Path):
+    Image.new("1", (40, 39)).save(masks / "masks/m1.png")
+    with pytest.raises(DataError, match=r"m1\.png: a mask of \(40, 39\) pixels for a picture of \(40, 40\)"):
+        segmentations.prepare(masks, tmp_path / "m.jsonl")
+    (masks / "masks/m1.png").write_bytes(b"no PNG")
+    with pytest.raises(DataError, match=r"m1\.png: not a readable picture"):
+        segmentations.prepare(masks, tmp_path / "m.jsonl")
+    with pytest.raises(DataError, match="not a folder of masks"):
+        segmentations.prepare(tmp_path / "none", tmp_path / "m.jsonl")
+
+
+BRIXIA = "\ufefffilename,S-A,S-Global,J-Global\na.v1.jpeg,3,18,17\nb.jpg,0,0,0\ngone.jpg,1,2,3\n"
+
+
+@pytest.fixture
+def brixia(tmp_path: Path, chest) -> Path:
+    """brixia.csv with a byte order mark + images/, of other endings."""
+    source = tmp_path / "severity"
+    for name in ("a.v1.png", "b.png"):
+        picture(source / "images" / name, chest)
+    (source / "brixia.csv").write_text(BRIXIA, encoding="utf-8")
+    return source
+
+
+def test_severity(brixia: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    with caplog.at_level(logging.WARNING):
+        made = severity.prepare(brixia, tmp_path / "m.parquet")
+    assert [record.getMessage() for record in caplog.records] == [
+        "severity: 1 of 3 scored pictures are not there and are left out"
+    ]
+    assert Manifest.read(tmp_path / "m.parquet") == made
+    assert [(row.study, row.file, row.severity) for row in made.rows] == [
+        ("severity-a.v1", "severity/images/a.v1.png", 17.5),
+        ("severity-b", "severity/images/b.png", 0),
+    ]
+    assert [row.split for row in made.rows] == [severity.split_of(row.subject, val=0.2, test=0) for row in made.rows]
+    assert made.studies()[0].severity == 17.5
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "words"),
+    [
+        ("18,17", "19,17", r"a\.v1\.jpeg has scores \[19\.0, 17\.0\]; expected 0 to 18"),
+        ("18,17", "nan,17", "expected 0 to 18"),
+        ("18,17", ",17", r"S-Global of a\.v1\.jpeg is ''; expected a number"),
+        ("J-Global", "J", "column 'J-Global'"),
+        (BRIXIA[BRIXIA.index("a.v1") :], "gone.jpg,1,2,3\n", "none of its 1 pictures is in"),
+    ],
+)
+def test_severity_refusals(brixia: Path, tmp_path: Path, old: str, new: str, words: str):
+    (brixia / "brixia.csv").write_text(BRIXIA.replace(old, new), encoding="utf-8")
+    with pytest.raises(DataError, match=words):
+        severity.prepare(brixia, tmp_path / "m.jsonl")
+    assert not (tmp_path / "m.jsonl").exists()
+    with pytest.raises(DataError, match="not a folder of Brixia scores"):
+        severity.prepare(tmp_path / "none", tmp_path / "m.jsonl")
+
+
+@pytest.mark.parametrize(
+    ("stems", "case"),
+    [
+        (("pneumonia-23-day1", "pneumonia-23-day-12-PA", "pneumonia-23-prior", "pneumonia-23"), "pneumonia-23"),
+        (("progressive-12-hours", "progressive-3-days", "progressive-on-admission"), "progressive"),
+        (("caso-70-1-PA", "caso-70-2-APS"), "caso-70"),
+        (("16654_1_1", "16654_4_1"), "16654"),
+        (("SARS-10.1148-g04mr34-Fig8a-day0", "SARS-10.1148-g07a-Fig7a"), "SARS-10.1148"),
+        (("radiol.2020.fig3b", "radiol.2020.fig6b"), "radiol.2020"),
+        (("trial_f1-PA", "trial_f3"), "trial"),
+        (("s41_Fig1_HTML.webp-day5", "s41_Fig1_HTML.webp-day10"), "s41"),
+        (("paper.pdf-001-a", "paper.pdf-001-b"), "paper"),
+        (("case2a", "case2b"), "case2"),
+        (("auntminnie-a-1", "auntminnie-b-1"), "auntminnie"),
+        (("F2DE909F-E19C-4900-92F5-8F435B031AC6",), "31BA3780-2323-493F-8AED-62081B9C383B"),
+        (("7EF28E12-F628-4BEC-A8C5-E6277C2E4F60",), "7EF28E12-F628-4BEC-A8C5-E6277C2E4F60"),
+        (("pneumonia-1",), "pneumonia-1"),
+        ((".pdf",), ".pdf"),
+    ],
+)
+def test_pictures_of_a_case_share_a_subject(stems: tuple[str, ...], case: str):
+    assert {case_of(stem) for stem in stems} == {f"covid-cxr-{case}"}
 
 
 def test_command_line(csvs: Path, tmp_path: Path):
@@ -225,6 +423,27 @@ def test_command_line(csvs: Path, tmp_path: Path):
     assert isinstance(failed.exception, ManifestError)
     assert runner.invoke(app, ["check", str(out), "--no-files"]).exit_code == 0
     assert runner.invoke(app, ["prepare", "chexpert", str(csvs), "--out", str(out)]).exit_code == 2
+
+
+def test_command_line_merges(csvs: Path, brixia: Path, masks: Path, tmp_path: Path):
+    runner, out = CliRunner(), tmp_path / "merged/m.parquet"
+    sources = {"openi": csvs, "severity": brixia, "segmentations": masks}
+    parts = [str(tmp_path / f"{name}.jsonl") for name in sources]
+    for (name, folder), part in zip(sources.items(), parts, strict=True):
+        assert runner.invoke(app, ["prepare", name, str(folder), "--out", part]).exit_code == 0
+    merged = runner.invoke(app, ["merge", *parts, "--out", str(out)])
+    assert merged.exit_code == 0, merged.output
+    assert "device 2" in merged.output
+    read = Manifest.read(out)
+    read.check()
+    assert {row.source for row in read.rows} == set(sources)
+    assert [len(read.rows), len(read.studies())] == [9, 8]
+    assert isinstance(runner.invoke(app, ["merge", *parts, "--out", str(out)]).exception, OutputError)
+    again = runner.invoke(app, ["merge", *parts, "--out", str(out), "--overwrite", "--json"])
+    assert json.loads(again.stdout)["severity"] == 2
+    twice = runner.invoke(app, ["merge", parts[0], parts[0], "--out", str(out), "--overwrite"])
+    assert isinstance(twice.exception, ManifestError)
+    assert "study 'openi-1' is in manifests 1 and 2" in str(twice.exception)
 
 
 @pytest.mark.data
@@ -249,3 +468,40 @@ def test_real_nih(data_dir: Path, tmp_path: Path):
     assert len(made.rows) == 1705
     assert {row.view for row in made.rows} == {"frontal"}
     assert Counter(row.split for row in made.rows)["train"] > 1200
+    assert sum(len(row.boxes) for row in made.rows) == 60
+    assert sum(bool(row.boxes) for row in made.rows) == 55
+
+
+@pytest.mark.data
+def test_real_segmentations(data_dir: Path, tmp_path: Path):
+    made = segmentations.prepare(data_dir / "segmentations", tmp_path / "m.parquet")
+    made.check()
+    assert len(made.rows) == 100
+    assert made.summary()["masks"] == {
+        "left lung": 99,
+        "right lung": 100,
+        "cardiomediastinum": 100,
+        "airways": 99,
+        "ground glass opacity": 93,
+        "consolidation": 32,
+        "pleural effusion": 2,
+        "pneumothorax": 1,
+        "device": 62,
+    }
+    pages: dict[str, set[str]] = {}
+    for record in read_table(data_dir / "segmentations/masks.csv", "image", "image_url"):
+        pages.setdefault(record["image_url"], set()).add(case_of(Path(record["image"]).stem))
+    assert [page for page, subjects in pages.items() if len(subjects) > 1] == []
+    assert 10 <= sum(row.split == "val" for row in made.rows) <= 30
+
+
+@pytest.mark.data
+def test_real_severity(data_dir: Path, tmp_path: Path):
+    made = severity.prepare(data_dir / "severity", tmp_path / "m.parquet")
+    made.check()
+    scores = [row.severity for row in made.rows if row.severity is not None]
+    assert len(scores) == len(made.rows) == 183
+    assert (min(scores), max(scores)) == (0, 17.5)
+    assert 20 <= sum(row.split == "val" for row in made.rows) <= 55
+    # Pictures that both sets hold are in one split of both.
+    merge([made, segmentations.prepare(data_dir / "segmentations", tmp_path / "s.parquet")], tmp_path).check()

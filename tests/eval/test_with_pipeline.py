@@ -83,7 +83,7 @@ def test_joint_outputs_of_a_checkpoint(manifest: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     arguments = ["joint", "--model", str(tmp_path / "model"), "--data", str(manifest), "--out", str(out)]
     arguments += ["--limit", "8", "--num-inference-steps", "2", "--classifier-epochs", "1", "--bootstrap", "20"]
-    arguments += ["--device", "cpu", "--batch-size", "4", "--no-progress"]
+    arguments += ["--device", "cpu", "--batch-size", "4", "--no-progress", "--num-samples", "2"]
     result = CliRunner().invoke(app, [*arguments, "--json"], catch_exceptions=False)
     found = json.loads(result.stdout)
     assert list(found["routes"]) == ["T->F+L", "L->F+T", "F->L+T", "nothing->F+L+T"]
@@ -93,10 +93,32 @@ def test_joint_outputs_of_a_checkpoint(manifest: Path, tmp_path: Path) -> None:
             assert set(one) >= {"joint", "independent", "shuffled", "real", "difference", "wilcoxon_p"}
             assert one["joint"]["n"] == 8
         for counts in route["labels"].values():
-            assert sum(counts["joint"]) == sum(counts["real"]) == 8
+            assert sum(counts["joint"]) == sum(counts["independent"]) == sum(counts["real"]) == 8
         assert set(route["quality"]) == set(route["outputs"])
     assert (out / "cosine.png").is_file()
     assert len(list(out.glob("hamming_*.png"))) == 4
     assert "| T->F+L | cosine F-L | 8 |" in (out / "joint.md").read_text()
+    assert "mean of 2 samples a study" in (out / "joint.md").read_text()
+    again = CliRunner().invoke(app, arguments)
+    assert "holds results already" in str(again.exception)
+
+
+def test_control_of_a_checkpoint(manifest: Path, tmp_path: Path) -> None:
+    random_checkpoint(tmp_path / "model", load_preset("debug"))
+    out = tmp_path / "run"
+    arguments = ["control", "--model", str(tmp_path / "model"), "--judge", str(tmp_path / "model")]
+    arguments += ["--data", str(manifest), "--out", str(out), "--num-inference-steps", "2", "--bootstrap", "20"]
+    arguments += ["--limit", "8", "--classifier-epochs", "1", "--num-samples", "2"]
+    arguments += ["--device", "cpu", "--batch-size", "4", "--no-progress"]
+    result = CliRunner().invoke(app, [*arguments, "--json"], catch_exceptions=False)
+    found = json.loads(result.stdout)
+    assert set(found["families"]) == {"text"}
+    assert set(found["not_computed"]) == {"masks", "boxes", "severity", "demographics"}
+    assert found["settings"]["judge"] == found["settings"]["model"]
+    assert found["settings"]["num_inference_steps"] == 2
+    assert found["families"]["text"]["measures"]["prompt_agreement"]["matched"]["n"] == 8
+    assert "NaN" not in result.stdout
+    result = CliRunner().invoke(app, [*arguments, "--overwrite"], catch_exceptions=False)
+    assert "| text | prompt_agreement | 8 |" in result.stdout
     again = CliRunner().invoke(app, arguments)
     assert "holds results already" in str(again.exception)

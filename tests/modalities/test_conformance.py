@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from xgem.data.captions import preface
 from xgem.generators.sampling import sample
 from xgem.modalities import MODALITIES, Modality, get_modality
 from xgem.types import InputError, Prompt
@@ -22,16 +23,31 @@ def _picture(seed: int) -> np.ndarray:
     return (waves + np.random.default_rng(seed).normal(0, 0.02, y.shape)).clip(0, 1).astype(np.float32)
 
 
+def _mask(row: int) -> np.ndarray:
+    mask = np.zeros((48, 64), np.uint8)
+    mask[row : row + 12, 8:40] = 255
+    return mask
+
+
+def _box(x: float, label: str = "mass", w: float = 0.3) -> list[dict[str, Any]]:
+    return [{"label": label, "bbox": [x, 0.2, w, 0.3]}]
+
+
 # Three values that a user may give, and one that is refused.
 EXAMPLES: dict[str, tuple[list[Any], Any]] = {
     "frontal": ([_picture(1), _picture(2), _picture(3)], np.zeros((64, 64), np.float32)),
     "lateral": ([_picture(4), _picture(5), _picture(6)], np.full((64, 64), np.nan, np.float32)),
+    "mask": ([{"heart": _mask(4)}, {"heart": _mask(20)}, {"device": _mask(4)}], {"heart": np.zeros((48, 64))}),
+    "boxes": ([_box(0.1), _box(0.2), _box(0.1, "nodule")], _box(0.8)),
+    "severity": ([0, 7.5, "18"], 18.1),
+    "demographics": ([{"sex": "F", "age": 71}, "sex:F", {"sex": "M", "age": 71, "race": "Black"}], {"age": -1}),
     "report": (["Clear lungs.", "Large left pleural effusion.", "No acute disease. Heart size is normal."], "  "),
 }
-NAMES = sorted(MODALITIES)
+OUTPUTS = sorted(name for name, modality in MODALITIES.items() if modality.is_output)
+INPUTS_ONLY = sorted(MODALITIES.keys() - OUTPUTS)
 
 
-@pytest.fixture(params=NAMES)
+@pytest.fixture(params=OUTPUTS)
 def modality(request: pytest.FixtureRequest) -> Modality:
     return get_modality(request.param)
 
@@ -62,18 +78,42 @@ def test_an_unknown_modality_lists_the_known_ones() -> None:
     assert all(name in str(caught.value) for name in MODALITIES)
 
 
-def test_reading_identifies_the_content(modality: Modality, prompts: list[Prompt], debug_preset: Any) -> None:
-    again = [modality.read(value, debug_preset) for value in EXAMPLES[modality.name][0]]
+@pytest.mark.parametrize("name", MODALITIES)
+def test_reading_identifies_the_content(name: str, debug_preset: Any) -> None:
+    prompts, again = ([get_modality(name).read(value, debug_preset) for value in EXAMPLES[name][0]] for _ in range(2))
     assert [prompt.sha256 for prompt in again] == [prompt.sha256 for prompt in prompts]
     assert len({prompt.sha256 for prompt in prompts}) == 3
     assert all(len(prompt.sha256) == 64 and prompt.origin for prompt in prompts)
 
 
-def test_a_bad_value_is_refused_in_one_line(modality: Modality, debug_preset: Any) -> None:
-    for value in (EXAMPLES[modality.name][1], None, 3):
+@pytest.mark.parametrize("name", MODALITIES)
+def test_a_bad_value_is_refused_in_one_line(name: str, debug_preset: Any) -> None:
+    for value in (EXAMPLES[name][1], None, [], -3):
         with pytest.raises(InputError) as caught:
-            modality.read(value, debug_preset)
+            get_modality(name).read(value, debug_preset)
         assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", MODALITIES)
+def test_what_is_no_prompt_steers_and_a_prompt_does_not(name: str, debug_preset: Any) -> None:
+    """By an annotation on the preset's grid, or words in front of a text."""
+    modality = get_modality(name)
+    for value in EXAMPLES[name][0]:
+        prompt = modality.read(value, debug_preset)
+        annotation, words = modality.annotation(prompt.value), preface(**modality.preface(prompt.value))
+        assert (annotation is not None or words != "") == (name in INPUTS_ONLY)
+        if annotation is not None:
+            assert annotation.size == (debug_preset.transform.size,) * 2
+
+
+@pytest.mark.parametrize("name", INPUTS_ONLY)
+def test_an_input_only_has_no_batch_and_is_no_output(name: str, debug_preset: Any) -> None:
+    modality = get_modality(name)
+    value = modality.read(EXAMPLES[name][0][0], debug_preset).value
+    with pytest.raises(InputError, match=f"{name}: no encoder takes it"):
+        modality.collate([value])
+    with pytest.raises(InputError, match=f"{name}: is an input only"):
+        modality.to_output([value], "pil")
 
 
 @torch.no_grad()
@@ -149,7 +189,9 @@ def test_generation_is_decided_by_its_noise(
         decoded = codec.decode(z)
         (tmp_path / str(run)).mkdir()
         (output,) = modality.to_output(decoded, "pil")
-        files.append((modality.write(output, tmp_path / str(run), "made", {"seed": 1}).read_bytes(), z))
+        path = modality.write(output, tmp_path / str(run), "made", {"seed": 1})
+        assert path is not None
+        files.append((path.read_bytes(), z))
     assert files[0][0] == files[1][0]
     assert torch.equal(files[0][1], files[1][1])
     assert not torch.equal(files[0][1], files[2][1])
@@ -162,6 +204,7 @@ def test_outputs_can_be_written_with_their_metadata_and_read_back(
     outputs = modality.to_output(batch, output_type)
     assert len(outputs) == 3
     path = modality.write(outputs[1], tmp_path, "two", {"seed": 7, "note": "größer"})
+    assert path is not None
     assert path == tmp_path / f"two{modality.suffix}"
     kept = b"".join(file.read_bytes() for file in tmp_path.iterdir()).decode("utf-8", "replace")
     assert '"seed": 7' in kept

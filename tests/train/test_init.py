@@ -2,21 +2,54 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from diffusers import AutoencoderKL
+from transformers import T5Config, T5EncoderModel
 
 from xgem.checkpoint import init_checkpoint, load_component, read_index, save_component, verify
+from xgem.configs.schema import (
+    DiTGeneratorConfig,
+    ImageVAEConfig,
+    ModalityConfig,
+    Preset,
+    StageConfig,
+    T5EncoderConfig,
+)
 from xgem.data.cache import module_hash
 from xgem.data.manifest import Manifest
+from xgem.encoders.tokenizer import train_tokenizer
 from xgem.random_init import random_checkpoint
+from xgem.train import stages
 from xgem.train.corpus import Corpus
 from xgem.train.loop import LoopOptions
 from xgem.train.stages import STAGES, make_stage, run
 from xgem.types import ConfigError
 
 QUIET = LoopOptions(progress=False, tensorboard=False)
+
+
+def write_t5(folder: Path) -> Path:
+    tokenizer = train_tokenizer(["no acute disease"], 300)
+    T5EncoderModel(T5Config(vocab_size=300, d_model=16, d_kv=8, d_ff=24, num_layers=1, num_heads=2)).save_pretrained(
+        folder
+    )
+    tokenizer.save_pretrained(str(folder))
+    return folder
+
+
+def write_vae(folder: Path) -> Path:
+    sizes: dict[str, Any] = {
+        "down_block_types": ("DownEncoderBlock2D",) * 2, "up_block_types": ("UpDecoderBlock2D",) * 2,
+        "block_out_channels": (8, 8), "norm_num_groups": 4,
+    }  # fmt: skip
+    AutoencoderKL(in_channels=3, out_channels=3, latent_channels=4, **sizes).save_pretrained(folder)
+    return folder
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +60,9 @@ def source(debug_preset: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-@pytest.mark.parametrize("name", [name for name in STAGES if name != "image-decoder"])  # it goes on from its folder
+@pytest.mark.parametrize(
+    "name", [name for name in STAGES if name not in ("image-decoder", "control")]
+)  # it goes on from its folder
 def test_a_stage_starts_from_the_given_weights(
     name: str, debug_preset: Any, corpora: tuple[Corpus, Corpus], source: Path
 ) -> None:
@@ -69,3 +104,45 @@ def test_components_that_are_there_already_stay(
     save_component(out, "image_vae", debug_parts["image_vae"])
     run(["report"], debug_preset, Manifest.read(toy), out, QUIET, init=source)
     assert module_hash(load_component(out, "image_vae")) == module_hash(debug_parts["image_vae"])
+
+
+def test_pretrained_frozen_parts_are_taken_and_let_go(
+    debug_preset: Any, corpora: tuple[Corpus, Corpus], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """T5 and Stable Diffusion's VAE need no stage of their own; the encoder's memory is free once its bank is made."""
+    t5, vae = write_t5(tmp_path / "t5"), write_vae(tmp_path / "vae")
+    preset = Preset(
+        name="toy",
+        transform=debug_preset.transform,
+        components={
+            "t5": T5EncoderConfig(pretrained=str(t5)),
+            "vae": ImageVAEConfig(pretrained=str(vae), image_size=debug_preset.transform.size),
+            "dit": DiTGeneratorConfig(
+                modality="frontal", prompts=("report",), latent_shape=(4, *[debug_preset.transform.size // 2] * 2),
+                width=16, depth=1, heads=2, context_dim=16,
+            ),
+        },
+        modalities={
+            "frontal": ModalityConfig(codec="vae", generator="dit"),
+            "report": ModalityConfig(encoder="t5"),
+        },
+        train={"frontal": StageConfig(steps=1, batch_size=2, learning_rate=1e-3)},
+    )  # fmt: skip
+    seen: dict[str, weakref.ref[Any]] = {}
+    original = stages._part
+
+    def watched(root: Path, name: str, stage: str) -> Any:
+        part = original(root, name, stage)
+        seen[name] = weakref.ref(part)
+        return part
+
+    monkeypatch.setattr(stages, "_part", watched)
+    root = tmp_path / "root"
+    init_checkpoint(root, preset)
+    stage: Any = make_stage("frontal", preset, *corpora, root, 0)
+    gc.collect()
+    assert seen["t5"]() is None
+    assert seen["vae"]() is stage.codec  # shows what was generated
+    assert set(read_index(root).components) == {"t5", "vae"}
+    (loss, _) = stage.loss(stage.module, stage.batch(0, 0, 1))
+    assert torch.isfinite(loss)

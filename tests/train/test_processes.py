@@ -20,7 +20,8 @@ from safetensors.torch import load_file
 
 from xgem.checkpoint import read_index, verify
 from xgem.cli import main
-from xgem.train.stages import STAGES
+from xgem.configs.schema import load_preset
+from xgem.train.stages import planned
 
 KILLS = 3
 LIMIT = 500.0  # seconds; only a hung process comes near it
@@ -56,7 +57,7 @@ def arguments(toy: Path, out: Path, *more: str) -> list[str]:
 
 def moments(rng: random.Random) -> list[tuple[str, int]]:
     """Stages and steps, in the order in which a run comes by them; far enough from its end to be killed after each."""
-    every = [(stage, step) for stage in STAGES for step in (3, 6, 9, 12)][:-3]
+    every = [(stage, step) for stage in planned(load_preset("debug")) for step in (3, 6, 9, 12)][:-3]
     return [every[i] for i in sorted(rng.sample(range(len(every)), KILLS))]
 
 
@@ -95,6 +96,7 @@ def test_killed_at_random_moments_it_ends_as_the_unbroken_run(
         process.join(LIMIT)
         assert process.exitcode == 0, capfd.readouterr().err
 
+    stages = planned(load_preset("debug"))
     for root in (whole, broken):
         verify(root)
     assert dict(read_index(broken).components) == dict(read_index(whole).components)  # holds every file's hash
@@ -102,9 +104,9 @@ def test_killed_at_random_moments_it_ends_as_the_unbroken_run(
         assert files_of(broken, pattern) == files_of(whole, pattern)
     for name in ("model", "ema", "optimizer"):
         pattern = f"training/*/checkpoints/step-00000012/{name}.safetensors"
-        assert len(files_of(whole, pattern)) == len(STAGES)
+        assert len(files_of(whole, pattern)) == len(stages)
         assert files_of(broken, pattern) == files_of(whole, pattern)
-    for stage in STAGES:
+    for stage in stages:
         logs = []
         for root in (whole, broken):
             lines = (root / "training" / stage / "log.jsonl").read_text(encoding="utf-8").splitlines()

@@ -26,6 +26,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "train": ("xgem.cli.train", "train", "Train the stages of a preset."),
     "eval": ("xgem.cli.evaluate", "app", "Measure a checkpoint's routes on a manifest."),
     "export": ("xgem.cli.info", "export", "Copy a checkpoint without its training files, in another number format."),
+    "convert": ("xgem.cli.convert", "app", "Write published checkpoints in xgem's format."),
     "params": ("xgem.cli.info", "params", "Count the parameters of a preset, component by component."),
     "doctor": ("xgem.cli.info", "doctor", "Show versions and devices, and check that checkpoints are whole."),
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -17,6 +18,8 @@ class Source(StrEnum):
 
     openi = "openi"
     nih = "nih"
+    segmentations = "segmentations"
+    severity = "severity"
 
 
 @app.command()
@@ -56,6 +59,23 @@ def check(
     _show(read.summary(), as_json)
 
 
+@app.command()
+def merge(
+    manifests: Annotated[list[Path], typer.Argument(metavar="MANIFEST...", help="Manifests of different data sets.")],
+    out: Annotated[Path, typer.Option("--out", help="Manifest to write: .parquet or .jsonl.")],
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing manifest.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the counts as JSON.")] = False,
+) -> None:
+    """Make one manifest of several. A study, or a picture, in two of them is an error."""
+    from xgem.data.manifest import Manifest
+    from xgem.data.manifest import merge as merge_manifests
+
+    merged = merge_manifests([Manifest.read(path) for path in manifests], out.resolve().parent)
+    merged.check()
+    merged.write(out, overwrite=overwrite)
+    _show(merged.summary() | {"manifest": str(out)}, as_json)
+
+
 def _read_all(paths: list[Path]) -> None:
     from rich.console import Console
     from rich.progress import track
@@ -66,7 +86,7 @@ def _read_all(paths: list[Path]) -> None:
         read_picture(path)
 
 
-def _show(counts: dict[str, object], as_json: bool) -> None:
+def _show(counts: Mapping[str, object], as_json: bool) -> None:
     if as_json:
         typer.echo(json.dumps(counts))
         return

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -141,6 +142,7 @@ def joint(
     split: Split = "val",
     limit: Limit = None,
     seed: Seed = 0,
+    num_samples: Annotated[int, typer.Option("--num-samples", help="Samples a study; agreement is averaged.")] = 1,
     num_inference_steps: Steps = None,
     guidance_scale: Guidance = None,
     sampler: Sampler = None,
@@ -169,6 +171,7 @@ def joint(
     settings = RunSettings(
         seed=seed,
         limit=limit,
+        num_samples=num_samples,
         num_inference_steps=num_inference_steps,
         guidance_scale=parse_guidance(guidance_scale),
         sampler=sampler,
@@ -181,6 +184,78 @@ def joint(
     evaluated = open_model(model, device=device, dtype=dtype)
     evaluation = evaluate_joint(
         evaluated,
+        manifest,
+        split=split,
+        out=out,
+        settings=settings,
+        cache=cache,
+        overwrite=overwrite,
+        device=str(getattr(evaluated.pipe, "device", "cpu")),
+        progress=progress,
+    )
+    typer.echo(evaluation.json() if as_json else evaluation.markdown())
+
+
+@app.command()
+def control(
+    data: Data,
+    out: Out,
+    model: Model = None,
+    judge: Annotated[
+        str | None,
+        typer.Option("--judge", help="Checkpoint whose encoders judge pictures.", show_default="openi-128"),
+    ] = None,
+    split: Split = "val",
+    limit: Limit = None,
+    seed: Seed = 0,
+    num_samples: Annotated[int, typer.Option("--num-samples", help="Samples a study; measures are averaged.")] = 1,
+    num_inference_steps: Steps = None,
+    guidance_scale: Guidance = None,
+    sampler: Sampler = None,
+    batch_size: BatchSize = 32,
+    bootstrap: Draws = 1000,
+    classifier_epochs: Epochs = 10,
+    segmenter_epochs: Annotated[int, typer.Option("--segmenter-epochs", help="Epochs of the judge of masks.")] = 40,
+    patient_epochs: Annotated[int, typer.Option("--patient-epochs", help="Epochs of the judge of age and sex.")] = 15,
+    cache: Cache = None,
+    device: Device = None,
+    dtype: Dtype = None,
+    overwrite: Overwrite = False,
+    progress: Progress = True,
+    as_json: AsJson = False,
+) -> None:
+    """Measure whether generated frontals show what was asked for: masks, boxes, severity, demographics, text.
+
+    Each input is given alone and stands beside a control with shuffled inputs and a ceiling from real pictures. What
+    the split has no studies for is left out, with the reason. OUT receives control.json, control.md and contact sheets;
+    the sheets show real pictures, so keep them where the data may lie.
+    """
+    from xgem.data.manifest import Manifest
+    from xgem.eval.classifier import ClassifierConfig
+    from xgem.eval.control import evaluate_control
+    from xgem.eval.control_run import ControlSettings
+    from xgem.eval.material import open_model
+    from xgem.eval.segmenter import SegmenterConfig
+
+    defaults = ControlSettings(
+        seed=seed,
+        limit=limit,
+        num_samples=num_samples,
+        num_inference_steps=num_inference_steps,
+        guidance_scale=parse_guidance(guidance_scale),
+        sampler=sampler,
+        batch_size=batch_size,
+        bootstrap=bootstrap,
+        classifier=ClassifierConfig(epochs=classifier_epochs),
+        segmenter=SegmenterConfig(epochs=segmenter_epochs),
+    )
+    settings = replace(defaults, patient=replace(defaults.patient, epochs=patient_epochs))
+    manifest = Manifest.read(data)
+    manifest.check()
+    evaluated = open_model(model, device=device, dtype=dtype)
+    evaluation = evaluate_control(
+        evaluated,
+        open_model(judge, device=device),
         manifest,
         split=split,
         out=out,

@@ -17,13 +17,22 @@ Report = Annotated[str | None, typer.Option("--report", metavar="TEXT", help="A 
 More = Annotated[
     list[str] | None, typer.Option("--input", metavar="NAME=VALUE", help="An input of any modality; may be repeated.")
 ]
+Mask = Annotated[
+    list[str] | None,
+    typer.Option("--mask", metavar="[NAME=]FILE", help="A mask to follow, of a structure; may be repeated."),
+]
+Boxes = Annotated[Path | None, typer.Option("--boxes", metavar="FILE", help="Boxes of findings to follow: JSON, COCO.")]
+Severity = Annotated[str | None, typer.Option("--severity", metavar="SCORE", help="A Brixia score, 0 to 18.")]
+Demographics = Annotated[
+    str | None, typer.Option("--demographics", metavar="TEXT", help="Of the patient, such as sex:F,age:71.")
+]
 Keep = Annotated[
     list[str] | None,
     typer.Option("--keep", metavar="NAME=FILE", help="An output to start from a given picture; may be repeated."),
 ]
 Out = Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder for the results, new or empty.")]
 Model = Annotated[
-    str | None, typer.Option("--model", help="Embedded checkpoint, folder or hub id.", show_default="openi-128")
+    str | None, typer.Option("--model", help="Embedded checkpoint, folder or hub id.", show_default="by the inputs")
 ]
 Revision = Annotated[str | None, typer.Option("--revision", help="Branch, tag or commit of a hub id.")]
 Device = Annotated[str | None, typer.Option("--device", help="cpu, cuda, cuda:1 ...", show_default="a GPU, or cpu")]
@@ -39,6 +48,10 @@ def generate(
     frontal: Frontal = None,
     lateral: Lateral = None,
     report: Report = None,
+    mask: Mask = None,
+    boxes: Boxes = None,
+    severity: Severity = None,
+    demographics: Demographics = None,
     more: More = None,
     model: Model = None,
     revision: Revision = None,
@@ -66,6 +79,8 @@ def generate(
     strength: Annotated[
         float | None, typer.Option(help="How much of a kept output is made anew, up to 1.", show_default="0.5")
     ] = None,
+    control_scale: Annotated[float, typer.Option(help="How strongly annotations steer; 0 is not at all.")] = 1.0,
+    control_end: Annotated[float, typer.Option(help="Until which share of the steps they do, up to 1.")] = 1.0,
     greedy: Annotated[bool, typer.Option(help="Reports take the likeliest token, or draw it (seeded).")] = True,
     device: Device = None,
     dtype: Dtype = None,
@@ -86,14 +101,16 @@ def generate(
     """
     from xgem.provenance import check_output_folder
 
-    inputs = _inputs({"frontal": frontal, "lateral": lateral, "report": report}, more)
+    named = {"frontal": frontal, "lateral": lateral, "report": report, "mask": _mask(mask)}
+    named |= {"boxes": boxes, "severity": severity, "demographics": demographics}
+    inputs = _inputs(named, more)
     scale = parse_guidance(guidance_scale)
     names = [name.strip() for name in outputs.split(",") if name.strip()]
     check_output_folder(out, overwrite=overwrite)  # asked before the work, not after it
 
-    from xgem.api import load
+    from xgem.api import load, model_for
 
-    pipeline = load(model, revision=revision, device=device, dtype=dtype)
+    pipeline = load(model or model_for(inputs), revision=revision, device=device, dtype=dtype)
     generation = pipeline(
         inputs,
         names,
@@ -105,6 +122,8 @@ def generate(
         joint=joint,
         keep=_named(keep, "--keep") or None,
         strength=strength,
+        control_scale=control_scale,
+        control_end=control_end,
         greedy=greedy,
         progress=progress,
         batch_size=batch_size,
@@ -119,6 +138,8 @@ def replay(
     frontal: Frontal = None,
     lateral: Lateral = None,
     report: Report = None,
+    mask: Mask = None,
+    boxes: Boxes = None,
     more: More = None,
     keep: Keep = None,
     model: Model = None,
@@ -135,7 +156,9 @@ def replay(
     """
     from xgem.provenance import check_output_folder
 
-    inputs = _inputs({"frontal": frontal, "lateral": lateral, "report": report}, more)
+    inputs = _inputs(
+        {"frontal": frontal, "lateral": lateral, "report": report, "mask": _mask(mask), "boxes": boxes}, more
+    )
     check_output_folder(out, overwrite=overwrite)
 
     from xgem.replay import replay as run
@@ -169,6 +192,13 @@ def _inputs(named: dict[str, Any], more: list[str] | None) -> dict[str, Any]:
             raise InputError(f"input {name!r} is given twice")
         inputs[name] = value
     return inputs
+
+
+def _mask(texts: list[str] | None) -> Any:
+    """One file that says itself what it shows, or files by structure."""
+    if texts is not None and len(texts) == 1 and "=" not in texts[0]:
+        return texts[0]
+    return _named(texts, "--mask") or None
 
 
 def _named(texts: list[str] | None, option: str) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import platform
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -38,10 +39,14 @@ def params(
     preset: Annotated[
         str, typer.Argument(help="A preset's name, a .yaml file or a checkpoint's folder.")
     ] = "openi-128",
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="NAME.FIELD=VALUE", help="Another value of a component's field; repeatable."),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Count the parameters of a preset, component by component. Nothing is downloaded and no memory is filled."""
-    counts = count_parameters(preset)
+    counts = count_parameters(preset, settings or ())
     if as_json:
         typer.echo(json.dumps(counts, indent=2))
         return
@@ -57,22 +62,25 @@ def params(
     Console().print(table)
 
 
-def count_parameters(preset: str) -> dict[str, Any]:
-    """Parameters of each component, tied ones counted once.
+def count_parameters(preset: str, settings: Sequence[str] = ()) -> dict[str, Any]:
+    """Parameters of each component, tied ones counted once; ``settings`` as ``--set`` takes them.
 
     Returns:
         ``{"preset": name, "components": {name: {"kind", "parameters"}}, "total"}``
 
     Raises:
-        ConfigError: no such preset. CheckpointError: a folder that is no checkpoint.
+        ConfigError: no such preset, or a setting of no valid value. InputError: a setting of no component's field.
+        CheckpointError: a folder that is no checkpoint.
     """
     import torch
 
     from xgem.checkpoint import read_index
+    from xgem.cli.options import with_settings
     from xgem.configs.schema import Preset, load_preset
     from xgem.random_init import random_component
 
     loaded = Preset.parse(dict(read_index(preset).preset), preset) if Path(preset).is_dir() else load_preset(preset)
+    loaded = with_settings(loaded, settings)
     components: dict[str, Any] = {}
     for name, config in loaded.components.items():
         # The meta device has shapes and no memory, so the paper's sizes are counted on any machine.

@@ -45,7 +45,7 @@ def train(
     from xgem.data.manifest import Manifest
     from xgem.locate import locate
     from xgem.train.loop import LoopOptions
-    from xgem.train.stages import STAGES, run
+    from xgem.train.stages import STAGES, planned, run
     from xgem.types import InputError
 
     if precision not in {"no", "bf16", "fp16"}:
@@ -58,5 +58,6 @@ def train(
     logging.getLogger("xgem").setLevel(logging.INFO)
     options = LoopOptions(resume=resume, compile=use_compile, precision=precision, progress=progress)
     source = None if init is None else locate(init).root
-    names = STAGES if stage == "all" else (stage,)
-    run(names, load_preset(preset), Manifest.read(data), out, options, seed=seed, init=source)
+    loaded = load_preset(preset)
+    names = planned(loaded) if stage == "all" else (stage,)
+    run(names, loaded, Manifest.read(data), out, options, seed=seed, init=source)

@@ -66,6 +66,31 @@ class TextEncoderConfig(_Config):
     embed_dim: int = 256
 
 
+class T5EncoderConfig(_Config):
+    """T5's encoder (T5 v1.1-XXL by default), frozen. ``pretrained``: a transformers hub id or local directory with its
+    tokenizer; it then sets the sizes.
+
+    ``width`` is d_model, of which every head has its share; texts are cut after ``max_length`` tokens. ``lowercase``
+    as PixArt and ChexGen do. ``quantize`` "4bit" stores linear layers as 4-bit floats on a CUDA device.
+    """
+
+    kind: Literal["t5_encoder"] = "t5_encoder"
+    pretrained: str | None = None
+    vocab_size: int = 32128
+    max_length: int = Field(default=120, ge=1)
+    width: int = 4096
+    layers: int = 24
+    heads: int = 64
+    d_ff: int = 10240
+    lowercase: bool = True
+    quantize: Literal["none", "4bit"] = "none"
+
+    @property
+    def embed_dim(self) -> int:
+        """Width of its pooled vector, which is a mean of its tokens."""
+        return self.width
+
+
 class ImageVAEConfig(_Config):
     """AutoencoderKL. ``patch`` folds p x p pixels into channels first, so the finest convolutions run at 1/p.
 
@@ -215,6 +240,10 @@ class ReportGeneratorConfig(_GeneratorConfig):
         return self
 
     @property
+    def latent_shape(self) -> tuple[int]:
+        return (self.latent_dim,)
+
+    @property
     def joined_tokens(self) -> int:
         """How many tokens a linear layer takes at once."""
         return self.tokens if self.fully_connected else 1
@@ -249,25 +278,66 @@ class AlignmentConfig(_Config):
     guided: tuple[str, ...] = ()
 
 
+class ControlNetConfig(_Config):
+    """Trainable copies of a diffusion transformer's first ``blocks`` blocks (ChexGen), steered by ``annotations``.
+
+    The rest is the architecture of the transformer that it is made from.
+    """
+
+    kind: Literal["controlnet"] = "controlnet"
+    annotations: tuple[str, ...]
+    blocks: int = Field(default=13, ge=1)
+    latent_shape: tuple[int, int, int] = (4, 32, 32)
+    patch_size: int = 2
+    width: int = 1152
+    heads: int = 16
+    position_scale: float = Field(default=1.0, gt=0)
+
+    def fits(self, transformer: DiTGeneratorConfig) -> bool:
+        """Whether its blocks are copies of that transformer's first ones."""
+        same = ("latent_shape", "patch_size", "width", "heads", "position_scale")
+        return self.blocks < transformer.depth and all(getattr(self, n) == getattr(transformer, n) for n in same)
+
+
+ENCODERS = ImageEncoderConfig | TextEncoderConfig | T5EncoderConfig
+GENERATORS = ImageGeneratorConfig | DiTGeneratorConfig | ReportGeneratorConfig
+
 ComponentConfig = Annotated[
     ImageEncoderConfig
     | TextEncoderConfig
+    | T5EncoderConfig
     | ImageVAEConfig
     | ReportVAEConfig
     | ImageGeneratorConfig
     | DiTGeneratorConfig
     | ReportGeneratorConfig
+    | ControlNetConfig
     | AlignmentConfig,
     Field(discriminator="kind"),
 ]
 
 
 class ModalityConfig(_Config):
-    """Names of the components that encode, code and generate one modality."""
+    """How one modality takes part; all by name.
 
-    encoder: str
-    codec: str
-    generator: str
+    ``encoder`` is the component that reads it as a prompt; ``codec`` and ``generator`` are those that make it.
+    ``joins`` is the text prompt that its values are written in front of (demographics). ``control`` is the ControlNet
+    that lets annotations steer its generator; annotations themselves name nothing.
+    """
+
+    encoder: str | None = None
+    codec: str | None = None
+    generator: str | None = None
+    control: str | None = None
+    joins: str | None = None
+
+    @model_validator(mode="after")
+    def _codec_with_generator(self) -> ModalityConfig:
+        if (self.codec is None) != (self.generator is None):
+            raise ValueError("expected codec and generator, or neither")
+        if self.control is not None and self.generator is None:
+            raise ValueError("expected a generator where there is a control")
+        return self
 
 
 class SamplingConfig(_Config):
@@ -311,52 +381,115 @@ class Preset(_Config):
     sampling: SamplingConfig = SamplingConfig()
     report_sections: tuple[Literal["findings", "impression"], ...] = ("impression",)
     """The sections that make the report a generator learns to write, in this order."""
+    prompt_sections: tuple[Literal["findings", "impression"], ...] | None = None
+    """The sections whose text a report as prompt is, in training; None: any text that describes the study."""
     train: dict[str, StageConfig] = {}
 
     @model_validator(mode="after")
     def _names_exist(self) -> Preset:
         for name, modality in self.modalities.items():
-            for part in (modality.encoder, modality.codec, modality.generator):
-                if part not in self.components:
+            for part in (modality.encoder, modality.codec, modality.generator, modality.control):
+                if part is not None and part not in self.components:
                     raise ValueError(f"modality {name!r} names component {part!r}, which the preset does not define")
-            generator = self.components[modality.generator]
-            prompts = getattr(generator, "prompts", ())
+            if modality.joins is not None and modality.joins not in self.modalities:
+                raise ValueError(f"modality {name!r} joins {modality.joins!r}, which the preset does not have")
+            if modality.generator is None:
+                continue
+            prompts = getattr(self.components[modality.generator], "prompts", ())
             if name in prompts:
                 raise ValueError(f"generator {modality.generator!r} lists its own target {name!r} among its prompts")
             unknown = set(prompts) - set(self.modalities)
             if unknown:
                 raise ValueError(f"generator {modality.generator!r} lists unknown prompts {sorted(unknown)}")
+            silent = [prompt for prompt in prompts if self.modalities[prompt].encoder is None]
+            if silent:
+                raise ValueError(f"generator {modality.generator!r} lists prompts without an encoder: {silent}")
         return self
 
     @model_validator(mode="after")
     def _sizes_agree(self) -> Preset:
         """Parts of fresh weights fit together; pretrained ones have sizes of their own, seen when they are loaded."""
+        size = self.transform.size
         for name, modality in self.modalities.items():
-            encoder, codec, generator = (
-                self.components[part] for part in (modality.encoder, modality.codec, modality.generator)
-            )
-            if not isinstance(encoder, ImageEncoderConfig | TextEncoderConfig):
-                raise ValueError(f"modality {name!r}: {modality.encoder!r} is a {encoder.kind}, expected an encoder")
+            if modality.encoder is not None:
+                encoder = self.components[modality.encoder]
+                if not isinstance(encoder, ENCODERS):
+                    raise ValueError(
+                        f"modality {name!r}: {modality.encoder!r} is a {encoder.kind}, expected an encoder"
+                    )
+                if isinstance(encoder, ImageEncoderConfig) and encoder.size_is_fixed and encoder.image_size != size:
+                    raise ValueError(
+                        f"{modality.encoder!r} takes pictures of {encoder.image_size}, the transform makes {size}: "
+                        "change one, or set resize"
+                    )
+            if modality.codec is None or modality.generator is None:
+                continue
+            codec, generator = self.components[modality.codec], self.components[modality.generator]
             if not isinstance(codec, ImageVAEConfig | ReportVAEConfig):
                 raise ValueError(f"modality {name!r}: {modality.codec!r} is a {codec.kind}, expected a VAE")
-            if not isinstance(generator, ImageGeneratorConfig | ReportGeneratorConfig):
+            if not isinstance(generator, GENERATORS):
                 raise ValueError(
                     f"modality {name!r}: {modality.generator!r} is a {generator.kind}, expected a generator"
                 )
             if generator.modality != name:
                 raise ValueError(f"generator {modality.generator!r} makes {generator.modality!r}, used for {name!r}")
-            size = self.transform.size
             if isinstance(codec, ImageVAEConfig) and codec.image_size != size:
                 raise ValueError(f"{modality.codec!r} takes pictures of {codec.image_size}, the transform makes {size}")
-            if isinstance(encoder, ImageEncoderConfig) and encoder.size_is_fixed and encoder.image_size != size:
-                raise ValueError(
-                    f"{modality.encoder!r} takes pictures of {encoder.image_size}, the transform makes {size}: "
-                    "change one, or set resize"
-                )
-            self._latents_agree(modality, codec, generator)
+            wanted = generator.latent_shape
+            made: tuple[int, ...] = wanted
+            if isinstance(codec, ReportVAEConfig):
+                made = (codec.latent_dim,)
+            elif codec.pretrained is None:
+                made = (codec.latent_channels, *[codec.image_size // codec.downscale] * 2)
+            if made != wanted:
+                raise ValueError(f"{modality.codec!r} makes latents {made}, {modality.generator!r} expects {wanted}")
             for prompt in generator.prompts:
-                self._context_agrees(modality.generator, generator, self.modalities[prompt].encoder)
+                self._context_agrees(modality.generator, generator, str(self.modalities[prompt].encoder))
+            self._control_agrees(modality, generator)
         return self
+
+    def _control_agrees(self, modality: ModalityConfig, generator: GENERATORS) -> None:
+        if modality.control is None:
+            return
+        control = self.components[modality.control]
+        if not isinstance(control, ControlNetConfig) or not isinstance(generator, DiTGeneratorConfig):
+            raise ValueError(f"{modality.control!r} is a {control.kind}: a controlnet steers a dit_generator, no other")
+        unknown = set(control.annotations) - set(self.modalities)
+        if unknown:
+            raise ValueError(f"{modality.control!r} lists unknown annotations {sorted(unknown)}")
+        if not control.fits(generator):
+            raise ValueError(f"{modality.control!r} is of another architecture than {modality.generator!r}")
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """The modalities that it generates."""
+        return tuple(name for name, modality in self.modalities.items() if modality.generator is not None)
+
+    def inputs(self, output: str) -> tuple[str, ...]:
+        """The modalities that ``output`` is generated from: prompts, what is written in front of them, annotations."""
+        prompts: tuple[str, ...] = getattr(self.components[self.generator(output)], "prompts", ())
+        control = self.modalities[output].control
+        annotations: tuple[str, ...] = () if control is None else getattr(self.components[control], "annotations", ())
+        joined = [name for name, modality in self.modalities.items() if modality.joins in prompts]
+        return tuple(dict.fromkeys((*prompts, *joined, *annotations)))
+
+    def encoder(self, name: str) -> str:
+        """The component that reads modality ``name`` as a prompt; ConfigError where it is none."""
+        return self._part(name, "encoder")
+
+    def codec(self, name: str) -> str:
+        """The component that codes modality ``name``; ConfigError where it is no output."""
+        return self._part(name, "codec")
+
+    def generator(self, name: str) -> str:
+        """The component that generates modality ``name``; ConfigError where it is no output."""
+        return self._part(name, "generator")
+
+    def _part(self, name: str, kind: str) -> str:
+        part = getattr(self.modalities.get(name), kind, None)
+        if part is None:
+            raise ConfigError(f"preset {self.name!r} has no {kind} for {name!r}")
+        return part
 
     @model_validator(mode="after")
     def _alignment_fits(self) -> Preset:
@@ -371,32 +504,16 @@ class Preset(_Config):
         for name, output in config.outputs.items():
             if name not in self.modalities:
                 raise ValueError(f"{self.alignment!r} aligns {name!r}, which the preset does not have")
-            generator = self.components[self.modalities[name].generator]
-            wanted = getattr(generator, "latent_shape", None) or (getattr(generator, "latent_dim", 0),)
+            wanted = getattr(self.components[self.generator(name)], "latent_shape", None)
             if output.latent_shape != wanted:
                 raise ValueError(f"{self.alignment!r} takes {name} latents {output.latent_shape}, they are {wanted}")
         return self
 
-    @staticmethod
-    def _latents_agree(
-        modality: ModalityConfig,
-        codec: ImageVAEConfig | ReportVAEConfig,
-        generator: ImageGeneratorConfig | ReportGeneratorConfig,
-    ) -> None:
-        wanted = generator.latent_shape if isinstance(generator, ImageGeneratorConfig) else (generator.latent_dim,)
-        made: tuple[int, ...] = wanted
-        if isinstance(codec, ReportVAEConfig):
-            made = (codec.latent_dim,)
-        elif codec.pretrained is None:
-            made = (codec.latent_channels, *[codec.image_size // codec.downscale] * 2)
-        if made != wanted:
-            raise ValueError(f"{modality.codec!r} makes latents {made}, {modality.generator!r} expects {wanted}")
-
     def _context_agrees(self, name: str, generator: _GeneratorConfig, encoder_name: str) -> None:
         encoder = self.components[encoder_name]
-        if not isinstance(encoder, ImageEncoderConfig | TextEncoderConfig) or encoder.pretrained is not None:
+        if not isinstance(encoder, ENCODERS) or encoder.pretrained is not None:
             return
-        if encoder.embed_dim != generator.pooled_dim:
+        if encoder.embed_dim != generator.pooled_dim and not isinstance(generator, DiTGeneratorConfig):
             raise ValueError(
                 f"{encoder_name!r} has embed_dim {encoder.embed_dim}, {name!r} pooled_dim {generator.pooled_dim}"
             )

@@ -92,3 +92,24 @@ def caption_from_labels(labels: Iterable[str]) -> str:
     if not sentences and normal:
         return NORMAL_CAPTION
     return " ".join(sentences)
+
+
+_SEXES = {"F": "Female", "M": "Male"}
+
+
+def preface(
+    *, sex: str | None = None, age: float | None = None, race: str | None = None, severity: float | None = None
+) -> str:
+    """What is known of a patient, as it stands in front of a text: ``"sex:Male, age:71.0, race:Black."`` (ChexGen).
+
+    Unknown fields are left out; nothing known is the empty string. ``sex`` is ``"F"`` or ``"M"``, ``age`` is in years,
+    ``severity`` a Brixia score from 0 to 18.
+    """
+    fields = {
+        "sex": None if sex is None else _SEXES[sex],
+        "age": None if age is None else f"{age:.1f}",
+        "race": race,
+        "severity": None if severity is None else f"{severity:g}",
+    }
+    known = ", ".join(f"{name}:{value}" for name, value in fields.items() if value is not None)
+    return known + "." if known else ""

@@ -7,102 +7,33 @@ subject belongs to one split; a subject in two is an error, because it would lea
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import logging
-import math
 import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeVar, get_args
+from typing import Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError, field_validator, model_validator
+from pydantic import ValidationError
 
+from xgem.data.annotations import STRUCTURES
+from xgem.data.rows import ANNOTATIONS, SPLITS, STUDY_FIELDS, Row, Split, one_line
 from xgem.types import ManifestError, OutputError, Study
 
 logger = logging.getLogger(__name__)
 
-Split = Literal["train", "val", "test"]
-View = Literal["frontal", "lateral"]
-SPLITS: tuple[str, ...] = get_args(Split)
-SCHEMA_VERSION = "1"
+SCHEMA_VERSION = "2"
+_READ_VERSIONS = ("1", SCHEMA_VERSION)  # "1" had no annotations
 F = TypeVar("F")
-
-
-class Row(BaseModel):
-    """One picture of a study, or the report of a study without pictures (``view`` and ``file`` None).
-
-    ``file`` is absolute, or relative to the manifest's folder. ``view`` is None with a file where the source does
-    not tell the view; such a picture is kept in the manifest and used by nothing. ``findings`` and ``impression`` are
-    cleaned text, empty when missing; an absent impression is never filled from the findings. ``labels`` carry the
-    source's own names. ``age`` is in years, ``sex`` is ``"F"`` or ``"M"``; None is unknown.
-    """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    study: str
-    subject: str
-    split: Split
-    view: View | None = None
-    file: str | None = None
-    findings: str = ""
-    impression: str = ""
-    labels: tuple[str, ...] = ()
-    age: float | None = None
-    sex: Literal["F", "M"] | None = None
-    source: str = ""
-    licence: str = ""
-
-    @field_validator("study", "subject")
-    @classmethod
-    def _is_named(cls, value: str) -> str:
-        if not value.strip() or value != value.strip():
-            raise ValueError("must be a name without surrounding blanks")
-        return value
-
-    @field_validator("file")
-    @classmethod
-    def _is_path(cls, value: str | None) -> str | None:
-        if value is not None and not value.strip():
-            raise ValueError("must be a path or null, not empty")
-        return value
-
-    @field_validator("labels")
-    @classmethod
-    def _are_named(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        if any(not label.strip() for label in value):
-            raise ValueError("must not hold empty names")
-        return value
-
-    @field_validator("age")
-    @classmethod
-    def _is_age(cls, value: float | None) -> float | None:
-        if value is not None and not (math.isfinite(value) and 0 <= value <= 120):
-            raise ValueError("must be between 0 and 120 years or null")
-        return value
-
-    @model_validator(mode="after")
-    def _view_has_file(self) -> Row:
-        if self.view is not None and self.file is None:
-            raise ValueError("a row with a view needs a file")
-        return self
-
-
-# What all rows of one study must agree on, because it belongs to the study and not to the picture.
-_STUDY_FIELDS = ("subject", "split", "findings", "impression", "labels", "age", "sex", "source", "licence")
 
 
 def split_of(subject: str, *, val: float = 0.1, test: float = 0.1, salt: str = "xgem") -> Split:
     """Split of a subject where the source has none: fixed shares of the subjects' hashes, on every machine alike."""
     share = int.from_bytes(hashlib.sha256(f"{salt}:{subject}".encode()).digest()[:8], "big") / 2**64
     return "test" if share < test else "val" if share < test + val else "train"
-
-
-def _one_line(error: ValidationError) -> str:
-    first = error.errors()[0]
-    where = ".".join(str(part) for part in first["loc"]) or "row"
-    return f"{where}: {first['msg']} (got {first['input']!r:.80})"
 
 
 @dataclass(frozen=True)
@@ -130,7 +61,7 @@ class Manifest:
             try:
                 rows.append(Row.model_validate(record))
             except ValidationError as error:
-                raise ManifestError(f"{path}: row {number}: {_one_line(error)}") from error
+                raise ManifestError(f"{path}: row {number}: {one_line(error)}") from error
         return cls(tuple(rows), path.resolve().parent)
 
     def write(self, path: str | os.PathLike[str], *, overwrite: bool = True) -> None:
@@ -146,10 +77,7 @@ class Manifest:
         writer = _writer(path)
         if path.exists() and not overwrite:
             raise OutputError(f"{path}: exists already; choose another name or pass --overwrite")
-        moved = path.resolve().parent != self.root.resolve()
-        rows = [
-            row.model_copy(update={"file": str(self.file(row))}) if moved and row.file else row for row in self.rows
-        ]
+        rows = self._seen_from(path.resolve().parent)
         partial = path.with_name(f".{path.name}.{os.getpid()}.part")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -164,6 +92,26 @@ class Manifest:
     def file(self, row: Row) -> Path | None:
         """Absolute path of a row's picture, None for a report without one."""
         return None if row.file is None else _absolute(self.root / row.file)
+
+    def masks(self, row: Row) -> dict[str, tuple[Path, ...]]:
+        """Absolute paths of a row's masks by structure."""
+        return {
+            structure: tuple(_absolute(self.root / file) for file in files) for structure, files in row.masks.items()
+        }
+
+    def _seen_from(self, root: Path) -> list[Row]:
+        """The rows as a manifest in ``root`` writes them: as they are in this one's root, absolute files elsewhere."""
+        if root.resolve() == self.root.resolve():
+            return list(self.rows)
+        return [
+            row.model_copy(
+                update={
+                    "file": None if (file := self.file(row)) is None else str(file),
+                    "masks": {name: tuple(map(str, files)) for name, files in self.masks(row).items()},
+                }
+            )
+            for row in self.rows
+        ]
 
     def studies(self, split: str | None = None) -> list[Study]:
         """The studies of a split (all of them by default), sorted by id; pictures in the order of the rows.
@@ -182,7 +130,7 @@ class Manifest:
     def _study(self, rows: Sequence[Row]) -> Study:
         first = rows[0]
         for row in rows[1:]:
-            for name in _STUDY_FIELDS:
+            for name in STUDY_FIELDS:
                 if getattr(row, name) != getattr(first, name):
                     raise ManifestError(f"study {first.study!r}: two rows differ in {name}; make them equal")
         pictures: dict[str, list[Path]] = {}
@@ -200,6 +148,10 @@ class Manifest:
             labels=first.labels,
             age=first.age,
             sex=first.sex,
+            race=first.race,
+            severity=first.severity,
+            masks=self.masks(first),
+            boxes=first.boxes,
             source=first.source,
             licence=first.licence,
         )
@@ -208,7 +160,7 @@ class Manifest:
         """Check what no single row shows: duplicates, contradictions, leaks between splits, missing files.
 
         Args:
-            files: also look for every picture on the disk.
+            files: also look for every picture and mask on the disk.
 
         Raises:
             ManifestError: names the first row (counted from 1) that breaks a rule.
@@ -225,7 +177,7 @@ class Manifest:
                     "split by subject"
                 )
             first, where = studies.setdefault(row.study, (row, number))
-            for name in _STUDY_FIELDS:
+            for name in STUDY_FIELDS:
                 if getattr(first, name) != getattr(row, name):
                     raise ManifestError(
                         f"row {number}: study {row.study!r} differs in {name} from row {where}; "
@@ -240,14 +192,21 @@ class Manifest:
             study, where = owners.setdefault(path, (row.study, number))
             if study != row.study:
                 raise ManifestError(f"row {number}: {row.file} belongs to study {study!r} already, at row {where}")
-            if files and not path.is_file():
-                raise ManifestError(
-                    f"row {number}: study {row.study!r}: no such file {path}; correct it or drop the row"
-                )
+            for needed in (path, *itertools.chain(*self.masks(row).values())) if files else ():
+                if not needed.is_file():
+                    raise ManifestError(
+                        f"row {number}: study {row.study!r}: no such file {needed}; correct it or drop the row"
+                    )
 
     def summary(self) -> dict[str, Any]:
-        """Counts for people: rows, studies, subjects, pictures by split and view, reports."""
+        """Counts for people: rows, studies, subjects, pictures by split and view, reports; annotations if any."""
         studies = self.studies()
+        masks = Counter(name for study in studies for name, files in study.masks.items() for _ in files)
+        annotations = {
+            "masks": {name: masks[name] for name in STRUCTURES if name in masks},
+            "boxes": dict(sorted(Counter(box.label for study in studies for box in study.boxes).items())),
+            "severity": sum(study.severity is not None for study in studies),
+        }
         return {
             "rows": len(self.rows),
             "studies": len(studies),
@@ -261,7 +220,37 @@ class Manifest:
             },
             "impressions": sum(bool(study.impression) for study in studies),
             "findings": sum(bool(study.findings) for study in studies),
+            **{name: count for name, count in annotations.items() if count},
         }
+
+
+def merge(manifests: Sequence[Manifest], root: str | os.PathLike[str]) -> Manifest:
+    """One manifest of several, to be written in ``root``; files are absolute where a manifest comes from elsewhere.
+
+    Raises:
+        ManifestError: a study or a picture is in two of them, or a subject is in two splits; names it and the
+            manifests, counted from 1.
+    """
+    root = Path(root).resolve()
+    studies: dict[str, int] = {}
+    pictures: dict[Path, int] = {}
+    splits: dict[str, tuple[str, int]] = {}
+    rows: list[Row] = []
+    for number, manifest in enumerate(manifests, start=1):
+        for row in manifest.rows:
+            if (other := studies.setdefault(row.study, number)) != number:
+                raise ManifestError(f"study {row.study!r} is in manifests {other} and {number}; drop it from one")
+            path = manifest.file(row)
+            if path is not None and (other := pictures.setdefault(path, number)) != number:
+                raise ManifestError(f"{path} is in manifests {other} and {number}; drop it from one")
+            split, other = splits.setdefault(row.subject, (row.split, number))
+            if split != row.split:
+                raise ManifestError(
+                    f"subject {row.subject!r} is in split {split!r} of manifest {other} and in {row.split!r} of "
+                    f"manifest {number}; split by subject"
+                )
+        rows += manifest._seen_from(root)
+    return Manifest(tuple(rows), root)
 
 
 def place(file: Path, root: Path) -> str:
@@ -297,10 +286,16 @@ def _read_jsonl(path: Path) -> list[dict[str, Any]]:
     return records
 
 
+def _record(row: Row) -> dict[str, Any]:
+    # Annotations that a row lacks are not written: a manifest without any has the form of version 1.
+    record = row.model_dump(mode="json")
+    return {name: value for name, value in record.items() if name not in ANNOTATIONS or value not in (None, {}, [])}
+
+
 def _write_jsonl(rows: Iterable[Row], path: Path) -> None:
     with path.open("w", encoding="utf-8") as stream:
         for row in rows:
-            stream.write(json.dumps(row.model_dump(mode="json"), ensure_ascii=False) + "\n")
+            stream.write(json.dumps(_record(row), ensure_ascii=False) + "\n")
         stream.flush()
         os.fsync(stream.fileno())
 
@@ -310,18 +305,38 @@ def _read_parquet(path: Path) -> list[dict[str, Any]]:
     import pyarrow.parquet as pq
 
     try:
-        return pq.read_table(path).to_pylist()
-    except (pa.ArrowException, OSError) as error:
+        table = pq.read_table(path)
+        records = table.to_pylist(maps_as_pydicts="strict")
+    except (pa.ArrowException, OSError, KeyError) as error:
         raise ManifestError(f"{path}: not a readable Parquet file; it may be truncated, prepare it again") from error
+    version = (table.schema.metadata or {}).get(b"xgem_manifest", b"1").decode()
+    if version not in _READ_VERSIONS:
+        raise ManifestError(
+            f"{path}: a manifest of version {version}; expected {' or '.join(_READ_VERSIONS)}; "
+            "update xgem or prepare it again"
+        )
+    # A null is an annotation that this row lacks and another has.
+    return [{name: v for name, v in record.items() if v is not None or name not in ANNOTATIONS} for record in records]
 
 
 def _write_parquet(rows: Sequence[Row], path: Path) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    types = dict.fromkeys(Row.model_fields, pa.string()) | {"labels": pa.list_(pa.string()), "age": pa.float64()}
-    schema = pa.schema(list(types.items()), metadata={"xgem_manifest": SCHEMA_VERSION})
-    pq.write_table(pa.Table.from_pylist([row.model_dump(mode="json") for row in rows], schema=schema), path)
+    records = [_record(row) for row in rows]
+    box = pa.struct([("label", pa.string()), *((side, pa.float64()) for side in "xywh")])
+    types = dict.fromkeys(Row.model_fields, pa.string()) | {
+        "labels": pa.list_(pa.string()),
+        "age": pa.float64(),
+        "severity": pa.float64(),
+        "masks": pa.map_(pa.string(), pa.list_(pa.string())),
+        "boxes": pa.list_(box),
+    }
+    written = set[str]().union(*records)
+    schema = pa.schema(
+        [(name, kind) for name, kind in types.items() if name in written], metadata={"xgem_manifest": SCHEMA_VERSION}
+    )
+    pq.write_table(pa.Table.from_pylist(records, schema=schema), path)
 
 
 def _reader(path: Path) -> Callable[[Path], list[dict[str, Any]]]:

@@ -86,7 +86,7 @@ def read_picture(
         raise ImageError(f"voi {voi!r} is unknown; expected one of {', '.join(VOI_CHOICES)}")
     if isinstance(source, str | os.PathLike):
         path = Path(source)
-        data = _file_bytes(path)
+        data = file_bytes(path)
         origin, sha = path.name, hashlib.sha256(data).hexdigest()
         pixels, spacing = _decode(data, str(path), voi, allow_any, invert_monochrome1, view)
         return Picture(_checked(pixels, str(path)), spacing, sha, origin)
@@ -116,7 +116,8 @@ def array_hash(array: NDArray[Any]) -> str:
     return digest.hexdigest()
 
 
-def _file_bytes(path: Path) -> bytes:
+def file_bytes(path: Path) -> bytes:
+    """A file's bytes; ImageError where it is missing, a folder, unreadable or empty."""
     if path.is_dir():
         raise ImageError(f"{path}: is a folder; expected one picture file")
     try:

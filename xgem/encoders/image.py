@@ -12,7 +12,7 @@ from torch import Tensor
 
 from xgem.configs.schema import ImageEncoderConfig
 from xgem.encoders.base import PromptEncoder
-from xgem.encoders.pretrained import load_towers, saved_architecture
+from xgem.encoders.pretrained import Towers, load_towers, saved_architecture
 from xgem.types import Encoded, ShapeError
 
 
@@ -47,7 +47,11 @@ class ImageEncoder(PromptEncoder):
     def from_config(cls, config: ImageEncoderConfig, assets: Path | None = None) -> Self:
         if config.pretrained is None:
             return cls(config)
-        towers = load_towers(config.pretrained) if assets is None else saved_architecture(assets)
+        return cls.of_towers(config, load_towers(config.pretrained) if assets is None else saved_architecture(assets))
+
+    @classmethod
+    def of_towers(cls, config: ImageEncoderConfig, towers: Towers) -> Self:
+        """The encoder that is the picture tower of ``towers``."""
         visual = towers.visual
         visual.output_tokens = True
         module = cls(config.model_copy(update={"image_size": towers.image_size, "embed_dim": towers.embed_dim}), visual)

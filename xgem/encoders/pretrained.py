@@ -110,5 +110,9 @@ def load_towers(source: str) -> Towers:
 
 def saved_architecture(directory: Path) -> Towers:
     """The towers that ``save_architecture`` described, with fresh weights."""
-    read = _read(directory / "open_clip_config.json")
+    return fresh_towers(_read(directory / "open_clip_config.json"))
+
+
+def fresh_towers(read: dict[str, Any]) -> Towers:
+    """The towers of an open_clip configuration, with fresh weights."""
     return _towers(_build(read["model_cfg"]), read)

@@ -13,7 +13,7 @@ from transformers import AutoTokenizer
 
 from xgem.configs.schema import TextEncoderConfig
 from xgem.encoders.base import PromptEncoder
-from xgem.encoders.pretrained import load_towers, saved_architecture
+from xgem.encoders.pretrained import Towers, load_towers, saved_architecture
 from xgem.types import ConfigError, Encoded, InputError
 
 
@@ -48,17 +48,22 @@ class TextEncoder(PromptEncoder):
     def from_config(cls, config: TextEncoderConfig, assets: Path | None = None, tokenizer: Any = None) -> Self:
         if config.pretrained is not None:
             towers = load_towers(config.pretrained) if assets is None else saved_architecture(assets)
-            text = towers.text
-            text.output_tokens = True
-            config = config.model_copy(update={"max_length": towers.context_length, "embed_dim": towers.embed_dim})
-            module = cls(config, towers.tokenizer, text)
-            module._towers = towers.described()
-            return module
+            return cls.of_towers(config, towers)
         if assets is not None:
             tokenizer = AutoTokenizer.from_pretrained(str(assets / "tokenizer"), local_files_only=True)
         if tokenizer is None:
             raise ConfigError("text encoder: expected a tokenizer, got none: train one on the training reports first")
         return cls(config, tokenizer)
+
+    @classmethod
+    def of_towers(cls, config: TextEncoderConfig, towers: Towers) -> Self:
+        """The encoder that is the text tower of ``towers``."""
+        text = towers.text
+        text.output_tokens = True
+        config = config.model_copy(update={"max_length": towers.context_length, "embed_dim": towers.embed_dim})
+        module = cls(config, towers.tokenizer, text)
+        module._towers = towers.described()
+        return module
 
     def save_assets(self, directory: Path) -> None:
         if self.config.pretrained is not None:

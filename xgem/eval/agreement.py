@@ -107,6 +107,32 @@ def compare_auc(
     return Comparison(auc(scores, labels, bootstrap), average(dealt))
 
 
+def correlation(first: Array, second: Array, bootstrap: Bootstrap, *, ranks: bool = False) -> Sampled:
+    """Pearson's r of two (n,) arrays, of their ranks with ``ranks`` (Spearman's); NaN where one is constant."""
+    w = bootstrap.weights
+    x, y = (_weighted_ranks(one, w) if ranks else one for one in (first, second))
+    share = w / bootstrap.n
+    x, y = x - (share * x).sum(axis=1, keepdims=True), y - (share * y).sum(axis=1, keepdims=True)
+    spread = np.sqrt((share * x**2).sum(axis=1) * (share * y**2).sum(axis=1))
+    top = (share * x * y).sum(axis=1)
+    return bootstrap.sampled(np.divide(top, spread, out=np.full(len(w), np.nan), where=spread > 1e-12))
+
+
+def _weighted_ranks(values: Array, weights: Array) -> Array:
+    """(draws, n) ranks within each resampling; ties share their mean."""
+    below = (values[None] < values[:, None]) + 0.5 * (values[None] == values[:, None])
+    return weights @ below.T
+
+
+def compare_correlation(
+    asked: Array, found: Array, bootstrap: Bootstrap, *, ranks: bool = False, seed: int = 0, permutations: int = 10
+) -> Comparison:
+    """:func:`correlation` beside that of outputs dealt to other studies (mean over derangements)."""
+    orders = derangements(bootstrap.n, permutations, seed)
+    dealt = [correlation(asked, found[order], bootstrap, ranks=ranks) for order in orders]
+    return Comparison(correlation(asked, found, bootstrap, ranks=ranks), average(dealt))
+
+
 def average(parts: list[Sampled]) -> Sampled:
     """Mean of measures that share their bootstrap; a part that a draw does not define is left out of that draw."""
     if not parts:

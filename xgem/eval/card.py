@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +45,7 @@ Checkpoint hash `{hash}`.
 
 ## Measures
 
-`make eval`: n, seed and settings stand in the tables; the classifier is trained on real training pictures only, reports
+n, seed and settings stand in the tables; the classifier is trained on real training pictures only, reports
 are labelled by xgem's own rules (`xgem-rules`), and Frechet distances are in the named feature spaces, not Inception's.
 
 {results}
@@ -55,7 +55,8 @@ are labelled by xgem's own rules (`xgem-rules`), and Frechet distances are in th
 def write_card(root: Path, evaluation: Path | None, *, notes: Path | None = None, readme: Path | None = None) -> Path:
     """Write ``root/README.md`` from ``evaluation``, and the tables into ``readme``.
 
-    ``evaluation`` is the folder of ``xgem eval routes`` and, for a model with an alignment, of ``xgem eval joint``.
+    ``evaluation`` is the folder of ``xgem eval routes`` and, for a model with an alignment, of ``xgem eval joint``; for
+    one that annotations steer, of ``xgem eval control`` alone.
     ``notes`` is Markdown with what no command knows: data, licence, limits. Without it, or without ``evaluation``, the
     card says what is missing.
 
@@ -66,9 +67,10 @@ def write_card(root: Path, evaluation: Path | None, *, notes: Path | None = None
     index = read_index(root)
     preset: Mapping[str, Any] = index.preset
     found = checkpoint_hash(root)
-    results = (
-        _UNMEASURED if evaluation is None else _tables(evaluation, found, preset.get("alignment") in index.components)
-    )
+    measures = ["routes", "joint"] if preset.get("alignment") in index.components else ["routes"]
+    if any(entry.kind == "controlnet" for entry in index.components.values()):
+        measures = ["control"]
+    results = _UNMEASURED if evaluation is None else _tables(evaluation, found, measures)
     stages = "\n".join(
         f"| {name} | {stage['steps']} | {stage['batch_size']} | {stage['learning_rate']:g} |"
         for name, stage in preset["train"].items()
@@ -100,10 +102,10 @@ def write_card(root: Path, evaluation: Path | None, *, notes: Path | None = None
     return path
 
 
-def _tables(evaluation: Path, checkpoint: str, joint: bool) -> str:
-    """The Markdown tables of an evaluation of ``checkpoint``: single outputs, and several where they can be joint."""
+def _tables(evaluation: Path, checkpoint: str, measures: Sequence[str]) -> str:
+    """The Markdown tables of the named evaluations of ``checkpoint``."""
     found: list[str] = []
-    for name in ("routes", "joint") if joint else ("routes",):
+    for name in measures:
         tables, record = evaluation / f"{name}.md", evaluation / f"{name}.json"
         if not tables.is_file() or not record.is_file():
             raise InputError(

@@ -70,6 +70,11 @@ def group_labels(studies: Iterable[Study]) -> Array:
     return np.array(rows, dtype=np.float64).reshape(len(rows), len(LABEL_CLASSES))
 
 
+def learnable(labels: Array) -> bool:
+    """Whether (n, classes) labels hold a class with both positives and negatives."""
+    return any(len(np.unique(column[np.isfinite(column)])) == 2 for column in labels.T)
+
+
 @dataclass(frozen=True)
 class ClassifierConfig:
     """Settings of the judge. ``size``: side in pixels at which it looks, ``width``: channels of the first stage."""
@@ -180,7 +185,7 @@ def train_classifier(
         raise InputError(
             f"pictures {pictures.shape} and labels {labels.shape}: expected (n, s, s) and (n, {len(classes)})"
         )
-    if not any(len(np.unique(column[np.isfinite(column)])) == 2 for column in labels.T):
+    if not learnable(labels):
         raise InputError("the training pictures' labels hold no class with both positives and negatives")
     place = torch.device(device)
     with torch.random.fork_rng():
@@ -236,7 +241,7 @@ def _fit(
         for step in range(count):
             rows = order[step * config.batch_size : (step + 1) * config.batch_size]
             for group in optimizer.param_groups:
-                group["lr"] = config.learning_rate * _schedule((epoch * count + step) / (config.epochs * count))
+                group["lr"] = config.learning_rate * one_cycle((epoch * count + step) / (config.epochs * count))
             x = _augment(_to_input(data[rows].to(device), config.size))
             # bfloat16 is ten times slower than float32 on processors that lack it, so only GPUs use it
             with torch.autocast(device.type, dtype=torch.bfloat16, enabled=device.type == "cuda"):
@@ -255,7 +260,7 @@ def _fit(
     network.eval()
 
 
-def _schedule(progress: float) -> float:
+def one_cycle(progress: float) -> float:
     """One cycle: linear warm-up for a tenth, then a cosine to zero."""
     return progress / 0.1 if progress < 0.1 else 0.5 * (1 + float(np.cos(np.pi * (progress - 0.1) / 0.9)))
 
@@ -266,17 +271,28 @@ def _to_input(pictures: Tensor, size: int) -> Tensor:
 
 
 def _augment(x: Tensor) -> Tensor:
-    """Small rotations, shifts, zooms and contrast changes. Never a mirror image: the heart is on the patient's left."""
+    grid = small_moves(x)
+    return small_exposures(F.grid_sample(x, grid, padding_mode="border", align_corners=False))
+
+
+def small_moves(x: Tensor) -> Tensor:
+    """A sampling grid of small rotations, shifts and zooms for (b, 1, s, s).
+
+    Never a mirror image: the heart is on the patient's left.
+    """
     b = len(x)
     angle = (torch.rand(b) * 2 - 1) * 0.12
     zoom = 1 + (torch.rand(b) * 2 - 1) * 0.08
     shift = (torch.rand(b, 2) * 2 - 1) * 0.08
     cos, sin = torch.cos(angle) * zoom, torch.sin(angle) * zoom
     theta = torch.stack([torch.stack([cos, -sin, shift[:, 0]], 1), torch.stack([sin, cos, shift[:, 1]], 1)], 1)
-    grid = F.affine_grid(theta.to(x.device), list(x.shape), align_corners=False)
-    moved = F.grid_sample(x, grid, padding_mode="border", align_corners=False)
-    gamma = torch.exp((torch.rand(b, 1, 1, 1) * 2 - 1) * 0.25).to(x.device)
-    return ((moved + 1) / 2).clamp(1e-4, 1).pow(gamma) * 2 - 1
+    return F.affine_grid(theta.to(x.device), list(x.shape), align_corners=False)
+
+
+def small_exposures(x: Tensor) -> Tensor:
+    """(b, 1, s, s) in [-1, 1] with small changes of contrast (a random gamma)."""
+    gamma = torch.exp((torch.rand(len(x), 1, 1, 1) * 2 - 1) * 0.25).to(x.device)
+    return ((x + 1) / 2).clamp(1e-4, 1).pow(gamma) * 2 - 1
 
 
 def _key(pictures: NDArray[np.uint8], labels: Array, classes: Sequence[str], config: ClassifierConfig) -> str:

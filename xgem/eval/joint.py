@@ -23,7 +23,7 @@ from xgem.eval.labels import LABELLER, LABELLER_VERSION, label_matrix
 from xgem.eval.material import Evaluated, Images, Material, Training, load_material, load_training
 from xgem.eval.results import Measure, finite
 from xgem.eval.route import LETTERS
-from xgem.eval.routes import RunSettings, described, each, gathered_outputs, judged
+from xgem.eval.routes import RunSettings, described, each, gathered_outputs, judged, prepare_folder
 from xgem.eval.statistics import Array, Bootstrap, Sampled
 from xgem.eval.text import most_frequent
 from xgem.types import InputError, OutputError
@@ -91,10 +91,11 @@ def generate(
     *,
     joint: bool,
     advance: Callable[[int], None] = lambda _: None,
-) -> Outputs:
-    """One route's outputs for every study; study i has seed ``settings.seed + i`` in either mode."""
+) -> list[Outputs]:
+    """``settings.num_samples`` of one route's outputs for every study; study i has seed ``settings.seed + i`` in either
+    mode."""
     prompts = material.prompts(route.inputs)
-    made: dict[str, list[Any]] = {name: [] for name in route.outputs}
+    made: list[dict[str, list[Any]]] = [{name: [] for name in route.outputs} for _ in range(settings.num_samples)]
     for start in range(0, len(prompts), settings.batch_size):
         batch = prompts[start : start + settings.batch_size]
         generations = evaluated.pipe(
@@ -102,15 +103,18 @@ def generate(
             list(route.outputs),
             seed=[settings.seed + start + i for i in range(len(batch))],
             joint=joint,
+            num_samples=settings.num_samples,
             batch_size=settings.batch_size,
             progress=False,
             **settings.options(),
         )
         for generation in generations:
-            for name in route.outputs:
-                made[name].append(generation.outputs[name][0])
+            for k, sample in enumerate(made):
+                for name in route.outputs:
+                    sample[name].append(generation.outputs[name][k])
         advance(len(batch))
-    return {name: gathered_outputs(values, evaluated.transform.size) for name, values in made.items()}
+    size = evaluated.transform.size
+    return [{name: gathered_outputs(values, size) for name, values in sample.items()} for sample in made]
 
 
 @dataclass(frozen=True)
@@ -183,7 +187,8 @@ class JointEvaluation:
     def markdown(self) -> str:
         """The tables, as the model card has them."""
         lines = [
-            "Several outputs at once: joint beside independent sampling of the same seeds; paired difference [95 %]",
+            "Several outputs at once: joint beside independent sampling of the same seeds, mean of "
+            f"{self.settings['num_samples']} samples a study; paired difference [95 %]",
             "",
             "| route | measure | n | joint | independent | difference | Wilcoxon p | shuffled | real pairs |",
             "|---|---|---|---|---|---|---|---|---|",
@@ -198,7 +203,7 @@ class JointEvaluation:
                 lines.append(f"| {route} | {name} | {value['n']} | {' | '.join(cells)} |")
         lines += [
             "",
-            "Each output of these routes by itself, joint less independent; paired difference [95 %]",
+            "Each output of these routes by itself, first sample, joint less independent; paired difference [95 %]",
             "",
             "| route | output | measure | joint | independent | difference |",
             "|---|---|---|---|---|---|",
@@ -252,12 +257,7 @@ def evaluate_joint(
         DataError: too few studies or pictures.
     """
     settings = settings or RunSettings()
-    if (out / RESULTS).exists() and not overwrite:
-        raise OutputError(f"{out}: holds results already; choose another folder or pass --overwrite")
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OutputError(f"{out}: cannot be written ({error.strerror}); choose another folder") from None
+    prepare_folder(out, RESULTS, overwrite=overwrite)
     cache = cache or out / "cache"
     material = load_material(
         manifest, split, evaluated, cache, limit=settings.limit, seed=settings.seed, progress=progress
@@ -276,7 +276,7 @@ def evaluate_joint(
             mode: generate(evaluated, route, material, settings, joint=mode == "joint", advance=advance)
             for mode in MODES
         }
-        distances = _label_distances(route, {**made, "real": truth}, evaluated, judges)
+        distances = _label_distances(route, {**made, "real": [truth]}, evaluated, judges)
         routes[route.short] = {
             "inputs": list(route.inputs),
             "outputs": list(route.outputs),
@@ -297,60 +297,78 @@ def evaluate_joint(
 
 def _agreement(
     route: JointRoute,
-    made: Mapping[str, Outputs],
+    made: Mapping[str, Sequence[Outputs]],
     embedded: Mapping[str, Array],
-    distances: Mapping[tuple[str, str], Mapping[str, Array]],
+    distances: Mapping[tuple[str, str], Mapping[str, Sequence[Array]]],
     evaluated: Evaluated,
     bootstrap: Bootstrap,
 ) -> dict[str, Any]:
     """By measure: the cosine of every pair of outputs, the rank of the own picture, the label sets' distance."""
     vectors = {
-        mode: {name: evaluated.embed(name, outputs[name]) for name in route.outputs} for mode, outputs in made.items()
+        mode: [{name: evaluated.embed(name, outputs[name]) for name in route.outputs} for outputs in samples]
+        for mode, samples in made.items()
     }
+
+    def mean(score: Callable[[Array, Array], Array], first: str, second: str) -> dict[str, Array]:
+        return {
+            mode: np.mean([score(one[first], one[second]) for one in samples], axis=0)
+            for mode, samples in vectors.items()
+        }
+
     found: dict[str, Any] = {}
     for a, b in combinations(route.outputs, 2):
         name = f"{LETTERS.get(a, a)}-{LETTERS.get(b, b)}"
-        scores = {mode: cosine(vectors[mode][a], vectors[mode][b]) for mode in MODES}
-        found[f"cosine {name}"] = _compared(scores, cosine(embedded[a], embedded[b]), bootstrap)
+        found[f"cosine {name}"] = _compared(mean(cosine, a, b), cosine(embedded[a], embedded[b]), bootstrap)
         if a in evaluated.pictures and b in evaluated.pictures:
-            ranks = {mode: own_rank_scores(vectors[mode][a], vectors[mode][b]) for mode in MODES}
             actual = own_rank_scores(embedded[a], embedded[b])
-            found[f"1 - rank of the own {a} {name}"] = _compared(ranks, actual, bootstrap)
+            found[f"1 - rank of the own {a} {name}"] = _compared(mean(own_rank_scores, a, b), actual, bootstrap)
     for (view, report), one in distances.items():
         name = f"{LETTERS.get(view, view)}-{LETTERS.get(report, report)}"
-        found[f"Hamming {name}"] = _compared(one, one["real"], bootstrap)
+        means = {source: np.mean(samples, axis=0) for source, samples in one.items()}
+        found[f"Hamming {name}"] = _compared(means, means["real"], bootstrap)
     return found
 
 
 def _label_distances(
-    route: JointRoute, sources: Mapping[str, Outputs], evaluated: Evaluated, judges: Mapping[str, LabelJudges]
-) -> dict[tuple[str, str], dict[str, Array]]:
-    """By pair of a picture and a report, and by source: the Hamming distances (n, n) of all their label sets."""
+    route: JointRoute,
+    sources: Mapping[str, Sequence[Outputs]],
+    evaluated: Evaluated,
+    judges: Mapping[str, LabelJudges],
+) -> dict[tuple[str, str], dict[str, list[Array]]]:
+    """By pair of a picture and a report, by source and sample: the Hamming distances (n, n) of all their label sets."""
     pairs = [(view, name) for view in route.outputs if view in judges for name in route.outputs]
     return {
         (view, report): {
-            source: hamming(judges[view].of_pictures(outputs[view]), judges[view].of_reports(outputs[report]))
-            for source, outputs in sources.items()
+            source: [
+                hamming(judges[view].of_pictures(outputs[view]), judges[view].of_reports(outputs[report]))
+                for outputs in samples
+            ]
+            for source, samples in sources.items()
         }
         for view, report in pairs
         if report in evaluated.reports
     }
 
 
-def _label_histogram(distances: Mapping[str, Array]) -> dict[str, Any]:
-    """How many studies have label sets 0, 1, 2, ... apart, by source; the shuffled control as expected counts."""
+def _label_histogram(distances: Mapping[str, Sequence[Array]]) -> dict[str, Any]:
+    """How many studies have label sets 0, 1, 2, ... apart, by source, a sample; the shuffled control as expected."""
     bins = len(SHARED_LABELS) + 1
-    found: dict[str, Any] = {
-        source: np.bincount(np.diag(one).astype(int), minlength=bins) for source, one in distances.items()
+
+    def counts(values: Array, samples: int) -> Array:
+        return np.bincount(values.astype(int).ravel(), minlength=bins) / samples
+
+    found = {
+        source: counts(np.array([np.diag(one) for one in samples]), len(samples))
+        for source, samples in distances.items()
     }
-    every = np.bincount(distances["joint"].astype(int).ravel(), minlength=bins)
-    shuffled = (every - found["joint"]) / (len(distances["joint"]) - 1)
-    return {source: counts.tolist() for source, counts in found.items()} | {"shuffled": np.round(shuffled, 2).tolist()}
+    joint = np.array(distances["joint"])
+    found["shuffled"] = (counts(joint, len(joint)) - found["joint"]) / (joint.shape[1] - 1)
+    return {source: np.round(one, 2).tolist() for source, one in found.items()}
 
 
 def _quality(
     route: JointRoute,
-    made: Mapping[str, Outputs],
+    made: Mapping[str, Sequence[Outputs]],
     real: Mapping[str, RealPictures],
     material: Material,
     embedded: Mapping[str, Array],
@@ -364,7 +382,7 @@ def _quality(
     found: dict[str, Any] = {}
     for name in route.outputs:
         by_mode: dict[str, Mapping[str, Measure]] = {}
-        for mode, outputs in made.items():
+        for mode, (outputs, *_) in made.items():
             if name in real:
                 by_mode[mode], _ = measures.measure_pictures(
                     outputs[name], real[name], material, prompts, evaluated, bootstrap, seed=seed

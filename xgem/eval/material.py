@@ -36,6 +36,7 @@ class Evaluated:
         sampling: the model's own defaults for the options that ``RunSettings`` leaves open.
         embed: (modality, pictures (n, s, s) uint8 or texts) -> (n, d) vectors of the prompt encoders' shared space.
         reconstruct: (modality, pictures) -> what the modality's codec makes of them, (n, s, s) uint8.
+        inputs: every modality that may be given, annotations and demographics included.
     """
 
     name: str
@@ -48,6 +49,7 @@ class Evaluated:
     reconstruct: Callable[[str, Images], Images]
     sections: tuple[str, ...] = ("impression",)
     sampling: Mapping[str, Any] = field(default_factory=dict)
+    inputs: tuple[str, ...] = ()
 
     @property
     def modalities(self) -> tuple[str, ...]:
@@ -66,7 +68,7 @@ def open_model(model: str | Path | None, *, device: str | None = None, dtype: st
 
     pipe = xgem.load(model, device=device, dtype=dtype)
     preset = pipe.preset
-    kinds = {name: preset.components[modality.codec].kind for name, modality in preset.modalities.items()}
+    kinds = {name: preset.components[preset.codec(name)].kind for name in preset.outputs}
 
     def batches(values: Any, size: int = 64) -> list[Any]:
         return [values[start : start + size] for start in range(0, len(values), size)]
@@ -77,14 +79,14 @@ def open_model(model: str | Path | None, *, device: str | None = None, dtype: st
 
     @torch.inference_mode()
     def embed(modality: str, values: Any) -> Array:
-        encoder: Any = pipe.component(preset.modalities[modality].encoder)
+        encoder: Any = pipe.component(preset.encoder(modality))
         pictures = isinstance(values, np.ndarray)
         parts = [encoder.encode(to_model(part) if pictures else list(part)).pooled for part in batches(values)]
         return torch.cat(parts).float().cpu().numpy().astype(np.float64)
 
     @torch.inference_mode()
     def reconstruct(modality: str, pictures: Images) -> Images:
-        codec: Any = pipe.component(preset.modalities[modality].codec)
+        codec: Any = pipe.component(preset.codec(modality))
         parts = [codec.decode(codec.encode(to_model(part))) for part in batches(pictures, 32)]
         values = torch.cat(parts).float().clamp(-1, 1).squeeze(1)
         return ((values + 1) * 127.5).round().to(torch.uint8).cpu().numpy()
@@ -100,6 +102,7 @@ def open_model(model: str | Path | None, *, device: str | None = None, dtype: st
         reconstruct=reconstruct,
         sections=tuple(preset.report_sections),
         sampling=preset.sampling.model_dump(),
+        inputs=tuple(preset.modalities),
     )
 
 

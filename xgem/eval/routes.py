@@ -107,25 +107,36 @@ def generate(
     *,
     advance: Callable[[int], None] = lambda _: None,
 ) -> Samples:
-    """One route's outputs for every study, in batches; study i has seed ``settings.seed + i`` on every route.
+    """One route's outputs for every study, as :func:`generate_from` makes them."""
+    return generate_from(evaluated, material.prompts(route.inputs), route.output, settings, advance=advance)
+
+
+def generate_from(
+    evaluated: Evaluated,
+    prompts: Sequence[Mapping[str, Any]],
+    output: str,
+    settings: RunSettings,
+    *,
+    advance: Callable[[int], None] = lambda _: None,
+) -> Samples:
+    """One output for each of ``prompts``, in batches; prompt i has seed ``settings.seed + i`` on every route.
 
     Raises:
         InputError: the pipeline gave pictures of another size than the model's transform says.
     """
-    prompts = material.prompts(route.inputs)
     made: list[list[Any]] = []
     for start in range(0, len(prompts), settings.batch_size):
-        batch = prompts[start : start + settings.batch_size]
+        batch = list(prompts[start : start + settings.batch_size])
         generations = evaluated.pipe(
             batch,
-            [route.output],
+            [output],
             seed=[settings.seed + start + i for i in range(len(batch))],
             num_samples=settings.num_samples,
             batch_size=settings.batch_size,
             progress=False,
             **settings.options(),
         )
-        made += [list(generation.outputs[route.output]) for generation in generations]
+        made += [list(generation.outputs[output]) for generation in generations]
         advance(len(batch))
     return [
         gathered_outputs([samples[k] for samples in made], evaluated.transform.size)
@@ -169,7 +180,7 @@ def evaluate_routes(
     """
     settings = settings or RunSettings()
     routes = list(routes or all_routes(evaluated.modalities))
-    _prepare_folder(out, overwrite)
+    prepare_folder(out, "routes.json", "sheets", "reports", overwrite=overwrite)
     cache = cache or out / "cache"
     options: dict[str, Any] = {"limit": settings.limit, "seed": settings.seed, "progress": progress}
     material = load_material(manifest, split, evaluated, cache, **options)
@@ -337,6 +348,15 @@ def _psnr(first: Images, second: Images) -> Array:
 
 def described(settings: RunSettings, evaluated: Evaluated, split: str, material: Material) -> dict[str, Any]:
     """What the results say of how they came about."""
+    return settled(settings, evaluated, split) | {
+        "n": material.n,
+        "report_sections": list(evaluated.sections),
+        "band_nyquist": list(spectrum.BAND),
+    }
+
+
+def settled(settings: RunSettings, evaluated: Evaluated, split: str) -> dict[str, Any]:
+    """The settings with the model's own defaults where they are open, the model, the split, versions and machine."""
     import torch
 
     own = {
@@ -345,21 +365,23 @@ def described(settings: RunSettings, evaluated: Evaluated, split: str, material:
     return {**evaluated.sampling, **own} | {
         "model": {"name": evaluated.name, "hash": evaluated.hash},
         "split": split,
-        "n": material.n,
-        "report_sections": list(evaluated.sections),
-        "band_nyquist": list(spectrum.BAND),
         "xgem_version": __version__,
         "torch": torch.__version__,
         "machine": platform.machine(),
     }
 
 
-def _prepare_folder(out: Path, overwrite: bool) -> None:
-    if (out / "routes.json").exists() and not overwrite:
+def prepare_folder(out: Path, results: str, *folders: str, overwrite: bool) -> None:
+    """Make the run folder ``out`` with the ``folders`` in it.
+
+    Raises:
+        OutputError: it has the file ``results`` already (and not ``overwrite``), or cannot be written.
+    """
+    if (out / results).exists() and not overwrite:
         raise OutputError(f"{out}: holds results already; choose another folder or pass --overwrite")
     try:
-        (out / "sheets").mkdir(parents=True, exist_ok=True)
-        (out / "reports").mkdir(exist_ok=True)
+        for folder in (out, *(out / name for name in folders)):
+            folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise OutputError(f"{out}: cannot be written ({error.strerror}); choose another folder") from None
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from abc import abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol, Self
@@ -54,9 +53,9 @@ class LatentDiffusion(Component):
         self.alphas_cumprod: Tensor
 
     @property
-    @abstractmethod
     def latent_shape(self) -> tuple[int, ...]:
         """Shape of one latent."""
+        return self.config.latent_shape
 
     def fuse(self, encoded: Mapping[str, Encoded], keep: Mapping[str, Tensor] | None = None) -> Context:
         """One context from any non-empty subset of the prompts, see ``ContextFusion``."""
@@ -110,10 +109,6 @@ class ImageLatentDiffusion(LatentDiffusion):
                 raise CheckpointError(f"picture denoiser from {config.pretrained!r}: {reason}") from None
         return module
 
-    @property
-    def latent_shape(self) -> tuple[int, ...]:
-        return self.config.latent_shape
-
 
 class DiTLatentDiffusion(LatentDiffusion):
     """Latent diffusion over picture latents (c, h, w) with a transformer, from a text prompt (ChexGen)."""
@@ -127,10 +122,6 @@ class DiTLatentDiffusion(LatentDiffusion):
         super().__init__(config, fusion)
         self.net = DiT(config)
 
-    @property
-    def latent_shape(self) -> tuple[int, ...]:
-        return self.config.latent_shape
-
 
 class ReportLatentDiffusion(LatentDiffusion):
     """Latent diffusion over report latents (d,)."""
@@ -140,7 +131,3 @@ class ReportLatentDiffusion(LatentDiffusion):
     def __init__(self, config: ReportGeneratorConfig) -> None:
         super().__init__(config, _fusion(config, config.context_width))
         self.net = ReportUNet(config)
-
-    @property
-    def latent_shape(self) -> tuple[int, ...]:
-        return (self.config.latent_dim,)

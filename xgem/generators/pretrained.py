@@ -15,16 +15,28 @@ def load_pretrained(build: Any, source: str) -> Any:
 
     Raises CheckpointError where it cannot be reached, does not fit, or has pickled weights only: those can run code.
     """
-    options: dict[str, Any] = {"use_safetensors": True}
-    place = source
-    parts = source.split("/")
+    return _load(build, source, "config.json and safetensors weights", use_safetensors=True)
+
+
+def load_tokenizer(source: str) -> Any:
+    """The tokenizer that lies beside a pretrained transformers model; CheckpointError where there is none."""
+    from transformers import AutoTokenizer
+
+    tokenizer = _load(AutoTokenizer, source, "a tokenizer's files")
+    # transformers makes one without a vocabulary where the files are missing.
+    if tokenizer.unk_token_id in tokenizer("chest")["input_ids"]:
+        raise CheckpointError(f"tokenizer from {source!r}: has no vocabulary: expected a tokenizer's files beside it")
+    return tokenizer
+
+
+def _load(build: Any, source: str, wanted: str, **options: Any) -> Any:
+    place, parts = source, source.split("/")
     if not Path(source).is_dir() and len(parts) > 2:
         place, options["subfolder"] = "/".join(parts[:2]), "/".join(parts[2:])
     try:
         return build.from_pretrained(place, **options)
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+    except (OSError, ValueError, RuntimeError, ImportError, SafetensorError) as error:
         reason = " ".join(str(error).split())[:200]
         raise CheckpointError(
-            f"{build.__name__} from {source!r}: cannot be loaded ({reason}): "
-            "give a hub id or a directory with config.json and safetensors weights"
+            f"{build.__name__} from {source!r}: cannot be loaded ({reason}): give a hub id or a directory with {wanted}"
         ) from None

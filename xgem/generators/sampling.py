@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from xgem.configs.schema import DiffusionConfig
 from xgem.encoders.fusion import stack
 from xgem.generators.context_cache import reused_context
+from xgem.generators.controlnet import ControlNet
 from xgem.generators.latent_diffusion import LatentDiffusion, schedule_arguments
 from xgem.types import Context, InputError
 
@@ -76,11 +77,26 @@ class Environment(Protocol):
 
 
 @dataclass(frozen=True)
+class Control:
+    """An annotation that steers an output: its picture's latents (b, c, h, w), how strongly (one number, or one a
+    sample), and until which share of the steps."""
+
+    net: ControlNet
+    annotation: Tensor
+    scale: float | Tensor = 1.0
+    end: float = 1.0
+
+    def at(self, step: int, steps: int, transformer: Any) -> AbstractContextManager[None]:
+        """Within it, ``transformer`` is steered, if it still is at ``step``."""
+        return self.net.steering(transformer, self.annotation, self.scale) if step < self.end * steps else nullcontext()
+
+
+@dataclass(frozen=True)
 class Output:
     """One output to sample: its model and context, the noise (b, *latent_shape) it starts from, its guidance.
 
     ``step_noise`` is for the samplers in ``STOCHASTIC``. ``kept`` are latents z0 to change, instead of starting from
-    noise alone.
+    noise alone. ``control`` is for a diffusion transformer.
     """
 
     model: LatentDiffusion
@@ -89,6 +105,7 @@ class Output:
     guidance_scale: float = 1.0
     step_noise: StepNoise | None = None
     kept: Tensor | None = None
+    control: Control | None = None
 
 
 @torch.inference_mode()
@@ -125,7 +142,9 @@ def sample_together(
         if hasattr(schedulers[name], "set_begin_index"):  # DDIM's goes by the timestep alone
             schedulers[name].set_begin_index(first_step)
     with ExitStack() as caches:
-        at_step = [caches.enter_context(reused_context(output.model, timesteps)) for output in outputs.values()]
+        nets = [output.model for output in outputs.values()]
+        nets += [output.control.net for output in outputs.values() if output.control is not None]
+        at_step = [caches.enter_context(reused_context(net, timesteps)) for net in nets]
         for step, t in enumerate(timesteps):
             if step < first_step and len(kept) == len(outputs):
                 continue
@@ -138,7 +157,11 @@ def sample_together(
                 if name in kept and step < first_step:
                     continue
                 scheduler = schedulers[name]
-                with nullcontext() if environment is None else environment.seeing(name, output.model.net, tokens):
+                with ExitStack() as attached:
+                    if environment is not None:
+                        attached.enter_context(environment.seeing(name, output.model.net, tokens))
+                    if output.control is not None:
+                        attached.enter_context(output.control.at(step, len(timesteps), output.model.net))
                     prediction = denoisers[name](scheduler.scale_model_input(z[name], t), t)
                 added = {}
                 if sampler in STOCHASTIC and output.step_noise is not None:

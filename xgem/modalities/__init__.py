@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+from xgem.modalities.annotation import Boxes, Demographics, Masks, Severity
 from xgem.modalities.base import Modality
 from xgem.modalities.cxr import Radiograph
 from xgem.modalities.report import Report
 from xgem.types import InputError
 
 MODALITIES: dict[str, Modality] = {
-    modality.name: modality for modality in (Radiograph("frontal"), Radiograph("lateral"), Report())
+    modality.name: modality
+    for modality in (
+        Radiograph("frontal"),
+        Radiograph("lateral"),
+        Report(),
+        Masks(),
+        Boxes(),
+        Severity(),
+        Demographics(),
+    )
 }
 
 

@@ -8,23 +8,36 @@ from pathlib import Path
 from typing import Any, Literal
 
 from xgem.configs.schema import Preset
-from xgem.types import Prompt
+from xgem.data.annotations import Annotation
+from xgem.types import InputError, Prompt
 
 OutputType = Literal["pil", "np", "pt"]
 
 
 class Modality(ABC):
-    """One kind of data that xgem reads and generates."""
+    """One kind of data that xgem reads and, if it is an output, generates."""
 
     name: str
     suffix: str
     """Ending of the files that ``write`` makes."""
     is_picture: bool
     """Whether a study keeps it among its pictures, under this name, or in its text."""
+    is_output: bool = True
+    """Whether it can be generated."""
 
     @abstractmethod
     def read(self, value: Any, preset: Preset, *, allow_any: bool = False) -> Prompt:
         """A user's value as a prompt, or InputError. ``allow_any`` takes radiographs of other body parts too."""
+
+    def preface(self, value: Any) -> dict[str, Any]:
+        """What a ``Prompt.value`` writes in front of a text: keyword arguments of ``captions.preface``."""
+        del value
+        return {}
+
+    def annotation(self, value: Any) -> Annotation | None:
+        """What a ``Prompt.value`` steers a ControlNet with."""
+        del value
+        return None
 
     @abstractmethod
     def collate(self, values: Sequence[Any]) -> Any:
@@ -35,5 +48,24 @@ class Modality(ABC):
         """A decoded batch as what users get."""
 
     @abstractmethod
-    def write(self, output: Any, directory: Path, stem: str, metadata: Mapping[str, Any]) -> Path:
-        """Write one output with its metadata into ``directory``; returns the file's path."""
+    def write(self, output: Any, directory: Path, stem: str, metadata: Mapping[str, Any]) -> Path | None:
+        """Write one output with its metadata into ``directory``; returns the file's path, None where there is none."""
+
+
+class InputOnly(Modality):
+    """A modality that says how outputs shall be and has neither encoder nor codec of its own."""
+
+    suffix = ""
+    is_picture = False
+    is_output = False
+
+    def collate(self, values: Sequence[Any]) -> Any:
+        raise InputError(f"{self.name}: no encoder takes it; it steers what is generated from other inputs")
+
+    def to_output(self, batch: Any, output_type: OutputType) -> list[Any]:
+        raise InputError(f"{self.name}: is an input only; ask for another output")
+
+    def write(self, output: Any, directory: Path, stem: str, metadata: Mapping[str, Any]) -> Path | None:
+        """Nothing: a generation's metadata say all of it."""
+        del output, directory, stem, metadata
+        return None

@@ -28,7 +28,7 @@ class Report(Modality):
         text = " ".join(value.split())
         if not any(character.isalnum() for character in text):
             raise InputError(f"report: expected text, got {value[:20]!r}: leave the report out to generate without it")
-        return Prompt(text, hashlib.sha256(text.encode("utf-8", "replace")).hexdigest(), "text")
+        return Prompt(text, hashlib.sha256(text.encode("utf-8", "replace")).hexdigest(), "text", text=text)
 
     def collate(self, values: Sequence[str]) -> list[str]:
         return list(values)

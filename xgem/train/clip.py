@@ -85,7 +85,7 @@ class ClipStage(Stage):
         self.config, self.seed, self.train, self.val = config, seed, train, val
         self.weights = self.loss_weights(patches=1.0, labels=0.0)
         self.labels = common_labels(train) if self.weights["labels"] else []
-        self.names = (preset.modalities["frontal"].encoder, preset.modalities["report"].encoder)
+        self.names = (preset.encoder("frontal"), preset.encoder("report"))
         image, text = (preset.components[name] for name in self.names)
         assert isinstance(image, ImageEncoderConfig)
         assert isinstance(text, TextEncoderConfig)

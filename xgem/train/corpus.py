@@ -11,7 +11,7 @@ from pathlib import Path
 
 from xgem.configs.schema import Preset
 from xgem.data.cache import Pictures, prepare_pictures
-from xgem.data.captions import caption_from_labels
+from xgem.data.captions import caption_from_labels, preface
 from xgem.data.manifest import Manifest
 from xgem.types import DataError, Study
 
@@ -30,11 +30,16 @@ def sentences(text: str) -> list[str]:
 
 @dataclass(frozen=True)
 class Corpus:
-    """One split. ``pictures`` holds every picture of it, ``studies`` the studies in the order of their ids."""
+    """One split. ``pictures`` holds every picture of it, ``studies`` the studies in the order of their ids.
+
+    ``sections``, ``prompt_sections`` and ``joined``: as the preset has them.
+    """
 
     studies: tuple[Study, ...]
     pictures: Pictures
     sections: tuple[str, ...]
+    prompt_sections: tuple[str, ...] | None = None
+    joined: frozenset[str] = frozenset()
     reports: tuple[str, ...] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -47,17 +52,31 @@ class Corpus:
         if not studies:
             raise DataError(f"the manifest has no studies in split {split!r}: prepare it again with that split")
         pictures = prepare_pictures(manifest, split, preset.transform, cache, progress=progress)
-        return cls(studies, pictures, preset.report_sections)
+        joined = frozenset(name for name, modality in preset.modalities.items() if modality.joins == "report")
+        return cls(studies, pictures, preset.report_sections, preset.prompt_sections, joined)
 
     def rows(self, index: int, view: str) -> list[int]:
         """Rows of ``pictures`` that show study ``index`` from ``view``; empty where it has none."""
         return self.pictures.index.get((self.studies[index].id, view), [])
 
     def texts(self, index: int) -> list[str]:
-        """All distinct texts that describe a study: report, findings, impression and the caption from its labels."""
+        """All distinct texts that describe a study: report, findings, impression and the caption from its labels; or
+        the preset's ``prompt_sections``, and that caption where it has none of them. Each comes with and without what
+        the preset writes in front of it, if that is known.
+        """
         study = self.studies[index]
-        found = [self.reports[index], study.impression, study.findings, caption_from_labels(study.labels)]
-        return list(dict.fromkeys(text for text in found if text.strip()))
+        caption = caption_from_labels(study.labels)
+        if self.prompt_sections is None:
+            found = [self.reports[index], study.impression, study.findings, caption]
+        else:
+            found = [report_of(study, self.prompt_sections) or caption]
+        texts = list(dict.fromkeys(text for text in found if text.strip()))
+        before = preface(
+            sex=study.sex if "demographics" in self.joined else None,
+            age=study.age if "demographics" in self.joined else None,
+            severity=study.severity if "severity" in self.joined else None,
+        )
+        return texts + [f"{before} {text}" for text in texts or [""] if before]
 
     def fingerprint(self) -> str:
         """Changes with any picture or text."""

@@ -63,10 +63,10 @@ class DiffusionStage(Stage):
         seed: int,
     ) -> None:
         self.name, self.preset, self.config, self.seed, self.target = target, preset, config, seed, target
-        self.component = preset.modalities[target].generator
+        self.component = preset.generator(target)
         self.prompts = preset.components[self.component].prompts  # type: ignore[union-attr]
         assert target not in self.prompts
-        self.codec = parts[preset.modalities[target].codec]
+        self.codec = parts[preset.codec(target)]
         store = ArrayCache(cache)
         self.train, self.val = (self._split(corpus, parts, store, device) for corpus in (train, val))
         self.usable = [i for i, rows in enumerate(self.train.targets.rows) if rows]
@@ -78,7 +78,7 @@ class DiffusionStage(Stage):
         self.hash = train.fingerprint() + "".join(module_hash(parts[name]) for name in sorted(parts))
 
     def _split(self, corpus: Corpus, parts: Mapping[str, Any], store: ArrayCache, device: torch.device) -> _Split:
-        encoders = {name: parts[self.preset.modalities[name].encoder] for name in self.prompts}
+        encoders = {name: parts[self.preset.encoder(name)] for name in self.prompts}
         prompts = {name: prompt_bank(name, encoder, corpus, store, device) for name, encoder in encoders.items()}
         return _Split(target_bank(self.target, self.codec, corpus, store, device), prompts)
 

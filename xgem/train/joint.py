@@ -100,7 +100,7 @@ class JointStage(Stage):
         settings = preset.components[component]
         assert isinstance(settings, AlignmentConfig)
         self.outputs = tuple(settings.outputs)
-        self.generators = _Frozen({n: parts[preset.modalities[n].generator].to(device) for n in self.outputs})
+        self.generators = _Frozen({n: parts[preset.generator(n)].to(device) for n in self.outputs})
         assert not any(p.requires_grad for model in self.generators.values() for p in model.parameters())
         self.model = Alignment(settings)
         self.module = _Together(self.model, self.generators)
@@ -121,8 +121,8 @@ class JointStage(Stage):
     ) -> dict[str, tuple[TargetBank, PromptBank]]:
         return {
             name: (
-                target_bank(name, parts[preset.modalities[name].codec], corpus, store, device),
-                prompt_bank(name, parts[preset.modalities[name].encoder], corpus, store, device),
+                target_bank(name, parts[preset.codec(name)], corpus, store, device),
+                prompt_bank(name, parts[preset.encoder(name)], corpus, store, device),
             )
             for name in self.outputs
         }

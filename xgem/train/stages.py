@@ -17,6 +17,7 @@ from xgem.data.cache import module_hash
 from xgem.data.manifest import Manifest
 from xgem.encoders.tokenizer import train_tokenizer
 from xgem.train.clip import ClipStage
+from xgem.train.control import ControlStage
 from xgem.train.corpus import Corpus
 from xgem.train.diffusion import DiffusionStage
 from xgem.train.image_decoder import ImageDecoderStage
@@ -28,7 +29,13 @@ from xgem.types import CheckpointError, ConfigError, InputError
 
 log = logging.getLogger(__name__)
 
-STAGES = ("image-vae", "image-decoder", "clip", "report-vae", "frontal", "lateral", "report", "joint")
+STAGES = ("image-vae", "image-decoder", "clip", "report-vae", "frontal", "lateral", "report", "joint", "control")
+
+
+def planned(preset: Preset) -> tuple[str, ...]:
+    """The stages that make all of a preset's components; a pretrained codec is taken as it is at the first."""
+    pretrained = getattr(preset.components[preset.codec("frontal")], "pretrained", None) is not None
+    return tuple(name for name in STAGES if name in preset.train or (name == "image-vae" and pretrained))
 
 
 def _tokenizer(corpus: Corpus, config: Any, init: Any = None) -> Any:
@@ -87,14 +94,13 @@ def _fresh_stage(
 ) -> Stage:
     config = preset.train[name]
     torch.manual_seed(mix(seed, name, "initialise"))
-    codec = preset.modalities["frontal"].codec
+    codec = preset.codec("frontal")
     if name == "image-vae":
         return ImageVAEStage(preset, config, train_split, val_split, codec, seed)
     if name == "image-decoder":
         return ImageDecoderStage(config, train_split, val_split, codec, _part(root, codec, name), seed)
-    report = preset.modalities["report"]
     if name in ("clip", "report-vae"):
-        text = report.encoder if name == "clip" else report.codec
+        text = preset.encoder("report") if name == "clip" else preset.codec("report")
         source = None if init is None else components.load_component(init, text)
         tokenizer = _tokenizer(train_split, preset.components[text], source)
         if name == "clip":
@@ -102,8 +108,13 @@ def _fresh_stage(
         return ReportVAEStage(preset, config, train_split, val_split, text, tokenizer, seed)
     if name == "joint":
         return _joint(preset, config, train_split, val_split, root, seed)
-    prompts = preset.components[preset.modalities[name].generator].prompts  # type: ignore[union-attr]
-    needed = {preset.modalities[prompt].encoder for prompt in prompts} | {preset.modalities[name].codec}
+    if name == "control":
+        return _control(preset, config, train_split, val_split, root, seed)
+    prompts = preset.components[preset.generator(name)].prompts  # type: ignore[union-attr]
+    needed = {preset.encoder(prompt) for prompt in prompts} | {preset.codec(name)}
+    for part in sorted(needed):
+        if _is_taken_as_it_is(part, preset):
+            _save_pretrained(part, preset, root)
     parts = {part: _part(root, part, name) for part in sorted(needed)}
     device = PartialState().device
     assert device is not None
@@ -117,8 +128,7 @@ def _joint(
     if preset.alignment is None:
         raise ConfigError(f"preset {preset.name!r} has no alignment to train")
     outputs: Sequence[str] = tuple(preset.components[preset.alignment].outputs)  # type: ignore[union-attr]
-    kinds = ("encoder", "codec", "generator")
-    needed = {getattr(preset.modalities[output], kind) for output in outputs for kind in kinds}
+    needed = {part(output) for output in outputs for part in (preset.encoder, preset.codec, preset.generator)}
     parts = {part: _part(root, part, "joint") for part in sorted(needed)}
     device = PartialState().device
     assert device is not None
@@ -126,9 +136,45 @@ def _joint(
     return JointStage(preset, config, train_split, val_split, preset.alignment, parts, root / "cache", device, seed)
 
 
+def _control(
+    preset: Preset, config: StageConfig, train_split: Corpus, val_split: Corpus, root: Path, seed: int
+) -> ControlStage:
+    steered = [name for name in preset.outputs if preset.modalities[name].control is not None]
+    if len(steered) != 1:
+        raise ConfigError(f"preset {preset.name!r} has {len(steered)} outputs with a control, expected one to train")
+    (target,) = steered
+    (prompt,) = preset.components[preset.generator(target)].prompts  # type: ignore[union-attr]
+    needed = {preset.encoder(prompt), preset.codec(target), preset.generator(target)}
+    parts = {part: _part(root, part, "control") for part in sorted(needed)}
+    device = PartialState().device
+    assert device is not None
+    return ControlStage(preset, config, train_split, val_split, target, parts, root / "cache", device, seed)
+
+
+_NOT_ARCHITECTURE = {"latent_mean", "latent_std"}
+"""What training measures."""
+_GRID = {"image_size", "latent_shape", "position_scale"}
+"""What differs between resolutions of the same weights: codecs are convolutions, and a transformer's positions are
+computed (ChexGen's stage II starts from stage I's weights at twice the resolution)."""
+
+
 def _architecture(config: Any) -> dict[str, Any]:
-    """A component's configuration without what training measures."""
-    return config.model_dump(exclude={"latent_mean", "latent_std"})
+    """What a component's weights depend on."""
+    scalable = config.kind in ("image_vae", "dit_generator", "controlnet")
+    return config.model_dump(exclude=_NOT_ARCHITECTURE | (_GRID if scalable else set()))
+
+
+def _resized(component: Any, config: Any) -> Any:
+    """A component at the resolution that ``config`` asks for."""
+    own = component.config
+    changed = {
+        key: getattr(config, key) for key in _GRID if hasattr(own, key) and getattr(own, key) != getattr(config, key)
+    }
+    if not changed or getattr(config, "pretrained", None) is not None:
+        return component
+    other = component_class(own.kind).from_config(own.model_copy(update=changed))
+    other.load_state_dict(component.state_dict())
+    return other
 
 
 def _start_from(init: Path, preset: Preset, root: Path) -> None:
@@ -145,22 +191,33 @@ def _start_from(init: Path, preset: Preset, root: Path) -> None:
                 "use the preset that it was trained with"
             )
         if process.is_main_process and name not in components.read_index(root).components:
-            components.save_component(root, name, components.load_component(init, name))
+            components.save_component(root, name, _resized(components.load_component(init, name), config))
     process.wait_for_everyone()
 
 
-def _taken_as_it_is(name: str, preset: Preset, root: Path) -> bool:
-    """Whether a stage is left out because its codec is pretrained and frozen (XGeM 3.2.2: AutoKL); then it is saved."""
-    component = preset.modalities["frontal"].codec
+def _is_taken_as_it_is(component: str, preset: Preset) -> bool:
+    """Whether a component is pretrained and frozen: T5, and a codec (XGeM 3.2.2: AutoKL) that no stage trains."""
     config = preset.components[component]
-    codec_stage = name in ("image-vae", "image-decoder")
-    if not codec_stage or name in preset.train or getattr(config, "pretrained", None) is None:
-        return False
+    frozen = config.kind == "t5_encoder" or (config.kind == "image_vae" and "image-vae" not in preset.train)
+    return frozen and getattr(config, "pretrained", None) is not None
+
+
+def _save_pretrained(component: str, preset: Preset, root: Path) -> None:
+    """Put a component that is taken as it is into ``root``, where it lacks it."""
     process = PartialState()
     if process.is_main_process and component not in components.read_index(root).components:
-        log.info("%s: pretrained, taken as it is", name)
+        log.info("%s: pretrained, taken as it is", component)
+        config = preset.components[component]
         components.save_component(root, component, component_class(config.kind).from_config(config))
     process.wait_for_everyone()
+
+
+def _is_left_out(name: str, preset: Preset, root: Path) -> bool:
+    """Whether a codec's stage is left out because the codec is taken as it is; then it is saved."""
+    codec = preset.codec("frontal")
+    if name not in ("image-vae", "image-decoder") or name in preset.train or not _is_taken_as_it_is(codec, preset):
+        return False
+    _save_pretrained(codec, preset, root)
     return True
 
 
@@ -187,7 +244,7 @@ def run(
     )
     states: dict[str, TrainState] = {}
     for name in names:
-        if _taken_as_it_is(name, preset, root):
+        if _is_left_out(name, preset, root):
             states[name] = TrainState()
             continue
         stage = make_stage(name, preset, train_split, val_split, root, seed, init)

@@ -4,37 +4,43 @@ Wang et al., "ChestX-ray8: Hospital-scale chest X-ray database and benchmarks", 
 
 Two layouts are read:
 
-* ``labels.csv`` (file, patient_id, age, sex, view, labels) + ``images/``;
-* the original ``Data_Entry_2017*.csv`` + folders of PNG; ``test_list.txt`` there gives the test split.
+* ``labels.csv`` (file, patient_id, age, sex, view, labels) + ``images/``; ``boxes.csv`` there (file, label, x, y, w, h
+  in shares of width and height) gives boxes;
+* the original ``Data_Entry_2017*.csv`` + folders of PNG; ``test_list.txt`` there gives the test split, and
+  ``BBox_List_2017.csv`` (in pixels of 1024 x 1024) boxes.
 
 Decisions: every picture is a study of its own, all of them frontal (PA and AP); the subject is the patient. Splits are
 by patient: the published test list where it lies in the folder, otherwise (and for train and val) a fixed hash of the
 patient. Labels keep the source's names with blanks for underscores ("Pleural Thickening"); "No Finding" stays. There
 are no reports. Ages that cannot be ("414") are unknown. Listed pictures that are not there are an error in the first
-layout and are skipped with a warning in the original, whose archives are mostly unpacked in part.
+layout and are skipped with a warning in the original, whose archives are mostly unpacked in part; so are boxes of
+pictures that are not listed, without the warning.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections import defaultdict
+from collections.abc import Mapping, Set
 from pathlib import Path
 
+from xgem.data.annotations import Box
 from xgem.data.manifest import Manifest, Row, Split, place, split_of
-from xgem.data.sources.tables import picture_files, read_table
-from xgem.types import DataError
+from xgem.data.sources.tables import make_row, number_of, picture_files, read_table, sex_of, years_of
+from xgem.types import DataError, InputError
 
 logger = logging.getLogger(__name__)
 
 SOURCE = "nih"
 LICENCE = "free use, cite the NIH Clinical Center"
+_PIXELS = 1024
 
 
 def prepare(source_dir: Path, out: Path) -> Manifest:
     """Make the manifest of an NIH ChestX-ray14 folder, refer to its pictures where they are, write it to ``out``.
 
     Raises:
-        DataError: the folder holds neither layout, a table lacks a column, or pictures are missing.
+        DataError: the folder holds neither layout, a table lacks a column, pictures are missing, or a box cannot be.
     """
     source = Path(source_dir)
     if not source.is_dir():
@@ -55,36 +61,35 @@ def prepare(source_dir: Path, out: Path) -> Manifest:
     if missing:
         logger.warning("nih: %d of %d listed pictures are not there and are left out", len(missing), len(records))
     tested = _test_patients(source, {record[columns[0]]: record[columns[1]] for record in records})
+    boxes = _boxes(source, {record[columns[0]] for record in records})
     root = Path(out).resolve().parent
     rows: list[Row] = []
     for record in records:
         name, patient, age, sex, labels = (record[column] for column in columns)
         if name in places:
-            rows.append(_row(place(places[name], root), name, patient, age, sex, labels, tested))
+            subject = f"{SOURCE}-{patient}"
+            rows.append(
+                make_row(
+                    f"{table}: picture {name}",
+                    study=f"{SOURCE}-{Path(name).stem}",
+                    subject=subject,
+                    split=_split(patient, subject, tested),
+                    view="frontal",
+                    file=place(places[name], root),
+                    labels=tuple(
+                        dict.fromkeys(label.replace("_", " ").strip() for label in labels.split("|") if label.strip())
+                    ),
+                    age=years_of(age),
+                    sex=sex_of(sex),
+                    boxes=boxes.get(name, ()),
+                    source=SOURCE,
+                    licence=LICENCE,
+                )
+            )
     manifest = Manifest(tuple(rows), root)
     manifest.check()
     manifest.write(out)
     return manifest
-
-
-def _row(file: str, name: str, patient: str, age: str, sex: str, labels: str, tested: frozenset[str] | None) -> Row:
-    subject = f"{SOURCE}-{patient}"
-    return Row.model_validate(
-        {
-            "study": f"{SOURCE}-{Path(name).stem}",
-            "subject": subject,
-            "split": _split(patient, subject, tested),
-            "view": "frontal",
-            "file": file,
-            "labels": tuple(
-                dict.fromkeys(label.replace("_", " ").strip() for label in labels.split("|") if label.strip())
-            ),
-            "age": _years(age),
-            "sex": sex.upper() if sex.upper() in ("F", "M") else None,
-            "source": SOURCE,
-            "licence": LICENCE,
-        }
-    )
 
 
 def _split(patient: str, subject: str, tested: frozenset[str] | None) -> Split:
@@ -100,12 +105,21 @@ def _test_patients(source: Path, patients: Mapping[str, str]) -> frozenset[str] 
     return frozenset(patients[name] for name in listed.read_text(encoding="utf-8").split() if name in patients)
 
 
-def _years(text: str) -> float | None:
-    """Age in years: "61", and the older table's "061Y", "011M", "006D"; None where it cannot be."""
-    text = text.strip().upper()
-    unit = {"Y": 1.0, "M": 1 / 12, "D": 1 / 365.25}.get(text[-1:], 1.0)
-    try:
-        years = float(text.rstrip("YMD")) * unit
-    except ValueError:
-        return None
-    return years if 0 <= years <= 120 else None
+def _boxes(source: Path, listed: Set[str]) -> dict[str, list[Box]]:
+    """Boxes by picture from either layout's table; none where it has none."""
+    original = not (source / "labels.csv").is_file()
+    # The header's "Bbox [x,y,w,h]" is four cells.
+    columns = ("Image Index", "Finding Label", "Bbox [x", "y", "w", "h]") if original else ("file", "label", *"xywh")
+    table = source / ("BBox_List_2017.csv" if original else "boxes.csv")
+    boxes: dict[str, list[Box]] = defaultdict(list)
+    for record in read_table(table, *columns) if table.is_file() else ():
+        name, label, *sides = (record[column] for column in columns)
+        if name in listed:
+            x, y, w, h = (number_of(side, f"{table}: a box of {name}") / (_PIXELS if original else 1) for side in sides)
+            try:
+                boxes[name].append(Box(label.strip().lower(), x, y, w, h))
+            except InputError as error:
+                raise DataError(f"{table}: picture {name}: {error}") from None
+        elif not original:
+            raise DataError(f"{table}: a box of {name}, which labels.csv does not list; add it there or drop the box")
+    return boxes

@@ -1,10 +1,15 @@
-"""What the sources share: reading published CSV tables and finding pictures below a folder."""
+"""What the sources share: reading published CSV tables and their cells, and finding pictures below a folder."""
 
 from __future__ import annotations
 
 import csv
 from pathlib import Path
+from typing import Any
 
+from PIL import Image, UnidentifiedImageError
+from pydantic import ValidationError
+
+from xgem.data.rows import Row, one_line
 from xgem.types import DataError
 
 PICTURE_ENDINGS = frozenset({".png", ".jpg", ".jpeg", ".dcm", ".tif", ".tiff"})
@@ -30,3 +35,57 @@ def read_table(path: Path, *columns: str) -> list[dict[str, str]]:
 def picture_files(source: Path) -> dict[str, Path]:
     """Every picture file below ``source`` by its name; the endings only select, reading decides by content."""
     return {path.name: path for path in sorted(source.rglob("*")) if path.suffix.lower() in PICTURE_ENDINGS}
+
+
+def picture_size(path: Path) -> tuple[int, int]:
+    """Width and height of a PNG or JPEG by its header.
+
+    Raises:
+        DataError: it has none.
+    """
+    try:
+        with Image.open(path) as picture:
+            return picture.size
+    except (OSError, UnidentifiedImageError) as error:
+        raise DataError(f"{path}: not a readable picture ({error})") from error
+
+
+def number_of(text: str, where: str) -> float:
+    """A cell as a number; ``where`` names it.
+
+    Raises:
+        DataError: it is none.
+    """
+    try:
+        return float(text)
+    except ValueError as error:
+        raise DataError(f"{where} is {text!r}; expected a number") from error
+
+
+def years_of(text: str) -> float | None:
+    """Age in years: "61", and NIH's "061Y", "011M", "006D"; None where it cannot be."""
+    text = text.strip().upper()
+    unit = {"Y": 1.0, "M": 1 / 12, "D": 1 / 365.25}.get(text[-1:], 1.0)
+    try:
+        years = float(text.rstrip("YMD")) * unit
+    except ValueError:
+        return None
+    return years if 0 <= years <= 120 else None
+
+
+def sex_of(text: str) -> str | None:
+    """ "F" or "M"; None where it is neither."""
+    sex = text.strip().upper()
+    return sex if sex in ("F", "M") else None
+
+
+def make_row(where: str, **fields: Any) -> Row:
+    """A row of published values; ``where`` names it.
+
+    Raises:
+        DataError: a value cannot be.
+    """
+    try:
+        return Row.model_validate(fields)
+    except ValidationError as error:
+        raise DataError(f"{where}: {one_line(error)}") from error

@@ -1,0 +1,294 @@
+"""How much faster xgem samples from a diffusion transformer than diffusers' PixArt pipeline with the same weights.
+
+    python benchmarks/dit.py [--width 384] [--depth 12] [--side 32] [--batch 2] [--steps 5] [--runs 3] [--threads 2]
+
+Both sides share weights, captions, noise, scheduler and guidance, and must give equal latents. The pipeline projects
+the captions in every step; xgem's sampler does so once a request, keeps every block's keys and values of them, and
+embeds all timesteps at once. Runs alternate, and the ratio is taken run by run, so that a machine whose speed drifts
+does not decide the result.
+
+On a CUDA device, also what `--preset` makes there in bfloat16, with random weights: pictures (latents) a second by
+batch size, their share of the card's peak (`--peak-tflops`), memory, and training steps of `--train-preset`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+from diffusers import PixArtAlphaPipeline, PixArtTransformer2DModel
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+from xgem.checkpoint import init_checkpoint, load_component, save_component
+from xgem.configs import load_preset
+from xgem.configs.schema import DiffusionConfig, DiTGeneratorConfig
+from xgem.generators.latent_diffusion import DiTLatentDiffusion
+from xgem.generators.sampling import make_scheduler, sample
+from xgem.random_init import random_component
+from xgem.types import Encoded
+
+
+def timed(call: Callable[[], Tensor]) -> tuple[float, Tensor]:
+    start = time.perf_counter()
+    result = call()
+    return time.perf_counter() - start, result
+
+
+def caption(config: DiTGeneratorConfig, batch: int) -> Encoded:
+    """Captions of random tokens and lengths; the last has all tokens."""
+    n = config.caption_tokens
+    lengths = torch.linspace(n // 3, n, batch).long()
+    mask = torch.arange(n)[None] < lengths[:, None]
+    return Encoded(torch.zeros(batch, config.pooled_dim), torch.randn(batch, n, config.context_dim), mask)
+
+
+def as_checkpoint_gives_it(model: Any) -> DiTLatentDiffusion:
+    with TemporaryDirectory() as folder:
+        init_checkpoint(folder, load_preset("chexgen-small"))
+        save_component(folder, "frontal", model)
+        loaded = load_component(folder, "frontal")
+    assert isinstance(loaded, DiTLatentDiffusion)
+    return loaded
+
+
+def pipeline_of(model: DiTLatentDiffusion, sampler: str) -> Any:
+    """diffusers' own pipeline around its own transformer with the weights of ``model``."""
+    config = model.config
+    build: Any = PixArtTransformer2DModel
+    transformer = build(
+        num_attention_heads=config.heads,
+        attention_head_dim=config.width // config.heads,
+        in_channels=config.latent_shape[0],
+        out_channels=config.latent_shape[0] * (2 if config.learned_sigma else 1),
+        num_layers=config.depth,
+        cross_attention_dim=config.width,
+        sample_size=config.latent_shape[1],
+        patch_size=config.patch_size,
+        caption_channels=config.context_dim,
+        use_additional_conditions=False,
+        interpolation_scale=config.position_scale,
+    ).eval()
+    fusion: Any = model.fusion
+    own = {f"caption_projection.{key}": value for key, value in fusion.project.state_dict().items()}
+    transformer.load_state_dict(model.net.pixart.state_dict() | own)
+    parts: dict[str, Any] = {"tokenizer": None, "text_encoder": None, "vae": None}
+    pipeline = PixArtAlphaPipeline(
+        transformer=transformer, scheduler=make_scheduler(sampler, config.diffusion), **parts
+    )
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def against_diffusers(options: argparse.Namespace) -> dict[str, Any]:
+    """Equal latents, and the ratio of times, on the CPU."""
+    config = DiTGeneratorConfig(
+        modality="frontal",
+        prompts=("report",),
+        context_dim=options.caption_width,
+        latent_shape=(4, options.side, options.side),
+        width=options.width,
+        depth=options.depth,
+        heads=options.heads,
+        caption_tokens=options.caption_tokens,
+        diffusion=DiffusionConfig(beta_schedule="linear", beta_start=1e-4, beta_end=0.02),
+    )
+    ours = as_checkpoint_gives_it(random_component(config))
+    pipeline = pipeline_of(ours, options.sampler)
+    b, item = options.batch, caption(config, options.batch)
+    noise = torch.randn(b, *ours.latent_shape)
+    fusion: Any = ours.fusion
+    null = fusion.null_caption.detach().expand(b, -1, -1)
+
+    def run_ours() -> Tensor:
+        with torch.no_grad():
+            context = ours.fuse({"report": item})
+        return sample(
+            ours,
+            context,
+            noise,
+            num_inference_steps=options.steps,
+            guidance_scale=options.guidance_scale,
+            sampler=options.sampler,
+        )
+
+    def run_theirs() -> Tensor:
+        return pipeline(
+            negative_prompt=None,
+            prompt_embeds=item.tokens,
+            prompt_attention_mask=item.mask,
+            negative_prompt_embeds=null,
+            negative_prompt_attention_mask=torch.ones_like(item.mask),
+            latents=noise,
+            num_inference_steps=options.steps,
+            guidance_scale=options.guidance_scale,
+            use_resolution_binning=False,
+            output_type="latent",
+            return_dict=False,
+        )[0]
+
+    run_ours()
+    run_theirs()
+    pairs = [(timed(run_ours), timed(run_theirs)) for _ in range(options.runs)]
+    ratios = sorted(theirs[0] / ours[0] for ours, theirs in pairs)
+    difference = max(float((ours[1] - theirs[1]).abs().max() / theirs[1].abs().max()) for ours, theirs in pairs)
+    torch.testing.assert_close(pairs[0][0][1], pairs[0][1][1], rtol=1e-3, atol=1e-3)
+    medians = [statistics.median(pair[side][0] for pair in pairs) for side in (0, 1)]
+    return {
+        "seconds_median": round(medians[0], 3),
+        "diffusers_seconds_median": round(medians[1], 3),
+        "speedup_median": round(medians[1] / medians[0], 3),
+        "speedup_min": round(ratios[0], 3),
+        "speedup_max": round(ratios[-1], 3),
+        "largest_relative_difference": difference,
+    }
+
+
+def _synchronised(device: torch.device) -> float:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
+
+
+def _memory(device: torch.device) -> float | None:
+    return round(torch.cuda.max_memory_allocated(device) / 2**30, 2) if device.type == "cuda" else None
+
+
+def sampling_rate(
+    config: DiTGeneratorConfig, batch: int, steps: int, device: torch.device, peak_flops: float, compiled: bool
+) -> dict[str, Any]:
+    """Latents a second with guidance in bfloat16, and the share of the peak that their multiplications reach."""
+    model: Any = random_component(config).to(device, torch.bfloat16).requires_grad_(False)
+    noise = torch.randn(batch, *model.latent_shape, device=device, dtype=torch.bfloat16)
+    item = caption(config, batch)
+    encoded = Encoded(item.pooled, item.tokens.bfloat16(), item.mask).to(device)
+    with torch.no_grad():
+        context = model.fuse({"report": encoded})
+    settings: dict[str, Any] = {"guidance_scale": 4.0, "sampler": "ddim"}
+    with FlopCounterMode(display=False) as counter:
+        sample(model, context, noise, num_inference_steps=1, **settings)
+    if compiled:
+        model.net.pixart.compile()
+    for _ in range(2):
+        sample(model, context, noise, num_inference_steps=2, **settings)
+    start = _synchronised(device)
+    sample(model, context, noise, num_inference_steps=steps, **settings)
+    seconds = _synchronised(device) - start
+    return {
+        "batch": batch,
+        "latents_per_second": round(batch / seconds, 3),
+        "share_of_peak": round(counter.get_total_flops() * steps / seconds / peak_flops, 3),
+        "memory_gib": _memory(device),
+    }
+
+
+def training_rate(
+    config: DiTGeneratorConfig, batch: int, steps: int, device: torch.device, peak_flops: float, compiled: bool
+) -> dict[str, Any]:
+    """Training steps of float32 weights under bfloat16 autocast with AdamW: samples a second.
+
+    A step's multiplications are three forwards' (the backward pass has two): what checkpointing repeats is not counted.
+    """
+    model: Any = random_component(config).to(device).train().requires_grad_(False)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=device.type == "cuda")
+    z0 = torch.randn(batch, *model.latent_shape, device=device)
+    encoded = {"report": caption(config, batch).to(device)}
+
+    def loss() -> Tensor:
+        t = torch.randint(config.diffusion.num_train_timesteps, (batch,), device=device)
+        z, target = model.noisy(z0, torch.randn_like(z0), t)
+        with torch.autocast(device.type, torch.bfloat16):
+            prediction = model(z, t, model.fuse(encoded))
+        return torch.nn.functional.mse_loss(prediction.float(), target)
+
+    def step() -> None:
+        loss().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    with FlopCounterMode(display=False) as counter:
+        loss()
+    model.requires_grad_()
+    if compiled:
+        model.net.pixart.compile()
+    for _ in range(3):
+        step()
+    start = _synchronised(device)
+    for _ in range(steps):
+        step()
+    seconds = _synchronised(device) - start
+    return {
+        "batch": batch,
+        "samples_per_second": round(batch * steps / seconds, 2),
+        "share_of_peak": round(3 * counter.get_total_flops() * steps / seconds / peak_flops, 3),
+        "memory_gib": _memory(device),
+    }
+
+
+def on_device(options: argparse.Namespace, device: torch.device, compiled: bool = True) -> dict[str, Any]:
+    """What the presets' transformers do on ``device``."""
+    found: dict[str, Any] = {"device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type}
+    peak = options.peak_tflops * 1e12
+    for name, measure, steps, batches in (
+        (options.preset, sampling_rate, options.device_steps, options.batches),
+        (options.train_preset, training_rate, options.train_steps, options.train_batches),
+    ):
+        preset = load_preset(name)
+        config = preset.components[preset.generator("frontal")]
+        assert isinstance(config, DiTGeneratorConfig)
+        rows = []
+        for batch in batches:
+            torch.compiler.reset()
+            if device.type == "cuda":
+                torch.cuda.empty_cache()
+                torch.cuda.reset_peak_memory_stats(device)
+            rows.append(measure(config, batch, steps, device, peak, compiled))
+        found[f"{measure.__name__} of {name}"] = rows
+    return found
+
+
+def numbers(text: str) -> list[int]:
+    return [int(part) for part in text.split(",")]
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--width", type=int, default=384)
+    parser.add_argument("--depth", type=int, default=12)
+    parser.add_argument("--heads", type=int, default=6)
+    parser.add_argument("--side", type=int, default=32, help="of the latents")
+    parser.add_argument("--caption-tokens", type=int, default=120)
+    parser.add_argument("--caption-width", type=int, default=4096)
+    parser.add_argument("--batch", type=int, default=2)
+    parser.add_argument("--steps", type=int, default=5)
+    parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument("--guidance-scale", type=float, default=4.0)
+    parser.add_argument("--sampler", default="ddim")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--preset", default="chexgen-xl2-512")
+    parser.add_argument("--device-steps", type=int, default=20)
+    parser.add_argument("--batches", type=numbers, default="1,4,16,32")
+    parser.add_argument("--train-preset", default="chexgen-xl2-256")
+    parser.add_argument("--train-steps", type=int, default=10)
+    parser.add_argument("--train-batches", type=numbers, default="32,64")
+    parser.add_argument(
+        "--peak-tflops", type=float, default=989.0, help="dense bfloat16; H100 and H200: 989, A100: 312"
+    )
+    options = parser.parse_args(arguments)
+    torch.set_num_threads(options.threads)
+    torch.manual_seed(options.seed)
+    result = {**vars(options), "torch": torch.__version__, **against_diffusers(options)}
+    if torch.cuda.is_available():
+        result |= on_device(options, torch.device("cuda"))
+    print(json.dumps(result, indent=2))
+
+
+if __name__ == "__main__":
+    main()

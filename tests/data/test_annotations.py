@@ -1,0 +1,228 @@
+"""Annotations: they go where their radiograph goes, are drawn in values that never change, and unite into one."""
+
+from __future__ import annotations
+
+import math
+import re
+from itertools import combinations
+from typing import Any, cast
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from xgem.configs.schema import TransformConfig
+from xgem.data import annotations
+from xgem.data.annotations import BACKGROUND, BOX_CLASSES, STRUCTURES, Annotation, Box, render, value_of
+from xgem.data.read import Picture
+from xgem.data.transforms import to_square
+from xgem.types import InputError, ShapeError
+
+SPANS = st.tuples(st.integers(0, 60), st.integers(1, 60))
+
+
+def rectangle(height: int, width: int, rows: slice, columns: slice) -> np.ndarray:
+    mask = np.zeros((height, width), bool)
+    mask[rows, columns] = True
+    return mask
+
+
+def grid(size: int, *, pad: bool = True, **more: Any) -> TransformConfig:
+    return TransformConfig(size=size, pad=pad, interpolation="area", **more)
+
+
+# ------------------------------------------------------------------------------------------------ geometry
+
+
+@given(
+    height=st.integers(32, 90), width=st.integers(32, 90), rows=SPANS, columns=SPANS, size=st.integers(16, 100), pad=...
+)
+def test_a_mask_and_a_box_go_where_the_radiograph_goes(height, width, rows, columns, size, pad: bool):
+    """A white rectangle on black, its mask and its box."""
+    top, left = min(rows[0], height - 2), min(columns[0], width - 2)
+    bottom, right = min(top + rows[1], height), min(left + columns[1], width)
+    mask = rectangle(height, width, slice(top, bottom), slice(left, right))
+    box = Box("mass", left / width, top / height, (right - left) / width, (bottom - top) / height)
+    config = grid(size, pad=pad)
+    covered = (to_square(Picture(mask.astype(np.float32), None, "0", "x"), config) + 1) / 2
+    squared = Annotation({"device": mask}, (box,)).squared(config)
+    assert squared.size == (size, size)
+    if covered.max() >= 0.5:
+        clear = abs(covered - 0.5) > 1e-3
+        assert np.array_equal(squared.masks["device"][clear], covered[clear] > 0.5)
+    (moved,) = squared.boxes
+    lit_rows, lit_columns = np.flatnonzero(covered.any(1)), np.flatnonzero(covered.any(0))
+    edges = [lit_columns[0], lit_rows[0], lit_columns[-1] + 1, lit_rows[-1] + 1]
+    shares = np.array([moved.x, moved.y, moved.x + moved.w, moved.y + moved.h])
+    assert shares * size == pytest.approx(np.array(edges), abs=1.001)
+
+
+@given(height=st.integers(32, 200), width=st.integers(32, 200), row=st.integers(0, 199), pad=...)
+def test_no_mask_vanishes(height: int, width: int, row: int, pad: bool):
+    line = rectangle(height, width, slice(row % height, row % height + 1), slice(None))
+    squared = Annotation({"device": line}).squared(grid(16, pad=pad))
+    rows = np.flatnonzero(squared.masks["device"].any(1))
+    assert 1 <= len(rows) <= 2 + 16 // height
+
+
+def test_squaring_twice_changes_nothing_more():
+    config = grid(64)
+    once = Annotation({"device": rectangle(50, 80, slice(9), slice(9))}, (Box("mass", 0, 0, 0.5, 1),)).squared(config)
+    twice = once.squared(config)
+    assert twice.sha256 == once.sha256
+    assert twice.annotated == once.annotated == (50, 80)
+
+
+def test_boxes_of_a_picture_of_unknown_size_are_shares_of_a_square_one():
+    box = Box("nodule", 0.1, 0.2, 0.3, 0.4)
+    assert Annotation(boxes=(box,)).squared(grid(64)).boxes == (box,)
+    assert Annotation(boxes=(box,), size=(50, 100)).squared(grid(64)).boxes != (box,)
+    assert Annotation(boxes=(box,), size=(50, 100)).squared(grid(64, pad=False)).boxes == (box,)
+
+
+# ------------------------------------------------------------------------------------------------ uniting
+
+
+def test_parts_unite_into_what_one_annotation_would_be():
+    lung, heart = rectangle(50, 80, slice(9), slice(9)), rectangle(50, 80, slice(20, 40), slice(20, 60))
+    box = Box("mass", 0, 0, 0.5, 1)
+    config = grid(32)
+    parts = [
+        Annotation({"cardiomediastinum": heart}),
+        Annotation({"left lung": lung}),
+        Annotation(boxes=(box,), size=(100, 160)),
+        Annotation(severity=3),
+    ]
+    whole = Annotation({"left lung": lung, "cardiomediastinum": heart}, (box,), 3)
+    assert parts[0].united(*parts[1:]).sha256 == parts[3].united(*parts[2::-1]).sha256 == whole.sha256
+    first, *others = [part.squared(config) for part in parts]
+    assert first.united(*others).sha256 == whole.squared(config).sha256
+
+
+LUNG = Annotation({"left lung": rectangle(50, 80, slice(9), slice(9))})
+SQUARE_BOX = Annotation(boxes=(Box("mass", 0, 0, 0.5, 1),))
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "message"),
+    [
+        (LUNG, LUNG, "'left lung' is given twice"),
+        (Annotation(severity=0), Annotation(severity=0), "severity is given twice"),
+        (LUNG, Annotation({"device": rectangle(80, 50, slice(9), slice(9))}), "of 50 x 80 and of 80 x 50"),
+        (LUNG, Annotation({"device": rectangle(100, 160, slice(9), slice(9))}), "100 x 160 pixels, expected 50 x 80"),
+        (LUNG, Annotation(boxes=SQUARE_BOX.boxes, size=(60, 60)), "of 50 x 80 and of 60 x 60"),
+        (LUNG.squared(grid(32)), SQUARE_BOX.squared(grid(32)), "of 50 x 80 and of 32 x 32"),
+    ],
+)
+def test_parts_that_contradict_each_other_are_refused(one: Annotation, other: Annotation, message: str):
+    with pytest.raises(InputError, match=message):
+        one.united(other)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Annotation({"spleen": rectangle(9, 9, slice(3), slice(3))}), "'spleen': expected one of left lung"),
+        (lambda: Annotation({"device": np.zeros((9, 9), bool)}), "'device' is empty"),
+        (
+            lambda: Annotation({"device": cast(Any, np.ones((9, 9), np.uint8))}),
+            "expected .h, w. bool, got .9, 9. uint8",
+        ),
+        (lambda: Annotation({"device": np.ones((9, 9), bool)}, size=(9, 8)), "9 x 9 pixels, expected 9 x 8"),
+        (lambda: Annotation(severity=18.5), "18.5, expected a Brixia score from 0 to 18"),
+        (lambda: Annotation(severity=-1), "-1, expected"),
+        (lambda: Annotation(severity=math.nan), "nan, expected"),
+        (lambda: Box("fracture", 0, 0, 1, 1), "'fracture': expected one of atelectasis"),
+        (lambda: Box("mass", 0.5, 0, 0.6, 1), "outside the picture"),
+        (lambda: Box("mass", -0.002, 0, 0.6, 1), "outside the picture"),
+        (lambda: Box("mass", 0, 0, 0, 1), "no area"),
+        (lambda: Box("mass", 0, 0, 1, -1), "no area"),
+        (lambda: Box("mass", math.nan, 0, 1, 1), "finite"),
+    ],
+)
+def test_what_no_picture_has_is_refused(make: Any, message: str):
+    with pytest.raises(InputError, match=message):
+        make()
+
+
+def test_a_box_may_be_rounded_over_the_edge():
+    picture = render(Annotation(boxes=(Box("mass", -0.0009, 0.5, 1.0018, 0.5009),)), 64, filled=True)
+    assert (picture[32:] == value_of("mass", box=True)).all()
+
+
+# ------------------------------------------------------------------------------------------------ the drawing
+
+
+def test_values_are_the_documented_ones_and_differ():
+    """Trained weights rely on them: a change of this table breaks every ControlNet."""
+    rows = re.findall(
+        r"^\| ([a-z ]+) \| (-?\d\.\d+) \| ([a-z ()]+) \| (-?\d\.\d+) \|$", annotations.__doc__ or "", re.M
+    )
+    masks, values, boxes, others = zip(*rows, strict=True)
+    assert masks == STRUCTURES
+    assert boxes == (*BOX_CLASSES, "severity (a bar)")
+    assert [float(value) for value in values] == pytest.approx([value_of(name) for name in STRUCTURES], abs=6e-4)
+    drawn = [*(value_of(name, box=True) for name in BOX_CLASSES), value_of("severity")]
+    assert [float(value) for value in others] == pytest.approx(drawn, abs=6e-4)
+    every = [BACKGROUND, *(value_of(name) for name in STRUCTURES), *drawn]
+    assert min(abs(one - other) for one, other in combinations(every, 2)) > 0.1
+    assert max(every) == 1
+
+
+def test_small_things_lie_over_large_ones():
+    whole = np.ones((64, 64), bool)
+    masks = {name: whole[: 64 - 4 * i].copy() for i, name in enumerate(STRUCTURES)}
+    masks = {name: np.pad(mask, ((0, 64 - len(mask)), (0, 0))) for name, mask in masks.items()}
+    backwards = dict(reversed(masks.items()))
+    picture = render(Annotation(backwards), 64)
+    assert picture.dtype == np.float32
+    assert [picture[62 - 4 * i, 0] for i in range(9)] == pytest.approx([value_of(name) for name in STRUCTURES])
+    boxes = (Box("mass", 0.4, 0.4, 0.2, 0.2), Box("pneumonia", 0.1, 0.1, 0.8, 0.8))
+    drawn = render(Annotation(masks, boxes), 64, filled=True)
+    assert drawn[32, 32] == pytest.approx(value_of("mass", box=True))
+    assert drawn[12, 32] == pytest.approx(value_of("pneumonia", box=True))
+    assert np.array_equal(drawn, render(Annotation(masks, boxes[::-1]), 64, filled=True))
+
+
+def test_nothing_is_background():
+    assert (render(Annotation(), 32) == BACKGROUND).all()
+
+
+@given(
+    x=st.floats(0, 0.9),
+    y=st.floats(0, 0.9),
+    w=st.floats(0.001, 1),
+    h=st.floats(0.001, 1),
+    size=st.sampled_from([32, 64, 128, 512]),
+)
+def test_a_box_is_an_outline_inside_its_edges(x: float, y: float, w: float, h: float, size: int):
+    box = Box("nodule", x, y, min(w, 1 - x), min(h, 1 - y))
+    outline, area = (render(Annotation(boxes=(box,)), size, filled=filled) > BACKGROUND for filled in (False, True))
+    rows, columns = np.flatnonzero(area.any(1)), np.flatnonzero(area.any(0))
+    assert rows[0] == pytest.approx(box.y * size, abs=1)
+    assert rows[-1] + 1 == pytest.approx((box.y + box.h) * size, abs=1)
+    assert columns[0] == pytest.approx(box.x * size, abs=1)
+    assert columns[-1] + 1 == pytest.approx((box.x + box.w) * size, abs=1)
+    thick = {32: 1, 64: 1, 128: 2, 512: 8}[size]
+    inside = np.zeros_like(area)
+    inside[rows[0] + thick : max(rows[-1] + 1 - thick, 0), columns[0] + thick : max(columns[-1] + 1 - thick, 0)] = True
+    assert np.array_equal(outline, area & ~inside)
+
+
+@given(scores=st.lists(st.integers(0, 180), min_size=2, max_size=2, unique=True))
+def test_the_bar_grows_with_the_score_and_zero_is_not_nothing(scores: list[int]):
+    low, high = sorted(score / 10 for score in scores)
+    nothing, zero, one, other, most = (
+        int((render(Annotation(severity=score), 128) == np.float32(value_of("severity"))).sum())
+        for score in (None, 0, low, high, 18)
+    )
+    assert nothing == 0
+    assert zero == 4 * 4
+    assert zero <= one <= other <= most == 4 * 128
+    assert one - zero == pytest.approx(low / 18 * 4 * 124, abs=2)
+
+
+def test_another_grid_is_refused():
+    with pytest.raises(ShapeError, match="50 x 80 pixels, expected 64 x 64: make it square first"):
+        render(LUNG, 64)

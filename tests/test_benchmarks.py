@@ -1,0 +1,62 @@
+"""The benchmark of the diffusion transformer runs, at a tiny size, and what it compares is equal."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from argparse import Namespace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+TINY = ["--width", "16", "--depth", "2", "--heads", "2", "--side", "4", "--caption-tokens", "6", "--caption-width", "8"]
+
+
+@pytest.fixture
+def dit(project: Path) -> Any:
+    spec = importlib.util.spec_from_file_location("benchmarks_dit", project / "benchmarks" / "dit.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize("sampler", ["ddim", "dpmsolver++"])
+def test_it_compares_what_is_equal(
+    dit: Any, sampler: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    dit.main([*TINY, "--batch", "2", "--steps", "3", "--runs", "2", "--threads", "1", "--sampler", sampler])
+    result = json.loads(capsys.readouterr().out)
+    assert result["largest_relative_difference"] < 1e-4
+    assert result["speedup_min"] <= result["speedup_median"] <= result["speedup_max"]
+    assert result["speedup_median"] > 0
+
+
+def test_it_finds_what_is_not_equal(dit: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    original = dit.pipeline_of
+
+    def other(model: Any, sampler: str) -> Any:
+        pipeline = original(model, sampler)
+        with torch.no_grad():
+            pipeline.transformer.proj_out.bias += 0.1
+        return pipeline
+
+    monkeypatch.setattr(dit, "pipeline_of", other)
+    with pytest.raises(AssertionError, match="not close"):
+        dit.main([*TINY, "--batch", "2", "--steps", "2", "--runs", "1", "--threads", "1"])
+
+
+def test_what_it_measures_on_a_device(dit: Any) -> None:
+    options = Namespace(
+        preset="chexgen-small-64", device_steps=2, batches=[1, 2], train_preset="chexgen-small-64", train_steps=1,
+        train_batches=[2], peak_tflops=0.1,
+    )  # fmt: skip
+    found = dit.on_device(options, torch.device("cpu"), compiled=False)
+    assert [row["batch"] for row in found["sampling_rate of chexgen-small-64"]] == [1, 2]
+    for rows in (found["sampling_rate of chexgen-small-64"], found["training_rate of chexgen-small-64"]):
+        assert all(0 < row["share_of_peak"] < 20 for row in rows)

@@ -1,0 +1,214 @@
+"""The stage that trains a ControlNet: what it draws, what learns, what stays bitwise as it was."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from tests.train.conftest import make_rows
+from xgem.checkpoint import load_component, read_index
+from xgem.configs.schema import Preset, load_preset
+from xgem.data.annotations import Annotation, Box, render
+from xgem.data.cache import module_hash
+from xgem.data.manifest import Manifest
+from xgem.data.study_annotations import read_study
+from xgem.random_init import random_checkpoint
+from xgem.train.annotated import _moved, _moved_picture
+from xgem.train.control import ControlStage
+from xgem.train.corpus import Corpus
+from xgem.train.loop import LoopOptions
+from xgem.train.stages import make_stage, planned, run
+from xgem.types import ConfigError, DataError
+
+QUIET = LoopOptions(progress=False, tensorboard=False)
+
+
+@pytest.fixture(scope="module")
+def preset() -> Preset:
+    return load_preset("debug-chexgen")
+
+
+@pytest.fixture(scope="module")
+def annotated(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A manifest in which of three studies one has masks, one a box and a score, one nothing."""
+    folder = tmp_path_factory.mktemp("annotated")
+    rows = []
+    for split, count in (("train", 21), ("val", 7)):
+        for number, row in enumerate(row for row in make_rows(folder, split, count) if row.view == "frontal"):
+            if row.study in {other.study for other in rows}:
+                continue
+            added: dict[str, Any] = {}
+            if number % 3 == 0:
+                for name, columns in (("left lung", slice(24, 36)), ("right lung", slice(4, 16))):
+                    mask = np.zeros((40, 40), np.uint8)
+                    mask[8:32, columns] = 255
+                    Image.fromarray(mask).save(folder / f"{row.study} {name}.png")
+                    added.setdefault("masks", {})[name] = (f"{row.study} {name}.png",)
+            elif number % 3 == 1:
+                added = {"boxes": (Box("mass", 0.25, 0.5, 0.25, 0.25),), "severity": 9.0, "sex": "F"}
+            rows.append(row.model_copy(update=added))
+    Manifest(tuple(rows), folder).write(folder / "annotated.jsonl")
+    return folder / "annotated.jsonl"
+
+
+@pytest.fixture(scope="module")
+def source(preset: Preset, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("source") / "checkpoint"
+    random_checkpoint(root, preset, seed=5)
+    return root
+
+
+@pytest.fixture(scope="module")
+def corpora(annotated: Path, preset: Preset, tmp_path_factory: pytest.TempPathFactory) -> tuple[Corpus, Corpus]:
+    cache = tmp_path_factory.mktemp("cache")
+    manifest = Manifest.read(annotated)
+    train, val = (Corpus.load(manifest, split, preset, cache, progress=False) for split in ("train", "val"))
+    return train, val
+
+
+@pytest.fixture(scope="module")
+def stage(preset: Preset, corpora: tuple[Corpus, Corpus], source: Path) -> ControlStage:
+    made = make_stage("control", preset, *corpora, source, 0)
+    assert isinstance(made, ControlStage)
+    return made
+
+
+def test_studies_are_drawn_by_what_is_annotated(stage: ControlStage) -> None:
+    bank = stage.train[0]
+    assert set(bank.kinds["boxes"]) == set(bank.kinds["severity"])
+    assert not set(bank.kinds["boxes"]) & set(bank.kinds["masks"])
+    pictures = {picture for study in bank.kinds["masks"] for picture, _ in bank.pairs[study]}
+    seen: Counter[bool] = Counter()
+    kept: Counter[bool] = Counter()
+    for step in range(60):
+        batch = stage.batch(step, 0, 1)
+        assert torch.equal(batch["z0"], stage.batch(step, 0, 1)["z0"])
+        for latents in batch["z0"]:
+            seen[any(torch.equal(latents, bank.targets[picture]) for picture in pictures)] += 1
+        kept.update(batch["keep"]["report"].tolist())
+    assert abs(seen[True] - 120) < 5 * 60**0.5  # masks 2, boxes 1, severity 1: half of 240
+    assert kept[True] > kept[False] > 0
+
+
+def test_annotations_move_with_their_picture() -> None:
+    mask = np.zeros((32, 32), bool)
+    mask[8:16, 4:12] = True
+    box = Box("mass", 4 / 32, 8 / 32, 8 / 32, 8 / 32)
+    move = (0.75, 0.0625, -0.0625)
+    moved = _moved(Annotation({"left lung": mask}, (box,)), *move)
+    picture = _moved_picture(torch.from_numpy(mask).float()[None, None], *move, mode="bilinear")[0, 0].numpy() > 0.5
+    own = moved.masks["left lung"]
+    assert (picture ^ own).sum() <= 2
+    rows, columns = np.nonzero(own)
+    (found,) = moved.boxes
+    np.testing.assert_allclose(
+        [found.x * 32, found.y * 32, (found.x + found.w) * 32, (found.y + found.h) * 32],
+        [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1],
+        atol=1,
+    )
+    assert not _moved(Annotation({"left lung": mask}, (box,)), 1.0, -1.0, 0.0).masks
+
+
+def test_a_study_is_read_onto_the_grid(corpora: tuple[Corpus, Corpus], preset: Preset) -> None:
+    read = [read_study(study, preset.transform) for study in corpora[0].studies]
+    masks = next(annotation for annotation in read if annotation.masks)
+    assert set(masks.masks) == {"left lung", "right lung"}
+    assert masks.size == (32, 32)
+    assert any(not (one.masks or one.boxes or one.severity) for one in read)
+    assert render(masks, 32).max() > -1
+
+
+def test_captions_come_with_and_without_what_is_known(corpora: tuple[Corpus, Corpus]) -> None:
+    train = corpora[0]
+    index = next(i for i, study in enumerate(train.studies) if study.sex and study.impression)
+    text = train.studies[index].impression
+    assert train.texts(index) == [text, f"sex:Female, severity:9. {text}"]
+
+
+def test_gradient_reaches_the_control_alone(stage: ControlStage) -> None:
+    with torch.no_grad():  # a zero layer passes no gradient on
+        for layer in (stage.model.enter, *stage.model.leave):
+            layer.weight.normal_(std=0.1)  # type: ignore[operator, union-attr]
+    loss, _ = stage.loss(stage.module, stage.batch(0, 0, 1))
+    loss.backward()
+    assert all(p.grad is None and not p.requires_grad for p in stage.generator.parameters())
+    trained = {name: p.grad for name, p in stage.module.named_parameters() if p.grad is not None}
+    assert any(name.startswith("control.leave") for name in trained)
+    assert any(name.startswith("control.blocks.0") for name in trained)
+    assert not any("frozen" in name for name, _ in stage.module.named_parameters())
+
+
+def test_training_changes_the_control_alone(preset: Preset, annotated: Path, source: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    run(["control"], preset, Manifest.read(annotated), out, QUIET, init=source)
+    changed = {
+        name
+        for name in read_index(source).components
+        if module_hash(load_component(out, name)) != module_hash(load_component(source, name))
+    }
+    assert changed == {"control"}
+
+
+def test_a_resumed_run_equals_an_unbroken_one(preset: Preset, annotated: Path, source: Path, tmp_path: Path) -> None:
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    manifest = Manifest.read(annotated)
+    run(["control"], preset, manifest, whole, QUIET, init=source)
+    run(["control"], preset, manifest, broken, QUIET, init=source)
+    checkpoints = broken / "training" / "control" / "checkpoints"
+    latest = sorted(checkpoints.iterdir())[-1]
+    for path in sorted(latest.iterdir()):
+        path.unlink()
+    latest.rmdir()
+    run(["control"], preset, manifest, broken, LoopOptions(progress=False, tensorboard=False, resume=True), init=source)
+    assert module_hash(load_component(whole, "control")) == module_hash(load_component(broken, "control"))
+
+
+def test_a_sheet_shows_what_is_made_of_annotations(stage: ControlStage) -> None:
+    sheet = stage.sheet(stage.module)
+    count = min(12, len(stage.val[0].pairs))
+    assert sheet.size == (count * 32, 3 * 32)
+
+
+def test_shuffled_annotations_are_validated_too(stage: ControlStage) -> None:
+    figures = stage.validate(stage.module)
+    assert set(figures) == {"loss", "shuffled"}
+    assert figures == stage.validate(stage.module)
+    assert figures["loss"] != figures["shuffled"]
+
+
+def test_twice_the_resolution_goes_on_from_the_same_weights(
+    preset: Preset, annotated: Path, source: Path, tmp_path: Path
+) -> None:
+    record = preset.model_dump(mode="json")
+    record["transform"]["size"] = 64
+    parts = record["components"]
+    parts["image_vae"]["image_size"] = 64
+    for name in ("frontal_dit", "control"):
+        parts[name] |= {"latent_shape": [4, 8, 8], "position_scale": 2.0}
+    larger = Preset.parse(record, "larger")
+    run(["frontal"], larger, Manifest.read(annotated), tmp_path / "large", QUIET, init=source)
+    assert load_component(tmp_path / "large", "image_vae").config.image_size == 64
+    grown, small = (load_component(root, "frontal_dit").state_dict() for root in (tmp_path / "large", source))
+    assert {key: value.shape for key, value in grown.items()} == {key: value.shape for key, value in small.items()}
+    parts["frontal_dit"] |= {"depth": 4}
+    deeper = Preset.parse(record, "deeper")
+    with pytest.raises(ConfigError, match="of another architecture"):
+        run(["frontal"], deeper, Manifest.read(annotated), tmp_path / "deep", QUIET, init=source)
+
+
+def test_what_cannot_be_trained(
+    preset: Preset, corpora: tuple[Corpus, Corpus], toy: Path, source: Path, tmp_path: Path
+) -> None:
+    assert planned(preset) == ("frontal", "control")
+    manifest = Manifest.read(toy)
+    plain = [Corpus.load(manifest, split, preset, tmp_path, progress=False) for split in ("train", "val")]
+    with pytest.raises(DataError, match="no annotated frontal picture"):
+        make_stage("control", preset, plain[0], plain[1], source, 0)
+    with pytest.raises(ConfigError, match="no training settings for stage 'control'"):
+        make_stage("control", load_preset("debug"), *corpora, source, 0)

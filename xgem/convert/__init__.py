@@ -1,0 +1,1 @@
+"""Published checkpoints in xgem's format: names are mapped, every shape is checked, nothing is run."""

@@ -1,0 +1,361 @@
+"""Reading annotations (masks, boxes, severity), and writing masks and boxes as training data.
+
+A mask is a picture whose numbers count, so nothing is scaled, and nothing repaired: a mask that was saved as JPEG or
+smoothed is an ``InputError``. Readers take what ``xgem.data.annotations`` describes; that module checks the contents.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+from collections.abc import Mapping, Sequence
+from itertools import combinations
+from numbers import Integral
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from xgem.data.annotations import BOX_CLASSES, MAX_SEVERITY, STRUCTURES, Annotation, Box
+from xgem.data.demographics import number_up_to
+from xgem.data.read import file_bytes, sniff
+from xgem.data.transforms import MAX_SIDE
+from xgem.types import InputError
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    Mask = NDArray[np.bool_]
+
+LABELS_KEY = "Structures"
+"""The text in a PNG that says that its values are labels, whichever they are."""
+_STRUCTURE_ALIASES = {
+    "heart": "cardiomediastinum",
+    "ground glass opacities": "ground glass opacity",
+    "devices": "device",
+}
+_CLASS_ALIASES = {"infiltration": "infiltrate", "pleural effusion": "effusion"}
+_SMALLER_LUNG = 0.1  # a part that is smaller than this share of the other is no lung
+
+
+def structure_of(name: str) -> str:
+    """The structure that ``name`` means ("Left_Lung", "heart"); InputError lists the known ones."""
+    plain = _plain(name)
+    structure = _STRUCTURE_ALIASES.get(plain, plain)
+    if structure not in STRUCTURES:
+        raise InputError(f"unknown structure {name!r}: expected one of {', '.join(STRUCTURES)}, or lungs")
+    return structure
+
+
+def read_masks(value: Any) -> Annotation:
+    """Masks as an annotation of the picture's own size.
+
+    Args:
+        value: a mapping from structure to binary picture (0 and one other value), or one picture: of labels (0 for
+            background, i + 1 for ``STRUCTURES[i]``), or a binary file that is named after its structure
+            ("pneumothorax.png", "chest.left_lung.png"). A picture is a path (PNG, TIFF, BMP or ``.npy``), a PIL image,
+            an array or a tensor. "lungs" is one mask of both: its parts left and right of the picture's middle are
+            the patient's right and left lung. A picture of 0 and 1 alone counts as binary, unless it is a PNG that
+            says that it holds labels, as ``write_labels`` makes it.
+
+    Raises:
+        InputError: unreadable, neither binary nor labels, a structure that is unknown, missing or given twice, lungs
+            that cannot be told apart, and what ``Annotation`` refuses.
+    """
+    if isinstance(value, Mapping):
+        if not value:
+            raise InputError("mask: an empty mapping; expected a mask by structure, or leave the mask out")
+        masks: dict[str, Mask] = {}
+        for name, source in value.items():
+            stored, origin, _ = _stored(source)
+            found = _named(str(name), _binary(stored, origin))
+            if masks.keys() & found.keys():
+                raise InputError(f"mask {name!r}: its structure is given twice, expected one mask for each")
+            masks.update(found)
+        return Annotation(masks)
+    stored, origin, labelled = _stored(value)
+    values = np.unique(stored)
+    if not values.any():
+        raise InputError(f"{origin}: an empty mask (0 all over); leave out what the picture does not show")
+    name = _plain(Path(origin).stem.rpartition(".")[2])
+    if not labelled and len(values) <= 2:
+        if name == "lungs" or _STRUCTURE_ALIASES.get(name, name) in STRUCTURES:
+            return Annotation(_named(name, _binary(stored, origin)))
+        if set(values) <= {0, 1} or not set(values) <= set(range(len(STRUCTURES) + 1)):
+            raise InputError(
+                f"{origin}: a binary mask, but of what? Name the file after its structure, or give a mapping "
+                f"{{structure: mask}}; structures are {', '.join(STRUCTURES)}, or lungs"
+            )
+    strange = [number for number in values if number not in range(len(STRUCTURES) + 1)]
+    if strange:
+        raise InputError(
+            f"{origin}: {len(values)} values, {strange[0]:g} among them; expected a binary mask (0 and one other "
+            f"value), or labels from 0 to {len(STRUCTURES)}; save masks without smoothing, as PNG"
+        )
+    return Annotation({STRUCTURES[int(number) - 1]: stored == number for number in values if number})
+
+
+def read_boxes(value: Any) -> Annotation:
+    """Boxes as an annotation, of the picture's size where the value states it.
+
+    Args:
+        value: a list of ``{"label" or "category": class, "bbox": [x, y, w, h]}`` in shares of the picture; COCO, a
+            mapping with ``images`` (one), ``annotations`` and ``categories``, in pixels; or the path of a JSON file
+            with one of these.
+
+    Raises:
+        InputError: unreadable or malformed, no boxes, several images, and what ``Box`` refuses.
+    """
+    origin = "boxes"
+    if isinstance(value, str | os.PathLike):
+        origin = os.fspath(value)
+        data = file_bytes(Path(origin))
+        try:
+            value = json.loads(data)
+        except (ValueError, RecursionError) as error:
+            raise InputError(f"{origin}: not JSON ({_brief(error)}); expected a list of boxes, or COCO") from error
+    if isinstance(value, Mapping):
+        return _from_coco(value, origin)
+    if not isinstance(value, list | tuple):
+        raise InputError(f"{origin}: expected a list of boxes, or COCO, got {type(value).__name__}")
+    if not value:
+        raise InputError(f"{origin}: no boxes; leave them out to generate without")
+    boxes: list[Box] = []
+    for number, item in enumerate(value):
+        where = f"{origin}: box {number}"
+        if not isinstance(item, Mapping):
+            raise InputError(f"{where}: expected a mapping with label and bbox, got {type(item).__name__}")
+        boxes.append(_box(item.get("label", item.get("category")), item.get("bbox"), (1, 1), where))
+    return Annotation(boxes=tuple(boxes))
+
+
+def read_severity(value: Any) -> Annotation:
+    """A Brixia score from 0 to 18, a number or its text, as an annotation; InputError where it is none."""
+    return Annotation(severity=number_up_to(MAX_SEVERITY, "severity", value))
+
+
+def label_picture(masks: Mapping[str, Mask]) -> tuple[NDArray[np.uint8], tuple[tuple[str, str], ...]]:
+    """Masks (h, w) in one picture (h, w), 0 for background and i + 1 for ``STRUCTURES[i]``.
+
+    Where masks overlap, the one later in ``STRUCTURES`` is kept; the second result is the pairs that do.
+    """
+    annotation = Annotation(masks)
+    if annotation.size is None:
+        raise InputError("no masks to write, expected at least one")
+    labels = np.zeros(annotation.size, np.uint8)
+    for name, mask in annotation.masks.items():
+        labels[mask] = STRUCTURES.index(name) + 1
+    pairs = combinations(annotation.masks.items(), 2)
+    return labels, tuple((one, other) for (one, a), (other, b) in pairs if (a & b).any())
+
+
+def write_labels(masks: Mapping[str, Mask], path: Path) -> tuple[tuple[str, str], ...]:
+    """Write ``label_picture`` as a PNG that says what it is; returns the pairs of structures that overlap."""
+    from PIL import Image
+    from PIL.PngImagePlugin import PngInfo
+
+    labels, overlaps = label_picture(masks)
+    info = PngInfo()
+    info.add_text(LABELS_KEY, ", ".join(f"{number} {name}" for number, name in enumerate(STRUCTURES, 1)))
+    Image.fromarray(labels).save(path, format="PNG", pnginfo=info)
+    return overlaps
+
+
+def write_masks(masks: Mapping[str, Mask], directory: Path, stem: str) -> list[Path]:
+    """One 1-bit PNG a structure, ``<stem>.left_lung.png``: nothing is lost where masks overlap."""
+    from PIL import Image
+
+    paths: list[Path] = []
+    for name, mask in Annotation(masks).masks.items():
+        paths.append(directory / f"{stem}.{name.replace(' ', '_')}.png")
+        Image.fromarray(mask).save(paths[-1])
+    return paths
+
+
+def coco(boxes: Sequence[Box], width: int, height: int, file_name: str) -> dict[str, Any]:
+    """Boxes of one picture of ``width`` x ``height`` pixels in COCO's form, ready for JSON."""
+    annotations: list[dict[str, Any]] = []
+    for number, box in enumerate(boxes, 1):
+        pixels = [float(side) for side in (box.x * width, box.y * height, box.w * width, box.h * height)]
+        annotations.append(
+            {
+                "id": number,
+                "image_id": 1,
+                "category_id": BOX_CLASSES.index(box.label) + 1,
+                "bbox": pixels,
+                "area": pixels[2] * pixels[3],
+                "iscrowd": 0,
+            }
+        )
+    return {
+        "images": [{"id": 1, "file_name": file_name, "width": width, "height": height}],
+        "annotations": annotations,
+        "categories": [{"id": number, "name": name} for number, name in enumerate(BOX_CLASSES, 1)],
+    }
+
+
+# ------------------------------------------------------------------------------------------------ masks
+
+
+def _stored(source: Any) -> tuple[NDArray[Any], str, bool]:
+    """A picture's (h, w) numbers as stored, the file it is from or "mask", and whether it says that it holds labels."""
+    from PIL import Image
+
+    if isinstance(source, str | os.PathLike):
+        origin = os.fspath(source)
+        data = file_bytes(Path(origin))
+        if sniff(data) == "npy":
+            try:
+                array = np.load(io.BytesIO(data), allow_pickle=False)
+            except (ValueError, EOFError, OSError) as error:
+                raise InputError(f"{origin}: not a usable .npy file ({_brief(error)}); save it again") from error
+            return _plane(array, origin), origin, False
+        try:
+            with Image.open(io.BytesIO(data), formats=("PNG", "TIFF", "BMP", "PPM", "JPEG")) as image:
+                return _of_image(image, origin), origin, LABELS_KEY in image.info
+        except InputError:
+            raise
+        # Decoders meet damaged files in many ways.
+        except (OSError, SyntaxError, ValueError, EOFError, TypeError, Image.DecompressionBombError) as error:
+            raise InputError(f"{origin}: not a readable mask ({_brief(error)}); expected PNG or .npy") from error
+    if isinstance(source, Image.Image):
+        try:
+            return _of_image(source, "mask"), "mask", LABELS_KEY in source.info
+        except OSError as error:  # a lazily opened file turns out to be damaged
+            raise InputError(f"mask: damaged picture ({_brief(error)}); get the file again") from error
+    if hasattr(source, "detach"):
+        source = source.detach().cpu().numpy()
+    if not isinstance(source, np.ndarray):
+        raise InputError(
+            f"cannot read a {type(source).__name__} as a mask; expected a path, PIL image, array, tensor, or a mapping "
+            "from structure to these"
+        )
+    return _plane(source, "mask"), "mask", False
+
+
+def _of_image(image: Any, origin: str) -> NDArray[Any]:
+    from PIL import ImageOps
+
+    if getattr(image, "n_frames", 1) > 1:
+        raise InputError(f"{origin}: holds {image.n_frames} frames; expected one picture")
+    image = ImageOps.exif_transpose(image)
+    if image.mode == "LA":
+        image = image.getchannel("L")
+    return _plane(np.asarray(image.convert("RGB") if image.mode == "RGBA" else image), origin)
+
+
+def _plane(array: NDArray[Any], origin: str) -> NDArray[Any]:
+    if array.ndim == 3 and array.shape[-1] == 3 and (array == array[..., :1]).all():
+        array = array[..., 0]
+    if array.ndim == 3 and 1 in (array.shape[0], array.shape[-1]):
+        array = array[0] if array.shape[0] == 1 else array[..., 0]
+    if array.ndim != 2 or not array.size:
+        raise InputError(f"{origin}: shape {array.shape}; expected one grey picture, (h, w)")
+    if array.dtype.kind not in "biuf" or not np.isfinite(array).all():
+        raise InputError(
+            f"{origin}: type {array.dtype} or values that are no numbers; expected a mask of whole numbers"
+        )
+    return array
+
+
+def _binary(stored: NDArray[Any], origin: str) -> Mask:
+    values = np.unique(stored)
+    if len(values) > 2 or (0 not in values):
+        what = f"{len(values)} values" if len(values) > 1 else f"{values[0]:g} all over"
+        raise InputError(
+            f"{origin}: not a binary mask, {what}; expected 0 and one other value, saved without smoothing, as PNG"
+        )
+    return stored != 0
+
+
+def _named(name: str, mask: Mask) -> dict[str, Mask]:
+    return _lungs(mask) if _plain(name) == "lungs" else {structure_of(name): mask}
+
+
+def _lungs(mask: Mask) -> dict[str, Mask]:
+    """Both lungs of one mask: its connected parts by the half in which their centres lie. The left half of a frontal
+    radiograph shows the patient's right side.
+    """
+    parts = _parts(mask)
+    sides = {"right lung": np.zeros_like(mask), "left lung": np.zeros_like(mask)}
+    largest = dict.fromkeys(sides, 0)
+    for part in np.unique(parts[mask]):
+        pixels = parts == part
+        side = "right lung" if np.nonzero(pixels)[1].mean() < (mask.shape[1] - 1) / 2 else "left lung"
+        sides[side] |= pixels
+        largest[side] = max(largest[side], int(pixels.sum()))
+    if min(largest.values()) <= _SMALLER_LUNG * max(largest.values()):
+        raise InputError(
+            "mask 'lungs': not one lung in each half of the picture; give 'left lung' and 'right lung' as masks of "
+            "their own (the patient's sides)"
+        )
+    return sides
+
+
+def _parts(mask: Mask) -> NDArray[np.int64]:
+    """(h, w): one number for each 4-connected part, that of its first pixel; the mask's size outside."""
+    outside = mask.size
+    part = np.where(mask, np.arange(outside).reshape(mask.shape), outside)
+    while True:
+        around = np.pad(part, 1, constant_values=outside)
+        least = np.minimum.reduce([part, around[:-2, 1:-1], around[2:, 1:-1], around[1:-1, :-2], around[1:-1, 2:]])
+        # The number is itself a pixel of the part, and may know of an earlier one: that halves the way.
+        least = np.append(np.where(mask, least, outside), outside)[np.where(mask, least, outside)]
+        if (least == part).all():
+            return part
+        part = least
+
+
+# ------------------------------------------------------------------------------------------------ boxes and numbers
+
+
+def _from_coco(value: Mapping[str, Any], origin: str) -> Annotation:
+    images, items, kinds = (value.get(key) for key in ("images", "annotations", "categories"))
+    if not all(isinstance(part, list) and all(isinstance(i, Mapping) for i in part) for part in (images, items, kinds)):
+        raise InputError(f"{origin}: expected a list of boxes, or COCO with lists images, annotations and categories")
+    assert images is not None
+    assert items is not None
+    assert kinds is not None
+    if len(images) != 1:
+        raise InputError(f"{origin}: {len(images)} images; expected one: take the annotations of one picture")
+    if not items:
+        raise InputError(f"{origin}: no boxes; leave them out to generate without")
+    width, height = images[0].get("width"), images[0].get("height")
+    if not all(isinstance(side, Integral) and 0 < int(side) <= MAX_SIDE for side in (width, height)):
+        raise InputError(f"{origin}: the image is of {width!r} x {height!r}; expected its width and height in pixels")
+    names = {str(kind.get("id")): kind.get("name") for kind in kinds}
+    boxes: list[Box] = []
+    for number, item in enumerate(items):
+        where = f"{origin}: box {number}"
+        if item.get("image_id") != images[0].get("id"):
+            raise InputError(f"{where}: is of image {item.get('image_id')!r}, expected {images[0].get('id')!r}")
+        kind = str(item.get("category_id"))
+        if kind not in names:
+            raise InputError(f"{where}: category {kind[:40]} is not among the file's categories")
+        boxes.append(_box(names[kind], item.get("bbox"), (width, height), where))
+    return Annotation(boxes=tuple(boxes), size=(height, width))
+
+
+def _box(label: Any, bbox: Any, scale: tuple[int, int], where: str) -> Box:
+    if not isinstance(label, str):
+        raise InputError(f"{where}: no class; expected one of {', '.join(BOX_CLASSES)} as its label")
+    try:
+        if not isinstance(bbox, list | tuple) or any(isinstance(side, str | bool) for side in bbox):
+            raise TypeError
+        x, y, w, h = (float(side) for side in bbox)
+    except (TypeError, ValueError, OverflowError):
+        raise InputError(f"{where}: bbox is {str(bbox)[:60]}; expected four numbers: x, y, width, height") from None
+    name = _plain(label)
+    try:
+        return Box(_CLASS_ALIASES.get(name, name), x / scale[0], y / scale[1], w / scale[0], h / scale[1])
+    except InputError as error:
+        raise InputError(f"{where}: {error}") from None
+
+
+def _plain(name: str) -> str:
+    return " ".join(name.replace("_", " ").replace("-", " ").split()).lower()
+
+
+def _brief(error: BaseException) -> str:
+    return " ".join(str(error).split())[:120] or type(error).__name__

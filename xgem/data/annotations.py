@@ -1,0 +1,285 @@
+"""Spatial annotations of a frontal radiograph: masks by structure, boxes by class, a severity score.
+
+``render`` draws them as one grey picture (ChexGen: annotations are formatted as images). Its values never change:
+trained weights rely on them.
+
+| mask | value | box | value |
+|---|---|---|---|
+| left lung | -0.778 | atelectasis | -0.889 |
+| right lung | -0.556 | cardiomegaly | -0.667 |
+| cardiomediastinum | -0.333 | effusion | -0.444 |
+| airways | -0.111 | infiltrate | -0.222 |
+| ground glass opacity | 0.111 | mass | 0.000 |
+| consolidation | 0.333 | nodule | 0.222 |
+| pleural effusion | 0.556 | pneumonia | 0.444 |
+| pneumothorax | 0.778 | pneumothorax | 0.667 |
+| device | 1.000 | severity (a bar) | 0.889 |
+
+The background is -1. Masks are drawn in the order of the table, so that small things lie over large ones; boxes lie
+over masks, large boxes first; the severity bar lies over all.
+
+An annotation states no pixel spacing: its pixels count as square, as a radiograph's do after it was resampled.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+
+from xgem.data.read import array_hash
+from xgem.data.transforms import pad_square, resize
+from xgem.types import InputError, ShapeError
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from xgem.configs.schema import TransformConfig
+
+    Mask = NDArray[np.bool_]
+    Size = tuple[int, int]
+
+STRUCTURES: Final = (
+    "left lung",
+    "right lung",
+    "cardiomediastinum",
+    "airways",
+    "ground glass opacity",
+    "consolidation",
+    "pleural effusion",
+    "pneumothorax",
+    "device",
+)
+"""What a mask can outline; sides are the patient's, ``device`` is any line, tube or probe. The order of drawing."""
+BOX_CLASSES: Final = (
+    "atelectasis",
+    "cardiomegaly",
+    "effusion",
+    "infiltrate",
+    "mass",
+    "nodule",
+    "pneumonia",
+    "pneumothorax",
+)
+"""What a box can hold: the classes that NIH's radiologists boxed."""
+MAX_SEVERITY: Final = 18.0
+"""The highest Brixia score."""
+BACKGROUND: Final = -1.0
+
+_OUTSIDE = 1e-3  # how far a box may reach over the picture's edge: its numbers were rounded
+_SAME_ASPECT = 0.01  # sizes of one picture at two resolutions differ by rounding
+
+
+@dataclass(frozen=True)
+class Box:
+    """A rectangle that holds a finding; ``x, y`` is its top left corner. Shares of the picture's width and height.
+
+    Raises:
+        InputError: the class is unknown, the rectangle has no area or lies outside the picture.
+    """
+
+    label: str
+    x: float
+    y: float
+    w: float
+    h: float
+
+    def __post_init__(self) -> None:
+        if self.label not in BOX_CLASSES:
+            raise InputError(f"box of unknown class {self.label!r}: expected one of {', '.join(BOX_CLASSES)}")
+        where = f"{self.label} box ({self.x:g}, {self.y:g}, {self.w:g}, {self.h:g})"
+        if not all(math.isfinite(number) for number in (self.x, self.y, self.w, self.h)):
+            raise InputError(f"{where}: expected finite numbers")
+        if self.w <= 0 or self.h <= 0:
+            raise InputError(f"{where}: has no area; expected x, y, width and height, the last two over 0")
+        if min(self.x, self.y) < -_OUTSIDE or max(self.x + self.w, self.y + self.h) > 1 + _OUTSIDE:
+            raise InputError(
+                f"{where}: reaches outside the picture; expected shares of its width and height, from 0 to 1"
+            )
+
+
+@dataclass(frozen=True, eq=False)
+class Annotation:
+    """What is known of a picture's contents; each part may be missing.
+
+    ``masks`` (h, w) bool by structure, kept in the order of ``STRUCTURES``; ``boxes`` in shares of the picture;
+    ``severity`` a Brixia score from 0 to 18. ``size`` is the picture's (h, w): that of the masks, or given beside
+    boxes, or None where nothing states it. ``annotated`` is the ``size`` before the picture was made square.
+
+    Raises:
+        InputError: a mask of an unknown structure, an empty mask, masks of different sizes, severity out of range.
+    """
+
+    masks: Mapping[str, Mask] = field(default_factory=dict)
+    boxes: tuple[Box, ...] = ()
+    severity: float | None = None
+    size: Size | None = None
+    annotated: Size | None = None
+
+    def __post_init__(self) -> None:
+        unknown = [name for name in self.masks if name not in STRUCTURES]
+        if unknown:
+            raise InputError(f"mask of unknown structure {unknown[0]!r}: expected one of {', '.join(STRUCTURES)}")
+        for name, mask in self.masks.items():
+            if mask.ndim != 2 or mask.dtype != np.bool_:
+                raise ShapeError(f"mask {name!r}: expected (h, w) bool, got {mask.shape} {mask.dtype}")
+            if not mask.any():
+                raise InputError(f"mask {name!r} is empty: leave out what the picture does not show")
+            size = self.size or mask.shape
+            if mask.shape != size:
+                raise InputError(
+                    f"mask {name!r} is of {_by(mask.shape)} pixels, expected {_by(size)}: "
+                    "masks of one picture have one size"
+                )
+            object.__setattr__(self, "size", size)
+        if self.severity is not None and not 0 <= self.severity <= MAX_SEVERITY:
+            raise InputError(f"severity is {self.severity:g}, expected a Brixia score from 0 to {MAX_SEVERITY:g}")
+        ordered = {name: self.masks[name] for name in STRUCTURES if name in self.masks}
+        object.__setattr__(self, "masks", ordered)
+
+    @property
+    def sha256(self) -> str:
+        """Identifies the content, whatever files it came from."""
+        content = {
+            "masks": {name: array_hash(mask) for name, mask in self.masks.items()},
+            "boxes": sorted((b.label, *(round(float(side), 6) for side in (b.x, b.y, b.w, b.h))) for b in self.boxes),
+            "severity": None if self.severity is None else float(self.severity),
+            "size": self.size,
+        }
+        return hashlib.sha256(json.dumps(content).encode()).hexdigest()
+
+    def squared(self, config: TransformConfig) -> Annotation:
+        """The annotation of the picture that ``to_square`` makes of the annotated one, ``size`` (s, s).
+
+        Without ``config.pad`` the picture was stretched, and a box's shares stay as they are. With it the picture was
+        padded to a square, and so is the annotation; boxes of a picture of unknown size count as shares of a square
+        one. A pixel belongs to a mask if at least half of it is covered; of a mask too thin for that, what is covered
+        most remains.
+        """
+        side = config.size
+        annotated = self.annotated or self.size
+        boxes = self.boxes
+        if config.pad and boxes:
+            annotated = annotated or (side, side)
+            boxes = tuple(_padded(box, self.size or annotated) for box in boxes)
+        masks = {name: _on_grid(mask, config) for name, mask in self.masks.items()}
+        return Annotation(masks, boxes, self.severity, (side, side), annotated)
+
+    def united(self, *others: Annotation) -> Annotation:
+        """One annotation of all parts.
+
+        Raises:
+            InputError: two parts have a mask of one structure, or a severity, or are of pictures of other sizes. That
+                includes boxes of a picture of unknown size, made square, beside a mask of one that is not.
+        """
+        parts = (self, *others)
+        masks: dict[str, Mask] = {}
+        for part in parts:
+            twice = masks.keys() & part.masks.keys()
+            if twice:
+                raise InputError(f"mask {min(twice)!r} is given twice: give one mask a structure")
+            masks.update(part.masks)
+        severities = [part.severity for part in parts if part.severity is not None]
+        if len(severities) > 1:
+            raise InputError(f"severity is given twice ({severities[0]:g} and {severities[1]:g}): give one score")
+        boxes = tuple(box for part in parts for box in part.boxes)
+        size = _one_size([part.size for part in parts if part.size])
+        annotated = _one_size([part.annotated for part in parts if part.annotated])
+        # Boxes may state the picture's size at another resolution; that of masks is exact.
+        size = None if masks else size
+        return Annotation(masks, boxes, severities[0] if severities else None, size, annotated)
+
+
+def value_of(name: str, *, box: bool = False) -> float:
+    """The grey value in [-1, 1] of a structure's mask, of a class's ``box``, or of ``"severity"``.
+
+    Masks are evenly spaced from the background to 1; boxes and the severity bar lie half way between them.
+    """
+    step = 2 / len(STRUCTURES)
+    if name == "severity":
+        return BACKGROUND + step * (len(BOX_CLASSES) + 0.5)
+    return BACKGROUND + step * (BOX_CLASSES.index(name) + 0.5 if box else STRUCTURES.index(name) + 1)
+
+
+def render(annotation: Annotation, size: int, *, filled: bool = False) -> NDArray[np.float32]:
+    """The annotation as a picture: (size, size) float32 in [-1, 1], in the values of ``value_of``.
+
+    Args:
+        annotation: on a grid of ``size`` (``Annotation.squared``).
+        size: side in pixels.
+        filled: boxes as areas; otherwise as outlines inside their edges, 2 pixels thick at size 128.
+
+    The severity bar starts with a square of its height, size / 32, in the lower left corner, so that a score of 0 is
+    seen; the score's share of 18 is how much of the remaining width it fills.
+
+    Raises:
+        ShapeError: the annotation is on another grid.
+    """
+    if annotation.size not in (None, (size, size)):
+        raise ShapeError(
+            f"annotation of {_by(annotation.size)} pixels, expected {size} x {size}: make it square first (squared)"
+        )
+    picture = np.full((size, size), BACKGROUND, np.float32)
+    for name, mask in annotation.masks.items():
+        picture[mask] = value_of(name)
+    thickness = math.ceil(size / 64)
+    for box in sorted(annotation.boxes, key=lambda box: (-box.w * box.h, box.label, box.x, box.y)):
+        rows, columns = _pixels(box.y, box.h, size), _pixels(box.x, box.w, size)
+        frame = np.ones_like(picture[rows, columns], dtype=bool)
+        if not filled:
+            frame[thickness:-thickness, thickness:-thickness] = False
+        picture[rows, columns][frame] = value_of(box.label, box=True)
+    if annotation.severity is not None:
+        height = max(1, size // 32)
+        length = height + round((size - height) * annotation.severity / MAX_SEVERITY)
+        picture[-height:, :length] = value_of("severity")
+    return picture
+
+
+def _pixels(start: float, length: float, size: int) -> slice:
+    """The pixels of a span given in shares; that of its middle where it is too short for one."""
+    first, last = round(start * size), round((start + length) * size)
+    if first == last:
+        first = min(int((start + length / 2) * size), size - 1)
+        last = first + 1
+    return slice(max(first, 0), last)
+
+
+def _on_grid(mask: Mask, config: TransformConfig) -> Mask:
+    pixels = mask.astype(np.float32)
+    covered = resize(pad_square(pixels) if config.pad else pixels, (config.size, config.size), "area")
+    return covered >= min(0.5, float(covered.max())) - 1e-6
+
+
+def _padded(box: Box, size: Size) -> Box:
+    """The box in shares of the square that ``pad_square`` makes of a picture of ``size``."""
+    height, width = size
+    side = max(size)
+    top, left = (side - height) // 2, (side - width) // 2
+    return Box(
+        box.label,
+        (box.x * width + left) / side,
+        (box.y * height + top) / side,
+        box.w * width / side,
+        box.h * height / side,
+    )
+
+
+def _one_size(sizes: list[Size]) -> Size | None:
+    """The first of ``sizes``, whose aspects have to agree."""
+    for height, width in sizes[1:]:
+        if abs(height * sizes[0][1] / (width * sizes[0][0]) - 1) > _SAME_ASPECT:
+            raise InputError(
+                f"annotations are of pictures of {_by(sizes[0])} and of {_by((height, width))} pixels, expected one "
+                "picture: for boxes state its width and height (COCO)"
+            )
+    return sizes[0] if sizes else None
+
+
+def _by(size: Any) -> str:
+    return " x ".join(str(side) for side in size)

@@ -1,0 +1,137 @@
+"""The manifest's schema: what one row holds, checked value by value."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal, get_args
+
+from pydantic import BaseModel, ConfigDict, ValidationError, field_validator, model_validator
+
+from xgem.data.annotations import BOX_CLASSES, MAX_SEVERITY, STRUCTURES, Box
+
+Split = Literal["train", "val", "test"]
+View = Literal["frontal", "lateral"]
+SPLITS: tuple[str, ...] = get_args(Split)
+ANNOTATIONS = ("race", "severity", "masks", "boxes")
+# What all rows of one study must agree on, because it belongs to the study and not to the picture.
+STUDY_FIELDS = (
+    *("subject", "split", "findings", "impression", "labels", "age", "sex"),
+    *ANNOTATIONS,
+    *("source", "licence"),
+)
+# How far a box may reach out of its picture, as a share: one pixel of 1024, or rounding to three places.
+_TOLERANCE = 1e-3
+
+
+class Row(BaseModel):
+    """One picture of a study, or the report of a study without pictures (``view`` and ``file`` None).
+
+    ``file`` is absolute, or relative to the manifest's folder. ``view`` is None with a file where the source does
+    not tell the view; such a picture is kept in the manifest and used by nothing. ``findings`` and ``impression`` are
+    cleaned text, empty when missing; an absent impression is never filled from the findings. ``labels`` carry the
+    source's own names. ``age`` is in years, ``sex`` is ``"F"`` or ``"M"``; None is unknown.
+
+    Annotations belong to the study. ``masks`` maps a structure (``STRUCTURES``) to PNG files, named as ``file`` is,
+    that outline it on the frontal; several are united. ``boxes`` hold findings there (``BOX_CLASSES``), ``severity``
+    is a Brixia score. Empty and None are unknown, not absent.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    study: str
+    subject: str
+    split: Split
+    view: View | None = None
+    file: str | None = None
+    findings: str = ""
+    impression: str = ""
+    labels: tuple[str, ...] = ()
+    age: float | None = None
+    sex: Literal["F", "M"] | None = None
+    race: str | None = None
+    severity: float | None = None
+    masks: dict[str, tuple[str, ...]] = {}
+    boxes: tuple[Box, ...] = ()
+    source: str = ""
+    licence: str = ""
+
+    @field_validator("study", "subject")
+    @classmethod
+    def _is_named(cls, value: str) -> str:
+        if not value.strip() or value != value.strip():
+            raise ValueError("must be a name without surrounding blanks")
+        return value
+
+    @field_validator("file")
+    @classmethod
+    def _is_path(cls, value: str | None) -> str | None:
+        if value is not None and not value.strip():
+            raise ValueError("must be a path or null, not empty")
+        return value
+
+    @field_validator("labels")
+    @classmethod
+    def _are_named(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if any(not label.strip() for label in value):
+            raise ValueError("must not hold empty names")
+        return value
+
+    @field_validator("age")
+    @classmethod
+    def _is_age(cls, value: float | None) -> float | None:
+        if value is not None and not (math.isfinite(value) and 0 <= value <= 120):
+            raise ValueError("must be between 0 and 120 years or null")
+        return value
+
+    @field_validator("race")
+    @classmethod
+    def _is_race(cls, value: str | None) -> str | None:
+        if value is not None and not value.strip():
+            raise ValueError("must be a name or null, not empty")
+        return value
+
+    @field_validator("severity")
+    @classmethod
+    def _is_score(cls, value: float | None) -> float | None:
+        if value is not None and not 0 <= value <= MAX_SEVERITY:
+            raise ValueError(f"must be between 0 and {MAX_SEVERITY:g} or null")
+        return value
+
+    @field_validator("masks")
+    @classmethod
+    def _outline(cls, value: dict[str, tuple[str, ...]]) -> dict[str, tuple[str, ...]]:
+        for structure, files in value.items():
+            if structure not in STRUCTURES:
+                raise ValueError(f"unknown structure {structure!r}; expected one of {', '.join(STRUCTURES)}")
+            if not files or any(not file.strip() for file in files):
+                raise ValueError(f"{structure}: must be paths; leave out a structure without masks")
+        return value
+
+    @field_validator("boxes")
+    @classmethod
+    def _lie_inside(cls, value: tuple[Box, ...]) -> tuple[Box, ...]:
+        for box in value:
+            if box.label not in BOX_CLASSES:
+                raise ValueError(f"unknown class {box.label!r}; expected one of {', '.join(BOX_CLASSES)}")
+            for start, length in ((box.x, box.w), (box.y, box.h)):
+                # Written so that NaN fails.
+                if not (length > 0 and start >= -_TOLERANCE and start + length <= 1 + _TOLERANCE):
+                    raise ValueError(
+                        "a box must have a size and lie inside the picture; x, y, w, h are shares of width and height"
+                    )
+        return value
+
+    @model_validator(mode="after")
+    def _has_file(self) -> Row:
+        if self.view is not None and self.file is None:
+            raise ValueError("a row with a view needs a file")
+        if (self.masks or self.boxes) and self.file is None:
+            raise ValueError("a row with masks or boxes needs the file that they are of")
+        return self
+
+
+def one_line(error: ValidationError) -> str:
+    """The first thing that is wrong with a row."""
+    first = error.errors()[0]
+    where = ".".join(str(part) for part in first["loc"]) or "row"
+    return f"{where}: {first['msg']} (got {first['input']!r:.80})"

@@ -1,0 +1,117 @@
+"""What steers a frontal radiograph besides prompts: masks, boxes, a severity score, demographics."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from xgem.configs.schema import Preset
+from xgem.data.annotation_files import coco, read_boxes, read_masks, read_severity, write_labels
+from xgem.data.annotations import Annotation
+from xgem.data.captions import preface
+from xgem.data.demographics import read_demographics
+from xgem.modalities.base import InputOnly
+from xgem.types import InputError, Prompt
+
+logger = logging.getLogger(__name__)
+
+
+class _Annotated(InputOnly):
+    """An annotation: whatever its reader takes in, one on the preset's grid inside."""
+
+    def annotation(self, value: Annotation) -> Annotation:
+        return value
+
+
+class Masks(_Annotated):
+    """Masks by structure: a mapping, a label picture, or one binary picture (``annotation_files.read_masks``)."""
+
+    name = "mask"
+    suffix = ".mask.png"
+
+    def read(self, value: Any, preset: Preset, *, allow_any: bool = False) -> Prompt:
+        del allow_any
+        given = read_masks(value)
+        squared = given.squared(preset.transform)
+        notes = () if given.size == squared.size else (_resized(given, squared, preset.transform.pad),)
+        origins = map(_origin, value.values() if isinstance(value, Mapping) else [value])
+        return Prompt(squared, given.sha256, ", ".join(dict.fromkeys(origins)), notes)
+
+    def write(self, output: Annotation, directory: Path, stem: str, metadata: Mapping[str, Any]) -> Path:
+        """A PNG of labels, i + 1 for ``STRUCTURES[i]``; what is hidden where masks overlap is warned of."""
+        del metadata
+        path = directory / f"{stem}{self.suffix}"
+        for under, over in write_labels(output.masks, path):
+            logger.warning("%s: %s hides a part of %s", path.name, over, under)
+        return path
+
+
+class Boxes(_Annotated):
+    """Boxes by class: a list in shares of the picture, COCO, or a file of either (``annotation_files.read_boxes``)."""
+
+    name = "boxes"
+    suffix = ".boxes.json"
+
+    def read(self, value: Any, preset: Preset, *, allow_any: bool = False) -> Prompt:
+        del allow_any
+        given = read_boxes(value)
+        return Prompt(given.squared(preset.transform), given.sha256, _origin(value))
+
+    def write(self, output: Annotation, directory: Path, stem: str, metadata: Mapping[str, Any]) -> Path:
+        """COCO, for the picture ``<stem>.png`` on whose grid the annotation is."""
+        del metadata
+        if output.size is None:
+            raise InputError("boxes: of a picture of unknown size; make the annotation square first (squared)")
+        height, width = output.size
+        path = directory / f"{stem}{self.suffix}"
+        path.write_text(json.dumps(coco(output.boxes, width, height, f"{stem}.png"), indent=2) + "\n", encoding="utf-8")
+        return path
+
+
+class Severity(_Annotated):
+    """A Brixia score, 0 to 18: drawn, and written in front of the text."""
+
+    name = "severity"
+
+    def read(self, value: Any, preset: Preset, *, allow_any: bool = False) -> Prompt:
+        del allow_any
+        given = read_severity(value)
+        return Prompt(given.squared(preset.transform), given.sha256, "text", text=f"{given.severity:g}")
+
+    def preface(self, value: Annotation) -> dict[str, Any]:
+        return {"severity": value.severity}
+
+
+class Demographics(InputOnly):
+    """Sex, age and race, as far as known: written in front of the text."""
+
+    name = "demographics"
+
+    def read(self, value: Any, preset: Preset, *, allow_any: bool = False) -> Prompt:
+        del preset, allow_any
+        known = read_demographics(value)
+        text = ", ".join(f"{name}:{value}" for name, value in known.items())
+        return Prompt(known, hashlib.sha256(preface(**known).encode("utf-8", "replace")).hexdigest(), "text", text=text)
+
+    def preface(self, value: Mapping[str, Any]) -> dict[str, Any]:
+        return dict(value)
+
+
+def _origin(value: Any) -> str:
+    """The name of the file that ``value`` is; ``"text"`` for what JSON could say, ``"array"`` for the rest."""
+    if isinstance(value, str | os.PathLike):
+        return Path(value).name
+    return "text" if isinstance(value, Mapping | list | tuple) else "array"
+
+
+def _resized(given: Annotation, squared: Annotation, pad: bool) -> str:
+    assert given.size is not None
+    assert squared.size is not None
+    (height, width), (side, _) = given.size, squared.size
+    how = "" if height == width else f" ({'padded' if pad else 'stretched'} to a square)"
+    return f"mask resized from {height} x {width} to {side} x {side}{how}"

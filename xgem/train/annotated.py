@@ -1,0 +1,164 @@
+"""Annotated pictures of a corpus as latents: what a ControlNet learns from."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from xgem.configs.schema import TransformConfig
+from xgem.data.annotations import Annotation, Box, render
+from xgem.data.cache import ArrayCache, module_hash
+from xgem.data.study_annotations import read_study
+from xgem.train.corpus import Corpus
+from xgem.train.loop import mix
+from xgem.types import DataError
+
+VERSION = 1
+"""Raise when the same study would give other latents than before."""
+KINDS = ("masks", "boxes", "severity")
+_VARIANTS, _SUBSETS = 8, 3
+_LEAST_BOX = 0.01
+_CHUNK = 64
+
+
+@dataclass(frozen=True)
+class AnnotatedBank:
+    """``targets`` (v, c, h, w): latents of pictures; ``annotations`` (a, c, h, w): those of annotation pictures.
+
+    ``pairs`` lists, by study, which picture goes with which annotation: every variant of the picture (moved and scaled
+    a little, never mirrored) with everything that is annotated in it and with some of it.
+    """
+
+    targets: Tensor
+    annotations: Tensor
+    pairs: dict[int, list[tuple[int, int]]]
+    kinds: dict[str, list[int]]
+    """Studies that have masks, boxes, a severity score."""
+
+
+def annotated_bank(
+    corpus: Corpus,
+    config: TransformConfig,
+    codec: Any,
+    cache: ArrayCache,
+    device: torch.device,
+    *,
+    vary: bool,
+    seed: int,
+) -> AnnotatedBank:
+    """Draw and encode the annotated frontal pictures of a corpus, or take them from the cache.
+
+    Raises:
+        DataError: no study of the split is annotated.
+    """
+    drawn: dict[int, Annotation] = {}
+    for index, study in enumerate(corpus.studies):
+        annotated = study.masks or study.boxes or study.severity is not None
+        if annotated and corpus.rows(index, "frontal"):
+            drawn[index] = read_study(study, config)
+    if not drawn:
+        raise DataError("no annotated frontal picture in this split: train on a manifest that has some")
+    pairs: dict[int, list[tuple[int, int]]] = {}
+    plan: list[tuple[int, int, list[Annotation]]] = []
+    pictures = rows = 0
+    for index, annotation in drawn.items():
+        rng = random.Random(mix(seed, "annotated", corpus.studies[index].id))
+        shown = [annotation, *(_some(annotation, rng) for _ in range(_SUBSETS - 1))] if vary else [annotation]
+        pairs[index] = []
+        for variant in range(_VARIANTS if vary else 1):
+            plan.append((index, variant, shown))
+            pairs[index] += [(pictures, rows + number) for number in range(len(shown))]
+            pictures, rows = pictures + 1, rows + len(shown)
+
+    @torch.no_grad()
+    def make() -> dict[str, Tensor]:
+        codec.to(device)
+        targets, annotations = [], []
+        for picture, drawings in _variants(plan, corpus, config, seed):
+            targets.append(picture)
+            annotations += drawings
+        return {
+            name: torch.cat(
+                [codec.encode(torch.cat(found[i : i + _CHUNK]).to(device)).cpu() for i in range(0, len(found), _CHUNK)]
+            )
+            for name, found in (("targets", targets), ("annotations", annotations))
+        }
+
+    key = {
+        "version": VERSION,
+        "data": corpus.fingerprint(),
+        "studies": [corpus.studies[index].id for index in drawn],
+        "annotations": [annotation.sha256 for annotation in drawn.values()],
+        "vary": vary,
+        "seed": seed,
+        "codec": module_hash(codec),
+        "config": codec.config.model_dump(mode="json"),
+    }
+    kinds = {
+        kind: [index for index, annotation in drawn.items() if getattr(annotation, kind) not in ({}, (), None)]
+        for kind in KINDS
+    }
+    return AnnotatedBank(**cache.get_or_make("annotated", key, make), pairs=pairs, kinds=kinds)
+
+
+def _variants(
+    plan: list[tuple[int, int, list[Annotation]]], corpus: Corpus, config: TransformConfig, seed: int
+) -> Iterator[tuple[Tensor, list[Tensor]]]:
+    """Every variant of every picture (1, 1, s, s) with its annotation pictures."""
+    for index, variant, shown in plan:
+        picture = corpus.pictures.floats(corpus.rows(index, "frontal")[:1])
+        rng = random.Random(mix(seed, "moved", corpus.studies[index].id, variant))
+        move = (1.0, 0.0, 0.0)
+        if variant:
+            move = (rng.uniform(0.88, 1.1), rng.uniform(-0.06, 0.06), rng.uniform(-0.06, 0.06))
+        drawings = [
+            torch.from_numpy(render(_moved(annotation, *move), config.size))[None, None] for annotation in shown
+        ]
+        yield _moved_picture(picture + 1, *move, mode="bilinear") - 1, drawings
+
+
+def _some(annotation: Annotation, rng: random.Random) -> Annotation:
+    """A part of what is annotated: each thing with even chance, at least one."""
+    things = [*annotation.masks, *annotation.boxes] + (["severity"] if annotation.severity is not None else [])
+    kept = [thing for thing in things if rng.random() < 0.5] or [rng.choice(things)]
+    return replace(
+        annotation,
+        masks={name: mask for name, mask in annotation.masks.items() if name in kept},
+        boxes=tuple(box for box in annotation.boxes if box in kept),
+        severity=annotation.severity if "severity" in kept else None,
+    )
+
+
+def _moved_picture(pictures: Tensor, scale: float, right: float, down: float, *, mode: str) -> Tensor:
+    """(n, 1, s, s) scaled about the middle and shifted by shares of the side; zeros come in from outside."""
+    theta = pictures.new_tensor([[1 / scale, 0, -2 * right / scale], [0, 1 / scale, -2 * down / scale]])
+    grid = F.affine_grid(theta.expand(len(pictures), 2, 3), list(pictures.shape), align_corners=False)
+    return F.grid_sample(pictures, grid, mode=mode, align_corners=False)
+
+
+def _moved(annotation: Annotation, scale: float, right: float, down: float) -> Annotation:
+    masks = annotation.masks
+    if masks:
+        stack = torch.from_numpy(np.stack(list(masks.values()))).float()[:, None]
+        moved = _moved_picture(stack, scale, right, down, mode="nearest")[:, 0].numpy() > 0.5
+        masks = {name: mask for name, mask in zip(masks, moved, strict=True) if mask.any()}
+    boxes = [_moved_box(box, scale, right, down) for box in annotation.boxes]
+    return replace(annotation, masks=masks, boxes=tuple(box for box in boxes if box is not None))
+
+
+def _moved_box(box: Box, scale: float, right: float, down: float) -> Box | None:
+    """None where too little of it remains inside."""
+
+    def along(start: float, length: float, shift: float) -> tuple[float, float]:
+        ends = [min(1.0, max(0.0, 0.5 + scale * (x - 0.5) + shift)) for x in (start, start + length)]
+        return ends[0], ends[1] - ends[0]
+
+    (x, w), (y, h) = along(box.x, box.w, right), along(box.y, box.h, down)
+    return Box(box.label, x, y, w, h) if min(w, h) > _LEAST_BOX else None

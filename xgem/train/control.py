@@ -1,0 +1,164 @@
+"""The stage that trains a ControlNet: the transformer frozen, its pictures steered by annotations (ChexGen)."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor, nn
+
+from xgem import checkpoint as components
+from xgem.configs.schema import ControlNetConfig, Preset, StageConfig
+from xgem.data.cache import ArrayCache, module_hash
+from xgem.generators.controlnet import ControlNet
+from xgem.generators.latent_diffusion import DiTLatentDiffusion
+from xgem.generators.sampling import Control, Output, sample_together
+from xgem.train.annotated import KINDS, AnnotatedBank, annotated_bank
+from xgem.train.banks import PromptBank, prompt_bank
+from xgem.train.corpus import Corpus
+from xgem.train.loop import Stage, mix
+from xgem.train.sheets import contact_sheet
+from xgem.types import DataError, Encoded
+
+_VALIDATION_TIMES = 8
+_SHEET = 12
+
+
+class _Steered(nn.Module):
+    """The ControlNet beside its frozen transformer, in one call."""
+
+    def __init__(self, control: ControlNet, generator: DiTLatentDiffusion) -> None:
+        super().__init__()
+        self.control = control
+        self.frozen = [generator]  # in a list: not to be optimised, averaged or copied
+
+    def forward(
+        self, z: Tensor, t: Tensor, encoded: Mapping[str, Encoded], keep: Mapping[str, Tensor], annotation: Tensor
+    ) -> Tensor:
+        (generator,) = self.frozen
+        with self.control.steering(generator.net, annotation):
+            return generator(z, t, generator.fuse(encoded, keep))
+
+
+class ControlStage(Stage):
+    """The denoising loss of annotated pictures under control; only the ControlNet learns.
+
+    ``config.loss``: ``masks``, ``boxes``, ``severity``, how often a study with such an annotation is drawn, relative to
+    each other, and ``caption``, the share of samples that keep their text, so that annotations are followed without it.
+    """
+
+    name = "control"
+
+    def __init__(
+        self,
+        preset: Preset,
+        config: StageConfig,
+        train: Corpus,
+        val: Corpus,
+        target: str,
+        parts: Mapping[str, Any],
+        cache: Path,
+        device: torch.device,
+        seed: int,
+    ) -> None:
+        self.config, self.seed = config, seed
+        self.component = str(preset.modalities[target].control)
+        settings = preset.components[self.component]
+        assert isinstance(settings, ControlNetConfig)
+        self.generator: DiTLatentDiffusion = parts[preset.generator(target)].to(device)
+        assert not any(p.requires_grad for p in self.generator.parameters())
+        (self.prompt,) = self.generator.config.prompts
+        weights = self.loss_weights(masks=2, boxes=1, severity=1, caption=0.7)
+        self.caption = weights["caption"]
+        store = ArrayCache(cache)
+        encoder, codec = parts[preset.encoder(self.prompt)], parts[preset.codec(target)]
+        self.codec = codec
+        self.train, self.val = (
+            (
+                annotated_bank(corpus, preset.transform, codec, store, device, vary=vary, seed=seed),
+                prompt_bank(self.prompt, encoder, corpus, store, device),
+            )
+            for corpus, vary in ((train, True), (val, False))
+        )
+        self.kinds = {kind: weights[kind] for kind in KINDS if self.train[0].kinds[kind] and weights[kind] > 0}
+        if not self.kinds:
+            raise DataError("stage control: nothing that it is to learn is annotated in the training split")
+        self.model = ControlNet.copying(settings, self.generator.net)
+        self.module = _Steered(self.model, self.generator)
+        self.settings = (settings, *(parts[name].config for name in sorted(parts)))
+        self.hash = train.fingerprint() + "".join(module_hash(parts[name]) for name in sorted(parts))
+
+    @property
+    def fresh(self) -> dict[str, nn.Module]:
+        return {self.component: self.model}
+
+    def fingerprint(self) -> str:
+        return super().fingerprint() + self.hash
+
+    def batch(self, step: int, rank: int, world: int) -> dict[str, Any]:
+        del world  # every process draws on its own
+        rng = random.Random(mix(self.seed, self.name, step, rank))
+        bank = self.train[0]
+        drawn = rng.choices(list(self.kinds), list(self.kinds.values()), k=self.config.batch_size)
+        return self._collate(self.train, [rng.choice(bank.kinds[kind]) for kind in drawn], rng)
+
+    def _collate(
+        self, split: tuple[AnnotatedBank, PromptBank], studies: list[int], rng: random.Random
+    ) -> dict[str, Any]:
+        bank, prompts = split
+        pairs = [rng.choice(bank.pairs[study]) for study in studies]
+        keep = [bool(prompts.rows[study]) and rng.random() < self.caption for study in studies]
+        rows = [rng.choice(prompts.rows[study]) if kept else 0 for study, kept in zip(studies, keep, strict=True)]
+        return {
+            "z0": bank.targets[[picture for picture, _ in pairs]],
+            "annotation": bank.annotations[[row for _, row in pairs]],
+            "encoded": {self.prompt: prompts.encoded(rows)},
+            "keep": {self.prompt: torch.tensor(keep)},
+        }
+
+    def loss(self, module: nn.Module, batch: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
+        z0 = batch["z0"]
+        encoded = {name: item.to(z0.device) for name, item in batch["encoded"].items()}
+        t = batch.get("t")
+        if t is None:
+            t = torch.randint(self.generator.config.diffusion.num_train_timesteps, (len(z0),), device=z0.device)
+        z, target = self.generator.noisy(z0, torch.randn_like(z0), t)
+        return F.mse_loss(module(z, t, encoded, batch["keep"], batch["annotation"]).float(), target), {}
+
+    def validate(self, module: nn.Module) -> dict[str, float]:
+        """The loss of all annotated studies, and with each one's annotation given to the next (``shuffled``)."""
+        device = next(module.parameters()).device
+        studies = list(self.val[0].pairs)
+        batch = self._collate(self.val, studies, random.Random(mix(self.seed, "validate")))
+        batch = {key: value.to(device) if isinstance(value, Tensor) else value for key, value in batch.items()}
+        steps = self.generator.config.diffusion.num_train_timesteps
+        figures = {"loss": 0.0, "shuffled": 0.0}
+        for k in range(_VALIDATION_TIMES):
+            spread = (torch.arange(len(studies), device=device) * 0.6180339887 + k / _VALIDATION_TIMES) % 1
+            timed = batch | {"t": (spread * steps).long()}
+            for name, annotation in (("loss", batch["annotation"]), ("shuffled", batch["annotation"].roll(1, 0))):
+                torch.manual_seed(mix(self.seed, "validate", k))  # the same noise for both
+                value = self.loss(module, timed | {"annotation": annotation})[0]
+                figures[name] += float(value) / _VALIDATION_TIMES
+        return figures
+
+    def sheet(self, module: nn.Module) -> Image.Image:
+        """Annotations, their pictures, and what is made of the annotations without a word."""
+        assert isinstance(module, _Steered)
+        bank = self.val[0]
+        picture, annotation = (list(rows) for rows in zip(*(pairs[0] for pairs in bank.pairs.values()), strict=True))
+        device = next(module.parameters()).device
+        z0, drawn = bank.targets[picture[:_SHEET]].to(device), bank.annotations[annotation[:_SHEET]].to(device)
+        noise = torch.randn(z0.shape, generator=torch.Generator().manual_seed(0)).to(device)
+        output = Output(self.generator, self.generator.null(len(z0)), noise, control=Control(module.control, drawn))
+        made = sample_together({"": output}, num_inference_steps=20)[""]
+        return contact_sheet([self.codec.decode(latents) for latents in (drawn, z0, made)])
+
+    def finish(self, module: nn.Module, root: Path) -> None:
+        assert isinstance(module, _Steered)
+        components.save_component(root, self.component, module.control)
