@@ -11,9 +11,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 
-def gathered(x: Tensor) -> Tensor:
-    """Rows of all processes, own rows with gradient to their origin; ``x`` itself where there is one process."""
-    if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
+def gathered(x: Tensor, *, training: bool = True) -> Tensor:
+    """Rows of all processes, own rows with gradient to their origin; ``x`` itself where there is one process, or out of
+    ``training``: every process validates on the same studies."""
+    if not training or not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
         return x
     return torch.cat(list(dist_nn.all_gather(x)))
 

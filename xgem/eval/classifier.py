@@ -117,9 +117,8 @@ class _Network(nn.Module):
         self.head = nn.Linear(channels, classes)
 
     def features(self, x: Tensor) -> Tensor:
-        """(b, 1, s, s) in [-1, 1] -> (b, 8 * width). Each picture is standardised: exposure is not a finding."""
-        mean, std = x.mean(dim=(2, 3), keepdim=True), x.std(dim=(2, 3), keepdim=True)
-        return self.body((x - mean) / (std + 1e-3)).mean(dim=(2, 3))
+        """(b, 1, s, s) in [-1, 1] -> (b, 8 * width)."""
+        return self.body(standardised(x)).mean(dim=(2, 3))
 
     def forward(self, x: Tensor) -> Tensor:
         return self.head(self.dropout(self.features(x)))
@@ -151,7 +150,7 @@ class Classifier:
         logits: list[Tensor] = []
         network: Any = self._network
         for start in range(0, len(pictures), batch_size):
-            x = _to_input(
+            x = to_input(
                 torch.from_numpy(np.array(pictures[start : start + batch_size])).to(self.device), self.config.size
             )
             found = network.features(x)
@@ -242,7 +241,7 @@ def _fit(
             rows = order[step * config.batch_size : (step + 1) * config.batch_size]
             for group in optimizer.param_groups:
                 group["lr"] = config.learning_rate * one_cycle((epoch * count + step) / (config.epochs * count))
-            x = _augment(_to_input(data[rows].to(device), config.size))
+            x = _augment(to_input(data[rows].to(device), config.size))
             # bfloat16 is ten times slower than float32 on processors that lack it, so only GPUs use it
             with torch.autocast(device.type, dtype=torch.bfloat16, enabled=device.type == "cuda"):
                 logits = network(x).float()
@@ -265,9 +264,16 @@ def one_cycle(progress: float) -> float:
     return progress / 0.1 if progress < 0.1 else 0.5 * (1 + float(np.cos(np.pi * (progress - 0.1) / 0.9)))
 
 
-def _to_input(pictures: Tensor, size: int) -> Tensor:
+def to_input(pictures: Tensor, size: int) -> Tensor:
+    """(n, s, s) of 0 to 255 -> (n, 1, t, t) in [-1, 1], t at most ``size``."""
     x = pictures.unsqueeze(1).float() / 127.5 - 1
     return x if x.shape[-1] <= size else F.interpolate(x, size=(size, size), mode="area")
+
+
+def standardised(x: Tensor) -> Tensor:
+    """(b, 1, s, s), each picture to mean 0 and variance 1: exposure is neither a finding nor a shape."""
+    mean, std = x.mean(dim=(2, 3), keepdim=True), x.std(dim=(2, 3), keepdim=True)
+    return (x - mean) / (std + 1e-3)
 
 
 def _augment(x: Tensor) -> Tensor:

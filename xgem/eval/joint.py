@@ -23,7 +23,7 @@ from xgem.eval.labels import LABELLER, LABELLER_VERSION, label_matrix
 from xgem.eval.material import Evaluated, Images, Material, Training, load_material, load_training
 from xgem.eval.results import Measure, finite
 from xgem.eval.route import LETTERS
-from xgem.eval.routes import RunSettings, described, each, gathered_outputs, judged, prepare_folder
+from xgem.eval.routes import RunSettings, described, each, generate_several, judged, prepare_folder
 from xgem.eval.statistics import Array, Bootstrap, Sampled
 from xgem.eval.text import most_frequent
 from xgem.types import InputError, OutputError
@@ -95,26 +95,7 @@ def generate(
     """``settings.num_samples`` of one route's outputs for every study; study i has seed ``settings.seed + i`` in either
     mode."""
     prompts = material.prompts(route.inputs)
-    made: list[dict[str, list[Any]]] = [{name: [] for name in route.outputs} for _ in range(settings.num_samples)]
-    for start in range(0, len(prompts), settings.batch_size):
-        batch = prompts[start : start + settings.batch_size]
-        generations = evaluated.pipe(
-            batch,
-            list(route.outputs),
-            seed=[settings.seed + start + i for i in range(len(batch))],
-            joint=joint,
-            num_samples=settings.num_samples,
-            batch_size=settings.batch_size,
-            progress=False,
-            **settings.options(),
-        )
-        for generation in generations:
-            for k, sample in enumerate(made):
-                for name in route.outputs:
-                    sample[name].append(generation.outputs[name][k])
-        advance(len(batch))
-    size = evaluated.transform.size
-    return [{name: gathered_outputs(values, size) for name, values in sample.items()} for sample in made]
+    return generate_several(evaluated, prompts, route.outputs, settings, advance=advance, joint=joint)
 
 
 @dataclass(frozen=True)

@@ -119,27 +119,43 @@ def generate_from(
     *,
     advance: Callable[[int], None] = lambda _: None,
 ) -> Samples:
-    """One output for each of ``prompts``, in batches; prompt i has seed ``settings.seed + i`` on every route.
+    """One output for each of ``prompts``, as :func:`generate_several` makes it."""
+    return [made[output] for made in generate_several(evaluated, prompts, [output], settings, advance=advance)]
+
+
+def generate_several(
+    evaluated: Evaluated,
+    prompts: Sequence[Mapping[str, Any]],
+    outputs: Sequence[str],
+    settings: RunSettings,
+    *,
+    advance: Callable[[int], None] = lambda _: None,
+    **options: Any,
+) -> list[dict[str, Any]]:
+    """``settings.num_samples`` of the outputs for each of ``prompts``, in batches; prompt i has seed
+    ``settings.seed + i`` on every route. ``options`` go to the pipeline.
 
     Raises:
         InputError: the pipeline gave pictures of another size than the model's transform says.
     """
-    made: list[list[Any]] = []
+    made: list[Mapping[str, Sequence[Any]]] = []
     for start in range(0, len(prompts), settings.batch_size):
         batch = list(prompts[start : start + settings.batch_size])
         generations = evaluated.pipe(
             batch,
-            [output],
+            list(outputs),
             seed=[settings.seed + start + i for i in range(len(batch))],
             num_samples=settings.num_samples,
             batch_size=settings.batch_size,
             progress=False,
             **settings.options(),
+            **options,
         )
-        made += [list(generation.outputs[output]) for generation in generations]
+        made += [generation.outputs for generation in generations]
         advance(len(batch))
+    size = evaluated.transform.size
     return [
-        gathered_outputs([samples[k] for samples in made], evaluated.transform.size)
+        {name: gathered_outputs([one[name][k] for one in made], size) for name in outputs}
         for k in range(settings.num_samples)
     ]
 

@@ -21,7 +21,7 @@ from torch.nn import functional as F
 from xgem.data.cache import ArrayCache, module_hash
 from xgem.data.read import array_hash
 from xgem.eval.annotated import Outlines
-from xgem.eval.classifier import one_cycle, small_exposures, small_moves
+from xgem.eval.classifier import one_cycle, small_exposures, small_moves, standardised, to_input
 from xgem.types import InputError
 
 logger = logging.getLogger(__name__)
@@ -63,7 +63,7 @@ class Segmenter:
         found: list[Tensor] = []
         for start in range(0, len(pictures), batch_size):
             x = torch.from_numpy(np.array(pictures[start : start + batch_size])).to(self.device)
-            logits = self._network(_standardised(_to_input(x, self.config.size)))
+            logits = self._network(standardised(to_input(x, self.config.size)))
             found.append((F.interpolate(logits, size=x.shape[1:], mode="bilinear") > 0).cpu())
         return torch.cat(found).numpy()
 
@@ -149,7 +149,7 @@ def _fit(
     overlap = DiceLoss("multilabel", ignore_index=UNKNOWN)
     likelihood = SoftBCEWithLogitsLoss(ignore_index=UNKNOWN)
     optimizer = torch.optim.AdamW(network.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay)
-    data = _to_input(torch.from_numpy(pictures), config.size)
+    data = to_input(torch.from_numpy(pictures), config.size)
     masks = F.interpolate(torch.from_numpy(outlines.masks).float(), size=data.shape[-2:], mode="area")
     known = torch.from_numpy(outlines.known)[:, :, None, None]
     count = len(data) // config.batch_size
@@ -166,7 +166,7 @@ def _fit(
             x = small_exposures(F.grid_sample(x, grid, padding_mode="border", align_corners=False))
             moved = F.grid_sample(masks[rows].to(device), grid, align_corners=False).round()
             target = torch.where(known[rows].to(device), moved, UNKNOWN)
-            logits = network(_standardised(x))
+            logits = network(standardised(x))
             loss = overlap(logits, target) + likelihood(logits, target)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
@@ -174,14 +174,3 @@ def _fit(
             total += float(loss.detach())
         logger.info("segmenter: epoch %d of %d, loss %.4f", epoch + 1, config.epochs, total / count)
     network.eval()
-
-
-def _to_input(pictures: Tensor, size: int) -> Tensor:
-    x = pictures.unsqueeze(1).float() / 127.5 - 1
-    return x if x.shape[-1] <= size else F.interpolate(x, size=(size, size), mode="area")
-
-
-def _standardised(x: Tensor) -> Tensor:
-    """Each picture to mean 0 and variance 1: exposure is no shape."""
-    mean, std = x.mean(dim=(2, 3), keepdim=True), x.std(dim=(2, 3), keepdim=True)
-    return (x - mean) / (std + 1e-3)

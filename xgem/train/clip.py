@@ -7,6 +7,7 @@ import itertools
 import math
 import random
 from collections import Counter
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -62,10 +63,6 @@ def common_labels(corpus: Corpus) -> list[str]:
     """The annotated labels that at least 20 studies have, in alphabetical order."""
     counts = Counter(label for study in corpus.studies for label in set(study.labels))
     return sorted(label for label, count in counts.items() if count >= _COMMON)
-
-
-def _alone(x: Tensor) -> Tensor:
-    return x
 
 
 class ClipStage(Stage):
@@ -151,8 +148,7 @@ class ClipStage(Stage):
         count = len(batch["key"])
         frontals = len(owner["frontal"])
         vectors = {"frontal": image.pooled[:frontals], "lateral": image.pooled[frontals:], "report": text.pooled}
-        # Every process validates on the same studies: only training batches differ and are gathered.
-        gather = gathered if module.training else _alone
+        gather = partial(gathered, training=module.training)
         placed, present = {}, {}
         for name, value in vectors.items():  # every process gathers the same shape: one row a study, zeros if missing
             rows = owner[name].to(device)

@@ -21,7 +21,7 @@ from xgem.generators.sampling import Control, Output, sample_together
 from xgem.train.annotated import KINDS, AnnotatedBank, annotated_bank
 from xgem.train.banks import PromptBank, prompt_bank
 from xgem.train.corpus import Corpus
-from xgem.train.loop import Stage, mix
+from xgem.train.loop import Stage, mix, spread_over
 from xgem.train.sheets import contact_sheet
 from xgem.types import DataError, Encoded
 
@@ -139,7 +139,7 @@ class ControlStage(Stage):
         steps = self.generator.config.diffusion.num_train_timesteps
         figures = {"loss": 0.0, "shuffled": 0.0}
         for k in range(_VALIDATION_TIMES):
-            spread = (torch.arange(len(studies), device=device) * 0.6180339887 + k / _VALIDATION_TIMES) % 1
+            spread = spread_over(len(studies), k / _VALIDATION_TIMES, device)
             timed = batch | {"t": (spread * steps).long()}
             for name, annotation in (("loss", batch["annotation"]), ("shuffled", batch["annotation"].roll(1, 0))):
                 torch.manual_seed(mix(self.seed, "validate", k))  # the same noise for both

@@ -20,7 +20,7 @@ from xgem.generators.latent_diffusion import LatentDiffusion
 from xgem.generators.sampling import sample
 from xgem.train.banks import PromptBank, TargetBank, prompt_bank, target_bank
 from xgem.train.corpus import Corpus
-from xgem.train.loop import Stage, mix, permuted
+from xgem.train.loop import Stage, mix, permuted, spread_over
 from xgem.train.sheets import contact_sheet
 from xgem.train.subsets import draw_prompts
 from xgem.types import Encoded
@@ -133,7 +133,7 @@ class DiffusionStage(Stage):
         steps = self.model.config.diffusion.num_train_timesteps
         total = 0.0
         for k in range(_VALIDATION_TIMES):
-            spread = (torch.arange(len(usable), device=device) * 0.6180339887 + k / _VALIDATION_TIMES) % 1
+            spread = spread_over(len(usable), k / _VALIDATION_TIMES, device)
             total += float(self.loss(module, batch | {"t": (spread * steps).long()})[0]) / _VALIDATION_TIMES
         return {"loss": total}
 

@@ -21,7 +21,7 @@ from xgem.encoders.contrastive import gathered, info_nce
 from xgem.generators.latent_diffusion import LatentDiffusion
 from xgem.train.banks import PromptBank, TargetBank, prompt_bank, target_bank
 from xgem.train.corpus import Corpus
-from xgem.train.loop import Stage, mix, permuted
+from xgem.train.loop import Stage, mix, permuted, spread_over
 from xgem.train.subsets import draw_prompts
 from xgem.types import ConfigError, Encoded
 
@@ -190,8 +190,7 @@ class JointStage(Stage):
         contrasted = {name: self._noisy(name, value, level)[0] for name, value in z0.items()}
         z = {name: one for name, (one, _) in noisy.items()}
         predictions, vectors = module(z, t, encoded, batch["keep"], contrasted, level)
-        gather = gathered if module.training else _alone
-        placed = {name: gather(vector.float()) for name, vector in vectors.items()}
+        placed = {name: gathered(vector.float(), training=module.training) for name, vector in vectors.items()}
         scale = torch.as_tensor(1 / self.temperature, device=device)
         contrast = torch.stack(
             [info_nce(placed[a], placed[b], scale) for a, b in itertools.combinations(placed, 2)]
@@ -213,7 +212,7 @@ class JointStage(Stage):
             studies = self.usable(self.val, group)[:_VALIDATION]
             batch = self._collate(self.val, group, studies, random.Random(mix(self.seed, "validate")))
             for k in range(_VALIDATION_TIMES):
-                spread = (torch.arange(len(studies), device=device) * 0.6180339887 + k / _VALIDATION_TIMES) % 1
+                spread = spread_over(len(studies), k / _VALIDATION_TIMES, device)
                 t = self.lowest + (spread * (self.steps - self.lowest)).long()
                 level = torch.tensor((k + 0.5) / _VALIDATION_TIMES * self.steps, device=device).long()
                 _, logged = self.loss(module, batch | {"t": t, "level": level})
@@ -227,7 +226,3 @@ class JointStage(Stage):
     def finish(self, module: nn.Module, root: Path) -> None:
         assert isinstance(module, _Together)
         components.save_component(root, self.component, module.alignment)
-
-
-def _alone(x: Tensor) -> Tensor:
-    return x

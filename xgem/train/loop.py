@@ -116,6 +116,11 @@ def permuted(n: int, start: int, count: int, seed: int) -> list[int]:
     return picked
 
 
+def spread_over(n: int, start: float, device: torch.device) -> Tensor:
+    """n numbers evenly spread over [0, 1), neighbours far apart (by the golden ratio): timesteps to validate at."""
+    return (torch.arange(n, device=device) * 0.6180339887 + start) % 1
+
+
 def learning_rate(config: StageConfig, step: int) -> float:
     """Linear warm-up, then cosine to ``final_lr_fraction`` of the peak at the last step."""
     if step < config.warmup_steps:
