@@ -31,6 +31,10 @@ class Estimate:
         return asdict(self)
 
     @property
+    def interval(self) -> tuple[float, float]:
+        return (self.low, self.high)
+
+    @property
     def above_zero(self) -> bool:
         """Whether the whole interval lies above zero."""
         return self.low > 0

@@ -1,0 +1,98 @@
+"""Plots of measures, each as a PNG file's bytes."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from xgem.eval.statistics import Estimate
+from xgem.types import InputError
+
+
+def bars(
+    groups: Sequence[str],
+    series: Mapping[str, Sequence[Estimate | None]],
+    *,
+    label: str = "",
+    counts: Sequence[int] | None = None,
+) -> bytes:
+    """Bars with intervals: one group a finding or subgroup (with its n), one colour a series; None leaves a gap."""
+    figure, axes = _figure(1.2 + 0.35 * len(groups) * max(1, len(series)) + 3, 4)
+    width = 0.8 / max(1, len(series))
+    for k, (name, estimates) in enumerate(series.items()):
+        shown = [(x, one) for x, one in enumerate(estimates) if one is not None]
+        values = np.array([one.value for _, one in shown])
+        spread = [[one.value - one.low for _, one in shown], [one.high - one.value for _, one in shown]]
+        errors = np.nan_to_num(np.clip(np.array(spread, dtype=np.float64).reshape(2, len(shown)), 0, None))
+        places = np.array([x for x, _ in shown]) + (k - (len(series) - 1) / 2) * width
+        axes.bar(places, values, width, yerr=errors, label=name)
+    names = groups if counts is None else [f"{name}\nn {n}" for name, n in zip(groups, counts, strict=True)]
+    axes.set_xticks(
+        np.arange(len(groups)),
+        names,
+        rotation=45 if len(groups) > 4 else 0,
+        ha="right" if len(groups) > 4 else "center",
+    )
+    axes.set_ylabel(label)
+    if len(series) > 1:
+        axes.legend()
+    return _png(figure)
+
+
+def histogram(series: Mapping[str, ArrayLike], *, label: str, bins: int = 30) -> bytes:
+    """Distributions over the same bins, as shares."""
+    figure, axes = _figure(6, 4)
+    values = {name: np.asarray(one, dtype=np.float64).ravel() for name, one in series.items()}
+    edges = np.histogram_bin_edges(np.concatenate(list(values.values())), bins)
+    for name, one in values.items():
+        axes.hist(
+            one, edges, weights=np.full(len(one), 1 / max(1, len(one))), alpha=0.5, label=f"{name} (n {len(one)})"
+        )
+    axes.set_xlabel(label)
+    axes.set_ylabel("share")
+    axes.legend()
+    return _png(figure)
+
+
+def curves(series: Mapping[str, tuple[ArrayLike, ArrayLike]], *, x: str, y: str, diagonal: bool = False) -> bytes:
+    """Lines, such as ROC curves; ``diagonal`` draws chance."""
+    figure, axes = _figure(5, 5 if diagonal else 4)
+    for name, (first, second) in series.items():
+        axes.plot(np.asarray(first), np.asarray(second), label=name)
+    if diagonal:
+        axes.plot([0, 1], [0, 1], color="grey", linestyle=":")
+    axes.set_xlabel(x)
+    axes.set_ylabel(y)
+    if len(series) <= 16:
+        axes.legend(fontsize="small")
+    return _png(figure)
+
+
+def scatter(series: Mapping[str, NDArray[Any]], *, x: str = "", y: str = "") -> bytes:
+    """Points (n, 2) by name, such as a t-SNE map."""
+    figure, axes = _figure(6, 5)
+    for name, points in series.items():
+        axes.scatter(points[:, 0], points[:, 1], s=8, alpha=0.6, label=f"{name} (n {len(points)})")
+    axes.set_xlabel(x)
+    axes.set_ylabel(y)
+    axes.legend()
+    return _png(figure)
+
+
+def _figure(width: float, height: float) -> tuple[Any, Any]:
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise InputError("plots need the package matplotlib, which is not installed: install xgem[eval]") from error
+    figure: Any = Figure(figsize=(min(width, 24), height), layout="constrained")
+    return figure, figure.subplots()
+
+
+def _png(figure: Any) -> bytes:
+    stream = io.BytesIO()
+    figure.savefig(stream, format="png", dpi=100)
+    return stream.getvalue()

@@ -1,0 +1,93 @@
+"""A self-contained HTML report of measures: tables, plots and pictures inside one file."""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+import json
+from collections.abc import Sequence
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from xgem import __version__
+from xgem.eval.record import Example, FamilyResult, Metric
+
+_STYLE: Final = """
+body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 72rem; padding: 0 1rem; color: #222; }
+table { border-collapse: collapse; margin: 1rem 0; }
+th, td { border-bottom: 1px solid #ddd; padding: 0.3rem 0.7rem; text-align: left; vertical-align: top; }
+td.number { font-variant-numeric: tabular-nums; white-space: nowrap; }
+.missing { color: #888; }
+figure { display: inline-block; margin: 0.5rem 1rem 0.5rem 0; max-width: 100%; vertical-align: top; }
+figure img { max-width: 100%; }
+figure.example img { height: 128px; image-rendering: pixelated; margin-right: 4px; }
+figcaption { font-size: 0.85rem; max-width: 36rem; }
+pre { background: #f5f5f5; overflow-x: auto; padding: 0.7rem; }
+"""
+_NOTE: Final = (
+    "Synthetic radiographs, for research only, not for diagnosis. Intervals are 95 % bootstrap intervals unless the "
+    "settings say otherwise. Pictures in this file may be of real patients: keep it where the data may lie."
+)
+
+
+def as_html(results: Sequence[FamilyResult], *, title: str = "xgem: measures") -> str:
+    """The report as one HTML document that loads nothing from elsewhere."""
+    links = " | ".join(f'<a href="#{html.escape(one.family)}">{html.escape(one.family)}</a>' for one in results)
+    body = "\n".join(_family(one) for one in results)
+    return (
+        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{html.escape(title)}</title>'
+        f"<style>{_STYLE}</style></head>\n<body><h1>{html.escape(title)}</h1><p>{_NOTE}</p>"
+        f"<p>xgem {__version__}: {links}</p>\n{body}\n</body></html>\n"
+    )
+
+
+def _family(result: FamilyResult) -> str:
+    parts = [f'<h2 id="{html.escape(result.family)}">{html.escape(result.family.capitalize())}</h2>']
+    if result.metrics:
+        rows = "\n".join(_row(metric) for metric in result.metrics)
+        heads = "".join(f"<th>{name}</th>" for name in ("measure", "value [95 %]", "n", "beside", "space or judge"))
+        parts.append(f"<table><tr>{heads}</tr>\n{rows}</table>")
+    parts += [_figure(png, name) for name, png in result.plots.items()]
+    if result.examples:
+        parts.append("<h3>To look at</h3>" + "".join(_example(one) for one in result.examples))
+    settings = html.escape(json.dumps(dict(result.settings), indent=2, default=str))
+    parts.append(f"<details><summary>Settings</summary><pre>{settings}</pre></details>")
+    return "\n".join(parts)
+
+
+def _row(metric: Metric) -> str:
+    name = html.escape(f"{metric.name}, {metric.of}" if metric.of else metric.name)
+    space = html.escape(" ".join(part for part in (metric.extractor, metric.weights[:12]) if part))
+    if metric.value is None:
+        why = f"not computed: {html.escape(metric.reason)}"
+        return f'<tr class="missing"><td>{name}</td><td colspan="3">{why}</td><td>{space}</td></tr>'
+    beside = "<br>".join(html.escape(f"{key} {one}") for key, one in metric.references.items())
+    return (
+        f'<tr><td>{name}</td><td class="number">{metric.value}</td><td class="number">{metric.value.n}</td>'
+        f'<td class="number">{beside}</td><td>{space}</td></tr>'
+    )
+
+
+def _figure(png: bytes, caption: str) -> str:
+    text = html.escape(caption)
+    return f'<figure><img alt="{text}" src="{_uri(png)}"><figcaption>{text}</figcaption></figure>'
+
+
+def _example(example: Example) -> str:
+    pictures = "".join(f'<img alt="" src="{_uri(_png(picture))}">' for picture in example.pictures)
+    return f'<figure class="example">{pictures}<figcaption>{html.escape(example.caption)}</figcaption></figure>'
+
+
+def _png(picture: NDArray[np.uint8]) -> bytes:
+    from PIL import Image
+
+    stream = io.BytesIO()
+    Image.fromarray(picture).save(stream, format="PNG")
+    return stream.getvalue()
+
+
+def _uri(png: bytes) -> str:
+    return "data:image/png;base64," + base64.b64encode(png).decode()
