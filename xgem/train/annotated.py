@@ -24,6 +24,7 @@ VERSION = 1
 """Raise when the same study would give other latents than before."""
 KINDS = ("masks", "boxes", "severity")
 _VARIANTS, _SUBSETS = 8, 3
+_PICTURES = 4000  # many pictures need no variants, and every one takes its place in memory
 _LEAST_BOX = 0.01
 _CHUNK = 64
 
@@ -66,13 +67,14 @@ def annotated_bank(
     if not drawn:
         raise DataError("no annotated frontal picture in this split: train on a manifest that has some")
     pairs: dict[int, list[tuple[int, int]]] = {}
+    variants = max(1, min(_VARIANTS, _PICTURES // len(drawn))) if vary else 1
     plan: list[tuple[int, int, list[Annotation]]] = []
     pictures = rows = 0
     for index, annotation in drawn.items():
         rng = random.Random(mix(seed, "annotated", corpus.studies[index].id))
         shown = [annotation, *(_some(annotation, rng) for _ in range(_SUBSETS - 1))] if vary else [annotation]
         pairs[index] = []
-        for variant in range(_VARIANTS if vary else 1):
+        for variant in range(variants):
             plan.append((index, variant, shown))
             pairs[index] += [(pictures, rows + number) for number in range(len(shown))]
             pictures, rows = pictures + 1, rows + len(shown)

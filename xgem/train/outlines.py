@@ -1,0 +1,104 @@
+"""Masks for pictures that nobody has outlined, drawn by a segmenter that learnt from those that somebody has.
+
+A ControlNet needs many pictures with masks, and hand-drawn masks are few. What a segmenter draws is for training only:
+measures ask for hand-drawn masks, of other patients.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from xgem.configs.schema import TransformConfig
+from xgem.data.cache import prepare_pictures
+from xgem.data.manifest import Manifest, place
+from xgem.data.read import read_picture
+from xgem.data.study_annotations import read_study
+from xgem.eval.annotated import Outlines
+from xgem.eval.segmenter import SegmenterConfig, train_segmenter
+from xgem.types import DataError, OutputError, Study
+
+logger = logging.getLogger(__name__)
+
+OUTLINED: Final = ("left lung", "right lung", "cardiomediastinum")
+LEAST_SHARE: Final = 0.02
+"""A mask of a smaller share of the picture is no lung and no heart: the picture gets none of that structure."""
+
+
+def outline(
+    manifest: Manifest,
+    masks: Path,
+    cache: Path,
+    *,
+    config: SegmenterConfig | None = None,
+    structures: Sequence[str] = OUTLINED,
+    device: str = "cpu",
+    progress: bool = True,
+) -> Manifest:
+    """Give the training frontals without any annotation masks of ``structures``; all other rows stay as they are.
+
+    Pictures with boxes or a severity score get none, so that a ControlNet sees these alone too.
+
+    Args:
+        manifest: with hand-drawn masks of these structures in its split ``train``.
+        masks: folder for the new masks, one PNG a picture and structure, of the picture's own size.
+        cache: prepared pictures, and the segmenter.
+
+    Raises:
+        DataError: no training study has masks of all the structures.
+        OutputError: the masks cannot be written.
+    """
+    config = config or SegmenterConfig()
+    transform = TransformConfig(size=config.size)
+    prepared = prepare_pictures(manifest, "train", transform, cache, progress=progress)
+    studies = [study for study in manifest.studies("train") if "frontal" in study.pictures]
+    drawn = [study for study in studies if all(name in study.masks for name in structures)]
+    if not drawn:
+        raise DataError(
+            f"no study of split 'train' has masks of {', '.join(structures)}: there is nothing to learn from"
+        )
+
+    def pictures(of: Sequence[Study]) -> NDArray[np.uint8]:
+        return prepared.values[[prepared.index[study.id, "frontal"][0] for study in of]].numpy()
+
+    known = Outlines.stacked([read_study(study, transform).masks for study in drawn], structures, config.size)
+    segmenter = train_segmenter(pictures(drawn), known, config=config, cache=cache, device=device)
+    lacking = [study for study in studies if not (study.masks or study.boxes or study.severity is not None)]
+    try:
+        masks.mkdir(parents=True, exist_ok=True)
+        found = {
+            study.id: _written(study, seen, segmenter.structures, masks, manifest.root)
+            for study, seen in zip(lacking, segmenter.masks(pictures(lacking)) if lacking else (), strict=True)
+        }
+    except OSError as error:
+        raise OutputError(f"{masks}: cannot be written ({error.strerror or error})") from error
+    logger.info("segmenter %s learnt from %d studies and outlined %d", segmenter.hash, len(drawn), len(found))
+    rows = tuple(row.model_copy(update={"masks": found.get(row.study) or row.masks}) for row in manifest.rows)
+    return Manifest(rows, manifest.root)
+
+
+def _written(
+    study: Study, found: NDArray[np.bool_], structures: Sequence[str], folder: Path, root: Path
+) -> dict[str, tuple[str, ...]]:
+    """The study's masks (structures, s, s) as files on its picture's own grid, without the square's padding."""
+    height, width = read_picture(study.pictures["frontal"][0]).pixels.shape
+    side = max(height, width)
+    top, left = (side - height) // 2, (side - width) // 2
+    files: dict[str, tuple[str, ...]] = {}
+    for name, mask in zip(structures, found, strict=True):
+        if mask.mean() < LEAST_SHARE:
+            continue
+        square = Image.fromarray(mask).resize((side, side), Image.Resampling.NEAREST)
+        file = folder / f"{study.id}.{name.replace(' ', '-')}.png"
+        partial = file.with_name(f".{file.name}.{os.getpid()}.part")
+        square.crop((left, top, left + width, top + height)).save(partial, format="PNG")
+        partial.replace(file)
+        files[name] = (place(file, root),)
+    return files
