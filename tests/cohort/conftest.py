@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -58,10 +58,10 @@ def control(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def write_plan(tmp_path: Path, model: Path) -> Callable[..., Path]:
     """Writes a plan file: quick settings, and what is given over them; None leaves a field out."""
 
-    def write(name: str = "plan", **fields: Any) -> Path:
+    def write(file: str = "plan", **fields: Any) -> Path:
         values: dict[str, Any] = {"name": "toy", "model": str(model), "seed": 5}
         values |= {"num_inference_steps": 2, "batch_size": 4, **fields}
-        path = tmp_path / f"{name}.yaml"
+        path = tmp_path / f"{file}.yaml"
         path.write_text(yaml.safe_dump({k: v for k, v in values.items() if v is not None}), encoding="utf-8")
         return path
 
@@ -101,10 +101,3 @@ def manifest(tmp_path_factory: pytest.TempPathFactory) -> Path:
             rows.append(Row(view=view, file=f"{name}-{view}.png", **common))
     Manifest(tuple(rows), root).write(root / "studies.parquet")
     return root / "studies.parquet"
-
-
-def tree(root: Path) -> Mapping[str, bytes]:
-    """Every file below ``root``, hidden ones too."""
-    found = {file.relative_to(root).as_posix(): file.read_bytes() for file in root.rglob("*") if file.is_file()}
-    assert found
-    return found

@@ -9,12 +9,14 @@ from xgem.checkpoint import read_index
 from xgem.cohort.items import Cohort, Item
 from xgem.cohort.plan import Plan
 from xgem.configs.schema import Preset
-from xgem.data.demographics import read_demographics
 from xgem.generators.sampling import SAMPLERS
-from xgem.modalities import MODALITIES
+from xgem.modalities import MODALITIES, get_modality
 from xgem.pipeline import XgemPipeline
 from xgem.request import make_request
 from xgem.types import InputError
+
+_SAID = {"report", "demographics", "severity"}
+"""Inputs whose values stand in the plan or the manifest, and not in files."""
 
 
 def stages(outputs: Sequence[str], inputs: Sequence[str]) -> list[tuple[tuple[str, ...], tuple[str, ...]]]:
@@ -59,8 +61,8 @@ def check(cohort: Cohort, pipeline: XgemPipeline) -> list[dict[str, Any]]:
     for index in range(len(cohort.cells)):
         item = cohort.item(index)
         kinds.setdefault((item.cell.outputs, tuple(item.inputs)), item)
-        if "demographics" in item.inputs:
-            read_demographics(item.inputs["demographics"])
+        for name in _SAID & item.inputs.keys():
+            get_modality(name).read(item.inputs[name], pipeline.preset)
     found: list[dict[str, Any]] = []
     for (outputs, inputs), item in kinds.items():
         for made, given in stages(outputs, inputs):

@@ -176,7 +176,7 @@ def _matched(plan: Plan, part: Matched) -> Cohort:
     usable: list[tuple[Study, str]] = []
     for study in studies:
         report = " ".join(text for section in part.sections if (text := str(getattr(study, section)).strip()))
-        held = {**study.pictures, "report": report, "mask": study.masks, "boxes": study.boxes}
+        held = {**study.pictures, "report": any(map(str.isalnum, report)), "mask": study.masks, "boxes": study.boxes}
         held |= {"severity": study.severity is not None, "demographics": True}
         lacking = next((name for name in part.inputs if not held.get(name)), None)
         if lacking is None:
