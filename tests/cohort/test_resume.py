@@ -365,10 +365,13 @@ def test_a_full_disk_is_one_line_and_no_loss(
     assert tree(out) == tree(tmp_path / "fresh")
 
 
-def test_an_item_is_replayed_from_its_file(xgem: Any, plan: Path, whole: dict[str, bytes], tmp_path: Path) -> None:
-    file = tmp_path / "whole" / "pictures" / "00000005-lateral.png"
-    model = read_plan(plan).model
-    ran = xgem("replay", file, "--out", tmp_path / "again", "--model", model, "--no-progress")
-    assert ran.code == 0, ran.err
-    assert f"identical to {file}" in ran.err
-    assert whole
+def test_items_are_replayed_from_their_files(xgem: Any, write_plan: Any, tmp_path: Path) -> None:
+    plan = write_plan(outputs=["frontal", "lateral", "report"], balanced={"findings": ["Edema"], "count": 3})
+    out, model = tmp_path / "out", read_plan(plan).model
+    assert xgem(*command(plan, out)).code == 0
+    pictures = {view: out / "pictures" / f"00000001-{view}.png" for view in ("frontal", "lateral")}
+    shown = [argument for view, file in pictures.items() for argument in (f"--{view}", file)]
+    for number, (file, given) in enumerate([(pictures["lateral"], []), (out / "reports" / "00000001.txt", shown)]):
+        ran = xgem("replay", file, *given, "--out", tmp_path / str(number), "--model", model, "--no-progress")
+        assert ran.code == 0, ran.err
+        assert f"identical to {file}" in ran.err

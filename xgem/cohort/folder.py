@@ -115,7 +115,7 @@ class Folder:
             if verify and any(file_sha256(self.root / name) != digest for name, digest in record["files"].items()):
                 return None
             return [Made(**made) for made in record["made"]]
-        except (FileNotFoundError, NotADirectoryError, ValueError, KeyError, TypeError):
+        except (FileNotFoundError, NotADirectoryError, ValueError, KeyError, TypeError, AttributeError):
             return None
         except OSError as error:
             raise OutputError(f"{self.root}: cannot be read ({error.strerror or error})") from error
