@@ -25,6 +25,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "data": ("xgem.cli.data", "app", "Make and check manifests of studies."),
     "train": ("xgem.cli.train", "train", "Train the stages of a preset."),
     "eval": ("xgem.cli.evaluate", "app", "Measure a checkpoint's routes on a manifest."),
+    "cohort": ("xgem.cli.cohort", "cohort", "Make a synthetic data set to specification."),
     "export": ("xgem.cli.info", "export", "Copy a checkpoint without its training files, in another number format."),
     "convert": ("xgem.cli.convert", "app", "Write published checkpoints in xgem's format."),
     "params": ("xgem.cli.info", "params", "Count the parameters of a preset, component by component."),

@@ -273,6 +273,13 @@ def check_disjoint(real: EvalSet, generated: EvalSet) -> None:
             raise DataError(f"{real.name} and {generated.name} overlap: {file} is {known[digest]}; take copies out")
 
 
+def annotated_labels(names: Sequence[str]) -> dict[str, float]:
+    """Annotators' labels as CheXpert's classes: 1 or 0 for each of the 14, nothing where there are no labels."""
+    known = {_ANNOTATED[name]: 1.0 for name in names if name in _ANNOTATED}
+    # An annotated study says of every class whether it is there; an unannotated one says nothing.
+    return {name: known.get(name, 0.0) for name in CHEXPERT_CLASSES} if names else {}
+
+
 def _unique(items: Sequence[Item], place: Path) -> None:
     seen: set[str] = set()
     for item in items:
@@ -297,15 +304,12 @@ def _of_manifest(path: Path, split: str | None, view: str, sections: Sequence[st
 def _of_study(study: Study, view: str, sections: Sequence[str]) -> Item:
     report = " ".join(text for section in sections if (text := str(getattr(study, section)).strip()))
     files = study.pictures.get(view, ())
-    known = {_ANNOTATED[name]: 1.0 for name in study.labels if name in _ANNOTATED}
-    # An annotated study says of every class whether it is there; an unannotated one says nothing.
-    labels = {name: known.get(name, 0.0) for name in CHEXPERT_CLASSES} if study.labels else {}
     return Item(
         id=study.id,
         file=files[0] if files else None,
         prompt=report,
         report=report,
-        labels=labels,
+        labels=annotated_labels(study.labels),
         subject=study.subject,
         age=study.age,
         sex=study.sex,

@@ -1,0 +1,115 @@
+"""``xgem cohort``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from xgem.types import InputError
+
+if TYPE_CHECKING:
+    from xgem.cohort.items import Cohort
+
+
+def cohort(
+    plan: Annotated[Path, typer.Argument(metavar="PLAN", help="A YAML file that says what to make.")],
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="DIR", help="Folder: new, empty, or of the same plan.")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only check the plan and print what it makes.")] = False,
+    shard: Annotated[
+        str | None, typer.Option("--shard", metavar="I/N", help="Make this part only; torchrun sets it itself.")
+    ] = None,
+    collect: Annotated[bool, typer.Option("--collect", help="Only write the final files; makes no study.")] = False,
+    slurm: Annotated[bool, typer.Option("--slurm", help="Queue a SLURM job with a shard a task (submitit).")] = False,
+    partition: Annotated[str | None, typer.Option("--partition", help="SLURM's partition.")] = None,
+    nodes: Annotated[int, typer.Option("--nodes", min=1, help="Nodes of the SLURM job.")] = 1,
+    tasks: Annotated[int, typer.Option("--tasks", min=1, help="Shards a node.")] = 1,
+    gpus: Annotated[int | None, typer.Option("--gpus", min=1, help="GPUs a node.", show_default="none")] = None,
+    timeout: Annotated[int, typer.Option("--timeout", min=1, help="Minutes that the SLURM job may take.")] = 60,
+    device: Annotated[
+        str | None, typer.Option("--device", help="cpu, cuda, cuda:1 ...", show_default="a GPU, or cpu")
+    ] = None,
+    dtype: Annotated[
+        str | None, typer.Option("--dtype", help="float32, bfloat16 or float16.", show_default="float32")
+    ] = None,
+    threads: Annotated[
+        int | None, typer.Option("--threads", min=1, help="CPU threads.", show_default="as begun, or torch's")
+    ] = None,
+    progress: Annotated[bool, typer.Option("--progress/--no-progress", help="Show a progress bar (on stderr).")] = True,
+) -> None:
+    """Make a synthetic data set to specification: findings x demographics x views, or matched to a manifest.
+
+    xgem cohort plan.yaml --out cohort
+
+    Stopped at any moment, the same command goes on, and ends with the same bytes. Shards may run at any time, anywhere;
+    the last to finish writes manifest.parquet, metadata.csv, dataset.json and cohort.json.
+    """
+    from xgem.cohort.plan import read_plan
+
+    if sum((dry_run, collect, slurm, shard is not None)) > 1:
+        raise InputError("--dry-run, --collect, --slurm and --shard: expected one of them")
+    if out is None and not dry_run:
+        raise InputError("--out is missing: expected a folder for the cohort (or --dry-run)")
+    asked = read_plan(plan)
+    if dry_run:
+        from xgem.cohort.run import open_cohort
+
+        _show(open_cohort(asked, device=device, dtype=dtype)[0])
+        return
+    assert out is not None
+    if collect:
+        from xgem.cohort.collect import collect as write_final
+        from xgem.cohort.folder import Folder
+        from xgem.cohort.items import expand
+
+        _say(out, write_final(expand(asked), Folder(out)))
+        return
+    if slurm:
+        from xgem.cohort.run import open_cohort
+        from xgem.cohort.submit import Work, submit
+
+        # The node decides on the device; what the model can do is the same everywhere.
+        open_cohort(asked, device="cpu")
+        work = Work(str(plan.absolute()), str(out.absolute()), device, dtype, threads)
+        logs = out.with_name(f"{out.name}.slurm").absolute()
+        job = submit(work, logs=logs, partition=partition, nodes=nodes, tasks=tasks, gpus=gpus, timeout_min=timeout)
+        typer.echo(f"job {job.job_id}: {nodes * tasks} shards into {out}, logs in {logs}")
+        return
+    from xgem.cohort.run import run
+    from xgem.cohort.shards import environment_shard, parse_shard
+
+    part = environment_shard() if shard is None else parse_shard(shard)
+    done = run(asked, out, shard=part, device=device, dtype=dtype, threads=threads, progress=progress)
+    if done.counts is None:
+        typer.echo(f"{out}: {done.made} studies made, {done.missing} are left to other shards")
+    else:
+        _say(out, done.counts)
+
+
+def _say(out: Path, counts: Any) -> None:
+    parts = [f"{counts.studies} studies", *(f"{n} {view}" for view, n in counts.pictures.items())]
+    typer.echo(f"{out}: {', '.join(parts)}, {counts.reports} reports")
+
+
+def _show(planned: Cohort) -> None:
+    """The table of cells and counts."""
+    from xgem.cohort.collect import cells
+
+    lines = cells(planned)
+    names = [name for name in lines[0] if any(line[name] is not None for line in lines)]
+    rows = [names, *([_plain(line[name]) for name in names] for line in lines)]
+    widths = [max(len(row[k]) for row in rows) for k in range(len(names))]
+    for row in rows:
+        typer.echo("  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip())
+    for reason, count in planned.left_out.items():
+        typer.echo(f"left out: {count} studies {reason}")
+    typer.echo(f"{len(planned)} studies in {len(planned.batches)} batches of up to {planned.plan.batch_size}")
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, list):
+        return ", ".join(dict.fromkeys(map(_plain, value)))
+    return "" if value is None else f"{value:g}" if isinstance(value, float) else str(value)

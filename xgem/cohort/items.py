@@ -1,0 +1,215 @@
+"""The items of a plan: one synthetic study each, numbered so that a number alone decides all of it.
+
+Cells take turns: item ``i`` is of cell ``i % cells``. A larger count therefore only adds items behind the others.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+from xgem.cohort.plan import Balanced, Finding, Matched, Plan
+from xgem.types import InputError, Study
+
+
+@dataclass(frozen=True)
+class Cell:
+    """What the studies of one cell have in common.
+
+    ``texts`` take turns as prompts. ``ages`` are drawn from, both ends included. ``tells``: sex, age and race are an
+    input. ``pictures`` and ``annotations`` are the other inputs, the latter those of ``study``.
+    """
+
+    outputs: tuple[str, ...]
+    finding: str = ""
+    texts: tuple[str, ...] = ()
+    labels: tuple[str, ...] = ()
+    sex: str | None = None
+    ages: tuple[float, float] | None = None
+    race: str | None = None
+    severity: float | None = None
+    tells: bool = False
+    pictures: Mapping[str, Path] = field(default_factory=dict[str, Path])
+    annotations: tuple[str, ...] = ()
+    study: Study | None = None
+
+
+@dataclass(frozen=True)
+class Item:
+    """One study to make. ``index`` is its number, ``id`` its name, ``pair`` the real study it answers to, if any.
+
+    ``inputs`` are as a pipeline takes them, but for masks and boxes, which are read when their turn comes.
+    """
+
+    index: int
+    id: str
+    cell: Cell
+    seed: int
+    inputs: Mapping[str, Any]
+    prompt: str
+    age: float | None
+
+    @property
+    def pair(self) -> str:
+        return "" if self.cell.study is None else self.cell.study.id
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Items that are computed together: the ``number``-th ``batch_size`` items of those with the same outputs."""
+
+    kind: int
+    number: int
+    indices: tuple[int, ...]
+
+    @property
+    def name(self) -> str:
+        return f"{self.kind:02d}-{self.number:07d}"
+
+
+@dataclass(frozen=True)
+class Cohort:
+    """A plan's cells, and what of a manifest was left out and why."""
+
+    plan: Plan
+    cells: tuple[Cell, ...]
+    left_out: Mapping[str, int]
+    manifest_sha256: str | None = None
+
+    def __len__(self) -> int:
+        return len(self.cells) * self.plan.count
+
+    @cached_property
+    def sha256(self) -> str:
+        """Of all that decides its items but the checkpoint; not of how many there are."""
+        return self.plan.sha256(self.manifest_sha256)
+
+    def item(self, index: int) -> Item:
+        """The item of that number, from 0; its seed is a function of the plan's seed and the number alone."""
+        from xgem.noise import derived_seed
+
+        cell, turn = self.cells[index % len(self.cells)], index // len(self.cells)
+        age = None
+        if cell.ages is not None:
+            low, high = cell.ages
+            draw = random.Random(derived_seed(self.plan.seed, "cohort", index, "age"))
+            age = low if low == high else float(draw.randint(int(low), int(high)))
+        prompt = cell.texts[turn % len(cell.texts)] if cell.texts else ""
+        inputs: dict[str, Any] = dict(cell.pictures)
+        if prompt:
+            inputs["report"] = prompt
+        known = {"sex": cell.sex, "age": age, "race": cell.race}
+        if cell.tells and any(value is not None for value in known.values()):
+            inputs["demographics"] = {name: value for name, value in known.items() if value is not None}
+        if cell.severity is not None:
+            inputs["severity"] = cell.severity
+        if cell.study is not None:
+            inputs |= {name: getattr(cell.study, _HELD[name]) for name in cell.annotations}
+        seed = derived_seed(self.plan.seed, "cohort", index, "item")
+        return Item(index, f"{self.plan.name}-{index:08d}", cell, seed, inputs, prompt, age)
+
+    def __iter__(self) -> Iterator[Item]:
+        return map(self.item, range(len(self)))
+
+    @cached_property
+    def batches(self) -> tuple[Batch, ...]:
+        """All items, by kind of outputs, then by number. A larger count changes the last batch of each kind only."""
+        kinds = {outputs: kind for kind, outputs in enumerate(dict.fromkeys(cell.outputs for cell in self.cells))}
+        members: list[list[int]] = [[] for _ in kinds]
+        of_cell = [kinds[cell.outputs] for cell in self.cells]
+        for index in range(len(self)):
+            members[of_cell[index % len(of_cell)]].append(index)
+        size = self.plan.batch_size
+        return tuple(
+            Batch(kind, start // size, tuple(own[start : start + size]))
+            for kind, own in enumerate(members)
+            for start in range(0, len(own), size)
+        )
+
+
+_HELD = {"mask": "masks", "boxes": "boxes"}
+
+
+def expand(plan: Plan) -> Cohort:
+    """The cohort that a plan describes; a matched plan's manifest is read, its files are not.
+
+    Raises:
+        InputError: no study of the split has what the plan takes as inputs, or the manifest is not valid.
+    """
+    if plan.balanced is not None:
+        return Cohort(plan, tuple(_balanced(plan, plan.balanced)), {})
+    assert plan.matched is not None
+    return _matched(plan, plan.matched)
+
+
+def _balanced(plan: Plan, part: Balanced) -> Iterator[Cell]:
+    every = tuple(name for name in plan.outputs if name != "report")
+    findings: Sequence[Finding | None] = part.findings or (None,)
+    axes = (findings, part.sexes or (None,), part.ages or (None,), part.races or (None,), part.severities or (None,))
+    for finding, sex, ages, race, severity, views in product(*axes, part.views or (every,)):
+        yield Cell(
+            outputs=tuple(name for name in plan.outputs if name in views or name == "report"),
+            finding="" if finding is None else finding.name,
+            texts=() if finding is None else finding.prompts,
+            labels=() if finding is None else finding.labels,
+            sex=sex,
+            ages=ages,
+            race=race,
+            severity=severity,
+            tells=True,
+        )
+
+
+def _matched(plan: Plan, part: Matched) -> Cohort:
+    from xgem.checkpoint_index import file_sha256
+    from xgem.data.manifest import Manifest
+
+    studies = Manifest.read(part.manifest).studies(part.split)
+    left_out: Counter[str] = Counter()
+    usable: list[tuple[Study, str]] = []
+    for study in studies:
+        report = " ".join(text for section in part.sections if (text := str(getattr(study, section)).strip()))
+        held = {**study.pictures, "report": any(map(str.isalnum, report)), "mask": study.masks, "boxes": study.boxes}
+        held |= {"severity": study.severity is not None, "demographics": True}
+        lacking = next((name for name in part.inputs if not held.get(name)), None)
+        if lacking is None:
+            usable.append((study, report))
+        else:
+            left_out[f"without {lacking}"] += 1
+    if part.limit is not None and len(usable) > part.limit:
+        left_out[f"beyond the limit of {part.limit}"] = len(usable) - part.limit
+        chosen = sorted(usable, key=lambda one: hashlib.sha256(f"{plan.seed}:{one[0].id}".encode()).digest())
+        usable = sorted(chosen[: part.limit], key=lambda one: one[0].id)
+    if not usable:
+        raise InputError(
+            f"{part.manifest}: none of the {len(studies)} studies of split {part.split!r} has what the plan takes as "
+            f"inputs ({', '.join(part.inputs)})"
+        )
+    cells = tuple(_match(plan, part, study, report) for study, report in usable)
+    return Cohort(plan, cells, dict(sorted(left_out.items())), file_sha256(part.manifest))
+
+
+def _match(plan: Plan, part: Matched, study: Study, report: str) -> Cell:
+    pictures = {name: study.pictures[name][0] for name in part.inputs if name in ("frontal", "lateral")}
+    tells = "demographics" in part.inputs
+    known = tells or bool(pictures)
+    return Cell(
+        outputs=plan.outputs,
+        texts=(report,) if "report" in part.inputs else (),
+        labels=study.labels,
+        sex=study.sex if known else None,
+        ages=(study.age, study.age) if known and study.age is not None else None,
+        race=study.race if known else None,
+        severity=study.severity if "severity" in part.inputs else None,
+        tells=tells,
+        pictures=pictures,
+        annotations=tuple(name for name in part.inputs if name in _HELD),
+        study=study,
+    )

@@ -1,0 +1,273 @@
+"""The plan of a cohort: what ``plan.yaml`` may say, checked before anything is made. Imports no torch.
+
+::
+
+    name: effusions                     # begins every study's id
+    outputs: [frontal, lateral]
+    split: train
+    seed: 7
+    balanced:                           # every finding with every sex, age, race, severity and view
+      findings: [No Finding, Pleural Effusion, [Cardiomegaly, Edema]]
+      sexes: [F, M]                     # these three where the model takes demographics
+      ages: [[19, 40], [41, 65]]
+      races: [Asian, White]
+      views: [frontal, [frontal, lateral]]
+      count: 50                         # studies a cell
+    # or, instead of `balanced`:
+    matched:                            # the studies of a manifest's split, with their prompts and labels
+      manifest: data/manifest.parquet
+      split: test
+      inputs: [report]                  # or pictures, annotations, demographics
+      count: 2                          # studies for each of them
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+
+from xgem.cohort.prompts import sentences
+from xgem.data.demographics import MAX_AGE
+from xgem.data.rows import Split, View
+from xgem.eval.label_rules import CHEXPERT_CLASSES, NO_FINDING
+from xgem.request import MAX_SEED
+from xgem.types import InputError
+
+Output = Literal["frontal", "lateral", "report"]
+Input = Literal["frontal", "lateral", "report", "mask", "boxes", "severity", "demographics"]
+_NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]*$"
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+def _listed(value: Any) -> Any:
+    return value if isinstance(value, list | tuple) else [value]
+
+
+def _range(value: Any) -> Any:
+    return value if isinstance(value, list | tuple) else [value, value]
+
+
+def _in_one_order(views: tuple[View, ...]) -> tuple[View, ...]:
+    _once("views", views)
+    return tuple(sorted(views))
+
+
+Ages = Annotated[tuple[int, int], BeforeValidator(_range)]
+"""Whole years from, to; both may be drawn."""
+Views = Annotated[tuple[View, ...], BeforeValidator(_listed), AfterValidator(_in_one_order), Field(min_length=1)]
+
+
+class Finding(_Part):
+    """A finding, or several at once: ``Edema``; ``[Edema, Cardiomegaly]``; or a mapping with texts of its own.
+
+    ``labels`` are CheXpert's classes, empty where a text asks for something else. The texts take turns.
+    """
+
+    name: str = Field(min_length=1)
+    labels: tuple[str, ...] = ()
+    texts: tuple[str, ...] = ()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _short_forms(cls, value: Any) -> Any:
+        if isinstance(value, str):
+            value = [value]
+        if isinstance(value, list):
+            return {"name": " + ".join(map(str, value)), "labels": value}
+        return value
+
+    @field_validator("labels", mode="before")
+    @classmethod
+    def _known(cls, value: Any) -> Any:
+        known = {name.lower(): name for name in CHEXPERT_CLASSES}
+        found: list[str] = []
+        for label in _listed(value):
+            name = known.get(str(label).strip().lower())
+            if name is None:
+                raise ValueError(
+                    f"unknown finding {label!r}; expected one of {', '.join(CHEXPERT_CLASSES)}, or a mapping with a "
+                    "name and texts of its own"
+                )
+            found.append(name)
+        if len(set(found)) < len(found):
+            raise ValueError(f"names {_twice(found)!r} twice")
+        if NO_FINDING in found and set(found) - {NO_FINDING, "Support Devices"}:
+            raise ValueError(f"{NO_FINDING!r} goes with no other finding than 'Support Devices'")
+        return tuple(found)
+
+    @model_validator(mode="after")
+    def _says_something(self) -> Finding:
+        if not self.labels and not self.texts:
+            raise ValueError("needs labels or texts: nothing asks for it")
+        if any(not any(map(str.isalnum, text)) for text in self.texts):
+            raise ValueError("a text is empty")
+        return self
+
+    @property
+    def prompts(self) -> tuple[str, ...]:
+        """The texts that ask for it."""
+        return self.texts or sentences(self.labels)
+
+
+class Balanced(_Part):
+    """Every combination of the axes is a cell, of which ``count`` studies are made; an empty axis asks for nothing.
+
+    ``views`` are the pictures of a study; by default all views among the outputs. ``severities`` are Brixia scores.
+    """
+
+    findings: tuple[Finding, ...] = ()
+    sexes: tuple[Literal["F", "M"], ...] = ()
+    ages: tuple[Ages, ...] = ()
+    races: tuple[str, ...] = ()
+    severities: tuple[float, ...] = ()
+    views: tuple[Views, ...] = ()
+    count: int = Field(ge=1)
+
+    @field_validator("ages")
+    @classmethod
+    def _in_order(cls, value: tuple[tuple[int, int], ...]) -> tuple[tuple[int, int], ...]:
+        for low, high in value:
+            if not 0 <= low <= high <= MAX_AGE:
+                raise ValueError(f"ages {low} to {high}: expected whole years, rising, from 0 to {MAX_AGE:g}")
+        return value
+
+    @model_validator(mode="after")
+    def _each_once(self) -> Balanced:
+        for axis in ("sexes", "ages", "races", "severities", "views"):
+            _once(axis, getattr(self, axis))
+        _once("findings", [finding.name for finding in self.findings])
+        return self
+
+
+class Matched(_Part):
+    """``count`` studies for each study of a manifest's split, from its own ``inputs``.
+
+    Labels are the study's. So are sex, age and race where demographics are an input, or a picture, which shows the
+    same patient. A study that lacks an input is left out and counted; demographics are told as far as they are known.
+    ``sections`` make the report as input; ``limit`` takes so many studies, chosen by the seed.
+    """
+
+    manifest: str = Field(min_length=1)
+    split: Split
+    inputs: tuple[Input, ...] = ("report",)
+    sections: tuple[Literal["findings", "impression"], ...] = Field(default=("impression",), min_length=1)
+    count: int = Field(default=1, ge=1)
+    limit: int | None = Field(default=None, ge=1)
+
+    @model_validator(mode="after")
+    def _each_once(self) -> Matched:
+        _once("inputs", self.inputs)
+        if not set(self.inputs) - {"demographics"}:
+            raise ValueError("inputs: expected a report, a picture or an annotation among them")
+        return self
+
+
+class Plan(_Part):
+    """A whole plan. Model, sampling and outputs are as in ``xgem generate``; paths start from the working folder.
+
+    Items are computed in batches of ``batch_size`` whose composition the items' numbers alone decide, so it is a part
+    of the result. A report that is asked for beside a report as prompt is written from the pictures just made.
+    """
+
+    name: str = Field(pattern=_NAME)
+    model: str | None = None
+    revision: str | None = None
+    outputs: tuple[Output, ...] = Field(min_length=1)
+    split: Split = "train"
+    licence: str = ""
+    seed: int = Field(default=0, ge=0, le=MAX_SEED)
+    num_inference_steps: int | None = None
+    guidance_scale: float | dict[str, float] | None = None
+    sampler: str | None = None
+    joint: bool | None = None
+    control_scale: float = 1.0
+    control_end: float = 1.0
+    greedy: bool = True
+    batch_size: int = Field(default=16, ge=1)
+    balanced: Balanced | None = None
+    matched: Matched | None = None
+
+    @model_validator(mode="after")
+    def _agrees(self) -> Plan:
+        _once("outputs", self.outputs)
+        if (self.balanced is None) == (self.matched is None):
+            raise ValueError("expected one of balanced and matched")
+        if isinstance(self.guidance_scale, dict) and (strange := set(self.guidance_scale) - set(self.outputs)):
+            raise ValueError(f"guidance_scale names {sorted(strange)[0]!r}, which is not among the outputs")
+        if self.balanced is not None and self.balanced.views:
+            wanted = {view for views in self.balanced.views for view in views}
+            if wanted != set(self.outputs) - {"report"}:
+                raise ValueError(f"views are {_names(wanted)}, outputs {_names(self.outputs)}: name the same views")
+        return self
+
+    @property
+    def count(self) -> int:
+        """Studies a cell, or for each matched study."""
+        part = self.balanced or self.matched
+        assert part is not None
+        return part.count
+
+    def sha256(self, manifest: str | None) -> str:
+        """Of all that decides an item but the count and the checkpoint; ``manifest`` is its file's SHA-256."""
+        values = self.model_dump(mode="json", exclude={"model", "revision"})
+        for part in ("balanced", "matched"):
+            (values[part] or {}).pop("count", None)
+            (values[part] or {}).pop("manifest", None)
+        text = json.dumps({**values, "manifest": manifest}, sort_keys=True, ensure_ascii=True)
+        return hashlib.sha256(text.encode()).hexdigest()
+
+
+def read_plan(path: str | Path) -> Plan:
+    """A plan from a YAML file.
+
+    Raises:
+        InputError: unreadable, not YAML, or a field that is unknown, missing or not valid; names it.
+    """
+    path = Path(path)
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such plan; expected a YAML file") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: cannot be read ({error}); expected YAML in UTF-8") from None
+    except yaml.YAMLError as error:
+        raise InputError(f"{path}: not valid YAML: {str(error).splitlines()[0]}") from None
+    try:
+        return Plan.model_validate(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise InputError(
+            f"{path}: {where}{': ' if where else ''}{first['msg'].removeprefix('Value error, ')}"
+        ) from None
+
+
+def _once(what: str, values: Sequence[Any]) -> None:
+    if len(set(values)) < len(values):
+        raise ValueError(f"{what}: {_twice(values)!r} stands there twice")
+
+
+def _twice(values: Sequence[Any]) -> Any:
+    return next(value for k, value in enumerate(values) if value in values[:k])
+
+
+def _names(values: Any) -> str:
+    return ", ".join(sorted(values)) or "none"
