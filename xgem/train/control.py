@@ -144,7 +144,7 @@ class ControlStage(Stage):
             for name, annotation in (("loss", batch["annotation"]), ("shuffled", batch["annotation"].roll(1, 0))):
                 torch.manual_seed(mix(self.seed, "validate", k))  # the same noise for both
                 value = self.loss(module, timed | {"annotation": annotation})[0]
-                figures[name] += float(value) / _VALIDATION_TIMES
+                figures[name] += float(value.detach()) / _VALIDATION_TIMES
         return figures
 
     def sheet(self, module: nn.Module) -> Image.Image:
