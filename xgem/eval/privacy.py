@@ -1,0 +1,353 @@
+"""How close generated pictures come to training pictures: distances, re-identification, a test of memorisation.
+
+CheXGenBench, section 2.3. The paper takes the *closest* training picture; its published code takes only the one whose
+prompt was used, which is the mode ``own_prompt`` here and finds no copy of any other training picture.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from xgem.eval.statistics import Array, Estimate, Sampled
+from xgem.types import InputError, ShapeError
+
+Rows = NDArray[np.int64]
+Statistic = Callable[[Array], float]
+DELTA: Final = 0.85
+"""CheXGenBench's margin of the re-identification score, above which a generated picture counts as re-identified."""
+_BLOCK_BYTES: Final = 1 << 27
+_BLOCK_ROWS: Final = 2048
+
+
+@dataclass(frozen=True)
+class Closest:
+    """Of each of n generated pictures the closest training picture: how close, (n,), and which ``rows``, (n,)."""
+
+    values: Array
+    rows: Rows
+
+    def estimate(self, statistic: Statistic = np.mean, *, draws: int = 1000, seed: int = 0) -> Estimate:
+        """A statistic over the n pictures; see :func:`estimate`."""
+        return estimate(self.values, statistic, draws=draws, seed=seed)
+
+
+def pixel_distance(
+    generated: NDArray[np.uint8],
+    training: NDArray[np.uint8] | Iterable[NDArray[np.uint8]],
+    *,
+    own_prompt: Sequence[int] | Rows | None = None,
+    exclude: Sequence[int] | Rows | None = None,
+    wraparound: bool = False,
+    device: str = "cpu",
+) -> Closest:
+    """Distance to the closest training picture (CheXGenBench 2.3): root of the mean squared difference of the pixels.
+
+    In grey levels, 0 (equal) to 255 (black against white). Squares are summed in float64, in which whole numbers are
+    exact, so blocks of any size give the same result.
+
+    Args:
+        generated: (n, h, w) uint8.
+        training: (m, h, w) uint8, or batches of such that are read once and need not fit into memory together.
+        own_prompt: (n,) rows of ``training``: compare each picture with that one alone, as the published code does.
+        exclude: (n,) a row of ``training`` that each picture is not compared with, such as itself.
+        wraparound: with ``own_prompt`` only: differences modulo 256, as the published code's uint8 arrays have them.
+            They make unlike pictures of a difference of 1 and -1 grey levels 1 and 255 apart; for comparison alone.
+
+    Raises:
+        ShapeError: pictures of other shapes. InputError: other than uint8, no training pictures, rows out of range.
+    """
+    if wraparound and own_prompt is None:
+        raise InputError("wraparound=True reproduces the published code, which compares with own_prompt; give that too")
+    queries = _rows(generated, 3)
+    size = queries.shape[1]
+    if own_prompt is None:
+        return _root(_nearest(queries, _blocks(training, generated.shape[1:], 3), exclude, device), size)
+    pictures, rows = _own(training, own_prompt, generated)
+    values = np.empty(len(queries))
+    for i, (picture, other) in enumerate(zip(queries, _rows(pictures, 3)[rows], strict=True)):
+        difference = picture.astype(np.int64) - other.astype(np.int64)
+        values[i] = np.square(difference % 256 if wraparound else difference).sum()
+    return _root(Closest(values, rows), size)
+
+
+def latent_distance(
+    generated: NDArray[Any],
+    training: NDArray[Any] | Iterable[NDArray[Any]],
+    *,
+    own_prompt: Sequence[int] | Rows | None = None,
+    exclude: Sequence[int] | Rows | None = None,
+    device: str = "cpu",
+) -> Closest:
+    """Euclidean distance in a feature space to the closest training picture, divided by the root of its dimension.
+
+    CheXGenBench 2.3 with RAD-DINO, where that is the root of 768. 0 is equal; there is no upper limit.
+
+    Args:
+        generated, training: (n, d) and (m, d) features, or batches of the latter.
+        own_prompt, exclude: as :func:`pixel_distance`.
+
+    Raises:
+        ShapeError, InputError: as :func:`pixel_distance`; features that are not finite.
+    """
+    queries = _rows(generated, 2)
+    if own_prompt is None:
+        found = _nearest(queries, _blocks(training, generated.shape[1:], 2), exclude, device)
+        return _root(found, queries.shape[1])
+    features, rows = _own(training, own_prompt, generated)
+    difference = queries.astype(np.float64) - _rows(features, 2)[rows]
+    return _root(Closest(np.square(difference).sum(axis=1), rows), queries.shape[1])
+
+
+def reidentification_score(
+    generated: NDArray[Any],
+    training: NDArray[Any],
+    weight: NDArray[Any],
+    bias: float,
+    *,
+    own_prompt: Sequence[int] | Rows | None = None,
+    device: str = "cpu",
+) -> Closest:
+    """The highest probability that a generated and a training picture are of one patient (CheXGenBench 2.3).
+
+    ``sigmoid(weight . |a - b| + bias)`` of the network's features (Packhaeuser et al. 2022), 0 to 1; the maximum over
+    the training pictures. See :class:`xgem.eval.reid.Reid` for features, weight and bias.
+
+    Args:
+        generated, training: (n, d) and (m, d) features.
+        weight, bias: (d,) and a number: the last layer.
+        own_prompt: as :func:`pixel_distance`.
+    """
+    import torch
+
+    queries, weights = _rows(generated, 2), np.asarray(weight, dtype=np.float64)
+    if weights.shape != (queries.shape[1],):
+        raise ShapeError(f"weight of shape {weights.shape}: expected ({queries.shape[1]},), one number a feature")
+    if own_prompt is not None:
+        features, rows = _own(training, own_prompt, generated)
+        logits = np.abs(queries.astype(np.float64) - _rows(features, 2)[rows]) @ weights + bias
+        return Closest(_sigmoid(logits), rows)
+    # w . |a - b| is a difference of two L1 distances: over the features of positive and of negative weight.
+    scales = [torch.as_tensor(np.clip(sign * weights, 0, None), device=device) for sign in (1, -1)]
+    best, at = np.full(len(queries), np.inf), np.zeros(len(queries), dtype=np.int64)
+    start = 0
+    for block in _blocks(training, generated.shape[1:], 2):
+        for y in _parts(block):
+            right = [torch.as_tensor(y, dtype=torch.float64, device=device) * scale for scale in scales]
+            for first in range(0, len(queries), _BLOCK_ROWS):
+                part = slice(first, first + _BLOCK_ROWS)
+                x = torch.as_tensor(np.array(queries[part]), dtype=torch.float64, device=device)
+                up, down = (torch.cdist(x * scale, other, p=1) for scale, other in zip(scales, right, strict=True))
+                lowest, found = (down - up).min(1)
+                _improve(best, at, part, lowest.cpu().numpy(), start + found.cpu().numpy())
+            start += len(y)
+    return Closest(_sigmoid(bias - best), at)
+
+
+def estimate(values: Array, statistic: Statistic = np.mean, *, draws: int = 1000, seed: int = 0) -> Estimate:
+    """A statistic of (n,) values with its percentile bootstrap interval over them (of a maximum: from below only)."""
+    rng, n = np.random.default_rng(seed), len(values)
+    if n < 2:
+        raise InputError(f"{n} values: a bootstrap needs at least 2, so evaluate more pictures")
+    found = np.array([statistic(values[rng.integers(0, n, n)]) for _ in range(draws)], dtype=np.float64)
+    return Sampled(float(statistic(values)), found, n).estimate()
+
+
+def count_above(delta: float = DELTA) -> Statistic:
+    """How many scores lie above ``delta`` (CheXGenBench's C; the paper's text once says "at least", its equation >)."""
+    return lambda values: float(np.count_nonzero(values > delta))
+
+
+def per_prompt(values: Array, prompts: Sequence[Hashable], worst: Callable[[Array], Any]) -> Array:
+    """The worst (``np.min`` of distances, ``np.max`` of scores) over the seeds of each prompt (CheXGenBench 3.2).
+
+    Args:
+        values: (n,), prompts: n of anything that names a prompt.
+
+    Returns:
+        (p,), in the order in which the prompts first come.
+    """
+    if len(values) != len(prompts):
+        raise ShapeError(f"{len(values)} values of {len(prompts)} prompts: expected one prompt a value")
+    groups: dict[Hashable, list[int]] = {}
+    for row, prompt in enumerate(prompts):
+        groups.setdefault(prompt, []).append(row)
+    return np.array([worst(values[rows]) for rows in groups.values()], dtype=np.float64)
+
+
+@dataclass(frozen=True)
+class Memorisation:
+    """Distances generated to training against held-out real to training, ``n`` of each.
+
+    Attributes:
+        nearer: probability that a generation lies nearer to training than a held-out picture does; 0.5 for equals.
+        share: share of the generations nearer than ``threshold``, the held-out distances' ``quantile``.
+        p_shift: one-sided Mann-Whitney test that generations lie nearer as a whole.
+        p_near: one-sided exact precedence test (Nelson 1963) of ``share``: finds the few copies that leave the whole
+            as it is.
+        p_value: of both together (Bonferroni).
+    """
+
+    n: int
+    nearer: Estimate
+    share: Estimate
+    quantile: float
+    threshold: float
+    p_shift: float
+    p_near: float
+
+    @property
+    def p_value(self) -> float:
+        return min(1.0, 2 * min(self.p_shift, self.p_near))
+
+
+def memorisation_test(
+    generated: Array, held_out: Array, *, quantile: float = 0.01, draws: int = 1000, seed: int = 0
+) -> Memorisation:
+    """Whether generations lie nearer to the training pictures than unseen real pictures do, at equal n.
+
+    Args:
+        generated, held_out: (n,) and (m,) distances to the closest training picture; of the larger set as many as the
+            smaller one has are drawn at random (by ``seed``).
+        quantile: of the held-out distances, which says what is near.
+
+    Raises:
+        InputError: fewer than 8 distances on a side, or a quantile outside (0, 1).
+    """
+    from scipy.stats import mannwhitneyu, nhypergeom
+
+    n = min(len(generated), len(held_out))
+    if n < 8 or not 0 < quantile < 1:
+        raise InputError(f"{n} distances a side and quantile {quantile}: expected at least 8, and above 0 and below 1")
+    rng = np.random.default_rng(seed)
+    g, h = (np.asarray(one, np.float64)[rng.permutation(len(one))[:n]] for one in (generated, held_out))
+    rank = max(1, math.ceil(quantile * n))
+
+    def near(ours: Array, others: Array) -> float:
+        return float(np.mean(ours < np.partition(others, rank - 1)[rank - 1]))
+
+    def nearer(ours: Array, others: Array) -> float:
+        others = np.sort(others)
+        below = np.searchsorted(others, ours, "left") + np.searchsorted(others, ours, "right")
+        return 1 - float(below.mean()) / (2 * n)
+
+    pairs = [(g[rng.integers(0, n, n)], h[rng.integers(0, n, n)]) for _ in range(draws)]
+    estimates = [
+        Sampled(measure(g, h), np.array([measure(*pair) for pair in pairs]), n).estimate() for measure in (nearer, near)
+    ]
+    count = round(near(g, h) * n)
+    return Memorisation(
+        n=n,
+        nearer=estimates[0],
+        share=estimates[1],
+        quantile=quantile,
+        threshold=float(np.sort(h)[rank - 1]),
+        p_shift=float(mannwhitneyu(g, h, alternative="less").pvalue),
+        # Of the pooled 2n in order, how many generations come before the held-out one of this rank.
+        p_near=float(nhypergeom(2 * n, n, rank).sf(count - 1)),
+    )
+
+
+def authenticity(distances: Array, neighbours: Array, *, draws: int = 1000, seed: int = 0) -> Estimate:
+    """Share of generations that are no noisy copies (Alaa et al. 2022, section 3.3), 0 to 1.
+
+    Args:
+        distances: (n,) to the closest training picture.
+        neighbours: (n,) from that training picture to its own closest other one.
+    """
+    return estimate((np.asarray(distances) > np.asarray(neighbours)).astype(np.float64), draws=draws, seed=seed)
+
+
+# ---------------------------------------------------------------------------------------------------------- blocks
+
+
+def _rows(values: NDArray[Any], ndim: int) -> NDArray[Any]:
+    """(n, ...) as (n, d), pictures (``ndim`` 3) of uint8, features (2) finite."""
+    wanted = "(n, h, w)" if ndim == 3 else "(n, d)"
+    if values.ndim != ndim:
+        raise ShapeError(f"array of shape {values.shape}: expected {wanted}")
+    if ndim == 3 and values.dtype != np.uint8:
+        raise InputError(f"pictures of {values.dtype}: expected uint8, 0 to 255")
+    if ndim == 2 and not np.isfinite(values).all():
+        raise InputError("features hold NaN or infinite values: look for pictures that the extractor cannot take")
+    return values.reshape(len(values), -1)
+
+
+def _blocks(
+    training: NDArray[Any] | Iterable[NDArray[Any]], shape: tuple[int, ...], ndim: int
+) -> Iterator[NDArray[Any]]:
+    some = False
+    for block in [training] if isinstance(training, np.ndarray) else training:
+        if block.shape[1:] != shape:
+            raise ShapeError(f"training of shape {block.shape}, generated of (n, {', '.join(map(str, shape))})")
+        if len(block):
+            some = True
+            yield _rows(block, ndim)
+    if not some:
+        raise InputError("no training pictures: expected at least one to compare with")
+
+
+def _parts(block: NDArray[Any]) -> Iterator[NDArray[Any]]:
+    step = min(_BLOCK_ROWS, max(1, _BLOCK_BYTES // (8 * block.shape[1])))
+    for start in range(0, len(block), step):
+        yield np.array(block[start : start + step])
+
+
+def _own(training: Any, own_prompt: Any, generated: NDArray[Any]) -> tuple[NDArray[Any], Rows]:
+    rows = np.asarray(own_prompt, dtype=np.int64)
+    if not isinstance(training, np.ndarray) or training.shape[1:] != generated.shape[1:]:
+        raise ShapeError(
+            f"own_prompt: expected training as one array of (m, {', '.join(map(str, generated.shape[1:]))})"
+        )
+    if rows.shape != (len(generated),) or (len(rows) and not 0 <= rows.min() <= rows.max() < len(training)):
+        raise InputError(f"own_prompt: expected {len(generated)} rows from 0 to {len(training) - 1}")
+    return training, rows
+
+
+def _nearest(queries: NDArray[Any], blocks: Iterator[NDArray[Any]], exclude: Any, device: str) -> Closest:
+    """Squared Euclidean distances to the closest rows: products find them, differences measure them (a copy is 0)."""
+    import torch
+
+    best, at = np.full(len(queries), np.inf), np.full(len(queries), -1, dtype=np.int64)
+    step = min(_BLOCK_ROWS, max(1, _BLOCK_BYTES // (8 * queries.shape[1])))
+    start = 0
+    for block in blocks:
+        for values in _parts(block):
+            y = torch.as_tensor(values).to(device, torch.float64)
+            for first in range(0, len(queries), step):
+                part = slice(first, first + step)
+                x = torch.as_tensor(np.array(queries[part])).to(device, torch.float64)
+                squared = x.square().sum(1, keepdim=True) + y.square().sum(1) - 2 * x @ y.T
+                if exclude is not None:
+                    own = torch.as_tensor(np.asarray(exclude)[part], device=device)[:, None]
+                    squared[own == start + torch.arange(len(y), device=device)] = torch.inf
+                found = squared.argmin(1)
+                exact = (x - y[found]).square().sum(1)
+                exact[squared.gather(1, found[:, None])[:, 0].isinf()] = torch.inf
+                _improve(best, at, part, exact.cpu().numpy(), start + found.cpu().numpy())
+            start += len(values)
+    if np.isinf(best).any():
+        raise InputError("no training picture is left to compare with: exclude leaves out the only one")
+    return Closest(best, at)
+
+
+def _improve(best: Array, at: Rows, part: slice, values: Array, rows: Rows) -> None:
+    """Take over, in place, what is lower than all before it; of equals the first stays."""
+    lower = values < best[part]
+    best[part][lower] = values[lower]
+    at[part][lower] = rows[lower]
+
+
+def _root(squared: Closest, size: int) -> Closest:
+    return Closest(np.sqrt(squared.values / size), squared.rows)
+
+
+def _sigmoid(logits: Array) -> Array:
+    from scipy.special import expit
+
+    return np.asarray(expit(logits), dtype=np.float64)
