@@ -12,6 +12,7 @@ from PIL import Image
 
 from xgem.eval import privacy
 from xgem.eval.privacy import (
+    aligned_distance,
     authenticity,
     count_above,
     estimate,
@@ -106,6 +107,46 @@ def test_a_copy_among_large_features_is_at_0() -> None:
     assert (found.values[0], found.rows[0]) == (0, 7)
 
 
+@pytest.mark.parametrize("block", [4, 2048])
+def test_aligned_distance_is_brute_force_over_windows(block: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    generated, training = smooth(3, 0, 12), smooth(10, 1, 12)
+    monkeypatch.setattr(privacy, "_BLOCK_ROWS", block)
+
+    def standard(x: Images) -> NDArray[np.float64]:
+        return (x - x.mean()) / x.std()
+
+    table = [
+        [
+            min(
+                np.sqrt(np.square(standard(x[i : i + 10, j : j + 10]) - standard(y[1:11, 1:11])).mean())
+                for i in range(3)
+                for j in range(3)
+            )
+            for y in training
+        ]
+        for x in generated
+    ]
+    found = aligned_distance(generated, training, margin=1)
+    np.testing.assert_allclose(found.values, np.min(table, axis=1), rtol=1e-5)
+    np.testing.assert_array_equal(found.rows, np.argmin(table, axis=1))
+    np.testing.assert_array_equal(
+        aligned_distance(training, training, margin=1, exclude=range(10)).rows == range(10), False
+    )
+
+
+def test_shifts_and_exposure_do_not_hide_a_copy() -> None:
+    training = smooth(20, 0)
+    moved = np.roll(training[[5, 9]], (2, -1), axis=(1, 2))
+    changed = (moved.astype(np.float64) * 0.6 + 20).round().astype(np.uint8)
+    found = aligned_distance(changed, training)
+    np.testing.assert_array_equal(found.rows, [5, 9])
+    assert found.values.max() < 0.05
+    assert pixel_distance(changed, training).values.min() > 20
+    assert aligned_distance(255 - training[:1], training[:1], margin=0).values == pytest.approx(2, abs=1e-3)
+    with pytest.raises(InputError, match="give larger ones"):
+        aligned_distance(training, training, margin=16)
+
+
 @pytest.mark.parametrize("block", [3, 2048])
 def test_reidentification_is_the_highest_score(block: int, monkeypatch: pytest.MonkeyPatch) -> None:
     rng = np.random.default_rng(0)
@@ -147,7 +188,7 @@ def test_what_is_refused() -> None:
     with pytest.raises(ShapeError, match=r"expected \(n, h, w\)"):
         pixel_distance(pictures[0], pictures)
     with pytest.raises(InputError, match="expected uint8"):
-        pixel_distance(pictures / 255, pictures / 255)
+        pixel_distance(pictures.astype(np.int64), pictures)  # pyright: ignore[reportArgumentType]
     with pytest.raises(ShapeError, match="training of shape"):
         pixel_distance(pictures, pictures[:, :16])
     with pytest.raises(InputError, match="no training pictures"):
