@@ -189,6 +189,8 @@ def test_what_the_gate_cannot_check_is_refused(pipeline: XgemPipeline, data: Pat
     other = XgemPipeline.from_pretrained(tmp_path / "other", device="cpu")
     with pytest.raises(InputError, match="made with another encoder"):
         other({}, "frontal", seed=1, privacy_gate=PrivacyGate.open(tmp_path / "gate.safetensors"), **QUICK)
+    with pytest.raises(InputError, match="no held-out pictures to take a share of"):
+        PrivacyGate.open(tmp_path / "gate.safetensors", quantile=0.1)
     (tmp_path / "bad.safetensors").write_bytes(b"nothing")
     with pytest.raises(InputError, match="no index of a privacy gate"):
         PrivacyGate.open(tmp_path / "bad.safetensors")

@@ -148,6 +148,10 @@ class PrivacyGate:
         """What :meth:`save` wrote; thresholds that are given replace the stored ones."""
         from safetensors import SafetensorError, safe_open
 
+        if "quantile" in options:
+            raise InputError(
+                f"{path}: an index has no held-out pictures to take a share of; give distances, or pictures"
+            )
         try:
             with safe_open(str(path), framework="np") as stream:
                 said = json.loads((stream.metadata() or {}).get(FORMAT, "null"))

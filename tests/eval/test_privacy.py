@@ -11,13 +11,12 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from xgem.eval import privacy
+from xgem.eval.memorisation import authenticity, memorisation_test
 from xgem.eval.privacy import (
     aligned_distance,
-    authenticity,
     count_above,
     estimate,
     latent_distance,
-    memorisation_test,
     per_prompt,
     pixel_distance,
     reidentification_score,
@@ -221,6 +220,19 @@ def test_estimates() -> None:
     assert found.high - found.low == pytest.approx(2 * 1.96 / 20, rel=0.15)
     assert estimate(many, np.max).high == many.max()
     assert estimate(many, seed=4) == estimate(many, seed=4)
+
+
+def test_seeds_of_a_prompt_are_drawn_together() -> None:
+    """Ten equal values a prompt are one value."""
+    values = np.random.default_rng(0).normal(size=40)
+    alone, together = estimate(values), estimate(values.repeat(10), groups=list(np.arange(40).repeat(10)))
+    assert together.value == pytest.approx(alone.value)
+    assert together.interval == pytest.approx(alone.interval)
+    assert together.n == 400
+    naive = estimate(values.repeat(10))
+    assert naive.high - naive.low < (together.high - together.low) / 2
+    with pytest.raises(InputError, match="1 independent values"):
+        estimate(values, groups=["a"] * 40)
 
 
 # ----------------------------------------------------------------------------------------------------- memorisation

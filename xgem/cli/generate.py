@@ -207,20 +207,18 @@ def _gate(path: Path | None, threshold: str | None, index: Path | None) -> Priva
         raise InputError(f"--save-privacy-index is {str(index)!r}, expected a name that ends in .safetensors")
     from xgem.privacy_gate import PrivacyGate, Thresholds
 
-    if threshold is None:
-        return PrivacyGate.open(path)
+    options: dict[str, Any] = {}
     try:
-        if "=" not in threshold:
-            return PrivacyGate.open(path, quantile=float(threshold))
-        given = {name.strip(): float(value) for name, value in (part.split("=") for part in threshold.split(","))}
-        thresholds = Thresholds(**given)
-    except (ValueError, TypeError) as error:
-        if isinstance(error, InputError):
-            raise
+        if threshold is not None and "=" in threshold:
+            given = {name.strip(): float(value) for name, value in (part.split("=") for part in threshold.split(","))}
+            options["thresholds"] = Thresholds(**given)
+        elif threshold is not None:
+            options["quantile"] = float(threshold)
+    except (ValueError, TypeError):
         raise InputError(
             f"--privacy-threshold is {threshold!r}, expected a share like 0.01, or like latent=0.01,pixel=0.27"
         ) from None
-    return PrivacyGate.open(path, thresholds=thresholds)
+    return PrivacyGate.open(path, **options)
 
 
 def _save(generation: Any, out: Path, overwrite: bool, as_json: bool) -> None:

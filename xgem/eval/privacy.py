@@ -1,4 +1,4 @@
-"""How close generated pictures come to training pictures: distances, re-identification, a test of memorisation.
+"""How close generated pictures come to training pictures: pixel and latent distances, re-identification.
 
 CheXGenBench, section 2.3. The paper takes the *closest* training picture; its published code takes only the one whose
 prompt was used, which is the mode ``own_prompt`` here and finds no copy of any other training picture.
@@ -6,7 +6,6 @@ prompt was used, which is the mode ``own_prompt`` here and finds no copy of any 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
@@ -35,9 +34,9 @@ class Closest:
     values: Array
     rows: Rows
 
-    def estimate(self, statistic: Statistic = np.mean, *, draws: int = 1000, seed: int = 0) -> Estimate:
-        """A statistic over the n pictures; see :func:`estimate`."""
-        return estimate(self.values, statistic, draws=draws, seed=seed)
+    def estimate(self, statistic: Statistic = np.mean, **options: Any) -> Estimate:
+        """A statistic over the n pictures with its interval; options as :func:`estimate`."""
+        return estimate(self.values, statistic, **options)
 
 
 def pixel_distance(
@@ -198,13 +197,42 @@ def reidentification_score(
     return Closest(_sigmoid(bias - best), at)
 
 
-def estimate(values: Array, statistic: Statistic = np.mean, *, draws: int = 1000, seed: int = 0) -> Estimate:
-    """A statistic of (n,) values with its percentile bootstrap interval over them (of a maximum: from below only)."""
-    rng, n = np.random.default_rng(seed), len(values)
-    if n < 2:
-        raise InputError(f"{n} values: a bootstrap needs at least 2, so evaluate more pictures")
-    found = np.array([statistic(values[rng.integers(0, n, n)]) for _ in range(draws)], dtype=np.float64)
-    return Sampled(float(statistic(values)), found, n).estimate()
+def estimate(
+    values: Array,
+    statistic: Statistic = np.mean,
+    *,
+    groups: Sequence[Hashable] | None = None,
+    draws: int = 1000,
+    seed: int = 0,
+) -> Estimate:
+    """A statistic of (n,) values with its percentile bootstrap interval (of an extreme: to one side only).
+
+    Args:
+        groups: n names; what has one name is drawn together, as the seeds of a prompt are not independent.
+
+    Raises:
+        InputError: fewer than two values or groups. ShapeError: another number of groups than values.
+    """
+    names = range(len(values)) if groups is None else groups
+    rows = _grouped(values, names)
+    if len(rows) < 2:
+        raise InputError(f"{len(rows)} independent values: a bootstrap needs at least 2, so evaluate more pictures")
+    rng, n = np.random.default_rng(seed), len(rows)
+    found = np.empty(draws)
+    for draw in range(draws):
+        picked = rng.integers(0, n, n)
+        sample = values[picked] if groups is None else values[np.concatenate([rows[i] for i in picked])]
+        found[draw] = statistic(sample)
+    return Sampled(float(statistic(values)), found, len(values)).estimate()
+
+
+def _grouped(values: Array, names: Sequence[Hashable]) -> list[list[int]]:
+    if len(values) != len(names):
+        raise ShapeError(f"{len(values)} values of {len(names)} prompts: expected one prompt a value")
+    groups: dict[Hashable, list[int]] = {}
+    for row, name in enumerate(names):
+        groups.setdefault(name, []).append(row)
+    return list(groups.values())
 
 
 def count_above(delta: float = DELTA) -> Statistic:
@@ -221,95 +249,7 @@ def per_prompt(values: Array, prompts: Sequence[Hashable], worst: Callable[[Arra
     Returns:
         (p,), in the order in which the prompts first come.
     """
-    if len(values) != len(prompts):
-        raise ShapeError(f"{len(values)} values of {len(prompts)} prompts: expected one prompt a value")
-    groups: dict[Hashable, list[int]] = {}
-    for row, prompt in enumerate(prompts):
-        groups.setdefault(prompt, []).append(row)
-    return np.array([worst(values[rows]) for rows in groups.values()], dtype=np.float64)
-
-
-@dataclass(frozen=True)
-class Memorisation:
-    """Distances generated to training against held-out real to training, ``n`` of each.
-
-    Attributes:
-        nearer: probability that a generation lies nearer to training than a held-out picture does; 0.5 for equals.
-        share: share of the generations nearer than ``threshold``, the held-out distances' ``quantile``.
-        p_shift: one-sided Mann-Whitney test that generations lie nearer as a whole.
-        p_near: one-sided exact precedence test (Nelson 1963) of ``share``: finds the few copies that leave the whole
-            as it is.
-        p_value: of both together (Bonferroni).
-    """
-
-    n: int
-    nearer: Estimate
-    share: Estimate
-    quantile: float
-    threshold: float
-    p_shift: float
-    p_near: float
-
-    @property
-    def p_value(self) -> float:
-        return min(1.0, 2 * min(self.p_shift, self.p_near))
-
-
-def memorisation_test(
-    generated: Array, held_out: Array, *, quantile: float = 0.01, draws: int = 1000, seed: int = 0
-) -> Memorisation:
-    """Whether generations lie nearer to the training pictures than unseen real pictures do, at equal n.
-
-    Args:
-        generated, held_out: (n,) and (m,) distances to the closest training picture; of the larger set as many as the
-            smaller one has are drawn at random (by ``seed``).
-        quantile: of the held-out distances, which says what is near.
-
-    Raises:
-        InputError: fewer than 8 distances on a side, or a quantile outside (0, 1).
-    """
-    from scipy.stats import mannwhitneyu, nhypergeom
-
-    n = min(len(generated), len(held_out))
-    if n < 8 or not 0 < quantile < 1:
-        raise InputError(f"{n} distances a side and quantile {quantile}: expected at least 8, and above 0 and below 1")
-    rng = np.random.default_rng(seed)
-    g, h = (np.asarray(one, np.float64)[rng.permutation(len(one))[:n]] for one in (generated, held_out))
-    rank = max(1, math.ceil(quantile * n))
-
-    def near(ours: Array, others: Array) -> float:
-        return float(np.mean(ours < np.partition(others, rank - 1)[rank - 1]))
-
-    def nearer(ours: Array, others: Array) -> float:
-        others = np.sort(others)
-        below = np.searchsorted(others, ours, "left") + np.searchsorted(others, ours, "right")
-        return 1 - float(below.mean()) / (2 * n)
-
-    pairs = [(g[rng.integers(0, n, n)], h[rng.integers(0, n, n)]) for _ in range(draws)]
-    estimates = [
-        Sampled(measure(g, h), np.array([measure(*pair) for pair in pairs]), n).estimate() for measure in (nearer, near)
-    ]
-    count = round(near(g, h) * n)
-    return Memorisation(
-        n=n,
-        nearer=estimates[0],
-        share=estimates[1],
-        quantile=quantile,
-        threshold=float(np.sort(h)[rank - 1]),
-        p_shift=float(mannwhitneyu(g, h, alternative="less").pvalue),
-        # Of the pooled 2n in order, how many generations come before the held-out one of this rank.
-        p_near=float(nhypergeom(2 * n, n, rank).sf(count - 1)),
-    )
-
-
-def authenticity(distances: Array, neighbours: Array, *, draws: int = 1000, seed: int = 0) -> Estimate:
-    """Share of generations that are no noisy copies (Alaa et al. 2022, section 3.3), 0 to 1.
-
-    Args:
-        distances: (n,) to the closest training picture.
-        neighbours: (n,) from that training picture to its own closest other one.
-    """
-    return estimate((np.asarray(distances) > np.asarray(neighbours)).astype(np.float64), draws=draws, seed=seed)
+    return np.array([worst(values[rows]) for rows in _grouped(values, prompts)], dtype=np.float64)
 
 
 # ---------------------------------------------------------------------------------------------------------- blocks

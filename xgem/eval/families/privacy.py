@@ -15,12 +15,13 @@ from numpy.typing import NDArray
 
 from xgem.data.cache import ArrayCache
 from xgem.eval import privacy
+from xgem.eval.memorisation import Memorisation, authenticity, memorisation_test
 from xgem.eval.plots import histogram
-from xgem.eval.privacy import DELTA, Closest, Memorisation, Rows
+from xgem.eval.privacy import DELTA, Closest, Rows
 from xgem.eval.record import Example, FamilyResult, Metric, NotComputed
 from xgem.eval.sets import EvalSet, check_disjoint
 from xgem.eval.statistics import Array, Estimate
-from xgem.types import DataError
+from xgem.types import DataError, InputError
 
 if TYPE_CHECKING:
     from xgem.eval.reid import Reid
@@ -89,8 +90,10 @@ class _Run:
     batch_size: int
     device: str
 
-    def estimate(self, values: Array, statistic: privacy.Statistic = np.mean) -> Estimate:
-        return privacy.estimate(values, statistic, draws=self.draws, seed=self.seed)
+    def estimate(self, values: Array, statistic: privacy.Statistic = np.mean, *, seeds: bool = False) -> Estimate:
+        """With its interval; ``seeds``: of all generations, those of a prompt drawn together."""
+        groups = self.prompts if seeds else None
+        return privacy.estimate(values, statistic, groups=groups, draws=self.draws, seed=self.seed)
 
     def features(self, items: EvalSet, extractor: Extractor) -> NDArray[np.float32]:
         """(n, dim), kept in the cache by pictures and weights."""
@@ -126,7 +129,8 @@ def evaluate(
     """Distances of generations to the closest training pictures, re-identification, and tests of memorisation.
 
     CheXGenBench 2.3 and 3.2: means over all generations, and over the prompts of each one's worst seed. Generations of
-    one prompt are those that name one training picture (``pair``), or have the same prompt.
+    one prompt are those that name one training picture (``pair``), or have the same prompt. Beside the paper's pixel
+    distance stands the ``aligned`` one, which finds copies that were shifted or exposed otherwise.
 
     Args:
         generated: several seeds of a prompt are several items.
@@ -165,8 +169,8 @@ def evaluate(
         scores = _scores(run, reid)
     except NotComputed as reason:
         missing += [Metric.missing(name, reason) for name in _REID]
-    tests = {space.title: _memorisation(run, space) for space in spaces if space.held_out is not None}
-    metrics = [metric for space in spaces for metric in _distances(run, space, tests.get(space.title))]
+    tests = {space.title: _tested(run, space) for space in spaces}
+    metrics = [metric for space in spaces for metric in _distances(run, space, tests[space.title])]
     if reid is not None and scores is not None:
         metrics += _reidentified(run, reid, scores, delta)
     return FamilyResult(
@@ -182,7 +186,10 @@ def evaluate(
             "prompts": len(set(prompts)),
             "sets": {one.name: {"n": len(one), "sha256": one.sha256} for one in (generated, training, held_out) if one},
         },
-        details={name: {key: getattr(test, key) for key in _TESTED} for name, test in tests.items()},
+        details={
+            name: str(test) if isinstance(test, NotComputed) else {key: getattr(test, key) for key in _TESTED}
+            for name, test in tests.items()
+        },
         plots={
             f"Distance to the closest training picture, {space.title}": histogram(
                 {"generated": space.closest.values}
@@ -301,14 +308,20 @@ def _names(space: str) -> list[str]:
     return [f"{space}_{what}" for what in _DISTANCES]
 
 
-def _memorisation(run: _Run, space: _Space) -> Memorisation:
-    assert space.held_out is not None
-    return privacy.memorisation_test(
-        space.closest.values, space.held_out.values, quantile=run.quantile, draws=run.draws, seed=run.seed
-    )
+def _tested(run: _Run, space: _Space) -> Memorisation | NotComputed:
+    """The test on one generation a prompt, chosen at random: seeds of one prompt are not independent."""
+    if space.held_out is None:
+        return NotComputed(_HELD_OUT)
+    order = np.random.default_rng([run.seed, 1]).permutation(len(run.prompts))
+    _, first = np.unique(np.array(run.prompts)[order], return_index=True)
+    values = space.closest.values[np.sort(order[first])]
+    try:
+        return memorisation_test(values, space.held_out.values, quantile=run.quantile, draws=run.draws, seed=run.seed)
+    except InputError as reason:
+        return NotComputed(reason)
 
 
-def _distances(run: _Run, space: _Space, test: Memorisation | None) -> list[Metric]:
+def _distances(run: _Run, space: _Space, test: Memorisation | NotComputed) -> list[Metric]:
     mean, worst, least, authentic, nearer, near = _names(space.name)
     common: dict[str, Any] = {"extractor": space.extractor, "weights": space.weights}
     values = space.compared.values
@@ -320,16 +333,17 @@ def _distances(run: _Run, space: _Space, test: Memorisation | None) -> list[Metr
     )
     higher: dict[str, Any] = {**common, "higher_is_better": True}
     found = [
-        Metric(mean, run.estimate(values), references=unseen, **higher),
+        Metric(mean, run.estimate(values, seeds=True), references=unseen, **higher),
         Metric(worst, run.estimate(prompts), settings={"over": "prompts, the nearest seed of each"}, **higher),
-        Metric(least, run.estimate(values, np.min), **higher),
+        Metric(least, run.estimate(values, np.min, seeds=True), **higher),
         Metric(
-            authentic, privacy.authenticity(space.closest.values, space.neighbours, draws=run.draws, seed=run.seed),
+            authentic,
+            authenticity(space.closest.values, space.neighbours, groups=run.prompts, draws=run.draws, seed=run.seed),
             **higher,
         ),
-    ]  # fmt: skip
-    if test is None:
-        return found + [Metric.missing(name, _HELD_OUT, **common) for name in (nearer, near)]
+    ]
+    if isinstance(test, NotComputed):
+        return found + [Metric.missing(name, test, **common) for name in (nearer, near)]
     said = {key: getattr(test, key) for key in _TESTED}
     lower: dict[str, Any] = {**common, "higher_is_better": False, "settings": said}
     return [*found, Metric(nearer, test.nearer, **lower), Metric(near, test.share, **lower)]
@@ -340,10 +354,10 @@ def _reidentified(run: _Run, reid: Reid, scores: Closest, delta: float) -> list[
     common: dict[str, Any] = {"extractor": reid.name, "weights": reid.weights, "higher_is_better": False}
     above = privacy.count_above(delta)
     numbers = (
-        (run.estimate(scores.values), _unseen_scores(run, reid), {}),
+        (run.estimate(scores.values, seeds=True), _unseen_scores(run, reid), {}),
         (run.estimate(prompts), {}, {"over": "prompts, the worst seed of each"}),
-        (run.estimate(scores.values, np.max), {}, {}),
-        (run.estimate(scores.values, above), {}, {"delta": delta}),
+        (run.estimate(scores.values, np.max, seeds=True), {}, {}),
+        (run.estimate(scores.values, above, seeds=True), {}, {"delta": delta}),
         (run.estimate(prompts, above), {}, {"delta": delta, "over": "prompts, the worst seed of each"}),
     )
     return [
