@@ -139,16 +139,22 @@ def aligned_distance(
         flat -= flat.mean(axis=1, keepdims=True)
         return flat / (flat.std(axis=1, keepdims=True) + np.float32(1e-6))
 
+    shifts = list(product(range(2 * margin + 1), repeat=2))
+    step = max(1, _BLOCK_ROWS // len(shifts))
     best, at = np.full(len(generated), np.inf), np.full(len(generated), -1, dtype=np.int64)
     start = 0
     for block in _blocks(training, generated.shape[1:], 3):
-        for part in _parts(block):
-            theirs = window(part.reshape(-1, *generated.shape[1:]), margin, margin)
-            own = None if exclude is None else np.asarray(exclude) - start
-            for top, left in product(range(2 * margin + 1), repeat=2):
-                found = _nearest(window(generated, top, left), iter([theirs]), own, device)
-                _improve(best, at, slice(None), found.values, start + found.rows)
-            start += len(part)
+        for values in _parts(block):
+            theirs = window(values.reshape(-1, *generated.shape[1:]), margin, margin)
+            for first in range(0, len(generated), step):
+                part = slice(first, first + step)
+                ours = np.concatenate([window(generated[part], top, left) for top, left in shifts])
+                own = None if exclude is None else np.tile(np.asarray(exclude)[part] - start, len(shifts))
+                found = _nearest(ours, iter([theirs]), own, device)
+                table = found.values.reshape(len(shifts), -1)
+                place = table.argmin(axis=0), np.arange(table.shape[1])
+                _improve(best, at, part, table[place], start + found.rows.reshape(table.shape)[place])
+            start += len(values)
     return _root(_left(Closest(best, at)), height * width)
 
 
