@@ -57,13 +57,14 @@ def test_a_grey_level_is_1_whatever_its_sign() -> None:
     darker, lighter = np.full((1, 4, 4), 100, np.uint8), np.full((1, 4, 4), 101, np.uint8)
     assert pixel_distance(darker, lighter).values == 1
     assert pixel_distance(lighter, darker).values == 1
-    assert pixel_distance(lighter, darker, own_prompt=[0], wraparound=True).values == 1
-    assert pixel_distance(darker, lighter, own_prompt=[0], wraparound=True).values == 255
+    assert pixel_distance(darker, lighter, own_prompt=[0], wraparound=True).values == 1
+    assert pixel_distance(lighter, darker, own_prompt=[0], wraparound=True).values == 255
+    assert pixel_distance(lighter, darker, own_prompt=[0]).values == 1
 
 
 def test_the_published_wraparound_is_numpys() -> None:
     a, b = smooth(3, 0), smooth(3, 1)
-    expected = [np.linalg.norm(x - y) / np.sqrt(x.size) for x, y in zip(a, b, strict=True)]
+    expected = [np.linalg.norm(y - x) / np.sqrt(x.size) for x, y in zip(a, b, strict=True)]
     found = pixel_distance(a, b, own_prompt=[0, 1, 2], wraparound=True).values
     np.testing.assert_allclose(found, expected)
     with pytest.raises(InputError, match="own_prompt"):

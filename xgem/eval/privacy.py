@@ -58,8 +58,8 @@ def pixel_distance(
         training: (m, h, w) uint8, or batches of such that are read once and need not fit into memory together.
         own_prompt: (n,) rows of ``training``: compare each picture with that one alone, as the published code does.
         exclude: (n,) a row of ``training`` that each picture is not compared with, such as itself.
-        wraparound: with ``own_prompt`` only: differences modulo 256, as the published code's uint8 arrays have them.
-            They make unlike pictures of a difference of 1 and -1 grey levels 1 and 255 apart; for comparison alone.
+        wraparound: with ``own_prompt`` only: training minus generated modulo 256, as the published code's uint8 arrays
+            have it. There a grey level too bright counts as 255; for comparison with published numbers alone.
 
     Raises:
         ShapeError: pictures of other shapes. InputError: other than uint8, no training pictures, rows out of range.
@@ -71,9 +71,9 @@ def pixel_distance(
     if own_prompt is None:
         return _root(_left(_nearest(queries, _blocks(training, generated.shape[1:], 3), exclude, device)), size)
     pictures, rows = _own(training, own_prompt, generated)
-    values = np.empty(len(queries))
-    for i, (picture, other) in enumerate(zip(queries, _rows(pictures, 3)[rows], strict=True)):
-        difference = picture.astype(np.int64) - other.astype(np.int64)
+    others, values = _rows(pictures, 3), np.empty(len(queries))
+    for i, row in enumerate(rows):
+        difference = others[row].astype(np.int64) - queries[i].astype(np.int64)
         values[i] = np.square(difference % 256 if wraparound else difference).sum()
     return _root(Closest(values, rows), size)
 

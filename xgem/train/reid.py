@@ -60,7 +60,8 @@ PRESETS: Final[dict[str, ReidPreset]] = {
         StageConfig(steps=6, batch_size=8, learning_rate=1e-3, warmup_steps=1, validate_every=3, checkpoint_every=2),
     ),
 }
-"""``published``: as Packhaeuser et al. (batch of 32 pairs, Adam, 1e-4); ``small``: ResNet-18 at 128 pixels."""
+"""``published``: network, batch (32 pairs) and optimiser (Adam, 1e-4) of Packhaeuser et al., who start from ImageNet's
+weights (here random ones, or ``init``) and vary no picture; ``small``: ResNet-18 at 128 pixels."""
 
 
 @dataclass(frozen=True)
@@ -282,11 +283,12 @@ def run(
         init: a network to start from, as :func:`xgem.eval.reid.load_reid` reads them; else random weights.
 
     Raises:
-        DataError: no patient with two frontals in ``train``, or in ``val`` and ``test``.
+        DataError: no patient with two frontals in ``train``, or in ``val`` and ``test``. ManifestError: as its check.
         InputError: an unknown preset. CheckpointError, ConfigError: ``init`` or a run that is there already.
     """
     if preset not in PRESETS:
         raise InputError(f"unknown preset {preset!r} of reid: expected one of {', '.join(PRESETS)}")
+    manifest.check(files=True)
     chosen = PRESETS[preset]
     size, cache = chosen.network.size, root / "cache"
     patients, held_out = (
