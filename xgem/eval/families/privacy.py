@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from xgem.eval.reid import Reid
 
 EXAMPLES: Final = 8
+FLAGGED: Final = 100
 _MOST_BYTES: Final = 1 << 30
 _HELD_OUT: Final = "no held-out real pictures were given: a distance alone does not tell memory from likeness"
 
@@ -186,10 +187,7 @@ def evaluate(
             "prompts": len(set(prompts)),
             "sets": {one.name: {"n": len(one), "sha256": one.sha256} for one in (generated, training, held_out) if one},
         },
-        details={
-            name: str(test) if isinstance(test, NotComputed) else {key: getattr(test, key) for key in _TESTED}
-            for name, test in tests.items()
-        },
+        details={space.title: _detail(run, space, tests[space.title]) for space in spaces},
         plots={
             f"Distance to the closest training picture, {space.title}": histogram(
                 {"generated": space.closest.values}
@@ -319,6 +317,24 @@ def _tested(run: _Run, space: _Space) -> Memorisation | NotComputed:
         return memorisation_test(values, space.held_out.values, quantile=run.quantile, draws=run.draws, seed=run.seed)
     except InputError as reason:
         return NotComputed(reason)
+
+
+def _detail(run: _Run, space: _Space, test: Memorisation | NotComputed) -> dict[str, Any]:
+    """The test's numbers, and which generations lie nearer to training than every held-out picture, nearest first."""
+    if isinstance(test, NotComputed) or space.held_out is None:
+        return {"not_computed": str(test)}
+    values, rows = space.closest.values, space.closest.rows
+    order = np.argsort(values, kind="stable")
+    found = [int(i) for i in order[:FLAGGED] if values[i] < space.held_out.values.min()]
+    flagged = [
+        {
+            "generated": run.generated.items[i].id,
+            "training": run.training.items[int(rows[i])].id,
+            "distance": float(values[i]),
+        }
+        for i in found
+    ]
+    return {key: getattr(test, key) for key in _TESTED} | {"nearer than any held-out": flagged}
 
 
 def _distances(run: _Run, space: _Space, test: Memorisation | NotComputed) -> list[Metric]:
