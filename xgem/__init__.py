@@ -20,6 +20,7 @@ from xgem.types import (
     InputError,
     ManifestError,
     OutputError,
+    PrivacyError,
     ShapeError,
     XgemError,
 )
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from xgem.api import generate as generate
     from xgem.api import load as load
     from xgem.pipeline import XgemPipeline as XgemPipeline
+    from xgem.privacy_gate import PrivacyGate as PrivacyGate
     from xgem.provenance import Generation as Generation
 
 __version__ = "0.1.0"
@@ -42,6 +44,8 @@ __all__ = [
     "InputError",
     "ManifestError",
     "OutputError",
+    "PrivacyError",
+    "PrivacyGate",
     "ShapeError",
     "XgemError",
     "XgemPipeline",
@@ -54,6 +58,7 @@ _LAZY = {
     "generate": "xgem.api",
     "load": "xgem.api",
     "Generation": "xgem.provenance",
+    "PrivacyGate": "xgem.privacy_gate",
     "XgemPipeline": "xgem.pipeline",
 }
 

@@ -72,11 +72,12 @@ def generate(
         model: a pipeline, or what ``load`` takes.
         options: ``seed``, ``generator``, ``num_samples``, ``num_inference_steps``, ``guidance_scale``, ``sampler``,
             ``joint``, ``keep``, ``strength``, ``control_scale``, ``control_end``, ``greedy``, ``device``, ``dtype``,
-            ``progress``, ``callback_on_step_end``, ``output_type``, ``batch_size``, ``allow_any``: see
-            ``XgemPipeline.__call__``.
+            ``progress``, ``callback_on_step_end``, ``output_type``, ``batch_size``, ``allow_any``, ``privacy_gate``:
+            see ``XgemPipeline.__call__``.
 
     Raises:
         InputError: an argument or input that cannot be used. CheckpointError, DeviceError: as ``load``.
+        PrivacyError: the gate refused every draw.
     """
     if model is None:
         model = model_for(inputs)

@@ -30,12 +30,13 @@ from xgem.noise import derived_seed, draw_seeds, sample_noise
 from xgem.progress import StepBar
 from xgem.provenance import Generation
 from xgem.request import CallOptions, Inputs, Request, make_request
-from xgem.types import CheckpointError, ConfigError, Context, Encoded, InputError, Prompt
+from xgem.types import CheckpointError, ConfigError, Context, Encoded, InputError, PrivacyError, Prompt
 
 if TYPE_CHECKING:
     from xgem.alignment.model import Alignment
     from xgem.component import Component
     from xgem.generators.controlnet import ControlNet
+    from xgem.privacy_gate import PrivacyGate
 
 logger = logging.getLogger(__name__)
 
@@ -46,10 +47,15 @@ DEFAULT_BATCH_SIZE = 16
 
 
 class _Row(NamedTuple):
-    """One sample to make: of which item of the request, and which of the item's samples."""
+    """One sample to make: of which item of the request, which of the item's samples, and from which seed."""
 
     item: int
     number: int
+    seed: int
+
+
+_Made = dict[str, tuple[Any, dict[str, Any]]]
+"""One sample by output: its value, and what its metadata say of it alone."""
 
 
 class _Chunk(NamedTuple):
@@ -183,6 +189,7 @@ class XgemPipeline:
         output_type: str = "pil",
         batch_size: int = DEFAULT_BATCH_SIZE,
         allow_any: bool = False,
+        privacy_gate: PrivacyGate | None = None,
     ) -> Generation | list[Generation]:
         """Generate ``outputs`` from ``inputs``; several outputs jointly, so that they agree, where the model can.
 
@@ -212,10 +219,14 @@ class XgemPipeline:
             output_type: pictures as ``"pil"``, ``"np"`` (h, w) float32 in [0, 1], or ``"pt"`` (1, h, w) in [0, 1].
             batch_size: most samples that are computed together.
             allow_any: accept DICOM files of another modality, body part or view.
+            privacy_gate: what comes too close to a training picture is drawn again, with all outputs that were
+                sampled jointly with it, from another seed; the metadata say which, after how many tries, and how close
+                the accepted picture comes.
 
         Raises:
             InputError: anything of the above that cannot be used.
             CheckpointError, DeviceError: as ``component`` and ``to``.
+            PrivacyError: the gate refused every draw of a sample.
         """
         if joint is None:
             joint = self.aligned
@@ -250,17 +261,23 @@ class XgemPipeline:
         prompts = [self._read(item, allow_any) for item in request.items]
         kept = [self._read(item, allow_any) for item in request.keep]
         prompts = [self._annotate(item) for item in prompts]
+        gate = None if privacy_gate is None else privacy_gate.indexed(self, request.outputs)
         conditions = [self._conditions(item, request.outputs) for item in prompts]
         starts = [self._start(item) for item in kept]
         made = [Generation({}, self._metadata(request, i, prompts[i], kept[i])) for i in range(len(prompts))]
         values: list[dict[str, list[Any]]] = [{} for _ in made]
         samples: list[dict[str, list[dict[str, Any]]]] = [{} for _ in made]
         for group in request.groups:
-            for row, name, value, own in self._sample_all(
-                group, conditions, starts, request, progress, callback_on_step_end
-            ):
-                values[row.item].setdefault(name, []).append(value)
-                samples[row.item].setdefault(name, []).append(own)
+            rows = [_Row(item, n, request.seeds[item]) for item in range(len(made)) for n in range(request.num_samples)]
+
+            def draw(rows: Sequence[_Row], group: Sequence[str] = group) -> Iterator[tuple[_Row, _Made]]:
+                return self._sample_all(group, rows, conditions, starts, request, progress, callback_on_step_end)
+
+            drawn = draw(rows) if gate is None else self._accepted(gate, rows, draw)
+            for row, sample in sorted(drawn, key=lambda one: one[0][:2]):
+                for name, (value, own) in sample.items():
+                    values[row.item].setdefault(name, []).append(value)
+                    samples[row.item].setdefault(name, []).append(own)
         generations = [
             Generation(v, g.metadata, s, _annotations(p))
             for v, g, s, p in zip(values, made, samples, prompts, strict=True)
@@ -405,18 +422,44 @@ class XgemPipeline:
         annotation = torch.cat([torch.zeros_like(blank) if latents is None else latents for latents in steered])
         return Control(net, annotation, scale.to(self.device, self.dtype), request.control_end)
 
+    def _accepted(
+        self, gate: PrivacyGate, rows: Sequence[_Row], draw: Callable[[Sequence[_Row]], Iterator[tuple[_Row, _Made]]]
+    ) -> Iterator[tuple[_Row, _Made]]:
+        """What the gate lets through; a sample that it refuses is drawn again from its next seed."""
+        for attempt in range(1, gate.tries + 1):
+            refused: list[_Row] = []
+            for row, sample in draw(rows):
+                verdicts = {name: gate.check(self, name, sample[name][0]) for name in sample if name in gate.indexes}
+                if any(verdict.refused for verdict in verdicts.values()):
+                    # Derived, not the next number: that may be asked for as well, and be the same picture twice.
+                    seed = derived_seed(row.seed, "+".join(sample), row.number, "redraw")
+                    refused.append(row._replace(seed=seed))
+                    logger.info("privacy gate: try %d of sample %d refused (%s)", attempt, row.number, verdicts)
+                    continue
+                for name, (_, own) in sample.items() if verdicts else ():
+                    said = gate.describe(name, verdicts[name]) if name in verdicts else {}
+                    own |= {"seed": row.seed, "privacy_gate": {"tries": attempt, **said}}
+                yield row, sample
+            if not refused:
+                return
+            rows = refused
+        raise PrivacyError(
+            f"privacy gate: {len(rows)} samples came too close to a training picture in each of {gate.tries} tries; "
+            "ask for something else, or lower the thresholds (--privacy-threshold)"
+        )
+
     def _sample_all(
         self,
         group: Sequence[str],
+        rows: Sequence[_Row],
         conditions: Sequence[_Conditions],
         starts: Sequence[Mapping[str, Tensor]],
         request: Request,
         progress: bool,
         callback: StepCallback | None,
-    ) -> Iterator[tuple[_Row, str, Any, dict[str, Any]]]:
-        """Every sample of outputs that step together, batch by batch, with what its metadata say of it alone."""
+    ) -> Iterator[tuple[_Row, _Made]]:
+        """Every sample of outputs that step together, batch by batch."""
         contexts = {name: [self._fuse(name, item.encoded) for item in conditions] for name in group}
-        rows = [_Row(item, number) for item in range(len(conditions)) for number in range(request.num_samples)]
         chunks = [rows[start : start + request.batch_size] for start in range(0, len(rows), request.batch_size)]
         steps = len(chunks) * len(group) * request.num_inference_steps
         with StepBar("+".join(group), steps, shown=progress) as bar:
@@ -435,10 +478,11 @@ class XgemPipeline:
                     name: {"guidance_scale": request.guidance_scale[name], "context_tokens": parts[name].width}
                     for name in group
                 }
-                keys = [(request.seeds[row.item], row.number) for row in chunk]
+                keys = [(row.seed, row.number) for row in chunk]
                 made = self._sample(parts, keys, request, bar, callback)
-                for name in group:
-                    for position, (row, value) in enumerate(zip(chunk, made[name], strict=True)):
+                for position, row in enumerate(chunk):
+                    sample: _Made = {}
+                    for name in group:
                         own = {
                             "output": name,
                             "sample": row.number,
@@ -446,7 +490,8 @@ class XgemPipeline:
                             "together": together,
                             "batch": {"size": len(chunk), "position": position},
                         }
-                        yield row, name, value, own
+                        sample[name] = (made[name][position], own)
+                    yield row, sample
 
     def _sample(
         self,

@@ -128,7 +128,8 @@ def replay(
     finally:
         torch.set_num_threads(threads)
     now = {**metadata, "xgem": __version__, "torch": torch.__version__, "device": str(pipeline.device)}
-    own = {key: metadata[key] for key in ("output", "sample", "guidance_scale", "together", "batch")}
+    names = ("output", "sample", "guidance_scale", "together", "batch", "privacy_gate")
+    own = {key: metadata[key] for key in names if key in metadata}
     common = {key: value for key, value in now.items() if key == "guidance_scale" or key not in own}
     generation = Generation({record.output: [sample]}, common, {record.output: [own]})
     return Replayed(generation, _same(sample, path))

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from xgem.configs.schema import Preset
     from xgem.pipeline import StepCallback
+    from xgem.privacy_gate import PrivacyGate
 
 OutputType = Literal["pil", "np", "pt"]
 Inputs = Mapping[str, Any]
@@ -48,6 +49,7 @@ class CallOptions(TypedDict, total=False):
     output_type: str
     batch_size: int
     allow_any: bool
+    privacy_gate: PrivacyGate | None
 
 
 @dataclass(frozen=True)

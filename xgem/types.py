@@ -57,6 +57,10 @@ class DataError(XgemError):
     """A data set cannot be prepared or used as it is."""
 
 
+class PrivacyError(XgemError):
+    """Every draw of a sample came too close to a training picture."""
+
+
 @dataclass(frozen=True)
 class Study:
     """One imaging study: its pictures by view, its report, and what is known of the patient.

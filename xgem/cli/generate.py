@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from xgem.cli.options import parse_guidance
 from xgem.types import InputError
+
+if TYPE_CHECKING:
+    from xgem.privacy_gate import PrivacyGate
 
 Frontal = Annotated[Path | None, typer.Option("--frontal", metavar="FILE", help="A frontal radiograph as input.")]
 Lateral = Annotated[Path | None, typer.Option("--lateral", metavar="FILE", help="A lateral radiograph as input.")]
@@ -88,6 +91,23 @@ def generate(
     allow_any: Annotated[
         bool, typer.Option("--allow-any", help="Accept DICOM files of another modality, body part or view.")
     ] = False,
+    privacy_gate: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="PATH", help="Draw again what is too close to these training pictures: manifest, folder, index."
+        ),
+    ] = None,
+    privacy_threshold: Annotated[
+        str | None,
+        typer.Option(
+            metavar="X",
+            help="Too close: a share of held-out real pictures, or distances: latent=0.01,pixel=0.27",
+            show_default="0.01",
+        ),
+    ] = None,
+    save_privacy_index: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Keep the gate's index (.safetensors) for the next call.")
+    ] = None,
     overwrite: Overwrite = False,
     progress: Progress = True,
     as_json: AsJson = False,
@@ -107,10 +127,14 @@ def generate(
     scale = parse_guidance(guidance_scale)
     names = [name.strip() for name in outputs.split(",") if name.strip()]
     check_output_folder(out, overwrite=overwrite)  # asked before the work, not after it
+    gate = _gate(privacy_gate, privacy_threshold, save_privacy_index)
 
     from xgem.api import load, model_for
 
     pipeline = load(model or model_for(inputs), revision=revision, device=device, dtype=dtype)
+    if gate is not None and save_privacy_index is not None:
+        gate = gate.indexed(pipeline, names)
+        gate.save(save_privacy_index)
     generation = pipeline(
         inputs,
         names,
@@ -128,6 +152,7 @@ def generate(
         progress=progress,
         batch_size=batch_size,
         allow_any=allow_any,
+        privacy_gate=gate,
     )
     _save(generation, out, overwrite, as_json)
 
@@ -171,6 +196,29 @@ def replay(
         typer.echo(f"xgem: the new file differs from {file}: another machine, device or version made it", err=True)
         raise typer.Exit(1)
     typer.echo(f"identical to {file}", err=True)
+
+
+def _gate(path: Path | None, threshold: str | None, index: Path | None) -> PrivacyGate | None:
+    if path is None:
+        if threshold is not None or index is not None:
+            raise InputError("--privacy-threshold and --save-privacy-index are of --privacy-gate; give that too")
+        return None
+    if index is not None and index.suffix != ".safetensors":
+        raise InputError(f"--save-privacy-index is {str(index)!r}, expected a name that ends in .safetensors")
+    from xgem.privacy_gate import PrivacyGate, Thresholds
+
+    options: dict[str, Any] = {}
+    try:
+        if threshold is not None and "=" in threshold:
+            given = {name.strip(): float(value) for name, value in (part.split("=") for part in threshold.split(","))}
+            options["thresholds"] = Thresholds(**given)
+        elif threshold is not None:
+            options["quantile"] = float(threshold)
+    except (ValueError, TypeError):
+        raise InputError(
+            f"--privacy-threshold is {threshold!r}, expected a share like 0.01, or like latent=0.01,pixel=0.27"
+        ) from None
+    return PrivacyGate.open(path, **options)
 
 
 def _save(generation: Any, out: Path, overwrite: bool, as_json: bool) -> None:

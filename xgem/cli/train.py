@@ -12,12 +12,17 @@ def train(
     stage: Annotated[
         str,
         typer.Argument(
-            metavar="STAGE", help="image-vae, image-decoder, clip, report-vae, frontal, lateral, report, or all."
+            metavar="STAGE", help="image-vae, image-decoder, clip, report-vae, frontal, lateral, report, all, or reid."
         ),
     ],
-    preset: Annotated[str, typer.Option("--preset", help="Name of a preset or a YAML file.")],
     data: Annotated[Path, typer.Option("--data", help="Manifest with the splits train and val.")],
     out: Annotated[Path, typer.Option("--out", help="Folder of the checkpoint and of the training logs.")],
+    preset: Annotated[
+        str | None,
+        typer.Option(
+            "--preset", help="Name of a preset or a YAML file; of reid: small, published.", show_default=False
+        ),
+    ] = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on where an earlier run stopped, if there is one.")
     ] = False,
@@ -36,6 +41,8 @@ def train(
     """Train one stage or all of them into --out, which is a checkpoint that `xgem generate --model` takes.
 
     Checkpoints are written as it goes; killed at any moment, the same command with --resume ends with the same weights.
+
+    The stage reid is no part of a preset: the network of xgem eval that tells whether two frontals are of one patient.
     """
     import logging
 
@@ -50,13 +57,21 @@ def train(
 
     if precision not in {"no", "bf16", "fp16"}:
         raise InputError(f"--precision {precision}: expected no, bf16 or fp16")
-    if stage != "all" and stage not in STAGES:
-        raise InputError(f"unknown stage {stage!r}: expected all or one of {', '.join(STAGES)}")
+    if stage not in ("all", "reid", *STAGES):
+        raise InputError(f"unknown stage {stage!r}: expected all, reid or one of {', '.join(STAGES)}")
     if threads is not None:
         torch.set_num_threads(threads)
     torch.set_flush_denormal(True)  # averaged weights decay through numbers that slow a CPU down
     logging.getLogger("xgem").setLevel(logging.INFO)
     options = LoopOptions(resume=resume, compile=use_compile, precision=precision, progress=progress)
+    if stage == "reid":
+        from xgem.train import reid
+
+        start = None if init is None else Path(init)
+        reid.run(Manifest.read(data), out, options, preset=preset or "small", seed=seed, init=start, progress=progress)
+        return
+    if preset is None:
+        raise InputError(f"stage {stage!r} is one of a preset: name it with --preset")
     source = None if init is None else locate(init).root
     loaded = load_preset(preset)
     names = planned(loaded) if stage == "all" else (stage,)

@@ -1,0 +1,298 @@
+"""Training of the re-identification network on data with several pictures of a patient.
+
+As many pairs of one patient as of two. Both kinds start from the same patients, and a pair of two stays within one
+source: else the network could tell data sets apart instead of patients.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Final, cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from xgem.configs.schema import StageConfig, TransformConfig
+from xgem.data.cache import prepare_pictures
+from xgem.data.manifest import Manifest
+from xgem.eval.classifier import small_exposures, small_moves
+from xgem.eval.reid import PUBLISHED, WEIGHTS_NAME, ReidConfig, SiameseNetwork, load_reid, save_reid, to_input
+from xgem.eval.statistics import Array, Estimate, Sampled
+from xgem.train.loop import LoopOptions, Stage, TrainState, mix, train
+from xgem.types import ConfigError, DataError, InputError
+
+log = logging.getLogger(__name__)
+
+RECORD_NAME: Final = "reid.json"
+VIEW: Final = "frontal"
+PAIRS_A_PATIENT: Final = 10
+NEGATIVES: Final = 10
+"""Pairs of two patients for each pair of one, where the network is judged: a rank does not mind the proportion."""
+
+
+@dataclass(frozen=True)
+class ReidPreset:
+    """A network and how it is trained."""
+
+    network: ReidConfig
+    train: StageConfig
+
+
+PRESETS: Final[dict[str, ReidPreset]] = {
+    "published": ReidPreset(
+        PUBLISHED, StageConfig(steps=20_000, batch_size=32, learning_rate=1e-4, weight_decay=0.0, validate_every=1000)
+    ),
+    "small": ReidPreset(
+        ReidConfig(block="basic", layers=(2, 2, 2, 2), size=128),
+        StageConfig(steps=3000, batch_size=32, learning_rate=3e-4, weight_decay=1e-3, validate_every=250),
+    ),
+    "debug": ReidPreset(
+        ReidConfig(block="basic", layers=(1, 1, 1, 1), size=32),
+        StageConfig(steps=6, batch_size=8, learning_rate=1e-3, warmup_steps=1, validate_every=3, checkpoint_every=2),
+    ),
+}
+"""``published``: network, batch (32 pairs) and optimiser (Adam, 1e-4) of Packhaeuser et al., who start from ImageNet's
+weights (here random ones, or ``init``) and vary no picture; ``small``: ResNet-18 at 128 pixels."""
+
+
+@dataclass(frozen=True)
+class Patients:
+    """Pictures (n, s, s) uint8 of one or more splits; ``rows`` of each patient, and the ``source`` of each.
+
+    ``several`` are the patients with two pictures or more whose source has another patient.
+    """
+
+    pictures: Tensor
+    rows: Mapping[str, Sequence[int]]
+    source: Mapping[str, str]
+    several: tuple[str, ...]
+    sha256: str
+
+    @classmethod
+    def load(cls, manifest: Manifest, splits: Sequence[str], size: int, cache: Path, *, progress: bool) -> Patients:
+        """Read (or take from the cache) the frontals.
+
+        Raises:
+            DataError: no patient has two of them.
+        """
+        values: list[Tensor] = []
+        rows: dict[str, list[int]] = {}
+        source: dict[str, str] = {}
+        digest, start = hashlib.sha256(), 0
+        for split in splits:
+            studies = [study for study in manifest.studies(split) if VIEW in study.pictures]
+            if not studies:
+                continue
+            prepared = prepare_pictures(manifest, split, TransformConfig(size=size), cache, progress=progress)
+            for study in studies:
+                rows.setdefault(study.subject, []).extend(start + row for row in prepared.index[study.id, VIEW])
+                source[study.subject] = study.source
+            values.append(prepared.values)
+            start += len(prepared.values)
+            digest.update(prepared.sha256.encode())
+        of_source: dict[str, int] = {}
+        for patient in rows:
+            of_source[source[patient]] = of_source.get(source[patient], 0) + 1
+        several = sorted(p for p, found in rows.items() if len(found) > 1 and of_source[source[p]] > 1)
+        if not several:
+            raise DataError(
+                f"no patient of split {' or '.join(splits)} has two {VIEW} pictures: re-identification takes data with "
+                "several pictures of a patient, such as ChestX-ray14"
+            )
+        digest.update(json.dumps([rows, source], sort_keys=True).encode())
+        return cls(torch.cat(values), rows, source, tuple(several), digest.hexdigest())
+
+    def pair(self, patient: str, same: bool, rng: np.random.Generator) -> tuple[int, int]:
+        """Rows of two pictures: of ``patient``, or of ``patient`` and another one of that source."""
+        own = self.rows[patient]
+        if same:
+            first, second = rng.choice(len(own), 2, replace=False)
+            return own[int(first)], own[int(second)]
+        others = self._others[self.source[patient]]
+        other = patient
+        while other == patient:
+            other = others[int(rng.integers(len(others)))]
+        theirs = self.rows[other]
+        return own[int(rng.integers(len(own)))], theirs[int(rng.integers(len(theirs)))]
+
+    @cached_property
+    def _others(self) -> dict[str, list[str]]:
+        found: dict[str, list[str]] = {}
+        for patient in sorted(self.rows):
+            found.setdefault(self.source[patient], []).append(patient)
+        return found
+
+    def judged(self, seed: int) -> tuple[NDArray[np.int64], NDArray[np.bool_], list[tuple[str, str]]]:
+        """Pairs (k, 2) to judge on, whether each is of one patient, and whose they are."""
+        rng = np.random.default_rng(mix(seed, "judged"))
+        owner = {row: patient for patient, found in self.rows.items() for row in found}
+        rows: list[tuple[int, int]] = []
+        for patient in self.several:
+            own = self.rows[patient]
+            every = [(a, b) for i, a in enumerate(own) for b in own[i + 1 :]]
+            rows += [every[int(i)] for i in rng.permutation(len(every))[:PAIRS_A_PATIENT]]
+        positives = len(rows)
+        for i in range(positives * NEGATIVES):
+            rows.append(self.pair(owner[rows[i % positives][0]], False, rng))
+        same = np.arange(len(rows)) < positives
+        return np.array(rows, dtype=np.int64), same, [(owner[a], owner[b]) for a, b in rows]
+
+
+class ReidStage(Stage):
+    """Binary cross-entropy on balanced pairs."""
+
+    name = "reid"
+
+    def __init__(
+        self, preset: ReidPreset, patients: Patients, held_out: Patients, seed: int, init: Path | None = None
+    ) -> None:
+        self.config, self.network, self.seed = preset.train, preset.network, seed
+        self.settings = (preset.network,)
+        self.patients, self.held_out = patients, held_out
+        torch.manual_seed(mix(seed, self.name, "initialise"))
+        self.module = SiameseNetwork(preset.network)
+        self.origin = f"{patients.sha256}{held_out.sha256}"
+        if init is not None:
+            source = load_reid(init)
+            if source.config != preset.network:
+                raise ConfigError(f"--init {init}: a network of another config ({source.config}) than the preset's")
+            self.module.load_state_dict(source.network.state_dict())
+            self.origin += source.weights
+
+    @property
+    def fresh(self) -> dict[str, nn.Module]:
+        return {self.name: self.module}
+
+    def batch(self, step: int, rank: int, world: int) -> dict[str, Any]:
+        rng = np.random.default_rng(mix(self.seed, self.name, step, rank, world))
+        count = max(2, self.config.batch_size // world)
+        patients = [self.patients.several[int(i)] for i in rng.integers(len(self.patients.several), size=count)]
+        same = [i % 2 == 0 for i in range(count)]
+        rows = [self.patients.pair(patient, s, rng) for patient, s in zip(patients, same, strict=True)]
+        first, second = (self._augmented(self.patients.pictures[[row[side] for row in rows]]) for side in (0, 1))
+        return {"first": first, "second": second, "same": torch.tensor(same).float()}
+
+    def _augmented(self, pictures: Tensor) -> Tensor:
+        x = pictures.unsqueeze(1).float() / 127.5 - 1
+        x = small_exposures(F.grid_sample(x, small_moves(x), padding_mode="border", align_corners=False))
+        return to_input((x + 1) / 2, self.network)
+
+    def loss(self, module: nn.Module, batch: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
+        logits = module(batch["first"], batch["second"])
+        loss = F.binary_cross_entropy_with_logits(logits.float(), batch["same"])
+        return loss, {"accuracy": ((logits > 0) == (batch["same"] > 0)).float().mean()}
+
+    def validate(self, module: nn.Module) -> dict[str, float]:
+        from sklearn.metrics import roc_auc_score
+
+        logits, same, _ = self._judged(module)
+        # As many of either kind, as in training
+        losses = [float(np.logaddexp(0, -logits[same]).mean()), float(np.logaddexp(0, logits[~same]).mean())]
+        return {"loss": sum(losses) / 2, "auc": float(roc_auc_score(same, logits))}
+
+    def _judged(self, module: nn.Module) -> tuple[Array, NDArray[np.bool_], list[tuple[str, str]]]:
+        """Logits of the held-out pairs; each picture is looked at once."""
+        network = cast(SiameseNetwork, module)
+        device = network.fc_end.weight.device
+        pairs, same, whose = self.held_out.judged(self.seed)
+        rows, places = np.unique(pairs, return_inverse=True)
+        x = self.held_out.pictures[rows].unsqueeze(1).float() / 255
+        features = torch.cat([network.embed(to_input(part.to(device), self.network)) for part in x.split(64)])
+        first, second = (features[places.reshape(pairs.shape)[:, side]] for side in (0, 1))
+        logits = network.fc_end((first - second).abs())[:, 0]
+        return logits.double().cpu().numpy(), same, whose
+
+    def finish(self, module: nn.Module, root: Path) -> None:
+        logits, same, whose = self._judged(module)
+        auc = pair_auc(logits, same, whose, seed=self.seed)
+        found = {
+            "auc": auc.as_dict(),
+            "n_is": "held-out patients with several pictures",
+            "pairs": {"of one patient": int(same.sum()), "of two": int((~same).sum())},
+            "training": {"patients with several pictures": len(self.patients.several), "all": len(self.patients.rows)},
+            "network": self.network.model_dump(),
+            "train": self.config.model_dump(),
+            "seed": self.seed,
+        }
+        save_reid(root / WEIGHTS_NAME, cast(SiameseNetwork, module), self.network)
+        (root / RECORD_NAME).write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+        log.info("reid: AUC %s on %d held-out patients", auc, auc.n)
+
+
+def pair_auc(
+    scores: Array, same: NDArray[np.bool_], whose: Sequence[tuple[str, str]], *, draws: int = 1000, seed: int = 0
+) -> Estimate:
+    """Area under the ROC curve of telling pairs of one patient from pairs of two.
+
+    The interval resamples patients, not pairs: a pair counts as often as its patients were drawn (their product where
+    they are two).
+
+    Args:
+        scores: (k,) higher for one patient; same: (k,) whether it is one; whose: the patients of each pair.
+
+    Returns:
+        The area, 0 to 1, chance 0.5; ``n`` is the number of patients with pairs of their own.
+    """
+    from scipy.stats import rankdata
+
+    patients = {name: i for i, name in enumerate(sorted({name for pair in whose for name in pair}))}
+    first, second = (np.array([patients[pair[side]] for pair in whose]) for side in (0, 1))
+    order = np.asarray(rankdata(scores, "dense"), dtype=np.int64) - 1
+
+    def area(weights: Array) -> float:
+        up = np.bincount(order[same], weights[same], order.max() + 1)
+        down = np.bincount(order[~same], weights[~same], order.max() + 1)
+        wins = (up * (np.cumsum(down) - down / 2)).sum()
+        total = up.sum() * down.sum()
+        return float(wins / total) if total else float("nan")
+
+    rng = np.random.default_rng([seed, 1])
+    found = np.empty(draws)
+    for draw in range(draws):
+        counts = rng.multinomial(len(patients), np.full(len(patients), 1 / len(patients))).astype(np.float64)
+        found[draw] = area(np.where(same, counts[first], counts[first] * counts[second]))
+    return Sampled(area(np.ones(len(scores))), found, len(np.unique(first[same]))).estimate()
+
+
+def run(
+    manifest: Manifest,
+    root: Path,
+    options: LoopOptions,
+    *,
+    preset: str = "small",
+    seed: int = 0,
+    init: Path | None = None,
+    progress: bool = True,
+) -> TrainState:
+    """Train the network on the split ``train`` and judge it on the patients of ``val`` and ``test``.
+
+    Writes ``reid.safetensors`` and ``reid.json`` (the AUC with its interval) into ``root``. No choice is made on the
+    held-out patients: training takes all its steps.
+
+    Args:
+        preset: a name of :data:`PRESETS`.
+        init: a network to start from, as :func:`xgem.eval.reid.load_reid` reads them; else random weights.
+
+    Raises:
+        DataError: no patient with two frontals in ``train``, or in ``val`` and ``test``. ManifestError: as its check.
+        InputError: an unknown preset. CheckpointError, ConfigError: ``init`` or a run that is there already.
+    """
+    if preset not in PRESETS:
+        raise InputError(f"unknown preset {preset!r} of reid: expected one of {', '.join(PRESETS)}")
+    manifest.check(files=True)
+    chosen = PRESETS[preset]
+    size, cache = chosen.network.size, root / "cache"
+    patients, held_out = (
+        Patients.load(manifest, splits, size, cache, progress=progress) for splits in (("train",), ("val", "test"))
+    )
+    log.info("reid: %d patients with several pictures, %d held out", len(patients.several), len(held_out.several))
+    return train(ReidStage(chosen, patients, held_out, seed, init), root, options)
