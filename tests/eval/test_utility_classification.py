@@ -64,12 +64,12 @@ def _sets(tmp_path_factory: pytest.TempPathFactory) -> dict[str, EvalSet]:
     }
 
 
-def test_useful_synthetic_pictures_help_and_useless_ones_do_not(sets: dict[str, EvalSet]) -> None:
+def test_useful_synthetic_pictures_help_and_useless_ones_do_not(sets: dict[str, EvalSet], tmp_path: Path) -> None:
     task = Classification(SETTINGS, CLASSES)
     gains: dict[str, Estimate] = {}
     for kind in ("useful", "useless"):
         protocols = suite("augmentation", sets["real"], sets[kind], multiples=[30.0])
-        tested = run_protocols(task, protocols, (sets["real"], sets[kind]), sets["test"])
+        tested = run_protocols(task, protocols, (sets["real"], sets[kind]), sets["test"], cache=tmp_path)
         bootstrap = tested.bootstrap()
         found = {name: tested.measures(name, bootstrap)[0]["AUROC macro", ""] for name in tested.runs}
         gains[kind] = (found["real + 30x"] - found["real"]).estimate()
@@ -120,8 +120,8 @@ def test_a_stopped_evaluation_goes_on(
     run_protocols(task, protocols, known, sets["test"], cache=tmp_path)
     more = Classification(replace(settings, runs=1, draws=10), CLASSES)  # neither changes what a network answers
     run_protocols(more, protocols, known, sets["test"], cache=tmp_path)
+    other = Classification(replace(settings, training=Stage(steps=4, batch_size=8)), CLASSES)
     with pytest.raises(AssertionError, match="trained again"):
-        other = Classification(replace(settings, training=Stage(steps=4, batch_size=8)), CLASSES)
         run_protocols(other, protocols, known, sets["test"], cache=tmp_path)
     first = sets["real"].items[0]
     relabelled = replace(first, labels={"Edema": 1 - first.labels["Edema"], "Lung Lesion": 0.0})

@@ -141,6 +141,7 @@ def evaluate(
         "threshold": np.asarray(threshold).tolist(),
         "unmentioned": unmentioned,
         "classes": list(classes),
+        "axes": list(axes),
         "judge": judge,
         "weights": weights,
         "test": {"name": test.name, "n": len(test), "sha256": test.sha256, "labelled_by": test.labelled_by},

@@ -67,9 +67,9 @@ def image_network(settings: UtilitySettings, outputs: int) -> nn.Module:
 
 
 def last_layer(settings: UtilitySettings, network: nn.Module) -> nn.Module:
-    """The layer whose activations a class activation map looks at: the last, of the small network the last stage but one.
+    """The layer whose activations a class activation map looks at: the last; the small network's last stage but one.
 
-    That has a sixteenth of the picture's side, as published networks' last layers have places enough to look at.
+    There a picture of 128 pixels has 8 x 8 places, about as one of 224 has in the last layer of a published network.
     """
     return network.get_submodule(
         "body.9" if settings.network == "small" else f"network.{_LAST[settings.network]}",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -17,7 +17,7 @@ from xgem.eval.utility.scores import Measures
 from xgem.eval.utility.settings import UtilitySettings
 from xgem.types import InputError
 
-Predictions = dict[str, NDArray[np.generic]]
+Predictions = dict[str, NDArray[Any]]
 """What a trained network says of the test pictures, as arrays to be cached."""
 
 
