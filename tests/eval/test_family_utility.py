@@ -60,7 +60,10 @@ def test_record_of_a_classification(sets: tuple[EvalSet, EvalSet, EvalSet], tmp_
     assert difference.value is not None
     assert real is not None
     assert difference.value.value == pytest.approx(added.value.value - real.value)
-    assert 0 <= difference.settings["wilcoxon_p"] <= 1
+    brier = result["Brier score: difference/real + 1x - real"]
+    assert brier.higher_is_better is False
+    assert brier.value is not None
+    assert brier.value.low <= brier.value.value <= brier.value.high
     # what could not be had, and why
     assert result["AUROC macro/real + 5x"].reason == "needs 80 synthetic pictures, synthetic has 32"
     assert result["AUROC/Fracture"].reason == "0 positives and 30 negatives: an AUROC needs both"
@@ -79,7 +82,8 @@ def test_record_of_a_classification(sets: tuple[EvalSet, EvalSet, EvalSet], tmp_
     rows = list(csv.DictReader(io.StringIO(result.tables["utility_classification_augmentation.csv"])))
     row = next(one for one in rows if one["protocol"] == "real + 1x" and one["measure"] == "AUROC macro")
     assert float(row["difference"]) == pytest.approx(difference.value.value)
-    assert float(row["wilcoxon_p"]) == pytest.approx(difference.settings["wilcoxon_p"])
+    assert float(row["bootstrap_p"]) == pytest.approx(difference.settings["bootstrap_p"])
+    assert float(row["wilcoxon_p"]) == pytest.approx(brier.settings["wilcoxon_p"])
     write_results([result], tmp_path / "out", "utility")
     assert (tmp_path / "out" / "utility.html").is_file()
 
@@ -119,7 +123,11 @@ def test_lower_errors_are_better(sets: tuple[EvalSet, EvalSet, EvalSet]) -> None
     result = utility.evaluate(*sets, replace(SETTINGS, task="severity", runs=1))
     assert result["MAE/real"].higher_is_better is False
     assert result["Pearson r/real"].higher_is_better is True
-    assert result["MAE: difference/real + 1x - real"].settings["per_case"] == "absolute error"
+    by_case, whole = (result[f"{name}: difference/real + 1x - real"] for name in ("absolute error", "MAE"))
+    assert by_case.value is not None
+    assert whole.value is not None
+    assert by_case.value.interval == pytest.approx(whole.value.interval)
+    assert (set(by_case.settings), by_case.higher_is_better) == ({"wilcoxon_p"}, False)
     assert not result.examples
     with pytest.raises(InputError, match="goes by findings"):
         utility.evaluate(*sets, replace(SETTINGS, task="severity"), suite="imbalance")

@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from urllib.error import URLError
 
 import numpy as np
 import pytest
@@ -10,6 +12,7 @@ import torch
 from PIL import Image
 from torch import nn
 
+from xgem.eval.record import NotComputed
 from xgem.eval.sets import EvalSet, Item
 from xgem.eval.statistics import Estimate
 from xgem.eval.utility import runner
@@ -76,7 +79,8 @@ def test_useful_synthetic_pictures_help_and_useless_ones_do_not(sets: dict[str, 
         if kind == "useful":
             assert found["real + 30x"].value > 0.93
             assert found["synthetic"].value > 0.93
-            assert wilcoxon(tested.cases("real + 30x"), tested.cases("real")) < 0.001
+            assert wilcoxon(tested.cases("real + 30x").mean(axis=0), tested.cases("real").mean(axis=0)) < 0.001
+            assert tested.cases("real + 30x").mean() < tested.cases("real").mean()
         else:
             assert 0.25 < found["synthetic"].value < 0.75
     assert gains["useful"].above_zero
@@ -250,6 +254,39 @@ def test_published_networks_take_grey_pictures_and_weights_of_other_classes(name
     x = torch.rand(2, 1, 64, 64) * 2 - 1
     assert network(x).shape == (2, 2)
     assert grad_cam(network, last_layer(settings, network), x, torch.tensor([0, 1])).shape == (2, 64, 64)
+
+
+def test_imagenet_weights_are_torchvisions_or_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    import torchvision
+
+    settings = replace(SETTINGS, network="densenet121", weights="imagenet")
+    published = torchvision.models.get_model("densenet121", weights=None).state_dict()
+    old = {
+        re.sub(r"\.(norm|conv)([12])\.", r".\1.\2.", name): value
+        for name, value in published.items()
+        if not name.endswith("num_batches_tracked")
+    }
+    assert "features.denseblock1.denselayer1.norm.1.weight" in old
+    asked: list[dict[str, Any]] = []
+
+    def download(url: str, **options: Any) -> dict[str, torch.Tensor]:
+        asked.append(options)
+        return old
+
+    monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", download)
+    network: Any = image_network(settings, 2)
+    own = network.network.state_dict()
+    name = "features.denseblock4.denselayer16.conv2.weight"
+    assert torch.equal(own[name], published[name])
+    assert own["classifier.weight"].shape == (2, 1024)
+    assert asked[0]["weights_only"]
+
+    def offline(url: str, **options: Any) -> None:
+        raise URLError("no network")
+
+    monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", offline)
+    with pytest.raises(NotComputed, match="cannot be had"):
+        image_network(settings, 2)
 
 
 def test_weights_that_do_not_fit_are_refused(tmp_path: Path) -> None:

@@ -3,15 +3,15 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from scipy import stats
-from sklearn.metrics import accuracy_score, f1_score, roc_auc_score
+from sklearn.metrics import accuracy_score, brier_score_loss, f1_score, roc_auc_score
 
 from xgem.eval.agreement import auc
 from xgem.eval.statistics import Bootstrap, Sampled
-from xgem.eval.utility.runner import pool, wilcoxon
+from xgem.eval.utility.runner import bootstrap_p, pool, wilcoxon
 from xgem.eval.utility.scores import (
     auc_draws,
+    brier,
     classification_measures,
-    placements,
     untestable,
     weighted_f1_draws,
 )
@@ -104,13 +104,25 @@ def test_weighted_f1_counts_classes_by_their_positives() -> None:
     assert weighted_f1_draws(scores, labels, np.ones((1, 4)))[0] == pytest.approx((3 * 0.8 + 2 / 3) / 4)
 
 
-def test_placements_average_to_the_area(case: tuple[np.ndarray, np.ndarray]) -> None:
-    scores, labels = case[0][:, :1], case[1][:, :1]
-    found = placements(scores, labels)
-    expected = roc_auc_score(labels, scores)
-    assert found[labels[:, 0] == 1].mean() == pytest.approx(expected)
-    assert found[labels[:, 0] == 0].mean() == pytest.approx(expected)
-    assert np.isnan(placements(scores, np.ones_like(labels))).all()
+def test_brier_score_is_that_of_scikit_learn(case: tuple[np.ndarray, np.ndarray]) -> None:
+    scores, labels = case[0], case[1].copy()
+    each = [brier_score_loss(labels[:, k], scores[:, k]) for k in range(3)]
+    assert brier(scores, labels).mean() == pytest.approx(np.mean(each))
+    labels[0, 1:], labels[1] = np.nan, np.nan
+    found = brier(scores, labels)
+    assert found[0] == pytest.approx((scores[0, 0] - labels[0, 0]) ** 2)
+    assert np.isnan(found[1])
+
+
+def test_judges_that_differ_by_chance_alone_are_rarely_told_apart() -> None:
+    rng = np.random.default_rng(0)
+    found = 0
+    for _ in range(200):
+        labels = np.zeros((60, 2))
+        labels[:2, 0], labels[:30, 1] = 1, 1  # two positives: what they do must not decide for all
+        first, second = rng.random((2, 60, 2))
+        found += wilcoxon(brier(first, labels), brier(second, labels)) < 0.05
+    assert found / 200 < 0.09
 
 
 def test_pooled_intervals_hold_the_chance_of_runs() -> None:
@@ -122,6 +134,13 @@ def test_pooled_intervals_hold_the_chance_of_runs() -> None:
     # equal runs of two protocols stay together, so their difference does not vary
     shifted = [Sampled(one.value - 0.1, one.draws - 0.1, 10) for one in runs]
     assert (pool(runs) - pool(shifted)).estimate().interval == pytest.approx((0.1, 0.1))
+
+
+def test_bootstrap_p_counts_draws_on_the_rarer_side() -> None:
+    draws = np.r_[np.full(96, 1.0), np.full(3, -1.0)]
+    assert bootstrap_p(Sampled(1.0, draws, 10)) == pytest.approx(2 * 4 / 100)
+    assert bootstrap_p(Sampled(-1.0, -draws, 10)) == pytest.approx(2 * 4 / 100)
+    assert bootstrap_p(Sampled(0.0, np.zeros(99), 10)) == 1.0
 
 
 def test_wilcoxon_by_enumeration() -> None:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
-from typing import Any, Final, Literal
+from typing import TYPE_CHECKING, Final, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +14,11 @@ from numpy.typing import NDArray
 from xgem.eval.sets import EvalSet, Item
 from xgem.eval.statistics import Array, Bootstrap, Sampled
 from xgem.types import InputError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from xgem.eval.utility.settings import UtilitySettings
 
 AXES: Final = ("sex", "race", "age")
 AGE_BANDS: Final = ((19, 40), (41, 65), (66, 200))
@@ -243,12 +248,12 @@ def mitigation(
     real: EvalSet,
     synthetic: EvalSet,
     test: EvalSet,
-    settings: Any,
+    settings: UtilitySettings,
     *,
     axes: Sequence[str],
     share: float = 1.0,
     classes: Sequence[str] | None = None,
-    cache: Any = None,
+    cache: Path | None = None,
     device: str = "cpu",
 ) -> tuple[TopUp, EvalSet, dict[str, Array]]:
     """Train a classifier on the real pictures, and another on these topped up by a plan, and ask both of the test set.

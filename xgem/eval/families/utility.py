@@ -16,7 +16,7 @@ from xgem.eval import plots
 from xgem.eval.label_rules import CHEXPERT_CLASSES
 from xgem.eval.record import Example, FamilyResult, Metric, NotComputed
 from xgem.eval.sets import EvalSet
-from xgem.eval.statistics import Estimate
+from xgem.eval.statistics import Bootstrap, Estimate, Sampled
 from xgem.types import InputError, Study
 
 if TYPE_CHECKING:
@@ -56,8 +56,10 @@ def evaluate(
         studies: where masks and boxes are found, by id (:func:`xgem.eval.utility.data.studies_of`).
         cache: keeps every network's answers, so that a stopped evaluation goes on.
 
-    Every protocol's measures stand with intervals over test cases and runs; beside the suite's headline measure also
-    the paired difference from the protocol that it is compared with, and Wilcoxon's p over test cases.
+    Every protocol's measures stand with intervals over test cases and runs. Of the task's headline measure there is
+    also the paired difference from the protocol that it is compared with, with a bootstrap p; and that of a score which
+    every case has by itself (the Brier score of a classification), with Wilcoxon's p over cases. The two may differ:
+    the Brier score also sees how well probabilities are calibrated, an AUROC only their order.
 
     Raises:
         DataError: training and test pictures overlap.
@@ -149,11 +151,12 @@ def make_task(
 
 def _metrics(tested: Tested) -> tuple[list[Metric], list[dict[str, Any]], dict[str, dict[str, list[float]]]]:
     """The record's numbers, the table's rows, and every run's values."""
-    from xgem.eval.utility.runner import wilcoxon
-
     task, bootstrap = tested.task, tested.bootstrap()
     found = {name: tested.measures(name, bootstrap) for name in tested.runs}
-    judge = f"{task.settings.network} {task.settings.size} px"
+    judge: dict[str, Any] = {
+        "extractor": f"{task.settings.network} {task.settings.size} px",
+        "weights": task.settings.of_training()["weights"] or "",
+    }
     metrics: list[Metric] = []
     rows: list[dict[str, Any]] = []
     for name, (measures, values) in found.items():
@@ -172,7 +175,7 @@ def _metrics(tested: Tested) -> tuple[list[Metric], list[dict[str, Any]], dict[s
                     measure,
                     sampled.estimate(),
                     of=label,
-                    extractor=judge,
+                    **judge,
                     higher_is_better=better,
                     references=references,
                     settings=kept,
@@ -180,26 +183,43 @@ def _metrics(tested: Tested) -> tuple[list[Metric], list[dict[str, Any]], dict[s
             )
             row = {"protocol": name, "measure": measure, "of": of, **sampled.estimate().as_dict(), "against": against}
             rows.append(row | {"sd_over_runs": spread} | _difference_columns(difference))
-            if difference is not None and measure == task.headline:
-                p = wilcoxon(tested.cases(name), tested.cases(against))
-                rows[-1]["wilcoxon_p"] = p
-                metrics.append(
-                    Metric(
-                        f"{measure}: difference",
-                        difference,
-                        of=f"{name} - {against}",
-                        extractor=judge,
-                        higher_is_better=better,
-                        settings={"wilcoxon_p": p, "per_case": task.per_case},
-                    )
-                )
-    metrics += [Metric.missing(task.headline, reason, of=name) for name, reason in tested.failed.items()]
+            if other is not None and measure == task.headline:
+                added, tests = _compared(tested, name, against, sampled - other, bootstrap, judge)
+                metrics += added
+                rows[-1] |= tests
+    metrics += [Metric.missing(task.headline, reason, of=name, **judge) for name, reason in tested.failed.items()]
     metrics += [Metric.missing(name, reason, of=of) for (name, of), reason in tested.task.missing(tested.test).items()]
     by_run = {
         name: {f"{measure} {of}".strip(): each for (measure, of), each in values.items()}
         for name, (_, values) in found.items()
     }
     return metrics, rows, by_run
+
+
+def _compared(
+    tested: Tested, name: str, against: str, difference: Sampled, bootstrap: Bootstrap, judge: Mapping[str, Any]
+) -> tuple[list[Metric], dict[str, float]]:
+    """What one protocol adds to another: in the headline measure, and case by case. Each with its own test."""
+    from xgem.eval.utility.runner import bootstrap_p, pool, wilcoxon
+
+    task, of = tested.task, f"{name} - {against}"
+    first, second = tested.cases(name), tested.cases(against)
+    by_case = pool([bootstrap.mean(a - b) for a, b in zip(first, second, strict=True)], task.settings.seed)
+    tests = {"bootstrap_p": bootstrap_p(difference), "wilcoxon_p": wilcoxon(first.mean(axis=0), second.mean(axis=0))}
+    return [
+        Metric(
+            f"{measure}: difference",
+            one.estimate(),
+            of=of,
+            higher_is_better=measure not in task.lower_is_better,
+            settings={test: tests[test]},
+            **judge,
+        )
+        for measure, one, test in (
+            (task.headline, difference, "bootstrap_p"),
+            (task.per_case, by_case, "wilcoxon_p"),
+        )
+    ], tests
 
 
 def _difference_columns(difference: Estimate | None) -> dict[str, float]:
@@ -210,7 +230,7 @@ def _difference_columns(difference: Estimate | None) -> dict[str, float]:
 
 def _csv(rows: Sequence[dict[str, Any]]) -> str:
     stream = io.StringIO()
-    columns = [*_IN_TABLE, "difference_low", "difference_high", "wilcoxon_p"]
+    columns = [*_IN_TABLE, "difference_low", "difference_high", "bootstrap_p", "wilcoxon_p"]
     table = csv.DictWriter(stream, columns, restval="", lineterminator="\n")
     table.writeheader()
     table.writerows(rows)

@@ -17,7 +17,7 @@ from xgem.eval.statistics import Array, Bootstrap
 from xgem.eval.utility.data import Data, Targets
 from xgem.eval.utility.loop import batches
 from xgem.eval.utility.networks import image_network
-from xgem.eval.utility.scores import Measures, classification_measures, placements, untestable
+from xgem.eval.utility.scores import Measures, brier, classification_measures, untestable
 from xgem.eval.utility.settings import UtilitySettings
 from xgem.eval.utility.task import Predictions, with_targets
 
@@ -26,8 +26,8 @@ class Classification:
     """Binary cross-entropy over the classes that a picture's labels state."""
 
     headline = "AUROC macro"
-    per_case = "placement value, mean over classes"
-    lower_is_better: frozenset[str] = frozenset()
+    per_case = "Brier score"
+    lower_is_better = frozenset({"Brier score"})
     autocast = True
 
     def __init__(self, settings: UtilitySettings, classes: Sequence[str] = CHEXPERT_CLASSES) -> None:
@@ -74,7 +74,7 @@ class Classification:
         return classification_measures(scores, labels, self.classes, bootstrap, self.settings.threshold)
 
     def cases(self, predictions: Predictions, test: Data) -> Array:
-        return placements(predictions["scores"].astype(np.float64), test.targets["labels"].astype(np.float64))
+        return brier(predictions["scores"].astype(np.float64), test.targets["labels"].astype(np.float64))
 
     def missing(self, test: Data) -> dict[tuple[str, str], str]:
         reasons = untestable(test.targets["labels"].astype(np.float64), self.classes)

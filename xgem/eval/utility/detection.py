@@ -35,7 +35,7 @@ class Detection:
     """
 
     headline = "mAP50"
-    per_case = "F1 of a picture's boxes"
+    per_case = "F1 by picture"
     lower_is_better: frozenset[str] = frozenset()
     autocast = False
 

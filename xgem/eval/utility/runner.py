@@ -63,8 +63,8 @@ class Tested:
         return pooled, {key: [one[key].value for one in each] for key in each[0]}
 
     def cases(self, name: str) -> Array:
-        """(n,) a protocol's score of each test case, mean over its runs."""
-        return np.mean([self.task.cases(one, self.test) for one in self.runs[name].predictions], axis=0)
+        """(runs, n): a protocol's score of each test case, run by run."""
+        return np.stack([self.task.cases(one, self.test) for one in self.runs[name].predictions])
 
 
 def run_protocols(
@@ -80,8 +80,9 @@ def run_protocols(
     """Train every protocol's network ``task.settings.runs`` times and ask each of the test pictures.
 
     Args:
-        known: the sets of which the protocols make theirs, so that each picture is read once.
-        test: real pictures; every training set is checked to share nothing with it.
+        known: the sets that the protocols take their pictures from: each is read once, and checked to share nothing
+            with the test set.
+        test: real pictures.
         cache: keeps each network's answers under a hash of training data, test data, settings and seed, so that an
             evaluation that was stopped goes on, and equal training sets of two protocols are trained on once.
         extra: a name for the cache's key and what else to ask.
@@ -158,8 +159,18 @@ def pool(runs: Sequence[Sampled], seed: int = 0) -> Sampled:
     return Sampled(float(np.mean([one.value for one in runs])), mean, runs[0].n)
 
 
+def bootstrap_p(difference: Sampled) -> float:
+    """Two-sided p of a paired difference: twice the share of draws on the rarer side of 0, at least 2 / (draws + 1)."""
+    draws = difference.draws[np.isfinite(difference.draws)]
+    rarer = min(int((draws <= 0).sum()), int((draws >= 0).sum()))
+    return min(1.0, 2 * (1 + rarer) / (1 + len(draws)))
+
+
 def wilcoxon(first: Array, second: Array) -> float:
-    """Two-sided p of Wilcoxon's signed rank test on paired cases (n,); 1 where no case differs, NaN cases left out."""
+    """Two-sided p of Wilcoxon's signed rank test on paired cases (n,); 1 where no case differs, NaN cases left out.
+
+    Over cases, not over runs: with five runs the smallest possible p is 0.0625.
+    """
     from scipy import stats
 
     difference = (first - second)[np.isfinite(first) & np.isfinite(second)]

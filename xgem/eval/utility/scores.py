@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from scipy.stats import rankdata
 
 from xgem.eval.statistics import Array, Bootstrap, Sampled
 from xgem.types import ShapeError
@@ -142,23 +141,12 @@ def classification_measures(
     return {key: bootstrap.sampled(values) for key, values in found.items()}
 
 
-def placements(scores: Array, labels: Array) -> Array:
-    """Each case's part in the AUROC, mean over classes: (n,); NaN for a case without a label.
+def brier(scores: Array, labels: Array) -> Array:
+    """Squared error of the probabilities of each case, mean over its known labels (Brier 1950): (n,), NaN without any.
 
-    Of a positive case, the share of negatives that score below it, of a negative one that of positives above it (the
-    placement values of DeLong et al. 1988). Their mean over positives, as that over negatives, is the AUROC.
+    A score that each case has by itself, as a test over cases needs it. A case's share in the AUROC is none: all
+    negatives of a rare class stand or fall with its few positives.
     """
-    parts = np.full(labels.shape, np.nan)
-    for k, (s, y) in enumerate(zip(scores.T, labels.T, strict=True)):
-        positive, negative = np.flatnonzero(y == 1), np.flatnonzero(y == 0)
-        if not len(positive) or not len(negative):
-            continue
-        both = np.concatenate([positive, negative])
-        ranks = rankdata(s[both])
-        below = ranks[: len(positive)] - rankdata(s[positive])
-        under = ranks[len(positive) :] - rankdata(s[negative])
-        parts[positive, k] = below / len(negative)
-        parts[negative, k] = 1 - under / len(positive)
-    known = np.isfinite(parts)
-    total = known.sum(axis=1)
-    return np.divide(np.nansum(parts, axis=1), total, out=np.full(len(parts), np.nan), where=total > 0)
+    error = (scores - labels) ** 2
+    known = np.isfinite(error).sum(axis=1)
+    return np.divide(np.nansum(error, axis=1), known, out=np.full(len(error), np.nan), where=known > 0)

@@ -37,7 +37,7 @@ class Segmentation:
     """
 
     headline = "Dice macro"
-    per_case = "Dice, mean over structures"
+    per_case = "Dice by picture"
     lower_is_better: frozenset[str] = frozenset()
     autocast = True
 

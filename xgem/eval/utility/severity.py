@@ -44,7 +44,7 @@ class Severity:
 
     headline = "MAE"
     per_case = "absolute error"
-    lower_is_better = frozenset({"MAE", "MSE"})
+    lower_is_better = frozenset({"MAE", "MSE", "absolute error"})
     autocast = True
     classes: tuple[str, ...] = ("severity",)
 

@@ -24,8 +24,8 @@ Predictions = dict[str, NDArray[Any]]
 class Task(Protocol):
     """A downstream task. ``classes`` names its outputs, ``headline`` the measure that protocols are compared by.
 
-    ``per_case`` says what :meth:`cases` gives: a score of every test case, for the Wilcoxon test. ``autocast``: whether
-    a GPU may train it in bfloat16.
+    ``per_case`` names what :meth:`cases` gives: a score that every test case has by itself, for the Wilcoxon test.
+    ``lower_is_better`` names measures. ``autocast``: whether a GPU may train it in bfloat16.
     """
 
     settings: UtilitySettings
