@@ -89,7 +89,7 @@ class ClassifierConfig:
     seed: int = 0
 
 
-class _Network(nn.Module):
+class SmallResNet(nn.Module):
     """ResNet-18 (torchvision's blocks) of another width: ``width`` channels in the first stage, where it has 64."""
 
     def __init__(self, classes: int, width: int, dropout: float) -> None:
@@ -189,7 +189,7 @@ def train_classifier(
     place = torch.device(device)
     with torch.random.fork_rng():
         torch.manual_seed(config.seed)
-        network = _Network(len(classes), config.width, config.dropout)
+        network = SmallResNet(len(classes), config.width, config.dropout)
     key = _key(pictures, labels, classes, config)
     final = folder / f"{key}.safetensors" if folder else None
     if final and final.is_file():

@@ -96,7 +96,7 @@ def train_segmenter(
     place = torch.device(device)
     with torch.random.fork_rng():
         torch.manual_seed(config.seed)
-        network = _network(len(outlines.structures), config.width)
+        network = small_unet(len(outlines.structures), config.width)
 
     def fitted() -> Mapping[str, Tensor]:
         with torch.random.fork_rng():
@@ -117,7 +117,7 @@ def train_segmenter(
     return Segmenter(network, outlines.structures, config, place)
 
 
-def _network(structures: int, width: int) -> nn.Module:
+def small_unet(structures: int, width: int) -> nn.Module:
     """A U-Net on a ResNet-18 of another width: ``width`` channels in the first stage, where it has 64."""
     try:
         import segmentation_models_pytorch as smp

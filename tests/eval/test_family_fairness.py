@@ -1,0 +1,124 @@
+from __future__ import annotations
+
+import csv
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from xgem.eval.fairness import plan_top_up
+from xgem.eval.families import fairness
+from xgem.eval.record import as_markdown, write_results
+from xgem.eval.sets import EvalSet, Item
+from xgem.types import InputError, ShapeError
+
+CLASSES = ("Edema", "Fracture")
+
+
+def people(tmp_path: Path, n: int = 240) -> EvalSet:
+    rng = np.random.default_rng(0)
+    file = tmp_path / "a.png"
+    file.write_bytes(b"a picture")
+    items = [
+        Item(
+            str(k),
+            file,
+            age=float(rng.integers(15, 90)),
+            sex="FM"[k % 2],
+            race="White" if k % 40 else "Asian",
+            labels={name: float(rng.random() < 0.5) for name in CLASSES},
+        )
+        for k in range(n)
+    ]
+    return EvalSet("test", tuple(items))
+
+
+def scored(items: EvalSet, seed: int, *, noise: dict[str, float]) -> np.ndarray:
+    rng = np.random.default_rng(seed)
+    spread = np.array([noise[item.sex or ""] for item in items.items])[:, None]
+    return np.clip(items.labels(CLASSES) * 0.6 + 0.2 + rng.normal(size=(len(items), 2)) * spread, 0, 1)
+
+
+def test_record_of_a_bias_before_and_after_topping_up(tmp_path: Path) -> None:
+    items = people(tmp_path)
+    biased, fair = {"F": 0.7, "M": 0.2}, {"F": 0.25, "M": 0.2}
+    scores = {"real": scored(items, 1, noise=biased), "topped up": scored(items, 2, noise=fair)}
+    synthetic = {"real": scored(items, 3, noise=biased)}
+    real = EvalSet("real", tuple(Item(str(k), sex="F" if k < 5 else "M") for k in range(20)))
+    more = EvalSet("more", tuple(Item(str(k), sex="F") for k in range(8)))
+    result = fairness.evaluate(
+        items,
+        scores,
+        synthetic=synthetic,
+        classes=CLASSES,
+        draws=100,
+        permutations=40,
+        judge="a judge",
+        plan=plan_top_up(real, more, ("sex",)),
+    )
+    gap = result["weighted F1: gap/real, sex"]
+    worst = result["weighted F1: worst group/real, sex"]
+    women, men = (result[f"weighted F1/real, sex: {sex}"].value for sex in "FM")
+    assert gap.value is not None
+    assert women is not None
+    assert men is not None
+    assert gap.value.value == pytest.approx(men.value - women.value)
+    assert (gap.settings["best"], gap.settings["worst"]) == ("M", "F")
+    assert gap.settings["permutation_p"] == pytest.approx(1 / 41)
+    assert gap.references["chance"].high < gap.value.low
+    assert (worst.value, worst.settings["group"]) == (women, "F")
+    change = result["weighted F1: change of the gap/topped up - real, sex"]
+    assert change.value is not None
+    assert change.value.high < 0
+    # Groups that cannot be computed are there, with the reason
+    assert result["weighted F1/real, race: Asian"].reason == "n 6, below 20"
+    assert result["weighted F1: gap/real, race"].reason == "fewer than two subgroups could be computed"
+    assert "fewer than three" in result["weighted F1: r of real and synthetic/real, sex"].reason
+    r = result["AUROC macro: r of real and synthetic/real, sex x age"].value
+    assert r is not None
+    assert (r.n, r.value > 0.5) == (6, True)
+    children = sum((item.age or 0) < 19 for item in items.items)
+    assert result.details["without"] == {"sex": 0, "race": 0, "age": children}
+    assert result.details["top_up"] == {
+        "axes": ["sex"],
+        "real": {"F": 5, "M": 15},
+        "wanted": {"F": 10, "M": 0},
+        "added": {"F": 8, "M": 0},
+    }
+    rows = list(csv.DictReader(io.StringIO(result.tables["fairness_subgroups.csv"])))
+    of_women = [row for row in rows if (row["measure"], row["judge"], row["group"]) == ("weighted F1", "real", "F")]
+    assert [(int(row["n"]), float(row["value"])) for row in of_women] == [(120, women.value)]
+    assert {row["judge"] for row in rows} == {"real", "topped up", "real, synthetic pictures"}
+    assert "weighted F1 by sex" in result.plots
+    assert "not computed: n 6, below 20" in as_markdown([result])
+    write_results([result], tmp_path / "out", "fairness")
+
+
+def test_uncertain_and_unmentioned_labels(tmp_path: Path) -> None:
+    file = tmp_path / "a.png"
+    file.write_bytes(b"a picture")
+    kinds = [{"Edema": 1.0}, {"Edema": -1.0}, {}, {"Edema": 1.0}]
+    items = EvalSet("x", tuple(Item(str(k), file, sex="F", labels=kinds[k % 4]) for k in range(40)))
+    scores = {"real": np.full((40, 1), 0.9)}
+
+    def f1(unmentioned: str) -> float:
+        found = fairness.evaluate(
+            items, scores, classes=("Edema",), axes=("sex",), unmentioned=unmentioned, draws=5, permutations=2
+        )["weighted F1/real, sex: F"].value
+        assert found is not None
+        return found.value
+
+    assert f1("unknown") == 1
+    assert f1("negative") == pytest.approx(2 * 20 / (2 * 20 + 10))
+
+
+def test_input_that_does_not_fit_is_refused(tmp_path: Path) -> None:
+    items = people(tmp_path, 40)
+    with pytest.raises(ShapeError, match="one row a test picture"):
+        fairness.evaluate(items, {"real": np.zeros((39, 2))}, classes=CLASSES)
+    with pytest.raises(InputError, match="no scores"):
+        fairness.evaluate(items, {}, classes=CLASSES)
+    unknown = EvalSet("x", tuple(Item(str(k)) for k in range(4)))
+    with pytest.raises(InputError, match="of no patient is known"):
+        fairness.evaluate(unknown, {"real": np.zeros((4, 2))}, classes=CLASSES)

@@ -1,0 +1,173 @@
+from __future__ import annotations
+
+import csv
+import io
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from xgem.data.annotations import Box
+from xgem.eval.families import utility
+from xgem.eval.record import write_results
+from xgem.eval.sets import EvalSet, Item
+from xgem.eval.utility import coco, runner
+from xgem.eval.utility.settings import Stage, UtilitySettings
+from xgem.types import DataError, InputError, Study
+
+SETTINGS = UtilitySettings(
+    "classification", "small", 32, Stage(steps=4, batch_size=8), width=4, runs=2, draws=50, augment=False
+)
+CLASSES = ("Edema", "Lung Lesion", "Fracture")
+
+
+def squares(folder: Path, name: str, n: int, seed: int) -> EvalSet:
+    """A bright square left is Edema, right Lung Lesion; Fracture is never there."""
+    rng = np.random.default_rng(seed)
+    items: list[Item] = []
+    for k in range(n):
+        left, right = rng.random(2) < 0.5
+        pixels = rng.integers(60, 120, (32, 32)).astype(np.uint8)
+        pixels[8:20, 2:12] += np.uint8(80 * left)
+        pixels[8:20, 20:30] += np.uint8(80 * right)
+        Image.fromarray(pixels).save(folder / f"{name}-{k}.png")
+        labels = {"Edema": float(left), "Lung Lesion": float(right), "Fracture": 0.0}
+        own = f"{name}-{k}"
+        items.append(Item(own, folder / f"{own}.png", subject=own, labels=labels, severity=float(left) + float(right)))
+    return EvalSet(name, tuple(items))
+
+
+@pytest.fixture(scope="module", name="sets")
+def _sets(tmp_path_factory: pytest.TempPathFactory) -> tuple[EvalSet, EvalSet, EvalSet]:
+    folder = tmp_path_factory.mktemp("squares")
+    return squares(folder, "real", 16, 0), squares(folder, "synthetic", 32, 1), squares(folder, "test", 30, 2)
+
+
+def test_record_of_a_classification(sets: tuple[EvalSet, EvalSet, EvalSet], tmp_path: Path) -> None:
+    result = utility.evaluate(*sets, SETTINGS, classes=CLASSES, suite_options={"multiples": [1.0, 5.0]}, cache=tmp_path)
+    names = {(one.name, one.of) for one in result.metrics if one.value is not None}
+    for protocol in ("real", "synthetic", "real + 1x"):
+        assert {("AUROC macro", protocol), ("F1 weighted", protocol), ("AUROC", f"{protocol}, Edema")} <= names
+    added = result["AUROC macro/real + 1x"]
+    assert added.value is not None
+    assert (added.value.n, added.higher_is_better, set(added.references)) == (30, True, {"real"})
+    assert added.settings["runs"] == 2
+    difference = result["AUROC macro: difference/real + 1x - real"]
+    real = result["AUROC macro/real"].value
+    assert difference.value is not None
+    assert real is not None
+    assert difference.value.value == pytest.approx(added.value.value - real.value)
+    brier = result["Brier score: difference/real + 1x - real"]
+    assert brier.higher_is_better is False
+    assert brier.value is not None
+    assert brier.value.low <= brier.value.value <= brier.value.high
+    # what could not be had, and why
+    assert result["AUROC macro/real + 5x"].reason == "needs 80 synthetic pictures, synthetic has 32"
+    assert result["AUROC/Fracture"].reason == "0 positives and 30 negatives: an AUROC needs both"
+    assert result.details["real + 1x"]["pictures"] == 32
+    assert len(result.details["real"]["values_by_run"]["AUROC macro"]) == 2
+    assert result.settings["sets"]["test"] == {
+        "name": "test",
+        "n": 30,
+        "sha256": sets[2].sha256,
+        "labelled_by": "file",
+    }
+    assert set(result.plots) == {"AUROC macro by protocol", "AUROC by class"}
+    assert all(png.startswith(b"\x89PNG") for png in result.plots.values())
+    assert [len(one.pictures) for one in result.examples] == [4, 4]  # the picture, and three networks' maps
+    assert all(picture.shape == (32, 32) for one in result.examples for picture in one.pictures)
+    rows = list(csv.DictReader(io.StringIO(result.tables["utility_classification_augmentation.csv"])))
+    row = next(one for one in rows if one["protocol"] == "real + 1x" and one["measure"] == "AUROC macro")
+    assert float(row["difference"]) == pytest.approx(difference.value.value)
+    assert float(row["bootstrap_p"]) == pytest.approx(difference.settings["bootstrap_p"])
+    assert float(row["wilcoxon_p"]) == pytest.approx(brier.settings["wilcoxon_p"])
+    write_results([result], tmp_path / "out", "utility")
+    assert (tmp_path / "out" / "utility.html").is_file()
+
+
+def test_results_that_are_cached_give_the_same_record(
+    sets: tuple[EvalSet, EvalSet, EvalSet], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options: dict[str, Any] = {"classes": CLASSES, "suite": "anonymisation", "cache": tmp_path}
+    first = utility.evaluate(*sets, replace(SETTINGS, runs=1), **options)
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise AssertionError("trained again")
+
+    monkeypatch.setattr(runner, "train", fail)
+    again = utility.evaluate(*sets, replace(SETTINGS, runs=1), **options)
+    assert first.metrics == again.metrics
+    for one, other in zip(first.examples, again.examples, strict=True):
+        np.testing.assert_array_equal(one.pictures[1], other.pictures[1])
+
+
+def test_amounts_are_drawn_as_lines(sets: tuple[EvalSet, EvalSet, EvalSet], tmp_path: Path) -> None:
+    settings = replace(SETTINGS, runs=1, pretraining=SETTINGS.training, finetuning=SETTINGS.training)
+    options: dict[str, Any] = {"suite_options": {"fractions": [0.5, 1.0]}, "classes": CLASSES, "cache": tmp_path}
+    result = utility.evaluate(*sets, settings, suite="pretraining", **options)
+    assert "AUROC macro by amount" in result.plots
+    assert result["AUROC macro: difference/pretrained, 50 % real - 50 % real"].value is not None
+    few = utility.evaluate(*sets, settings, suite="few-shot", suite_options={"shots": [2]}, classes=CLASSES)
+    assert few.details["2-shot"]["notes"] == ["Fracture: 0 positives of 2"]
+
+
+def test_overlap_is_refused(sets: tuple[EvalSet, EvalSet, EvalSet]) -> None:
+    with pytest.raises(DataError, match="share subject 'test-0'"):
+        utility.evaluate(sets[0], sets[2], sets[2], SETTINGS, classes=CLASSES)
+
+
+def test_lower_errors_are_better(sets: tuple[EvalSet, EvalSet, EvalSet]) -> None:
+    result = utility.evaluate(*sets, replace(SETTINGS, task="severity", runs=1))
+    assert result["MAE/real"].higher_is_better is False
+    assert result["Pearson r/real"].higher_is_better is True
+    by_case, whole = (result[f"{name}: difference/real + 1x - real"] for name in ("absolute error", "MAE"))
+    assert by_case.value is not None
+    assert whole.value is not None
+    assert by_case.value.interval == pytest.approx(whole.value.interval)
+    assert (set(by_case.settings), by_case.higher_is_better) == ({"wilcoxon_p"}, False)
+    assert not result.examples
+    with pytest.raises(InputError, match="goes by findings"):
+        utility.evaluate(*sets, replace(SETTINGS, task="severity"), suite="imbalance")
+
+
+def test_masks_and_boxes_come_from_studies(
+    sets: tuple[EvalSet, EvalSet, EvalSet], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = replace(SETTINGS, task="segmentation", runs=1, training=Stage(steps=1, batch_size=4))
+    with pytest.raises(InputError, match="give studies"):
+        utility.evaluate(*sets, settings)
+    mask = np.zeros((32, 32), dtype=bool)
+    mask[8:20, 2:12] = True
+    Image.fromarray(mask).save(tmp_path / "mask.png")
+    studies = {
+        item.id: Study(
+            item.id,
+            item.id,
+            "train",
+            {"frontal": (item.file,)},
+            masks={"pneumothorax": (tmp_path / "mask.png",)},
+            boxes=(Box("mass", 0.1, 0.2, 0.3, 0.4),),
+        )
+        for one in sets
+        for item in one.items
+        if item.file
+    }
+    result = utility.evaluate(*sets, settings, studies=studies)
+    assert result.settings["classes"] == ["pneumothorax"]
+    assert result["positive Dice/real, pneumothorax"].value is not None
+    assert result["negative Dice/pneumothorax"].reason == "no test picture is annotated as free of it"
+    boxes = utility.evaluate(*sets, replace(settings, task="detection"), studies=studies)
+    assert boxes.settings["classes"] == ["mass"]
+    assert boxes["mAP50/real"].value is not None
+
+    def lacks(*_: Any) -> None:
+        raise coco.NotComputed("the package pycocotools is not installed")
+
+    monkeypatch.setattr("xgem.eval.utility.detection.match", lacks)
+    missing = utility.evaluate(*sets, replace(settings, task="detection"), studies=studies)
+    assert [(one.name, one.reason) for one in missing.metrics] == [
+        ("detection", "the package pycocotools is not installed")
+    ]

@@ -1,0 +1,284 @@
+"""Training sets out of real and synthetic pictures: each protocol a plain function, the papers' suites below."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Final
+
+import numpy as np
+
+from xgem.eval.record import NotComputed
+from xgem.eval.sets import EvalSet, check_disjoint
+from xgem.types import DataError, InputError
+
+
+@dataclass(frozen=True)
+class Training:
+    """What one network is trained on: ``pretraining`` first, where there is any, then ``main``."""
+
+    main: EvalSet
+    pretraining: EvalSet | None = None
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """A named way to make a training set.
+
+    ``make`` takes a run's seed. ``against`` names the protocol that it is compared with, "" for one that stands alone.
+    ``line`` and ``at`` place it in the plot of a suite that varies an amount.
+    """
+
+    name: str
+    make: Callable[[int], Training]
+    against: str = ""
+    line: str = ""
+    at: float = math.nan
+
+
+def refuse_overlap(training: EvalSet, test: EvalSet) -> None:
+    """Refuse a training set that knows the test set: a subject, a study, a picture, or a generation from its prompts.
+
+    Raises:
+        DataError: names what both hold.
+    """
+    subjects = {item.subject for item in test.items if item.subject}
+    ids = {item.id for item in test.items}
+    for item in training.items:
+        if item.subject in subjects:
+            what = f"subject {item.subject!r}"
+        elif (item.pair or item.id) in ids:
+            what = f"study {item.pair or item.id!r}"
+        else:
+            continue
+        raise DataError(f"{training.name} and the test set {test.name} share {what}; split by subject, or rename ids")
+    check_disjoint(training, test)
+
+
+def real_only(real: EvalSet) -> Training:
+    """Real pictures alone: what everything is compared with."""
+    return Training(real)
+
+
+def synthetic_only(synthetic: EvalSet, *, count: int | None = None, seed: int = 0) -> Training:
+    """Synthetic pictures alone (CheXGenBench: 20,000 of them), all or ``count``."""
+    return Training(synthetic if count is None else taken(synthetic, count, seed))
+
+
+def mixed(real: EvalSet, synthetic: EvalSet, multiple: float = 1.0, *, seed: int = 0) -> Training:
+    """All real pictures and ``multiple`` times as many synthetic ones (ChexGen: 1 and 2)."""
+    return Training(joined(real, taken(synthetic, round(multiple * len(real)), seed)))
+
+
+def anonymised(real: EvalSet, synthetic: EvalSet, *, seed: int = 0) -> Training:
+    """As many synthetic pictures in place of the real ones (XGeM, Table 8), one for each where they answer to them."""
+    return Training(taken(synthetic, len(real), seed))
+
+
+def balanced(real: EvalSet, synthetic: EvalSet, classes: Sequence[str], *, seed: int = 0) -> Training:
+    """Real pictures, and synthetic ones until all classes have as many positives as the commonest (XGeM, Table 10).
+
+    The rarest class is topped up first, with pictures that show as few of the full classes as can be had. Where the
+    synthetic pictures of a class run out, ``notes`` says so.
+    """
+    counts = np.nansum(real.labels(classes) == 1, axis=0).astype(int)
+    goal = int(counts.max())
+    order = _in_rounds(synthetic, seed)
+    labels = synthetic.labels(classes)[order] == 1
+    free = np.ones(len(order), dtype=bool)
+    chosen: list[int] = []
+    notes: list[str] = []
+    open_classes = set(range(len(classes)))
+    while short := [k for k in open_classes if counts[k] < goal]:
+        k = min(short, key=lambda one: (counts[one], one))
+        candidates = np.flatnonzero(free & labels[:, k])
+        if not len(candidates):
+            notes.append(f"{classes[k]}: {counts[k]} positives of {goal}, no synthetic ones left")
+            open_classes.discard(k)
+            continue
+        row = int(candidates[np.argmin(labels[candidates][:, counts >= goal].sum(axis=1))])
+        free[row] = False
+        chosen.append(int(order[row]))
+        counts += labels[row]
+    return Training(joined(real, synthetic.subset(chosen)), notes=tuple(notes))
+
+
+def most_represented(real: EvalSet, classes: Sequence[str], count: int = 5) -> tuple[str, ...]:
+    """The ``count`` classes with most positives, in the order of ``classes`` (XGeM, Table 9)."""
+    positives = np.nansum(real.labels(classes) == 1, axis=0)
+    kept = set(np.argsort(-positives, kind="stable")[:count].tolist())
+    return tuple(name for k, name in enumerate(classes) if k in kept and positives[k])
+
+
+def fraction_of(real: EvalSet, share: float, *, seed: int = 0) -> EvalSet:
+    """A random ``share`` of the real pictures, at least two; larger shares of one seed hold the smaller ones."""
+    if not 0 < share <= 1:
+        raise InputError(f"a share of {share:g} of the real pictures: expected more than 0, at most 1")
+    order = np.random.default_rng([seed, 11]).permutation(len(real))
+    return real.subset(np.sort(order[: max(2, round(share * len(real)))]))
+
+
+def scarce(real: EvalSet, synthetic: EvalSet, share: float, multiple: float = 0.0, *, seed: int = 0) -> Training:
+    """A share of the real pictures with ``multiple`` times as many synthetic ones (XGeM, Table 11: 0 to 4)."""
+    kept = fraction_of(real, share, seed=seed)
+    return mixed(kept, synthetic, multiple, seed=seed) if multiple else Training(kept)
+
+
+def pretrained(real: EvalSet, synthetic: EvalSet, share: float = 1.0, *, seed: int = 0) -> Training:
+    """Pretraining on synthetic pictures, then fine-tuning on a share of the real ones (ChexGen: 1 % to 100 %)."""
+    return Training(fraction_of(real, share, seed=seed), synthetic)
+
+
+def few_shot(
+    real: EvalSet, shots: int, classes: Sequence[str], *, pretraining: EvalSet | None = None, seed: int = 0
+) -> Training:
+    """``shots`` positives of each class (ChexGen after MedFMC: 1, 5, 10), at random; a picture may count for several.
+
+    As many pictures without any of the classes are added, or there would be nothing to tell a single class from.
+    """
+    order = np.random.default_rng([seed, 12]).permutation(len(real))
+    labels = real.labels(classes)[order] == 1
+    chosen: set[int] = set()
+    notes: list[str] = []
+    for k in np.argsort(labels.sum(axis=0), kind="stable"):
+        held = sum(bool(labels[row, k]) for row in chosen)
+        rows = [row for row in np.flatnonzero(labels[:, k]) if row not in chosen][: max(0, shots - held)]
+        chosen |= set(map(int, rows))
+        if held + len(rows) < shots:
+            notes.append(f"{classes[k]}: {held + len(rows)} positives of {shots}")
+    chosen |= set(map(int, np.flatnonzero(~labels.any(axis=1))[:shots]))
+    return Training(real.subset(np.sort(order[sorted(chosen)])), pretraining, tuple(notes))
+
+
+def taken(synthetic: EvalSet, count: int, seed: int = 0) -> EvalSet:
+    """``count`` of the synthetic pictures: one for each real study that they answer to, then a second one, ...
+
+    Raises:
+        NotComputed: there are fewer.
+    """
+    if count > len(synthetic):
+        raise NotComputed(f"needs {count} synthetic pictures, {synthetic.name} has {len(synthetic)}")
+    return synthetic.subset(_in_rounds(synthetic, seed)[:count])
+
+
+def joined(first: EvalSet, second: EvalSet) -> EvalSet:
+    """Both sets' items; ids of the second are kept apart from the first's."""
+    known = {item.id for item in first.items}
+    apart = tuple(
+        replace(item, id=f"{second.name}:{item.id}", pair=item.pair or item.id) if item.id in known else item
+        for item in second.items
+    )
+    return EvalSet(f"{first.name} + {second.name}", first.items + apart, first.labelled_by, pad=True)
+
+
+def _in_rounds(synthetic: EvalSet, seed: int) -> list[int]:
+    order = np.random.default_rng([seed, 13]).permutation(len(synthetic))
+    seen: Counter[str] = Counter()
+    rounds: list[tuple[int, int]] = []
+    for row in map(int, order):
+        study = synthetic.items[row].pair or synthetic.items[row].id
+        rounds.append((seen[study], row))
+        seen[study] += 1
+    return [row for _, row in sorted(rounds, key=lambda one: one[0])]
+
+
+SUITES: Final = ("augmentation", "anonymisation", "imbalance", "scarcity", "pretraining", "few-shot")
+FRACTIONS: Final = (0.01, 0.1, 0.3, 0.5, 0.7, 1.0)
+MULTIPLES: Final = (1 / 3, 1.0, 2.0, 4.0)
+SHOTS: Final = (1, 5, 10)
+
+
+def suite(
+    name: str,
+    real: EvalSet,
+    synthetic: EvalSet,
+    classes: Sequence[str] = (),
+    *,
+    fractions: Sequence[float] = FRACTIONS,
+    multiples: Sequence[float] | None = None,
+    shots: Sequence[int] = SHOTS,
+) -> tuple[Protocol, ...]:
+    """The protocols of one question.
+
+    Args:
+        name: ``augmentation`` (real, synthetic, real and 1 and 2 times synthetic), ``anonymisation``, ``imbalance``,
+            ``scarcity`` (``fractions[1]`` of real with ``multiples`` of synthetic), ``pretraining`` (each of
+            ``fractions`` with and without), ``few-shot`` (each of ``shots`` with and without pretraining).
+        classes: for ``imbalance`` and ``few-shot``.
+
+    Raises:
+        InputError: no such suite.
+    """
+    whole = Protocol("real", lambda seed: real_only(real))
+    if name == "augmentation":
+        more = [
+            Protocol(f"real + {k:g}x", lambda seed, k=k: mixed(real, synthetic, k, seed=seed), "real")
+            for k in (multiples or (1.0, 2.0))
+        ]
+        return (whole, Protocol("synthetic", lambda seed: synthetic_only(synthetic), "real"), *more)
+    if name == "anonymisation":
+        return (whole, Protocol("anonymised", lambda seed: anonymised(real, synthetic, seed=seed), "real"))
+    if name == "imbalance":
+        return (
+            whole,
+            Protocol("real + balance", lambda seed: balanced(real, synthetic, classes, seed=seed), "real"),
+        )
+    if name == "scarcity":
+        share = min(fractions, key=lambda one: abs(one - 0.1))
+        base = f"{100 * share:g} % real"
+        few = [
+            Protocol(
+                f"{base} + {k:.3g}x",
+                lambda seed, k=k: scarce(real, synthetic, share, k, seed=seed),
+                base,
+                "with synthetic",
+                k,
+            )
+            for k in (multiples or MULTIPLES)
+        ]
+        alone = Protocol(base, lambda seed: scarce(real, synthetic, share, seed=seed), line="with synthetic", at=0.0)
+        return (alone, *few, replace(whole, against=base))
+    if name == "pretraining":
+        return tuple(
+            protocol
+            for share in fractions
+            for protocol in (
+                Protocol(
+                    f"{100 * share:g} % real",
+                    lambda seed, share=share: scarce(real, synthetic, share, seed=seed),
+                    line="from scratch",
+                    at=100 * share,
+                ),
+                Protocol(
+                    f"pretrained, {100 * share:g} % real",
+                    lambda seed, share=share: pretrained(real, synthetic, share, seed=seed),
+                    f"{100 * share:g} % real",
+                    "pretrained",
+                    100 * share,
+                ),
+            )
+        )
+    if name == "few-shot":
+        return tuple(
+            protocol
+            for k in shots
+            for protocol in (
+                Protocol(
+                    f"{k}-shot",
+                    lambda seed, k=k: few_shot(real, k, classes, seed=seed),
+                    line="from scratch",
+                    at=float(k),
+                ),
+                Protocol(
+                    f"pretrained, {k}-shot",
+                    lambda seed, k=k: few_shot(real, k, classes, pretraining=synthetic, seed=seed),
+                    f"{k}-shot",
+                    "pretrained",
+                    float(k),
+                ),
+            )
+        )
+    raise InputError(f"no suite {name!r}; expected one of {', '.join(SUITES)}")
