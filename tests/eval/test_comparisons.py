@@ -54,6 +54,12 @@ def test_cases_without_a_difference_are_left_out() -> None:
     assert (same.p, same.n_used) == (1.0, 0)
 
 
+def test_ties_are_exact_at_small_n() -> None:
+    # Four differences of one magnitude: ranks 2.5 each; a share of 2 in 16 sign patterns is as far out as all positive
+    assert wilcoxon([1.0, 1.0, 1.0, 1.0], [0.0, 0.0, 0.0, 0.0]).p == 2 / 16
+    assert wilcoxon([1.0, 1.0, 1.0, 0.0], [0.0, 0.0, 0.0, 1.0]).p == 10 / 16
+
+
 def test_wilcoxon_holds_its_level_and_finds_a_planted_shift() -> None:
     rng = np.random.default_rng(0)
     p = [wilcoxon(rng.normal(size=30), rng.normal(size=30), draws=2).p for _ in range(300)]

@@ -102,6 +102,16 @@ def test_pearson_against_scipy() -> None:
     assert single.value == pytest.approx(pearsonr(first[:, 3], second[:, 3])[0])
 
 
+def test_pooled_correlation_of_unrelated_pictures_is_high_where_classes_differ() -> None:
+    rng = np.random.default_rng(4)
+    rates = np.array([0.1, 0.3, 0.6, 0.9])
+    real, generated = (rates + 0.05 * rng.normal(size=(100, 4)) for _ in range(2))
+    pooled = compare_pearson(real, generated, Bootstrap(100, draws=100))
+    assert pooled.matched.value > 0.95
+    assert pooled.shuffled.value == pytest.approx(pooled.matched.value, abs=0.01)
+    assert abs(compare_pearson(real[:, 0], generated[:, 0], Bootstrap(100, draws=5)).matched.value) < 0.3
+
+
 def test_pearson_of_a_constant_is_not_defined_and_of_itself_is_one() -> None:
     first, _ = _scored()
     bootstrap = Bootstrap(150, draws=5)

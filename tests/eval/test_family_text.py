@@ -17,7 +17,7 @@ from xgem.eval.report import as_html
 from xgem.eval.report_labels import RuleLabeller, read_label_table
 from xgem.eval.sets import EvalSet, Item
 from xgem.eval.statistics import derangements
-from xgem.types import DataError
+from xgem.types import DataError, InputError
 
 PARTS = [
     ("The heart is enlarged.", "Heart size is normal."),
@@ -177,4 +177,6 @@ def test_another_python_scores_matched_shuffled_and_constant_reports(monkeypatch
     assert metric.references["constant"].value < 0.4
     assert metric.extractor == "RaTEScore 0.6.0"
     assert found["radgraph_partial"].reason == "not asked for"
+    with pytest.raises(InputError, match="'meteor'"):
+        evaluate(real, _generated(real), external={"meteor": NotComputed("")}, **SOME)
     assert "ratescore" in found.tables[CASES].splitlines()[0]

@@ -88,7 +88,8 @@ def _weighted(parts: Sequence[Sampled], support: Array) -> Sampled:
 def pearson(first: Array, second: Array, bootstrap: Bootstrap) -> Sampled:
     """Pearson's r of two (n,) or (n, classes) arrays, all entries pooled; studies are resampled whole.
 
-    NaN where one side is constant.
+    Pooled over classes it is mostly the classes' base rates: scores of unrelated pictures correlate too, so read it
+    beside the shuffled control. NaN where one side is constant.
     """
     if first.shape != second.shape or len(first) != bootstrap.n:
         raise InputError(f"scores {first.shape} and {second.shape}: expected two of ({bootstrap.n}, classes)")

@@ -81,7 +81,9 @@ def evaluate(
     examples: list[Example] = []
     for name, judge in judges.items():
         if isinstance(judge, NotComputed):
-            metrics += [Metric.missing(f"{name} {one}", judge) for one in ("auc_macro", "f1_macro", "pearson")]
+            metrics += [
+                Metric.missing(f"{name} {one}", judge) for one in ("auc_macro", "f1_macro", "pearson_flattened")
+            ]
             continue
         found = _judged(judge, own_real, own, uncertain, blank, size)
         parts = _against_labels(name, found, bootstrap, options)

@@ -23,8 +23,8 @@ from xgem.eval.pairing import as_table, described, numbers, one_each
 from xgem.eval.record import Example, FamilyResult, Metric, NotComputed
 from xgem.eval.report_labels import LabelTable, ReportLabeller, RuleLabeller
 from xgem.eval.sets import EvalSet, pairs
-from xgem.eval.statistics import Array, Bootstrap, Sampled, derangements
-from xgem.types import DataError
+from xgem.eval.statistics import Array, Bootstrap, Comparison, Sampled, derangements
+from xgem.types import DataError, InputError
 
 FAMILY: Final = "text"
 CASES: Final = "text_cases.csv"
@@ -76,7 +76,11 @@ def evaluate(
 
     Raises:
         DataError: a real report is empty, or no generation has a report.
+        InputError: an external metric of another name.
     """
+    unknown = [name for name in external or {} if name not in SCORES]
+    if unknown:
+        raise InputError(f"external metric {unknown[0]!r}: expected {' or '.join(SCORES)}")
     if not any(report.strip() for report in generated.reports):
         raise DataError(f"{generated.name}: no report in it; these measures need a column report")
     own_real, own = one_each(real, generated)
@@ -121,7 +125,7 @@ def evaluate(
             uncertain=uncertain,
             bleu=text.bleu_signature(),
             rouge_l=text.rouge_signature(),
-            training=training.name if training else None,
+            training=None if training is None else {"name": training.name, "n": len(training)},
         ),
         details={
             "empty generated reports": empty,
@@ -242,7 +246,7 @@ def _external(
     for title, values in scores.items():
         matched, shuffled = bootstrap.mean(values[:n]), bootstrap.mean(values[n : 2 * n])
         fixed = bootstrap.mean(values[2 * n :]) if constant else None
-        value, references = numbers(text.Comparison(matched, shuffled), beside={"constant": fixed})
+        value, references = numbers(Comparison(matched, shuffled), beside={"constant": fixed})
         found.append(
             Metric(
                 title, value, extractor=version, references=references, higher_is_better=True, settings=metric.settings
