@@ -15,6 +15,7 @@ from xgem.eval.comparisons import (
     rank_records,
     read_cases,
     read_record,
+    tests_as_markdown,
     wilcoxon,
 )
 from xgem.eval.record import FamilyResult, Metric, write_results
@@ -104,6 +105,10 @@ def test_cases_of_two_runs(tmp_path: Path) -> None:
     assert found["rouge_l"].p_holm is not None
     assert found["rouge_l"].p_holm < 0.001
     assert found["other"].p > 0.01
+    table = tests_as_markdown(found)
+    assert "| other |" in table
+    assert "Holm's method" in table
+    assert f"| {2.0**-38:.2g} |" in table
     (tmp_path / "bad.csv").write_text("id,rouge_l\ns0,high\n")
     with pytest.raises(DataError, match=r"bad\.csv"):
         read_cases(tmp_path / "one.csv", tmp_path / "bad.csv")

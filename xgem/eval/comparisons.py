@@ -89,6 +89,19 @@ def compare_cases(
     }
 
 
+def tests_as_markdown(tests: Mapping[str, PairedTest]) -> str:
+    """A table of :func:`compare_cases`, with the smallest p that each test can give and the note on many tests."""
+    lines = [
+        "| measure | difference [95 %] | n | n that differ | p | p (Holm) | smallest possible p |",
+        "|---" * 7 + "|",
+    ]
+    for name, one in tests.items():
+        adjusted = "" if one.p_holm is None else f"{one.p_holm:.2g}"
+        cells = [name, one.difference, one.difference.n, one.n_used, f"{one.p:.2g}", adjusted, f"{one.smallest_p:.2g}"]
+        lines.append("| " + " | ".join(str(cell) for cell in cells) + " |")
+    return "\n".join([*lines, "", NOTE_ON_MANY]) + "\n"
+
+
 def read_cases(first: str | Path, second: str | Path) -> tuple[dict[str, Array], dict[str, Array], list[str]]:
     """Two runs' tables of cases (``text_cases.csv``, ...): numbers by measure for the ids that both have, and the ids.
 
