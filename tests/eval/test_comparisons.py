@@ -9,13 +9,13 @@ import pytest
 
 from xgem.eval.comparisons import (
     compare_cases,
+    comparison_table,
     holm,
     rank,
     rank_correlation,
     rank_records,
     read_cases,
     read_record,
-    tests_as_markdown,
     wilcoxon,
 )
 from xgem.eval.record import FamilyResult, Metric, write_results
@@ -105,7 +105,7 @@ def test_cases_of_two_runs(tmp_path: Path) -> None:
     assert found["rouge_l"].p_holm is not None
     assert found["rouge_l"].p_holm < 0.001
     assert found["other"].p > 0.01
-    table = tests_as_markdown(found)
+    table = comparison_table(found)
     assert "| other |" in table
     assert "Holm's method" in table
     assert f"| {2.0**-38:.2g} |" in table

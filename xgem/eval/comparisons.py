@@ -89,12 +89,10 @@ def compare_cases(
     }
 
 
-def tests_as_markdown(tests: Mapping[str, PairedTest]) -> str:
+def comparison_table(tests: Mapping[str, PairedTest]) -> str:
     """A table of :func:`compare_cases`, with the smallest p that each test can give and the note on many tests."""
-    lines = [
-        "| measure | difference [95 %] | n | n that differ | p | p (Holm) | smallest possible p |",
-        "|---" * 7 + "|",
-    ]
+    heads = ["measure", "difference [95 %]", "n", "n that differ", "p", "p (Holm)", "smallest possible p"]
+    lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
     for name, one in tests.items():
         adjusted = "" if one.p_holm is None else f"{one.p_holm:.2g}"
         cells = [name, one.difference, one.difference.n, one.n_used, f"{one.p:.2g}", adjusted, f"{one.smallest_p:.2g}"]
