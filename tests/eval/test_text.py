@@ -1,13 +1,27 @@
 from __future__ import annotations
 
 import math
+from random import Random
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from xgem.eval.statistics import Bootstrap, derangements
-from xgem.eval.text import class_f1, compare_bleu, compare_f1, corpus_bleu, distinct, most_frequent
-from xgem.types import InputError
+from xgem.eval.text import (
+    check_reports,
+    class_f1,
+    compare_bleu,
+    compare_f1,
+    compare_mean,
+    corpus_bleu,
+    distinct,
+    intra_study_bleu,
+    most_frequent,
+    rouge_l,
+)
+from xgem.types import DataError, InputError
 
 OUTPUTS = [
     "the heart is normal in size and the lungs are clear",
@@ -99,3 +113,72 @@ def test_most_frequent_and_distinct() -> None:
     assert distinct(["No  change.", "no change.", "Clear."]) == 2
     with pytest.raises(InputError, match="constant baseline"):
         most_frequent(["", " "])
+
+
+# At least four words an output: NLTK counts one n-gram for a sentence that is too short to have any
+PRETOKENISED = [
+    ("the heart is large .", "the heart is mildly large ."),
+    ("there is no effusion", "no pleural effusion is seen"),
+    ("clear lungs without any focal air space disease", "clear lungs without focal air space disease"),
+]
+
+
+def test_bleu_matches_nltk_on_pretokenised_text() -> None:
+    translate = pytest.importorskip("nltk.translate.bleu_score")
+    outputs, references = [a for a, _ in PRETOKENISED], [b for _, b in PRETOKENISED]
+    split = [[one.split()] for one in references], [one.split() for one in outputs]
+    for order, value in enumerate(corpus_bleu(outputs, references), start=1):
+        assert value == pytest.approx(translate.corpus_bleu(*split, weights=[1 / order] * order))
+
+
+@given(st.lists(st.sampled_from(OUTPUTS + REFERENCES), min_size=4, max_size=8), st.randoms(use_true_random=False))
+@settings(max_examples=20, deadline=None)
+def test_corpus_bleu_knows_no_order_and_no_copies(texts: list[str], random: Random) -> None:
+    pairs = list(zip(texts, reversed(texts), strict=True))
+    shuffled = random.sample(pairs, len(pairs))
+    expected = corpus_bleu([a for a, _ in pairs], [b for _, b in pairs])
+    assert corpus_bleu([a for a, _ in shuffled], [b for _, b in shuffled]) == pytest.approx(expected)
+    assert corpus_bleu([a for a, _ in pairs] * 3, [b for _, b in pairs] * 3) == pytest.approx(expected)
+
+
+def test_rouge_l_by_hand_and_by_an_own_table() -> None:
+    # "clear lungs no effusion" against "lungs are clear no effusion": 3 words in order of 4 and of 5
+    assert rouge_l(["clear lungs no effusion"], ["lungs are clear no effusion"])[0] == pytest.approx(2 * 3 / (4 + 5))
+    for output, reference in zip(OUTPUTS, REFERENCES, strict=True):
+        a, b = ([word for word in text.split() if word != "."] for text in (output, reference))
+        table = np.zeros((len(a) + 1, len(b) + 1))
+        for i, j in np.ndindex(len(a), len(b)):
+            table[i + 1, j + 1] = table[i, j] + 1 if a[i] == b[j] else max(table[i, j + 1], table[i + 1, j])
+        assert rouge_l([output], [reference])[0] == pytest.approx(2 * table[-1, -1] / (len(a) + len(b)))
+
+
+def test_rouge_l_ignores_case_and_marks_and_an_empty_output_scores_zero() -> None:
+    assert rouge_l(["No acute disease!", "", "Clear."], ["no ACUTE disease", "clear", "normal"]).tolist() == [1, 0, 0]
+
+
+def test_swapped_reports_lose_rouge_l_and_copies_have_none_to_lose() -> None:
+    texts = [f"finding {i} in zone {i % 7} of grade {i % 3} seen" for i in range(30)]
+    bootstrap = Bootstrap(30, draws=100)
+    found = compare_mean(rouge_l, texts, texts, bootstrap)
+    assert found.matched.value == 1
+    assert found.difference.estimate().above_zero
+    assert compare_mean(rouge_l, texts[:1] * 30, texts, bootstrap).difference.value == pytest.approx(0)
+
+
+def test_bleu_within_a_study_sees_only_its_own_reports() -> None:
+    bootstrap = Bootstrap(2, draws=10)
+    same = [["the heart is large today"] * 2, ["no acute lung disease"] * 2]
+    assert intra_study_bleu(same, bootstrap)["bleu_4"].value == pytest.approx(1)
+    unlike = [[same[0][0], same[1][0]], [same[1][0], same[0][0]]]
+    assert intra_study_bleu(unlike, bootstrap)["bleu_1"].value == 0
+    three = [["a b", "a b", "c d"], ["a b", "a b"]]
+    # Study 0: of six ordered pairs two match both words of two; study 1: both of two pairs
+    assert intra_study_bleu(three, bootstrap)["bleu_1"].value == pytest.approx((2 * 2 + 2 * 2) / (6 * 2 + 2 * 2))
+    with pytest.raises(InputError, match="two or more"):
+        intra_study_bleu([["a", "b"], ["a"]], bootstrap)
+
+
+def test_empty_outputs_are_counted_and_an_empty_reference_is_refused_by_name() -> None:
+    assert check_reports(["", "clear", " "], ["a", "b", "c"], ["s1", "s2", "s3"]) == 2
+    with pytest.raises(DataError, match="s2"):
+        check_reports(["a", "b"], ["clear", " "], ["s1", "s2"])

@@ -82,23 +82,34 @@ def ridge_prediction(prompt: Array, prompt_train: Array, target_train: Array) ->
 
 
 def auc(scores: Array, labels: Array, bootstrap: Bootstrap) -> Sampled:
-    """Area under the ROC curve of (n,) scores for (n,) labels of 1, 0 or NaN (left out); ties count half."""
-    positive, negative = np.flatnonzero(labels == 1), np.flatnonzero(labels == 0)
-    if not len(positive) or not len(negative):
-        raise InputError(f"{len(positive)} positives and {len(negative)} negatives: an AUC needs both")
-    p, q = scores[positive, None], scores[None, negative]
-    wins = (p > q) + 0.5 * (p == q)
-    wp, wn = bootstrap.weights[:, positive], bootstrap.weights[:, negative]
-    with np.errstate(invalid="ignore", divide="ignore"):
-        values = np.einsum("bp,bp->b", wp, wn @ wins.T) / (wp.sum(axis=1) * wn.sum(axis=1))
-    return bootstrap.sampled(values)
+    """Area under the ROC curve of (n,) scores for (n,) labels of 1, 0 or NaN (left out); ties count half.
+
+    Both may be (n, classes): all entries are then pooled (micro average), and studies are resampled whole.
+    """
+    flat = labels.reshape(len(labels), -1)
+    study, column = np.nonzero(np.isfinite(flat))
+    values, positive = scores.reshape(len(scores), -1)[study, column], flat[study, column] == 1
+    if positive.all() or not positive.any():
+        raise InputError(f"{positive.sum()} positives and {(~positive).sum()} negatives: an AUC needs both")
+    order = np.argsort(values, kind="stable")
+    values, positive, study = values[order], positive[order], study[order]
+    tied = np.flatnonzero(np.r_[True, values[1:] != values[:-1]])
+    found: list[Array] = []
+    step = max(1, 4_000_000 // len(order))  # resamplings at once: what fits in little memory
+    for start in range(0, len(bootstrap.weights), step):
+        w = bootstrap.weights[start : start + step, study]
+        above, below = (np.add.reduceat(w * chosen, tied, axis=1) for chosen in (positive, ~positive))
+        wins = (above * (np.cumsum(below, axis=1) - 0.5 * below)).sum(axis=1)
+        with np.errstate(invalid="ignore", divide="ignore"):
+            found.append(wins / (above.sum(axis=1) * below.sum(axis=1)))
+    return bootstrap.sampled(np.concatenate(found))
 
 
 def compare_auc(
     scores: Array, labels: Array, bootstrap: Bootstrap, *, seed: int = 0, permutations: int = 10
 ) -> Comparison:
     """AUC beside that of outputs dealt to other studies (mean over derangements of the annotated studies)."""
-    known = np.flatnonzero(np.isfinite(labels))
+    known = np.flatnonzero(np.isfinite(labels).reshape(len(labels), -1).any(axis=1))
     dealt: list[Sampled] = []
     for order in derangements(len(known), permutations, seed):
         moved = scores.copy()

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from xgem.eval import measures
 from xgem.eval.agreement import cosine, own_rank_scores
 from xgem.eval.classifier import LABEL_CLASSES, Classifier
+from xgem.eval.judges import prevalence_thresholds
 from xgem.eval.labels import LABELLER, LABELLER_VERSION, label_matrix
 from xgem.eval.material import Evaluated, Images, Material, Training, load_material, load_training
 from xgem.eval.results import Measure, finite
@@ -113,8 +114,7 @@ class LabelJudges:
     def fit(cls, judge: Classifier, training: Training, view: str) -> LabelJudges:
         columns = [LABEL_CLASSES.index(name) for name in SHARED_LABELS]
         logits, labels = judge.logits(training.pictures[view])[:, columns], training.labels[view][:, columns]
-        prevalence = np.nanmean(labels, axis=0)
-        return cls(judge, np.array([np.quantile(own, 1 - p) for own, p in zip(logits.T, prevalence, strict=True)]))
+        return cls(judge, prevalence_thresholds(logits, labels))
 
     def of_pictures(self, pictures: Images) -> NDArray[np.bool_]:
         columns = [LABEL_CLASSES.index(name) for name in SHARED_LABELS]

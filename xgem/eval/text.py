@@ -1,16 +1,19 @@
-"""Measures of generated reports: BLEU and label F1, each with matched and shuffled prompts."""
+"""Measures of generated reports: BLEU, ROUGE-L and label F1, each with matched and shuffled prompts."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from importlib.metadata import version
+from itertools import permutations as permuted
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from xgem.eval.statistics import Array, Bootstrap, Comparison, derangements
-from xgem.types import InputError
+from xgem.eval.label_scores import compare_f1_scores
+from xgem.eval.statistics import Array, Bootstrap, Comparison, Sampled, derangements
+from xgem.types import DataError, InputError
 
 if TYPE_CHECKING:
     from sacrebleu.metrics.bleu import BLEU
@@ -88,34 +91,89 @@ def compare_bleu(
     return result
 
 
-def compare_f1(truth: NDArray[np.bool_], predicted: NDArray[np.bool_], bootstrap: Bootstrap) -> dict[str, Comparison]:
-    """Micro and macro F1 of (n, classes) labels, matched and shuffled.
+def rouge_signature() -> str:
+    """How ROUGE-L is computed, with the package's version."""
+    return f"ROUGE-L F1 of words, case:lc, letters and digits only, no stemmer, rouge-score {version('rouge-score')}"
 
-    Macro averages over the classes that are affirmed at least once in ``truth``: elsewhere F1 is not defined. The
-    shuffled control pools all pairs of different studies; F1 is linear in the true positives, so this is exactly the
-    mean over random derangements.
 
-    Returns:
-        ``micro_f1`` and ``macro_f1``.
+def rouge_l(outputs: Sequence[str], references: Sequence[str]) -> Array:
+    """ROUGE-L (Lin 2004): F1 of the longest common subsequence of words, (n,) in [0, 1], 0 for an empty output.
+
+    One sequence a report, sentences not split; lower case, anything but letters and digits parts words, no stemming.
     """
-    if truth.shape != predicted.shape or truth.shape[0] != bootstrap.n:
+    try:
+        from rouge_score.rouge_scorer import RougeScorer
+    except ImportError as error:
+        raise InputError("ROUGE-L needs the package rouge-score, which is not installed: install xgem[eval]") from error
+    scorer: Any = RougeScorer(["rougeL"], use_stemmer=False)
+    cache: dict[tuple[str, str], float] = {}
+    for output, reference in zip(outputs, references, strict=True):
+        if (output, reference) not in cache:
+            cache[output, reference] = float(scorer.score(reference, output)["rougeL"].fmeasure)
+    return np.array([cache[pair] for pair in zip(outputs, references, strict=True)], dtype=np.float64)
+
+
+def compare_mean(
+    score: Callable[[Sequence[str], Sequence[str]], Array],
+    outputs: Sequence[str],
+    references: Sequence[str],
+    bootstrap: Bootstrap,
+    *,
+    seed: int = 0,
+    permutations: int = 10,
+) -> Comparison:
+    """The mean over studies of a score of single pairs, beside outputs dealt to other studies (mean of derangements).
+
+    Args:
+        score: outputs and references, n each, to (n,), such as :func:`rouge_l`.
+    """
+    dealt = [
+        score([outputs[int(j)] for j in order], references) for order in derangements(len(outputs), permutations, seed)
+    ]
+    return Comparison(bootstrap.mean(score(outputs, references)), bootstrap.mean(np.mean(dealt, axis=0)))
+
+
+def intra_study_bleu(studies: Sequence[Sequence[str]], bootstrap: Bootstrap) -> dict[str, Sampled]:
+    """BLEU-1..4 of several generated reports of one study against each other (XGeM, Table A2).
+
+    Every ordered pair of a study's reports is one output and one reference; the n-gram counts of all pairs are summed,
+    as in :func:`corpus_bleu`, and studies are resampled whole. Brevity and tokens as there; the paper states neither.
+
+    Args:
+        studies: n studies of at least two reports each.
+
+    Raises:
+        InputError: a study with fewer than two reports.
+    """
+    short = [row for row, reports in enumerate(studies) if len(reports) < 2]
+    if short:
         raise InputError(
-            f"labels of shapes {truth.shape} and {predicted.shape}: expected two of ({bootstrap.n}, classes)"
+            f"study {short[0]} has {len(studies[short[0]])} reports: BLEU within a study needs two or more"
         )
-    y, p, w = truth.astype(np.float64), predicted.astype(np.float64), bootstrap.weights
-    support, called = w @ y, w @ p
-    own = w @ (y * p)
-    squares = w**2
-    crossed = support * called - squares @ (y * p)  # sum over pairs of different studies
-    scale = bootstrap.n / (bootstrap.n**2 - squares.sum(axis=1, keepdims=True))
-    kept = np.asarray(truth.any(axis=0), dtype=np.bool_)
-    return {
-        name: Comparison(
-            bootstrap.sampled(score(own, support, called, kept)),
-            bootstrap.sampled(score(crossed * scale, support, called, kept)),
-        )
-        for name, score in (("micro_f1", _micro), ("macro_f1", _macro))
-    }
+    rows: list[Array] = []
+    for reports in studies:
+        pairs = list(permuted(reports, 2))
+        rows.append(bleu_statistics([a for a, _ in pairs], [b for _, b in pairs]).sum(axis=0))
+    total = bootstrap.weights @ np.array(rows)
+    return {f"bleu_{order}": bootstrap.sampled(bleu_from_statistics(total, order)) for order in range(1, MAX_ORDER + 1)}
+
+
+def check_reports(outputs: Sequence[str], references: Sequence[str], ids: Sequence[str]) -> int:
+    """How many outputs are empty; each of them has zero overlap and stays in every mean.
+
+    Raises:
+        DataError: a reference is empty; names its study. Nothing can be compared with it.
+    """
+    for text, name in zip(references, ids, strict=True):
+        if not text.strip():
+            raise DataError(f"study {name}: its real report is empty; expected text, so leave the study out")
+    return sum(not text.strip() for text in outputs)
+
+
+def compare_f1(truth: NDArray[np.bool_], predicted: NDArray[np.bool_], bootstrap: Bootstrap) -> dict[str, Comparison]:
+    """``micro_f1`` and ``macro_f1`` of :func:`compare_f1_scores` for labels that are all known."""
+    found = compare_f1_scores(truth.astype(np.float64), predicted.astype(np.float64), bootstrap)
+    return {name: found[name] for name in ("micro_f1", "macro_f1")}
 
 
 def class_f1(
@@ -132,19 +190,6 @@ def class_f1(
         f1 = 2 * hits / (support + called) if support + called else None
         result[name] = {"f1": f1, "support": support, "predicted": called}
     return result
-
-
-def _micro(hits: Array, support: Array, called: Array, kept: NDArray[np.bool_]) -> Array:
-    bottom = support.sum(axis=1) + called.sum(axis=1)
-    return np.where(bottom > 0, 2 * hits.sum(axis=1) / np.maximum(bottom, 1e-12), np.nan)
-
-
-def _macro(hits: Array, support: Array, called: Array, kept: NDArray[np.bool_]) -> Array:
-    """Mean over the kept classes; in a resampling that lost a class's positives, over those left."""
-    defined = (support > 0) & kept
-    f1 = np.where(defined, 2 * hits / np.maximum(support + called, 1e-12), 0.0)
-    count = defined.sum(axis=1)
-    return np.where(count > 0, f1.sum(axis=1) / np.maximum(count, 1), np.nan)
 
 
 def most_frequent(reports: Sequence[str]) -> str:
