@@ -122,6 +122,7 @@ def _opened(place: Path) -> Iterator[sqlite3.Connection]:
         place.parent.mkdir(parents=True, exist_ok=True)
         with closing(sqlite3.connect(place, timeout=_WAIT_S)) as store:
             store.execute("PRAGMA journal_mode = WAL")
+            store.execute("PRAGMA synchronous = NORMAL")  # safe with a log; a power cut costs the last batches at most
             store.execute("CREATE TABLE IF NOT EXISTS features (picture BLOB PRIMARY KEY, vector BLOB NOT NULL)")
             yield store
     except (OSError, sqlite3.OperationalError) as error:
@@ -139,5 +140,5 @@ def _stored(
         marks = ",".join("?" * len(asked))
         found = dict(store.execute(f"SELECT picture, vector FROM features WHERE picture IN ({marks})", asked))
         for digest in asked:
-            vector = np.frombuffer(found.get(digest, b""), dtype=np.float32)
-            yield digest, vector if len(vector) == dim else None
+            stored = found.get(digest, b"")
+            yield digest, np.frombuffer(stored, dtype=np.float32) if len(stored) == 4 * dim else None

@@ -93,8 +93,9 @@ class _Encoder(nn.Module):
         super().__init__()
         from torchvision.models import resnet50
 
-        self.encoder = resnet50(weights=None)
-        self.encoder.fc = nn.Identity()
+        network: Any = resnet50(weights=None)
+        del network.fc
+        self.encoder = network
         self.backbone_to_vit = nn.Conv2d(2048, 256, 1, bias=False)
         self.missing_previous_emb = nn.Parameter(torch.zeros(1, 256, 1, 1))
 

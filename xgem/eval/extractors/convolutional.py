@@ -71,7 +71,8 @@ def densenet(which: str, source: str | None, device: str) -> Extractor:
     Args:
         which: ``all`` or ``mimic`` (the one of CheXpert's labels, ``mimic_ch``).
         source: the package's weights file, a state dict of it (safetensors too), or the package's cache folder;
-            by default its own folder in the home directory.
+            by default its own folder in the home directory. Modules in torch's format before 1.6 cannot be read
+            without running code of the file; the error says how to make a state dict of them.
     """
     name = f"xrv-densenet-{which}"
     with warnings.catch_warnings():  # the package switches all warnings off
@@ -81,7 +82,11 @@ def densenet(which: str, source: str | None, device: str) -> Extractor:
             raise NotComputed(f"{name} needs the package torchxrayvision, which is not installed") from error
     published = models.model_urls[_DENSENETS[which]]["weights_url"].rpartition("/")[2]
     file = _file(name, source, Path.home() / ".torchxrayvision" / "models_data", (published,))
-    state = read_state(file, _layers(models))
+    try:
+        state = read_state(file, _layers(models))
+    except NotComputed as error:
+        model = f'torchxrayvision.models.DenseNet(weights="{_DENSENETS[which]}")'
+        raise NotComputed(f"{error}; if you trust it, torch.save({model}.state_dict(), FILE) makes one") from error
     state.pop("op_threshs", None)
     network: Any = models.DenseNet(num_classes=18, in_channels=1)
     try:
@@ -125,7 +130,7 @@ def read_state(file: Path, classes: list[Any] | None = None) -> dict[str, Tensor
         with torch.serialization.safe_globals(classes or []):
             loaded = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many kinds for files that are none of its own
-        raise NotComputed(f"{file}: not weights that load without running the file's code ({_short(error)})") from error
+        raise NotComputed(f"{file}: not weights that load without running the file's code") from error
     return dict(loaded.state_dict() if isinstance(loaded, nn.Module) else loaded)
 
 

@@ -91,7 +91,7 @@ def _load(name: str, source: str | None, default: str, kind: Any) -> tuple[Any, 
             folder, local_files_only=True, use_safetensors=True, output_loading_info=True, dtype=torch.float32
         )
         processor: Any = AutoImageProcessor.from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError, KeyError, ImportError) as error:
+    except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
         raise NotComputed(f"{name}: {folder} cannot be loaded ({' '.join(str(error).split())[:200]})") from error
     absent = sorted(info["missing_keys"])
     if absent:
