@@ -44,11 +44,11 @@ def checked(extractor: Extractor, pictures: Images, dim: int) -> np.ndarray:
 
 def varied(network: Any) -> Any:
     """Random norms too, so that nothing is hidden by statistics of 0 and 1."""
-    module: Any
-    for module in network.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            module.running_mean.normal_(0, 0.1)
-            module.running_var.uniform_(0.5, 1.5)
+    for name, value in network.named_buffers():
+        if name.endswith("running_mean"):
+            value.normal_(0, 0.1)
+        elif name.endswith("running_var"):
+            value.uniform_(0.5, 1.5)
     return network.eval()
 
 
