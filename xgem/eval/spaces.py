@@ -1,0 +1,186 @@
+"""One feature space's view of a real and a generated set: distances and alignment, with yardsticks on real pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from xgem.eval import fidelity
+from xgem.eval.extractors import Extractor
+from xgem.eval.feature_cache import Features, extract
+from xgem.eval.record import Metric
+from xgem.eval.sets import EvalSet
+from xgem.eval.statistics import Estimate
+from xgem.types import InputError
+
+PRDC: Final = ("precision", "recall", "density", "coverage")
+Bools = NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How the measures of a feature space are taken.
+
+    ``bootstrap``: draws of intervals, of which Frechet distances take ``frechet_draws``. ``k``: neighbours of PRDC.
+    ``subsets``, ``subset_size``: of KID; None takes the smaller set's size, as CheXGenBench's code does (compat).
+    """
+
+    seed: int = 0
+    bootstrap: int = 1000
+    frechet_draws: int = 30
+    k: int = 5
+    subsets: int = 100
+    subset_size: int | None = 1000
+
+
+@dataclass(frozen=True)
+class Texts:
+    """Vectors (n, d) of a set's texts; ``known`` (n,) is False where an item has none."""
+
+    vectors: Features
+    known: Bools
+
+    @classmethod
+    def of(cls, texts: Sequence[str], extractor: Extractor) -> Texts:
+        """Equal texts are encoded once."""
+        known = np.array([bool(text.strip()) for text in texts], dtype=np.bool_)
+        different = sorted({text for text in texts if text.strip()})
+        places = {text: place for place, text in enumerate(different)}
+        vectors = np.zeros((len(texts), extractor.dim), dtype=np.float32)
+        if different:
+            vectors[known] = extractor.texts(different)[[places[text] for text in texts if text.strip()]]
+        return cls(vectors, known)
+
+
+@dataclass(frozen=True)
+class Space:
+    """Features of the sets, and of their texts where the space has any."""
+
+    extractor: Extractor
+    settings: Settings
+    real: Features
+    generated: Features
+    training: Features | None
+    reports: Texts | None
+    prompts: Texts | None
+
+    @classmethod
+    def of(
+        cls,
+        extractor: Extractor,
+        real: EvalSet,
+        generated: EvalSet,
+        training: EvalSet | None,
+        settings: Settings,
+        cache: Path | None,
+    ) -> Space:
+        """Features are taken from the cache where they are there."""
+        texts = extractor.encode_texts is not None
+        return cls(
+            extractor,
+            settings,
+            extract(real, extractor, cache),
+            extract(generated, extractor, cache),
+            extract(training, extractor, cache) if training else None,
+            Texts.of(real.reports, extractor) if texts else None,
+            Texts.of(generated.prompts, extractor) if texts else None,
+        )
+
+    def measure(self, rows: Bools, columns: Bools, pool: Bools | None, of: str = "") -> list[Metric]:
+        """Every measure of this space on these rows of the real set and columns of the generated one.
+
+        Beside each distance stands the same between real pictures and as many other real ones as there are generated
+        (or as there are): of the training set's ``pool``, or, without one, between two halves of the real pictures.
+        """
+        s, real, generated = self.settings, self.real[rows], self.generated[columns]
+        order = np.random.default_rng([s.seed, 2]).permutation
+        if self.training is None or pool is None:
+            mixed = real[order(len(real))]
+            yardstick, source = (mixed[::2], mixed[1::2]), "halves of the real set"
+        else:
+            others = self.training[pool]
+            yardstick, source = (real, others[order(len(others))[: len(generated)]]), "training set"
+        sets = real, generated
+        base = {"n_real": len(real), "n_generated": len(generated), "seed": s.seed, "yardstick": source}
+
+        def fid(x: Features, y: Features) -> Mapping[str, Estimate]:
+            return {"fid": fidelity.frechet_distance(x, y, seed=s.seed, draws=s.frechet_draws)}
+
+        def kid(x: Features, y: Features) -> Mapping[str, Estimate]:
+            options = {"subsets": s.subsets, "subset_size": s.subset_size, "seed": s.seed, "draws": s.bootstrap}
+            return {"kid": fidelity.kernel_distance(x, y, **options)}
+
+        def prdc(x: Features, y: Features) -> Mapping[str, Estimate]:
+            found = fidelity.prdc(x, y, s.k, seed=s.seed, draws=s.bootstrap)
+            return {name: getattr(found, name) for name in PRDC}
+
+        used = min(len(real), len(generated), s.subset_size or len(real))
+        rows_used = {"draws": s.frechet_draws, "rows_per_draw": fidelity.ROWS}
+        kernel = {"draws": s.bootstrap, "subsets": s.subsets, "subset_size": used}
+        return [
+            *self._both(fid, ("fid",), sets, yardstick, of, base | rows_used, higher=False),
+            *self._both(kid, ("kid",), sets, yardstick, of, base | kernel, higher=False),
+            *self._both(prdc, PRDC, sets, yardstick, of, base | {"draws": s.bootstrap, "k": s.k}, higher=True),
+            *self._alignment(rows, columns, of),
+        ]
+
+    def _both(
+        self,
+        measure: Callable[[Features, Features], Mapping[str, Estimate]],
+        names: Sequence[str],
+        sets: tuple[Features, Features],
+        yardstick: tuple[Features, Features],
+        of: str,
+        settings: Mapping[str, Any],
+        *,
+        higher: bool,
+    ) -> list[Metric]:
+        """The measure and its yardstick; too few pictures are the reason that stands in place of a number."""
+        try:
+            found = measure(*sets)
+        except InputError as error:
+            return [Metric.missing(name, error, **self._named(of)) for name in names]
+        try:
+            beside = measure(*yardstick)
+        except InputError as error:
+            beside, settings = {}, dict(settings) | {"yardstick": f"not computed: {error}"}
+        return [
+            Metric(
+                name,
+                found[name],
+                higher_is_better=higher,
+                references={"ceiling" if higher else "floor": beside[name]} if beside else {},
+                settings=settings,
+                **self._named(of),
+            )
+            for name in names
+        ]
+
+    def _alignment(self, rows: Bools, columns: Bools, of: str) -> list[Metric]:
+        """Cosine with the prompts, beside that of real pictures with their reports and that of shuffled prompts."""
+        if self.prompts is None or self.reports is None:
+            return []
+        asked, reported = columns & self.prompts.known, rows & self.reports.known
+        if asked.sum() < 2:
+            reason = f"{int(asked.sum())} generated pictures have a prompt: alignment needs at least 2"
+            return [Metric.missing("alignment", reason, **self._named(of))]
+        options = {"seed": self.settings.seed, "draws": self.settings.bootstrap}
+        sets = self.generated[asked], self.prompts.vectors[asked]
+        references = {"shuffled": fidelity.shuffled_alignment(*sets, **options)}
+        if reported.any():
+            own = self.real[reported], self.reports.vectors[reported]
+            references["ceiling"] = fidelity.alignment(*own, **options)
+        value = fidelity.alignment(*sets, **options)
+        return [
+            Metric(
+                "alignment", value, higher_is_better=True, references=references, settings=options, **self._named(of)
+            )
+        ]
+
+    def _named(self, of: str) -> dict[str, str]:
+        return {"of": of, "extractor": self.extractor.name, "weights": self.extractor.weights}
