@@ -24,7 +24,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "replay": ("xgem.cli.generate", "replay", "Make a generated file again from the metadata it carries."),
     "data": ("xgem.cli.data", "app", "Make and check manifests of studies."),
     "train": ("xgem.cli.train", "train", "Train the stages of a preset."),
-    "eval": ("xgem.cli.evaluate", "app", "Measure a checkpoint's routes on a manifest."),
+    "eval": ("xgem.cli.evaluate", "app", "Measure a checkpoint, or sets of generated studies."),
     "cohort": ("xgem.cli.cohort", "cohort", "Make a synthetic data set to specification."),
     "export": ("xgem.cli.info", "export", "Copy a checkpoint without its training files, in another number format."),
     "convert": ("xgem.cli.convert", "app", "Write published checkpoints in xgem's format."),

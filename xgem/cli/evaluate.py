@@ -1,4 +1,4 @@
-"""``xgem eval``: measure a checkpoint's routes, and the labeller that measures them."""
+"""``xgem eval``: measure a checkpoint's routes, and the labeller that measures them; sets: ``xgem.cli.measures``."""
 
 from __future__ import annotations
 
@@ -8,45 +8,33 @@ from typing import Annotated
 
 import typer
 
-from xgem.cli.options import parse_guidance
+from xgem.cli import measures
+from xgem.cli.options import (
+    AsJson,
+    BatchSize,
+    Cache,
+    Data,
+    Device,
+    Draws,
+    Dtype,
+    Epochs,
+    Guidance,
+    Limit,
+    Model,
+    Out,
+    Overwrite,
+    Progress,
+    Sampler,
+    Seed,
+    Split,
+    Steps,
+    parse_guidance,
+)
 
-app = typer.Typer(help="Measure a checkpoint's routes on a manifest.", no_args_is_help=True, add_completion=False)
-
-Data = Annotated[Path, typer.Option("--data", metavar="MANIFEST", help="Manifest: .parquet or .jsonl.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print the results as JSON.")]
-
-
-Out = Annotated[Path, typer.Option("--out", metavar="DIR", help="Run folder for tables, reports and pictures.")]
-Model = Annotated[
-    str | None, typer.Option("--model", help="Embedded checkpoint, folder or hub id.", show_default="openi-128")
-]
-Split = Annotated[str, typer.Option("--split", help="Split of the manifest to evaluate on.")]
-Limit = Annotated[int | None, typer.Option("--limit", help="Only so many studies, chosen by the seed.")]
-Seed = Annotated[int, typer.Option("--seed", help="0 or more.")]
-Steps = Annotated[
-    int | None, typer.Option("--num-inference-steps", help="Sampling steps.", show_default="the preset's")
-]
-Guidance = Annotated[
-    str | None,
-    typer.Option(
-        "--guidance-scale", help="A number, or one an output: lateral=2,report=1.5", show_default="the preset's"
-    ),
-]
-Sampler = Annotated[
-    str | None,
-    typer.Option("--sampler", help="dpmsolver++, sde-dpmsolver++, ddim or unipc.", show_default="the preset's"),
-]
-BatchSize = Annotated[int, typer.Option("--batch-size", help="Studies generated together.")]
-Draws = Annotated[int, typer.Option("--bootstrap", help="Bootstrap draws.")]
-Epochs = Annotated[int, typer.Option("--classifier-epochs", help="Epochs of the judging classifier.")]
-Cache = Annotated[
-    Path | None,
-    typer.Option("--cache", metavar="DIR", help="Prepared pictures and classifiers.", show_default="OUT/cache"),
-]
-Device = Annotated[str | None, typer.Option("--device", help="cpu, cuda, ...", show_default="a GPU, or cpu")]
-Dtype = Annotated[str | None, typer.Option("--dtype", help="float32, bfloat16 or float16.", show_default="float32")]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the results of an earlier run.")]
-Progress = Annotated[bool, typer.Option("--progress/--no-progress", help="Show progress bars (on stderr).")]
+app = typer.Typer(
+    help="Measure a checkpoint, or sets of generated studies.", no_args_is_help=True, add_completion=False
+)
+app.registered_commands += measures.app.registered_commands
 
 
 @app.command()

@@ -104,14 +104,15 @@ class FamilyResult:
         }
 
 
-def as_json(results: Sequence[FamilyResult]) -> str:
-    """One JSON document of several families; NaN becomes null."""
+def as_json(results: Sequence[FamilyResult], about: Mapping[str, Any] | None = None) -> str:
+    """One JSON document of several families; NaN becomes null. ``about`` is what they have in common."""
     record = {
         "format": FORMAT,
         "format_version": FORMAT_VERSION,
         "xgem": __version__,
         "python": platform.python_version(),
         "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        **({"settings": dict(about)} if about else {}),
         "families": [result.as_dict() for result in results],
     }
     return json.dumps(_finite(record), indent=2, ensure_ascii=False)
@@ -145,7 +146,26 @@ def as_markdown(results: Sequence[FamilyResult]) -> str:
     return "\n".join(parts).strip() + "\n"
 
 
-def write_results(results: Sequence[FamilyResult], out: Path, stem: str, *, overwrite: bool = False) -> Path:
+def check_results_folder(out: Path, stem: str, *, overwrite: bool = False) -> None:
+    """Refuse a folder that holds results of this name already, unless they are to be replaced.
+
+    Raises:
+        OutputError: it does, or it is a file.
+    """
+    if out.exists() and not out.is_dir():
+        raise OutputError(f"{out}: is a file, expected a folder; choose another")
+    if (out / f"{stem}.json").exists() and not overwrite:
+        raise OutputError(f"{out / stem}.json: exists already; choose another folder or pass --overwrite")
+
+
+def write_results(
+    results: Sequence[FamilyResult],
+    out: Path,
+    stem: str,
+    *,
+    about: Mapping[str, Any] | None = None,
+    overwrite: bool = False,
+) -> Path:
     """Write ``stem.json``, ``.csv``, ``.md``, ``.html`` and the families' own tables into ``out``.
 
     Raises:
@@ -153,13 +173,12 @@ def write_results(results: Sequence[FamilyResult], out: Path, stem: str, *, over
     """
     from xgem.eval.report import as_html
 
+    check_results_folder(out, stem, overwrite=overwrite)
     record = out / f"{stem}.json"
-    if record.exists() and not overwrite:
-        raise OutputError(f"{record}: exists already; choose another folder or pass --overwrite")
     files = {f"{stem}.csv": as_csv(results), f"{stem}.md": as_markdown(results), f"{stem}.html": as_html(results)}
     for result in results:
         files |= result.tables
-    files[record.name] = as_json(results)  # last: where it is, the rest is whole
+    files[record.name] = as_json(results, about)  # last: where it is, the rest is whole
     try:
         out.mkdir(parents=True, exist_ok=True)
         for name, text in files.items():
