@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
-from xgem.cohort.plan import Matched, Plan
+from xgem.cohort.plan import Plan
 from xgem.cohort.run import run
 from xgem.eval.consistency import PromptEncoders
 from xgem.eval.extractors import NAMES, Extractor, open_extractor
@@ -26,7 +26,6 @@ from xgem.locate import DEFAULT_MODEL
 
 T = TypeVar("T")
 VIEW: Final = "frontal"
-_LATENT: Final = ("latent_distance_mean",)
 
 
 @dataclass(frozen=True)
@@ -72,17 +71,18 @@ class _Cohorts:
         count: int = 1,
         joint: bool | None = None,
     ) -> EvalSet:
+        part = {"manifest": str(self.data), "split": split, "inputs": inputs, "count": count, "limit": limit}
         values: dict[str, Any] = {
             "name": name,
             "model": self.model,
-            "outputs": list(outputs),
+            "outputs": outputs,
             "seed": self.settings.seed,
             "batch_size": self.settings.batch_size,
             "joint": joint,
-            "matched": Matched(manifest=str(self.data), split=split, inputs=inputs, count=count, limit=limit),  # pyright: ignore[reportArgumentType]
+            "matched": part,
         }
         folder = self.out / "cohorts" / name
-        run(Plan(**values), folder, device=self.device, progress=self.progress)
+        run(Plan.model_validate(values), folder, device=self.device, progress=self.progress)
         return read_set(folder, name=name)
 
 
@@ -117,14 +117,15 @@ def evaluate_all(
     evaluated = open_model(name, device=device)
     folder = cache or out / "cache"
     made = _Cohorts(name, data, out, settings, device, progress)
-    place, options = device or "cpu", {"draws": settings.bootstrap, "seed": settings.seed}
+    place = device or "cpu"
+    options: dict[str, Any] = {"draws": settings.bootstrap, "seed": settings.seed}
 
     real = read_set(data, split=split, pad=True, name="real")
     training = read_set(data, split="train", pad=True, name="training")
-    written = {
-        one: read_set(data, split=of, labels="reports", pad=True, name=one)
-        for one, of in (("real reports", split), ("training reports", "train"))
-    }
+    real_reports, training_reports = (
+        _with_reports(read_set(data, split=one, labels="reports", pad=True, name=name))
+        for one, name in ((split, "real reports"), ("train", "training reports"))
+    )
     pictures = made.matched("pictures", split, ["report"], [VIEW], limit=settings.limit)
     reports = made.matched("reports", split, [VIEW], ["report"], limit=settings.limit)
     seeds = made.matched("seeds", split, ["report"], [VIEW], limit=settings.seeds_limit, count=settings.seeds)
@@ -136,9 +137,7 @@ def evaluate_all(
     diversity = similarity_of_seeds(real, seeds, seed=settings.seed, draws=settings.bootstrap)
     kept = [one for one in results[0].metrics if one.name not in {metric.name for metric in diversity}]
     results[0] = replace(results[0], metrics=[*kept, *diversity, *missing])
-    results.append(
-        text.evaluate(_with_reports(written["real reports"]), reports, training=written["training reports"], **options)
-    )
+    results.append(text.evaluate(real_reports, reports, training=training_reports, **options))
     judges = {
         OWN_JUDGE: or_reason(lambda: train_judge(training, folder=folder / "judges", device=place)),
         "xrv": or_reason(lambda: load_xrv(xrv, device=place)),
@@ -180,15 +179,10 @@ def evaluate_all(
         seed=settings.seed,
         draws=settings.bootstrap,
     )
+    share = min(1.0, len(known) / len(training.with_pictures()))
     results.append(
         utility.evaluate(
-            training,
-            known,
-            real,
-            learning,
-            cache=folder,
-            device=place,
-            suite_options={"multiples": (min(1.0, len(known) / len(training.with_pictures())),)},
+            training, known, real, learning, suite_options={"multiples": (share,)}, cache=folder, device=place
         )
     )
     results.append(fairness(training, known, real, learning, cache=folder, device=place))
