@@ -1,4 +1,4 @@
-"""The benchmark of the diffusion transformer runs, at a tiny size, and what it compares is equal."""
+"""The benchmarks run, at a tiny size, and what they compare is equal."""
 
 from __future__ import annotations
 
@@ -14,14 +14,51 @@ import torch
 TINY = ["--width", "16", "--depth", "2", "--heads", "2", "--side", "4", "--caption-tokens", "6", "--caption-width", "8"]
 
 
-@pytest.fixture
-def dit(project: Path) -> Any:
-    spec = importlib.util.spec_from_file_location("benchmarks_dit", project / "benchmarks" / "dit.py")
+def benchmark(project: Path, name: str) -> Any:
+    spec = importlib.util.spec_from_file_location(f"benchmarks_{name}", project / "benchmarks" / f"{name}.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture
+def dit(project: Path) -> Any:
+    return benchmark(project, "dit")
+
+
+@pytest.fixture
+def evaluation(project: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """All in this process, where otherwise each measurement has its own."""
+    pytest.importorskip("torchmetrics")
+    pytest.importorskip("prdc")
+    module = benchmark(project, "eval")
+    monkeypatch.setattr(module, "apart", module.measure)
+    return module
+
+
+SMALL = ["--n", "400", "--dim", "8", "--prdc-n", "200", "--runs", "2"]
+
+
+def test_fidelity_compares_what_is_equal(evaluation: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    evaluation.main(SMALL)
+    result = json.loads(capsys.readouterr().out)
+    for name in ("fid", "kid", "prdc"):
+        assert result[name]["speedup_min"] <= result[name]["speedup_median"] <= result[name]["speedup_max"]
+        assert result[name]["ours_peak_gb"] > 0
+    assert result["prdc"]["ours"] == pytest.approx(result["prdc"]["theirs"])
+    assert result["fid with its interval"]["ours"]["value"] == pytest.approx(result["fid"]["ours"]["fid"])
+    assert (result["prdc"]["n"], result["prdc at --n"]["n"]) == (200, 400)
+
+
+@pytest.mark.parametrize("name", ["ours_fid", "ours_kid", "ours_prdc"])
+def test_fidelity_finds_what_is_not_equal(evaluation: Any, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    task = f"ours {name.removeprefix('ours_')}"
+    original = evaluation.TASKS[task]
+    monkeypatch.setitem(evaluation.TASKS, task, lambda real, generated: original(real * 2, generated))
+    with pytest.raises(AssertionError, match="not close"):
+        evaluation.main([*SMALL, "--no-large"])
 
 
 @pytest.mark.parametrize("sampler", ["ddim", "dpmsolver++"])

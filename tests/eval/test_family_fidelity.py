@@ -20,6 +20,7 @@ from xgem.eval.record import FamilyResult, as_json, as_markdown
 from xgem.eval.report import as_html
 from xgem.eval.seeds import of_one_prompt, similarity_of_seeds
 from xgem.eval.sets import EvalSet, Item
+from xgem.eval.similarity import pairwise
 from xgem.eval.spaces import Settings
 from xgem.types import DataError, InputError
 
@@ -235,7 +236,7 @@ def test_similarity_of_a_prompts_samples(tmp_path: Path) -> None:
     pictures = near.pictures()[:4] / 255
     four = similarity_of_seeds(near, near.subset(range(4)), draws=50)
     assert four[0].value
-    assert four[0].value.value == pytest.approx(fidelity.pairwise(pictures))
+    assert four[0].value.value == pytest.approx(pairwise(pictures))
     columns = np.arange(20) < 8  # the first two prompts' samples
     by_finding = {(one.name, one.of): one for one in similarity_of_seeds(near, near, {"Edema": columns}, draws=50)}
     assert by_finding["ssim", "Edema"].value == similarity_of_seeds(near, near.subset(range(8)), draws=50)[0].value

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 import numpy as np
 
 from xgem import __version__
-from xgem.eval import fidelity, measures, sheets, spectrum
+from xgem.eval import measures, sheets, similarity, spectrum
 from xgem.eval.classifier import LABEL_CLASSES, ClassifierConfig, train_classifier
 from xgem.eval.material import Evaluated, Images, Material, Training, load_material, load_training
 from xgem.eval.results import Evaluation, Measure, RouteResult, average_measures
@@ -322,10 +322,10 @@ def _diversity(evaluated: Evaluated, route: Route, material: Material, settings:
     pairs = np.stack([real[0 : len(real) // 2 * 2 : 2], real[1::2][: len(real) // 2]], axis=1)
     small = Bootstrap(count, draws=settings.bootstrap, seed=settings.seed)
     others = Bootstrap(max(2, len(pairs)), draws=settings.bootstrap, seed=settings.seed)
-    between = others.mean(fidelity.diversity(pairs)) if len(pairs) >= 2 else None
+    between = others.mean(similarity.diversity(pairs)) if len(pairs) >= 2 else None
     return {
         "diversity": Measure(
-            small.mean(fidelity.diversity(samples)),
+            small.mean(similarity.diversity(samples)),
             reference={} if between is None else {"between studies": between},
             space=f"1 - SSIM, window 11, sigma 1.5, {settings.diversity_seeds} seeds a prompt",
         )

@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from xgem.eval.fidelity import mean_estimate, ms_ssim, pairwise, ssim
+from xgem.eval.fidelity import mean_estimate
 from xgem.eval.record import Metric
 from xgem.eval.sets import EvalSet
+from xgem.eval.similarity import ms_ssim, pairwise, ssim
 from xgem.types import InputError
 
 Similarity = Callable[[NDArray[Any], NDArray[Any]], float]

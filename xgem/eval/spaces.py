@@ -120,10 +120,9 @@ class Space:
             return {name: getattr(found, name) for name in PRDC}
 
         used = min(len(real), len(generated), s.subset_size or len(real))
-        rows_used = {"draws": s.frechet_draws, "rows_per_draw": fidelity.ROWS}
         kernel = {"draws": s.bootstrap, "subsets": s.subsets, "subset_size": used}
         return [
-            *self._both(fid, ("fid",), sets, yardstick, of, base | rows_used, higher=False),
+            *self._both(fid, ("fid",), sets, yardstick, of, base | {"draws": s.frechet_draws}, higher=False),
             *self._both(kid, ("kid",), sets, yardstick, of, base | kernel, higher=False),
             *self._both(prdc, PRDC, sets, yardstick, of, base | {"draws": s.bootstrap, "k": s.k}, higher=True),
             *self._alignment(rows, columns, of),
