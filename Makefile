@@ -6,7 +6,7 @@
 #   make train-default [DATA=openi] [RUN=folder] [PRECISION=bf16]   trains openi-128; call it again to go on
 #   make embed [RUN=folder]                      ships what was trained: fp16, measured, with its card
 #   make train-chexgen [RUN=folder] [PRECISION=bf16]    trains chexgen-small; make embed-chexgen ships it
-#   make eval [MODEL=folder] [RUN=folder]        the tables of all nine routes, and of joint outputs, on val
+#   make eval [MODEL=folder] [RUN=folder]        the tables of all routes, of joint outputs, of all families, on val
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
@@ -23,7 +23,7 @@ XGEM := $(BIN)/xgem
 # One stamp for what running needs, one for what developing needs (which includes it).
 INSTALLED := $(VENV)/.installed
 INSTALLED_DEV := $(VENV)/.installed-dev
-WITH_EXTRAS := .[train,eval,dev]
+WITH_EXTRAS := .[train,eval,published,slurm,dev]
 PIP_FLAGS ?=
 
 XGEM_DATA ?= ../shared/data
@@ -102,12 +102,13 @@ train-default: $(INSTALLED_DEV) $(MANIFEST)
 	for stage in clip frontal lateral report joint; do \
 		$(XGEM) train $$stage --init "$(RUN)/first" --seed 1 --out "$(RUN)" $(HOW) || exit; done
 
-# Joint outputs are measured where the model has what they need.
+# Joint outputs are measured where the model has what they need; 'all' is all families of measures.
 eval: MEASURE = --data "$(MANIFEST)" --split $(SPLIT) --out "$(RUN)/eval" --cache "$(RUN)/eval-cache" --overwrite
 eval: $(INSTALLED_DEV) $(MANIFEST)
 	$(XGEM) eval routes $(if $(MODEL),--model "$(MODEL)") $(MEASURE) --report-samples 3
 	$(if $(wildcard $(or $(MODEL),xgem/assets/$(PRESET))/alignment),$(XGEM) eval joint $(if $(MODEL),--model "$(MODEL)") $(MEASURE) \
 		--num-samples 3)
+	$(XGEM) eval all $(if $(MODEL),--model "$(MODEL)") $(MEASURE)
 
 # What ships: the trained checkpoint as fp16, measured, with its card and README's table written from the measures.
 embed: $(INSTALLED_DEV) $(MANIFEST)

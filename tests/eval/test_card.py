@@ -46,6 +46,21 @@ def test_it_holds_counts_hash_and_tables(root: Path, tmp_path: Path) -> None:
         assert row in text
 
 
+def test_families_of_measures_go_into_the_card_and_not_into_readme(root: Path, tmp_path: Path) -> None:
+    readme = tmp_path / "README.md"
+    readme.write_text("<!-- results:begin -->\n<!-- results:end -->\n")
+    measured = evaluation(tmp_path / "eval", checkpoint_hash(root))
+    (measured / "all.json").write_text((measured / "routes.json").read_text())
+    (measured / "all.md").write_text("### Privacy\n\n| measure | value |\n|---|---|\n| pixel distance | 17.5 |\n")
+    card = write_card(root, measured, readme=readme).read_text()
+    assert "| pixel distance | 17.5 |" in card
+    assert "| F->L | 340 |" in card
+    assert "pixel distance" not in readme.read_text()
+    (measured / "all.json").write_text(json.dumps({"settings": {"model": {"hash": "another"}}}))
+    with pytest.raises(InputError, match=r"all\.json: measured checkpoint another"):
+        write_card(root, measured)
+
+
 def test_what_is_missing_is_said(root: Path) -> None:
     card = write_card(root, None).read_text()
     assert "has not been measured" in card

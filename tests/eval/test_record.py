@@ -27,7 +27,8 @@ def result():
                 weights="0123456789abcdef",
                 references={"floor": Estimate(0.5, 0.4, 0.6, 30)},
             ),
-            Metric("fid", value, of="Edema <&>"),
+            Metric("fid", value, of="Edema <&>", extractor="own"),
+            Metric("gap", value, of="sex"),
             Metric.missing("fid", "no weights of rad-dino", extractor="rad-dino"),
             Metric("undefined", Estimate(float("nan"), float("nan"), float("nan"), 3)),
         ],
@@ -44,23 +45,25 @@ def test_json_holds_value_interval_n_and_reasons(result):
     assert family["metrics"][0]["value"] == 1.5
     assert family["metrics"][0]["interval"] == [1.0, 2.0]
     assert family["metrics"][0]["n"] == 30
-    assert family["metrics"][2] == {
+    assert family["metrics"][3] == {
         "name": "fid",
         "extractor": "rad-dino",
         "value": None,
         "not_computed": "no weights of rad-dino",
     }
-    assert family["metrics"][3]["value"] is None  # NaN is no JSON
+    assert family["metrics"][4]["value"] is None  # NaN is no JSON
     assert family["settings"]["real"]["n"] == 30
 
 
 def test_csv_and_markdown_have_a_row_a_number(result):
     rows = list(csv.DictReader(io.StringIO(as_csv([result]))))
-    assert [row["value"] for row in rows] == ["1.5", "1.5", "", "nan"]
-    assert rows[2]["not_computed"] == "no weights of rad-dino"
+    assert [row["value"] for row in rows] == ["1.5", "1.5", "1.5", "", "nan"]
+    assert rows[3]["not_computed"] == "no weights of rad-dino"
     text = as_markdown([result])
     assert "| fid | 1.500 [1.000, 2.000] | 30 | floor 0.500 [0.400, 0.600] | own |" in text
     assert "not computed: no weights of rad-dino" in text
+    assert "| gap, sex |" in text
+    assert "Edema" not in text  # the whole set has that number; its parts are in the CSV
 
 
 def test_html_is_one_file_and_escapes(result):

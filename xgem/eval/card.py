@@ -51,12 +51,21 @@ are labelled by xgem's own rules (`xgem-rules`), and Frechet distances are in th
 {results}
 """
 
+_FAMILIES = """
+
+## Families of measures
+
+By `xgem eval all`. Pictures were made from reports, reports from frontals, pairs from laterals; privacy and utility look at
+pictures made from training reports. What needs weights that do not ship is `not computed`.
+
+"""
+
 
 def write_card(root: Path, evaluation: Path | None, *, notes: Path | None = None, readme: Path | None = None) -> Path:
     """Write ``root/README.md`` from ``evaluation``, and the tables into ``readme``.
 
     ``evaluation`` is the folder of ``xgem eval routes`` and, for a model with an alignment, of ``xgem eval joint``; for
-    one that annotations steer, of ``xgem eval control`` alone.
+    one that annotations steer, of ``xgem eval control`` alone. What ``xgem eval all`` left there is put into the card too.
     ``notes`` is Markdown with what no command knows: data, licence, limits. Without it, or without ``evaluation``, the
     card says what is missing.
 
@@ -71,6 +80,9 @@ def write_card(root: Path, evaluation: Path | None, *, notes: Path | None = None
     if any(entry.kind == "controlnet" for entry in index.components.values()):
         measures = ["control"]
     results = _UNMEASURED if evaluation is None else _tables(evaluation, found, measures)
+    families = ""
+    if evaluation is not None and (evaluation / "all.json").is_file():
+        families = _FAMILIES + _tables(evaluation, found, ["all"])
     stages = "\n".join(
         f"| {name} | {stage['steps']} | {stage['batch_size']} | {stage['learning_rate']:g} |"
         for name, stage in preset["train"].items()
@@ -88,7 +100,7 @@ def write_card(root: Path, evaluation: Path | None, *, notes: Path | None = None
         stages=stages,
         parameters="\n".join(f"| {name} | {count:,} |" for name, count in rows),
         hash=found,
-        results=results,
+        results=results + families,
     )
     path = root / CARD_NAME
     path.write_text(card, encoding="utf-8")

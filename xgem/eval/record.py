@@ -131,12 +131,15 @@ def as_csv(results: Sequence[FamilyResult]) -> str:
 
 
 def as_markdown(results: Sequence[FamilyResult]) -> str:
-    """One table a family."""
+    """One table a family; parts (findings) of a number that the whole set has are left to CSV and HTML."""
     parts: list[str] = []
     for result in results:
         parts += ["", f"### {result.family.capitalize()}", "", "| measure | value [95 %] | n | beside | space |"]
         parts.append("|---|---|---|---|---|")
+        whole = {(one.name, one.extractor) for one in result.metrics if not one.of}
         for one in result.metrics:
+            if one.of and (one.name, one.extractor) in whole:
+                continue
             name = f"{one.name}, {one.of}" if one.of else one.name
             value = f"not computed: {one.reason}" if one.value is None else str(one.value)
             beside = "; ".join(f"{key} {reference}" for key, reference in one.references.items())
