@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
+from xgem.eval.extractors import Extractor
 from xgem.eval.families.privacy import evaluate
 from xgem.eval.record import FamilyResult, NotComputed, as_json
 from xgem.eval.reid import Reid, ReidConfig, SiameseNetwork
@@ -23,26 +25,17 @@ from xgem.types import DataError
 N, SEEDS, COPIES = 40, 2, 8
 
 
-class Coarse:
-    """The picture at 8 x 8 as features."""
-
-    name, weights, dim = "coarse", "none", 64
-
-    def __init__(self) -> None:
-        self.calls = 0
-
-    def __call__(self, pictures: NDArray[np.uint8]) -> NDArray[np.float32]:
-        self.calls += 1
-        side = pictures.shape[1] // 8
-        blocks = pictures.reshape(len(pictures), 8, side, 8, side).astype(np.float32)
-        return blocks.mean(axis=(2, 4)).reshape(len(pictures), -1)
+def coarse(pictures: NDArray[np.uint8]) -> NDArray[np.float32]:
+    side = pictures.shape[1] // 8
+    blocks = pictures.reshape(len(pictures), 8, side, 8, side).astype(np.float32)
+    return blocks.mean(axis=(2, 4)).reshape(len(pictures), -1)
 
 
-class Missing(Coarse):
-    name = "rad-dino"
+COARSE = Extractor("coarse", "none", 64, 64, "means of 8 x 8 blocks", coarse)
 
-    def __call__(self, pictures: NDArray[np.uint8]) -> NDArray[np.float32]:
-        raise NotComputed("its weights are not here")
+
+def absent(pictures: NDArray[np.uint8]) -> NDArray[np.float32]:
+    raise NotComputed("its weights are not here")
 
 
 def smooth(n: int, seed: int) -> NDArray[np.uint8]:
@@ -80,7 +73,7 @@ def sets(tmp_path_factory: pytest.TempPathFactory) -> dict[str, EvalSet]:
 
 
 def run(sets: dict[str, EvalSet], name: str, **options: Any) -> FamilyResult:
-    options = {"extractors": [Coarse()], "bootstrap": 100, **options}
+    options = {"extractors": [COARSE], "bootstrap": 100, **options}
     return evaluate(sets[name], sets["training"], options.pop("held_out", sets["held_out"]), **options)
 
 
@@ -147,7 +140,7 @@ def test_own_prompt_is_the_published_codes_and_misses_these_copies(sets: dict[st
 
 
 def test_what_is_missing_is_said(sets: dict[str, EvalSet]) -> None:
-    result = run(sets, "fresh", extractors=[Missing()], held_out=None)
+    result = run(sets, "fresh", extractors=[replace(COARSE, encode=absent)], held_out=None)
     assert result["latent_distance"].reason == "its weights are not here"
     assert result["latent_distance"].value is None
     assert "xgem train reid" in result["reid_score"].reason
@@ -178,11 +171,8 @@ def test_the_worst_lie_beside_their_training_picture(found: FamilyResult, sets: 
 
 
 def test_features_are_cached_by_pictures(sets: dict[str, EvalSet], tmp_path: Path) -> None:
-    first, second = Coarse(), Coarse()
-    one = run(sets, "fresh", extractors=[first], cache=tmp_path)
-    two = run(sets, "fresh", extractors=[second], cache=tmp_path)
-    assert first.calls > 0
-    assert second.calls == 0
+    one = run(sets, "fresh", cache=tmp_path)
+    two = run(sets, "fresh", extractors=[replace(COARSE, encode=absent)], cache=tmp_path)
     assert two["latent_distance"] == one["latent_distance"]
 
 
@@ -195,7 +185,7 @@ def test_too_few_for_a_test_are_said(sets: dict[str, EvalSet]) -> None:
 def test_small_chunks_change_nothing(
     sets: dict[str, EvalSet], found: FamilyResult, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("xgem.eval.families.privacy._MOST_BYTES", 30 * 64**2)
+    monkeypatch.setattr("xgem.eval.closest._MOST_BYTES", 30 * 64**2)
     result = run(sets, "copied", own_prompt=True)
     assert result["pixel_authenticity"] == found["pixel_authenticity"]
     assert result["aligned_near"] == found["aligned_near"]
@@ -204,3 +194,22 @@ def test_small_chunks_change_nothing(
 def test_held_out_pictures_must_be_unseen(sets: dict[str, EvalSet]) -> None:
     with pytest.raises(DataError, match="of its patients are in training too"):
         run(sets, "fresh", held_out=sets["training"].subset(range(10), "held"))
+
+
+def test_pictures_of_other_sizes_are_compared_at_the_generations_size(
+    sets: dict[str, EvalSet], tmp_path: Path
+) -> None:
+    seen: list[tuple[int, ...]] = []
+
+    def watched(pictures: NDArray[np.uint8]) -> NDArray[np.float32]:
+        seen.append(pictures.shape[1:])
+        return coarse(pictures)
+
+    large = np.stack([np.kron(one, np.ones((2, 2), np.uint8)) for one in sets["training"].pictures()])
+    training = written(tmp_path, large, "training")
+    result = evaluate(
+        sets["fresh"], training, sets["held_out"], extractors=[replace(COARSE, encode=watched)], bootstrap=100
+    )
+    assert set(seen) == {(64, 64)}
+    for name in ("pixel_distance", "aligned_near", "latent_distance", "latent_near"):
+        assert result[name] == run(sets, "fresh")[name], name

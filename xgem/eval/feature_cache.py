@@ -31,7 +31,13 @@ _WAIT_S: Final = 120  # for another process's write, which takes milliseconds
 _ASKED: Final = 500  # rows of one query
 
 
-def extract(items: EvalSet, extractor: Extractor, cache: Path | None = None, batch_size: int = 64) -> Features:
+def extract(
+    items: EvalSet,
+    extractor: Extractor,
+    cache: Path | None = None,
+    batch_size: int = 64,
+    size: int | None = None,
+) -> Features:
     """Features of a set's pictures in order, (n, d) float32.
 
     Pictures reach the extractor in their own size, and it resizes them as its network wants; those of a set that
@@ -41,6 +47,7 @@ def extract(items: EvalSet, extractor: Extractor, cache: Path | None = None, bat
     Args:
         items: those without a picture are left out.
         cache: folder for the features; None keeps nothing.
+        size: side in pixels that every picture is brought to before, where sets of other sizes must not differ by it.
 
     Raises:
         InputError: no item has a picture.
@@ -49,16 +56,17 @@ def extract(items: EvalSet, extractor: Extractor, cache: Path | None = None, bat
         OutputError: the cache cannot be written.
     """
     items = items.with_pictures()
+    side = size or (extractor.size if items.pad else None)
     features = np.empty((len(items), extractor.dim), dtype=np.float32)
     if cache is None:
-        for start, found in _computed(items, extractor, batch_size):
+        for start, found in _computed(items, extractor, batch_size, side):
             features[start : start + len(found)] = found
         return features
     hashes = _hashes(items)
     rows: dict[bytes, list[int]] = {}
     for row, digest in enumerate(hashes):
         rows.setdefault(digest, []).append(row)
-    with _opened(_place(cache, extractor, items.pad)) as store:
+    with _opened(_place(cache, extractor, side)) as store:
         missing: list[bytes] = []
         for digest, vector in _stored(store, list(rows), extractor.dim):
             if vector is None:
@@ -69,7 +77,7 @@ def extract(items: EvalSet, extractor: Extractor, cache: Path | None = None, bat
             return features
         logger.info("features: %s, %d of %d pictures to compute", extractor.name, len(missing), len(rows))
         wanted = items.subset([rows[digest][0] for digest in missing])
-        for start, found in _computed(wanted, extractor, batch_size):
+        for start, found in _computed(wanted, extractor, batch_size, side):
             batch = missing[start : start + len(found)]
             with store:
                 pairs = [(digest, vector.tobytes()) for digest, vector in zip(batch, found, strict=True)]
@@ -79,9 +87,11 @@ def extract(items: EvalSet, extractor: Extractor, cache: Path | None = None, bat
     return features
 
 
-def _computed(items: EvalSet, extractor: Extractor, batch_size: int) -> Iterator[tuple[int, Features]]:
+def _computed(
+    items: EvalSet, extractor: Extractor, batch_size: int, side: int | None
+) -> Iterator[tuple[int, Features]]:
     start = 0
-    for pictures in items.batches(extractor.size if items.pad else None, batch_size):
+    for pictures in items.batches(side, batch_size):
         found = extractor(pictures)
         if not np.isfinite(found).all():
             row = start + int(np.flatnonzero(~np.isfinite(found).all(axis=1))[0])
@@ -102,13 +112,13 @@ def _hashes(items: EvalSet) -> list[bytes]:
         return list(pool.map(one, [item.file for item in items.items if item.file is not None]))
 
 
-def _place(cache: Path, extractor: Extractor, padded: bool) -> Path:
+def _place(cache: Path, extractor: Extractor, side: int | None) -> Path:
     key = canonical(
         {
             "name": extractor.name,
             "weights": extractor.weights,
             "preprocessing": extractor.preprocessing,
-            "padded": extractor.size if padded else None,
+            "padded": side,
             "dim": extractor.dim,
         }
     )

@@ -20,6 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from xgem.eval.extractors import Extractor
 from xgem.types import CheckpointError, ShapeError
 
 WEIGHTS_NAME: Final = "reid.safetensors"
@@ -90,6 +91,12 @@ class Reid:
         self.weights = digest.hexdigest()
         self.weight = network.fc_end.weight[0].double().cpu().numpy()
         self.bias = float(network.fc_end.bias[0])
+
+    @property
+    def extractor(self) -> Extractor:
+        """Its features as a space."""
+        steps = f"antialiased to {self.config.size}, {'ImageNet' if self.config.normalise else 'no'} normalisation"
+        return Extractor(self.name, self.weights, self.dim, self.config.size, steps, self)
 
     @torch.inference_mode()
     def __call__(self, pictures: NDArray[np.uint8]) -> NDArray[np.float32]:
