@@ -55,8 +55,8 @@ _FAMILIES = """
 
 ## Families of measures
 
-By `xgem eval all`. Pictures were made from reports, reports from frontals, pairs from laterals; privacy and utility look
-at pictures made from training reports. What needs weights that do not ship is `not computed`.
+By `xgem eval all`. Pictures were made from reports, reports from frontals, pairs from laterals; privacy and utility
+look at pictures made from training reports. What needs weights that do not ship is `not computed`.
 
 """
 
@@ -65,7 +65,7 @@ def write_card(root: Path, evaluation: Path | None, *, notes: Path | None = None
     """Write ``root/README.md`` from ``evaluation``, and the tables into ``readme``.
 
     ``evaluation`` is the folder of ``xgem eval routes`` and, for a model with an alignment, of ``xgem eval joint``; for
-    one that annotations steer, of ``xgem eval control`` alone. What ``xgem eval all`` left there goes into the card too.
+    one that annotations steer, of ``xgem eval control`` alone. What ``xgem eval all`` left there goes into it too.
     ``notes`` is Markdown with what no command knows: data, licence, limits. Without it, or without ``evaluation``, the
     card says what is missing.
 
