@@ -27,14 +27,14 @@ def result():
                 weights="0123456789abcdef",
                 references={"floor": Estimate(0.5, 0.4, 0.6, 30)},
             ),
-            Metric("fid", value, of="Edema <&>", extractor="own"),
+            Metric("fid", value, of="Edema", extractor="own"),
             Metric("gap", value, of="sex"),
             Metric.missing("fid", "no weights of rad-dino", extractor="rad-dino"),
             Metric("undefined", Estimate(float("nan"), float("nan"), float("nan"), 3)),
         ],
         {"seed": 0, "real": {"n": np.int64(30)}},
         plots={"a plot": plots.bars(["a"], {"x": [value]}, label="y")},
-        examples=[Example("worst <one>", [np.zeros((8, 8), dtype=np.uint8)])],
+        examples=[Example("worst <one> & more", [np.zeros((8, 8), dtype=np.uint8)])],
         tables={"FID.csv": "FID\n1.5\n"},
     )
 
@@ -63,13 +63,13 @@ def test_csv_and_markdown_have_a_row_a_number(result):
     assert "| fid | 1.500 [1.000, 2.000] | 30 | floor 0.500 [0.400, 0.600] | own |" in text
     assert "not computed: no weights of rad-dino" in text
     assert "| gap, sex |" in text
-    assert "Edema" not in text  # the whole set has that number; its parts are in the CSV
+    assert "Edema" not in text  # single findings are in the CSV
 
 
 def test_html_is_one_file_and_escapes(result):
     page = as_html([result])
-    assert "Edema &lt;&amp;&gt;" in page
-    assert "worst &lt;one&gt;" in page
+    assert "fid, Edema" in page
+    assert "worst &lt;one&gt; &amp; more" in page
     assert page.count("data:image/png;base64,") == 2
     assert "http" not in page.replace("<!doctype html>", "")
     assert "not computed: no weights of rad-dino" in page
@@ -77,7 +77,7 @@ def test_html_is_one_file_and_escapes(result):
 
 def test_a_metric_is_found_by_name(result):
     assert result["fid"].extractor == "own"
-    assert result["fid/Edema <&>"].value.n == 30
+    assert result["fid/Edema"].value.n == 30
     with pytest.raises(KeyError):
         result["nothing"]
 

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from xgem import __version__
+from xgem.eval.label_rules import CHEXPERT_CLASSES
 from xgem.eval.statistics import Estimate
 from xgem.types import OutputError
 
@@ -131,14 +132,13 @@ def as_csv(results: Sequence[FamilyResult]) -> str:
 
 
 def as_markdown(results: Sequence[FamilyResult]) -> str:
-    """One table a family; parts (findings) of a number that the whole set has are left to CSV and HTML."""
+    """One table a family; the numbers of single findings are left to CSV and HTML."""
     parts: list[str] = []
     for result in results:
         parts += ["", f"### {result.family.capitalize()}", "", "| measure | value [95 %] | n | beside | space |"]
         parts.append("|---|---|---|---|---|")
-        whole = {(one.name, one.extractor) for one in result.metrics if not one.of}
         for one in result.metrics:
-            if one.of and (one.name, one.extractor) in whole:
+            if one.of.rpartition(", ")[2] in CHEXPERT_CLASSES:
                 continue
             name = f"{one.name}, {one.of}" if one.of else one.name
             value = f"not computed: {one.reason}" if one.value is None else str(one.value)
