@@ -179,7 +179,10 @@ def test_missing_weights_are_reasons_in_the_record(sets: dict[str, EvalSet], tmp
     assert "nowhere" in kept["coverage", "rad-dino"].reason
     assert kept["coverage", "x"].value is not None
     assert found.tables == {}
-    alone = evaluate(sets["real"], sets["good"], extractors=[missing], settings=QUICK)
+    assert ("alignment", "rad-dino") not in kept
+    both = [missing, f"biovil-t={tmp_path / 'nowhere'}"]
+    alone = evaluate(sets["real"], sets["good"], extractors=both, settings=QUICK)
+    assert "nowhere" in alone["alignment"].reason
     assert not alone.plots
     assert not alone.examples
 

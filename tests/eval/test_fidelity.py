@@ -150,6 +150,15 @@ def test_three_pictures_have_a_distance_and_no_interval() -> None:
     assert np.isnan(found.high)
 
 
+@pytest.mark.filterwarnings("error")
+def test_two_pictures_have_a_kernel_distance() -> None:
+    """Half of the draws hold one picture twice and have no pairs; they are left out."""
+    x, y = np.eye(2), np.eye(2) * 3
+    found = kernel_distance(x, y, draws=100)
+    assert found.value == pytest.approx(explicit_mmd(x, y))
+    assert found.n == 2
+
+
 def explicit_mmd(x: np.ndarray, y: np.ndarray) -> float:
     """Gretton et al. 2012, eq. 3, term by term."""
 

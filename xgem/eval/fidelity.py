@@ -220,7 +220,8 @@ def _different(weights: Array, kernel: NDArray[Any]) -> Array:
     kernel = kernel.astype(np.float64)
     squares = weights**2
     total = np.einsum("bi,bi->b", weights @ kernel, weights) - squares @ np.diag(kernel)
-    return total / (weights.sum(axis=1) ** 2 - squares.sum(axis=1))
+    with np.errstate(invalid="ignore"):  # a draw of one sample alone has no pairs: NaN, which is left out
+        return total / (weights.sum(axis=1) ** 2 - squares.sum(axis=1))
 
 
 def _discrepancy(x: NDArray[Any], y: NDArray[Any]) -> float:
@@ -277,7 +278,7 @@ def prdc(real: NDArray[Any], generated: NDArray[Any], k: int = 5, *, seed: int =
     Raises:
         InputError: no more than k pictures on a side.
     """
-    _check(real, generated, k + 1, f"precision and recall with k {k}")
+    _check(real, generated, k + 1, f"PRDC with k {k}")
     found = neighbours.overlap(
         real, generated, neighbours.squared_radii(real, k), neighbours.squared_radii(generated, k)
     )

@@ -151,3 +151,5 @@ _LOADERS: Final[dict[str, Callable[[str | None, str], Extractor]]] = {
     "biovil-t": _biovil_t,
 }
 NAMES: Final = (*_LOADERS, "xgem-classifier", "xgem:MODEL/MODALITY")
+WITH_TEXTS: Final = ("biovil-t", "xgem:")
+"""How the names of spaces of pictures and texts begin."""

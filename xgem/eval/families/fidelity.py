@@ -12,7 +12,7 @@ from typing import Any, Final
 import numpy as np
 
 from xgem.eval import neighbours, plots
-from xgem.eval.extractors import Extractor, open_extractor
+from xgem.eval.extractors import WITH_TEXTS, Extractor, open_extractor
 from xgem.eval.label_rules import CHEXPERT_CLASSES
 from xgem.eval.record import Example, FamilyResult, Metric, NotComputed
 from xgem.eval.seeds import similarity_of_seeds
@@ -67,7 +67,7 @@ def evaluate(
     if min(len(real), len(generated)) < need:
         raise DataError(
             f"{real.name} has {len(real)} pictures and {generated.name} {len(generated)}: fidelity needs at least "
-            f"{need} of each (precision and recall with k {settings.k})"
+            f"{need} of each (PRDC with k {settings.k})"
         )
     findings = _findings(real, generated, training) if per_finding else {}
     everything = (np.ones(len(real), np.bool_), np.ones(len(generated), np.bool_), None)
@@ -80,7 +80,8 @@ def evaluate(
             opened = _opened(named, training, cache, device)
         except NotComputed as reason:
             name = str(named).partition("=")[0]
-            metrics += [Metric.missing(measure, reason, extractor=name) for measure in ("fid", "kid", *PRDC)]
+            measures = ("fid", "kid", *PRDC, *(("alignment",) if name.startswith(WITH_TEXTS) else ()))
+            metrics += [Metric.missing(measure, reason, extractor=name) for measure in measures]
             continue
         spaces.append(Space.of(opened, real, generated, training, settings, cache))
         for of, (rows, columns, pool) in {"": everything, **findings}.items():
