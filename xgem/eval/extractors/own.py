@@ -47,7 +47,8 @@ def prompt_encoder(name: str, device: str) -> Extractor:
 
     dim = encode(np.zeros((1, size, size), dtype=np.uint8)).shape[1]
     steps = f"padded to a square, area to {size}, scaled to [-1, 1]"
-    return Extractor(name, evaluated.hash[:16], dim, size, steps, encode, encode_texts if report else None)
+    named = f"xgem:{evaluated.name}/{modality}"  # not the path of a folder
+    return Extractor(named, evaluated.hash[:16], dim, size, steps, encode, encode_texts if report else None)
 
 
 def trained_judge(
