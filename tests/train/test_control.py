@@ -50,6 +50,8 @@ def annotated(tmp_path_factory: pytest.TempPathFactory) -> Path:
                     mask[8:32, columns] = 255
                     Image.fromarray(mask).save(folder / f"{row.study} {name}.png")
                     added.setdefault("masks", {})[name] = (f"{row.study} {name}.png",)
+                if number == 0:
+                    added["masks"]["airways"] = added["masks"]["left lung"]
             elif number % 3 == 1:
                 added = {"boxes": (Box("mass", 0.25, 0.5, 0.25, 0.25),), "severity": 9.0, "sex": "F"}
             rows.append(row.model_copy(update=added))
@@ -81,18 +83,24 @@ def stage(preset: Preset, corpora: tuple[Corpus, Corpus], source: Path) -> Contr
 
 def test_studies_are_drawn_by_what_is_annotated(stage: ControlStage) -> None:
     bank = stage.train[0]
-    assert set(bank.kinds["boxes"]) == set(bank.kinds["severity"])
-    assert not set(bank.kinds["boxes"]) & set(bank.kinds["masks"])
-    pictures = {picture for study in bank.kinds["masks"] for picture, _ in bank.pairs[study]}
+    assert bank.kinds["boxes"]["mass"] == bank.kinds["severity"]["severity"]
+    assert set(bank.kinds["masks"]) == {"left lung", "right lung", "airways"}
+    assert not set(bank.kinds["boxes"]["mass"]) & set(bank.kinds["masks"]["left lung"])
+    pictures = {picture for study in bank.kinds["masks"]["left lung"] for picture, _ in bank.pairs[study]}
+    (only,) = bank.kinds["masks"]["airways"]
+    rare = {picture for picture, _ in bank.pairs[only]}
     seen: Counter[bool] = Counter()
+    of_rare = 0
     kept: Counter[bool] = Counter()
     for step in range(60):
         batch = stage.batch(step, 0, 1)
         assert torch.equal(batch["z0"], stage.batch(step, 0, 1)["z0"])
         for latents in batch["z0"]:
             seen[any(torch.equal(latents, bank.targets[picture]) for picture in pictures)] += 1
+            of_rare += any(torch.equal(latents, bank.targets[picture]) for picture in rare)
         kept.update(batch["keep"]["report"].tolist())
     assert abs(seen[True] - 120) < 5 * 60**0.5  # masks 2, boxes 1, severity 1: half of 240
+    assert of_rare > seen[True] * 0.3  # a third for its airways, and a seventh of the others' turns
     assert kept[True] > kept[False] > 0
 
 

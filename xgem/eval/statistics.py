@@ -6,6 +6,7 @@ Every measure of a run is computed on the same resampled studies (:class:`Bootst
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -40,7 +41,10 @@ class Estimate:
         return self.low > 0
 
     def __str__(self) -> str:
-        return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
+        """To three decimals, or to three digits where all are below 0.1."""
+        top = max((abs(x) for x in (self.value, self.low, self.high) if math.isfinite(x)), default=1.0)
+        places = 3 if top >= 0.1 or top == 0 else 2 - math.floor(math.log10(top))
+        return f"{self.value:.{places}f} [{self.low:.{places}f}, {self.high:.{places}f}]"
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -20,11 +20,11 @@ from xgem.train.corpus import Corpus
 from xgem.train.loop import mix
 from xgem.types import DataError
 
-VERSION = 1
+VERSION = 2
 """Raise when the same study would give other latents than before."""
 KINDS = ("masks", "boxes", "severity")
 _VARIANTS, _SUBSETS = 8, 3
-_PICTURES = 4000  # many pictures need no variants, and every one takes its place in memory
+_MANY = 500  # of a thing that so many pictures show, each is variety enough
 _LEAST_BOX = 0.01
 _CHUNK = 64
 
@@ -40,8 +40,8 @@ class AnnotatedBank:
     targets: Tensor
     annotations: Tensor
     pairs: dict[int, list[tuple[int, int]]]
-    kinds: dict[str, list[int]]
-    """Studies that have masks, boxes, a severity score."""
+    kinds: dict[str, dict[str, list[int]]]
+    """Of masks, boxes and severity, the studies that have each thing: a structure, a class, a score."""
 
 
 def annotated_bank(
@@ -67,14 +67,17 @@ def annotated_bank(
     if not drawn:
         raise DataError("no annotated frontal picture in this split: train on a manifest that has some")
     pairs: dict[int, list[tuple[int, int]]] = {}
-    variants = max(1, min(_VARIANTS, _PICTURES // len(drawn))) if vary else 1
+    kinds = {kind: _by_thing(kind, drawn) for kind in KINDS}
+    rare = {
+        index for things in kinds.values() for studies in things.values() if len(studies) < _MANY for index in studies
+    }
     plan: list[tuple[int, int, list[Annotation]]] = []
     pictures = rows = 0
     for index, annotation in drawn.items():
         rng = random.Random(mix(seed, "annotated", corpus.studies[index].id))
         shown = [annotation, *(_some(annotation, rng) for _ in range(_SUBSETS - 1))] if vary else [annotation]
         pairs[index] = []
-        for variant in range(variants):
+        for variant in range(_VARIANTS if vary and index in rare else 1):
             plan.append((index, variant, shown))
             pairs[index] += [(pictures, rows + number) for number in range(len(shown))]
             pictures, rows = pictures + 1, rows + len(shown)
@@ -103,11 +106,21 @@ def annotated_bank(
         "codec": module_hash(codec),
         "config": codec.config.model_dump(mode="json"),
     }
-    kinds = {
-        kind: [index for index, annotation in drawn.items() if getattr(annotation, kind) not in ({}, (), None)]
-        for kind in KINDS
-    }
     return AnnotatedBank(**cache.get_or_make("annotated", key, make), pairs=pairs, kinds=kinds)
+
+
+def _by_thing(kind: str, drawn: Mapping[int, Annotation]) -> dict[str, list[int]]:
+    things: dict[str, list[int]] = {}
+    for index, annotation in drawn.items():
+        if kind == "masks":
+            names = list(annotation.masks)
+        elif kind == "boxes":
+            names = sorted({box.label for box in annotation.boxes})
+        else:
+            names = [] if annotation.severity is None else [kind]
+        for name in names:
+            things.setdefault(name, []).append(index)
+    return things
 
 
 def _variants(

@@ -48,8 +48,9 @@ class _Steered(nn.Module):
 class ControlStage(Stage):
     """The denoising loss of annotated pictures under control; only the ControlNet learns.
 
-    ``config.loss``: ``masks``, ``boxes``, ``severity``, how often a study with such an annotation is drawn, relative to
-    each other, and ``caption``, the share of samples that keep their text, so that annotations are followed without it.
+    ``config.loss``: ``masks``, ``boxes``, ``severity``, how often such an annotation is drawn, relative to each other
+    (of masks and boxes each structure and class equally often), and ``caption``, the share of samples that keep their
+    text, so that annotations are followed without it.
     """
 
     name = "control"
@@ -105,7 +106,9 @@ class ControlStage(Stage):
         rng = random.Random(mix(self.seed, self.name, step, rank))
         bank = self.train[0]
         drawn = rng.choices(list(self.kinds), list(self.kinds.values()), k=self.config.batch_size)
-        return self._collate(self.train, [rng.choice(bank.kinds[kind]) for kind in drawn], rng)
+        # Things take turns, so that a structure which few outline is not lost among lungs, which many pictures have.
+        things = [rng.choice(list(bank.kinds[kind].values())) for kind in drawn]
+        return self._collate(self.train, [rng.choice(studies) for studies in things], rng)
 
     def _collate(
         self, split: tuple[AnnotatedBank, PromptBank], studies: list[int], rng: random.Random
