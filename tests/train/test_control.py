@@ -126,7 +126,7 @@ def test_annotations_move_with_their_picture() -> None:
 def test_a_study_is_read_onto_the_grid(corpora: tuple[Corpus, Corpus], preset: Preset) -> None:
     read = [read_study(study, preset.transform) for study in corpora[0].studies]
     masks = next(annotation for annotation in read if annotation.masks)
-    assert set(masks.masks) == {"left lung", "right lung"}
+    assert set(masks.masks) >= {"left lung", "right lung"}
     assert masks.size == (32, 32)
     assert any(not (one.masks or one.boxes or one.severity) for one in read)
     assert render(masks, 32).max() > -1
