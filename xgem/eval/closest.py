@@ -110,9 +110,7 @@ def latent_space(run: Run, extractor: Extractor) -> Space:
 def same_patient(run: Run, reid: Reid, items: EvalSet, own_prompt: Rows | None = None) -> Closest:
     """The highest re-identification score of each picture, and with which training picture."""
     features = run.features(items, reid.extractor), run.features(run.training, reid.extractor)
-    return privacy.reidentification_score(
-        *features, reid.weight, reid.bias, own_prompt=own_prompt, device=run.device
-    )
+    return privacy.reidentification_score(*features, reid.weight, reid.bias, own_prompt=own_prompt, device=run.device)
 
 
 def _in_chunks(items: EvalSet, size: int) -> Iterator[tuple[slice, NDArray[np.uint8]]]:

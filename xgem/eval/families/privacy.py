@@ -27,9 +27,7 @@ if TYPE_CHECKING:
 EXAMPLES: Final = 8
 FLAGGED: Final = 100
 _HELD_OUT: Final = "no held-out real pictures were given: a distance alone does not tell memory from likeness"
-_NO_REID: Final = (
-    "no re-identification network was given: train one with `xgem train reid`, or name published weights"
-)
+_NO_REID: Final = "no re-identification network was given: train one with `xgem train reid`, or name published weights"
 
 _DISTANCES: Final = ("distance", "distance_per_prompt", "distance_min", "authenticity", "nearer", "near")
 _REID: Final = ("reid_score", "reid_score_per_prompt", "reid_score_max", "reid_count", "reid_count_prompts")
