@@ -155,11 +155,12 @@ def factual(
 ) -> None:
     """Whether generated pictures show their studies' findings: AUC, F1 and correlation by judges of real pictures."""
     from xgem.eval.families import factual as family
-    from xgem.eval.suite import judges_of
+    from xgem.eval.suite import judges_of, xrv_of
 
     def work() -> FamilyResult:
         found, made, learnt = read_sets(real, generated, training, split, view, labels, pad)
-        judges = judges_of(learnt, xrv, cache or out / "cache", place_of(device))
+        place = place_of(device)
+        judges = judges_of(learnt, xrv_of(xrv, place), cache or out / "cache", place)
         return family.evaluate(found, made, judges=judges, draws=bootstrap, seed=seed)
 
     run("factual", out, overwrite, as_json, work)
@@ -192,16 +193,16 @@ def consistency(
     from xgem.eval.consistency import PromptEncoders
     from xgem.eval.families import consistency as family
     from xgem.eval.material import open_model
-    from xgem.eval.suite import judges_of
+    from xgem.eval.suite import judges_of, xrv_of
 
     def work() -> FamilyResult:
         found, made, learnt = read_sets(real, generated, training, split, view, labels, pad)
-        encoders = PromptEncoders.of(open_model(model, device=device), view)
+        encoders, place = PromptEncoders.of(open_model(model, device=device), view), place_of(device)
         return family.evaluate(
             found,
             made,
             encoders=encoders,
-            judges=judges_of(learnt, xrv, cache or out / "cache", place_of(device)),
+            judges=judges_of(learnt, xrv_of(xrv, place), cache or out / "cache", place),
             independent=None if independent is None else read(independent, None, view, labels, pad, "independent"),
             draws=bootstrap,
             seed=seed,

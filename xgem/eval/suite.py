@@ -180,6 +180,10 @@ def evaluate_all(
     cohorts = _Cohorts(name, evaluated.pipe, data, split, out, settings, device, progress)
     place = str(resolve_device(device))
     options: dict[str, Any] = {"draws": settings.bootstrap, "seed": settings.seed}
+    # Opened before anything is made: a wrong file must not end hours of work
+    reid = None if weights.reid is None else load_reid(weights.reid, device=place)
+    told: dict[str, Any] = {"labellers": weights.labellers(place), "external": weights.external(), **options}
+    xrv = xrv_of(weights.xrv, place)
 
     few: dict[str, Any] = {"limit": settings.limit}
     of_pictures = cohorts.plan("pictures", ["report"], [VIEW], **few)
@@ -213,9 +217,8 @@ def evaluate_all(
             _with_reports(read_set(data, split=one, labels="reports", pad=True, name=name))
             for one, name in ((split, "real reports"), ("train", "training reports"))
         )
-        told: dict[str, Any] = {"labellers": weights.labellers(place), "external": weights.external(), **options}
         results.append(text.evaluate(real_reports, cohorts.made(of_reports), training=training_reports, **told))
-    judges = judges_of(training, weights.xrv, folder, place)
+    judges = judges_of(training, xrv, folder, place)
     results.append(factual.evaluate(real, pictures, judges=judges, **options))
     if isinstance(of_both, NotComputed):
         results.append(_none("consistency", of_both))
@@ -233,7 +236,7 @@ def evaluate_all(
             training,
             real,
             extractors=spaces,
-            reid=None if weights.reid is None else load_reid(weights.reid, device=place),
+            reid=reid,
             cache=folder,
             seed=settings.seed,
             bootstrap=settings.bootstrap,
@@ -269,15 +272,22 @@ def _none(family: str, reason: NotComputed) -> FamilyResult:
     return FamilyResult(family, [Metric.missing("all measures", reason)], {})
 
 
-def judges_of(training: EvalSet | None, xrv: Path | None, cache: Path, device: str) -> dict[str, Judge | NotComputed]:
-    """xgem's own judge, trained on real training pictures, and TorchXRayVision's; or why there is none."""
+def xrv_of(path: Path | None, device: str) -> Judge | NotComputed:
+    """TorchXRayVision's judge, or why there is none."""
+    return or_reason(lambda: load_xrv(path, device=device))
+
+
+def judges_of(
+    training: EvalSet | None, xrv: Judge | NotComputed, cache: Path, device: str
+) -> dict[str, Judge | NotComputed]:
+    """xgem's own judge, trained on real training pictures, or why there is none; and ``xrv``."""
 
     def own() -> Judge:
         if training is None:
             raise NotComputed("it is trained on real training pictures, of which none were given (--training)")
         return train_judge(training, folder=cache / "judges", device=device)
 
-    return {OWN_JUDGE: or_reason(own), "xrv": or_reason(lambda: load_xrv(xrv, device=device))}
+    return {OWN_JUDGE: or_reason(own), "xrv": xrv}
 
 
 def fairness(
