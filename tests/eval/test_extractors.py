@@ -370,7 +370,7 @@ def test_the_judge_is_trained_on_the_training_set(tmp_path: Path, pictures: Imag
     with pytest.raises(NotComputed, match="real training pictures"):
         open_extractor("xgem-classifier")
     unlabelled = EvalSet("no labels", tuple(Item(item.id, item.file) for item in training.items))
-    with pytest.raises(NotComputed, match="no class with both"):
+    with pytest.raises(NotComputed, match="no CheXpert class with positives"):
         trained_judge(unlabelled, None, "cpu", config=config)
 
 

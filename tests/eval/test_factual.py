@@ -21,7 +21,7 @@ from xgem.eval.label_rules import CHEXPERT_CLASSES
 from xgem.eval.record import NotComputed
 from xgem.eval.sets import EvalSet, Item
 from xgem.eval.statistics import Array, Bootstrap, derangements
-from xgem.types import CheckpointError, DataError, InputError
+from xgem.types import CheckpointError, InputError
 
 
 def _scored(n: int = 150, classes: int = 4, seed: int = 0) -> tuple[Array, Array]:
@@ -164,7 +164,7 @@ def test_the_own_judge_learns_planted_findings_and_is_kept(tmp_path: Path) -> No
 
     training, held_out = _pictures(tmp_path / "train", 160, 0), _pictures(tmp_path / "test", 60, 1)
     config = ClassifierConfig(size=32, width=8, epochs=6, batch_size=16)
-    judge = train_judge(training, size=32, config=config, folder=tmp_path / "judges")
+    judge = train_judge(training, config=config, folder=tmp_path / "judges")
     assert judge.name == "xgem-classifier"
     assert judge.classes == ("Edema", "Fracture")  # Pneumonia has no negatives
     labels = held_out.labels(judge.classes)
@@ -172,7 +172,7 @@ def test_the_own_judge_learns_planted_findings_and_is_kept(tmp_path: Path) -> No
     scores = scores_of(judge, held_out)
     assert 0 <= scores.min() <= scores.max() <= 1
     assert auc_scores(scores, labels, Bootstrap(60, draws=5))["macro"].value > 0.9
-    kept = train_judge(training, size=32, config=config, folder=tmp_path / "judges")
+    kept = train_judge(training, config=config, folder=tmp_path / "judges")
     assert kept.weights == judge.weights
     np.testing.assert_array_equal(thresholds_of(kept), thresholds_of(judge))
 
@@ -180,12 +180,12 @@ def test_the_own_judge_learns_planted_findings_and_is_kept(tmp_path: Path) -> No
 def test_a_judge_needs_positives_and_negatives(tmp_path: Path) -> None:
     found = _pictures(tmp_path / "set", 4, 0)
     blank = EvalSet("blank", tuple(Item(item.id, item.file) for item in found.items))
-    with pytest.raises(DataError, match="no CheXpert class"):
-        train_judge(blank, size=32)
+    with pytest.raises(NotComputed, match="no CheXpert class"):
+        train_judge(blank)
 
 
 class _Short:
-    name, weights, classes = "short", "", ("Edema", "Fracture")
+    name, weights, size, classes = "short", "", 32, ("Edema", "Fracture")
 
     def scores(self, pictures):
         return np.zeros((len(pictures), 1))
@@ -223,18 +223,33 @@ def test_xrv_reads_its_published_form_and_a_state_dict_alike(tmp_path: Path) -> 
     np.testing.assert_allclose(found, theirs[:, kept], atol=1e-5)
 
 
-def test_xrv_without_weights_or_with_others_is_not_computed(tmp_path: Path) -> None:
+def test_xrv_without_weights_or_with_others_is_not_computed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import torch
 
-    with pytest.raises(NotComputed, match="not given"):
+    monkeypatch.setattr(Path, "home", lambda: tmp_path)
+    with pytest.raises(NotComputed, match="no weights"):
         load_xrv(None)
     with pytest.raises(NotComputed, match=r"none\.pt"):
         load_xrv(tmp_path / "none.pt")
     torch.save({"a": torch.zeros(2)}, tmp_path / "other.pt")
-    with pytest.raises(CheckpointError, match="not the weights"):
+    with pytest.raises(CheckpointError, match="other weights than"):
         load_xrv(tmp_path / "other.pt")
     torch.save(_Short(), tmp_path / "harmful.pt")
-    with pytest.raises(CheckpointError, match="without running it"):
+    with pytest.raises(CheckpointError, match="without running the file's code"):
         load_xrv(tmp_path / "harmful.pt")
     with pytest.raises(InputError, match=", ".join(XRV_MODELS)):
         load_xrv(tmp_path / "other.pt", "best")
+
+
+def test_a_judge_brings_pictures_of_any_size_to_its_own(tmp_path: Path) -> None:
+    from xgem.eval.classifier import ClassifierConfig
+
+    training = _pictures(tmp_path / "train", 16, 0)
+    judge = train_judge(training, config=ClassifierConfig(size=16, width=4, epochs=1, batch_size=8))
+    small = training.pictures(16)
+    np.testing.assert_allclose(judge.scores(training.pictures()), judge.scores(small), atol=1e-3)
+    large = np.kron(small, np.ones((1, 5, 5), np.uint8))
+    np.testing.assert_allclose(judge.scores(large), judge.scores(small), atol=1e-9)
+    np.save(tmp_path / "wide.npy", np.pad(large[0], ((0, 0), (0, 7)), mode="edge"))
+    mixed = EvalSet("mixed", (training.items[0], Item("wide", tmp_path / "wide.npy")), pad=True)
+    assert scores_of(judge, mixed).shape == (2, 2)

@@ -24,6 +24,7 @@ AFFIRMED = {"Edema": "Pulmonary edema is present.", "Pneumothorax": "Right pneum
 class _Halves:
     name: str = "halves"
     weights: str = "0123"
+    size: int = SIZE
     classes: tuple[str, ...] = FOUND
 
     def scores(self, pictures: np.ndarray) -> np.ndarray:

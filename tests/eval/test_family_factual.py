@@ -26,6 +26,7 @@ class _Corners:
 
     name: str = "corners"
     weights: str = "0123"
+    size: int = SIZE
     classes: tuple[str, ...] = (*FOUND, "Emphysema")
     thresholds: tuple[float, ...] = (0.5, 0.5, 0.5)
 

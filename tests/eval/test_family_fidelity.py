@@ -258,3 +258,20 @@ def test_similarity_needs_samples_and_size(tmp_path: Path, sets: dict[str, EvalS
     assert "176" in many.reason
     by_prompt = EvalSet("p", tuple(replace(item, pair="", prompt=item.pair) for item in small.items))
     assert of_one_prompt(by_prompt) == of_one_prompt(small)
+
+
+def test_samples_and_real_pictures_are_read_at_one_size(sets: dict[str, EvalSet], tmp_path: Path) -> None:
+    real = sets["real"]
+    large = replace(real, items=tuple(replace(item, file=_enlarged(item.file, tmp_path)) for item in real.items))
+    items = tuple(replace(item, prompt=f"{int(item.id) // 2}") for item in sets["good"].items)
+    generated = replace(sets["good"], items=items)
+    found, expected = (similarity_of_seeds(one, generated, draws=20)[0] for one in (large, real))
+    assert found.references["between real"].value == pytest.approx(expected.references["between real"].value, abs=1e-6)
+    assert found.value == expected.value
+
+
+def _enlarged(file: Path | None, folder: Path) -> Path:
+    assert file is not None
+    with Image.open(file) as picture:
+        picture.resize((3 * SIDE, 3 * SIDE), Image.Resampling.NEAREST).save(folder / file.name)
+    return folder / file.name

@@ -196,9 +196,7 @@ def test_held_out_pictures_must_be_unseen(sets: dict[str, EvalSet]) -> None:
         run(sets, "fresh", held_out=sets["training"].subset(range(10), "held"))
 
 
-def test_pictures_of_other_sizes_are_compared_at_the_generations_size(
-    sets: dict[str, EvalSet], tmp_path: Path
-) -> None:
+def test_pictures_of_other_sizes_are_compared_at_the_generations_size(sets: dict[str, EvalSet], tmp_path: Path) -> None:
     seen: list[tuple[int, ...]] = []
 
     def watched(pictures: NDArray[np.uint8]) -> NDArray[np.float32]:

@@ -2,14 +2,13 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from scipy import stats
 from sklearn.metrics import accuracy_score, brier_score_loss, f1_score, roc_auc_score
 
-from xgem.eval.agreement import auc
+from xgem.eval.agreement import auc, auc_draws
+from xgem.eval.comparisons import signed_ranks
 from xgem.eval.statistics import Bootstrap, Sampled
-from xgem.eval.utility.runner import bootstrap_p, pool, wilcoxon
+from xgem.eval.utility.runner import bootstrap_p, pool
 from xgem.eval.utility.scores import (
-    auc_draws,
     brier,
     classification_measures,
     untestable,
@@ -62,7 +61,7 @@ def test_ranks_give_the_area_that_pairs_give(
     labels[:9] = np.nan
     bootstrap = Bootstrap(90, draws=40)
     expected = auc(scores, labels, bootstrap)
-    monkeypatch.setattr("xgem.eval.utility.scores._BLOCK", 500)  # several blocks of draws
+    monkeypatch.setattr("xgem.eval.agreement._BLOCK", 500)  # several blocks of draws
     found = auc_draws(scores, labels, bootstrap.weights)
     np.testing.assert_allclose(found, [expected.value, *expected.draws])
 
@@ -121,7 +120,7 @@ def test_judges_that_differ_by_chance_alone_are_rarely_told_apart() -> None:
         labels = np.zeros((60, 2))
         labels[:2, 0], labels[:30, 1] = 1, 1  # two positives: what they do must not decide for all
         first, second = rng.random((2, 60, 2))
-        found += wilcoxon(brier(first, labels), brier(second, labels)) < 0.05
+        found += signed_ranks(brier(first, labels) - brier(second, labels))[2] < 0.05
     assert found / 200 < 0.09
 
 
@@ -141,12 +140,3 @@ def test_bootstrap_p_counts_draws_on_the_rarer_side() -> None:
     assert bootstrap_p(Sampled(1.0, draws, 10)) == pytest.approx(2 * 4 / 100)
     assert bootstrap_p(Sampled(-1.0, -draws, 10)) == pytest.approx(2 * 4 / 100)
     assert bootstrap_p(Sampled(0.0, np.zeros(99), 10)) == 1.0
-
-
-def test_wilcoxon_by_enumeration() -> None:
-    first = np.array([1.0, 2.0, 3.0, 4.0, 5.0, np.nan])
-    assert wilcoxon(first, np.zeros(6)) == pytest.approx(2 / 2**5)  # five runs cannot say more
-    assert wilcoxon(first, first) == 1.0
-    rng = np.random.default_rng(0)
-    a, b = rng.normal(size=(2, 60))
-    assert wilcoxon(a, b) == pytest.approx(stats.wilcoxon(a, b).pvalue)  # pyright: ignore[reportAttributeAccessIssue]

@@ -18,6 +18,7 @@ from xgem.types import InputError
 
 GRID = 16
 """Side of the coarse pictures that pixel measures look at."""
+_BLOCK = 4_000_000  # numbers at once: resamplings that fit in little memory
 
 
 def coarse(pictures: NDArray[np.uint8]) -> Array:
@@ -86,23 +87,36 @@ def auc(scores: Array, labels: Array, bootstrap: Bootstrap) -> Sampled:
 
     Both may be (n, classes): all entries are then pooled (micro average), and studies are resampled whole.
     """
-    flat = labels.reshape(len(labels), -1)
-    study, column = np.nonzero(np.isfinite(flat))
-    values, positive = scores.reshape(len(scores), -1)[study, column], flat[study, column] == 1
-    if positive.all() or not positive.any():
-        raise InputError(f"{positive.sum()} positives and {(~positive).sum()} negatives: an AUC needs both")
+    positives, negatives = int((labels == 1).sum()), int((labels == 0).sum())
+    if not positives or not negatives:
+        raise InputError(f"{positives} positives and {negatives} negatives: an AUC needs both")
+    return bootstrap.sampled(auc_draws(scores, labels, bootstrap.weights))
+
+
+def auc_draws(scores: Array, labels: Array, weights: Array) -> Array:
+    """Area under the ROC curve on each of b resamplings, (b,); NaN where one has a single class. Ties count half.
+
+    Args:
+        scores, labels: (n,) or (n, classes); all columns of the latter are pooled (micro average).
+        weights: (b, n).
+    """
+    known = np.isfinite(labels)
+    cases, values, truth = np.nonzero(known)[0], scores[known], labels[known]
+    result = np.full(len(weights), np.nan)
+    if not len(values):
+        return result
     order = np.argsort(values, kind="stable")
-    values, positive, study = values[order], positive[order], study[order]
-    tied = np.flatnonzero(np.r_[True, values[1:] != values[:-1]])
-    found: list[Array] = []
-    step = max(1, 4_000_000 // len(order))  # resamplings at once: what fits in little memory
-    for start in range(0, len(bootstrap.weights), step):
-        w = bootstrap.weights[start : start + step, study]
-        above, below = (np.add.reduceat(w * chosen, tied, axis=1) for chosen in (positive, ~positive))
-        wins = (above * (np.cumsum(below, axis=1) - 0.5 * below)).sum(axis=1)
-        with np.errstate(invalid="ignore", divide="ignore"):
-            found.append(wins / (above.sum(axis=1) * below.sum(axis=1)))
-    return bootstrap.sampled(np.concatenate(found))
+    cases, values, truth = cases[order], values[order], truth[order]
+    starts = np.flatnonzero(np.r_[True, values[1:] != values[:-1]])
+    block = max(1, _BLOCK // len(values))
+    for first in range(0, len(weights), block):
+        own = weights[first : first + block, cases]
+        positive = np.add.reduceat(own * truth, starts, axis=1)
+        negative = np.add.reduceat(own * (1 - truth), starts, axis=1)
+        wins = (positive * (negative.cumsum(axis=1) - negative / 2)).sum(axis=1)
+        pairs = positive.sum(axis=1) * negative.sum(axis=1)
+        result[first : first + block] = np.divide(wins, pairs, out=np.full(len(own), np.nan), where=pairs > 0)
+    return result
 
 
 def compare_auc(

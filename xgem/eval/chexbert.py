@@ -46,7 +46,7 @@ _POSITIONS: Final = "embeddings.position_ids"  # 0, 1, 2, ...: a buffer that onl
 class CheXbert:
     """A labeller; see :class:`xgem.eval.report_labels.ReportLabeller`. ``version`` is the weights' SHA-256."""
 
-    name: Final = "CheXbert"
+    name: str = "CheXbert"
 
     def __init__(self, network: _Network, tokenizer: Any, version: str, device: torch.device) -> None:
         self._network = network.to(device).eval()

@@ -48,18 +48,23 @@ def wilcoxon(first: ArrayLike, second: ArrayLike, *, draws: int = 1000, seed: in
     Raises:
         InputError: shapes that differ, fewer than two cases, a value that is not finite.
     """
-    from scipy import stats
-
     a, b = np.asarray(first, dtype=np.float64), np.asarray(second, dtype=np.float64)
     if a.ndim != 1 or a.shape != b.shape or not (np.isfinite(a) & np.isfinite(b)).all():
         raise InputError(f"values of shapes {a.shape} and {b.shape}: expected two of (n,), all finite")
     difference = a - b
     estimate = Bootstrap(len(a), draws=draws, seed=seed).mean(difference).estimate()
+    return PairedTest(estimate, *signed_ranks(difference))
+
+
+def signed_ranks(difference: Array) -> tuple[int, float, float, float]:
+    """The test of :func:`wilcoxon` on (n,) finite differences: cases that differ, statistic, p, the smallest p."""
+    from scipy import stats
+
     used = difference[difference != 0]
     if not len(used):
-        return PairedTest(estimate, 0, 0.0, 1.0, 1.0)
+        return 0, 0.0, 1.0, 1.0
     test: Any = stats.wilcoxon(used, alternative="two-sided", method="auto")
-    return PairedTest(estimate, len(used), float(test.statistic), float(test.pvalue), 2.0 ** (1 - len(used)))
+    return len(used), float(test.statistic), float(test.pvalue), 2.0 ** (1 - len(used))
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

@@ -116,7 +116,7 @@ def as_json(results: Sequence[FamilyResult], about: Mapping[str, Any] | None = N
         **({"settings": dict(about)} if about else {}),
         "families": [result.as_dict() for result in results],
     }
-    return json.dumps(_finite(record), indent=2, ensure_ascii=False)
+    return json.dumps(finite(record), indent=2, ensure_ascii=False)
 
 
 def as_csv(results: Sequence[FamilyResult]) -> str:
@@ -178,7 +178,8 @@ def write_results(
 
     check_results_folder(out, stem, overwrite=overwrite)
     record = out / f"{stem}.json"
-    files = {f"{stem}.csv": as_csv(results), f"{stem}.md": as_markdown(results), f"{stem}.html": as_html(results)}
+    files = {f"{stem}.csv": as_csv(results), f"{stem}.md": as_markdown(results)}
+    files[f"{stem}.html"] = as_html(results, about=about)
     for result in results:
         files |= result.tables
     files[record.name] = as_json(results, about)  # last: where it is, the rest is whole
@@ -193,11 +194,12 @@ def write_results(
     return record
 
 
-def _finite(value: Any) -> Any:
+def finite(value: Any) -> Any:
+    """The same as JSON values: NaN and infinities become None, numpy's numbers Python's."""
     if isinstance(value, Mapping):
-        return {str(key): _finite(one) for key, one in value.items()}
+        return {str(key): finite(one) for key, one in value.items()}
     if isinstance(value, list | tuple):
-        return [_finite(one) for one in value]
+        return [finite(one) for one in value]
     if isinstance(value, np.generic):
         value = value.item()
     return None if isinstance(value, float) and not np.isfinite(value) else value

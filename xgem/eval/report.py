@@ -6,14 +6,14 @@ import base64
 import html
 import io
 import json
-from collections.abc import Sequence
-from typing import Final
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from xgem import __version__
-from xgem.eval.record import Example, FamilyResult, Metric
+from xgem.eval.record import Example, FamilyResult, Metric, finite
 
 _STYLE: Final = """
 body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 72rem; padding: 0 1rem; color: #222; }
@@ -33,10 +33,13 @@ _NOTE: Final = (
 )
 
 
-def as_html(results: Sequence[FamilyResult], *, title: str = "xgem: measures") -> str:
-    """The report as one HTML document that loads nothing from elsewhere."""
+def as_html(
+    results: Sequence[FamilyResult], *, about: Mapping[str, Any] | None = None, title: str = "xgem: measures"
+) -> str:
+    """The report as one HTML document that loads nothing from elsewhere; ``about`` is what the families share."""
     links = " | ".join(f'<a href="#{html.escape(one.family)}">{html.escape(one.family)}</a>' for one in results)
-    body = "\n".join(_family(one) for one in results)
+    parts = [_folded("What was measured", about)] if about else []
+    body = "\n".join([*parts, *map(_family, results)])
     return (
         f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{html.escape(title)}</title>'
         f"<style>{_STYLE}</style></head>\n<body><h1>{html.escape(title)}</h1><p>{_NOTE}</p>"
@@ -53,9 +56,13 @@ def _family(result: FamilyResult) -> str:
     parts += [_figure(png, name) for name, png in result.plots.items()]
     if result.examples:
         parts.append("<h3>To look at</h3>" + "".join(_example(one) for one in result.examples))
-    settings = html.escape(json.dumps(dict(result.settings), indent=2, default=str))
-    parts.append(f"<details><summary>Settings</summary><pre>{settings}</pre></details>")
+    parts += [_folded(name, one) for name, one in (("Details", result.details), ("Settings", result.settings)) if one]
     return "\n".join(parts)
+
+
+def _folded(title: str, values: Mapping[str, Any]) -> str:
+    text = html.escape(json.dumps(finite(values), indent=2, ensure_ascii=False))
+    return f"<details><summary>{title}</summary><pre>{text}</pre></details>\n"
 
 
 def _row(metric: Metric) -> str:

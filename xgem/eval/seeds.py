@@ -37,8 +37,8 @@ def similarity_of_seeds(
 ) -> list[Metric]:
     """SSIM and multi-scale SSIM over the pairs of a prompt's samples, averaged per prompt; the lower, the more diverse.
 
-    Beside it stands the similarity of different real pictures (``between real``). Pictures are compared in their own
-    size; never more than one prompt's samples are in memory.
+    Beside it stands the similarity of different real pictures (``between real``), read at the generations' size, on
+    which the measure depends. Never more than one prompt's samples are in memory.
 
     Args:
         findings: which generated items have each, for an average over those prompts too; one that no chosen prompt has
@@ -53,11 +53,12 @@ def similarity_of_seeds(
     chosen = [groups[place] for place in np.sort(rng.permutation(len(groups))[:prompts])]
     order = rng.permutation(len(real))
     couples = [order[place : place + 2] for place in range(0, min(len(order), 2 * len(chosen)) - 1, 2)]
+    side = max(next(generated.subset(chosen[0][:1]).batches()).shape[1:])
     metrics: list[Metric] = []
     for name, similarity in (("ssim", ssim), ("ms_ssim", ms_ssim)):
         try:
             values = np.array([_within(generated, rows, similarity) for rows in chosen])
-            between = np.array([_within(real, rows, similarity) for rows in couples])
+            between = np.array([_within(real, rows, similarity, side) for rows in couples])
         except InputError as error:
             metrics.append(Metric.missing(name, error))
             continue
@@ -72,5 +73,5 @@ def similarity_of_seeds(
     return metrics
 
 
-def _within(items: EvalSet, rows: Any, similarity: Similarity) -> float:
-    return pairwise(items.subset(rows).pictures().astype(np.float64) / 255, similarity)
+def _within(items: EvalSet, rows: Any, similarity: Similarity, size: int | None = None) -> float:
+    return pairwise(items.subset(rows).pictures(size).astype(np.float64) / 255, similarity)

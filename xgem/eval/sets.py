@@ -182,6 +182,14 @@ def _square(pixels: NDArray[np.float32], size: int | None) -> NDArray[np.float32
     return squared if size is None else resize(squared, (size, size), "area")
 
 
+def squares(pictures: Images, size: int) -> Images:
+    """(n, h, w) uint8 -> (n, size, size): each padded to a square, then resized by area."""
+    if pictures.shape[1:] == (size, size):
+        return pictures
+    made = [_square(one.astype(np.float32) / 255, size) for one in pictures]
+    return np.stack([np.rint(one * 255).astype(np.uint8) for one in made])
+
+
 def _by(shape: tuple[int, int]) -> str:
     return f"{shape[1]} x {shape[0]}"
 

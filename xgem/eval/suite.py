@@ -7,25 +7,33 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
+from xgem.cohort.check import check
+from xgem.cohort.items import expand
 from xgem.cohort.plan import Plan
 from xgem.cohort.run import run
+from xgem.devices import resolve_device
+from xgem.eval.chexbert import load_chexbert
 from xgem.eval.consistency import PromptEncoders
+from xgem.eval.external_text import ExternalMetric
 from xgem.eval.extractors import NAMES, Extractor, open_extractor
 from xgem.eval.fairness import AXES, mitigation
 from xgem.eval.families import consistency, factual, fidelity, privacy, text, utility
 from xgem.eval.families import fairness as fairness_family
-from xgem.eval.judges import OWN_JUDGE, load_xrv, train_judge
+from xgem.eval.judges import OWN_JUDGE, Judge, load_xrv, train_judge
 from xgem.eval.material import open_model
 from xgem.eval.record import FamilyResult, Metric, NotComputed
 from xgem.eval.reid import load_reid
+from xgem.eval.report_labels import ReportLabeller, RuleLabeller
 from xgem.eval.seeds import similarity_of_seeds
-from xgem.eval.sets import EvalSet, read_set
+from xgem.eval.sets import EvalSet, check_disjoint, read_set
 from xgem.eval.spaces import Settings
 from xgem.eval.utility.settings import UtilitySettings, preset
 from xgem.locate import DEFAULT_MODEL
+from xgem.types import InputError
 
 T = TypeVar("T")
 VIEW: Final = "frontal"
+FEWEST: Final = 8
 
 
 @dataclass(frozen=True)
@@ -48,30 +56,73 @@ class SuiteSettings:
     batch_size: int = 32
     utility_runs: int = 3
 
+    def __post_init__(self) -> None:
+        amounts = asdict(self) | {"limit": 1 if self.limit is None else self.limit, "seed": self.seed + 1}
+        wrong = next((name for name, value in amounts.items() if value < 1), None)
+        if wrong is not None:
+            raise InputError(f"{wrong} is {getattr(self, wrong)}: expected a seed from 0, all else from 1")
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Where the networks and packages are that measure; what is None is looked for in caches, or not computed.
+
+    Attributes:
+        extractors: feature spaces as :func:`xgem.eval.extractors.open_extractor` takes them; None tries all.
+        reid: as :func:`xgem.eval.reid.load_reid`; xrv: as :func:`xgem.eval.judges.load_xrv`.
+        chexbert, chexbert_vocabulary: as :func:`xgem.eval.chexbert.load_chexbert`.
+        radgraph_python, ratescore_python: Pythons that have these packages.
+    """
+
+    extractors: Sequence[str] | None = None
+    reid: Path | None = None
+    xrv: Path | None = None
+    chexbert: Path | None = None
+    chexbert_vocabulary: Path | None = None
+    radgraph_python: Path | None = None
+    ratescore_python: Path | None = None
+
+    def labellers(self, device: str) -> dict[str, ReportLabeller | text.Tables | NotComputed]:
+        """Of reports, by the name under which their numbers stand."""
+        chexbert = or_reason(lambda: load_chexbert(self.chexbert, self.chexbert_vocabulary, device=device))
+        return {RuleLabeller().name: RuleLabeller(), "CheXbert": chexbert}
+
+    def external(self) -> dict[str, ExternalMetric | NotComputed]:
+        """Of reports, by packages that live in Pythons of their own."""
+        pythons = {"radgraph": self.radgraph_python, "ratescore": self.ratescore_python}
+        return {name: ExternalMetric(name, python) for name, python in pythons.items() if python is not None}
+
 
 @dataclass(frozen=True)
 class _Cohorts:
     """Cohorts of one checkpoint, each made once; ``out/cohorts`` keeps them."""
 
     model: str
+    pipe: Any
     data: Path
+    split: str
     out: Path
     settings: SuiteSettings
     device: str | None
     progress: bool
 
-    def matched(
+    def plan(
         self,
         name: str,
-        split: str,
         inputs: Sequence[str],
         outputs: Sequence[str],
         *,
-        limit: int | None,
+        split: str | None = None,
+        limit: int | None = None,
         count: int = 1,
         joint: bool | None = None,
-    ) -> EvalSet:
-        part = {"manifest": str(self.data), "split": split, "inputs": inputs, "count": count, "limit": limit}
+    ) -> Plan:
+        """Matched to the split, and checked against the model.
+
+        Raises:
+            InputError: the model cannot do it, or no study of the manifest has the inputs.
+        """
+        of = {"manifest": str(self.data), "split": split or self.split, "inputs": inputs, "count": count}
         values: dict[str, Any] = {
             "name": name,
             "model": self.model,
@@ -79,11 +130,20 @@ class _Cohorts:
             "seed": self.settings.seed,
             "batch_size": self.settings.batch_size,
             "joint": joint,
-            "matched": part,
+            "matched": of | {"limit": limit},
         }
-        folder = self.out / "cohorts" / name
-        run(Plan.model_validate(values), folder, device=self.device, progress=self.progress)
-        return read_set(folder, name=name)
+        plan = Plan.model_validate(values)
+        cohort = expand(plan)
+        check(cohort, self.pipe)
+        if len(cohort) < FEWEST:
+            raise InputError(f"{self.data}: {len(cohort)} studies for {name!r}; the measures need at least {FEWEST}")
+        return plan
+
+    def made(self, plan: Plan) -> EvalSet:
+        """Generated, or what of it is missing yet."""
+        folder = self.out / "cohorts" / plan.name
+        run(plan, folder, device=self.device, progress=self.progress)
+        return read_set(folder, name=plan.name)
 
 
 def evaluate_all(
@@ -93,9 +153,7 @@ def evaluate_all(
     *,
     split: str = "val",
     settings: SuiteSettings | None = None,
-    extractors: Sequence[str] | None = None,
-    reid: Path | None = None,
-    xrv: Path | None = None,
+    weights: Weights | None = None,
     cache: Path | None = None,
     device: str | None = None,
     progress: bool = True,
@@ -103,70 +161,82 @@ def evaluate_all(
     """Generate with ``model`` and measure everything against the real studies of ``data``.
 
     Pictures are made from reports, reports from pictures, and both from laterals (jointly, and apart as the control);
-    pictures from training prompts serve privacy and utility. A measure that lacks weights, or whose data the manifest
-    has not (demographics), is recorded as not computed.
+    pictures from training prompts serve privacy and utility. A measure that lacks weights, whose data the manifest
+    has not (laterals, labels, demographics), or that asks for what the model cannot do, is recorded as not computed.
 
     Returns:
         what was measured and how (the record's ``settings``), and the families' results.
 
     Raises:
+        InputError: the model makes no frontal pictures from reports, or too few studies; before anything is made.
         DataError: the manifest lacks studies. OutputError: ``out`` holds cohorts of another checkpoint or plan.
     """
-    settings = settings or SuiteSettings()
+    if split == "train":
+        raise InputError("split 'train': models are measured on studies that they have not seen; expected val or test")
+    settings, weights = settings or SuiteSettings(), weights or Weights()
     name = model or DEFAULT_MODEL
     evaluated = open_model(name, device=device)
     folder = cache or out / "cache"
-    made = _Cohorts(name, data, out, settings, device, progress)
-    place = device or "cpu"
+    cohorts = _Cohorts(name, evaluated.pipe, data, split, out, settings, device, progress)
+    place = str(resolve_device(device))
     options: dict[str, Any] = {"draws": settings.bootstrap, "seed": settings.seed}
+    # Opened before anything is made: a wrong file must not end hours of work
+    reid = None if weights.reid is None else load_reid(weights.reid, device=place)
+    told: dict[str, Any] = {"labellers": weights.labellers(place), "external": weights.external(), **options}
+    xrv = xrv_of(weights.xrv, place)
+
+    few: dict[str, Any] = {"limit": settings.limit}
+    of_pictures = cohorts.plan("pictures", ["report"], [VIEW], **few)
+    prompts = min(settings.seeds_limit, settings.limit or settings.seeds_limit)
+    of_seeds = cohorts.plan("seeds", ["report"], [VIEW], limit=prompts, count=settings.seeds)
+    of_known = cohorts.plan("training-prompts", ["report"], [VIEW], split="train", limit=settings.training_limit)
+    of_reports = or_reason(lambda: cohorts.plan("reports", [VIEW], ["report"], **few), InputError)
+    of_both = or_reason(
+        lambda: [
+            cohorts.plan(title, ["lateral"], [VIEW, "report"], joint=joint, **few)
+            for title, joint in (("joint", True), ("apart", False))
+        ],
+        InputError,
+    )
 
     real = read_set(data, split=split, pad=True, name="real")
     training = read_set(data, split="train", pad=True, name="training")
-    real_reports, training_reports = (
-        _with_reports(read_set(data, split=one, labels="reports", pad=True, name=name))
-        for one, name in ((split, "real reports"), ("train", "training reports"))
-    )
-    pictures = made.matched("pictures", split, ["report"], [VIEW], limit=settings.limit)
-    reports = made.matched("reports", split, [VIEW], ["report"], limit=settings.limit)
-    seeds = made.matched("seeds", split, ["report"], [VIEW], limit=settings.seeds_limit, count=settings.seeds)
-    known = made.matched("training-prompts", "train", ["report"], [VIEW], limit=settings.training_limit)
+    check_disjoint(real, training)
+    pictures, seeds, known = (cohorts.made(plan) for plan in (of_pictures, of_seeds, of_known))
 
-    spaces, missing = open_extractors(extractors, VIEW, training, folder, device, model=name)
+    spaces, missing = open_extractors(weights.extractors, VIEW, training, folder, place, model=name)
     looks = Settings(seed=settings.seed, bootstrap=settings.bootstrap)
-    results = [fidelity.evaluate(real, pictures, extractors=spaces, training=training, cache=folder, settings=looks)]
+    images = fidelity.evaluate(real, pictures, extractors=spaces, training=training, cache=folder, settings=looks)
     diversity = similarity_of_seeds(real, seeds, seed=settings.seed, draws=settings.bootstrap)
-    kept = [one for one in results[0].metrics if one.name not in {metric.name for metric in diversity}]
-    results[0] = replace(results[0], metrics=[*kept, *diversity, *missing])
-    results.append(text.evaluate(real_reports, reports, training=training_reports, **options))
-    judges = {
-        OWN_JUDGE: or_reason(lambda: train_judge(training, folder=folder / "judges", device=place)),
-        "xrv": or_reason(lambda: load_xrv(xrv, device=place)),
-    }
-    side = evaluated.transform.size
-    results.append(factual.evaluate(real, pictures, judges=judges, size=side, **options))
-    together, apart = (
-        made.matched(title, split, ["lateral"], [VIEW, "report"], limit=settings.limit, joint=joint)
-        for title, joint in (("joint", True), ("apart", False))
-    )
-    results.append(
-        consistency.evaluate(
-            _with_reports(real),
-            together,
-            encoders=PromptEncoders.of(evaluated, VIEW),
-            judges=judges,
-            independent=apart,
-            size=side,
-            **options,
+    kept = [one for one in images.metrics if one.name not in {metric.name for metric in diversity}]
+    results = [replace(images, metrics=[*kept, *diversity, *missing])]
+    if isinstance(of_reports, NotComputed):
+        results.append(_none("text", of_reports))
+    else:
+        real_reports, training_reports = (
+            _with_reports(read_set(data, split=one, labels="reports", pad=True, name=name))
+            for one, name in ((split, "real reports"), ("train", "training reports"))
         )
-    )
+        results.append(text.evaluate(real_reports, cohorts.made(of_reports), training=training_reports, **told))
+    judges = judges_of(training, xrv, folder, place)
+    results.append(factual.evaluate(real, pictures, judges=judges, **options))
+    if isinstance(of_both, NotComputed):
+        results.append(_none("consistency", of_both))
+    else:
+        together, apart = map(cohorts.made, of_both)
+        encoders = PromptEncoders.of(evaluated, VIEW)
+        results.append(
+            consistency.evaluate(
+                _with_reports(real), together, encoders=encoders, judges=judges, independent=apart, **options
+            )
+        )
     results.append(
         privacy.evaluate(
             known,
             training,
             real,
             extractors=spaces,
-            reid=None if reid is None else load_reid(reid),
-            size=side,
+            reid=reid,
             cache=folder,
             seed=settings.seed,
             bootstrap=settings.bootstrap,
@@ -179,13 +249,16 @@ def evaluate_all(
         seed=settings.seed,
         draws=settings.bootstrap,
     )
-    share = min(1.0, len(known) / len(training.with_pictures()))
-    results.append(
-        utility.evaluate(
-            training, known, real, learning, suite_options={"multiples": (share,)}, cache=folder, device=place
+    bare = next((one for one in (training, known, real) if not any(item.labels for item in one.items)), None)
+    if bare is not None:
+        reason = NotComputed(f"{bare.name}: none of its {len(bare)} items has labels, which are what is learnt")
+        results += [_none("utility", reason), _none("fairness", reason)]
+    else:
+        amounts = {"multiples": (min(1.0, len(known) / len(training.with_pictures())),)}
+        results.append(
+            utility.evaluate(training, known, real, learning, suite_options=amounts, cache=folder, device=place)
         )
-    )
-    results.append(fairness(training, known, real, learning, cache=folder, device=place))
+        results.append(fairness(training, known, real, learning, cache=folder, device=place))
     about = {
         "model": {"name": evaluated.name, "hash": evaluated.hash},
         "split": split,
@@ -193,6 +266,28 @@ def evaluate_all(
         "data": {one.name: {"n": len(one), "sha256": one.sha256} for one in (real, training)},
     }
     return about, results
+
+
+def _none(family: str, reason: NotComputed) -> FamilyResult:
+    return FamilyResult(family, [Metric.missing("all measures", reason)], {})
+
+
+def xrv_of(path: Path | None, device: str) -> Judge | NotComputed:
+    """TorchXRayVision's judge, or why there is none."""
+    return or_reason(lambda: load_xrv(path, device=device))
+
+
+def judges_of(
+    training: EvalSet | None, xrv: Judge | NotComputed, cache: Path, device: str
+) -> dict[str, Judge | NotComputed]:
+    """xgem's own judge, trained on real training pictures, or why there is none; and ``xrv``."""
+
+    def own() -> Judge:
+        if training is None:
+            raise NotComputed("it is trained on real training pictures, of which none were given (--training)")
+        return train_judge(training, folder=cache / "judges", device=device)
+
+    return {OWN_JUDGE: or_reason(own), "xrv": xrv}
 
 
 def fairness(
@@ -257,12 +352,12 @@ def open_extractors(
     return opened, missing
 
 
-def or_reason(make: Callable[[], T]) -> T | NotComputed:
-    """What ``make`` gives, or the reason why it cannot."""
+def or_reason(make: Callable[[], T], *errors: type[Exception]) -> T | NotComputed:
+    """What ``make`` gives, or the reason why it cannot: its ``NotComputed``, or one of ``errors``."""
     try:
         return make()
-    except NotComputed as reason:
-        return reason
+    except (NotComputed, *errors) as reason:
+        return NotComputed(str(reason))
 
 
 def _with_reports(items: EvalSet) -> EvalSet:

@@ -27,7 +27,8 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from xgem.types import InputError, ShapeError
+from xgem.eval.record import NotComputed
+from xgem.types import CheckpointError, InputError, ShapeError
 
 if TYPE_CHECKING:
     from xgem.eval.sets import EvalSet
@@ -91,11 +92,18 @@ def open_extractor(
         training, cache: real training pictures for ``xgem-classifier``, and where to keep what was trained.
 
     Raises:
-        NotComputed: weights or a package are missing; the message says which and where to put them.
+        NotComputed: weights or a package are missing, or a file holds other weights; the message says which and where
+            to put them.
         InputError: no such name.
     """
     name, _, source = space.partition("=")
-    place = device or "cpu"
+    try:
+        return _opened(space, name, source, device or "cpu", training, cache)
+    except CheckpointError as error:
+        raise NotComputed(f"{name}: {error}") from error
+
+
+def _opened(space: str, name: str, source: str, place: str, training: EvalSet | None, cache: Path | None) -> Extractor:
     if name.startswith("xgem:") and not source:
         from xgem.eval.extractors.own import prompt_encoder
 

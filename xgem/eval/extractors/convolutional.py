@@ -17,9 +17,11 @@ from torch.nn import functional as F
 from xgem.data.cache import module_hash
 from xgem.eval.extractors import Extractor, Images
 from xgem.eval.record import NotComputed
+from xgem.types import CheckpointError
 
 _INCEPTION_FILES: Final = ("weights-inception-2015-12-05-6726825d.pth", "pt_inception-2015-12-05-6726825d.pth")
-_DENSENETS: Final = {"all": "densenet121-res224-all", "mimic": "densenet121-res224-mimic_ch"}
+_DENSENETS: Final = {"all": "all", "mimic": "mimic_ch"}
+XRV_SIZE: Final = 224
 
 
 def inception(source: str | None, device: str) -> Extractor:
@@ -44,7 +46,7 @@ def inception(source: str | None, device: str) -> Extractor:
     try:
         network = FeatureExtractorInceptionV3("inception-v3", ["2048"], feature_extractor_weights_path=buffer)
     except RuntimeError as error:
-        raise NotComputed(
+        raise CheckpointError(
             f"inception-v3: {file} does not hold the FID's Inception ({_short(error)}); "
             f"get {_INCEPTION_FILES[0]} from torch-fidelity"
         ) from error
@@ -75,29 +77,11 @@ def densenet(which: str, source: str | None, device: str) -> Extractor:
             without running code of the file; the error says how to make a state dict of them.
     """
     name = f"xrv-densenet-{which}"
-    with warnings.catch_warnings():  # the package switches all warnings off
-        try:
-            from torchxrayvision import models
-        except ImportError as error:
-            raise NotComputed(f"{name} needs the package torchxrayvision, which is not installed") from error
-    published = models.model_urls[_DENSENETS[which]]["weights_url"].rpartition("/")[2]
-    file = _file(name, source, Path.home() / ".torchxrayvision" / "models_data", (published,))
-    try:
-        state = read_state(file, _layers(models))
-    except NotComputed as error:
-        model = f'torchxrayvision.models.DenseNet(weights="{_DENSENETS[which]}")'
-        raise NotComputed(f"{error}; if you trust it, torch.save({model}.state_dict(), FILE) makes one") from error
-    state.pop("op_threshs", None)
-    network: Any = models.DenseNet(num_classes=18, in_channels=1)
-    try:
-        network.load_state_dict(state)
-    except RuntimeError as error:
-        raise NotComputed(f"{name}: {file} does not hold TorchXRayVision's DenseNet-121 ({_short(error)})") from error
-    network.to(device).eval()
+    network: Any = xrv_network(name, source, _DENSENETS[which]).to(device)
 
     def encode(x: Tensor) -> Tensor:
         x = F.interpolate(
-            _central_square(x.float()), size=(224, 224), mode="bilinear", align_corners=False, antialias=True
+            _central_square(x.float()), size=(XRV_SIZE, XRV_SIZE), mode="bilinear", align_corners=False, antialias=True
         )
         return network.features2((x / 255 * 2 - 1) * 1024)
 
@@ -105,10 +89,44 @@ def densenet(which: str, source: str | None, device: str) -> Extractor:
         name,
         module_hash(network)[:16],
         1024,
-        224,
+        XRV_SIZE,
         "central square, bilinear to 224, scaled to [-1024, 1024]",
         _runner(encode, device),
     )
+
+
+def xrv_network(name: str, source: str | None, model: str) -> nn.Module:
+    """TorchXRayVision's DenseNet-121 in evaluation mode, without operating points.
+
+    Args:
+        name: for messages.
+        source: as :func:`densenet`.
+        model: what the package calls it behind ``densenet121-res224-``.
+
+    Raises:
+        NotComputed: the package or the weights are missing.
+        CheckpointError: the file holds something else.
+    """
+    with warnings.catch_warnings():  # the package switches all warnings off
+        try:
+            from torchxrayvision import models
+        except ImportError as error:
+            raise NotComputed(f"{name} needs the package torchxrayvision, which is not installed") from error
+    published = f"densenet121-res224-{model}"
+    named = models.model_urls[published]["weights_url"].rpartition("/")[2]
+    file = _file(name, source, Path.home() / ".torchxrayvision" / "models_data", (named,))
+    try:
+        state = read_state(file, _layers(models))
+    except CheckpointError as error:
+        form = f'torchxrayvision.models.DenseNet(weights="{published}")'
+        raise CheckpointError(f"{error}; if you trust it, torch.save({form}.state_dict(), FILE) makes one") from error
+    state.pop("op_threshs", None)
+    network = models.DenseNet(num_classes=18, in_channels=1)
+    try:
+        network.load_state_dict(state)
+    except RuntimeError as error:
+        raise CheckpointError(f"{name}: {file} holds other weights than {published}'s ({_short(error)})") from error
+    return network.eval()
 
 
 def _layers(models: Any) -> list[Any]:
@@ -121,6 +139,9 @@ def read_state(file: Path, classes: list[Any] | None = None) -> dict[str, Tensor
     """A state dict from safetensors, or from torch's format without running code of the file.
 
     A whole module may be in it if it consists of ``classes``.
+
+    Raises:
+        CheckpointError: neither.
     """
     if file.suffix == ".safetensors":
         from safetensors.torch import load_file
@@ -130,7 +151,7 @@ def read_state(file: Path, classes: list[Any] | None = None) -> dict[str, Tensor
         with torch.serialization.safe_globals(classes or []):
             loaded = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many kinds for files that are none of its own
-        raise NotComputed(f"{file}: not weights that load without running the file's code") from error
+        raise CheckpointError(f"{file}: not weights that load without running the file's code") from error
     return dict(loaded.state_dict() if isinstance(loaded, nn.Module) else loaded)
 
 
@@ -144,7 +165,7 @@ def _file(name: str, source: str | None, default: Path, names: tuple[str, ...]) 
             if (folder / one).is_file():
                 return folder / one
     where = f"{source} holds none" if source else "none in the library's cache"
-    raise NotComputed(f"{name}: no weights ({where}); get {names[0]} and give {name}=FILE")
+    raise NotComputed(f"{name}: no weights ({where}); get {names[0]} and give its path")
 
 
 def _central_square(x: Tensor) -> Tensor:

@@ -4,21 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from xgem.data.transforms import pad_square, resize
-from xgem.eval.classifier import ClassifierConfig, train_classifier
+from xgem.eval.classifier import ClassifierConfig
 from xgem.eval.extractors import Extractor, Images
-from xgem.eval.label_rules import CHEXPERT_CLASSES
+from xgem.eval.judges import train_judge
 from xgem.eval.material import open_model
 from xgem.eval.record import NotComputed
-from xgem.eval.sets import EvalSet
-from xgem.types import CheckpointError, InputError
-
-TRAINING_PICTURES: Final = 20_000
+from xgem.eval.sets import EvalSet, squares
+from xgem.types import InputError
 
 
 def prompt_encoder(name: str, device: str) -> Extractor:
@@ -30,17 +27,14 @@ def prompt_encoder(name: str, device: str) -> Extractor:
     model, slash, modality = name.removeprefix("xgem:").rpartition("/")
     if not slash or not model or not modality:
         raise InputError(f"feature space {name!r}: expected xgem:MODEL/MODALITY, as xgem:openi-128/frontal")
-    try:
-        evaluated = open_model(model, device=device)
-    except CheckpointError as error:
-        raise NotComputed(f"{name}: {error}") from error
+    evaluated = open_model(model, device=device)
     if modality not in evaluated.pictures:
         raise InputError(f"feature space {name!r}: {model} has the picture modalities {', '.join(evaluated.pictures)}")
     size = evaluated.transform.size
     report = evaluated.reports[0] if evaluated.reports else None
 
     def encode(pictures: Images) -> NDArray[Any]:
-        return evaluated.embed(modality, _squares(pictures, size))
+        return evaluated.embed(modality, squares(pictures, size))
 
     def encode_texts(texts: Sequence[str]) -> NDArray[Any]:
         return evaluated.embed(str(report), list(texts))
@@ -54,40 +48,18 @@ def prompt_encoder(name: str, device: str) -> Extractor:
 def trained_judge(
     training: EvalSet | None, cache: Path | None, device: str, *, config: ClassifierConfig | None = None
 ) -> Extractor:
-    """The last layer but one of :mod:`xgem.eval.classifier`, trained on real training pictures and their labels.
-
-    Of CheXpert's 14 classes; uncertain labels have no loss. At most 20,000 pictures, chosen by the classifier's seed.
+    """The last layer but one of xgem's own judge (:func:`xgem.eval.judges.train_judge`).
 
     Raises:
         NotComputed: no training set, or one without labels to learn from.
     """
     if training is None:
         raise NotComputed("xgem-classifier needs real training pictures with labels: none were given")
-    config = config or ClassifierConfig()
-    items = training.with_pictures()
-    if len(items) > TRAINING_PICTURES:
-        kept = np.random.default_rng(config.seed).choice(len(items), TRAINING_PICTURES, replace=False)
-        items = items.subset(np.sort(kept))
-    labels = np.where(items.labels() < 0, np.nan, items.labels())
-    parts = [_squares(batch, config.size) for batch in items.batches(config.size if items.pad else None)]
-    folder = cache / "classifier" if cache else None
-    try:
-        judge = train_classifier(
-            np.concatenate(parts), labels, CHEXPERT_CLASSES, config=config, folder=folder, device=device
-        )
-    except InputError as error:
-        raise NotComputed(f"xgem-classifier: {error}") from error
+    judge = train_judge(training, config=config, folder=cache / "judges" if cache else None, device=device)
 
     def encode(pictures: Images) -> NDArray[Any]:
-        return judge.features(_squares(pictures, config.size))
+        return judge.classifier.features(squares(pictures, judge.size))
 
-    dim = encode(np.zeros((1, config.size, config.size), dtype=np.uint8)).shape[1]
-    steps = f"padded to a square, area to {config.size}, standardised"
-    return Extractor("xgem-classifier", judge.hash, dim, config.size, steps, encode)
-
-
-def _squares(pictures: Images, size: int) -> Images:
-    if pictures.shape[1:] == (size, size):
-        return pictures
-    made = [resize(pad_square(one.astype(np.float32) / 255), (size, size), "area") for one in pictures]
-    return np.stack([np.rint(one * 255).astype(np.uint8) for one in made])
+    dim = encode(np.zeros((1, judge.size, judge.size), dtype=np.uint8)).shape[1]
+    steps = f"padded to a square, area to {judge.size}, standardised"
+    return Extractor(judge.name, judge.weights, dim, judge.size, steps, encode)

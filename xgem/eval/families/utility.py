@@ -200,12 +200,15 @@ def _compared(
     tested: Tested, name: str, against: str, difference: Sampled, bootstrap: Bootstrap, judge: Mapping[str, Any]
 ) -> tuple[list[Metric], dict[str, float]]:
     """What one protocol adds to another: in the headline measure, and case by case. Each with its own test."""
-    from xgem.eval.utility.runner import bootstrap_p, pool, wilcoxon
+    from xgem.eval.comparisons import signed_ranks
+    from xgem.eval.utility.runner import bootstrap_p, pool
 
     task, of = tested.task, f"{name} - {against}"
     first, second = tested.cases(name), tested.cases(against)
     by_case = pool([bootstrap.mean(a - b) for a, b in zip(first, second, strict=True)], task.settings.seed)
-    tests = {"bootstrap_p": bootstrap_p(difference), "wilcoxon_p": wilcoxon(first.mean(axis=0), second.mean(axis=0))}
+    each = first.mean(axis=0) - second.mean(axis=0)
+    _, _, p, _ = signed_ranks(each[np.isfinite(each)])
+    tests = {"bootstrap_p": bootstrap_p(difference), "wilcoxon_p": p}
     return [
         Metric(
             f"{measure}: difference",

@@ -6,7 +6,6 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -164,15 +163,3 @@ def bootstrap_p(difference: Sampled) -> float:
     draws = difference.draws[np.isfinite(difference.draws)]
     rarer = min(int((draws <= 0).sum()), int((draws >= 0).sum()))
     return min(1.0, 2 * (1 + rarer) / (1 + len(draws)))
-
-
-def wilcoxon(first: Array, second: Array) -> float:
-    """Two-sided p of Wilcoxon's signed rank test on paired cases (n,); 1 where no case differs, NaN cases left out.
-
-    Over cases, not over runs: with five runs the smallest possible p is 0.0625.
-    """
-    from scipy import stats
-
-    difference = (first - second)[np.isfinite(first) & np.isfinite(second)]
-    found: Any = stats.wilcoxon(difference) if np.any(difference != 0) else None
-    return 1.0 if found is None else float(found.pvalue)

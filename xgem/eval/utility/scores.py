@@ -9,12 +9,12 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from xgem.eval.agreement import auc_draws
 from xgem.eval.statistics import Array, Bootstrap, Sampled
 from xgem.types import ShapeError
 
 Measures = dict[tuple[str, str], Sampled]
 """By the measure's name and what it is of ("" for all)."""
-_BLOCK = 4_000_000
 
 
 def check_scores(scores: Array, labels: Array, classes: Sequence[str]) -> None:
@@ -33,34 +33,6 @@ def untestable(labels: Array, classes: Sequence[str]) -> dict[str, str]:
         for name, (positives, negatives) in counts.items()
         if not positives or not negatives
     }
-
-
-def auc_draws(scores: Array, labels: Array, weights: Array) -> Array:
-    """Area under the ROC curve on each of b resamplings, (b,); NaN where one has a single class. Ties count half.
-
-    Args:
-        scores, labels: (n,) or (n, classes); all columns of the latter are pooled (micro average).
-        weights: (b, n).
-
-    By ranks, so that n may be large: :func:`xgem.eval.agreement.auc` looks at every pair of cases.
-    """
-    known = np.isfinite(labels)
-    cases, values, truth = np.nonzero(known)[0], scores[known], labels[known]
-    result = np.full(len(weights), np.nan)
-    if not len(values):
-        return result
-    order = np.argsort(values, kind="stable")
-    cases, values, truth = cases[order], values[order], truth[order]
-    starts = np.flatnonzero(np.r_[True, values[1:] != values[:-1]])
-    block = max(1, _BLOCK // len(values))
-    for first in range(0, len(weights), block):
-        own = weights[first : first + block, cases]
-        positive = np.add.reduceat(own * truth, starts, axis=1)
-        negative = np.add.reduceat(own * (1 - truth), starts, axis=1)
-        wins = (positive * (negative.cumsum(axis=1) - negative / 2)).sum(axis=1)
-        pairs = positive.sum(axis=1) * negative.sum(axis=1)
-        result[first : first + block] = np.divide(wins, pairs, out=np.full(len(own), np.nan), where=pairs > 0)
-    return result
 
 
 def confusion(scores: Array, labels: Array, weights: Array, threshold: float | Array = 0.5) -> tuple[Array, ...]:
