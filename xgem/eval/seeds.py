@@ -45,7 +45,7 @@ def similarity_of_seeds(
             is left out.
         prompts: at most so many prompts, chosen at random.
     """
-    groups = of_one_prompt(generated)
+    real, groups = real.with_pictures(), of_one_prompt(generated)
     if not groups:
         reason = "no prompt has several samples: diversity needs at least 2 generated pictures of one `pair` or prompt"
         return [Metric.missing(name, reason) for name in ("ssim", "ms_ssim")]

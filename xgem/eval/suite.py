@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -254,7 +255,9 @@ def evaluate_all(
         reason = NotComputed(f"{bare.name}: none of its {len(bare)} items has labels, which are what is learnt")
         results += [_none("utility", reason), _none("fairness", reason)]
     else:
-        amounts = {"multiples": (min(1.0, len(known) / len(training.with_pictures())),)}
+        usable = utility.make_task(learning, training).usable
+        share = len(usable(known)) / len(usable(training))
+        amounts = {"multiples": (min(1.0, math.floor(100 * share) / 100 or share),)}
         results.append(
             utility.evaluate(training, known, real, learning, suite_options=amounts, cache=folder, device=place)
         )
