@@ -16,7 +16,7 @@ from PIL import Image
 from xgem.eval import fidelity
 from xgem.eval.extractors import Extractor, Images
 from xgem.eval.families.fidelity import evaluate
-from xgem.eval.record import FamilyResult, as_json, as_markdown
+from xgem.eval.record import FamilyResult, as_csv, as_json, as_markdown
 from xgem.eval.report import as_html
 from xgem.eval.seeds import of_one_prompt, similarity_of_seeds
 from xgem.eval.sets import EvalSet, Item
@@ -161,7 +161,8 @@ def test_tables_have_chexgenbenchs_columns(good: FamilyResult) -> None:
 
 def test_the_record_can_be_written(good: FamilyResult) -> None:
     assert '"not_computed"' in as_json([good])
-    assert "| fid, Pleural Effusion |" in as_markdown([good])
+    assert "| fid |" in as_markdown([good])
+    assert "fidelity,fid,Pleural Effusion," in as_csv([good])
     assert all(png.startswith(b"\x89PNG") for png in good.plots.values())
     assert {title.partition(" (")[0] for title in good.plots} == {
         "Precision, recall, density, coverage",

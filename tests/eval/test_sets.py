@@ -166,6 +166,10 @@ def test_reports_alone_are_a_set_without_pictures(tmp_path):
     assert found.reports == ["No edema."]
     with pytest.raises(InputError, match="no pictures"):
         found.with_pictures()
+    both = table(tmp_path / "b.csv", [{"id": "a", "report": "No edema."}, {"id": "b", "report": ""}])
+    assert [item.id for item in read_set(both).with_reports().items] == ["a"]
+    with pytest.raises(InputError, match="no reports"):
+        read_set(both).subset([1]).with_reports()
 
 
 def test_pairs_follow_the_named_study_and_refuse_strangers(tmp_path):

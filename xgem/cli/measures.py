@@ -199,7 +199,7 @@ def consistency(
         found, made, learnt = read_sets(real, generated, training, split, view, labels, pad)
         encoders, place = PromptEncoders.of(open_model(model, device=device), view), place_of(device)
         return family.evaluate(
-            found,
+            found.with_pictures().with_reports(),
             made,
             encoders=encoders,
             judges=judges_of(learnt, xrv_of(xrv, place), cache or out / "cache", place),

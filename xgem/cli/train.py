@@ -59,20 +59,25 @@ def train(
         raise InputError(f"--precision {precision}: expected no, bf16 or fp16")
     if stage not in ("all", "reid", *STAGES):
         raise InputError(f"unknown stage {stage!r}: expected all, reid or one of {', '.join(STAGES)}")
+    if preset is None and stage != "reid":
+        raise InputError(f"stage {stage!r} is one of a preset: name it with --preset")
     if threads is not None:
         torch.set_num_threads(threads)
-    torch.set_flush_denormal(True)  # averaged weights decay through numbers that slow a CPU down
     logging.getLogger("xgem").setLevel(logging.INFO)
     options = LoopOptions(resume=resume, compile=use_compile, precision=precision, progress=progress)
-    if stage == "reid":
-        from xgem.train import reid
+    torch.set_flush_denormal(True)  # averaged weights decay through numbers that slow a CPU down
+    try:
+        if stage == "reid":
+            from xgem.train import reid
 
-        start = None if init is None else Path(init)
-        reid.run(Manifest.read(data), out, options, preset=preset or "small", seed=seed, init=start, progress=progress)
-        return
-    if preset is None:
-        raise InputError(f"stage {stage!r} is one of a preset: name it with --preset")
-    source = None if init is None else locate(init).root
-    loaded = load_preset(preset)
-    names = planned(loaded) if stage == "all" else (stage,)
-    run(names, loaded, Manifest.read(data), out, options, seed=seed, init=source)
+            start = None if init is None else Path(init)
+            reid.run(
+                Manifest.read(data), out, options, preset=preset or "small", seed=seed, init=start, progress=progress
+            )
+            return
+        source = None if init is None else locate(init).root
+        loaded = load_preset(str(preset))
+        names = planned(loaded) if stage == "all" else (stage,)
+        run(names, loaded, Manifest.read(data), out, options, seed=seed, init=source)
+    finally:
+        torch.set_flush_denormal(False)  # whoever called goes on with IEEE's numbers

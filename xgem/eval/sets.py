@@ -146,6 +146,17 @@ class EvalSet:
             raise InputError(f"{self.name}: no pictures in it; this measure needs some")
         return self if len(rows) == len(self.items) else self.subset(rows)
 
+    def with_reports(self) -> EvalSet:
+        """The items that have a report.
+
+        Raises:
+            InputError: none has.
+        """
+        rows = [row for row, item in enumerate(self.items) if item.report.strip()]
+        if not rows:
+            raise InputError(f"{self.name}: no reports in it; this measure needs some")
+        return self if len(rows) == len(self.items) else self.subset(rows)
+
     def batches(self, size: int | None = None, batch_size: int = 256) -> Iterator[Images]:
         """The pictures in order, as (b, size, size) uint8; never more than ``batch_size`` in memory.
 

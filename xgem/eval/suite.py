@@ -215,7 +215,7 @@ def evaluate_all(
         results.append(_none("text", of_reports))
     else:
         real_reports, training_reports = (
-            _with_reports(read_set(data, split=one, labels="reports", pad=True, name=name))
+            read_set(data, split=one, labels="reports", pad=True, name=name).with_reports()
             for one, name in ((split, "real reports"), ("train", "training reports"))
         )
         results.append(text.evaluate(real_reports, cohorts.made(of_reports), training=training_reports, **told))
@@ -228,7 +228,12 @@ def evaluate_all(
         encoders = PromptEncoders.of(evaluated, VIEW)
         results.append(
             consistency.evaluate(
-                _with_reports(real), together, encoders=encoders, judges=judges, independent=apart, **options
+                real.with_pictures().with_reports(),
+                together,
+                encoders=encoders,
+                judges=judges,
+                independent=apart,
+                **options,
             )
         )
     results.append(
@@ -361,7 +366,3 @@ def or_reason(make: Callable[[], T], *errors: type[Exception]) -> T | NotCompute
         return make()
     except (NotComputed, *errors) as reason:
         return NotComputed(str(reason))
-
-
-def _with_reports(items: EvalSet) -> EvalSet:
-    return items.subset([row for row, item in enumerate(items.items) if item.report.strip()])
