@@ -88,6 +88,11 @@ class Study:
     source: str = ""
     licence: str = ""
 
+    @property
+    def annotated(self) -> bool:
+        """Whether there are masks, boxes or a severity score of its frontal."""
+        return bool(self.masks or self.boxes) or self.severity is not None
+
 
 @dataclass(frozen=True)
 class Prompt:

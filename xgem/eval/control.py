@@ -19,7 +19,8 @@ from xgem.eval import sheets
 from xgem.eval.asked import FAMILIES
 from xgem.eval.control_run import ControlSettings, Family, NotComputed, Run
 from xgem.eval.material import Evaluated
-from xgem.eval.results import Measure, finite
+from xgem.eval.record import finite
+from xgem.eval.results import Measure
 from xgem.eval.routes import prepare_folder, settled
 from xgem.eval.statistics import Sampled
 from xgem.types import OutputError

@@ -23,7 +23,8 @@ from xgem.eval.comparisons import signed_ranks
 from xgem.eval.judges import prevalence_thresholds
 from xgem.eval.labels import LABELLER, LABELLER_VERSION, label_matrix
 from xgem.eval.material import Evaluated, Images, Material, Training, load_material, load_training
-from xgem.eval.results import Measure, finite
+from xgem.eval.record import finite
+from xgem.eval.results import Measure
 from xgem.eval.route import LETTERS
 from xgem.eval.routes import RunSettings, described, each, generate_several, judged, prepare_folder
 from xgem.eval.statistics import Array, Bootstrap, Sampled

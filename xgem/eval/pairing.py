@@ -31,7 +31,7 @@ def one_each(real: EvalSet, generated: EvalSet) -> tuple[EvalSet, EvalSet]:
 def described(real: EvalSet, generated: EvalSet, *, n: int, draws: int, seed: int, **more: Any) -> dict[str, Any]:
     """The settings that every record has: seed, resamplings, both sets with their sizes and hashes."""
     both = (("real", real), ("generated", generated))
-    sets = {key: {"name": one.name, "n": len(one), "sha256": one.sha256} for key, one in both}
+    sets = {key: one.described for key, one in both}
     return {
         "seed": seed,
         "bootstrap": f"{draws} resamplings of studies",

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from xgem.eval.agreement import average
+from xgem.eval.record import finite
 from xgem.eval.statistics import Comparison, Estimate, Sampled
 
 if TYPE_CHECKING:
@@ -270,14 +271,3 @@ def _cell(route: RouteResult, name: str) -> str:
 
 def _interval(estimate: Mapping[str, Any]) -> str:
     return f"{estimate['value']:.3f} [{estimate['low']:.3f}, {estimate['high']:.3f}]"
-
-
-def finite(value: Any) -> Any:
-    """NaN has no place in JSON: a number that is not defined becomes null."""
-    if isinstance(value, Mapping):
-        return {str(key): finite(one) for key, one in value.items()}
-    if isinstance(value, list | tuple):
-        return [finite(one) for one in value]
-    if isinstance(value, float) and value != value:
-        return None
-    return value

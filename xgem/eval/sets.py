@@ -119,6 +119,11 @@ class EvalSet:
         return digest.hexdigest()
 
     @property
+    def described(self) -> dict[str, Any]:
+        """Name, size and hash, as records have them."""
+        return {"name": self.name, "n": len(self), "sha256": self.sha256}
+
+    @property
     def reports(self) -> list[str]:
         return [item.report for item in self.items]
 

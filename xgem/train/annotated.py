@@ -61,8 +61,7 @@ def annotated_bank(
     """
     drawn: dict[int, Annotation] = {}
     for index, study in enumerate(corpus.studies):
-        annotated = study.masks or study.boxes or study.severity is not None
-        if annotated and corpus.rows(index, "frontal"):
+        if study.annotated and corpus.rows(index, "frontal"):
             drawn[index] = read_study(study, config)
     if not drawn:
         raise DataError("no annotated frontal picture in this split: train on a manifest that has some")

@@ -70,7 +70,7 @@ def outline(
 
     known = Outlines.stacked([read_study(study, transform).masks for study in drawn], structures, config.size)
     segmenter = train_segmenter(pictures(drawn), known, config=config, cache=cache, device=device)
-    lacking = [study for study in studies if not (study.masks or study.boxes or study.severity is not None)]
+    lacking = [study for study in studies if not study.annotated]
     try:
         masks.mkdir(parents=True, exist_ok=True)
         found = {

@@ -100,7 +100,7 @@ def evaluate(
         "fidelity",
         metrics,
         settings=asdict(settings)
-        | {name: {"name": one.name, "n": len(one), "sha256": one.sha256} for name, one in sets.items()}
+        | {name: one.described for name, one in sets.items()}
         | {"labelled_by": {name: one.labelled_by for name, one in sets.items()}}
         | {"preprocessing": {space.extractor.name: space.extractor.preprocessing for space in spaces}},
         details={"pictures_per_finding": {of: {"real": n, "generated": m} for of, (n, m) in counts.items()}},

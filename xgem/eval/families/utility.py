@@ -85,7 +85,7 @@ def evaluate(
     except NotComputed as reason:
         return FamilyResult(FAMILY, [Metric.missing(settings.task, reason)], {"settings": asdict(settings)})
     sets = {
-        name: {"name": one.name, "n": len(one), "sha256": one.sha256, "labelled_by": one.labelled_by}
+        name: one.described | {"labelled_by": one.labelled_by}
         for name, one in (("real", real), ("synthetic", synthetic), ("test", test))
     }
     details: dict[str, Any] = {
