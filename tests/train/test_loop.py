@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from torch import Tensor, nn
 
 from xgem.configs.schema import StageConfig
 from xgem.train import checkpoint
-from xgem.train.loop import LoopOptions, Stage, _trim_log, learning_rate, mix, permuted, train
+from xgem.train.loop import LoopOptions, Stage, _quick_attention, _trim_log, learning_rate, mix, permuted, train
 from xgem.train.loop import _ema as ema
 from xgem.types import CheckpointError, DataError
 
@@ -279,3 +280,19 @@ def test_final_weights_are_the_averaged_ones(tmp_path: Path) -> None:
         assert torch.equal(value, averaged[f"module.{name}"])
         assert not torch.equal(value, model[name])
     assert math.isfinite(log_of(tmp_path)[-1]["val/loss"])
+
+
+@pytest.mark.parametrize("precision", ["no", "bf16"])
+def test_attention_in_training_is_the_same_attention(precision: str) -> None:
+    query, key, value = torch.randn(3, 2, 4, 9, 8).unbind()
+    seen = []
+    for context in (nullcontext(), _quick_attention(torch.device("cpu"), precision)):
+        inputs = [tensor.clone().requires_grad_() for tensor in (query, key, value)]
+        with context, torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
+            out = nn.functional.scaled_dot_product_attention(*inputs)
+            out.float().square().sum().backward()
+        seen.append([out, *(tensor.grad for tensor in inputs)])
+    for fused, plain in zip(*seen, strict=True):
+        torch.testing.assert_close(plain, fused, rtol=0, atol=0 if precision == "no" else 0.05)
+    assert torch.backends.cuda.flash_sdp_enabled()
+    assert not torch.backends.cuda.fp16_bf16_reduction_math_sdp_allowed()

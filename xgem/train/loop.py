@@ -24,6 +24,7 @@ from PIL import Image
 from pydantic import BaseModel
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.optim.swa_utils import AveragedModel
 
 from xgem.configs.schema import StageConfig
@@ -138,6 +139,21 @@ def _ema(decay: float) -> Any:
         torch._foreach_lerp_(list(averaged), list(current), 1 - weight)
 
     return update
+
+
+@contextmanager
+def _quick_attention(device: torch.device, precision: str) -> Iterator[None]:
+    """On a CPU in half precision, attention by plain products: the backward pass of the fused kernel is slow there."""
+    if device.type != "cpu" or precision == "no":
+        yield
+        return
+    before = torch.backends.cuda.fp16_bf16_reduction_math_sdp_allowed()
+    try:
+        torch.backends.cuda.allow_fp16_bf16_reduction_math_sdp(True)  # else the products are made in float32
+        with sdpa_kernel(SDPBackend.MATH):
+            yield
+    finally:
+        torch.backends.cuda.allow_fp16_bf16_reduction_math_sdp(before)
 
 
 def _parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
@@ -290,7 +306,8 @@ def train(stage: Stage, root: Path, options: LoopOptions = LoopOptions()) -> Tra
                     key: value.to(accelerator.device) if isinstance(value, Tensor) else value
                     for key, value in batch.items()
                 }
-                with accelerator.accumulate(module), accelerator.autocast():
+                attention = _quick_attention(accelerator.device, options.precision)
+                with accelerator.accumulate(module), accelerator.autocast(), attention:
                     loss, logged = stage.loss(call, batch)
                     accelerator.backward(loss)
                     if accelerator.sync_gradients:
