@@ -30,14 +30,13 @@ def load(
     revision: str | None = None,
     device: str | torch.device | None = None,
     dtype: str | torch.dtype | None = None,
+    compile: bool = False,
 ) -> XgemPipeline:
     """A pipeline from an embedded checkpoint (by name; None: the default), a folder, or a hub id with a revision.
 
-    Raises:
-        CheckpointError: there is no such checkpoint, or it is not valid.
-        DeviceError: the device or dtype is not available.
+    Options and errors are those of ``XgemPipeline.from_pretrained``.
     """
-    return XgemPipeline.from_pretrained(model, revision=revision, device=device, dtype=dtype)
+    return XgemPipeline.from_pretrained(model, revision=revision, device=device, dtype=dtype, compile=compile)
 
 
 @overload

@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Unpack, cast, overload
@@ -19,10 +20,11 @@ from torch import Tensor
 
 import xgem.checkpoint as checkpoints
 from xgem import __version__
-from xgem.configs.schema import Preset
+from xgem.configs.schema import DiTGeneratorConfig, Preset
 from xgem.data.annotations import render
 from xgem.data.captions import preface
 from xgem.devices import dtype_name, resolve_device, resolve_dtype
+from xgem.generators.latent_diffusion import DiTLatentDiffusion
 from xgem.generators.sampling import SAMPLERS, Control, Output, sample_together
 from xgem.locate import Location, locate
 from xgem.modalities import MODALITIES, get_modality
@@ -30,7 +32,7 @@ from xgem.noise import derived_seed, draw_seeds, sample_noise
 from xgem.progress import StepBar
 from xgem.provenance import Generation
 from xgem.request import CallOptions, Inputs, Request, make_request
-from xgem.types import CheckpointError, ConfigError, Context, Encoded, InputError, PrivacyError, Prompt
+from xgem.types import CheckpointError, ConfigError, Context, DeviceError, Encoded, InputError, PrivacyError, Prompt
 
 if TYPE_CHECKING:
     from xgem.alignment.model import Alignment
@@ -85,10 +87,16 @@ class XgemPipeline:
         name: the checkpoint's name, as metadata gives it.
         hash: stands for all of the checkpoint's files (``xgem.checkpoint.checkpoint_hash``).
         device, dtype: where and in which number format requests run.
+        compiled: whether its diffusion transformer is compiled.
     """
 
     def __init__(
-        self, location: Location, *, device: str | torch.device | None = None, dtype: str | torch.dtype | None = None
+        self,
+        location: Location,
+        *,
+        device: str | torch.device | None = None,
+        dtype: str | torch.dtype | None = None,
+        compile: bool = False,
     ) -> None:
         """Use ``from_pretrained``; the device is the first CUDA device or the CPU, and float32, unless given."""
         self.device = resolve_device(device)
@@ -97,6 +105,9 @@ class XgemPipeline:
         self.name = location.name
         self.preset = _read_preset(location.root)
         self.hash = checkpoints.checkpoint_hash(location.root)
+        self.compiled = compile
+        if compile and not any(isinstance(part, DiTGeneratorConfig) for part in self.preset.components.values()):
+            raise InputError(f"{self.name}: has no diffusion transformer, which is what compile is for; leave it out")
         self._components: dict[str, Component] = {}
         self._lock = threading.Lock()
         # Generators keep their projected context while they sample: one at a time, threads wait for each other.
@@ -110,14 +121,19 @@ class XgemPipeline:
         revision: str | None = None,
         device: str | torch.device | None = None,
         dtype: str | torch.dtype | None = None,
+        compile: bool = False,
     ) -> XgemPipeline:
         """Open a checkpoint: an embedded one by name (None: the default), a folder, or a hub id with a revision.
 
+        ``compile`` makes its diffusion transformer faster and the first request of each shape (batch size, and without
+        guidance the length of captions) a minute slower: it is for many requests of few shapes. Samples that
+        annotations steer are made as without it.
+
         Raises:
             CheckpointError: there is none, or its index is not valid.
-            DeviceError: the device or dtype is not available.
+            DeviceError: the device or dtype is not available. InputError: there is nothing to compile.
         """
-        return cls(locate(model, revision=revision), device=device, dtype=dtype)
+        return cls(locate(model, revision=revision), device=device, dtype=dtype, compile=compile)
 
     def save_pretrained(self, directory: str | Path) -> None:
         """Copy the checkpoint, verified, with its card, to a new or empty folder.
@@ -153,6 +169,8 @@ class XgemPipeline:
                 self._components[name] = checkpoints.load_component(
                     self.root, name, device=self.device, dtype=self.dtype
                 )
+                if self.compiled and isinstance(component := self._components[name], DiTLatentDiffusion):
+                    component.net.compile(dynamic=False)  # with shapes of its own, what is made depends on no other
             return self._components[name]
 
     @overload
@@ -225,7 +243,7 @@ class XgemPipeline:
 
         Raises:
             InputError: anything of the above that cannot be used.
-            CheckpointError, DeviceError: as ``component`` and ``to``.
+            CheckpointError, DeviceError: as ``component`` and ``to``; nor can it be compiled here.
             PrivacyError: the gate refused every draw of a sample.
         """
         if joint is None:
@@ -528,15 +546,23 @@ class XgemPipeline:
             )
             for name, part in chunk.items()
         }
-        with self._sampling:
-            latents = sample_together(
-                outputs,
-                num_inference_steps=request.num_inference_steps,
-                sampler=request.sampler,
-                environment=self._environment() if len(chunk) > 1 else None,
-                first_step=request.first_step,
-                callback=on_step,
-            )
+        # What is attached while it samples is new at every step, and would be compiled at every step.
+        eager = self.compiled and (len(chunk) > 1 or any(output.control for output in outputs.values()))
+        try:
+            with self._sampling, torch.compiler.set_stance("force_eager") if eager else nullcontext():
+                latents = sample_together(
+                    outputs,
+                    num_inference_steps=request.num_inference_steps,
+                    sampler=request.sampler,
+                    environment=self._environment() if len(chunk) > 1 else None,
+                    first_step=request.first_step,
+                    callback=on_step,
+                )
+        except RuntimeError as error:
+            if type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
+                reason = str(error).strip().splitlines()[0]
+                raise DeviceError(f"the transformer cannot be compiled here, leave compile out: {reason}") from error
+            raise
         return {name: self._decode(name, z, keys, request) for name, z in latents.items()}
 
     def _decode(self, output: str, latents: Tensor, keys: Sequence[tuple[int, int]], request: Request) -> list[Any]:
@@ -575,6 +601,7 @@ class XgemPipeline:
             "torch": torch.__version__,
             "device": str(self.device),
             "dtype": dtype_name(self.dtype),
+            "compiled": self.compiled,
             "threads": torch.get_num_threads(),
         }
 

@@ -68,6 +68,7 @@ class _Record(BaseModel):
     device: str
     dtype: str
     threads: int = Field(ge=1, le=4096)
+    compiled: bool = False
 
 
 @dataclass(frozen=True)
@@ -171,6 +172,7 @@ def _open(
     where: dict[str, Any] = {
         "device": record.device if device is None else device,
         "dtype": record.dtype if dtype is None else dtype,
+        "compile": record.compiled,
     }
     if model is not None:
         return load(model, **where)

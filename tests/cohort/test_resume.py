@@ -226,7 +226,7 @@ def test_a_job_of_two_tasks_equals_one_process(
     from xgem.cohort.submit import Work, submit
 
     monkeypatch.setenv("PYTHONPATH", str(project))
-    work = Work(str(plan), str(tmp_path / "out"), "cpu", None, 1)
+    work = Work(str(plan), str(tmp_path / "out"), "cpu", None, False, 1)
     job = submit(work, logs=tmp_path / "logs", tasks=2, timeout_min=4, cluster="local")
     assert job.results() == [8, 4]
     assert tree(tmp_path / "out") == whole

@@ -35,6 +35,9 @@ def cohort(
     dtype: Annotated[
         str | None, typer.Option("--dtype", help="float32, bfloat16 or float16.", show_default="float32")
     ] = None,
+    use_compile: Annotated[
+        bool, typer.Option("--compile", help="Compile the diffusion transformer; pays for large cohorts.")
+    ] = False,
     threads: Annotated[
         int | None, typer.Option("--threads", min=1, help="CPU threads.", show_default="as begun, or torch's")
     ] = None,
@@ -57,7 +60,7 @@ def cohort(
     if dry_run:
         from xgem.cohort.run import open_cohort
 
-        _show(open_cohort(asked, device=device, dtype=dtype)[0])
+        _show(open_cohort(asked, device=device, dtype=dtype, compile=use_compile)[0])
         return
     assert out is not None
     if collect:
@@ -72,8 +75,8 @@ def cohort(
         from xgem.cohort.submit import Work, submit
 
         # The node decides on the device; what the model can do is the same everywhere.
-        open_cohort(asked, device="cpu")
-        work = Work(str(plan.absolute()), str(out.absolute()), device, dtype, threads)
+        open_cohort(asked, device="cpu", compile=use_compile)
+        work = Work(str(plan.absolute()), str(out.absolute()), device, dtype, use_compile, threads)
         logs = out.with_name(f"{out.name}.slurm").absolute()
         job = submit(work, logs=logs, partition=partition, nodes=nodes, tasks=tasks, gpus=gpus, timeout_min=timeout)
         typer.echo(f"job {job.job_id}: {nodes * tasks} shards into {out}, logs in {logs}")
@@ -82,7 +85,8 @@ def cohort(
     from xgem.cohort.shards import environment_shard, parse_shard
 
     part = environment_shard() if shard is None else parse_shard(shard)
-    done = run(asked, out, shard=part, device=device, dtype=dtype, threads=threads, progress=progress)
+    where: dict[str, Any] = {"device": device, "dtype": dtype, "compile": use_compile, "threads": threads}
+    done = run(asked, out, shard=part, progress=progress, **where)
     if done.counts is None:
         typer.echo(f"{out}: {done.made} studies made, {done.missing} are left to other shards")
     else:

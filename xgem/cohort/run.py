@@ -41,7 +41,11 @@ class Done:
 
 
 def open_cohort(
-    plan: Plan, *, device: str | torch.device | None = None, dtype: str | torch.dtype | None = None
+    plan: Plan,
+    *,
+    device: str | torch.device | None = None,
+    dtype: str | torch.dtype | None = None,
+    compile: bool = False,
 ) -> tuple[Cohort, XgemPipeline, list[dict[str, Any]]]:
     """Expand a plan, open its model, and check the one against the other; nothing is written.
 
@@ -50,7 +54,7 @@ def open_cohort(
     """
     cohort = expand(plan)
     model = plan.model or model_for([cohort.item(0).inputs])
-    pipeline = load(model, revision=plan.revision, device=device, dtype=dtype)
+    pipeline = load(model, revision=plan.revision, device=device, dtype=dtype, compile=compile)
     return cohort, pipeline, check(cohort, pipeline)
 
 
@@ -61,6 +65,7 @@ def run(
     shard: Shard | None = None,
     device: str | None = None,
     dtype: str | None = None,
+    compile: bool = False,
     threads: int | None = None,
     progress: bool = True,
 ) -> Done:
@@ -71,6 +76,7 @@ def run(
             a smaller count.
         shard: which part of the batches; all of them by default.
         device: a shard of several on one machine takes its own GPU unless this names one.
+        compile: compile the model's diffusion transformer.
         threads: of the CPU; those that the cohort was begun with, or torch's number.
 
     Raises:
@@ -81,7 +87,7 @@ def run(
     shard = shard or Shard()
     if device is None and torch.cuda.is_available():
         device = f"cuda:{shard.local % torch.cuda.device_count()}"
-    cohort, pipeline, requests = open_cohort(plan, device=device, dtype=dtype)
+    cohort, pipeline, requests = open_cohort(plan, device=device, dtype=dtype, compile=compile)
     folder = Folder(out)
     before = torch.get_num_threads()
     if threads is None:
@@ -92,6 +98,7 @@ def run(
             "checkpoint": {"name": pipeline.name, "hash": pipeline.hash},
             "device": pipeline.device.type,
             "dtype": dtype_name(pipeline.dtype),
+            "compiled": pipeline.compiled,
             "threads": threads,
             "torch": torch.__version__,
             "xgem": __version__,

@@ -17,6 +17,7 @@ class Work:
     out: str
     device: str | None
     dtype: str | None
+    compile: bool
     threads: int | None
 
     def __call__(self) -> int:
@@ -29,8 +30,8 @@ class Work:
 
         task = submitit.JobEnvironment()
         shard = Shard(task.global_rank, task.num_tasks, task.local_rank)
-        options: dict[str, Any] = {"device": self.device, "dtype": self.dtype, "threads": self.threads}
-        return run(read_plan(self.plan), self.out, shard=shard, progress=False, **options).made
+        options: dict[str, Any] = {"device": self.device, "dtype": self.dtype, "compile": self.compile}
+        return run(read_plan(self.plan), self.out, shard=shard, threads=self.threads, progress=False, **options).made
 
     def checkpoint(self) -> Any:
         """What submitit queues in the place of a job that was stopped: the same work, which goes on."""

@@ -85,11 +85,11 @@ class TimeEmbedding(TimestepEmbedding):
     """The MLP of the sinusoidal time embedding; inside ``reused_context`` looked up, all steps from one call."""
 
     _table: Tensor | None = None
-    _step = 0
+    _row: Tensor | None = None
 
     def prepare(self, timesteps: Tensor | None) -> None:
         """Embed the timesteps (n,) of a request; None forgets them."""
-        self._table, self._step = None, 0
+        self._table = self._row = None
         if timesteps is not None:
             weight = self.linear_1.weight
             waves = get_timestep_embedding(
@@ -98,11 +98,12 @@ class TimeEmbedding(TimestepEmbedding):
             self._table = super().forward(waves.to(weight.device, weight.dtype))
 
     def at(self, step: int) -> None:
-        self._step = step
+        assert self._table is not None
+        self._row = self._table[step]  # not the number: a compiled transformer would be compiled for every step
 
     def forward(self, sample: Tensor, condition: Tensor | None = None) -> Tensor:
-        if self._table is not None:
-            return self._table[self._step].expand(len(sample), -1)
+        if self._row is not None:
+            return self._row.expand(len(sample), -1)
         return super().forward(sample, condition)
 
 
