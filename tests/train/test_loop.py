@@ -289,7 +289,7 @@ def test_attention_in_training_is_the_same_attention(precision: str) -> None:
     for context in (nullcontext(), _quick_attention(torch.device("cpu"), precision)):
         inputs = [tensor.clone().requires_grad_() for tensor in (query, key, value)]
         with context, torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
-            out = nn.functional.scaled_dot_product_attention(*inputs)
+            out = nn.functional.scaled_dot_product_attention(inputs[0], inputs[1], inputs[2])
             out.float().square().sum().backward()
         seen.append([out, *(tensor.grad for tensor in inputs)])
     for fused, plain in zip(*seen, strict=True):
