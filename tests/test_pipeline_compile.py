@@ -65,7 +65,7 @@ def test_annotated_samples_are_made_as_without_it(plain: XgemPipeline, compiled:
 
 @needs_compiler
 def test_it_is_recorded_and_replayed(checkpoint: Path, compiled: XgemPipeline, tmp_path: Path) -> None:
-    options = QUICK | {"output_type": "pil", "num_inference_steps": 3}
+    options: dict[str, Any] = QUICK | {"output_type": "pil", "num_inference_steps": 3}
     compiled({"report": TEXT}, "frontal", **options).save(tmp_path)
     again = replay(tmp_path / "frontal.png", model=checkpoint)
     assert again.identical

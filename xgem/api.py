@@ -11,12 +11,11 @@ import torch
 
 from xgem.checkpoint import checkpoint_hash
 from xgem.devices import dtype_name, resolve_device, resolve_dtype
-from xgem.locate import CONTROL_MODEL, DEFAULT_MODEL, embedded_names, locate
+from xgem.locate import CONTROL_MODEL, DEFAULT_MODEL, locate
 from xgem.modalities import MODALITIES
 from xgem.pipeline import XgemPipeline
 from xgem.provenance import Generation
 from xgem.request import CallOptions, Inputs
-from xgem.types import InputError
 
 Model = XgemPipeline | str | Path | None
 
@@ -59,7 +58,7 @@ def generate(
     """Generate ``outputs`` from ``inputs`` with ``model``; the last model that was used stays in memory.
 
     Without a ``model`` the inputs decide: annotations (``mask``, ``boxes``, ``severity``) and ``demographics`` are for
-    ``chexgen-small``, where that ships, everything else for the default checkpoint.
+    ``chexgen-small``, everything else for the default checkpoint.
 
     >>> generation = generate({"frontal": "cxr.dcm"}, ["lateral", "report"], seed=7)
     >>> generation.save("out")
@@ -85,22 +84,11 @@ def generate(
 
 
 def model_for(inputs: Inputs | Sequence[Inputs] | None) -> str:
-    """The embedded checkpoint for a request that names none.
-
-    Raises:
-        InputError: the request takes one that does not ship.
-    """
+    """The embedded checkpoint for a request that names none."""
     items: list[Any] = [inputs] if inputs is None or isinstance(inputs, Mapping) else list(inputs)
     steering = [name for name, modality in MODALITIES.items() if not modality.is_output]
     asked = [name for name in steering if any(isinstance(item, Mapping) and name in item for item in items)]
-    if not asked:
-        return DEFAULT_MODEL
-    if CONTROL_MODEL not in embedded_names():
-        raise InputError(
-            f"{', '.join(asked)}: takes a checkpoint with a ControlNet, and none ships with xgem; train one "
-            "(make train-chexgen) and name it as model (--model)"
-        )
-    return CONTROL_MODEL
+    return CONTROL_MODEL if asked else DEFAULT_MODEL
 
 
 def _cached(model: str | Path, options: CallOptions) -> XgemPipeline:

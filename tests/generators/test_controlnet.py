@@ -60,12 +60,14 @@ def test_the_annotation_and_its_scale_matter() -> None:
     torch.testing.assert_close(mixed[1], predicted(5)[1], rtol=1e-5, atol=1e-5)
 
 
-def test_a_doubled_batch_is_steered_in_both_halves() -> None:
+def test_guidance_strengthens_the_annotation_too() -> None:
     model = model_of()
     control = control_of(model)
     (z, _), context, t = inputs(), model.fuse(caption()), torch.tensor(500)
+    with torch.no_grad():
+        null = model(z, t.expand(3), model.null(3))
     with torch.no_grad(), control.steering(model.net, annotation()):
-        conditional, null = (model(z, t.expand(3), which) for which in (context, model.null(3)))
+        conditional = model(z, t.expand(3), context)
         both = guided(model, context, 2.0)(z, t)
     torch.testing.assert_close(both, null + 2 * (conditional - null), rtol=1e-4, atol=1e-4)
 

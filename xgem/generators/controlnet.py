@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Self
 
+import torch
 from torch import Tensor, nn
 
 from xgem.component import Component
@@ -49,8 +50,8 @@ class ControlNet(Component):
     def steering(self, transformer: DiT, annotation: Tensor, scale: float | Tensor = 1.0) -> Iterator[None]:
         """Within this block ``transformer`` follows the ``annotation`` (b, c, h, w), latents of an annotation picture.
 
-        Where a batch is a multiple of b, as under classifier-free guidance, all of it follows. ``scale``: how strongly,
-        one number or one a sample (b,).
+        Of a longer batch the first b follow. Under classifier-free guidance those are the ones with a context, so that
+        guidance strengthens the annotation as it does the context. ``scale``: how strongly, one number or one a sample.
         """
         if annotation.shape[1:] != self.config.latent_shape:
             raise ShapeError(f"ControlNet: expected (b, {self.config.latent_shape}), got {tuple(annotation.shape)}")
@@ -62,20 +63,23 @@ class ControlNet(Component):
             )
         entered: list[Tensor] = [self.enter(self.patches(annotation))]
         strength = scale.view(-1, 1, 1) if isinstance(scale, Tensor) else scale
+        b = len(annotation)
 
         def hook(index: int) -> Any:
             def steer(block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], Any]:
                 del block
                 hidden, rest = (args[0], args[1:]) if args else (kwargs["hidden_states"], ())
                 kwargs = {key: value for key, value in kwargs.items() if key != "hidden_states"}
-                c = entered[index]
-                if index == 0:
-                    c = hidden + c.repeat(len(hidden) // len(c), 1, 1)
-                made = self.blocks[index](c, *rest, **kwargs)
+
+                def following(value: Any) -> Any:
+                    return value[:b] if isinstance(value, Tensor) and len(value) == len(hidden) else value
+
+                c = entered[index] + (hidden[:b] if index == 0 else 0)
+                made = self.blocks[index](c, *map(following, rest), **{k: following(v) for k, v in kwargs.items()})
                 del entered[index + 1 :]
                 entered.append(made)
-                added = self.leave[index](made).unflatten(0, (-1, len(annotation))) * strength
-                return (hidden + added.flatten(0, 1), *rest), kwargs
+                steered = hidden[:b] + self.leave[index](made) * strength
+                return (torch.cat([steered, hidden[b:]]), *rest), kwargs
 
             return steer
 
