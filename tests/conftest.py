@@ -76,6 +76,17 @@ def debug_parts(debug_preset: Preset) -> dict[str, Any]:
         return {name: random_component(config) for name, config in debug_preset.components.items()}
 
 
+@pytest.fixture(scope="session")
+def chexgen_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint of the tiny preset with transformer and ControlNet, with random weights; read only."""
+    from xgem.configs.schema import load_preset
+    from xgem.random_init import random_checkpoint
+
+    root = tmp_path_factory.mktemp("model") / "control"
+    random_checkpoint(root, load_preset("debug-chexgen"))
+    return root
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Skips, with a reason, what this machine cannot run."""
     if any(item.get_closest_marker("gpu") for item in items):

@@ -27,20 +27,13 @@ needs_compiler = pytest.mark.skipif(
 
 
 @pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("model") / "control"
-    random_checkpoint(root, load_preset("debug-chexgen"))
-    return root
+def plain(chexgen_checkpoint: Path) -> XgemPipeline:
+    return XgemPipeline.from_pretrained(chexgen_checkpoint, device="cpu")
 
 
 @pytest.fixture(scope="module")
-def plain(checkpoint: Path) -> XgemPipeline:
-    return XgemPipeline.from_pretrained(checkpoint, device="cpu")
-
-
-@pytest.fixture(scope="module")
-def compiled(checkpoint: Path) -> Iterator[XgemPipeline]:
-    pipeline = XgemPipeline.from_pretrained(checkpoint, device="cpu", compile=True)
+def compiled(chexgen_checkpoint: Path) -> Iterator[XgemPipeline]:
+    pipeline = XgemPipeline.from_pretrained(chexgen_checkpoint, device="cpu", compile=True)
     pipeline({"report": TEXT}, "frontal", num_inference_steps=2, **QUICK)
     yield pipeline
     torch.compiler.reset()
@@ -64,10 +57,10 @@ def test_annotated_samples_are_made_as_without_it(plain: XgemPipeline, compiled:
 
 
 @needs_compiler
-def test_it_is_recorded_and_replayed(checkpoint: Path, compiled: XgemPipeline, tmp_path: Path) -> None:
+def test_it_is_recorded_and_replayed(chexgen_checkpoint: Path, compiled: XgemPipeline, tmp_path: Path) -> None:
     options: dict[str, Any] = QUICK | {"output_type": "pil", "num_inference_steps": 3}
     compiled({"report": TEXT}, "frontal", **options).save(tmp_path)
-    again = replay(tmp_path / "frontal.png", model=checkpoint)
+    again = replay(tmp_path / "frontal.png", model=chexgen_checkpoint)
     assert again.identical
     assert again.generation.metadata["compiled"] is True
     assert isinstance(again.generation.frontal[0], Image.Image)
@@ -79,11 +72,11 @@ def test_nothing_to_compile(tmp_path: Path) -> None:
         XgemPipeline.from_pretrained(tmp_path / "unet", device="cpu", compile=True)
 
 
-def test_a_machine_without_compiler(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_machine_without_compiler(chexgen_checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import torch._inductor.config as inductor
 
     torch.compiler.reset()
     monkeypatch.setattr(inductor.cpp, "cxx", ("no-such-compiler",))
-    pipeline = XgemPipeline.from_pretrained(checkpoint, device="cpu", compile=True)
+    pipeline = XgemPipeline.from_pretrained(chexgen_checkpoint, device="cpu", compile=True)
     with pytest.raises(DeviceError, match="the transformer cannot be compiled here, leave compile out"):
         pipeline({"report": TEXT}, "frontal", num_samples=3, num_inference_steps=2, **QUICK)

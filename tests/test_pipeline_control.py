@@ -16,7 +16,6 @@ from xgem.configs.schema import Preset, load_preset
 from xgem.data.annotation_files import read_boxes, read_masks
 from xgem.locate import embedded_names
 from xgem.pipeline import XgemPipeline
-from xgem.random_init import random_checkpoint
 from xgem.replay import replay
 from xgem.types import CheckpointError, ConfigError, InputError
 
@@ -33,15 +32,8 @@ def lungs(left: int = 6) -> dict[str, np.ndarray]:
 
 
 @pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("model") / "control"
-    random_checkpoint(root, load_preset("debug-chexgen"))
-    return root
-
-
-@pytest.fixture(scope="module")
-def pipeline(checkpoint: Path) -> XgemPipeline:
-    return XgemPipeline.from_pretrained(checkpoint, device="cpu")
+def pipeline(chexgen_checkpoint: Path) -> XgemPipeline:
+    return XgemPipeline.from_pretrained(chexgen_checkpoint, device="cpu")
 
 
 def made(pipeline: XgemPipeline, inputs: Any, **options: Any) -> np.ndarray:
@@ -151,11 +143,11 @@ def test_a_long_caption_is_cut_and_said_so(pipeline: XgemPipeline) -> None:
     assert long.metadata["inputs"]["report"]["truncated"] is True
 
 
-def test_a_checkpoint_without_its_control_says_so(checkpoint: Path, tmp_path: Path) -> None:
+def test_a_checkpoint_without_its_control_says_so(chexgen_checkpoint: Path, tmp_path: Path) -> None:
     untrained = tmp_path / "untrained"
     init_checkpoint(untrained, load_preset("debug-chexgen"))
     for name in ("text_encoder", "image_vae", "frontal_dit"):
-        save_component(untrained, name, load_component(checkpoint, name))
+        save_component(untrained, name, load_component(chexgen_checkpoint, name))
     pipeline = XgemPipeline.from_pretrained(untrained, device="cpu")
     assert made(pipeline, {"report": TEXT}).shape == (32, 32)
     with pytest.raises(CheckpointError, match="has no trained control, so annotations cannot steer"):

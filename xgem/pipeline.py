@@ -126,8 +126,8 @@ class XgemPipeline:
         """Open a checkpoint: an embedded one by name (None: the default), a folder, or a hub id with a revision.
 
         ``compile`` makes its diffusion transformer faster and the first request of each shape (batch size, and without
-        guidance the length of captions) a minute slower: it is for many requests of few shapes. Samples that
-        annotations steer are made as without it.
+        guidance the length of captions) much slower: it is for many requests of few shapes. Samples that annotations
+        steer are made as without it.
 
         Raises:
             CheckpointError: there is none, or its index is not valid.

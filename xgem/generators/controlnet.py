@@ -74,7 +74,7 @@ class ControlNet(Component):
                 def following(value: Any) -> Any:
                     return value[:b] if isinstance(value, Tensor) and len(value) == len(hidden) else value
 
-                c = entered[index] + (hidden[:b] if index == 0 else 0)
+                c = entered[index] + hidden[:b] if index == 0 else entered[index]
                 made = self.blocks[index](c, *map(following, rest), **{k: following(v) for k, v in kwargs.items()})
                 del entered[index + 1 :]
                 entered.append(made)
