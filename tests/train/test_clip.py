@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import random
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
 from xgem.configs.schema import Preset
+from xgem.data.manifest import Manifest
 from xgem.train.clip import ClipStage, common_labels
 from xgem.train.corpus import Corpus
 from xgem.train.stages import _tokenizer
@@ -47,7 +50,7 @@ def test_the_labels_loss_is_the_annotated_studies_cross_entropy(
     terms = []
     for row, owner in enumerate(owners):
         for column in range(len(stage.labels)):
-            truth = batch["labels"][owner, column]
+            truth = batch["labels"][owner, column]  # a text's are its study's
             if torch.isfinite(truth):
                 p = torch.sigmoid(logits[row, column])
                 terms.append(-torch.log(p if truth == 1 else 1 - p))
@@ -76,3 +79,35 @@ def test_labels_reach_both_encoders(
             if parameter.grad is not None and float(parameter.grad.abs().sum()) > 0
         }
         assert touched == {encoder, "labels"}
+
+
+def test_what_stands_in_front_of_a_text_is_learned_where_it_stands_there(
+    debug_preset: Any, corpora: tuple[Corpus, Corpus], toy: Path, tmp_path: Path
+) -> None:
+    record = debug_preset.model_dump(mode="json")
+    record["modalities"] |= {"demographics": {"joins": "report"}}
+    preset = Preset.parse(record, "joined")
+    manifest = Manifest.read(toy)
+    rows = (row.model_copy(update={"sex": "F", "age": 45.0} if row.study > "train10" else {}) for row in manifest.rows)
+    known = Manifest(tuple(rows), manifest.root)
+    train, val = (Corpus.load(known, split, preset, tmp_path, progress=False) for split in ("train", "val"))
+    stage = stage_of(preset, (train, val), 1.0)
+    batch = stage._collate(train, [i for i in stage.usable for _ in range(12)], random.Random(0))
+    count = len(stage.labels)
+    over = [1.0, 1.0, 0.0, 0.0, 0.0]  # 45 years: over 20, 30 and 40; what comes first is the sex
+    of_patient = torch.tensor([1.0, 1.0, *over], dtype=torch.float32)
+    seen = set()
+    for ids, own, position in zip(batch["ids"], batch["text_labels"], batch["owner"]["report"], strict=True):
+        text = stage.module.text.tokenizer.decode(ids)  # type: ignore[union-attr, operator]
+        said = ("sex:" in text, "age:" in text)
+        expected = of_patient.clone()
+        expected[0] = 1.0 if said[0] else float("nan")
+        if not said[1]:
+            expected[1:] = float("nan")
+        torch.testing.assert_close(own[count : count + 7], expected, equal_nan=True)
+        assert own[count + 7 :].isnan().all()  # no score is known
+        pictured = batch["labels"][position]
+        assert not any(said) or bool(pictured[count] == 1)
+        seen.add(said)
+    assert seen == {(True, True), (True, False), (False, True), (False, False)}
+    assert stage_of(debug_preset, corpora, 1.0).written is False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from xgem.random_init import random_checkpoint
 from xgem.train.annotated import _moved, _moved_picture
 from xgem.train.control import ControlStage
 from xgem.train.corpus import Corpus
+from xgem.train.diffusion import DiffusionStage
 from xgem.train.loop import LoopOptions
 from xgem.train.stages import make_stage, planned, run
 from xgem.types import ConfigError, DataError
@@ -104,6 +106,21 @@ def test_studies_are_drawn_by_what_is_annotated(stage: ControlStage) -> None:
     assert kept[True] > kept[False] > 0
 
 
+def test_every_kind_is_shown_alone_too(stage: ControlStage) -> None:
+    bank = stage.train[0]
+    study = bank.kinds["severity"]["severity"][0]
+    assert {bank.holds[row] for _, row in bank.pairs[study]} == {
+        frozenset({"boxes"}),
+        frozenset({"severity"}),
+        frozenset({"boxes", "severity"}),
+    }
+    for kind in ("boxes", "severity"):  # what a study is drawn for is on its annotation
+        batch = stage._collate(stage.train, [study] * 40, [kind] * 40, random.Random(0))
+        drawn = [row for _, row in bank.pairs[study] if kind in bank.holds[row]]
+        for latents in batch["annotation"]:
+            assert any(torch.equal(latents, bank.annotations[row]) for row in drawn)
+
+
 def test_annotations_move_with_their_picture() -> None:
     mask = np.zeros((32, 32), bool)
     mask[8:16, 4:12] = True
@@ -132,11 +149,28 @@ def test_a_study_is_read_onto_the_grid(corpora: tuple[Corpus, Corpus], preset: P
     assert render(masks, 32).max() > -1
 
 
-def test_captions_come_with_and_without_what_is_known(corpora: tuple[Corpus, Corpus]) -> None:
+def test_captions_come_with_and_without_what_is_known_and_that_alone(corpora: tuple[Corpus, Corpus]) -> None:
     train = corpora[0]
     index = next(i for i, study in enumerate(train.studies) if study.sex and study.impression)
     text = train.studies[index].impression
-    assert train.texts(index) == [text, f"sex:Female, severity:9. {text}"]
+    alone = ["sex:Female.", "severity:9.", "sex:Female, severity:9."]
+    assert train.texts(index) == [text, f"sex:Female, severity:9. {text}", *alone]
+
+
+@pytest.mark.parametrize("share", [0.0, 0.75])
+def test_studies_of_known_patients_can_be_drawn_more_often(
+    share: float, preset: Preset, corpora: tuple[Corpus, Corpus], source: Path
+) -> None:
+    record = preset.model_dump(mode="json")
+    record["train"]["frontal"] |= {"batch_size": 100, "loss": {"known": share}}
+    stage = make_stage("frontal", Preset.parse(record, "known"), *corpora, source, 0)
+    assert isinstance(stage, DiffusionStage)
+    known = [i for i, study in enumerate(corpora[0].studies) if study.sex and i in stage.usable]
+    latents = stage.train.targets.latents[[row for i in known for row in stage.train.targets.rows[i]]]
+    batch = stage.batch(0, 0, 1)
+    assert torch.equal(batch["z0"], stage.batch(0, 0, 1)["z0"])
+    found = sum(any(torch.equal(own, z0) for own in latents) for z0 in batch["z0"]) / 100
+    assert abs(found - (share + (1 - share) * len(known) / len(stage.usable))) < 0.2
 
 
 def test_gradient_reaches_the_control_alone(stage: ControlStage) -> None:
@@ -218,5 +252,9 @@ def test_what_cannot_be_trained(
     plain = [Corpus.load(manifest, split, preset, tmp_path, progress=False) for split in ("train", "val")]
     with pytest.raises(DataError, match="no annotated frontal picture"):
         make_stage("control", preset, plain[0], plain[1], source, 0)
+    record = preset.model_dump(mode="json")
+    record["train"]["frontal"]["loss"] = {"known": 0.5}
+    with pytest.raises(DataError, match="setting known to 0"):
+        make_stage("frontal", Preset.parse(record, "known"), plain[0], plain[1], source, 0)
     with pytest.raises(ConfigError, match="no training settings for stage 'control'"):
         make_stage("control", load_preset("debug"), *corpora, source, 0)

@@ -20,10 +20,10 @@ from xgem.train.corpus import Corpus
 from xgem.train.loop import mix
 from xgem.types import DataError
 
-VERSION = 2
+VERSION = 3
 """Raise when the same study would give other latents than before."""
 KINDS = ("masks", "boxes", "severity")
-_VARIANTS, _SUBSETS = 8, 3
+_VARIANTS, _SUBSETS = 8, 2
 _MANY = 500  # of a thing that so many pictures show, each is variety enough
 _LEAST_BOX = 0.01
 _CHUNK = 64
@@ -34,12 +34,14 @@ class AnnotatedBank:
     """``targets`` (v, c, h, w): latents of pictures; ``annotations`` (a, c, h, w): those of annotation pictures.
 
     ``pairs`` lists, by study, which picture goes with which annotation: every variant of the picture (moved and scaled
-    a little, never mirrored) with everything that is annotated in it and with some of it.
+    a little, never mirrored) with everything that is annotated in it, with some of it, and with each kind alone.
+    ``holds`` says of every row of ``annotations`` which kinds it shows.
     """
 
     targets: Tensor
     annotations: Tensor
     pairs: dict[int, list[tuple[int, int]]]
+    holds: list[frozenset[str]]
     kinds: dict[str, dict[str, list[int]]]
     """Of masks, boxes and severity, the studies that have each thing: a structure, a class, a score."""
 
@@ -71,14 +73,19 @@ def annotated_bank(
         index for things in kinds.values() for studies in things.values() if len(studies) < _MANY for index in studies
     }
     plan: list[tuple[int, int, list[Annotation]]] = []
+    holds: list[frozenset[str]] = []
     pictures = rows = 0
     for index, annotation in drawn.items():
         rng = random.Random(mix(seed, "annotated", corpus.studies[index].id))
-        shown = [annotation, *(_some(annotation, rng) for _ in range(_SUBSETS - 1))] if vary else [annotation]
+        shown = [annotation]
+        if vary:
+            shown += [_some(annotation, rng) for _ in range(_SUBSETS)]
+            shown += [_only(kind, annotation) for kind in KINDS if {kind} < _shows(annotation)]
         pairs[index] = []
         for variant in range(_VARIANTS if vary and index in rare else 1):
             plan.append((index, variant, shown))
             pairs[index] += [(pictures, rows + number) for number in range(len(shown))]
+            holds += [_shows(one) for one in shown]
             pictures, rows = pictures + 1, rows + len(shown)
 
     @torch.no_grad()
@@ -105,7 +112,7 @@ def annotated_bank(
         "codec": module_hash(codec),
         "config": codec.config.model_dump(mode="json"),
     }
-    return AnnotatedBank(**cache.get_or_make("annotated", key, make), pairs=pairs, kinds=kinds)
+    return AnnotatedBank(**cache.get_or_make("annotated", key, make), pairs=pairs, holds=holds, kinds=kinds)
 
 
 def _by_thing(kind: str, drawn: Mapping[int, Annotation]) -> dict[str, list[int]]:
@@ -148,6 +155,16 @@ def _some(annotation: Annotation, rng: random.Random) -> Annotation:
         boxes=tuple(box for box in annotation.boxes if box in kept),
         severity=annotation.severity if "severity" in kept else None,
     )
+
+
+def _only(kind: str, annotation: Annotation) -> Annotation:
+    without: dict[str, Any] = {"masks": {}, "boxes": (), "severity": None}
+    return replace(annotation, **{name: nothing for name, nothing in without.items() if name != kind})
+
+
+def _shows(annotation: Annotation) -> frozenset[str]:
+    present = (annotation.masks, annotation.boxes, annotation.severity is not None)
+    return frozenset(kind for kind, there in zip(KINDS, present, strict=True) if there)
 
 
 def _moved_picture(pictures: Tensor, scale: float, right: float, down: float, *, mode: str) -> Tensor:

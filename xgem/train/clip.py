@@ -7,6 +7,7 @@ import itertools
 import math
 import random
 from collections import Counter
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,13 +23,15 @@ from xgem.encoders.contrastive import Temperature, gathered, info_nce
 from xgem.encoders.image import ImageEncoder
 from xgem.encoders.text import TextEncoder
 from xgem.train.augment import jitter
-from xgem.train.corpus import Corpus, vary
+from xgem.train.corpus import Corpus, known_studies, vary
 from xgem.train.loop import Stage, mix, permuted
+from xgem.train.subsets import enriched
 from xgem.types import Encoded
 
 _VIEWS = ("frontal", "lateral")
 _PATCH = 8  # side of the coarse patch that a token has to describe
 _COMMON = 20  # studies that an annotated label needs to be learned
+_LIMITS = {"age": (20, 30, 40, 50, 60, 70), "severity": (3, 6, 9, 12)}
 
 
 class ContrastiveModel(nn.Module):
@@ -59,6 +62,15 @@ def coarse_patches(x: Tensor, tokens: int) -> Tensor:
     return rearrange(small, "b 1 (h p) (w q) -> b (h w) (p q)", p=_PATCH, q=_PATCH)
 
 
+def written_labels(known: Mapping[str, Any]) -> list[float]:
+    """What ``Corpus.known`` says of a study as labels: female, and whether its age and its score are over some limits;
+    NaN where it is not known."""
+    labels = [float(known["sex"] == "F") if "sex" in known else math.nan]
+    for field, limits in _LIMITS.items():
+        labels += [float(known[field] > limit) if field in known else math.nan for limit in limits]
+    return labels
+
+
 def common_labels(corpus: Corpus) -> list[str]:
     """The annotated labels that at least 20 studies have, in alphabetical order."""
     counts = Counter(label for study in corpus.studies for label in set(study.labels))
@@ -70,8 +82,9 @@ class ClipStage(Stage):
 
     Studies whose annotated findings (or, without them, impressions) are the same are no negatives of one another where
     a report is involved: half of all chest reports say that nothing is wrong. ``config.loss``: ``patches`` and
-    ``labels``, the weights of the patch read-out and of the common annotated labels (binary cross-entropy from either
-    encoder's vector, unannotated studies left out).
+    ``labels``, the weights of the patch read-out and of the common annotated labels, with what the preset writes in
+    front of texts (binary cross-entropy from either encoder's vector, unannotated studies left out); ``known``, the
+    share of samples drawn from studies of which the latter is known.
     """
 
     name = "clip"
@@ -80,8 +93,10 @@ class ClipStage(Stage):
         self, preset: Preset, config: StageConfig, train: Corpus, val: Corpus, tokenizer: Any, seed: int
     ) -> None:
         self.config, self.seed, self.train, self.val = config, seed, train, val
-        self.weights = self.loss_weights(patches=1.0, labels=0.0)
+        self.weights = self.loss_weights(patches=1.0, labels=0.0, known=0.0)
         self.labels = common_labels(train) if self.weights["labels"] else []
+        self.written = bool(self.weights["labels"] and train.joined)
+        count = len(self.labels) + (len(written_labels({})) if self.written else 0)
         self.names = (preset.encoder("frontal"), preset.encoder("report"))
         image, text = (preset.components[name] for name in self.names)
         assert isinstance(image, ImageEncoderConfig)
@@ -90,11 +105,12 @@ class ClipStage(Stage):
         image_encoder = ImageEncoder.from_config(image)
         text_encoder = TextEncoder.from_config(text, None, tokenizer)
         self.tokenize = text_encoder.tokenize
-        self.module = ContrastiveModel(image_encoder, text_encoder, len(self.labels))
+        self.module = ContrastiveModel(image_encoder, text_encoder, count)
         with torch.no_grad():
             size = image_encoder.config.image_size
             self.module(torch.zeros(1, 1, size, size), self.tokenize(["normal"]))
         self.usable = [i for i in range(len(train.studies)) if self._parts(train, i) >= 2]
+        self.known = known_studies(train, self.usable, self.weights["known"])
 
     @property
     def fresh(self) -> dict[str, nn.Module]:
@@ -112,7 +128,8 @@ class ClipStage(Stage):
         size = self.config.batch_size
         picked = permuted(len(self.usable), (step * world + rank) * size, size, mix(self.seed, self.name))
         rng = random.Random(mix(self.seed, self.name, "texts", step, rank))
-        return self._collate(self.train, [self.usable[i] for i in picked], rng)
+        studies = enriched([self.usable[i] for i in picked], self.known, self.weights["known"], rng)
+        return self._collate(self.train, studies, rng)
 
     def _collate(self, corpus: Corpus, indices: list[int], rng: random.Random | None) -> dict[str, Any]:
         """``owner`` (pictures or texts,) says which study of the batch each row belongs to; ``key`` which are alike."""
@@ -121,16 +138,22 @@ class ClipStage(Stage):
         texts: list[str] = []
         keys: list[int] = []
         labels: list[list[float]] = []
+        text_labels: list[list[float]] = []
         for position, index in enumerate(indices):
             for view in _VIEWS:
                 if found := corpus.rows(index, view):
                     rows[view].append(rng.choice(found) if rng else found[0])
                     owners[view].append(position)
-            if found := corpus.texts(index):
-                texts.append(vary(rng.choice(found), rng) if rng else found[0])
-                owners["report"].append(position)
             study = corpus.studies[index]
-            labels.append([float(name in study.labels) if study.labels else math.nan for name in self.labels])
+            known = corpus.known(index)
+            annotated = [float(name in study.labels) if study.labels else math.nan for name in self.labels]
+            labels.append(annotated + (written_labels(known) if self.written else []))
+            if found := corpus.texts(index):
+                text = vary(rng.choice(found), rng) if rng else found[0]
+                texts.append(text)
+                owners["report"].append(position)
+                said = {field: value for field, value in known.items() if f"{field}:" in text}
+                text_labels.append(annotated + (written_labels(said) if self.written else []))
             alike = "|".join(sorted(study.labels)) or study.impression
             keys.append(int.from_bytes(hashlib.sha256(alike.encode()).digest()[:6], "big"))
         x = corpus.pictures.floats(rows["frontal"] + rows["lateral"])
@@ -139,6 +162,7 @@ class ClipStage(Stage):
             "ids": self.tokenize(texts or ["normal"]),
             "key": torch.tensor(keys),
             "labels": torch.tensor(labels),
+            "text_labels": torch.tensor(text_labels).reshape(len(text_labels), len(labels[0])),
             "owner": {name: torch.tensor(value, dtype=torch.long) for name, value in owners.items()},
         }
 
@@ -170,7 +194,8 @@ class ClipStage(Stage):
         logged = {k: v.detach() for k, v in terms.items()} | {"patches": patches.detach(), "scale": scale.detach()}
         total = total + self.weights["patches"] * patches
         if logits is not None:
-            truth = batch["labels"].to(device)[torch.cat([owner[name].to(device) for name in vectors])]
+            pictured = torch.cat([owner[view] for view in _VIEWS]).to(device)
+            truth = torch.cat([batch["labels"].to(device)[pictured], batch["text_labels"].to(device)])
             known = truth.isfinite()
             logits = logits.float()[: len(truth)]
             losses = F.binary_cross_entropy_with_logits(logits, truth.nan_to_num(), reduction="none") * known

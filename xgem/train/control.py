@@ -108,13 +108,20 @@ class ControlStage(Stage):
         drawn = rng.choices(list(self.kinds), list(self.kinds.values()), k=self.config.batch_size)
         # Things take turns, so that a structure which few outline is not lost among lungs, which many pictures have.
         things = [rng.choice(list(bank.kinds[kind].values())) for kind in drawn]
-        return self._collate(self.train, [rng.choice(studies) for studies in things], rng)
+        return self._collate(self.train, [rng.choice(studies) for studies in things], drawn, rng)
 
     def _collate(
-        self, split: tuple[AnnotatedBank, PromptBank], studies: list[int], rng: random.Random
+        self, split: tuple[AnnotatedBank, PromptBank], studies: list[int], kinds: list[str], rng: random.Random
     ) -> dict[str, Any]:
+        """Each study with an annotation that shows its kind, or with any where there are no ``kinds``."""
         bank, prompts = split
-        pairs = [rng.choice(bank.pairs[study]) for study in studies]
+        offered = [bank.pairs[study] for study in studies]
+        if kinds:
+            offered = [
+                [pair for pair in pairs if kind in bank.holds[pair[1]]]
+                for pairs, kind in zip(offered, kinds, strict=True)
+            ]
+        pairs = [rng.choice(pairs) for pairs in offered]
         keep = [bool(prompts.rows[study]) and rng.random() < self.caption for study in studies]
         rows = [rng.choice(prompts.rows[study]) if kept else 0 for study, kept in zip(studies, keep, strict=True)]
         return {
@@ -137,7 +144,7 @@ class ControlStage(Stage):
         """The loss of all annotated studies, and with each one's annotation given to the next (``shuffled``)."""
         device = next(module.parameters()).device
         studies = list(self.val[0].pairs)
-        batch = self._collate(self.val, studies, random.Random(mix(self.seed, "validate")))
+        batch = self._collate(self.val, studies, [], random.Random(mix(self.seed, "validate")))
         batch = {key: value.to(device) if isinstance(value, Tensor) else value for key, value in batch.items()}
         steps = self.generator.config.diffusion.num_train_timesteps
         figures = {"loss": 0.0, "shuffled": 0.0}

@@ -7,7 +7,9 @@ import random
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import combinations
 from pathlib import Path
+from typing import Any
 
 from xgem.configs.schema import Preset
 from xgem.data.cache import Pictures, prepare_pictures
@@ -62,7 +64,7 @@ class Corpus:
     def texts(self, index: int) -> list[str]:
         """All distinct texts that describe a study: report, findings, impression and the caption from its labels; or
         the preset's ``prompt_sections``, and that caption where it has none of them. Each comes with and without what
-        the preset writes in front of it, if that is known.
+        the preset writes in front of it, if that is known; and so does any part of that alone.
         """
         study = self.studies[index]
         caption = caption_from_labels(study.labels)
@@ -71,12 +73,21 @@ class Corpus:
         else:
             found = [report_of(study, self.prompt_sections) or caption]
         texts = list(dict.fromkeys(text for text in found if text.strip()))
-        before = preface(
-            sex=study.sex if "demographics" in self.joined else None,
-            age=study.age if "demographics" in self.joined else None,
-            severity=study.severity if "severity" in self.joined else None,
-        )
-        return texts + [f"{before} {text}" for text in texts or [""] if before]
+        known = self.known(index)
+        if known:
+            texts += [f"{preface(**known)} {text}" for text in texts]
+        parts = (part for count in range(1, len(known) + 1) for part in combinations(known.items(), count))
+        return texts + [preface(**dict(part)) for part in parts]
+
+    def known(self, index: int) -> dict[str, Any]:
+        """What is known of study ``index`` that the preset writes in front of a text: arguments of ``preface``."""
+        study = self.studies[index]
+        fields = {"sex": "demographics", "age": "demographics", "severity": "severity"}
+        return {
+            name: value
+            for name, modality in fields.items()
+            if modality in self.joined and (value := getattr(study, name)) is not None
+        }
 
     def fingerprint(self) -> str:
         """Changes with any picture or text."""
@@ -84,6 +95,18 @@ class Corpus:
         for index, study in enumerate(self.studies):
             digest.update("\x1f".join([study.id, *self.texts(index)]).encode() + b"\x1e")
         return digest.hexdigest()
+
+
+def known_studies(corpus: Corpus, usable: Sequence[int], share: float) -> list[int]:
+    """Of ``usable`` studies, those of which something is known that is written in front of texts.
+
+    Raises:
+        DataError: there is none, and a ``share`` of every batch is to be drawn from them.
+    """
+    found = [index for index in usable if corpus.known(index)]
+    if share and not found:
+        raise DataError("no age, sex or score is known of the training studies: set the loss setting known to 0")
+    return found
 
 
 def vary(text: str, rng: random.Random, *, keep: float = 0.7) -> str:

@@ -19,10 +19,10 @@ from xgem.data.cache import ArrayCache, module_hash
 from xgem.generators.latent_diffusion import LatentDiffusion
 from xgem.generators.sampling import sample
 from xgem.train.banks import PromptBank, TargetBank, prompt_bank, target_bank
-from xgem.train.corpus import Corpus
+from xgem.train.corpus import Corpus, known_studies
 from xgem.train.loop import Stage, mix, permuted, spread_over
 from xgem.train.sheets import contact_sheet
-from xgem.train.subsets import draw_prompts
+from xgem.train.subsets import draw_prompts, enriched
 from xgem.types import Encoded
 
 _VALIDATION_TIMES = 8
@@ -48,7 +48,11 @@ class _Split:
 
 
 class DiffusionStage(Stage):
-    """Trains the generator of one modality on frozen encoders and codec, whose answers are cached."""
+    """Trains the generator of one modality on frozen encoders and codec, whose answers are cached.
+
+    ``config.loss``: ``known``, the share of samples drawn from studies of which a score, an age or a sex is known and
+    written in front of texts, where they are too few to be learned from in their turn.
+    """
 
     def __init__(
         self,
@@ -70,6 +74,8 @@ class DiffusionStage(Stage):
         store = ArrayCache(cache)
         self.train, self.val = (self._split(corpus, parts, store, device) for corpus in (train, val))
         self.usable = [i for i, rows in enumerate(self.train.targets.rows) if rows]
+        self.share = self.loss_weights(known=0.0)["known"]
+        self.known = known_studies(train, self.usable, self.share)
         settings = preset.components[self.component]
         model = component_class(settings.kind).from_config(settings)
         assert isinstance(model, LatentDiffusion)
@@ -93,7 +99,8 @@ class DiffusionStage(Stage):
         size = self.config.batch_size
         picked = permuted(len(self.usable), (step * world + rank) * size, size, mix(self.seed, self.name))
         rng = random.Random(mix(self.seed, self.name, "prompts", step, rank))
-        return self._collate(self.train, [self.usable[i] for i in picked], rng)
+        studies = enriched([self.usable[i] for i in picked], self.known, self.share, rng)
+        return self._collate(self.train, studies, rng)
 
     def _collate(self, split: _Split, indices: list[int], rng: random.Random) -> dict[str, Any]:
         """Latents and, by prompt, rows to encode and the multi-prompt draw. Missing prompts point at row 0, unused."""

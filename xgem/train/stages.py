@@ -34,7 +34,8 @@ STAGES = ("image-vae", "image-decoder", "clip", "report-vae", "frontal", "latera
 
 def planned(preset: Preset) -> tuple[str, ...]:
     """The stages that make all of a preset's components; a pretrained codec is taken as it is at the first."""
-    pretrained = getattr(preset.components[preset.codec("frontal")], "pretrained", None) is not None
+    codec = preset.modalities["frontal"].codec
+    pretrained = codec is not None and getattr(preset.components[codec], "pretrained", None) is not None
     return tuple(name for name in STAGES if name in preset.train or (name == "image-vae" and pretrained))
 
 
@@ -94,10 +95,10 @@ def _fresh_stage(
 ) -> Stage:
     config = preset.train[name]
     torch.manual_seed(mix(seed, name, "initialise"))
-    codec = preset.codec("frontal")
     if name == "image-vae":
-        return ImageVAEStage(preset, config, train_split, val_split, codec, seed)
+        return ImageVAEStage(preset, config, train_split, val_split, preset.codec("frontal"), seed)
     if name == "image-decoder":
+        codec = preset.codec("frontal")
         return ImageDecoderStage(config, train_split, val_split, codec, _part(root, codec, name), seed)
     if name in ("clip", "report-vae"):
         text = preset.encoder("report") if name == "clip" else preset.codec("report")
@@ -214,8 +215,10 @@ def _save_pretrained(component: str, preset: Preset, root: Path) -> None:
 
 def _is_left_out(name: str, preset: Preset, root: Path) -> bool:
     """Whether a codec's stage is left out because the codec is taken as it is; then it is saved."""
+    if name not in ("image-vae", "image-decoder") or name in preset.train:
+        return False
     codec = preset.codec("frontal")
-    if name not in ("image-vae", "image-decoder") or name in preset.train or not _is_taken_as_it_is(codec, preset):
+    if not _is_taken_as_it_is(codec, preset):
         return False
     _save_pretrained(codec, preset, root)
     return True

@@ -1,4 +1,4 @@
-"""Multi-Prompt Training's draw of prompts (XGeM 2.2)."""
+"""What a sample of a batch is drawn from: studies, and Multi-Prompt Training's prompts (XGeM 2.2)."""
 
 from __future__ import annotations
 
@@ -18,3 +18,8 @@ def draw_prompts(present: Sequence[str], target: str, rng: random.Random, null_p
         return frozenset()
     chosen = rng.randrange(1, 2 ** len(candidates))
     return frozenset(name for bit, name in enumerate(candidates) if chosen >> bit & 1)
+
+
+def enriched(studies: Sequence[int], rare: Sequence[int], share: float, rng: random.Random) -> list[int]:
+    """``studies``, of which about ``share`` made way for some of ``rare``, drawn with even chance."""
+    return [rng.choice(rare) if share and rng.random() < share else study for study in studies]
