@@ -117,15 +117,13 @@ embed: $(INSTALLED_DEV) $(MANIFEST)
 	$(XGEM) eval card "$(RUN)/eval" --model "xgem/assets/$(PRESET)" \
 		--notes "docs/cards/$(PRESET).md" --readme README.md
 
-# ChexGen's stages: low resolution, twice that (on all data, so that the annotated pictures are known), control (with
+# The text encoder learns what stands in front of texts; then ChexGen's stages: low resolution, twice that, control (with
 # masks that a segmenter draws where nobody has; it is measured with hand-drawn ones).
 CHEXGEN ?= runs/chexgen-small
 SOURCES := openi nih segmentations severity
 MANIFESTS := $(SOURCES:%=$(CHEXGEN)/%.parquet)
 $(MANIFESTS): $(CHEXGEN)/%.parquet: | $(INSTALLED_DEV)
 	$(XGEM) data prepare $* "$(XGEM_DATA)/$*" --out "$@"
-$(CHEXGEN)/text.parquet: $(CHEXGEN)/openi.parquet $(CHEXGEN)/nih.parquet
-	$(XGEM) data merge $^ --out "$@" --overwrite
 $(CHEXGEN)/all.parquet: $(MANIFESTS)
 	$(XGEM) data merge $^ --out "$@" --overwrite
 $(CHEXGEN)/outlined.parquet: $(CHEXGEN)/all.parquet
@@ -133,8 +131,9 @@ $(CHEXGEN)/outlined.parquet: $(CHEXGEN)/all.parquet
 
 train-chexgen: TRAIN := $(XGEM) train
 train-chexgen: HOW := --precision $(PRECISION) --resume
-train-chexgen: $(INSTALLED_DEV) $(CHEXGEN)/text.parquet $(CHEXGEN)/outlined.parquet
-	$(TRAIN) frontal --preset chexgen-small-64 --data "$(CHEXGEN)/text.parquet" --init openi-128 --out "$(CHEXGEN)/low" $(HOW)
+train-chexgen: $(INSTALLED_DEV) $(CHEXGEN)/all.parquet $(CHEXGEN)/outlined.parquet
+	$(TRAIN) clip --preset chexgen-small-clip --data "$(CHEXGEN)/all.parquet" --init openi-128 --out "$(CHEXGEN)/clip" $(HOW)
+	$(TRAIN) frontal --preset chexgen-small-64 --data "$(CHEXGEN)/all.parquet" --init "$(CHEXGEN)/clip" --out "$(CHEXGEN)/low" $(HOW)
 	$(TRAIN) frontal --preset chexgen-small --data "$(CHEXGEN)/all.parquet" --init "$(CHEXGEN)/low" --out "$(CHEXGEN)" $(HOW)
 	$(TRAIN) control --preset chexgen-small --data "$(CHEXGEN)/outlined.parquet" --out "$(CHEXGEN)" $(HOW)
 
