@@ -26,7 +26,7 @@ from xgem.train.augment import jitter
 from xgem.train.corpus import Corpus, known_studies, vary
 from xgem.train.loop import Stage, mix, permuted
 from xgem.train.subsets import enriched
-from xgem.types import Encoded
+from xgem.types import Encoded, Study
 
 _VIEWS = ("frontal", "lateral")
 _PATCH = 8  # side of the coarse patch that a token has to describe
@@ -131,6 +131,10 @@ class ClipStage(Stage):
         studies = enriched([self.usable[i] for i in picked], self.known, self.weights["known"], rng)
         return self._collate(self.train, studies, rng)
 
+    def _labels_of(self, study: Study, known: Mapping[str, Any]) -> list[float]:
+        annotated = [float(name in study.labels) if study.labels else math.nan for name in self.labels]
+        return annotated + (written_labels(known) if self.written else [])
+
     def _collate(self, corpus: Corpus, indices: list[int], rng: random.Random | None) -> dict[str, Any]:
         """``owner`` (pictures or texts,) says which study of the batch each row belongs to; ``key`` which are alike."""
         rows: dict[str, list[int]] = {view: [] for view in _VIEWS}
@@ -146,14 +150,13 @@ class ClipStage(Stage):
                     owners[view].append(position)
             study = corpus.studies[index]
             known = corpus.known(index)
-            annotated = [float(name in study.labels) if study.labels else math.nan for name in self.labels]
-            labels.append(annotated + (written_labels(known) if self.written else []))
+            labels.append(self._labels_of(study, known))
             if found := corpus.texts(index):
                 text = vary(rng.choice(found), rng) if rng else found[0]
                 texts.append(text)
                 owners["report"].append(position)
                 said = {field: value for field, value in known.items() if f"{field}:" in text}
-                text_labels.append(annotated + (written_labels(said) if self.written else []))
+                text_labels.append(self._labels_of(study, said))
             alike = "|".join(sorted(study.labels)) or study.impression
             keys.append(int.from_bytes(hashlib.sha256(alike.encode()).digest()[:6], "big"))
         x = corpus.pictures.floats(rows["frontal"] + rows["lateral"])
