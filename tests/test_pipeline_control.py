@@ -13,7 +13,8 @@ from PIL import Image
 from xgem.api import model_for
 from xgem.checkpoint import init_checkpoint, load_component, save_component
 from xgem.configs.schema import Preset, load_preset
-from xgem.data.annotation_files import read_boxes, read_masks
+from xgem.data.annotation_files import coco, read_boxes, read_masks
+from xgem.data.annotations import Box
 from xgem.locate import embedded_names
 from xgem.pipeline import XgemPipeline
 from xgem.replay import replay
@@ -109,8 +110,33 @@ def test_replay(pipeline: XgemPipeline, tmp_path: Path) -> None:
     }  # fmt: skip
     pipeline(inputs, "frontal", control_end=0.5, **QUICK).save(tmp_path / "out")
     (tmp_path / "left lung.png").rename(tmp_path / "out" / "left lung.png")
+    (tmp_path / "out" / "frontal.boxes.json").unlink()
     again = replay(tmp_path / "out" / "frontal.png", inputs={"boxes": tmp_path / "boxes.json"}, model=pipeline)
     assert again.identical
+    again.generation.save(tmp_path / "again")
+    assert (
+        read_masks(tmp_path / "again" / "frontal.mask.png").sha256
+        == (again.generation.metadata["inputs"]["mask"]["sha256_on_grid"])
+    )
+
+
+def test_replay_from_the_annotations_beside(pipeline: XgemPipeline, tmp_path: Path) -> None:
+    pipeline({"mask": lungs(), "boxes": BOX, "severity": 12.123456789}, "frontal", num_samples=2, **QUICK).save(
+        tmp_path / "out"
+    )
+    first = replay(tmp_path / "out" / "frontal-001.png", model=pipeline)
+    first.generation.save(tmp_path / "first")
+    second = replay(tmp_path / "first" / "frontal.png", model=pipeline)
+    assert first.identical
+    assert second.identical
+    assert set(second.generation.annotations) == {"mask", "boxes", "severity"}
+    given = {"boxes": tmp_path / "out" / "frontal-001.boxes.json"}
+    assert replay(tmp_path / "out" / "frontal-001.png", inputs=given, model=pipeline).identical
+    hidden = lungs(14) | {"device": lungs(14)["right lung"]}  # a label picture cannot say what lies under the device
+    pipeline({"mask": hidden}, "frontal", **QUICK).save(tmp_path / "hidden")
+    with pytest.raises(InputError, match=r"its input 'mask' was 'array', which is not found; give it \(--mask\)"):
+        replay(tmp_path / "hidden" / "frontal.png", model=pipeline)
+    assert replay(tmp_path / "hidden" / "frontal.png", inputs={"mask": hidden}, model=pipeline).identical
 
 
 @pytest.mark.parametrize(
@@ -138,9 +164,46 @@ def test_bad_requests(pipeline: XgemPipeline) -> None:
         pipeline({"mask": lungs()}, "frontal", control_scale=-1, **QUICK)
 
 
-def test_a_long_caption_is_cut_and_said_so(pipeline: XgemPipeline) -> None:
-    long = pipeline({"report": "consolidation " * 60, "demographics": SEX}, "frontal", **QUICK)
-    assert long.metadata["inputs"]["report"]["truncated"] is True
+@pytest.mark.parametrize(("more", "cut"), [(0, False), (1, True), (2, True), (40, True)])
+def test_a_long_caption_is_cut_and_said_so(pipeline: XgemPipeline, more: int, cut: bool) -> None:
+    read = pipeline.preset.components["frontal_dit"].caption_tokens  # type: ignore[union-attr]
+    tokenizer: Any = pipeline.component("text_encoder").tokenizer
+    assert read + 2 < pipeline.preset.components["text_encoder"].max_length  # type: ignore[union-attr]
+    words = ["a"]
+    while len(tokenizer(" ".join(words))["input_ids"]) < read + more:
+        words.append("a")
+    assert len(tokenizer(" ".join(words))["input_ids"]) == read + more
+    described = pipeline({"report": " ".join(words)}, "frontal", **QUICK).metadata["inputs"]["report"]
+    assert described.get("truncated", False) is cut
+    assert described["notes"] == ([f"report truncated from {read + more} to {read} tokens"] if cut else [])
+    alone = {"demographics": {"race": " ".join(words)}}
+    assert pipeline(alone, "frontal", **QUICK).metadata["inputs"]["demographics"]["truncated"] is True
+
+
+def test_options_that_change_nothing_are_said(pipeline: XgemPipeline, caplog: pytest.LogCaptureFixture) -> None:
+    made(pipeline, {"mask": lungs()}, control_scale=0.5)
+    assert "change nothing" not in caplog.text
+    made(pipeline, {"report": TEXT}, control_end=0.5)
+    assert "control_scale and control_end change nothing: no annotation was given" in caplog.text
+
+
+def test_boxes_are_outlines_or_areas(chexgen_checkpoint: Path, tmp_path: Path) -> None:
+    pictures = []
+    for filled in (False, True):
+        record = load_preset("debug-chexgen").model_dump(mode="json")
+        record["components"]["control"]["filled_boxes"] = filled
+        root = tmp_path / str(filled)
+        init_checkpoint(root, Preset.parse(record, "filled"))
+        for name in ("text_encoder", "image_vae", "frontal_dit", "control"):
+            save_component(root, name, load_component(chexgen_checkpoint, name))
+        pictures.append(made(XgemPipeline.from_pretrained(root, device="cpu"), {"boxes": BOX}))
+    assert np.abs(pictures[0] - pictures[1]).max() > 1e-4
+
+
+def test_a_box_of_an_oblong_picture_is_moved_and_said_so(pipeline: XgemPipeline) -> None:
+    boxes = coco((Box("mass", 0.5, 0.5, 0.25, 0.25),), 64, 48, "a.png")
+    note = "boxes of a picture of 48 x 64, which was padded to a square"
+    assert pipeline({"boxes": boxes}, "frontal", **QUICK).metadata["inputs"]["boxes"]["notes"] == [note]
 
 
 def test_a_checkpoint_without_its_control_says_so(chexgen_checkpoint: Path, tmp_path: Path) -> None:

@@ -60,7 +60,7 @@ def test_no_inputs_are_allowed(preset: Preset, inputs: Any) -> None:
         ({"ct": 1}, ["lateral"], "modality 'ct' is not known, expected one of: frontal, lateral, report"),
         ({}, ["ct"], "modality 'ct' is not known"),
         ({3: 1}, ["lateral"], "modality 3 is not known"),
-        ({"mask": 1}, ["lateral"], "takes no 'mask'"),
+        ({"mask": 1}, ["lateral"], r"takes no 'mask', only: .*; leave it out, or name another model \(--model\)"),
         ({}, ["mask"], "cannot generate 'mask', only: frontal, lateral, report"),
         ({"frontal": 1}, ["frontal"], "is an input and an output"),
         ({"frontal": 1}, ["lateral", "frontal"], "is an input and an output"),

@@ -20,8 +20,8 @@ from torch import Tensor
 
 import xgem.checkpoint as checkpoints
 from xgem import __version__
-from xgem.configs.schema import DiTGeneratorConfig, Preset
-from xgem.data.annotations import render
+from xgem.configs.schema import ControlNetConfig, DiTGeneratorConfig, Preset
+from xgem.data.annotations import Annotation, render
 from xgem.data.captions import preface
 from xgem.devices import dtype_name, resolve_device, resolve_dtype
 from xgem.generators.latent_diffusion import DiTLatentDiffusion
@@ -170,7 +170,8 @@ class XgemPipeline:
                     self.root, name, device=self.device, dtype=self.dtype
                 )
                 if self.compiled and isinstance(component := self._components[name], DiTLatentDiffusion):
-                    component.net.compile(dynamic=False)  # with shapes of its own, what is made depends on no other
+                    # With shapes of its own, what is made depends on no other.
+                    component.net.compile(fullgraph=True, dynamic=False)
             return self._components[name]
 
     @overload
@@ -246,10 +247,6 @@ class XgemPipeline:
             CheckpointError, DeviceError: as ``component`` and ``to``; nor can it be compiled here.
             PrivacyError: the gate refused every draw of a sample.
         """
-        if joint is None:
-            joint = self.aligned
-            if not joint and not isinstance(outputs, str) and len(outputs) > 1:
-                logger.warning("%s has no trained alignment: outputs are sampled independently", self.name)
         if seed is not None and generator is not None:
             raise InputError("seed and generator were both given, expected one of them")
         if generator is not None:
@@ -265,7 +262,7 @@ class XgemPipeline:
             num_inference_steps=num_inference_steps,
             guidance_scale=guidance_scale,
             sampler=sampler,
-            joint=joint,
+            joint=self.aligned if joint is None else joint,
             keep=keep,
             strength=strength,
             control_scale=control_scale,
@@ -274,11 +271,15 @@ class XgemPipeline:
             output_type=output_type,
             batch_size=batch_size,
         )
+        if joint is None and not self.aligned and len(request.outputs) > 1:
+            logger.warning("%s has no trained alignment: outputs are sampled independently", self.name)
         self.to(device, dtype)
         # All inputs are read before a component is: what is wrong with the last is said at once.
         prompts = [self._read(item, allow_any) for item in request.items]
         kept = [self._read(item, allow_any) for item in request.keep]
-        prompts = [self._annotate(item) for item in prompts]
+        if (control_scale, control_end) != (1, 1) and not any(map(_annotations, prompts)):
+            logger.warning("control_scale and control_end change nothing: no annotation was given")
+        prompts = [self._annotate(item, request.outputs) for item in prompts]
         gate = None if privacy_gate is None else privacy_gate.indexed(self, request.outputs)
         conditions = [self._conditions(item, request.outputs) for item in prompts]
         starts = [self._start(item) for item in kept]
@@ -355,13 +356,18 @@ class XgemPipeline:
         names = [name for name in self.preset.modalities if name in item]
         return {name: get_modality(name).read(item[name], self.preset, allow_any=allow_any) for name in names}
 
-    def _annotate(self, prompts: Mapping[str, Prompt]) -> dict[str, Prompt]:
+    def _annotate(self, prompts: Mapping[str, Prompt], outputs: Sequence[str]) -> dict[str, Prompt]:
         """Prompts with their encoder's notes (that a report is too long for it, say), each said as a warning."""
         annotated: dict[str, Prompt] = dict(prompts)
+        generators = [self.preset.components[self.preset.generator(name)] for name in outputs]
+        limits = [part.caption_tokens for part in generators if isinstance(part, DiTGeneratorConfig)]
         for name, value in self._encoded_values(prompts).items():
-            if name in prompts:
-                encoder: Any = self.component(self.preset.encoder(name))
-                annotated[name] = replace(prompts[name], notes=(*prompts[name].notes, *encoder.notes(value)))
+            encoder: Any = self.component(self.preset.encoder(name))
+            notes = encoder.notes(value, min(limits, default=None))
+            # Where there is no such prompt itself, what joins it is all of the text.
+            joining = [one for one in prompts if self.preset.modalities[one].joins == name]
+            said = name if name in prompts else joining[0]
+            annotated[said] = replace(prompts[said], notes=(*prompts[said].notes, *notes))
         for name, prompt in annotated.items():
             for note in prompt.notes:
                 logger.warning("%s: %s", name, note)
@@ -385,13 +391,17 @@ class XgemPipeline:
         for name, value in self._encoded_values(prompts).items():
             encoder: Any = self.component(self.preset.encoder(name))
             batch = get_modality(name).collate([value])
-            encoded[name] = encoder.encode(batch.to(self.device, self.dtype) if isinstance(batch, Tensor) else batch)
+            batch = batch.to(self.device, self.dtype) if isinstance(batch, Tensor) else batch
+            encoded[name] = encoder.encode(batch).to(self.device)
         drawn = [get_modality(name).annotation(prompt.value) for name, prompt in prompts.items()]
         annotations = [annotation for annotation in drawn if annotation is not None]
         steered: dict[str, Tensor] = {}
         for name in outputs:
-            if annotations and self.preset.modalities[name].control is not None:
-                picture = render(annotations[0].united(*annotations[1:]), self.preset.transform.size)
+            control = self.preset.modalities[name].control
+            if annotations and control is not None:
+                settings = cast(ControlNetConfig, self.preset.components[control])
+                united = annotations[0].united(*annotations[1:])
+                picture = render(united, self.preset.transform.size, filled=settings.filled_boxes)
                 codec: Any = self.component(self.preset.codec(name))
                 steered[name] = codec.encode(torch.tensor(picture)[None, None].to(self.device, self.dtype))
         return _Conditions(encoded, steered)
@@ -629,6 +639,8 @@ def _describe(prompt: Prompt) -> dict[str, Any]:
     described: dict[str, Any] = {"sha256": prompt.sha256, "origin": prompt.origin, "notes": list(prompt.notes)}
     if prompt.text is not None:
         described["text"] = prompt.text
+    if isinstance(prompt.value, Annotation):
+        described["sha256_on_grid"] = prompt.value.sha256  # of what is written beside the pictures
     if any("truncated" in note for note in prompt.notes):
         described["truncated"] = True
     return described

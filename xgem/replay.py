@@ -13,10 +13,11 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from xgem import __version__
 from xgem.api import load
+from xgem.data.annotations import Annotation
 from xgem.modalities import get_modality
 from xgem.pipeline import DEFAULT_BATCH_SIZE, XgemPipeline
 from xgem.provenance import Generation, read_metadata
-from xgem.types import CheckpointError, InputError
+from xgem.types import CheckpointError, InputError, Prompt
 
 logger = logging.getLogger(__name__)
 
@@ -42,6 +43,7 @@ class _Input(BaseModel):
     sha256: str
     origin: str
     text: str | None = None
+    sha256_on_grid: str | None = None
 
 
 class _Record(BaseModel):
@@ -93,8 +95,9 @@ def replay(
 
     Args:
         file: what to replay.
-        inputs: the inputs it was made from; those left out are looked up by their recorded name, in the working
-            folder and beside ``file``. Reports that were prompts are recorded as text and need not be given.
+        inputs: the inputs it was made from. Of those left out, an annotation is the one that was written beside
+            ``file``, and others are looked up by their recorded name, in the working folder and beside ``file``.
+            Reports that were prompts are recorded as text and need not be given.
         keep: likewise, what outputs were to keep.
         model: the checkpoint; the recorded one (embedded or hub) when left out.
         device, dtype: the recorded ones when left out; others give other rounding.
@@ -117,10 +120,10 @@ def replay(
     for what, then, now in (("xgem", record.xgem, __version__), ("torch", record.torch, torch.__version__)):
         if then != now:
             logger.warning("made with %s %s, replayed with %s: pixels may differ", what, then, now)
-    found = _find(path, record.inputs, inputs or {}, "input", "--")
-    kept = _find(path, record.keep, keep or {}, "kept picture", "--keep ")
-    _check_hashes(pipeline, record.inputs, found, "input")
-    _check_hashes(pipeline, record.keep, kept, "kept picture")
+    found = _find(path, pipeline, record.inputs, inputs or {}, "input", "--")
+    kept = _find(path, pipeline, record.keep, keep or {}, "kept picture", "--keep ")
+    prompts = _read(pipeline, record.inputs, found, "input")
+    _read(pipeline, record.keep, kept, "kept picture")
     threads = torch.get_num_threads()
     try:
         # How many threads share a sum decides the order of its additions.
@@ -132,7 +135,8 @@ def replay(
     names = ("output", "sample", "guidance_scale", "together", "batch", "privacy_gate")
     own = {key: metadata[key] for key in names if key in metadata}
     common = {key: value for key, value in now.items() if key == "guidance_scale" or key not in own}
-    generation = Generation({record.output: [sample]}, common, {record.output: [own]})
+    annotations = {name: prompt.value for name, prompt in prompts.items() if isinstance(prompt.value, Annotation)}
+    generation = Generation({record.output: [sample]}, common, {record.output: [own]}, annotations)
     return Replayed(generation, _same(sample, path))
 
 
@@ -185,9 +189,14 @@ def _open(
 
 
 def _find(
-    path: Path, recorded: Mapping[str, _Input], given: Mapping[str, Any], what: str, option: str
+    path: Path,
+    pipeline: XgemPipeline,
+    recorded: Mapping[str, _Input],
+    given: Mapping[str, Any],
+    what: str,
+    option: str,
 ) -> dict[str, Any]:
-    """Each recorded input (or kept picture): as given, as recorded text, or by its recorded name."""
+    """Each recorded input (or kept picture): as given, as recorded text, as written beside, or by its recorded name."""
     strangers = [name for name in given if name not in recorded]
     if strangers:
         made_from = ", ".join(recorded) or "nothing"
@@ -198,6 +207,8 @@ def _find(
             found[name] = given[name]
         elif was.text is not None:
             found[name] = was.text
+        elif (beside := _beside(path, pipeline, name, was)) is not None:
+            found[name] = beside
         else:
             # Only the plain name counts: a file from elsewhere must not decide which paths are opened here.
             places = [folder / Path(was.origin).name for folder in (Path(), path.parent)]
@@ -210,13 +221,29 @@ def _find(
     return found
 
 
-def _check_hashes(pipeline: XgemPipeline, recorded: Mapping[str, _Input], found: Mapping[str, Any], what: str) -> None:
+def _beside(path: Path, pipeline: XgemPipeline, name: str, was: _Input) -> Path | None:
+    """The file that was written with the sample for the annotation ``name``; None where it says less than that did."""
+    modality = get_modality(name)
+    file = path.parent / f"{path.stem}{modality.suffix}"
+    if was.sha256_on_grid is None or not modality.suffix or not file.is_file():
+        return None
+    try:
+        prompt = modality.read(file, pipeline.preset)
+    except InputError:
+        return None
+    return file if prompt.sha256 == was.sha256_on_grid else None
+
+
+def _read(
+    pipeline: XgemPipeline, recorded: Mapping[str, _Input], found: Mapping[str, Any], what: str
+) -> dict[str, Prompt]:
+    prompts: dict[str, Prompt] = {}
     for name, value in found.items():
-        if value == recorded[name].text:
-            continue
-        now = get_modality(name).read(value, pipeline.preset, allow_any=True).sha256
-        if now != recorded[name].sha256:
+        prompts[name] = prompt = get_modality(name).read(value, pipeline.preset, allow_any=True)
+        was = recorded[name]
+        if value != was.text and prompt.sha256 not in (was.sha256, was.sha256_on_grid):
             raise InputError(
-                f"{what} {name!r} is not the recorded one: its SHA-256 starts with {now[:12]}, "
-                f"recorded is {recorded[name].sha256[:12]}; give the original file"
+                f"{what} {name!r} is not the recorded one: its SHA-256 starts with {prompt.sha256[:12]}, "
+                f"recorded is {was.sha256[:12]}; give the original file"
             )
+    return prompts

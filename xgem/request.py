@@ -122,7 +122,10 @@ def make_request(
         check_modality(name, known)
     for name in wanted:
         if name not in preset.outputs:
-            raise InputError(f"preset {preset.name!r} cannot generate {name!r}, only: {', '.join(preset.outputs)}")
+            raise InputError(
+                f"preset {preset.name!r} cannot generate {name!r}, only: {', '.join(preset.outputs)}; leave it out, or "
+                "name another model (--model)"
+            )
     for item in items:
         _check_item(preset, item, wanted)
     steps = preset.sampling.num_inference_steps if num_inference_steps is None else num_inference_steps
@@ -193,11 +196,16 @@ def _check_item(preset: Preset, item: Inputs, outputs: Sequence[str]) -> None:
         if name in outputs:
             raise InputError(f"{name!r} is an input and an output; a modality is generated from the others only")
         if name not in preset.modalities:
-            raise InputError(f"preset {preset.name!r} takes no {name!r}, only: {', '.join(preset.modalities)}")
+            raise InputError(
+                f"preset {preset.name!r} takes no {name!r}, only: {', '.join(preset.modalities)}; leave it out, or "
+                "name another model (--model)"
+            )
         for output in outputs:
             takes = preset.inputs(output)
             if name not in takes:
-                raise InputError(f"output {output!r} takes no {name!r} as input, only: {', '.join(takes)}")
+                raise InputError(
+                    f"output {output!r} takes no {name!r} as input, only: {', '.join(takes)}; leave it out"
+                )
         if value is None:
             raise InputError(f"input {name!r} is None; leave out what there is none of")
         if isinstance(value, str | PurePath) and not str(value).isascii():

@@ -6,7 +6,9 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from PIL import Image
 
 QUICK = ("--num-inference-steps", 2, "--seed", 3, "--device", "cpu", "--no-progress")
 
@@ -102,6 +104,31 @@ def test_a_long_report_is_a_warning(xgem: Any, model: Path, tmp_path: Path) -> N
     )  # fmt: skip
     assert ran.code == 0
     assert json.loads(ran.out)["inputs"]["report"]["truncated"] is True
+
+
+def test_annotations_come_as_files(xgem: Any, chexgen_checkpoint: Path, tmp_path: Path) -> None:
+    mask = np.zeros((40, 40), np.uint8)
+    mask[8:32, 4:16] = 255
+    for name, pixels in (("right_lung", mask), ("left_lung", mask[:, ::-1])):
+        Image.fromarray(pixels).save(tmp_path / f"{name}.png")
+    (tmp_path / "boxes.json").write_text(json.dumps([{"label": "mass", "bbox": [0.1, 0.5, 0.3, 0.25]}]))
+    drawn = ("--boxes", tmp_path / "boxes.json", "--severity", "12")
+    options = ("--outputs", "frontal", "--model", chexgen_checkpoint, *QUICK)
+    made = []
+    for number, left in enumerate((tmp_path / "left_lung.png", f"left lung={tmp_path / 'left_lung.png'}")):
+        masks = ("--mask", tmp_path / "right_lung.png", "--mask", left)
+        ran = xgem("generate", *masks, *drawn, "--demographics", "sex:F", *options, "--out", tmp_path / str(number))
+        assert ran.code == 0, ran.err
+        made.append((tmp_path / str(number) / "frontal.png").read_bytes())
+        assert {path.name for path in (tmp_path / str(number)).iterdir()} == {
+            "frontal.png", "frontal.mask.png", "frontal.boxes.json", "generation.json"
+        }  # fmt: skip
+    assert made[0] == made[1]
+    ran = xgem(
+        "generate", "--mask", tmp_path / "right_lung.png", "--mask", tmp_path / "boxes.json", *options, "--out", "x"
+    )
+    assert ran.code == 2
+    assert "boxes.json: no picture; expected a mask as PNG" in ran.err
 
 
 def test_replay_makes_the_same_bytes(xgem: Any, model: Path, cxr: Path, tmp_path: Path) -> None:

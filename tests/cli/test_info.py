@@ -58,6 +58,10 @@ def test_params_of_other_settings(xgem: Any) -> None:
         ("frontal_dit.heads=7", "that 7 heads divide, got 192"),
         ("frontal_dit.context_dim=7", "has width 192"),
         ("frontal_dit.width=[", "not a YAML value"),
+        (
+            "frontal_dit.width=384",
+            "preset: 'control' is of another architecture than 'frontal_dit': expected fewer blocks",
+        ),
     ],
 )
 def test_settings_that_do_not_fit(xgem: Any, setting: str, said: str) -> None:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 import pickle
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -21,7 +23,7 @@ from xgem.configs.schema import load_preset
 from xgem.convert.chexgen import convert_chexgen, dit_weights
 from xgem.convert.published import named
 from xgem.encoders.tokenizer import train_tokenizer
-from xgem.types import CheckpointError, ConfigError, Encoded, OutputError
+from xgem.types import CheckpointError, ConfigError, Encoded, OutputError, XgemError
 
 WIDTH, DEPTH, HEADS, SIDE, CAPTION, CAPTION_WIDTH = 16, 3, 2, 4, 6, 10
 
@@ -309,10 +311,25 @@ def test_files_that_would_run_code_are_refused(preset: str, tmp_path: Path, monk
     trapped = written(tmp_path, {"state_dict": published_weights(), "hook": Trap()})
     (tmp_path / "plain.pth").write_bytes(pickle.dumps({"state_dict": 1}))
     (tmp_path / "empty.pth").write_bytes(b"")
-    for path in (trapped, tmp_path / "plain.pth", tmp_path / "empty.pth", tmp_path / "gone.pth"):
-        with pytest.raises(CheckpointError, match=r"safe to read|no such file|'state_dict' is a int"):
+    (tmp_path / "junk.pth").write_bytes(b"junk")
+    for name in ("trapped", "plain", "empty", "junk", "gone"):
+        path = trapped if name == "trapped" else tmp_path / f"{name}.pth"
+        with pytest.raises(CheckpointError, match=r"more than plain data|no such file|'state_dict' is a int") as raised:
             convert_chexgen(path, tmp_path / "out", preset=preset)
+        assert "weights_only" not in str(raised.value)
     assert not (tmp_path / "trapped").exists()
+
+
+def test_a_damaged_file_is_refused_whatever_is_wrong(preset: str, tmp_path: Path) -> None:
+    data = written(tmp_path, published_weights()).read_bytes()
+    random = np.random.default_rng(0)
+    for number in range(60):
+        harmed = bytearray(data[: random.integers(1, len(data))] if number % 2 else data)
+        for place in random.integers(0, min(len(harmed), 2000), 8):
+            harmed[place] = random.integers(256)
+        (tmp_path / "harmed.pth").write_bytes(harmed)
+        with suppress(XgemError):  # numbers alone may have changed
+            convert_chexgen(tmp_path / "harmed.pth", tmp_path / f"out{number}", preset=preset)
 
 
 def test_the_preset_follows_from_the_positions(tmp_path: Path) -> None:

@@ -110,6 +110,22 @@ def test_zero_and_one_alone_are_not_taken_for_the_left_lung(tmp_path: Path):
     assert same(read_masks(tmp_path / "mask.png"), Annotation(masks))
 
 
+def test_of_a_label_file_the_named_structure_is_taken(tmp_path: Path):
+    right, left = two_lungs()
+    masks = {"left lung": left, "right lung": right, "device": np.roll(right, 1, axis=0) & ~right}
+    write_labels(masks, tmp_path / "a.mask.png")
+    assert same(read_masks({"right lung": tmp_path / "a.mask.png"}), Annotation({"right lung": right}))
+    both = {"lungs": tmp_path / "a.mask.png", "device": tmp_path / "a.mask.png"}
+    assert same(read_masks(both), Annotation(masks))
+    with pytest.raises(InputError, match="shows left lung, right lung, device; expected airways, as it is named"):
+        read_masks({"airways": tmp_path / "a.mask.png"})
+    write_labels({"left lung": left}, tmp_path / "left.png")
+    with pytest.raises(InputError, match="shows left lung; expected right lung"):
+        read_masks({"lungs": tmp_path / "left.png"})
+    with pytest.raises(InputError, match="mask 'lungs' is empty"):
+        read_masks({"lungs": np.zeros((40, 40), bool)})
+
+
 @given(st.data())
 def test_what_is_written_reads_back(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject):
     names = data.draw(st.lists(st.sampled_from(STRUCTURES), min_size=1, max_size=4, unique=True))
@@ -193,7 +209,7 @@ def test_files_that_hold_no_mask_are_refused(tmp_path: Path):
     for name, message in {
         "heart.png": "without smoothing",
         "heart.jpg": "values",
-        "text.png": "not a readable mask",
+        "text.png": "no picture; expected a mask as PNG",
         "cut.png": "not a readable mask",
         "bad.npy": "not a usable .npy",
         "none.png": "no such file",
@@ -275,7 +291,9 @@ def changed(key: str, value: Any) -> dict[str, Any]:
         (changed("images.width", 10**400), "width and height"),
         (changed("annotations", []), "no boxes"),
         (changed("annotations.image_id", 7), "of image 7, expected 1"),
-        (changed("annotations.category_id", 70), "category 70 is not among"),
+        (changed("annotations.category_id", 70), "category 70 is not among the file's categories, expected one of"),
+        (changed("categories", [{"id": 5, "name": "mass"}, {"id": 5, "name": "nodule"}]), "two categories have one id"),
+        (changed("images.width", True), "True x 100"),
         (changed("annotations.category_id", [1]), "category .* is not among"),
         (changed("annotations.bbox", [150, 0, 100, 100]), "outside the picture"),
         (changed("categories", [{"id": 5, "name": None}]), "box 0: no class"),
@@ -289,7 +307,7 @@ def test_what_are_no_boxes_is_refused(value: Any, message: str):
 @pytest.mark.parametrize("content", ["", "{", "[" * 100_000, "\xff"])
 def test_files_that_are_no_json_are_refused(tmp_path: Path, content: str):
     (tmp_path / "boxes.json").write_bytes(content.encode("latin-1"))
-    with pytest.raises(InputError, match=r"not JSON|is empty"):
+    with pytest.raises(InputError, match=r"not JSON|is empty; expected JSON, a list of boxes or COCO"):
         read_boxes(tmp_path / "boxes.json")
 
 

@@ -101,9 +101,24 @@ def test_texts_are_cut_and_it_is_said(published: tuple[Path, Any]) -> None:
     count = len(unigram()(LONG)["input_ids"])
     assert encoder.notes(LONG) == (f"report truncated from {count} to 9 tokens",)
     assert encoder.notes(TEXTS[0]) == ()
+    assert encoder.notes(LONG, 5) == (f"report truncated from {count} to 5 tokens",)
     assert encoder.encode([LONG]).tokens.shape == (1, 9, 24)
     ids = encoder.tokenizer(LONG, truncation=True, max_length=9)["input_ids"]
     assert ids[-1] == encoder.tokenizer.eos_token_id
+
+
+@torch.no_grad()
+def test_it_can_stay_on_the_cpu(published: tuple[Path, Any]) -> None:
+    config = T5EncoderConfig(pretrained=str(published[0]))
+    elsewhere = T5Encoder.from_config(config).to(torch.device("meta"))
+    assert elsewhere.t5.device.type == "meta"
+    here = T5Encoder.from_config(config.model_copy(update={"on_cpu": True})).eval()
+    expected = here.encode(TEXTS).tokens
+    assert here.to(torch.device("meta"), torch.float64).t5.device.type == "cpu"
+    assert here.t5.dtype == torch.float64
+    torch.testing.assert_close(here.encode(TEXTS).tokens.float(), expected)
+    with pytest.raises(ValueError, match="choose one"):
+        T5EncoderConfig(on_cpu=True, quantize="4bit")
 
 
 @torch.no_grad()

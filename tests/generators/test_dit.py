@@ -119,6 +119,14 @@ def test_it_samples_like_any_generator() -> None:
     assert not torch.allclose(once, other, atol=1e-3)
 
 
+def test_it_compiles_without_a_graph_break() -> None:
+    model, (z, t) = model_of(), inputs()
+    context = model.fuse(caption())
+    compiled: Any = torch.compile(model.net, backend="eager", fullgraph=True)
+    torch.testing.assert_close(compiled(z, t, context), model.net(z, t, context))
+    torch.compiler.reset()
+
+
 def test_wrong_input() -> None:
     model = model_of()
     with pytest.raises(ShapeError, match="diffusion transformer: expected"):

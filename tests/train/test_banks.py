@@ -44,6 +44,25 @@ def test_banks_hold_the_components_answers(
                 torch.testing.assert_close(pictures.encoded(pictures.rows[index]).pooled, expected.pooled)
 
 
+def test_texts_that_are_cut_are_counted(
+    corpora: tuple[Corpus, Corpus],
+    debug_parts: dict[str, Any],
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    train, encoder = corpora[0], debug_parts["text_encoder"]
+    texts = [text for index in range(len(train.studies)) for text in train.texts(index)]
+    counts = sorted(len(encoder.tokenizer(text)["input_ids"]) for text in texts)
+    limit = counts[len(counts) // 2]
+    longer = sum(count > limit for count in counts)
+    assert longer
+    prompt_bank("report", encoder, train, ArrayCache(tmp_path), CPU, limit)
+    assert f"{longer} of {len(texts)} texts have more tokens than are read" in caplog.text
+    caplog.clear()
+    prompt_bank("report", encoder, train, ArrayCache(tmp_path / "other"), CPU, counts[-1])
+    assert not caplog.text
+
+
 def test_other_weights_are_encoded_anew(
     corpora: tuple[Corpus, Corpus], debug_parts: dict[str, Any], tmp_path: Path
 ) -> None:

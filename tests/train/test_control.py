@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import random
 from collections import Counter
 from pathlib import Path
@@ -155,6 +156,11 @@ def test_captions_come_with_and_without_what_is_known_and_that_alone(corpora: tu
     text = train.studies[index].impression
     alone = ["sex:Female.", "severity:9.", "sex:Female, severity:9."]
     assert train.texts(index) == [text, f"sex:Female, severity:9. {text}", *alone]
+    study = dataclasses.replace(train.studies[index], race="Asian", severity=None)
+    of_race = dataclasses.replace(train, studies=(*train.studies[:index], study, *train.studies[index + 1 :]))
+    assert of_race.texts(index)[1:] == [
+        f"sex:Female, race:Asian. {text}", "sex:Female.", "race:Asian.", "sex:Female, race:Asian."
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize("share", [0.0, 0.75])
@@ -173,10 +179,15 @@ def test_studies_of_known_patients_can_be_drawn_more_often(
     assert abs(found - (share + (1 - share) * len(known) / len(stage.usable))) < 0.2
 
 
+@torch.no_grad()
+def let_through(stage: ControlStage) -> None:
+    """Zero layers let neither an annotation nor a gradient through."""
+    for layer in (stage.model.enter, *stage.model.leave):
+        layer.weight.normal_(std=0.1)  # type: ignore[operator, union-attr]
+
+
 def test_gradient_reaches_the_control_alone(stage: ControlStage) -> None:
-    with torch.no_grad():  # a zero layer passes no gradient on
-        for layer in (stage.model.enter, *stage.model.leave):
-            layer.weight.normal_(std=0.1)  # type: ignore[operator, union-attr]
+    let_through(stage)
     loss, _ = stage.loss(stage.module, stage.batch(0, 0, 1))
     loss.backward()
     assert all(p.grad is None and not p.requires_grad for p in stage.generator.parameters())
@@ -218,6 +229,7 @@ def test_a_sheet_shows_what_is_made_of_annotations(stage: ControlStage) -> None:
 
 
 def test_shuffled_annotations_are_validated_too(stage: ControlStage) -> None:
+    let_through(stage)
     figures = stage.validate(stage.module)
     assert set(figures) == {"loss", "shuffled"}
     assert figures == stage.validate(stage.module)
@@ -242,6 +254,31 @@ def test_twice_the_resolution_goes_on_from_the_same_weights(
     deeper = Preset.parse(record, "deeper")
     with pytest.raises(ConfigError, match="of another architecture"):
         run(["frontal"], deeper, Manifest.read(annotated), tmp_path / "deep", QUIET, init=source)
+
+
+def test_stage_two_from_stage_one_starts_lower_than_from_scratch(
+    preset: Preset, corpora: tuple[Corpus, Corpus], annotated: Path, source: Path, tmp_path: Path
+) -> None:
+    """Stage II of the presets: twice the resolution, positions rescaled, weights inherited."""
+    record = preset.model_dump(mode="json")
+    record["train"]["frontal"] |= {"steps": 150, "batch_size": 8, "learning_rate": 1e-3, "validate_every": 150}
+    manifest = Manifest.read(annotated)
+    run(["frontal"], Preset.parse(record, "stage one"), manifest, tmp_path / "one", QUIET, init=source)
+    record["transform"]["size"] = 64
+    record["components"]["image_vae"]["image_size"] = 64
+    for name in ("frontal_dit", "control"):
+        record["components"][name] |= {"latent_shape": [4, 8, 8], "position_scale": 2.0}
+    larger = Preset.parse(record, "stage two")
+    train, val = (Corpus.load(manifest, split, larger, tmp_path, progress=False) for split in ("train", "val"))
+    parts = tmp_path / "two"
+    random_checkpoint(parts, larger, seed=5)
+    for name in ("text_encoder", "image_vae"):  # of one seed, so of the same weights
+        assert module_hash(load_component(parts, name)) == module_hash(load_component(source, name))
+    losses = []
+    for init in (None, tmp_path / "one"):
+        stage = make_stage("frontal", larger, train, val, parts, 0, init)
+        losses.append(stage.validate(stage.module)["loss"])
+    assert losses[1] < 0.9 * losses[0]
 
 
 def test_what_cannot_be_trained(

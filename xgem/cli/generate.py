@@ -22,7 +22,11 @@ More = Annotated[
 ]
 Mask = Annotated[
     list[str] | None,
-    typer.Option("--mask", metavar="[NAME=]FILE", help="A mask to follow, of a structure; may be repeated."),
+    typer.Option(
+        "--mask",
+        metavar="[NAME=]FILE",
+        help="A mask to follow, of the structure NAME or what the file says; may be repeated.",
+    ),
 ]
 Boxes = Annotated[Path | None, typer.Option("--boxes", metavar="FILE", help="Boxes of findings to follow: JSON, COCO.")]
 Severity = Annotated[str | None, typer.Option("--severity", metavar="SCORE", help="A Brixia score, 0 to 18.")]
@@ -243,10 +247,11 @@ def _inputs(named: dict[str, Any], more: list[str] | None) -> dict[str, Any]:
 
 
 def _mask(texts: list[str] | None) -> Any:
-    """One file that says itself what it shows, or files by structure."""
+    """One file that says itself what it shows, or files by structure, which their names say where nothing else does."""
     if texts is not None and len(texts) == 1 and "=" not in texts[0]:
         return texts[0]
-    return _named(texts, "--mask") or None
+    named = [text if "=" in text else f"{Path(text).stem.rpartition('.')[2]}={text}" for text in texts or ()]
+    return _named(named, "--mask") or None
 
 
 def _named(texts: list[str] | None, option: str) -> dict[str, Any]:

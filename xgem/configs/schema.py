@@ -71,7 +71,8 @@ class T5EncoderConfig(_Config):
     tokenizer; it then sets the sizes.
 
     ``width`` is d_model, of which every head has its share; texts are cut after ``max_length`` tokens. ``lowercase``
-    as PixArt and ChexGen do. ``quantize`` "4bit" stores linear layers as 4-bit floats on a CUDA device.
+    as PixArt and ChexGen do. On small devices: ``quantize`` "4bit" stores linear layers as 4-bit floats on a CUDA
+    device; with ``on_cpu`` it runs on the CPU, wherever the rest is.
     """
 
     kind: Literal["t5_encoder"] = "t5_encoder"
@@ -84,6 +85,13 @@ class T5EncoderConfig(_Config):
     d_ff: int = 10240
     lowercase: bool = True
     quantize: Literal["none", "4bit"] = "none"
+    on_cpu: bool = False
+
+    @model_validator(mode="after")
+    def _one_place(self) -> T5EncoderConfig:
+        if self.on_cpu and self.quantize != "none":
+            raise ValueError("on_cpu and quantize 4bit are both set: 4-bit layers need a CUDA device, choose one")
+        return self
 
     @property
     def embed_dim(self) -> int:
@@ -187,7 +195,7 @@ class DiTGeneratorConfig(_GeneratorConfig):
 
     ``context_dim`` is the width of caption tokens (T5 v1.1-XXL: 4096), of which there are at most ``caption_tokens``.
     ``position_scale`` divides the patches' positions: a grid twice as large spans the same coordinates with scale 2.
-    ``learned_sigma`` doubles the output channels; the second half is not used for sampling.
+    ``learned_sigma`` doubles the output channels: the second half, a variance, is read by no sampler and gets no loss.
     """
 
     kind: Literal["dit_generator"] = "dit_generator"
@@ -278,14 +286,19 @@ class AlignmentConfig(_Config):
     guided: tuple[str, ...] = ()
 
 
+_SHARED = ("latent_shape", "patch_size", "width", "heads", "position_scale")
+
+
 class ControlNetConfig(_Config):
     """Trainable copies of a diffusion transformer's first ``blocks`` blocks (ChexGen), steered by ``annotations``.
 
-    The rest is the architecture of the transformer that it is made from.
+    ``filled_boxes``: boxes are drawn as areas, not as outlines. The rest is the architecture of the transformer that it
+    is made from.
     """
 
     kind: Literal["controlnet"] = "controlnet"
     annotations: tuple[str, ...]
+    filled_boxes: bool = False
     blocks: int = Field(default=13, ge=1)
     latent_shape: tuple[int, int, int] = (4, 32, 32)
     patch_size: int = 2
@@ -295,8 +308,7 @@ class ControlNetConfig(_Config):
 
     def fits(self, transformer: DiTGeneratorConfig) -> bool:
         """Whether its blocks are copies of that transformer's first ones."""
-        same = ("latent_shape", "patch_size", "width", "heads", "position_scale")
-        return self.blocks < transformer.depth and all(getattr(self, n) == getattr(transformer, n) for n in same)
+        return self.blocks < transformer.depth and all(getattr(self, n) == getattr(transformer, n) for n in _SHARED)
 
 
 ENCODERS = ImageEncoderConfig | TextEncoderConfig | T5EncoderConfig
@@ -458,7 +470,11 @@ class Preset(_Config):
         if unknown:
             raise ValueError(f"{modality.control!r} lists unknown annotations {sorted(unknown)}")
         if not control.fits(generator):
-            raise ValueError(f"{modality.control!r} is of another architecture than {modality.generator!r}")
+            same = ", ".join(_SHARED)
+            raise ValueError(
+                f"{modality.control!r} is of another architecture than {modality.generator!r}: expected fewer blocks, "
+                f"and the same {same}"
+            )
 
     @property
     def outputs(self) -> tuple[str, ...]:
@@ -530,7 +546,8 @@ class Preset(_Config):
         except ValidationError as error:
             first = error.errors()[0]
             where = ".".join(str(part) for part in first["loc"]) or "preset"
-            raise ConfigError(f"{origin}: {where}: {first['msg']} (got {first['input']!r:.80})") from None
+            got = f" (got {first['input']!r:.80})" if first["loc"] else ""
+            raise ConfigError(f"{origin}: {where}: {first['msg'].removeprefix('Value error, ')}{got}") from None
 
 
 def preset_names() -> list[str]:

@@ -36,6 +36,7 @@ _STRUCTURE_ALIASES = {
     "devices": "device",
 }
 _CLASS_ALIASES = {"infiltration": "infiltrate", "pleural effusion": "effusion"}
+_MASK_FILES = "a mask as PNG, TIFF, BMP or .npy"
 _SMALLER_LUNG = 0.1  # a part that is smaller than this share of the other is no lung
 
 
@@ -57,7 +58,8 @@ def read_masks(value: Any) -> Annotation:
             ("pneumothorax.png", "chest.left_lung.png"). A picture is a path (PNG, TIFF, BMP or ``.npy``), a PIL image,
             an array or a tensor. "lungs" is one mask of both: its parts left and right of the picture's middle are
             the patient's right and left lung. A picture of 0 and 1 alone counts as binary, unless it is a PNG that
-            says that it holds labels, as ``write_labels`` makes it.
+            says that it holds labels, as ``write_labels`` makes it; of such a PNG in a mapping, the named structure
+            is taken.
 
     Raises:
         InputError: unreadable, neither binary nor labels, a structure that is unknown, missing or given twice, lungs
@@ -68,8 +70,8 @@ def read_masks(value: Any) -> Annotation:
             raise InputError("mask: an empty mapping; expected a mask by structure, or leave the mask out")
         masks: dict[str, Mask] = {}
         for name, source in value.items():
-            stored, origin, _ = _stored(source)
-            found = _named(str(name), _binary(stored, origin))
+            stored, origin, labelled = _stored(source)
+            found = _labelled(str(name), stored, origin) if labelled else _named(str(name), _binary(stored, origin))
             if masks.keys() & found.keys():
                 raise InputError(f"mask {name!r}: its structure is given twice, expected one mask for each")
             masks.update(found)
@@ -87,13 +89,7 @@ def read_masks(value: Any) -> Annotation:
                 f"{origin}: a binary mask, but of what? Name the file after its structure, or give a mapping "
                 f"{{structure: mask}}; structures are {', '.join(STRUCTURES)}, or lungs"
             )
-    strange = [number for number in values if number not in range(len(STRUCTURES) + 1)]
-    if strange:
-        raise InputError(
-            f"{origin}: {len(values)} values, {strange[0]:g} among them; expected a binary mask (0 and one other "
-            f"value), or labels from 0 to {len(STRUCTURES)}; save masks without smoothing, as PNG"
-        )
-    return Annotation({STRUCTURES[int(number) - 1]: stored == number for number in values if number})
+    return Annotation(_of_labels(stored, origin))
 
 
 def read_boxes(value: Any) -> Annotation:
@@ -110,7 +106,7 @@ def read_boxes(value: Any) -> Annotation:
     origin = "boxes"
     if isinstance(value, str | os.PathLike):
         origin = os.fspath(value)
-        data = file_bytes(Path(origin))
+        data = file_bytes(Path(origin), "JSON, a list of boxes or COCO")
         try:
             value = json.loads(data)
         except (ValueError, RecursionError) as error:
@@ -200,11 +196,11 @@ def coco(boxes: Sequence[Box], width: int, height: int, file_name: str) -> dict[
 
 def _stored(source: Any) -> tuple[NDArray[Any], str, bool]:
     """A picture's (h, w) numbers as stored, the file it is from or "mask", and whether it says that it holds labels."""
-    from PIL import Image
+    from PIL import Image, UnidentifiedImageError
 
     if isinstance(source, str | os.PathLike):
         origin = os.fspath(source)
-        data = file_bytes(Path(origin))
+        data = file_bytes(Path(origin), _MASK_FILES)
         if sniff(data) == "npy":
             try:
                 array = np.load(io.BytesIO(data), allow_pickle=False)
@@ -216,6 +212,8 @@ def _stored(source: Any) -> tuple[NDArray[Any], str, bool]:
                 return _of_image(image, origin), origin, LABELS_KEY in image.info
         except InputError:
             raise
+        except UnidentifiedImageError:
+            raise InputError(f"{origin}: no picture; expected {_MASK_FILES}") from None
         # Decoders meet damaged files in many ways.
         except (OSError, SyntaxError, ValueError, EOFError, TypeError, Image.DecompressionBombError) as error:
             raise InputError(f"{origin}: not a readable mask ({_brief(error)}); expected PNG or .npy") from error
@@ -269,6 +267,27 @@ def _binary(stored: NDArray[Any], origin: str) -> Mask:
     return stored != 0
 
 
+def _of_labels(stored: NDArray[Any], origin: str) -> dict[str, Mask]:
+    values = np.unique(stored)
+    strange = [number for number in values if number not in range(len(STRUCTURES) + 1)]
+    if strange:
+        raise InputError(
+            f"{origin}: {len(values)} values, {strange[0]:g} among them; expected a binary mask (0 and one other "
+            f"value), or labels from 0 to {len(STRUCTURES)}; save masks without smoothing, as PNG"
+        )
+    return {STRUCTURES[int(number) - 1]: stored == number for number in values if number}
+
+
+def _labelled(name: str, stored: NDArray[Any], origin: str) -> dict[str, Mask]:
+    """Of a picture of labels the structure ``name``, or both lungs."""
+    masks = _of_labels(stored, origin)
+    wanted = ("left lung", "right lung") if _plain(name) == "lungs" else (structure_of(name),)
+    for structure in wanted:
+        if structure not in masks:
+            raise InputError(f"{origin}: shows {', '.join(masks) or 'nothing'}; expected {structure}, as it is named")
+    return {structure: masks[structure] for structure in wanted}
+
+
 def _named(name: str, mask: Mask) -> dict[str, Mask]:
     return _lungs(mask) if _plain(name) == "lungs" else {structure_of(name): mask}
 
@@ -277,6 +296,8 @@ def _lungs(mask: Mask) -> dict[str, Mask]:
     """Both lungs of one mask: its connected parts by the half in which their centres lie. The left half of a frontal
     radiograph shows the patient's right side.
     """
+    if not mask.any():
+        raise InputError("mask 'lungs' is empty: leave out what the picture does not show")
     parts = _parts(mask)
     sides = {"right lung": np.zeros_like(mask), "left lung": np.zeros_like(mask)}
     largest = dict.fromkeys(sides, 0)
@@ -322,9 +343,11 @@ def _from_coco(value: Mapping[str, Any], origin: str) -> Annotation:
     if not items:
         raise InputError(f"{origin}: no boxes; leave them out to generate without")
     width, height = images[0].get("width"), images[0].get("height")
-    if not all(isinstance(side, Integral) and 0 < int(side) <= MAX_SIDE for side in (width, height)):
+    if not all(_is_side(side) for side in (width, height)):
         raise InputError(f"{origin}: the image is of {width!r} x {height!r}; expected its width and height in pixels")
     names = {str(kind.get("id")): kind.get("name") for kind in kinds}
+    if len(names) < len(kinds):
+        raise InputError(f"{origin}: two categories have one id; expected an id of its own for each")
     boxes: list[Box] = []
     for number, item in enumerate(items):
         where = f"{origin}: box {number}"
@@ -332,9 +355,15 @@ def _from_coco(value: Mapping[str, Any], origin: str) -> Annotation:
             raise InputError(f"{where}: is of image {item.get('image_id')!r}, expected {images[0].get('id')!r}")
         kind = str(item.get("category_id"))
         if kind not in names:
-            raise InputError(f"{where}: category {kind[:40]} is not among the file's categories")
+            raise InputError(
+                f"{where}: category {kind[:40]} is not among the file's categories, expected one of {', '.join(names)}"
+            )
         boxes.append(_box(names[kind], item.get("bbox"), (width, height), where))
     return Annotation(boxes=tuple(boxes), size=(height, width))
+
+
+def _is_side(value: Any) -> bool:
+    return isinstance(value, Integral) and not isinstance(value, bool) and 0 < int(value) <= MAX_SIDE
 
 
 def _box(label: Any, bbox: Any, scale: tuple[int, int], where: str) -> Box:

@@ -116,10 +116,10 @@ def array_hash(array: NDArray[Any]) -> str:
     return digest.hexdigest()
 
 
-def file_bytes(path: Path) -> bytes:
+def file_bytes(path: Path, expected: str = ACCEPTED) -> bytes:
     """A file's bytes; ImageError where it is missing, a folder, unreadable or empty."""
     if path.is_dir():
-        raise ImageError(f"{path}: is a folder; expected one picture file")
+        raise ImageError(f"{path}: is a folder; expected one file: {expected}")
     try:
         data = path.read_bytes()
     except FileNotFoundError as error:
@@ -128,7 +128,7 @@ def file_bytes(path: Path) -> bytes:
         reason = getattr(error, "strerror", None) or error
         raise ImageError(f"{path}: cannot be read ({reason}); check the path and its permissions") from error
     if not data:
-        raise ImageError(f"{path}: the file is empty; expected {ACCEPTED}")
+        raise ImageError(f"{path}: the file is empty; expected {expected}")
     return data
 
 

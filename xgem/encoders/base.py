@@ -16,7 +16,10 @@ class PromptEncoder(Component):
     def encode(self, batch: Any) -> Encoded:
         """Encode a batch: (b, 1, s, s) pictures in [-1, 1], or a list of b texts."""
 
-    def notes(self, value: Any) -> tuple[str, ...]:
-        """What a user should know of how ``value`` (one prompt) will be used, such as truncation; usually nothing."""
-        del value
+    def notes(self, value: Any, limit: int | None = None) -> tuple[str, ...]:
+        """What a user should know of how ``value`` (one prompt) will be used, such as truncation; usually nothing.
+
+        ``limit``: how many of its tokens the generators use, where that may be fewer than the encoder reads.
+        """
+        del value, limit
         return ()

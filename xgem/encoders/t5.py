@@ -53,6 +53,13 @@ class T5Encoder(PromptEncoder):
             raise ConfigError("T5 encoder: expected a tokenizer, got none: set pretrained to a T5 that brings its own")
         return cls(config, tokenizer)
 
+    def to(self, *args: Any, **kwargs: Any) -> Self:
+        """As a module's ``to``; ``config.on_cpu`` keeps it where it is."""
+        if not self.config.on_cpu:
+            return super().to(*args, **kwargs)
+        dtype = kwargs.get("dtype", next((value for value in args if isinstance(value, torch.dtype)), None))
+        return self if dtype is None else super().to(dtype)
+
     def save_assets(self, directory: Path) -> None:
         self.tokenizer.save_pretrained(str(directory / "tokenizer"))
         values = {key: value for key, value in self.t5.config.to_dict().items() if key != "_name_or_path"}
@@ -62,10 +69,11 @@ class T5Encoder(PromptEncoder):
     def _cased(self, text: str) -> str:
         return text.lower() if self.config.lowercase else text
 
-    def notes(self, value: str) -> tuple[str, ...]:
-        """Says so where a text is longer than the encoder reads."""
-        count, limit = len(self.tokenizer(self._cased(value))["input_ids"]), self.config.max_length
-        return (f"report truncated from {count} to {limit} tokens",) if count > limit else ()
+    def notes(self, value: str, limit: int | None = None) -> tuple[str, ...]:
+        """Says so where a text is longer than the encoder reads, or than ``limit`` tokens."""
+        count = len(self.tokenizer(self._cased(value))["input_ids"])
+        read = min(limit or self.config.max_length, self.config.max_length)
+        return (f"report truncated from {count} to {read} tokens",) if count > read else ()
 
     def encode(self, batch: list[str]) -> Encoded:
         """Padded to the longest text, at most ``max_length`` tokens; truncation keeps ``</s>``."""

@@ -71,13 +71,13 @@ class TextEncoder(PromptEncoder):
         else:
             self.tokenizer.save_pretrained(str(directory / "tokenizer"))
 
-    def notes(self, value: str) -> tuple[str, ...]:
-        """Says so where a text is longer than the encoder reads."""
+    def notes(self, value: str, limit: int | None = None) -> tuple[str, ...]:
+        """Says so where a text is longer than the encoder reads, or than ``limit`` tokens."""
         if self.config.pretrained is not None:
             return ()  # open_clip's tokenizers pad and truncate to their own length without telling
         count = len(self.tokenizer(value)["input_ids"])
-        limit = self.config.max_length
-        return (f"report truncated from {count} to {limit} tokens",) if count > limit else ()
+        read = min(limit or self.config.max_length, self.config.max_length)
+        return (f"report truncated from {count} to {read} tokens",) if count > read else ()
 
     def tokenize(self, texts: list[str]) -> Tensor:
         """Token ids (b, n), padded to the longest text, at most ``max_length``; truncation keeps ``</s>``."""

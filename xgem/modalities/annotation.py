@@ -60,7 +60,10 @@ class Boxes(_Annotated):
     def read(self, value: Any, preset: Preset, *, allow_any: bool = False) -> Prompt:
         del allow_any
         given = read_boxes(value)
-        return Prompt(given.squared(preset.transform), given.sha256, _origin(value))
+        height, width = given.size or (1, 1)
+        how = "padded" if preset.transform.pad else "stretched"
+        notes = () if height == width else (f"boxes of a picture of {height} x {width}, which was {how} to a square",)
+        return Prompt(given.squared(preset.transform), given.sha256, _origin(value), notes)
 
     def write(self, output: Annotation, directory: Path, stem: str, metadata: Mapping[str, Any]) -> Path:
         """COCO, for the picture ``<stem>.png`` on whose grid the annotation is."""

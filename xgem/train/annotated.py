@@ -53,10 +53,12 @@ def annotated_bank(
     cache: ArrayCache,
     device: torch.device,
     *,
+    filled: bool,
     vary: bool,
     seed: int,
 ) -> AnnotatedBank:
-    """Draw and encode the annotated frontal pictures of a corpus, or take them from the cache.
+    """Draw (boxes ``filled`` or as outlines) and encode the annotated frontal pictures of a corpus, or take them from
+    the cache.
 
     Raises:
         DataError: no study of the split is annotated.
@@ -92,7 +94,7 @@ def annotated_bank(
     def make() -> dict[str, Tensor]:
         codec.to(device)
         targets, annotations = [], []
-        for picture, drawings in _variants(plan, corpus, config, seed):
+        for picture, drawings in _variants(plan, corpus, config, filled, seed):
             targets.append(picture)
             annotations += drawings
         return {
@@ -107,6 +109,7 @@ def annotated_bank(
         "data": corpus.fingerprint(),
         "studies": [corpus.studies[index].id for index in drawn],
         "annotations": [annotation.sha256 for annotation in drawn.values()],
+        "filled": filled,
         "vary": vary,
         "seed": seed,
         "codec": module_hash(codec),
@@ -130,7 +133,7 @@ def _by_thing(kind: str, drawn: Mapping[int, Annotation]) -> dict[str, list[int]
 
 
 def _variants(
-    plan: list[tuple[int, int, list[Annotation]]], corpus: Corpus, config: TransformConfig, seed: int
+    plan: list[tuple[int, int, list[Annotation]]], corpus: Corpus, config: TransformConfig, filled: bool, seed: int
 ) -> Iterator[tuple[Tensor, list[Tensor]]]:
     """Every variant of every picture (1, 1, s, s) with its annotation pictures."""
     for index, variant, shown in plan:
@@ -140,7 +143,8 @@ def _variants(
         if variant:
             move = (rng.uniform(0.88, 1.1), rng.uniform(-0.06, 0.06), rng.uniform(-0.06, 0.06))
         drawings = [
-            torch.from_numpy(render(_moved(annotation, *move), config.size))[None, None] for annotation in shown
+            torch.from_numpy(render(_moved(annotation, *move), config.size, filled=filled))[None, None]
+            for annotation in shown
         ]
         yield _moved_picture(picture + 1, *move, mode="bilinear") - 1, drawings
 

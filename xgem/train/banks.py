@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +16,8 @@ from xgem.data.cache import ArrayCache, module_hash
 from xgem.modalities import get_modality
 from xgem.train.corpus import Corpus
 from xgem.types import DataError, Encoded
+
+logger = logging.getLogger(__name__)
 
 _CHUNK = 64
 
@@ -84,12 +87,21 @@ def _on(batch: Any, device: torch.device) -> Any:
     return batch.to(device) if isinstance(batch, Tensor) else batch
 
 
-def prompt_bank(modality: str, encoder: Any, corpus: Corpus, cache: ArrayCache, device: torch.device) -> PromptBank:
-    """Encode every prompt of ``modality``, or take it from the cache, keyed by the data's and the encoder's hash."""
+def prompt_bank(
+    modality: str, encoder: Any, corpus: Corpus, cache: ArrayCache, device: torch.device, limit: int | None = None
+) -> PromptBank:
+    """Encode every prompt of ``modality``, or take it from the cache, keyed by the data's and the encoder's hash.
+
+    Texts that the encoder cuts, or a generator that reads ``limit`` tokens, are counted in a warning.
+    """
     rows, batches = _items(corpus, modality, as_target=False)
 
     @torch.no_grad()
     def make() -> dict[str, Tensor]:
+        texts = [text for batch in batches if isinstance(batch, list) for text in batch]
+        cut = sum(bool(encoder.notes(text, limit)) for text in texts)
+        if cut:
+            logger.warning("%d of %d texts have more tokens than are read: their ends are cut off", cut, len(texts))
         encoder.to(device)
         parts = [encoder.encode(_on(batch, device)) for batch in batches]
         width = max(part.tokens.shape[1] for part in parts)

@@ -82,7 +82,7 @@ class Corpus:
     def known(self, index: int) -> dict[str, Any]:
         """What is known of study ``index`` that the preset writes in front of a text: arguments of ``preface``."""
         study = self.studies[index]
-        fields = {"sex": "demographics", "age": "demographics", "severity": "severity"}
+        fields = {**dict.fromkeys(("sex", "age", "race"), "demographics"), "severity": "severity"}
         return {
             name: value
             for name, modality in fields.items()

@@ -85,7 +85,8 @@ class DiffusionStage(Stage):
 
     def _split(self, corpus: Corpus, parts: Mapping[str, Any], store: ArrayCache, device: torch.device) -> _Split:
         encoders = {name: parts[self.preset.encoder(name)] for name in self.prompts}
-        prompts = {name: prompt_bank(name, encoder, corpus, store, device) for name, encoder in encoders.items()}
+        limit = getattr(self.preset.components[self.component], "caption_tokens", None)
+        prompts = {name: prompt_bank(name, encoder, corpus, store, device, limit) for name, encoder in encoders.items()}
         return _Split(target_bank(self.target, self.codec, corpus, store, device), prompts)
 
     @property
