@@ -200,6 +200,13 @@ def test_boxes_are_outlines_or_areas(chexgen_checkpoint: Path, tmp_path: Path) -
     assert np.abs(pictures[0] - pictures[1]).max() > 1e-4
 
 
+def test_lungs_on_the_wrong_sides_are_said(pipeline: XgemPipeline) -> None:
+    right, left = lungs().values()
+    for mask, count in (({"right lung": right, "left lung": left}, 0), ({"right lung": left, "left lung": right}, 1)):
+        notes = pipeline({"mask": mask}, "frontal", **QUICK).metadata["inputs"]["mask"]["notes"]
+        assert sum("left lung lies left of right lung" in note for note in notes) == count
+
+
 def test_a_box_of_an_oblong_picture_is_moved_and_said_so(pipeline: XgemPipeline) -> None:
     boxes = coco((Box("mass", 0.5, 0.5, 0.25, 0.25),), 64, 48, "a.png")
     note = "boxes of a picture of 48 x 64, which was padded to a square"

@@ -67,6 +67,20 @@ def test_errors_are_one_line_and_have_their_codes(
     assert ran.out == ""
 
 
+def test_a_package_that_is_not_installed_is_named(xgem: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(name: str) -> None:
+        raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+    monkeypatch.setattr("xgem.cli.info.doctor", lambda: fail("scipy.stats"))
+    ran = xgem("doctor")
+    assert ran.code == 1
+    assert ran.err.startswith("xgem: error: this needs the package scipy, which is not installed: install xgem[eval]")
+    assert ran.err.count("\n") == 1
+    monkeypatch.setattr("xgem.cli.info.doctor", lambda: fail("xgem.gone"))
+    with pytest.raises(ModuleNotFoundError, match=r"xgem\.gone"):  # a fault of ours
+        xgem("doctor")
+
+
 def test_ctrl_c_is_no_traceback(xgem: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     def stop() -> None:
         raise KeyboardInterrupt

@@ -125,6 +125,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except XgemError as error:
         sys.stderr.write(f"xgem: error: {' '.join(str(error).split())}\n")
         return EXIT_USAGE if isinstance(error, InputError) else EXIT_FAILED
+    except ModuleNotFoundError as error:
+        package = (error.name or "").partition(".")[0]
+        if package in ("", "xgem"):
+            raise
+        sys.stderr.write(
+            f"xgem: error: this needs the package {package}, which is not installed: install xgem[eval], or "
+            "xgem[train] to train\n"
+        )
+        return EXIT_FAILED
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
     return 0

@@ -30,6 +30,7 @@ from xgem.cli.options import (
     Steps,
     parse_guidance,
 )
+from xgem.locate import CONTROL_MODEL
 
 app = typer.Typer(
     help="Measure a checkpoint, or sets of generated studies.", no_args_is_help=True, add_completion=False
@@ -188,7 +189,7 @@ def joint(
 def control(
     data: Data,
     out: Out,
-    model: Model = None,
+    model: Annotated[str, typer.Option("--model", help="Embedded checkpoint, folder or hub id.")] = CONTROL_MODEL,
     judge: Annotated[
         str | None,
         typer.Option("--judge", help="Checkpoint whose encoders judge pictures.", show_default="openi-128"),
@@ -215,8 +216,9 @@ def control(
     """Measure whether generated frontals show what was asked for: masks, boxes, severity, demographics, text.
 
     Each input is given alone and stands beside a control with shuffled inputs and a ceiling from real pictures. What
-    the split has no studies for is left out, with the reason. OUT receives control.json, control.md and contact sheets;
-    the sheets show real pictures, so keep them where the data may lie.
+    the split has no studies for is left out, with the reason. The judges are trained first, on all training studies
+    whatever the limit, and kept in the cache. OUT receives control.json, control.md and contact sheets; the sheets show
+    real pictures, so keep them where the data may lie.
     """
     from xgem.data.manifest import Manifest
     from xgem.eval.classifier import ClassifierConfig

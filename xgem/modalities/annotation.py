@@ -5,10 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from xgem.configs.schema import Preset
 from xgem.data.annotation_files import coco, read_boxes, read_masks, read_severity, write_labels
@@ -39,6 +42,8 @@ class Masks(_Annotated):
         given = read_masks(value)
         squared = given.squared(preset.transform)
         notes = () if given.size == squared.size else (_resized(given, squared, preset.transform.pad),)
+        if _middle(given.masks.get("left lung")) < _middle(given.masks.get("right lung")):
+            notes = (*notes, "left lung lies left of right lung: sides are the patient's, whose left is on the right")
         origins = map(_origin, value.values() if isinstance(value, Mapping) else [value])
         return Prompt(squared, given.sha256, ", ".join(dict.fromkeys(origins)), notes)
 
@@ -110,6 +115,11 @@ def _origin(value: Any) -> str:
     if isinstance(value, str | os.PathLike):
         return Path(value).name
     return "text" if isinstance(value, Mapping | list | tuple) else "array"
+
+
+def _middle(mask: Any) -> float:
+    """The mean column of a mask; NaN, which is never smaller nor larger, where there is none."""
+    return math.nan if mask is None else float(np.nonzero(mask)[1].mean())
 
 
 def _resized(given: Annotation, squared: Annotation, pad: bool) -> str:
