@@ -271,13 +271,13 @@ class XgemPipeline:
             output_type=output_type,
             batch_size=batch_size,
         )
-        if joint is None and not self.aligned and len(request.outputs) > 1:
+        if joint is None and not request.joint and len(request.outputs) > 1:
             logger.warning("%s has no trained alignment: outputs are sampled independently", self.name)
         self.to(device, dtype)
         # All inputs are read before a component is: what is wrong with the last is said at once.
         prompts = [self._read(item, allow_any) for item in request.items]
         kept = [self._read(item, allow_any) for item in request.keep]
-        if (control_scale, control_end) != (1, 1) and not any(map(_annotations, prompts)):
+        if (control_scale, control_end) != (1, 1) and not any(map(annotations_of, prompts)):
             logger.warning("control_scale and control_end change nothing: no annotation was given")
         prompts = [self._annotate(item, request.outputs) for item in prompts]
         gate = None if privacy_gate is None else privacy_gate.indexed(self, request.outputs)
@@ -298,7 +298,7 @@ class XgemPipeline:
                     values[row.item].setdefault(name, []).append(value)
                     samples[row.item].setdefault(name, []).append(own)
         generations = [
-            Generation(v, g.metadata, s, _annotations(p))
+            Generation(v, g.metadata, s, annotations_of(p))
             for v, g, s, p in zip(values, made, samples, prompts, strict=True)
         ]
         single = inputs is None or isinstance(inputs, Mapping)
@@ -393,8 +393,7 @@ class XgemPipeline:
             batch = get_modality(name).collate([value])
             batch = batch.to(self.device, self.dtype) if isinstance(batch, Tensor) else batch
             encoded[name] = encoder.encode(batch).to(self.device)
-        drawn = [get_modality(name).annotation(prompt.value) for name, prompt in prompts.items()]
-        annotations = [annotation for annotation in drawn if annotation is not None]
+        annotations = list(annotations_of(prompts).values())
         steered: dict[str, Tensor] = {}
         for name in outputs:
             control = self.preset.modalities[name].control
@@ -630,9 +629,10 @@ def _stack(contexts: Sequence[Context], width: int) -> Context:
     )
 
 
-def _annotations(prompts: Mapping[str, Prompt]) -> dict[str, Any]:
+def annotations_of(prompts: Mapping[str, Prompt]) -> dict[str, Annotation]:
+    """The prompts that steer, by modality."""
     drawn = {name: get_modality(name).annotation(prompt.value) for name, prompt in prompts.items()}
-    return {name: prompts[name].value for name, annotation in drawn.items() if annotation is not None}
+    return {name: annotation for name, annotation in drawn.items() if annotation is not None}
 
 
 def _describe(prompt: Prompt) -> dict[str, Any]:

@@ -13,9 +13,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from xgem import __version__
 from xgem.api import load
-from xgem.data.annotations import Annotation
 from xgem.modalities import get_modality
-from xgem.pipeline import DEFAULT_BATCH_SIZE, XgemPipeline
+from xgem.pipeline import DEFAULT_BATCH_SIZE, XgemPipeline, annotations_of
 from xgem.provenance import Generation, read_metadata
 from xgem.types import CheckpointError, InputError, Prompt
 
@@ -135,8 +134,7 @@ def replay(
     names = ("output", "sample", "guidance_scale", "together", "batch", "privacy_gate")
     own = {key: metadata[key] for key in names if key in metadata}
     common = {key: value for key, value in now.items() if key == "guidance_scale" or key not in own}
-    annotations = {name: prompt.value for name, prompt in prompts.items() if isinstance(prompt.value, Annotation)}
-    generation = Generation({record.output: [sample]}, common, {record.output: [own]}, annotations)
+    generation = Generation({record.output: [sample]}, common, {record.output: [own]}, annotations_of(prompts))
     return Replayed(generation, _same(sample, path))
 
 

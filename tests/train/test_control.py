@@ -236,39 +236,39 @@ def test_shuffled_annotations_are_validated_too(stage: ControlStage) -> None:
     assert figures["loss"] != figures["shuffled"]
 
 
+def twice_as_large(preset: Preset) -> Preset:
+    record = preset.model_dump(mode="json")
+    record["transform"]["size"] = 64
+    record["components"]["image_vae"]["image_size"] = 64
+    for name in ("frontal_dit", "control"):
+        record["components"][name] |= {"latent_shape": [4, 8, 8], "position_scale": 2.0}
+    return Preset.parse(record, "larger")
+
+
 def test_twice_the_resolution_goes_on_from_the_same_weights(
     preset: Preset, annotated: Path, source: Path, tmp_path: Path
 ) -> None:
-    record = preset.model_dump(mode="json")
-    record["transform"]["size"] = 64
-    parts = record["components"]
-    parts["image_vae"]["image_size"] = 64
-    for name in ("frontal_dit", "control"):
-        parts[name] |= {"latent_shape": [4, 8, 8], "position_scale": 2.0}
-    larger = Preset.parse(record, "larger")
+    larger = twice_as_large(preset)
     run(["frontal"], larger, Manifest.read(annotated), tmp_path / "large", QUIET, init=source)
     assert load_component(tmp_path / "large", "image_vae").config.image_size == 64
     grown, small = (load_component(root, "frontal_dit").state_dict() for root in (tmp_path / "large", source))
     assert {key: value.shape for key, value in grown.items()} == {key: value.shape for key, value in small.items()}
-    parts["frontal_dit"] |= {"depth": 4}
+    record = larger.model_dump(mode="json")
+    record["components"]["frontal_dit"] |= {"depth": 4}
     deeper = Preset.parse(record, "deeper")
     with pytest.raises(ConfigError, match="of another architecture"):
         run(["frontal"], deeper, Manifest.read(annotated), tmp_path / "deep", QUIET, init=source)
 
 
 def test_stage_two_from_stage_one_starts_lower_than_from_scratch(
-    preset: Preset, corpora: tuple[Corpus, Corpus], annotated: Path, source: Path, tmp_path: Path
+    preset: Preset, annotated: Path, source: Path, tmp_path: Path
 ) -> None:
     """Stage II of the presets: twice the resolution, positions rescaled, weights inherited."""
     record = preset.model_dump(mode="json")
     record["train"]["frontal"] |= {"steps": 150, "batch_size": 8, "learning_rate": 1e-3, "validate_every": 150}
     manifest = Manifest.read(annotated)
     run(["frontal"], Preset.parse(record, "stage one"), manifest, tmp_path / "one", QUIET, init=source)
-    record["transform"]["size"] = 64
-    record["components"]["image_vae"]["image_size"] = 64
-    for name in ("frontal_dit", "control"):
-        record["components"][name] |= {"latent_shape": [4, 8, 8], "position_scale": 2.0}
-    larger = Preset.parse(record, "stage two")
+    larger = twice_as_large(preset)
     train, val = (Corpus.load(manifest, split, larger, tmp_path, progress=False) for split in ("train", "val"))
     parts = tmp_path / "two"
     random_checkpoint(parts, larger, seed=5)

@@ -286,7 +286,8 @@ class AlignmentConfig(_Config):
     guided: tuple[str, ...] = ()
 
 
-_SHARED = ("latent_shape", "patch_size", "width", "heads", "position_scale")
+SHARED_WITH_CONTROL = ("latent_shape", "patch_size", "width", "heads", "position_scale")
+"""What a ControlNet and its transformer have alike."""
 
 
 class ControlNetConfig(_Config):
@@ -308,7 +309,9 @@ class ControlNetConfig(_Config):
 
     def fits(self, transformer: DiTGeneratorConfig) -> bool:
         """Whether its blocks are copies of that transformer's first ones."""
-        return self.blocks < transformer.depth and all(getattr(self, n) == getattr(transformer, n) for n in _SHARED)
+        return self.blocks < transformer.depth and all(
+            getattr(self, n) == getattr(transformer, n) for n in SHARED_WITH_CONTROL
+        )
 
 
 ENCODERS = ImageEncoderConfig | TextEncoderConfig | T5EncoderConfig
@@ -470,7 +473,7 @@ class Preset(_Config):
         if unknown:
             raise ValueError(f"{modality.control!r} lists unknown annotations {sorted(unknown)}")
         if not control.fits(generator):
-            same = ", ".join(_SHARED)
+            same = ", ".join(SHARED_WITH_CONTROL)
             raise ValueError(
                 f"{modality.control!r} is of another architecture than {modality.generator!r}: expected fewer blocks, "
                 f"and the same {same}"

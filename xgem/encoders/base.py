@@ -23,3 +23,8 @@ class PromptEncoder(Component):
         """
         del value, limit
         return ()
+
+    def _cut(self, count: int, limit: int | None) -> tuple[str, ...]:
+        """The note that a text of ``count`` tokens is longer than is read of it."""
+        read = min(limit or self.config.max_length, self.config.max_length)
+        return (f"report truncated from {count} to {read} tokens",) if count > read else ()

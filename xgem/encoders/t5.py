@@ -71,9 +71,7 @@ class T5Encoder(PromptEncoder):
 
     def notes(self, value: str, limit: int | None = None) -> tuple[str, ...]:
         """Says so where a text is longer than the encoder reads, or than ``limit`` tokens."""
-        count = len(self.tokenizer(self._cased(value))["input_ids"])
-        read = min(limit or self.config.max_length, self.config.max_length)
-        return (f"report truncated from {count} to {read} tokens",) if count > read else ()
+        return self._cut(len(self.tokenizer(self._cased(value))["input_ids"]), limit)
 
     def encode(self, batch: list[str]) -> Encoded:
         """Padded to the longest text, at most ``max_length`` tokens; truncation keeps ``</s>``."""

@@ -75,9 +75,7 @@ class TextEncoder(PromptEncoder):
         """Says so where a text is longer than the encoder reads, or than ``limit`` tokens."""
         if self.config.pretrained is not None:
             return ()  # open_clip's tokenizers pad and truncate to their own length without telling
-        count = len(self.tokenizer(value)["input_ids"])
-        read = min(limit or self.config.max_length, self.config.max_length)
-        return (f"report truncated from {count} to {read} tokens",) if count > read else ()
+        return self._cut(len(self.tokenizer(value)["input_ids"]), limit)
 
     def tokenize(self, texts: list[str]) -> Tensor:
         """Token ids (b, n), padded to the longest text, at most ``max_length``; truncation keeps ``</s>``."""

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from xgem.component import Component
-from xgem.configs.schema import ControlNetConfig, DiTGeneratorConfig
+from xgem.configs.schema import SHARED_WITH_CONTROL, ControlNetConfig, DiTGeneratorConfig
 from xgem.generators.dit import DiT
 from xgem.types import CheckpointError, ShapeError
 
@@ -28,7 +28,7 @@ class ControlNet(Component):
     def __init__(self, config: ControlNetConfig) -> None:
         super().__init__()
         self.config = config
-        same = config.model_dump(include={"latent_shape", "patch_size", "width", "heads", "position_scale"})
+        same = config.model_dump(include=set(SHARED_WITH_CONTROL))
         donor = DiT(DiTGeneratorConfig(modality="", prompts=("",), depth=config.blocks, **same)).pixart
         self.patches, self.blocks = donor.pos_embed, donor.transformer_blocks
         self.enter = nn.Linear(config.width, config.width)  # not zero: what it lets in is what the rest learns from
