@@ -3,10 +3,10 @@
     python benchmarks/dit.py [--preset chexgen-small] [--batch 2] [--steps 10] [--runs 5] [--threads 2]
 
 Both sides share weights, captions, noise, scheduler and guidance, and must give equal latents. The pipeline projects
-the captions in every step; xgem's sampler does so once a request, keeps every block's keys and values of them, and
-embeds all timesteps at once. Measured three times: both as they are, ours compiled (``xgem.load(..., compile=True)``)
-against theirs as it is, and both compiled. Compiling is not part of the times. Runs alternate, and the ratio is taken
-run by run, so that a machine whose speed drifts does not decide the result.
+the captions in every step; xgem's sampler does so once a request, keeps every block's keys and values of them, embeds
+all timesteps at once, and runs linear layers by oneDNN. Measured three times: both as they are, ours compiled
+(``xgem.load(..., compile=True)``) against theirs as it is, and both compiled. Compiling is not part of the times. Runs
+alternate, and the ratio is taken run by run, so that a machine whose speed drifts does not decide the result.
 
 On a CUDA device, also what `--device-preset` makes there in bfloat16, with random weights: pictures (latents) a second
 by batch size, their share of the card's peak (`--peak-tflops`), memory, and training steps of `--train-preset`.

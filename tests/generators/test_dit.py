@@ -7,10 +7,12 @@ from typing import Any
 import pytest
 import torch
 from diffusers import PixArtTransformer2DModel
-from torch import Tensor
+from diffusers.models.activations import GELU
+from torch import Tensor, nn
 
 from xgem.configs.schema import DiTGeneratorConfig
 from xgem.generators.latent_diffusion import DiTLatentDiffusion
+from xgem.generators.onednn_linear import OneDNNGELU, OneDNNLinear
 from xgem.generators.sampling import sample
 from xgem.random_init import random_component
 from xgem.types import Context, Encoded, InputError, ShapeError
@@ -62,6 +64,11 @@ def test_it_is_the_pixart_of_diffusers(learned_sigma: bool, scale: float) -> Non
         context = model.fuse(encoded)
         torch.testing.assert_close(model.net.predict(z, t, context), expected, rtol=1e-5, atol=1e-5)
         torch.testing.assert_close(model(z, t, context), expected[:, :4], rtol=1e-5, atol=1e-5)
+
+
+def test_all_its_linear_layers_run_by_onednn() -> None:
+    layers = [layer for layer in model_of().net.modules() if isinstance(layer, nn.Linear | GELU)]
+    assert {type(layer) for layer in layers} == {OneDNNLinear, OneDNNGELU}
 
 
 def test_dropped_captions_are_the_learned_one() -> None:

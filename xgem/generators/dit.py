@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from xgem.configs.schema import DiTGeneratorConfig
 from xgem.generators.context_cache import TimeEmbedding, install_context_cache
+from xgem.generators.onednn_linear import install_onednn_linear
 from xgem.types import Context, Encoded, InputError, ShapeError
 
 
@@ -81,6 +82,7 @@ class DiT(nn.Module):
         if config.gradient_checkpointing:
             self.pixart.enable_gradient_checkpointing()
         install_context_cache(self.pixart)
+        install_onednn_linear(self.pixart)
 
     def predict(self, z: Tensor, t: Tensor, context: Context) -> Tensor:
         """All output channels: the prediction and, with a learned sigma, the variance's interpolation behind it."""
