@@ -99,10 +99,14 @@ def test_hidden_tokens_say_nothing_and_shown_ones_do() -> None:
     assert not torch.allclose(outputs[0], outputs[2], atol=1e-3)
 
 
-def test_long_captions_are_cut() -> None:
-    model = model_of()
-    long = caption(9)
-    assert model.fuse(long).tokens.shape[1] == 6
+def test_long_captions_are_cut_and_short_ones_filled() -> None:
+    model, long = model_of(), caption(9)["report"]
+    made = model.fuse({"report": long})
+    assert made.tokens.shape[1] == made.mask.shape[1] == model.null(B).tokens.shape[1] == 16
+    assert torch.equal(made.mask[:, :6], long.mask[:, :6])
+    assert not made.mask[:, 6:].any()
+    cut = model.fuse({"report": Encoded(long.pooled, long.tokens[:, :6], long.mask[:, :6])})
+    assert torch.equal(made.tokens, cut.tokens)
 
 
 def test_gradient_checkpointing_changes_no_gradient() -> None:

@@ -34,9 +34,9 @@ class CaptionContext(nn.Module):
 
     def null(self, batch: int) -> Context:
         """The learned caption for ``batch`` samples."""
-        tokens = self.project(self.null_caption[None]).expand(batch, -1, -1)
-        mask = torch.ones(batch, self.length, dtype=torch.bool, device=tokens.device)
-        return Context(tokens, mask, tokens.new_zeros(batch, self.pooled_dim))
+        shown = torch.ones(1, self.length, dtype=torch.bool, device=self.null_caption.device)
+        one = self._context(self.null_caption[None], shown)
+        return Context(one.tokens.expand(batch, -1, -1), one.mask.expand(batch, -1), one.pooled.expand(batch, -1))
 
     def forward(self, encoded: Mapping[str, Encoded], keep: Mapping[str, Tensor] | None = None) -> Context:
         """The caption's first ``caption_tokens`` tokens (b, n, c); rows that ``keep`` drops get the null context."""
@@ -50,7 +50,13 @@ class CaptionContext(nn.Module):
             tokens = nn.functional.pad(tokens, (0, 0, 0, lacking))
             mask = nn.functional.pad(mask, (0, lacking)) | ~kept
             tokens = torch.where(kept[..., None], tokens, self.null_caption)
-        return Context(self.project(tokens), mask, tokens.new_zeros(len(tokens), self.pooled_dim))
+        return self._context(tokens, mask)
+
+    def _context(self, tokens: Tensor, mask: Tensor) -> Context:
+        """The projected captions, filled with hidden tokens to whole vectors of 16, on which attention runs faster."""
+        behind = -mask.shape[1] % 16
+        projected = nn.functional.pad(self.project(tokens), (0, 0, 0, behind))
+        return Context(projected, nn.functional.pad(mask, (0, behind)), tokens.new_zeros(len(tokens), self.pooled_dim))
 
 
 class DiT(nn.Module):
