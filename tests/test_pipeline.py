@@ -392,12 +392,12 @@ def test_load_gives_a_pipeline_that_generate_takes(checkpoint: Path) -> None:
 
 
 def test_contexts_are_padded_and_masked_to_one_width() -> None:
-    from xgem.pipeline import _stack  # pyright: ignore[reportPrivateUsage]
+    from xgem.encoders.fusion import stack
 
     def context(length: int) -> Context:
         return Context(torch.ones(1, length, 3), torch.ones(1, length, dtype=torch.bool), torch.ones(1, 2))
 
-    stacked = _stack([context(2), context(4)], 5)
+    stacked = stack([context(2), context(4)], 5)
     assert stacked.tokens.shape == (2, 5, 3)
     assert stacked.mask.tolist() == [[True] * 2 + [False] * 3, [True] * 4 + [False]]
     assert not stacked.tokens[0, 2:].any()

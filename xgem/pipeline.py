@@ -24,6 +24,7 @@ from xgem.configs.schema import ControlNetConfig, DiTGeneratorConfig, Preset
 from xgem.data.annotations import Annotation, render
 from xgem.data.captions import preface
 from xgem.devices import dtype_name, resolve_device, resolve_dtype
+from xgem.encoders.fusion import stack
 from xgem.generators.latent_diffusion import DiTLatentDiffusion
 from xgem.generators.sampling import SAMPLERS, Control, Output, sample_together
 from xgem.locate import Location, locate
@@ -546,7 +547,7 @@ class XgemPipeline:
         outputs = {
             name: Output(
                 model_of(name),
-                _stack(part.contexts, part.width),
+                stack(part.contexts, part.width),
                 noise(name, "noise"),
                 request.guidance_scale[name],
                 lambda step, name=name: noise(name, f"noise of step {step}"),
@@ -613,20 +614,6 @@ class XgemPipeline:
             "compiled": self.compiled,
             "threads": torch.get_num_threads(),
         }
-
-
-def _stack(contexts: Sequence[Context], width: int) -> Context:
-    """Contexts of batch 1 as one batch, their tokens padded (and masked) to ``width``."""
-
-    def pad(value: Tensor) -> Tensor:
-        lacking = width - value.shape[1]
-        return torch.cat([value, value.new_zeros(1, lacking, *value.shape[2:])], dim=1) if lacking else value
-
-    return Context(
-        tokens=torch.cat([pad(context.tokens) for context in contexts]),
-        mask=torch.cat([pad(context.mask) for context in contexts]),
-        pooled=torch.cat([context.pooled for context in contexts]),
-    )
 
 
 def annotations_of(prompts: Mapping[str, Prompt]) -> dict[str, Annotation]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import cast
 
 import torch
@@ -68,15 +68,19 @@ class ContextFusion(nn.Module):
         return Context(torch.cat(tokens, dim=1), torch.cat(masks, dim=1), pooled)
 
 
-def stack(first: Context, second: Context) -> Context:
-    """Two contexts as one batch, padded to the longer token sequence (guidance runs both in one call)."""
-    n = max(first.tokens.shape[1], second.tokens.shape[1])
+def fill(context: Context, width: int) -> Context:
+    """With hidden tokens behind its own, ``width`` in all."""
+    lacking = width - context.tokens.shape[1]
+    tokens, mask = nn.functional.pad(context.tokens, (0, 0, 0, lacking)), nn.functional.pad(context.mask, (0, lacking))
+    return Context(tokens, mask, context.pooled)
 
-    def padded(context: Context) -> tuple[Tensor, Tensor]:
-        extra = n - context.tokens.shape[1]
-        return nn.functional.pad(context.tokens, (0, 0, 0, extra)), nn.functional.pad(context.mask, (0, extra))
 
-    (tokens_1, mask_1), (tokens_2, mask_2) = padded(first), padded(second)
+def stack(contexts: Sequence[Context], width: int = 0) -> Context:
+    """Contexts as one batch, filled to ``width`` tokens, or to the longest's where that has more."""
+    width = max(width, *(context.tokens.shape[1] for context in contexts))
+    filled = [fill(context, width) for context in contexts]
     return Context(
-        torch.cat([tokens_1, tokens_2]), torch.cat([mask_1, mask_2]), torch.cat([first.pooled, second.pooled])
+        torch.cat([context.tokens for context in filled]),
+        torch.cat([context.mask for context in filled]),
+        torch.cat([context.pooled for context in filled]),
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import cast
 
@@ -11,6 +12,7 @@ from diffusers.models.embeddings import PixArtAlphaTextProjection, TimestepEmbed
 from torch import Tensor, nn
 
 from xgem.configs.schema import DiTGeneratorConfig
+from xgem.encoders.fusion import fill
 from xgem.generators.context_cache import TimeEmbedding, install_context_cache
 from xgem.generators.onednn_linear import install_onednn_linear
 from xgem.types import Context, Encoded, InputError, ShapeError
@@ -54,9 +56,8 @@ class CaptionContext(nn.Module):
 
     def _context(self, tokens: Tensor, mask: Tensor) -> Context:
         """The projected captions, filled with hidden tokens to whole vectors of 16, on which attention runs faster."""
-        behind = -mask.shape[1] % 16
-        projected = nn.functional.pad(self.project(tokens), (0, 0, 0, behind))
-        return Context(projected, nn.functional.pad(mask, (0, behind)), tokens.new_zeros(len(tokens), self.pooled_dim))
+        context = Context(self.project(tokens), mask, tokens.new_zeros(len(tokens), self.pooled_dim))
+        return fill(context, math.ceil(mask.shape[1] / 16) * 16)
 
 
 class DiT(nn.Module):

@@ -55,7 +55,7 @@ def guided(model: LatentDiffusion, context: Context, scale: float) -> Denoiser:
     if scale == 1:
         return lambda z, t: model(z, t.expand(len(z)), context)
     batch = len(context.pooled)
-    both = stack(context, model.null(batch))
+    both = stack([context, model.null(batch)])
 
     def denoise(z: Tensor, t: Tensor) -> Tensor:
         conditional, null = model(torch.cat([z, z]), t.expand(2 * batch), both).chunk(2)
