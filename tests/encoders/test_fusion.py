@@ -151,7 +151,7 @@ def test_unknown_and_missing_prompts_are_refused(generator: Any, mode: str) -> N
 def test_stacked_contexts_are_the_single_ones(generator: Any) -> None:
     model = generator("tokens")
     context, null = model.fuse(PROMPTS), model.null(B)
-    both = stack(context, null)
+    both = stack([context, null])
     assert both.tokens.shape[0] == 2 * B
     z = torch.randn(B, *model.latent_shape)
     t = torch.tensor([10, 500, 900])
