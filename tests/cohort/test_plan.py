@@ -14,8 +14,8 @@ from xgem.cohort.items import expand
 from xgem.cohort.plan import read_plan
 from xgem.cohort.prompts import SENTENCES, sentences
 from xgem.cohort.shards import Shard, environment_shard, parse_shard
-from xgem.eval.label_rules import CHEXPERT_CLASSES
-from xgem.eval.labels import label_report
+from xgem.labels.rules import label_report
+from xgem.labels.vocabulary import CHEXPERT_CLASSES
 from xgem.types import InputError
 
 EDEMA = {"findings": ["Edema"], "count": 2}

@@ -10,8 +10,8 @@ import torch
 from transformers import BertConfig, BertModel
 
 from xgem.eval.chexbert import HEADS, load_chexbert
-from xgem.eval.label_rules import CHEXPERT_CLASSES
 from xgem.eval.record import NotComputed
+from xgem.labels.vocabulary import CHEXPERT_CLASSES
 from xgem.types import CheckpointError
 
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "heart", "lungs", "clear", "large", "no", "##s", "effusion", "."]

@@ -9,9 +9,10 @@ import torch
 
 from xgem.eval import classifier as judges
 from xgem.eval.agreement import auc
-from xgem.eval.classifier import LABEL_CLASSES, ClassifierConfig, group_labels, train_classifier
+from xgem.eval.classifier import ClassifierConfig, columns_of, train_classifier, train_findings
 from xgem.eval.statistics import Bootstrap
-from xgem.types import InputError, Study
+from xgem.labels.vocabulary import CHEXPERT_CLASSES
+from xgem.types import InputError
 
 CONFIG = ClassifierConfig(size=32, width=8, epochs=4, batch_size=16)
 
@@ -84,14 +85,18 @@ def test_random_state_outside_is_left_alone() -> None:
     assert torch.equal(torch.rand(3), expected)
 
 
-def test_groups_of_labels() -> None:
-    def study(*labels: str) -> Study:
-        return Study(id="a", subject="a", split="val", labels=labels)
-
-    values = group_labels([study("normal"), study("Opacity", "Spine"), study(), study("Deformity")])
-    named = [dict(zip(LABEL_CLASSES, row, strict=True)) for row in values]
-    assert set(named[0].values()) == {0.0}
-    assert [name for name, value in named[1].items() if value] == ["Abnormal", "Opacity", "Spine"]
-    assert np.isnan(values[2]).all()
-    assert named[3]["Abnormal"] == 1
-    assert sum(named[3].values()) == 1
+def test_the_judge_of_findings_learns_the_classes_that_have_both_labels() -> None:
+    pictures, (present, _) = planted(48, 0)[0], planted(48, 0)[1].T
+    labels = np.full((48, len(CHEXPERT_CLASSES)), np.nan)
+    labels[:, CHEXPERT_CLASSES.index("Edema")] = present
+    labels[:, CHEXPERT_CLASSES.index("Fracture")] = 1  # never absent, so nothing to tell it from
+    labels[:20, CHEXPERT_CLASSES.index("Pneumothorax")] = 0
+    labels[:5, CHEXPERT_CLASSES.index("Pneumothorax")] = 1
+    judge = train_findings(pictures, labels, config=CONFIG)
+    assert judge.classes == ("Edema", "Pneumothorax")
+    assert [CHEXPERT_CLASSES[k] for k in columns_of(judge)] == ["Edema", "Pneumothorax"]
+    assert judge.logits(pictures).shape == (48, 2)
+    with pytest.raises(InputError, match=r"labels \(48, 2\): expected \(48, 14\)"):
+        train_findings(pictures, labels[:, :2], config=CONFIG)
+    with pytest.raises(InputError, match="no class with both"):
+        train_findings(pictures, np.ones_like(labels), config=CONFIG)

@@ -19,10 +19,14 @@ def manifest(tmp_path: Path) -> Path:
         ("a", "No acute disease.", ("normal",)),
         ("b", "Large left pleural effusion.", ("Pleural Effusion",)),
         ("c", "Cardiomegaly. No effusion.", ("Cardiomegaly",)),
-        ("d", "Possible effusion.", ("Costophrenic Angle",)),
+        ("d", "Possible effusion.", ("Spine",)),
+        ("f", "Possible effusion.", ("Costophrenic Angle",)),  # which may mean fluid: counts neither way
         ("e", "Not annotated.", ()),
     ]
-    rows = [Row(study=name, subject=name, split="val", impression=text, labels=labels) for name, text, labels in texts]
+    rows = [
+        Row(study=name, subject=name, split="val", impression=text, labels=labels, source="openi")
+        for name, text, labels in texts
+    ]
     path = tmp_path / "manifest.jsonl"
     Manifest(tuple(rows), tmp_path).write(path)
     return path
@@ -32,7 +36,7 @@ def test_labeller_prints_precision_and_recall(manifest: Path) -> None:
     result = RUN.invoke(app, ["labeller", "--data", str(manifest), "--json"])
     assert result.exit_code == 0, result.output
     found = json.loads(result.stdout)
-    assert found["n"] == 4
+    assert found["n"] == 5
     effusion = found["classes"]["Pleural Effusion"]
     assert (effusion["annotated"], effusion["labelled"]) == (1, 2)
     assert (effusion["precision"], effusion["recall"]) == (0.5, 1.0)

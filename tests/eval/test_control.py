@@ -103,7 +103,7 @@ def manifest(tmp_path_factory: pytest.TempPathFactory) -> AnnotatedManifest:
         shown = request if nodule else request | {"boxes": []}
         Image.fromarray(paint(shown, rng)).save(folder / f"{name}.png")
         labels = ("Cardiomegaly",) * (request["report"] == "Cardiomegaly.") + ("Nodule",) * nodule
-        shared: dict[str, Any] = {"labels": labels or ("normal",), "impression": request["report"]}
+        shared: dict[str, Any] = {"labels": labels or ("normal",), "impression": request["report"], "source": "openi"}
         shared |= request["demographics"]
         split = "val" if i < JUDGED else "train"
         rows.append(Row(study=name, subject=name, split=split, view="frontal", file=f"{name}.png", **shared))

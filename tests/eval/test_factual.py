@@ -17,10 +17,10 @@ from xgem.eval.judges import (
     thresholds_of,
     train_judge,
 )
-from xgem.eval.label_rules import CHEXPERT_CLASSES
 from xgem.eval.record import NotComputed
 from xgem.eval.sets import EvalSet, Item
 from xgem.eval.statistics import Array, Bootstrap, derangements
+from xgem.labels.vocabulary import CHEXPERT_CLASSES
 from xgem.types import CheckpointError, InputError
 
 

@@ -11,12 +11,12 @@ import pytest
 
 from xgem.eval.external_text import ExternalMetric
 from xgem.eval.families.text import CASES, LABELS, Tables, evaluate
-from xgem.eval.label_rules import CHEXPERT_CLASSES
 from xgem.eval.record import FamilyResult, NotComputed, as_json
 from xgem.eval.report import as_html
 from xgem.eval.report_labels import RuleLabeller, read_label_table
 from xgem.eval.sets import EvalSet, Item
 from xgem.eval.statistics import derangements
+from xgem.labels.vocabulary import CHEXPERT_CLASSES
 from xgem.types import DataError, InputError
 
 PARTS = [

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from xgem.eval.label_rules import CHEXPERT_5, CHEXPERT_CLASSES
-from xgem.eval.label_scores import CLASS_SETS, as_binary, columns, compare_f1_by_class, compare_f1_scores
+from xgem.eval.label_scores import as_binary, columns, compare_f1_by_class, compare_f1_scores
 from xgem.eval.statistics import Array, Bootstrap, derangements
+from xgem.labels.vocabulary import CHEXPERT_5, CHEXPERT_CLASSES, CLASS_SETS
 from xgem.types import InputError
 
 

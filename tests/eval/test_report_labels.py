@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from xgem.eval.label_rules import CHEXPERT_CLASSES
 from xgem.eval.report_labels import RuleLabeller, read_label_table
+from xgem.labels.vocabulary import CHEXPERT_CLASSES
 from xgem.types import DataError
 
 

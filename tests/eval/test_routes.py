@@ -72,7 +72,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
             Image.fromarray(made.picture(view, state)).save(folder / f"{name}_{view}.png")
             if i == 0 and view == "lateral":
                 continue  # an incomplete study
-            shared: dict[str, Any] = {"labels": labels, "impression": report(state), "view": view}
+            shared: dict[str, Any] = {"labels": labels, "source": "openi", "impression": report(state), "view": view}
             rows.append(Row(study=name, subject=name, split=split, file=f"{name}_{view}.png", **shared))
     return World(Manifest(tuple(rows), folder), made.states, bases)
 

@@ -9,8 +9,8 @@ from PIL import Image
 
 from xgem.data.manifest import Manifest
 from xgem.data.rows import Row
-from xgem.eval.label_rules import CHEXPERT_CLASSES
 from xgem.eval.sets import check_disjoint, pairs, read_set
+from xgem.labels.vocabulary import CHEXPERT_CLASSES
 from xgem.types import DataError, ImageError, InputError
 
 
@@ -88,6 +88,7 @@ def test_a_manifest_gives_first_pictures_reports_and_annotators_labels(tmp_path)
             file=str(picture(tmp_path / f"{n}.png", n)),
             impression="Edema.",
             labels=("Effusion",),
+            source="nih",
         )
         for n in (1, 2)
     ]
@@ -97,10 +98,13 @@ def test_a_manifest_gives_first_pictures_reports_and_annotators_labels(tmp_path)
     assert found.items[0].file == tmp_path / "1.png"
     assert found.items[0].labels["Pleural Effusion"] == 1
     assert found.items[0].labels["Edema"] == 0  # annotators name what is there
+    assert "Fracture" not in found.items[0].labels  # of which these annotators never tell
     by_report = read_set(tmp_path / "m.parquet", split="val", labels="reports")
     assert by_report.items[0].labels["Edema"] == 1
     with pytest.raises(DataError, match="nothing in it for split 'train'"):
         read_set(tmp_path / "m.parquet", split="train")
+    Manifest(tuple(row.model_copy(update={"source": ""}) for row in rows), tmp_path).write(tmp_path / "own.parquet")
+    assert read_set(tmp_path / "own.parquet").items[0].labels == {"Pleural Effusion": 1, "No Finding": 0}
 
 
 def test_pictures_are_streamed_squared_and_resized(tmp_path):

@@ -40,6 +40,7 @@ def manifest(tmp_path_factory: pytest.TempPathFactory) -> Path:
                         "impression": TEXTS[i % 4],
                         "findings": "Heart size is normal.",
                         "labels": LABELS[i % 4],
+                        "source": "openi",
                     }
                 )
             )

@@ -49,14 +49,16 @@ def check(
     pictures: Annotated[bool, typer.Option("--pictures", help="Read every picture too; takes minutes.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the counts as JSON.")] = False,
 ) -> None:
-    """Check a manifest: schema, duplicates, missing files, subjects in two splits."""
+    """Check a manifest: schema, duplicates, missing files, subjects in two splits; and count its labels by class."""
     from xgem.data.manifest import Manifest
+    from xgem.labels.vocabulary import annotated_matrix, count_labels
 
     read = Manifest.read(manifest)
     read.check(files=files)
     if pictures:
         _read_all([path for row in read.rows if (path := read.file(row)) is not None])
-    _show(read.summary(), as_json)
+    labels = count_labels(annotated_matrix(read.studies()))
+    _show(read.summary(), as_json, labels)
 
 
 @app.command()
@@ -123,10 +125,19 @@ def _read_all(paths: list[Path]) -> None:
         read_picture(path)
 
 
-def _show(counts: Mapping[str, object], as_json: bool) -> None:
+def _show(
+    counts: Mapping[str, object], as_json: bool, labels: Mapping[str, tuple[int, int, int]] | None = None
+) -> None:
+    """Counts, a line each; ``labels``: of each class the studies that have it, do not have it, and are unknown."""
     if as_json:
-        typer.echo(json.dumps(counts))
+        columns = ("present", "absent", "unknown")
+        by_class = {name: dict(zip(columns, count, strict=True)) for name, count in (labels or {}).items()}
+        typer.echo(json.dumps(dict(counts) | ({} if labels is None else {"labels": by_class})))
         return
     for name, value in counts.items():
         text = ", ".join(f"{key} {count}" for key, count in value.items()) if isinstance(value, dict) else value
         typer.echo(f"{name:12} {text}")
+    if labels and any(present for present, _, _ in labels.values()):
+        typer.echo(f"{'class':28} {'present':>8} {'absent':>8} {'unknown':>8}")
+        for name, (present, absent, unknown) in labels.items():
+            typer.echo(f"{name:28} {present:8d} {absent:8d} {unknown:8d}")

@@ -20,12 +20,12 @@ from xgem.cohort.items import Cohort, Item
 from xgem.data.annotations import Box
 from xgem.data.manifest import Manifest
 from xgem.data.rows import Row
-from xgem.eval.label_rules import CHEXPERT_CLASSES
-from xgem.eval.sets import annotated_labels
+from xgem.labels.vocabulary import CHEXPERT_CLASSES, annotated_labels
 from xgem.types import OutputError
 
 RECORD, MANIFEST, TABLE, DECATHLON = FINAL
 COLUMNS: Final = ("file", "id", "pair", "prompt", "report", "sex", "age", "race", "severity", "subject", "view")
+SOURCE: Final = "xgem"
 _LISTS: Final = {"train": "training", "val": "validation", "test": "test"}
 
 
@@ -159,7 +159,7 @@ def _rows(study: _Study, cohort: Cohort, licence: str) -> list[Row]:
         "severity": item.cell.severity,
         "masks": {structure: (file,) for structure, file in study.made.masks.items()},
         "boxes": tuple(Box(**box) for box in study.made.boxes),
-        "source": "xgem",
+        "source": SOURCE,
         "licence": licence,
     }
     pictures: list[dict[str, Any]] = [{"view": view, "file": file} for view, file in study.pictures.items()]
@@ -182,7 +182,7 @@ def _write_table(path: Path, studies: Sequence[_Study], *, pictures: bool) -> No
                 "race": item.cell.race,
                 "severity": None if item.cell.severity is None else f"{item.cell.severity:g}",
                 "subject": item.id,
-                **{name: f"{value:g}" for name, value in annotated_labels(item.cell.labels).items()},
+                **{name: f"{value:g}" for name, value in annotated_labels(item.cell.labels, SOURCE).items()},
             }
             for view, file in study.pictures.items() or [("", "")]:
                 # An id is a row's own: where a study has several pictures it says which.
@@ -193,11 +193,11 @@ def _write_table(path: Path, studies: Sequence[_Study], *, pictures: bool) -> No
 def _decathlon(cohort: Cohort, studies: Sequence[_Study], licence: str) -> dict[str, Any]:
     entries: list[dict[str, Any]] = []
     for study in studies:
-        labels = annotated_labels(study.item.cell.labels)
+        labels = annotated_labels(study.item.cell.labels, SOURCE)
         for view, file in study.pictures.items():
             entry: dict[str, Any] = {"image": file, "view": view, "study": study.item.id}
             if labels:
-                entry["label"] = [int(labels[name]) for name in CHEXPERT_CLASSES]
+                entry["label"] = [int(labels[name]) if name in labels else None for name in CHEXPERT_CLASSES]
             entries.append(entry)
     return {
         "name": cohort.plan.name,

@@ -44,7 +44,7 @@ from pydantic import (
 from xgem.cohort.prompts import sentences
 from xgem.data.demographics import MAX_AGE
 from xgem.data.rows import Split, View
-from xgem.eval.label_rules import CHEXPERT_CLASSES, NO_FINDING
+from xgem.labels.vocabulary import CHEXPERT_CLASSES, NO_FINDING
 from xgem.request import MAX_SEED
 from xgem.types import InputError
 

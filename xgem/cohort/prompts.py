@@ -1,6 +1,6 @@
 """What asks for a finding where a plan has no texts of its own: short sentences, in xgem's own words.
 
-Each sentence affirms its class alone, as ``xgem.eval.labels.label_report`` reads it.
+Each sentence affirms its class alone, as ``xgem.labels.rules.label_report`` reads it.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from xgem.data.captions import NORMAL_CAPTION
-from xgem.eval.label_rules import NO_FINDING
+from xgem.labels.vocabulary import NO_FINDING
 
 SENTENCES: Final[dict[str, tuple[str, ...]]] = {
     NO_FINDING: (NORMAL_CAPTION, "Normal chest radiograph.", "No acute abnormality is seen."),

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from xgem.labels.vocabulary import NORMAL_TERMS
+
 NORMAL_CAPTION = "No acute cardiopulmonary abnormality."
-NORMAL_LABELS = frozenset({"normal", "no finding", "no findings"})
 
 # Headings that name a place or a property and no finding: the annotators saw something there.
 _PLACES = frozenset(
@@ -80,7 +81,7 @@ def caption_from_labels(labels: Iterable[str]) -> str:
         name = " ".join(label.replace("_", " ").split()).lower()
         if not name:
             continue
-        if name in NORMAL_LABELS:
+        if name in NORMAL_TERMS:
             normal = True
             continue
         text = spoken(label)

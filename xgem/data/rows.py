@@ -29,7 +29,9 @@ class Row(BaseModel):
     ``file`` is absolute, or relative to the manifest's folder. ``view`` is None with a file where the source does
     not tell the view; such a picture is kept in the manifest and used by nothing. ``findings`` and ``impression`` are
     cleaned text, empty when missing; an absent impression is never filled from the findings. ``labels`` carry the
-    source's own names. ``age`` is in years, ``sex`` is ``"F"`` or ``"M"``; None is unknown.
+    source's own names; ``source`` says whose they are, and so what is absent where they do not name it
+    (:data:`xgem.labels.vocabulary.SOURCES`; ``chexpert`` where they list every finding by CheXpert's names). ``age`` is
+    in years, ``sex`` is ``"F"`` or ``"M"``; None is unknown.
 
     Annotations belong to the study. ``masks`` maps a structure (``STRUCTURES``) to PNG files, named as ``file`` is,
     that outline it on the frontal; several are united. ``boxes`` hold findings there (``BOX_CLASSES``), ``severity``

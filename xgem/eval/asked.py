@@ -11,10 +11,10 @@ from typing import Any, Final
 
 import numpy as np
 
+from xgem.data.annotations import BOX_CLASSES
 from xgem.data.study_annotations import read_study
 from xgem.eval import agreement, spatial
 from xgem.eval.annotated import Outlines, united
-from xgem.eval.classifier import LABEL_CLASSES
 from xgem.eval.control_run import FEMALE, MIN_STUDIES, MIN_TRAINING, VIEW, Annotated, Family, NotComputed, Run
 from xgem.eval.material import Images, load_material
 from xgem.eval.measures import measure_pictures
@@ -23,18 +23,11 @@ from xgem.eval.route import Route
 from xgem.eval.routes import generate, judged
 from xgem.eval.segmenter import train_segmenter
 from xgem.eval.statistics import Array, Comparison, Sampled
+from xgem.labels.vocabulary import classes_of
 from xgem.types import DataError
 
-BOX_LABELS: Final[dict[str, str]] = {
-    "atelectasis": "Atelectasis",
-    "cardiomegaly": "Cardiomegaly",
-    "effusion": "Pleural Effusion",
-    "infiltrate": "Opacity",
-    "pneumonia": "Opacity",
-    "mass": "Nodule",
-    "nodule": "Nodule",
-}
-"""Classes of boxes that the classifier knows, and its names for them."""
+BOX_LABELS: Final[dict[str, str]] = {name: classes_of(name)[0] for name in BOX_CLASSES}
+"""By class of boxes the class of findings that it stands for."""
 
 
 def masks(run: Run) -> Family:
@@ -99,11 +92,13 @@ def boxes(run: Run) -> Family:
         raise NotComputed(f"split {run.split!r} has {len(found)} studies with boxes: expected at least {MIN_STUDIES}")
     asked = [read_study(study, run.evaluated.transform).boxes for study in found.studies]
     samples = run.generate("boxes", [[{"label": b.label, "bbox": [b.x, b.y, b.w, b.h]} for b in own] for own in asked])
+    judge = run.classifier
+    classes = judge.classes if judge is not None else ()
     known = [
-        [(box, LABEL_CLASSES.index(BOX_LABELS[box.label])) for box in own if box.label in BOX_LABELS] for own in asked
+        [(box, classes.index(BOX_LABELS[box.label])) for box in own if BOX_LABELS[box.label] in classes]
+        for own in asked
     ]
     rows = [i for i, own in enumerate(known) if own]
-    judge = run.classifier
     left_out: dict[str, str] = {}
     if judge is None or len(rows) < MIN_STUDIES:
         reason = f"{len(rows)} studies have boxes of a class that the classifier knows: expected at least {MIN_STUDIES}"

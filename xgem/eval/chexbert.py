@@ -16,9 +16,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from xgem.eval.label_rules import CHEXPERT_CLASSES, NO_FINDING
 from xgem.eval.record import NotComputed
 from xgem.eval.statistics import Array
+from xgem.labels.vocabulary import CHEXPERT_CLASSES, NO_FINDING
 from xgem.types import CheckpointError
 
 HEADS: Final[tuple[str, ...]] = (

@@ -10,7 +10,7 @@ import hashlib
 import json
 import logging
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -23,56 +23,17 @@ from torch.nn import functional as F
 from torchvision.models.resnet import BasicBlock
 
 from xgem.eval.statistics import Array
+from xgem.labels.vocabulary import CHEXPERT_CLASSES
 from xgem.train import checkpoint
-from xgem.types import InputError, Study
+from xgem.types import InputError
 
 logger = logging.getLogger(__name__)
 VERSION: Final = 1
 
-ABNORMAL: Final = "Abnormal"
-LABEL_GROUPS: Final[dict[str, frozenset[str]]] = {
-    "Cardiomegaly": frozenset({"Cardiomegaly"}),
-    "Pleural Effusion": frozenset({"Pleural Effusion", "Effusion"}),
-    "Atelectasis": frozenset({"Pulmonary Atelectasis", "Atelectasis"}),
-    "Opacity": frozenset(
-        {"Opacity", "Airspace Disease", "Infiltrate", "Infiltration", "Consolidation", "Pneumonia", "Density"}
-    ),
-    "Edema": frozenset({"Pulmonary Congestion", "Pulmonary Edema", "Edema", "Heart Failure"}),
-    "Nodule": frozenset({"Nodule", "Mass"}),
-    "Granuloma": frozenset({"Calcified Granuloma", "Granuloma", "Granulomatous Disease"}),
-    "Scar": frozenset({"Cicatrix", "Pulmonary Fibrosis", "Fibrosis"}),
-    "Emphysema": frozenset(
-        {"Emphysema", "Pulmonary Emphysema", "Pulmonary Disease, Chronic Obstructive", "Lung, Hyperlucent"}
-    ),
-    "Aorta": frozenset({"Aorta", "Aorta, Thoracic", "Atherosclerosis"}),
-    "Spine": frozenset({"Thoracic Vertebrae", "Spine", "Osteophyte", "Spondylosis", "Scoliosis", "Kyphosis"}),
-    "Device": frozenset(
-        {"Catheters, Indwelling", "Implanted Medical Device", "Medical Device", "Tube, Inserted", "Stents"}
-    ),
-    "Surgical": frozenset({"Surgical Instruments", "Sutures"}),
-}
-"""Groups of the annotators' labels (Open-i's ``Problems``, ChestX-ray14's names)."""
-NORMAL_LABELS: Final = frozenset({"normal", "No Finding"})
-LABEL_CLASSES: Final = (ABNORMAL, *LABEL_GROUPS)
 
-
-def group_labels(studies: Iterable[Study]) -> Array:
-    """Labels of n studies for :data:`LABEL_CLASSES`: (n, classes) of 1, 0, or NaN where a study is not annotated."""
-    rows: list[list[float]] = []
-    for study in studies:
-        labels = set(study.labels)
-        if not labels:
-            rows.append([float("nan")] * len(LABEL_CLASSES))
-            continue
-        rows.append(
-            [float(bool(labels - NORMAL_LABELS)), *(float(bool(labels & group)) for group in LABEL_GROUPS.values())]
-        )
-    return np.array(rows, dtype=np.float64).reshape(len(rows), len(LABEL_CLASSES))
-
-
-def learnable(labels: Array) -> bool:
-    """Whether (n, classes) labels hold a class with both positives and negatives."""
-    return any(len(np.unique(column[np.isfinite(column)])) == 2 for column in labels.T)
+def learnable(labels: Array) -> list[int]:
+    """The columns of (n, classes) labels that hold both positives and negatives."""
+    return [k for k, column in enumerate(labels.T) if {0.0, 1.0} <= set(column)]
 
 
 @dataclass(frozen=True)
@@ -210,6 +171,35 @@ def train_classifier(
         )
         shutil.rmtree(final.with_name(f"{key}.partial"), ignore_errors=True)
     return Classifier(network, classes, config, place)
+
+
+def train_findings(
+    pictures: NDArray[np.uint8],
+    labels: Array,
+    *,
+    config: ClassifierConfig | None = None,
+    folder: Path | None = None,
+    device: str | torch.device = "cpu",
+) -> Classifier:
+    """The judge of findings: :func:`train_classifier` on those of CheXpert's classes that can be learned.
+
+    Args:
+        labels: (n, 14) of 1, 0, NaN (unknown: no loss), columns as ``CHEXPERT_CLASSES``. A class without both
+            positives and negatives is left out, and is not among the judge's ``classes``.
+
+    Raises:
+        InputError: shapes that do not fit, or no class with both kinds of labels.
+    """
+    if labels.shape != (len(pictures), len(CHEXPERT_CLASSES)):
+        raise InputError(f"labels {labels.shape}: expected ({len(pictures)}, {len(CHEXPERT_CLASSES)})")
+    kept = learnable(labels)
+    names = [CHEXPERT_CLASSES[k] for k in kept]
+    return train_classifier(pictures, labels[:, kept], names, config=config, folder=folder, device=device)
+
+
+def columns_of(judge: Classifier) -> list[int]:
+    """Where a judge's classes stand among ``CHEXPERT_CLASSES``."""
+    return [CHEXPERT_CLASSES.index(name) for name in judge.classes]
 
 
 def _fit(

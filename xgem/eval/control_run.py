@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from xgem.eval.classifier import LABEL_CLASSES, Classifier, ClassifierConfig, learnable, train_classifier
+from xgem.eval.classifier import Classifier, ClassifierConfig, learnable, train_classifier, train_findings
 from xgem.eval.material import Evaluated, Images, Training, load_training
 from xgem.eval.results import Measure
 from xgem.eval.route import Route
@@ -153,16 +153,10 @@ class Run:
         """The judge of findings; None where the training pictures have no labels to learn from."""
         if not learnable(self.training.labels[VIEW]):
             return None
-        return self._trained(self.training.pictures[VIEW], self.training.labels[VIEW], LABEL_CLASSES)
-
-    def _trained(
-        self, pictures: Images, labels: Array, classes: Sequence[str], config: ClassifierConfig | None = None
-    ) -> Classifier:
-        return train_classifier(
-            pictures,
-            labels,
-            classes,
-            config=config or self.settings.classifier,
+        return train_findings(
+            self.training.pictures[VIEW],
+            self.training.labels[VIEW],
+            config=self.settings.classifier,
             folder=self.cache / "classifier",
             device=self.device,
         )
@@ -170,8 +164,13 @@ class Run:
     def patient_judge(self, training: Annotated) -> Classifier:
         """One network for sex and for age."""
         labels = np.array([_patient_labels(study) for study in training.studies])
-        return self._trained(
-            training.pictures, labels, (FEMALE, *(f"over {age}" for age in AGES)), self.settings.patient
+        return train_classifier(
+            training.pictures,
+            labels,
+            (FEMALE, *(f"over {age}" for age in AGES)),
+            config=self.settings.patient,
+            folder=self.cache / "classifier",
+            device=self.device,
         )
 
 

@@ -269,10 +269,10 @@ def mitigation(
     Raises:
         DataError: training and test pictures overlap.
     """
-    from xgem.eval.label_rules import CHEXPERT_CLASSES
     from xgem.eval.utility.classification import Classification
     from xgem.eval.utility.protocols import Protocol, Training, joined, real_only
     from xgem.eval.utility.runner import run_protocols
+    from xgem.labels.vocabulary import CHEXPERT_CLASSES
 
     task = Classification(settings, classes or CHEXPERT_CLASSES)
     real, synthetic, test = task.usable(real), task.usable(synthetic), task.usable(test)

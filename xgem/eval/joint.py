@@ -18,10 +18,9 @@ from numpy.typing import NDArray
 
 from xgem.eval import measures
 from xgem.eval.agreement import cosine, own_rank_scores
-from xgem.eval.classifier import LABEL_CLASSES, Classifier
+from xgem.eval.classifier import Classifier
 from xgem.eval.comparisons import signed_ranks
 from xgem.eval.judges import prevalence_thresholds
-from xgem.eval.labels import LABELLER, LABELLER_VERSION, label_matrix
 from xgem.eval.material import Evaluated, Images, Material, Training, load_material, load_training
 from xgem.eval.record import finite
 from xgem.eval.results import Measure
@@ -29,22 +28,14 @@ from xgem.eval.route import LETTERS
 from xgem.eval.routes import RunSettings, described, each, generate_several, judged, prepare_folder
 from xgem.eval.statistics import Array, Bootstrap, Sampled
 from xgem.eval.text import most_frequent
+from xgem.labels.rules import LABELLER, LABELLER_VERSION, label_matrix
+from xgem.labels.vocabulary import CHEXPERT_CLASSES, XGEM_10
 from xgem.types import InputError, OutputError
 
 if TYPE_CHECKING:
     from xgem.data.manifest import Manifest
     from xgem.eval.measures import RealPictures
 
-SHARED_LABELS: Final[dict[str, str]] = {
-    "Cardiomegaly": "Cardiomegaly",
-    "Pleural Effusion": "Pleural Effusion",
-    "Atelectasis": "Atelectasis",
-    "Opacity": "Lung Opacity",
-    "Edema": "Edema",
-    "Nodule": "Lung Lesion",
-    "Device": "Support Devices",
-}
-"""Classes that both judges know: the classifier's name and the labeller's."""
 UNCONDITIONAL: Final = ("frechet_classifier", "frechet_encoder", "band_ratio")
 """What can be said of outputs that were made from nothing: there is no target to agree with."""
 SHOWN: Final = (
@@ -103,28 +94,29 @@ def generate(
 
 @dataclass(frozen=True)
 class LabelJudges:
-    """Label sets of pictures and reports over ``SHARED_LABELS``.
+    """Label sets of pictures and reports over ``classes``: those of XGeM's ten that the classifier has learned.
 
     The classifier's thresholds are quantiles of its logits on real training pictures: it calls as many of them positive
     as are annotated so.
     """
 
     judge: Classifier
+    classes: tuple[str, ...]
     thresholds: Array
 
     @classmethod
     def fit(cls, judge: Classifier, training: Training, view: str) -> LabelJudges:
-        columns = [LABEL_CLASSES.index(name) for name in SHARED_LABELS]
-        logits, labels = judge.logits(training.pictures[view])[:, columns], training.labels[view][:, columns]
-        return cls(judge, prevalence_thresholds(logits, labels))
+        classes = tuple(name for name in judge.classes if name in XGEM_10)
+        logits = judge.logits(training.pictures[view])[:, [judge.classes.index(name) for name in classes]]
+        labels = training.labels[view][:, [CHEXPERT_CLASSES.index(name) for name in classes]]
+        return cls(judge, classes, prevalence_thresholds(logits, labels))
 
     def of_pictures(self, pictures: Images) -> NDArray[np.bool_]:
-        columns = [LABEL_CLASSES.index(name) for name in SHARED_LABELS]
+        columns = [self.judge.classes.index(name) for name in self.classes]
         return self.judge.logits(pictures)[:, columns] > self.thresholds
 
-    @staticmethod
-    def of_reports(reports: Sequence[str]) -> NDArray[np.bool_]:
-        return label_matrix(reports, classes=tuple(SHARED_LABELS.values()))
+    def of_reports(self, reports: Sequence[str]) -> NDArray[np.bool_]:
+        return label_matrix(reports, classes=self.classes)
 
 
 def hamming(first: NDArray[np.bool_], second: NDArray[np.bool_]) -> Array:
@@ -246,6 +238,7 @@ def evaluate_joint(
     bootstrap = Bootstrap(material.n, draws=settings.bootstrap, seed=settings.seed)
     real = judged(evaluated.pictures, evaluated, material, training, bootstrap, settings, cache, device)
     judges = {view: LabelJudges.fit(one.judge, training, view) for view, one in real.items()}
+    judges = {view: one for view, one in judges.items() if one.classes}
     truth: Outputs = {**material.pictures, **{name: list(material.reports) for name in evaluated.reports}}
     embedded = {name: evaluated.embed(name, value) for name, value in truth.items()}
     constant = most_frequent(training.impressions)
@@ -262,11 +255,13 @@ def evaluate_joint(
             "outputs": list(route.outputs),
             "n": material.n,
             "agreement": _agreement(route, made, embedded, distances, evaluated, bootstrap),
-            "labels": {", ".join(pair): _label_histogram(one) for pair, one in distances.items()},
+            "labels": {
+                ", ".join(pair): _label_histogram(one, len(judges[pair[0]].classes)) for pair, one in distances.items()
+            },
             "quality": _quality(route, made, real, material, embedded, constant, evaluated, bootstrap, settings.seed),
         }
     own = described(settings, evaluated, split, material) | {
-        "labels": list(SHARED_LABELS),
+        "labels": {view: list(one.classes) for view, one in judges.items()},
         "labeller": f"{LABELLER} {LABELLER_VERSION}, uncertain counts as positive",
         "classifiers": {view: one.judge.hash for view, one in real.items()},
     }
@@ -330,9 +325,9 @@ def _label_distances(
     }
 
 
-def _label_histogram(distances: Mapping[str, Sequence[Array]]) -> dict[str, Any]:
+def _label_histogram(distances: Mapping[str, Sequence[Array]], classes: int) -> dict[str, Any]:
     """How many studies have label sets 0, 1, 2, ... apart, by source, a sample; the shuffled control as expected."""
-    bins = len(SHARED_LABELS) + 1
+    bins = classes + 1
 
     def counts(values: Array, samples: int) -> Array:
         return np.bincount(values.astype(int).ravel(), minlength=bins) / samples

@@ -14,8 +14,7 @@ from typing import Any, Final, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from xgem.eval.classifier import Classifier, ClassifierConfig, train_classifier
-from xgem.eval.label_rules import CHEXPERT_CLASSES
+from xgem.eval.classifier import Classifier, ClassifierConfig, columns_of, learnable, train_findings
 from xgem.eval.record import NotComputed
 from xgem.eval.sets import EvalSet, squares
 from xgem.eval.statistics import Array
@@ -130,14 +129,15 @@ def train_judge(
         training = training.subset(np.sort(rows))
     labels = training.labels()
     labels[labels == -1] = np.nan
-    kept = [k for k in range(len(CHEXPERT_CLASSES)) if {0.0, 1.0} <= set(labels[:, k])]
-    if not kept:
-        raise NotComputed(f"{training.name}: no CheXpert class with positives and negatives, which a judge learns from")
-    pictures, labels = training.pictures(config.size), labels[:, kept]
-    names = [CHEXPERT_CLASSES[k] for k in kept]
-    classifier = train_classifier(pictures, labels, names, config=config, folder=folder, device=device)
-    judge = OwnJudge(classifier, np.full(len(kept), 0.5))
-    return OwnJudge(classifier, prevalence_thresholds(judge.scores(pictures), labels))
+    if not learnable(labels):
+        raise NotComputed(
+            f"{training.name}: no CheXpert class with positives and negatives, which a judge learns from; of a "
+            "manifest, its source tells what is absent where labels do not name it"
+        )
+    pictures = training.pictures(config.size)
+    classifier = train_findings(pictures, labels, config=config, folder=folder, device=device)
+    judge = OwnJudge(classifier, np.full(len(classifier.classes), 0.5))
+    return OwnJudge(classifier, prevalence_thresholds(judge.scores(pictures), labels[:, columns_of(classifier)]))
 
 
 class XrvJudge:

@@ -4,35 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final, Literal
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from xgem.eval.label_rules import CHEXPERT_5, CHEXPERT_CLASSES, NO_FINDING
 from xgem.eval.statistics import Array, Bootstrap, Comparison
+from xgem.labels.vocabulary import CHEXPERT_CLASSES
 from xgem.types import InputError
 
 Uncertain = Literal["positive", "negative", "ignore"]
-XGEM_10: Final[tuple[str, ...]] = (
-    "Atelectasis",
-    "Cardiomegaly",
-    "Consolidation",
-    "Edema",
-    "Enlarged Cardiomediastinum",
-    "Lung Lesion",
-    "Lung Opacity",
-    "Pleural Effusion",
-    "Pneumonia",
-    "Pneumothorax",
-)
-"""The ten classes of XGeM 3.5.2, image classification; for reports the paper adds "No Finding"."""
-CLASS_SETS: Final[dict[str, tuple[str, ...]]] = {
-    "14": CHEXPERT_CLASSES,
-    "5": CHEXPERT_5,
-    "10+": (*XGEM_10, NO_FINDING),
-}
-"""Sets of classes for reports: CheXGenBench's F1-14 and F1-5, XGeM's ten with "No Finding"."""
 
 
 def as_binary(labels: Array, *, uncertain: Uncertain, blank: Literal["negative", "ignore"]) -> Array:

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from xgem.eval.classifier import group_labels
 from xgem.eval.statistics import Array
+from xgem.labels.vocabulary import annotated_matrix
 from xgem.train.corpus import report_of
 from xgem.types import DataError, Study
 
@@ -110,8 +110,8 @@ def open_model(model: str | Path | None, *, device: str | None = None, dtype: st
 class Material:
     """The studies of one split that have every modality, and their real pictures and reports.
 
-    ``pictures`` (n, s, s) uint8 by view (a study's first picture of it), ``labels`` (n, classes) as
-    :func:`xgem.eval.classifier.group_labels` gives them.
+    ``pictures`` (n, s, s) uint8 by view (a study's first picture of it), ``labels`` (n, 14) as
+    :func:`xgem.labels.vocabulary.annotated_matrix` gives them.
     """
 
     studies: tuple[Study, ...]
@@ -180,7 +180,7 @@ def load_training(manifest: Manifest, evaluated: Evaluated, cache: Path, *, prog
         if not rows:
             raise DataError(f"split 'train' has no {view} picture: the judge is trained on real training pictures")
         pictures[view] = prepared.values[[row for row, _ in rows]].numpy()
-        labels[view] = group_labels(study for _, study in rows)
+        labels[view] = annotated_matrix(study for _, study in rows)
     material = _material(_complete(studies, evaluated), prepared, evaluated)
     impressions = tuple(study.impression for study in studies if study.impression.strip())
     return Training(pictures, labels, material, impressions)
@@ -206,4 +206,4 @@ def _material(studies: Sequence[Study], prepared: Any, evaluated: Evaluated) -> 
         for view in evaluated.pictures
     }
     reports = tuple(report_of(study, evaluated.sections) for study in studies)
-    return Material(tuple(studies), pictures, reports, group_labels(studies))
+    return Material(tuple(studies), pictures, reports, annotated_matrix(studies))

@@ -12,11 +12,12 @@ from numpy.typing import NDArray
 
 from xgem.eval import agreement as scores
 from xgem.eval import fidelity, spectrum, text
-from xgem.eval.classifier import LABEL_CLASSES, Classifier
-from xgem.eval.labels import CHEXPERT_CLASSES, LABELLER, LABELLER_VERSION, NO_FINDING, label_matrix
+from xgem.eval.classifier import Classifier, columns_of
 from xgem.eval.material import Evaluated, Images, Material, Training
 from xgem.eval.results import Measure
 from xgem.eval.statistics import Array, Bootstrap, Sampled
+from xgem.labels.rules import LABELLER, LABELLER_VERSION, label_matrix
+from xgem.labels.vocabulary import CHEXPERT_CLASSES, NO_FINDING
 from xgem.types import DataError
 
 MIN_POSITIVES: Final = 10
@@ -73,9 +74,10 @@ def measure_real(
     features, embedded = judge.features(pictures), evaluated.embed(view, pictures)
     training_features, training_embedded = judge.features(pool[kept]), evaluated.embed(view, pool[kept])
     logits = judge.logits(pictures)
-    counts = [(int((column == 1).sum()), int((column == 0).sum())) for column in material.labels.T]
-    classes = tuple(name for name, pair in zip(LABEL_CLASSES, counts, strict=True) if min(pair) >= MIN_POSITIVES)
-    auc = {name: scores.auc(logits[:, k], material.labels[:, k], bootstrap) for name, k in _columns(classes)}
+    labels = material.labels[:, columns_of(judge)]
+    counts = [(int((column == 1).sum()), int((column == 0).sum())) for column in labels.T]
+    classes = tuple(name for name, pair in zip(judge.classes, counts, strict=True) if min(pair) >= MIN_POSITIVES)
+    auc = {name: scores.auc(logits[:, k], labels[:, k], bootstrap) for name, k in _columns(judge, classes)}
     return RealPictures(
         view=view,
         pictures=pictures,
@@ -92,8 +94,8 @@ def measure_real(
     )
 
 
-def _columns(classes: Sequence[str]) -> list[tuple[str, int]]:
-    return [(name, LABEL_CLASSES.index(name)) for name in classes]
+def _columns(judge: Classifier, classes: Sequence[str]) -> list[tuple[str, int]]:
+    return [(name, judge.classes.index(name)) for name in classes]
 
 
 def prompt_embedding(embedded: Mapping[str, Array], modalities: Sequence[str]) -> Array:
@@ -159,10 +161,11 @@ def measure_pictures(
     }
     by_class: dict[str, Any] = {}
     parts: list[Measure] = []
-    for name, k in _columns(real.classes):
-        compared = scores.compare_auc(logits[:, k], material.labels[:, k], bootstrap, seed=seed)
+    labels = material.labels[:, columns_of(real.judge)]
+    for name, k in _columns(real.judge, real.classes):
+        compared = scores.compare_auc(logits[:, k], labels[:, k], bootstrap, seed=seed)
         parts.append(Measure.of(compared, reference={"ceiling": real.auc[name]}, space=judged))
-        by_class[name] = parts[-1].as_dict() | {"positives": int((material.labels[:, k] == 1).sum())}
+        by_class[name] = parts[-1].as_dict() | {"positives": int((labels[:, k] == 1).sum())}
     if parts:
         ceiling = real.mean_auc
         measures["label_auc"] = Measure(

@@ -16,8 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from xgem import __version__
-from xgem.eval.label_rules import CHEXPERT_CLASSES
 from xgem.eval.statistics import Estimate
+from xgem.labels.vocabulary import CHEXPERT_CLASSES
 from xgem.types import OutputError
 
 FORMAT: Final = "xgem-measures"

@@ -15,9 +15,9 @@ from typing import Final, Protocol
 
 import numpy as np
 
-from xgem.eval.label_rules import CHEXPERT_CLASSES
-from xgem.eval.labels import LABELLER, LABELLER_VERSION, label_report
 from xgem.eval.statistics import Array
+from xgem.labels.rules import LABELLER, LABELLER_VERSION, label_report
+from xgem.labels.vocabulary import CHEXPERT_CLASSES
 from xgem.types import DataError
 
 CSV_SOURCE: Final = "csv"
@@ -39,7 +39,7 @@ class ReportLabeller(Protocol):
 
 @dataclass(frozen=True)
 class RuleLabeller:
-    """xgem's own rules (:mod:`xgem.eval.labels`); never to be called "CheXpert-labeler"."""
+    """xgem's own rules (:mod:`xgem.labels.rules`); never to be called "CheXpert-labeler"."""
 
     name: str = LABELLER
     version: str = str(LABELLER_VERSION)

@@ -14,7 +14,7 @@ import numpy as np
 
 from xgem import __version__
 from xgem.eval import measures, sheets, similarity, spectrum
-from xgem.eval.classifier import LABEL_CLASSES, ClassifierConfig, train_classifier
+from xgem.eval.classifier import ClassifierConfig, train_findings
 from xgem.eval.material import Evaluated, Images, Material, Training, load_material, load_training
 from xgem.eval.results import Evaluation, Measure, RouteResult, average_measures
 from xgem.eval.route import Route, all_routes
@@ -265,10 +265,9 @@ def judged(
     real: dict[str, RealPictures] = {}
     for view in views:
         logger.info("classifier of %s pictures", view)
-        judge = train_classifier(
+        judge = train_findings(
             training.pictures[view],
             training.labels[view],
-            LABEL_CLASSES,
             config=settings.classifier,
             folder=cache / "classifier",
             device=device,

@@ -24,8 +24,8 @@ from xgem.data.cache import content_hash
 from xgem.data.manifest import Manifest
 from xgem.data.read import read_picture
 from xgem.data.transforms import pad_square, resize
-from xgem.eval.label_rules import CHEXPERT_CLASSES
-from xgem.eval.labels import LABELLER, label_report
+from xgem.labels.rules import LABELLER, label_report
+from xgem.labels.vocabulary import CHEXPERT_CLASSES, annotated_labels
 from xgem.types import DataError, InputError, Study
 
 Images = NDArray[np.uint8]
@@ -45,27 +45,6 @@ COLUMNS: Final[dict[str, tuple[str, ...]]] = {
 }
 """What a CSV's columns may be called, the first found is taken; the 14 CheXpert classes may be columns too."""
 _ALLOWED_LABELS: Final = (-1.0, 0.0, 1.0)
-# Sources' own names of CheXpert's classes; what is not here has no counterpart.
-_ANNOTATED: Final[dict[str, str]] = {
-    **{name: name for name in CHEXPERT_CLASSES},
-    "Effusion": "Pleural Effusion",
-    "Pulmonary Atelectasis": "Atelectasis",
-    "Pulmonary Edema": "Edema",
-    "Pulmonary Congestion": "Edema",
-    "Nodule": "Lung Lesion",
-    "Mass": "Lung Lesion",
-    "Opacity": "Lung Opacity",
-    "Infiltration": "Lung Opacity",
-    "Infiltrate": "Lung Opacity",
-    "Airspace Disease": "Lung Opacity",
-    "Pleural_Thickening": "Pleural Other",
-    "Fractures, Bone": "Fracture",
-    "Catheters, Indwelling": "Support Devices",
-    "Medical Device": "Support Devices",
-    "Implanted Medical Device": "Support Devices",
-    "Tube, Inserted": "Support Devices",
-    "normal": "No Finding",
-}
 
 
 @dataclass(frozen=True)
@@ -226,8 +205,9 @@ def read_set(
         path: a ``.parquet`` or ``.jsonl`` manifest; a folder of pictures with at most one CSV; a CSV whose files lie
             beside it or in folders that it names. :data:`COLUMNS` lists the names that columns may have.
         split, view, sections: of a manifest: which studies, the first picture of which view, what makes the report.
-        labels: ``file`` takes those that stand in the file (a manifest's annotators' labels, renamed to CheXpert's
-            classes), ``reports`` labels the reports by xgem's own rules, ``auto`` does so where the file has none.
+        labels: ``file`` takes those that stand in the file (of a manifest, what its annotators' terms say of CheXpert's
+            classes: :func:`xgem.labels.vocabulary.annotated_labels`), ``reports`` labels the reports by xgem's own
+            rules, ``auto`` does so where the file has none.
         pad: allow pictures of several sizes.
 
     Raises:
@@ -297,13 +277,6 @@ def check_disjoint(real: EvalSet, generated: EvalSet) -> None:
             raise DataError(f"{real.name} and {generated.name} overlap: {file} is {known[digest]}; take copies out")
 
 
-def annotated_labels(names: Sequence[str]) -> dict[str, float]:
-    """Annotators' labels as CheXpert's classes: 1 or 0 for each of the 14, nothing where there are no labels."""
-    known = {_ANNOTATED[name]: 1.0 for name in names if name in _ANNOTATED}
-    # An annotated study says of every class whether it is there; an unannotated one says nothing.
-    return {name: known.get(name, 0.0) for name in CHEXPERT_CLASSES} if names else {}
-
-
 def _unique(items: Sequence[Item], place: Path) -> None:
     seen: set[str] = set()
     for item in items:
@@ -333,7 +306,7 @@ def _of_study(study: Study, view: str, sections: Sequence[str]) -> Item:
         file=files[0] if files else None,
         prompt=report,
         report=report,
-        labels=annotated_labels(study.labels),
+        labels=annotated_labels(study.labels, study.source),
         subject=study.subject,
         age=study.age,
         sex=study.sex,

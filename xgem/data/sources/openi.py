@@ -33,13 +33,13 @@ from pathlib import Path
 from xgem.data.cleaning import clean_report
 from xgem.data.manifest import Manifest, Row, place, split_of
 from xgem.data.sources.tables import picture_files, read_table
+from xgem.labels.vocabulary import is_silent
 from xgem.types import DataError
 
 logger = logging.getLogger(__name__)
 
 SOURCE = "openi"
 LICENCE = "CC BY-NC-ND 4.0"
-_NOT_FINDINGS = frozenset({"no indexing", "technical quality of image unsatisfactory"})
 _FRONTAL = re.compile(r"\b(?:frontal|pa|ap|portable|posteroanterior|anteroposterior)\b", re.IGNORECASE)
 _LATERAL = re.compile(r"\blat(?:eral)?\b", re.IGNORECASE)
 _BOTH = re.compile(r"\b(?:2|two) views?\b", re.IGNORECASE)
@@ -95,7 +95,7 @@ def labels_from_problems(problems: Iterable[str]) -> tuple[str, ...]:
     labels: dict[str, None] = {}
     for problem in problems:
         name = " ".join(problem.split())
-        if not name or name.lower() in _NOT_FINDINGS:
+        if not name or is_silent(name):
             continue
         if name.lower() == "normal":
             labels["normal"] = None

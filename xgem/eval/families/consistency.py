@@ -13,12 +13,13 @@ from xgem.eval import plots
 from xgem.eval.comparisons import wilcoxon
 from xgem.eval.consistency import PromptEncoders, compare_cosine, compare_hamming, cosines, hamming_distances
 from xgem.eval.judges import Judge, scores_of, thresholds_of
-from xgem.eval.label_scores import XGEM_10, Uncertain, as_binary, columns
+from xgem.eval.label_scores import Uncertain, as_binary, columns
 from xgem.eval.pairing import as_table, described, numbers, one_each
 from xgem.eval.record import Example, FamilyResult, Metric, NotComputed
 from xgem.eval.report_labels import ReportLabeller, RuleLabeller
 from xgem.eval.sets import EvalSet
 from xgem.eval.statistics import Array, Bootstrap, Comparison, derangements
+from xgem.labels.vocabulary import XGEM_10
 from xgem.types import DataError
 
 FAMILY: Final = "consistency"

@@ -12,11 +12,12 @@ from xgem.eval import plots
 from xgem.eval.agreement import auc, average
 from xgem.eval.factual import AucScores, auc_scores, compare_auc_scores, compare_pearson
 from xgem.eval.judges import Judge, scores_of, thresholds_of
-from xgem.eval.label_scores import XGEM_10, Uncertain, as_binary, compare_f1_by_class, compare_f1_scores
+from xgem.eval.label_scores import Uncertain, as_binary, compare_f1_by_class, compare_f1_scores
 from xgem.eval.pairing import as_table, described, numbers, one_each
 from xgem.eval.record import Example, FamilyResult, Metric, NotComputed
 from xgem.eval.sets import EvalSet
 from xgem.eval.statistics import Array, Bootstrap, Comparison, Estimate, Sampled
+from xgem.labels.vocabulary import XGEM_10
 from xgem.types import InputError
 
 FAMILY: Final = "factual"

@@ -23,10 +23,10 @@ from xgem.eval.fairness import (
     group_correlation,
     subgroups,
 )
-from xgem.eval.label_rules import CHEXPERT_CLASSES
 from xgem.eval.record import FamilyResult, Metric
 from xgem.eval.sets import EvalSet
 from xgem.eval.statistics import Array, Bootstrap
+from xgem.labels.vocabulary import CHEXPERT_CLASSES
 from xgem.types import InputError, ShapeError
 
 FAMILY = "fairness"

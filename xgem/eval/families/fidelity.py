@@ -13,11 +13,11 @@ import numpy as np
 
 from xgem.eval import neighbours, plots
 from xgem.eval.extractors import WITH_TEXTS, Extractor, open_extractor
-from xgem.eval.label_rules import CHEXPERT_CLASSES
 from xgem.eval.record import Example, FamilyResult, Metric, NotComputed
 from xgem.eval.seeds import similarity_of_seeds
 from xgem.eval.sets import EvalSet
 from xgem.eval.spaces import PRDC, Bools, Settings, Space
+from xgem.labels.vocabulary import CHEXPERT_CLASSES
 from xgem.types import DataError, InputError
 
 MAP_POINTS: Final = 1000

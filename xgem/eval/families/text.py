@@ -10,9 +10,7 @@ import numpy as np
 
 from xgem.eval import plots, text
 from xgem.eval.external_text import SCORES, ExternalMetric
-from xgem.eval.label_rules import CHEXPERT_CLASSES
 from xgem.eval.label_scores import (
-    CLASS_SETS,
     Uncertain,
     as_binary,
     columns,
@@ -24,6 +22,7 @@ from xgem.eval.record import Example, FamilyResult, Metric, NotComputed
 from xgem.eval.report_labels import LabelTable, ReportLabeller, RuleLabeller
 from xgem.eval.sets import EvalSet, pairs
 from xgem.eval.statistics import Array, Bootstrap, Comparison, Sampled, derangements
+from xgem.labels.vocabulary import CHEXPERT_CLASSES, CLASS_SETS
 from xgem.types import DataError, InputError
 
 FAMILY: Final = "text"

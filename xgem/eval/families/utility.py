@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from xgem.eval import plots
-from xgem.eval.label_rules import CHEXPERT_CLASSES
 from xgem.eval.record import Example, FamilyResult, Metric, NotComputed
 from xgem.eval.sets import EvalSet
 from xgem.eval.statistics import Bootstrap, Estimate, Sampled
+from xgem.labels.vocabulary import CHEXPERT_CLASSES
 from xgem.types import InputError, Study
 
 if TYPE_CHECKING:

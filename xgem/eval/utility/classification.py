@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from xgem.eval.classifier import small_exposures, small_moves
-from xgem.eval.label_rules import CHEXPERT_CLASSES
 from xgem.eval.sets import EvalSet, Images
 from xgem.eval.statistics import Array, Bootstrap
 from xgem.eval.utility.data import Data, Targets
@@ -20,6 +19,7 @@ from xgem.eval.utility.networks import image_network
 from xgem.eval.utility.scores import Measures, brier, classification_measures, untestable
 from xgem.eval.utility.settings import UtilitySettings
 from xgem.eval.utility.task import Predictions, with_targets
+from xgem.labels.vocabulary import CHEXPERT_CLASSES
 
 
 class Classification:

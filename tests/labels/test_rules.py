@@ -5,7 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from xgem.eval.labels import CHEXPERT_CLASSES, NO_FINDING, label_matrix, label_report
+from xgem.labels.rules import label_matrix, label_report
+from xgem.labels.vocabulary import CHEXPERT_CLASSES, NO_FINDING
 
 SENTENCES: list[tuple[str, dict[str, int | None]]] = [
     ("No acute cardiopulmonary abnormality.", {NO_FINDING: 1}),
@@ -121,6 +122,7 @@ def test_finds_what_annotators_indexed(data_dir: object) -> None:
             split=row["split"],
             findings=row["findings"],
             impression=row["impression"],
+            source="openi",
             labels=tuple(sorted({part.strip() for part in row["Problems"].split(";")} - dropped)),
         )
         for row in rows[:500]

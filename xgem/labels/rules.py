@@ -1,7 +1,7 @@
 """``xgem-rules``: a rule labeller of chest reports over CheXpert's 14 classes, with negation and uncertainty.
 
 It is xgem's own and is never reported as "CheXpert-labeler". Each sentence is searched for mentions
-(:mod:`xgem.eval.label_rules`); a mention is negated or doubted by a cue in whose scope it lies, after the idea of
+(:mod:`xgem.labels.patterns`); a mention is negated or doubted by a cue in whose scope it lies, after the idea of
 NegEx (Chapman et al. 2001): a cue reaches to the end of its clause.
 """
 
@@ -15,24 +15,13 @@ from typing import Final, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from xgem.eval import label_rules as rules
-from xgem.eval.label_rules import CHEXPERT_5, CHEXPERT_CLASSES, NO_FINDING
+from xgem.labels import patterns
+from xgem.labels.vocabulary import CHEXPERT_CLASSES, NO_FINDING
 
 LABELLER: Final = "xgem-rules"
 LABELLER_VERSION: Final = 1
 Label = Literal[1, 0, -1] | None
 """1 affirmed, 0 denied, -1 uncertain, None not mentioned."""
-
-__all__ = [
-    "CHEXPERT_5",
-    "CHEXPERT_CLASSES",
-    "LABELLER",
-    "LABELLER_VERSION",
-    "NO_FINDING",
-    "Label",
-    "label_matrix",
-    "label_report",
-]
 
 _RANK: Final[dict[Label, int]] = {None: 0, 0: 1, -1: 2, 1: 3}
 _SENTENCE = re.compile(r"(?<=[.!?])\s+|(?<=[a-z])\.(?=[a-z])|[\n\r]+")
@@ -107,12 +96,12 @@ def _sentences(text: str) -> list[str]:
 
 def _label_sentence(sentence: str) -> list[tuple[str, Label]]:
     found: list[tuple[str, Label]] = []
-    for name, patterns in rules.NORMAL_STATEMENTS.items():
-        if any(pattern.search(sentence) for pattern in patterns):
+    for name, statements in patterns.NORMAL_STATEMENTS.items():
+        if any(pattern.search(sentence) for pattern in statements):
             found.append((name, 0))
-    if rules.BORDERLINE_HEART.search(sentence):
+    if patterns.BORDERLINE_HEART.search(sentence):
         found.append(("Cardiomegaly", -1))
-    edges = [0, *(match.start() for match in rules.TERMINATORS.finditer(sentence)), len(sentence)]
+    edges = [0, *(match.start() for match in patterns.TERMINATORS.finditer(sentence)), len(sentence)]
     mentions = _mentions(sentence)
     labels: list[Label] = []
     for mention in mentions:
@@ -133,8 +122,8 @@ def _label_sentence(sentence: str) -> list[tuple[str, Label]]:
 
 def _mentions(sentence: str) -> list[_Mention]:
     found: list[_Mention] = []
-    for name, patterns in rules.MENTIONS.items():
-        for pattern in patterns:
+    for name, mentions in patterns.MENTIONS.items():
+        for pattern in mentions:
             for match in pattern.finditer(sentence):
                 start = match.start("at") if "at" in pattern.groupindex and match.group("at") else match.start()
                 found.append(_Mention(name, start, match.end()))
@@ -145,20 +134,20 @@ def _judge(sentence: str, low: int, high: int, mention: _Mention) -> Label:
     """The label of one mention inside its clause ``sentence[low:high]``; None where it states nothing."""
     before = sentence[low : mention.start]
     after = sentence[mention.end : high]
-    if rules.HYPOTHETICAL.search(sentence[low:high]):
+    if patterns.HYPOTHETICAL.search(sentence[low:high]):
         return None
-    masked = rules.PSEUDO_NEGATIONS.sub(lambda m: "#" * len(m[0]), before)
-    doubt = _last(rules.UNCERTAIN_BEFORE, masked)
+    masked = patterns.PSEUDO_NEGATIONS.sub(lambda m: "#" * len(m[0]), before)
+    doubt = _last(patterns.UNCERTAIN_BEFORE, masked)
     # "cannot exclude" holds a "not": what doubt has taken is no negation any more
-    unmasked = rules.UNCERTAIN_BEFORE.sub(lambda m: "#" * len(m[0]), masked)
-    denial = _last(rules.NEGATIVE_BEFORE, unmasked)
-    ends = [m.start() for m in rules.NEGATION_ENDS.finditer(sentence[low : mention.end])]
+    unmasked = patterns.UNCERTAIN_BEFORE.sub(lambda m: "#" * len(m[0]), masked)
+    denial = _last(patterns.NEGATIVE_BEFORE, unmasked)
+    ends = [m.start() for m in patterns.NEGATION_ENDS.finditer(sentence[low : mention.end])]
     if denial is not None and not any(edge >= denial for edge in ends):
         return 0
-    if rules.UNCERTAIN_AFTER.search(after):
+    if patterns.UNCERTAIN_AFTER.search(after):
         return -1
     reach = _reach(before, after)
-    if reach and rules.NEGATIVE_AFTER.search(rules.PSEUDO_NEGATIONS.sub("#", after)):
+    if reach and patterns.NEGATIVE_AFTER.search(patterns.PSEUDO_NEGATIONS.sub("#", after)):
         return 0
     if doubt is not None and not any(edge >= doubt for edge in ends if sentence[low + edge] == ","):
         return -1
@@ -167,7 +156,7 @@ def _judge(sentence: str, low: int, high: int, mention: _Mention) -> Label:
 
 def _reach(before: str, after: str) -> bool:
     """Whether a cue after the mention still speaks of it: a comma ends its reach unless it is a list's."""
-    head = rules.NEGATIVE_AFTER.split(after, maxsplit=1)[0]
+    head = patterns.NEGATIVE_AFTER.split(after, maxsplit=1)[0]
     return "," not in head or re.search(r"\b(?:or|and|nor)\b", head) is not None
 
 

@@ -1,6 +1,6 @@
 """The vocabulary of the rule labeller: what counts as a mention, a negation, a doubt, and where a scope ends.
 
-The classes and their meaning are those of CheXpert (Irvin et al. 2019); the phrases are xgem's own, written for
+The classes and their meaning are CheXpert's (:mod:`xgem.labels.vocabulary`); the phrases are xgem's own, written for
 the language of Indiana University's chest reports. A pattern may hold a group ``at``: cues before it count, so
 that "the heart is *not* enlarged" finds its negation inside the match.
 """
@@ -10,25 +10,6 @@ from __future__ import annotations
 import re
 from typing import Final
 
-NO_FINDING: Final = "No Finding"
-CHEXPERT_CLASSES: Final[tuple[str, ...]] = (
-    NO_FINDING,
-    "Enlarged Cardiomediastinum",
-    "Cardiomegaly",
-    "Lung Lesion",
-    "Lung Opacity",
-    "Edema",
-    "Consolidation",
-    "Pneumonia",
-    "Atelectasis",
-    "Pneumothorax",
-    "Pleural Effusion",
-    "Pleural Other",
-    "Fracture",
-    "Support Devices",
-)
-CHEXPERT_5: Final[tuple[str, ...]] = ("Cardiomegaly", "Edema", "Consolidation", "Atelectasis", "Pleural Effusion")
-"""The five classes of the CheXpert competition."""
 OTHER: Final = "other"
 """Findings outside the 14 classes: never reported, but a report that affirms one is not "No Finding"."""
 

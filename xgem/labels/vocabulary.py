@@ -1,0 +1,277 @@
+"""The classes of findings, and what the terms of each source say of them.
+
+The classes are CheXpert's (Irvin et al., "CheXpert: A Large Chest Radiograph Dataset with Uncertainty Labels and Expert
+Comparison", AAAI 2019). :data:`SOURCES` is the only table from a source's terms to them; everything that compares
+annotations with scores, reports or boxes derives its labels from it (ADR-0011).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from xgem.types import Study
+
+NO_FINDING: Final = "No Finding"
+SUPPORT_DEVICES: Final = "Support Devices"
+CHEXPERT_CLASSES: Final[tuple[str, ...]] = (
+    NO_FINDING,
+    "Enlarged Cardiomediastinum",
+    "Cardiomegaly",
+    "Lung Lesion",
+    "Lung Opacity",
+    "Edema",
+    "Consolidation",
+    "Pneumonia",
+    "Atelectasis",
+    "Pneumothorax",
+    "Pleural Effusion",
+    "Pleural Other",
+    "Fracture",
+    SUPPORT_DEVICES,
+)
+CHEXPERT_5: Final[tuple[str, ...]] = ("Cardiomegaly", "Edema", "Consolidation", "Atelectasis", "Pleural Effusion")
+"""The five classes of the CheXpert competition."""
+XGEM_10: Final[tuple[str, ...]] = (
+    "Atelectasis",
+    "Cardiomegaly",
+    "Consolidation",
+    "Edema",
+    "Enlarged Cardiomediastinum",
+    "Lung Lesion",
+    "Lung Opacity",
+    "Pleural Effusion",
+    "Pneumonia",
+    "Pneumothorax",
+)
+"""The ten classes of XGeM 3.5.2, image classification; for reports the paper adds "No Finding"."""
+CLASS_SETS: Final[dict[str, tuple[str, ...]]] = {
+    "14": CHEXPERT_CLASSES,
+    "5": CHEXPERT_5,
+    "10+": (*XGEM_10, NO_FINDING),
+}
+"""Sets of classes for reports: CheXGenBench's F1-14 and F1-5, XGeM's ten with "No Finding"."""
+PARENTS: Final[dict[str, str]] = {
+    "Cardiomegaly": "Enlarged Cardiomediastinum",
+    "Edema": "Lung Opacity",
+    "Consolidation": "Lung Opacity",
+    "Pneumonia": "Consolidation",
+    "Atelectasis": "Lung Opacity",
+    "Lung Lesion": "Lung Opacity",
+}
+"""CheXpert's hierarchy (Irvin et al. 2019, Fig. 1): a class and the wider one that it is a kind of."""
+
+
+@dataclass(frozen=True)
+class Term:
+    """What a source's term says: the classes that it ``affirms``, and those that it ``leaves_open``.
+
+    A term that does neither is a finding outside the classes. A term leaves a class open where the source uses it for
+    findings of that class and for others: "Cardiac Shadow" heads enlarged and irregular ones alike.
+    """
+
+    affirms: tuple[str, ...] = ()
+    leaves_open: tuple[str, ...] = ()
+
+
+def _is(*classes: str) -> Term:
+    return Term(affirms=classes)
+
+
+def _may_be(*classes: str) -> Term:
+    return Term(leaves_open=classes)
+
+
+# Findings of Open-i's indexers that have no counterpart among the classes; many are places ("Spine"), the
+# finding itself stands in a qualifier that the list of problems leaves out.
+_OPENI_OTHER: Final = (
+    *("Abdomen", "Adipose Tissue", "Aorta", "Aorta, Thoracic", "Aortic Aneurysm", "Arthritis", "Atherosclerosis"),
+    *("Blister", "Bone Diseases, Metabolic", "Bone and Bones", "Breast Implants", "Bronchiectasis", "Bronchitis"),
+    *("Bullous Emphysema", "Calcified Granuloma", "Calcinosis", "Cervical Vertebrae", "Cholelithiasis"),
+    *("Colonic Interposition", "Contrast Media", "Cysts", "Diaphragm", "Diaphragmatic Eventration", "Dislocations"),
+    *("Emphysema", "Epicardial Fat", "Expansile Bone Lesions", "Foreign Bodies", "Funnel Chest", "Granuloma"),
+    *("Granulomatous Disease", "Hernia, Diaphragmatic", "Hernia, Hiatal", "Humerus"),
+    *("Hyperostosis, Diffuse Idiopathic Skeletal", "Hypertension, Pulmonary", "Hypovolemia", "Kyphosis"),
+    *("Lucency", "Lumbar Vertebrae", "Lung", "Lung, Hyperlucent", "Lymph Nodes", "Mastectomy", "Mediastinum"),
+    *("Nipple Shadow", "Osteophyte", "Osteoporosis", "Pectus Carinatum", "Pneumonectomy", "Pneumoperitoneum"),
+    *("Pulmonary Artery", "Pulmonary Disease, Chronic Obstructive", "Pulmonary Emphysema", "Ribs", "Sclerosis"),
+    *("Scoliosis", "Shift", "Shoulder", "Spine", "Spondylosis", "Subcutaneous Emphysema", "Surgical Instruments"),
+    *("Sutures", "Thoracic Vertebrae", "Thorax", "Trachea", "Trachea, Carina"),
+)
+_OPENI: Final[dict[str, Term]] = {
+    "normal": _is(NO_FINDING),
+    "Cardiomegaly": _is("Cardiomegaly"),
+    "Nodule": _is("Lung Lesion"),
+    "Mass": _is("Lung Lesion"),
+    "Opacity": _is("Lung Opacity"),
+    "Airspace Disease": _is("Lung Opacity"),
+    "Infiltrate": _is("Lung Opacity"),
+    "Density": _is("Lung Opacity"),  # 86 of 119 times of lung, thorax or behind the heart
+    "Pulmonary Edema": _is("Edema"),
+    "Pulmonary Congestion": _is("Edema"),
+    "Heart Failure": _is("Edema"),
+    "Consolidation": _is("Consolidation"),
+    "Pneumonia": _is("Pneumonia"),
+    "Pulmonary Atelectasis": _is("Atelectasis"),
+    "Pneumothorax": _is("Pneumothorax"),
+    "Hydropneumothorax": _is("Pneumothorax", "Pleural Effusion"),  # air and fluid in one pleural space
+    "Hemopneumothorax": _is("Pneumothorax", "Pleural Effusion"),
+    "Pleural Effusion": _is("Pleural Effusion"),
+    "Thickening": _is("Pleural Other"),  # 39 of 46 times "of the pleura"
+    "Fractures, Bone": _is("Fracture"),
+    "Catheters, Indwelling": _is(SUPPORT_DEVICES),
+    "Implanted Medical Device": _is(SUPPORT_DEVICES),
+    "Medical Device": _is(SUPPORT_DEVICES),
+    "Stents": _is(SUPPORT_DEVICES),
+    "Tube, Inserted": _is(SUPPORT_DEVICES),
+    # The heart's place alone: 47 of 51 cardiac shadows are enlarged
+    "Cardiac Shadow": _may_be("Cardiomegaly"),
+    "Heart": _may_be("Cardiomegaly"),
+    "Heart Atria": _may_be("Cardiomegaly"),
+    "Heart Ventricles": _may_be("Cardiomegaly"),
+    "Pericardial Effusion": _may_be("Cardiomegaly"),
+    # Blunted: by fluid or by a scar
+    "Costophrenic Angle": _may_be("Pleural Effusion", "Pleural Other"),
+    "Pleura": _may_be("Pleural Effusion", "Pleural Other"),
+    "Sulcus": _may_be("Pleural Effusion", "Pleural Other"),
+    # CheXpert's labeller counts parenchymal scars and interstitial markings among the opacities
+    "Cicatrix": _may_be("Lung Opacity", "Pleural Other"),
+    "Cystic Fibrosis": _may_be("Lung Opacity"),
+    "Fibrosis": _may_be("Lung Opacity"),
+    "Lung Diseases, Interstitial": _may_be("Lung Opacity"),
+    "Markings": _may_be("Lung Opacity"),
+    "Pulmonary Fibrosis": _may_be("Lung Opacity"),
+    "Sarcoidosis": _may_be("Lung Opacity"),
+    "Tuberculosis": _may_be("Lung Opacity"),
+    "Cavitation": _may_be("Lung Lesion", "Lung Opacity"),
+    "Volume Loss": _may_be("Atelectasis"),
+    "Deformity": _may_be("Fracture"),  # most often of vertebrae and ribs
+    "Spinal Fusion": _may_be(SUPPORT_DEVICES),  # hardware, where it shows
+    **dict.fromkeys(_OPENI_OTHER, Term()),
+}
+_NIH: Final[dict[str, Term]] = {
+    "No Finding": _is(NO_FINDING),
+    "Atelectasis": _is("Atelectasis"),
+    "Cardiomegaly": _is("Cardiomegaly"),
+    "Consolidation": _is("Consolidation"),
+    "Edema": _is("Edema"),
+    "Effusion": _is("Pleural Effusion"),
+    "Emphysema": Term(),
+    "Fibrosis": _may_be("Lung Opacity"),
+    "Hernia": Term(),
+    "Infiltration": _is("Lung Opacity"),
+    "Infiltrate": _is("Lung Opacity"),  # the name among its boxes
+    "Mass": _is("Lung Lesion"),
+    "Nodule": _is("Lung Lesion"),
+    "Pleural_Thickening": _is("Pleural Other"),
+    "Pneumonia": _is("Pneumonia"),
+    "Pneumothorax": _is("Pneumothorax"),
+}
+_CHEXPERT: Final[dict[str, Term]] = {name: _is(name) for name in CHEXPERT_CLASSES}
+
+SOURCES: Final[dict[str, dict[str, Term]]] = {
+    "openi": _OPENI,
+    "nih": _NIH,
+    "chexpert": _CHEXPERT,
+    "xgem": _CHEXPERT,
+}
+"""By source (``Study.source``) its terms. Its annotators name every finding that they have a term for, so that a class
+which they do not name is absent, if a term of theirs affirms it anywhere, and unknown otherwise. ``xgem`` are cohorts
+(the findings that were asked for), ``chexpert`` any manifest that lists all of a study's findings by CheXpert's names.
+"""
+NOT_FINDINGS: Final = (
+    # Of Open-i's indexers, about the study
+    "No Indexing",
+    "Technical Quality of Image Unsatisfactory",
+    # Diagnoses of patients in the COVID-19 collection, whose picture may show anything or nothing
+    *("ARDS", "COVID-19", "Klebsiella", "Legionella", "Pneumocystis", "SARS", "Streptococcus"),
+)
+"""Terms that say nothing of what an image shows."""
+
+
+def plain(term: str) -> str:
+    """A term as it is compared: lower case, underscores as blanks, single blanks."""
+    return " ".join(term.replace("_", " ").split()).lower()
+
+
+TERMS: Final[dict[str, Term]] = {plain(term): known for own in SOURCES.values() for term, known in own.items()} | {
+    "no findings": _is(NO_FINDING)
+}
+"""All sources' terms, as :func:`plain` writes them; a term means the same in every source that has it."""
+NORMAL_TERMS: Final[frozenset[str]] = frozenset(term for term, known in TERMS.items() if NO_FINDING in known.affirms)
+"""Terms (plain) by which annotators call a study normal."""
+_SILENT: Final = frozenset(plain(term) for term in NOT_FINDINGS)
+
+
+def is_silent(term: str) -> bool:
+    """Whether a term says nothing of what an image shows (:data:`NOT_FINDINGS`)."""
+    return plain(term) in _SILENT
+
+
+def classes_of(term: str) -> tuple[str, ...]:
+    """The classes that a term affirms, of whichever source; empty for one that affirms none or is not known."""
+    return TERMS.get(plain(term), Term()).affirms
+
+
+def annotated_classes(source: str) -> frozenset[str]:
+    """The classes that a source has a term for; none where the source is not known."""
+    return frozenset(name for known in SOURCES.get(source, {}).values() for name in known.affirms)
+
+
+def annotated_labels(names: Iterable[str], source: str) -> dict[str, float]:
+    """What annotators' terms say of CheXpert's classes: 1 present, 0 absent; a class that is unknown is not in it.
+
+    * A class is present where a term affirms it.
+    * It is absent where the source has a term for it (:func:`annotated_classes`) and the study's terms do not name it,
+      unless one of them leaves it open, or affirms a narrower class (:data:`PARENTS`): pneumonia alone says nothing of
+      "Consolidation" and "Lung Opacity". A term that is in no table may mean any class, and leaves all of them open.
+    * "No Finding" is present where the annotators say so and name nothing but support devices beside it, absent where
+      they name any other finding, of the 14 classes or not.
+    * Nothing is known of a study without terms, or with :data:`NOT_FINDINGS` alone.
+
+    Args:
+        names: the study's terms, in any case, with blanks or underscores.
+        source: whose terms they are, a key of :data:`SOURCES`; of another source only what is named is known.
+    """
+    terms = [term for term in dict.fromkeys(map(plain, names)) if term not in _SILENT]
+    known = [TERMS[term] for term in terms if term in TERMS]
+    present = {name for term in known for name in term.affirms}
+    # Abnormal is whatever is neither "normal" nor a device alone
+    abnormal = any(set(term.affirms) - {NO_FINDING, SUPPORT_DEVICES} or not term.affirms for term in known)
+    complete = bool(terms) and len(known) == len(terms)
+    if abnormal or not complete:
+        present.discard(NO_FINDING)
+    # Open: "No Finding" unless something abnormal is named, what a term leaves open, what is wider than a class present
+    open_classes = {name for term in known for name in term.leaves_open} | {NO_FINDING}
+    open_classes.update(wider for name in present for wider in _wider(name))
+    listed = annotated_classes(source) if complete else frozenset[str]()
+    found = dict.fromkeys(present, 1.0) | dict.fromkeys(listed - present - open_classes, 0.0)
+    if abnormal:
+        found[NO_FINDING] = 0.0
+    return {name: found[name] for name in CHEXPERT_CLASSES if name in found}
+
+
+def _wider(name: str) -> list[str]:
+    """The classes above one, nearest first."""
+    above = PARENTS.get(name)
+    return [] if above is None else [above, *_wider(above)]
+
+
+def annotated_matrix(studies: Iterable[Study], classes: Sequence[str] = CHEXPERT_CLASSES) -> NDArray[np.float64]:
+    """:func:`annotated_labels` of n studies: (n, classes) of 1, 0, and NaN where a class is unknown."""
+    rows = [annotated_labels(study.labels, study.source) for study in studies]
+    values = [[labels.get(name, math.nan) for name in classes] for labels in rows]
+    return np.array(values, dtype=np.float64).reshape(len(rows), len(classes))
+
+
+def count_labels(labels: NDArray[np.float64]) -> Mapping[str, tuple[int, int, int]]:
+    """By class of (n, 14) labels as of :func:`annotated_matrix`: how many are present, absent, unknown."""
+    return {
+        name: (int((column == 1).sum()), int((column == 0).sum()), int(np.isnan(column).sum()))
+        for name, column in zip(CHEXPERT_CLASSES, labels.T, strict=True)
+    }
