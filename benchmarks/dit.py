@@ -8,7 +8,7 @@ all timesteps at once, and runs linear layers by oneDNN. Measured three times: b
 (``xgem.load(..., compile=True)``) against theirs as it is, and both compiled. Compiling is not part of the times. Runs
 alternate, and the ratio is taken run by run, so that a machine whose speed drifts does not decide the result.
 
-On a CUDA device, also what `--device-preset` makes there in bfloat16, with random weights: pictures (latents) a second
+On a CUDA device, also what `--device-preset` makes there in bfloat16, with random weights: images (latents) a second
 by batch size, their share of the card's peak (`--peak-tflops`), memory, and training steps of `--train-preset`.
 """
 
@@ -27,12 +27,12 @@ from diffusers import PixArtAlphaPipeline, PixArtTransformer2DModel
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from xgem.checkpoint import init_checkpoint, load_component, save_component
+from xgem.checkpoints.store import init_checkpoint, load_component, save_component
 from xgem.configs import load_preset
-from xgem.configs.schema import DiTGeneratorConfig
+from xgem.configs.components import DiTGeneratorConfig
+from xgem.convert.random_init import random_component
 from xgem.generators.latent_diffusion import DiTLatentDiffusion
 from xgem.generators.sampling import make_scheduler, sample
-from xgem.random_init import random_component
 from xgem.types import Encoded
 
 

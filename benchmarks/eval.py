@@ -44,19 +44,19 @@ def features(n: int, dim: int, seed: int) -> tuple[Features, Features]:
 
 
 def ours_fid(real: Features, generated: Features) -> Any:
-    from xgem.eval.fidelity import frechet
+    from xgem.metrics.fidelity import frechet
 
     return lambda: {"fid": frechet(real, generated)}
 
 
 def ours_fid_interval(real: Features, generated: Features) -> Any:
-    from xgem.eval.fidelity import frechet_distance
+    from xgem.metrics.fidelity import frechet_distance
 
     return lambda: frechet_distance(real, generated).as_dict()
 
 
 def ours_kid(real: Features, generated: Features) -> Any:
-    from xgem.eval.fidelity import kernel_subsets
+    from xgem.metrics.fidelity import kernel_subsets
 
     def run() -> dict[str, float]:
         found = kernel_subsets(real, generated, subsets=SUBSETS, subset_size=min(SUBSET_SIZE, len(real)))
@@ -66,13 +66,13 @@ def ours_kid(real: Features, generated: Features) -> Any:
 
 
 def ours_kid_interval(real: Features, generated: Features) -> Any:
-    from xgem.eval.fidelity import kernel_distance
+    from xgem.metrics.fidelity import kernel_distance
 
     return lambda: kernel_distance(real, generated).as_dict()
 
 
 def ours_prdc(real: Features, generated: Features) -> Any:
-    from xgem.eval.fidelity import prdc
+    from xgem.metrics.fidelity import prdc
 
     def run() -> dict[str, float]:
         found = prdc(real, generated, K)

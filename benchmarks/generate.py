@@ -20,13 +20,13 @@ import torch
 from diffusers.models.attention_processor import AttnProcessor2_0
 from torch import Tensor
 
-from xgem.checkpoint import init_checkpoint, load_component, save_component
+from xgem.checkpoints.store import init_checkpoint, load_component, save_component
 from xgem.configs import load_preset
-from xgem.configs.schema import ImageGeneratorConfig
+from xgem.configs.components import ImageGeneratorConfig
+from xgem.convert.random_init import random_component
 from xgem.generators.image_unet import ImageUNet
 from xgem.generators.latent_diffusion import ImageLatentDiffusion
 from xgem.generators.sampling import make_scheduler, sample
-from xgem.random_init import random_component
 from xgem.types import Context, Encoded
 
 

@@ -19,10 +19,10 @@ from typing import Any
 import torch
 
 from xgem.alignment.model import Alignment
-from xgem.checkpoint import load_component
+from xgem.checkpoints.store import load_component
 from xgem.configs import load_preset
+from xgem.convert.random_init import random_checkpoint
 from xgem.generators.sampling import Output, sample_together
-from xgem.random_init import random_checkpoint
 from xgem.types import Encoded
 
 

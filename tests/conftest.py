@@ -17,7 +17,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 if TYPE_CHECKING:
-    from xgem.configs.schema import Preset
+    from xgem.configs.preset import Preset
 
 PROJECT = Path(__file__).resolve().parent.parent
 
@@ -59,7 +59,7 @@ def same_random_numbers() -> None:
 @pytest.fixture(scope="session")
 def debug_preset() -> Preset:
     """The preset of tiny sizes."""
-    from xgem.configs.schema import load_preset
+    from xgem.configs.preset import load_preset
 
     return load_preset("debug")
 
@@ -69,7 +69,7 @@ def debug_parts(debug_preset: Preset) -> dict[str, Any]:
     """Its components with random weights, in evaluation mode; shared, so copy one before changing it."""
     import torch
 
-    from xgem.random_init import random_component
+    from xgem.convert.random_init import random_component
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
@@ -79,8 +79,8 @@ def debug_parts(debug_preset: Preset) -> dict[str, Any]:
 @pytest.fixture(scope="session")
 def chexgen_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A checkpoint of the tiny preset with transformer and ControlNet, with random weights; read only."""
-    from xgem.configs.schema import load_preset
-    from xgem.random_init import random_checkpoint
+    from xgem.configs.preset import load_preset
+    from xgem.convert.random_init import random_checkpoint
 
     root = tmp_path_factory.mktemp("model") / "control"
     random_checkpoint(root, load_preset("debug-chexgen"))

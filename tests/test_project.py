@@ -144,21 +144,21 @@ def test_no_tracked_file_names(tracked: list[Path], project: Path, kind: str) ->
     assert not found, f"{kind} stands in\n" + "\n".join(found)
 
 
-def is_picture(data: bytes) -> bool:
+def is_image(data: bytes) -> bool:
     """By content: PNG, JPEG, TIFF, DICOM or a NumPy array."""
     magic = (b"\x89PNG", b"\xff\xd8\xff", b"II*\0", b"MM\0*", b"\x93NUMPY")
     return data.startswith(magic) or data[128:132] == b"DICM"
 
 
-def test_no_picture_larger_than_an_icon_is_tracked(tracked: list[Path], project: Path) -> None:
+def test_no_image_larger_than_an_icon_is_tracked(tracked: list[Path], project: Path) -> None:
     suffixes = {".png", ".jpg", ".jpeg", ".tif", ".tiff", ".dcm", ".npy", ".npz"}
     large = [file for file in tracked if file.stat().st_size > 2000]
-    pictures = []
+    images = []
     for file in large:
         with file.open("rb") as stream:
-            if file.suffix.lower() in suffixes or is_picture(stream.read(132)):
-                pictures.append(str(file.relative_to(project)))
-    assert not pictures
+            if file.suffix.lower() in suffixes or is_image(stream.read(132)):
+                images.append(str(file.relative_to(project)))
+    assert not images
 
 
 def test_ci_runs_the_readme_test_command(project: Path) -> None:

@@ -186,8 +186,8 @@ def test_demo_makes_its_own_frontal_and_takes_the_users(tmp_path: Path) -> None:
     own = demo_commands(tmp_path)
     assert [value_of(command, "--outputs") for command in own] == ["frontal", "lateral,report"]
     assert value_of(own[1], "--frontal").startswith(value_of(own[0], "--out"))
-    (users,) = demo_commands(tmp_path, "FRONTAL=my 'picture'.dcm")
-    assert value_of(users, "--frontal") == "my 'picture'.dcm"
+    (users,) = demo_commands(tmp_path, "FRONTAL=my 'image'.dcm")
+    assert value_of(users, "--frontal") == "my 'image'.dcm"
     assert value_of(users, "--out") == str(tmp_path / "out")
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from xgem._version import __version__
 from xgem.types import (
     CheckpointError,
     ConfigError,
@@ -28,11 +29,9 @@ from xgem.types import (
 if TYPE_CHECKING:
     from xgem.api import generate as generate
     from xgem.api import load as load
-    from xgem.pipeline import XgemPipeline as XgemPipeline
-    from xgem.privacy_gate import PrivacyGate as PrivacyGate
-    from xgem.provenance import Generation as Generation
-
-__version__ = "0.1.0"
+    from xgem.pipeline.generation import Generation as Generation
+    from xgem.pipeline.pipeline import XgemPipeline as XgemPipeline
+    from xgem.pipeline.privacy_gate import PrivacyGate as PrivacyGate
 
 __all__ = [
     "CheckpointError",
@@ -57,9 +56,9 @@ __all__ = [
 _LAZY = {
     "generate": "xgem.api",
     "load": "xgem.api",
-    "Generation": "xgem.provenance",
-    "PrivacyGate": "xgem.privacy_gate",
-    "XgemPipeline": "xgem.pipeline",
+    "Generation": "xgem.pipeline.generation",
+    "PrivacyGate": "xgem.pipeline.privacy_gate",
+    "XgemPipeline": "xgem.pipeline.pipeline",
 }
 
 

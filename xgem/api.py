@@ -9,13 +9,13 @@ from typing import Any, Unpack, overload
 
 import torch
 
-from xgem.checkpoint import checkpoint_hash
-from xgem.devices import dtype_name, resolve_device, resolve_dtype
-from xgem.locate import CONTROL_MODEL, DEFAULT_MODEL, locate
+from xgem.checkpoints.locate import CONTROL_MODEL, DEFAULT_MODEL, locate
+from xgem.checkpoints.store import checkpoint_hash
 from xgem.modalities import MODALITIES
-from xgem.pipeline import XgemPipeline
-from xgem.provenance import Generation
-from xgem.request import CallOptions, Inputs
+from xgem.pipeline.generation import Generation
+from xgem.pipeline.pipeline import XgemPipeline
+from xgem.pipeline.request import CallOptions, Inputs
+from xgem.utils.devices import dtype_name, resolve_device, resolve_dtype
 
 Model = XgemPipeline | str | Path | None
 

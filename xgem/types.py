@@ -5,16 +5,12 @@ This module imports no torch, so that ``import xgem`` stays light.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
-
-    from xgem.data.annotations import Box
 
 
 class XgemError(Exception):
@@ -26,7 +22,7 @@ class InputError(XgemError, ValueError):
 
 
 class ImageError(InputError):
-    """A picture is missing, unreadable, or not a radiograph that xgem can use."""
+    """An image is missing, unreadable, or not a radiograph that xgem can use."""
 
 
 class ShapeError(InputError):
@@ -58,47 +54,14 @@ class DataError(XgemError):
 
 
 class PrivacyError(XgemError):
-    """Every draw of a sample came too close to a training picture."""
-
-
-@dataclass(frozen=True)
-class Study:
-    """One imaging study: its pictures by view, its report, and what is known of the patient.
-
-    ``pictures`` maps a view (``"frontal"``, ``"lateral"``) to the files of that view; a view that
-    the study lacks is absent. ``findings`` and ``impression`` are cleaned text, empty when missing.
-    ``age`` is in years, ``sex`` is ``"F"``, ``"M"`` or ``None``; ``severity`` is a Brixia score, 0 to 18.
-    ``masks`` maps a structure to the files that outline it, several of which are united; ``boxes`` hold findings. Both
-    are of the frontal.
-    """
-
-    id: str
-    subject: str
-    split: str
-    pictures: Mapping[str, tuple[Path, ...]] = field(default_factory=dict[str, tuple[Path, ...]])
-    findings: str = ""
-    impression: str = ""
-    labels: tuple[str, ...] = ()
-    age: float | None = None
-    sex: str | None = None
-    race: str | None = None
-    severity: float | None = None
-    masks: Mapping[str, tuple[Path, ...]] = field(default_factory=dict[str, tuple[Path, ...]])
-    boxes: tuple[Box, ...] = ()
-    source: str = ""
-    licence: str = ""
-
-    @property
-    def annotated(self) -> bool:
-        """Whether there are masks, boxes or a severity score of its frontal."""
-        return bool(self.masks or self.boxes) or self.severity is not None
+    """Every draw of a sample came too close to a training image."""
 
 
 @dataclass(frozen=True)
 class Prompt:
     """One input made ready for its encoder.
 
-    ``value`` is what the modality's encoder takes: a (1, h, w) float tensor in [-1, 1] for pictures, text
+    ``value`` is what the modality's encoder takes: a (1, h, w) float tensor in [-1, 1] for images, text
     for reports; an ``Annotation`` for masks, boxes and severity, a mapping for demographics. ``sha256``
     identifies the input's content in the output's metadata; ``origin`` says where it came from (a file's
     name, ``"array"``, ``"text"``); ``notes`` are warnings worth keeping (truncation, ...). ``text`` is the
@@ -140,3 +103,7 @@ class Context:
     tokens: Tensor
     mask: Tensor
     pooled: Tensor
+
+
+class NotComputed(Exception):
+    """Weights, a package or enough data are missing; the message is the reason that stands in place of the number."""

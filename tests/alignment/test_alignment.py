@@ -13,8 +13,8 @@ from torch import Tensor
 from xgem.alignment.cross_attention import attention_sites
 from xgem.alignment.environment import EnvironmentEncoder, summary
 from xgem.alignment.model import Alignment
-from xgem.component import component_class
-from xgem.configs.schema import load_preset, preset_names
+from xgem.checkpoints.component import component_class
+from xgem.configs.preset import load_preset, preset_names
 from xgem.types import CheckpointError, ShapeError
 
 NAMES = ("frontal", "lateral", "report")

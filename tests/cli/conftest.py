@@ -11,8 +11,8 @@ import pytest
 from PIL import Image
 
 from xgem.cli import main
-from xgem.configs.schema import load_preset
-from xgem.random_init import random_checkpoint
+from xgem.configs.preset import load_preset
+from xgem.convert.random_init import random_checkpoint
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def cxr(tmp_path: Path) -> Path:
-    """A smooth synthetic picture; nothing of a patient's."""
+    """A smooth synthetic image; nothing of a patient's."""
     y, x = np.mgrid[0:64, 0:64] / 64
     Image.fromarray(np.uint8(128 + 100 * np.sin(6 * x) * np.cos(4 * y))).save(tmp_path / "cxr.png")
     return tmp_path / "cxr.png"

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from xgem.checkpoint import checkpoint_hash, load_component
+from xgem.checkpoints.store import checkpoint_hash, load_component
 from xgem.cli.info import count_parameters
-from xgem.configs.schema import preset_names
+from xgem.configs.preset import preset_names
 
 
 @pytest.mark.parametrize("preset", ["debug", "openi-128"])

@@ -48,7 +48,7 @@ def test_a_mistyped_command_is_a_usage_error_with_a_suggestion(xgem: Any) -> Non
 @pytest.mark.parametrize(
     ("error", "code"),
     [
-        (ImageError("bad\npicture"), 2),
+        (ImageError("bad\nimage"), 2),
         (CheckpointError("bad model"), 1),
         (OutputError("bad folder"), 1),
         (XgemError("bad"), 1),

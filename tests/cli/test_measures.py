@@ -14,12 +14,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from xgem.checkpoint import init_checkpoint, save_component
+from xgem.checkpoints.store import init_checkpoint, save_component
 from xgem.cli import main
-from xgem.configs.schema import load_preset
+from xgem.configs.preset import load_preset
+from xgem.convert.random_init import random_component
 from xgem.data.manifest import Manifest
 from xgem.data.rows import Row
-from xgem.random_init import random_component
 
 FAMILIES = ("fidelity", "text", "factual", "consistency", "privacy", "utility", "fairness")
 SAID = (
@@ -40,7 +40,7 @@ def drawn(rng: np.random.Generator, kind: int, side: int = 48) -> Image.Image:
 
 @pytest.fixture(scope="module")
 def manifest(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Studies with both views, a report, labels and demographics; larger than the model's pictures."""
+    """Studies with both views, a report, labels and demographics; larger than the model's images."""
     root, rng = tmp_path_factory.mktemp("studies"), np.random.default_rng(0)
     rows: list[Row] = []
     for split in ("train", "val"):
@@ -139,7 +139,7 @@ def test_all_takes_no_more_studies_than_asked_for(everything: Path) -> None:
     for folder in (everything / "cohorts").iterdir():
         with (folder / "metadata.csv").open(newline="") as stream:
             counts[folder.name] = len(list(csv.DictReader(stream)))
-    assert counts == dict.fromkeys(("pictures", "reports", "training-prompts", "joint", "apart"), LIMIT) | {
+    assert counts == dict.fromkeys(("images", "reports", "training-prompts", "joint", "apart"), LIMIT) | {
         "seeds": 4 * LIMIT
     }
 
@@ -153,7 +153,7 @@ def test_all_stopped_goes_on_with_its_cohorts_and_ends_the_same(
     out = tmp_path / "out"
     shutil.copytree(everything, out)
     monkeypatch.setattr("xgem.cohort.run._make", never)
-    monkeypatch.setattr("xgem.eval.classifier._fit", never)
+    monkeypatch.setattr("xgem.judges.classifier._fit", never)
     with monkeypatch.context() as patched:
         patched.setattr("xgem.eval.suite.open_model", never)
         ran = xgem(*arguments_of_all(manifest, model, out))
@@ -170,9 +170,9 @@ def sources(everything: Path, manifest: Path, model: Path) -> dict[str, list[Any
     """Each family's own command on what ``all`` generated."""
     cohorts, real = everything / "cohorts", ("--real", manifest)
     return {
-        "fidelity": [*real, "--generated", cohorts / "pictures", "--extractor", "xgem-classifier", "--pad"],
+        "fidelity": [*real, "--generated", cohorts / "images", "--extractor", "xgem-classifier", "--pad"],
         "text": [*real, "--generated", cohorts / "reports"],
-        "factual": [*real, "--generated", cohorts / "pictures", "--pad"],
+        "factual": [*real, "--generated", cohorts / "images", "--pad"],
         "consistency": [
             *(*real, "--generated", cohorts / "joint", "--independent", cohorts / "apart", "--model", model, "--pad")
         ],
@@ -226,7 +226,7 @@ Folder = Callable[..., Path]
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Folder:
-    """Writes a folder of drawn pictures with a CSV."""
+    """Writes a folder of drawn images with a CSV."""
 
     def write(name: str, n: int = 8, seed: int = 0, side: int = 48, **columns: Callable[[int], Any]) -> Path:
         place, rng = tmp_path / name, np.random.default_rng(seed)
@@ -253,7 +253,7 @@ def labels(i: int) -> str:
 
 
 def chexgenbench(place: Path) -> Path:
-    """The same pictures by CheXGenBench's own table."""
+    """The same images by CheXGenBench's own table."""
     with (place / "set.csv").open(newline="") as stream:
         rows = list(csv.DictReader(stream))
     (place / "set.csv").unlink()
@@ -264,12 +264,12 @@ def chexgenbench(place: Path) -> Path:
     return place
 
 
-def missing_picture(real: Path, made: Path) -> None:
+def missing_image(real: Path, made: Path) -> None:
     (made / "3.png").unlink()
 
 
-def unreadable_picture(real: Path, made: Path) -> None:
-    (made / "3.png").write_bytes(b"no picture at all")
+def unreadable_image(real: Path, made: Path) -> None:
+    (made / "3.png").write_bytes(b"no image at all")
 
 
 def mixed_sizes(real: Path, made: Path) -> None:
@@ -311,8 +311,8 @@ def two_tables(real: Path, made: Path) -> None:
 @pytest.mark.parametrize(
     ("spoil", "said"),
     [
-        (missing_picture, r"1 of 8 files are missing, first \S+3\.png"),
-        (unreadable_picture, r"3\.png"),
+        (missing_image, r"1 of 8 files are missing, first \S+3\.png"),
+        (unreadable_image, r"3\.png"),
         (mixed_sizes, r"mixed sizes, \S+ 48 x 48 and \S*3\.png 64 x 64; .*\(--pad\)"),
         (no_file_column, r"columns name, id, chexpert_labels; expected one of file, synthetic_filename"),
         (wrong_label, r"line 3: Edema is 2\.0, expected 1, 0, -1 \(uncertain\) or nothing"),
@@ -320,7 +320,7 @@ def two_tables(real: Path, made: Path) -> None:
         (overlap, r"real and generated overlap: \S+5\.png is \S+2\.png"),
         (strangers, r"none of its 8 items names one of the 8 of real; a column `pair`"),
         (twice, r"id 's4' stands there twice"),
-        (nothing, r"made: expected a manifest \(\.parquet, \.jsonl\), a folder of pictures or a CSV"),
+        (nothing, r"made: expected a manifest \(\.parquet, \.jsonl\), a folder of images or a CSV"),
         (two_tables, r"several CSVs \(other\.csv, set\.csv\)"),
     ],
 )
@@ -339,7 +339,7 @@ def test_bad_sets_are_one_line_and_leave_no_results(
 
 
 def real_copy(real: Path) -> Path:
-    """Other pictures with the real set's table."""
+    """Other images with the real set's table."""
     place = real.parent / "training"
     shutil.copytree(real, place)
     for file in place.glob("*.png"):
@@ -362,12 +362,12 @@ def test_mixed_sizes_are_taken_with_pad_and_chexgenbenchs_tables_as_they_are(
     assert read(tmp_path / "out", "fidelity")["families"][0]["metrics"][0]["value"] > 0
 
 
-def test_too_few_pictures_are_counted(xgem: Any, folder: Folder, tmp_path: Path) -> None:
+def test_too_few_images_are_counted(xgem: Any, folder: Folder, tmp_path: Path) -> None:
     real, made = folder("real"), folder("made", n=3, seed=1)
     told = ("--real", real, "--generated", made, "--extractor", "rad-dino", "--out", tmp_path / "out")
     ran = xgem("eval", "fidelity", *told)
     assert ran.code == 1
-    assert "real has 8 pictures and generated 3: fidelity needs at least 6" in ran.err
+    assert "real has 8 images and generated 3: fidelity needs at least 6" in ran.err
 
 
 def test_one_class_alone_is_not_computed(xgem: Any, folder: Folder, tmp_path: Path) -> None:
@@ -401,7 +401,7 @@ def test_reports(xgem: Any, folder: Folder, tmp_path: Path, monkeypatch: pytest.
     assert two[0]["metrics"][0]["value"] == one[0]["metrics"][0]["value"]
     assert two[0]["metrics"][0]["interval"] != one[0]["metrics"][0]["interval"]
     with monkeypatch.context() as patched:
-        patched.setattr("xgem.eval.sets.read_set", None)
+        patched.setattr("xgem.data.set_files.read_set", None)
         ran = xgem(*told, "--out", tmp_path / "two")
         assert (ran.code, ran.err.count("\n"), "pass --overwrite" in ran.err) == (1, 1, True)
     assert xgem(*told, "--out", tmp_path / "two", "--overwrite").code == 0
@@ -435,7 +435,7 @@ def test_privacy_takes_the_held_out_split_that_is_named(
     assert numbers(record, "privacy")["pixel_distance  "]["references"]["held-out real"]["n"] == STUDIES
 
 
-def test_training_pictures_are_no_yardstick_for_themselves(xgem: Any, folder: Folder, tmp_path: Path) -> None:
+def test_training_images_are_no_yardstick_for_themselves(xgem: Any, folder: Folder, tmp_path: Path) -> None:
     real, made = folder("real", chexpert_labels=labels), folder("made", seed=1)
     ran = xgem("eval", "factual", "--real", real, "--generated", made, "--training", real, "--out", tmp_path / "out")
     assert ran.code == 1
@@ -449,7 +449,7 @@ def test_all_refuses_what_it_cannot_measure_before_it_makes_anything(
     xgem: Any, manifest: Path, model: Path, tmp_path: Path
 ) -> None:
     for change, said in (
-        (("--limit", 3), "3 studies for 'pictures'; the measures need at least 8"),
+        (("--limit", 3), "3 studies for 'images'; the measures need at least 8"),
         (("--split", "test"), "none of the 0 studies of split 'test'"),
         (("--split", "train"), "expected val or test"),
         (("--limit", 0), "limit is 0"),
@@ -476,7 +476,7 @@ def test_all_says_what_a_model_cannot_do(xgem: Any, manifest: Path, tmp_path: Pa
     assert numbers(record, "privacy")["pixel_distance  "]["value"] > 0
 
 
-def test_all_needs_frontal_pictures(xgem: Any, manifest: Path, tmp_path: Path) -> None:
+def test_all_needs_frontal_images(xgem: Any, manifest: Path, tmp_path: Path) -> None:
     preset = load_preset("debug")
     init_checkpoint(tmp_path / "model", preset)
     for name in ("image_encoder", "text_encoder", "image_vae", "lateral"):

@@ -13,11 +13,11 @@ import yaml
 from PIL import Image
 
 from xgem.cli import main
-from xgem.configs.schema import load_preset
+from xgem.configs.preset import load_preset
+from xgem.convert.random_init import random_checkpoint
 from xgem.data.annotations import Box
 from xgem.data.manifest import Manifest
 from xgem.data.rows import Row
-from xgem.random_init import random_checkpoint
 
 
 @dataclass(frozen=True)
@@ -96,8 +96,8 @@ def manifest(tmp_path_factory: pytest.TempPathFactory) -> Path:
             continue
         for view in ("frontal", "lateral") if name in "ab" else ("frontal",):
             y, x = np.mgrid[0:48, 0:64] / 48
-            picture = 128 + 100 * np.sin((number + 2) * x + len(view)) * np.cos(4 * y)
-            Image.fromarray(np.uint8(picture)).save(root / f"{name}-{view}.png")
+            image = 128 + 100 * np.sin((number + 2) * x + len(view)) * np.cos(4 * y)
+            Image.fromarray(np.uint8(image)).save(root / f"{name}-{view}.png")
             rows.append(Row(view=view, file=f"{name}-{view}.png", **common))
     Manifest(tuple(rows), root).write(root / "studies.parquet")
     return root / "studies.parquet"

@@ -12,9 +12,9 @@ import pytest
 
 from xgem.cohort.folder import FINAL
 from xgem.data.manifest import Manifest
-from xgem.eval.sets import read_set
+from xgem.data.set_files import read_set
 from xgem.labels.vocabulary import CHEXPERT_CLASSES
-from xgem.provenance import read_metadata
+from xgem.pipeline.generation import read_metadata
 
 
 def table(out: Path) -> list[dict[str, str]]:
@@ -41,7 +41,7 @@ def test_a_balanced_plan_gives_the_promised_counts(xgem: Any, write_plan: Any, t
     assert len(studies) == 18 == len({study.subject for study in studies})
     assert {(study.source, study.sex, study.age) for study in studies} == {("xgem", None, None)}
     assert all("Not of a patient" in study.licence for study in studies)
-    cells = Counter((study.labels, tuple(study.pictures)) for study in studies)
+    cells = Counter((study.labels, tuple(study.images)) for study in studies)
     views = (("frontal",), ("frontal", "lateral"))
     labels = (("No Finding",), ("Cardiomegaly", "Edema"), ())
     assert cells == {(label, view): 3 for label in labels for view in views}
@@ -60,7 +60,7 @@ def test_a_balanced_plan_gives_the_promised_counts(xgem: Any, write_plan: Any, t
     assert {row[name] for row in rows if "cars." in row["prompt"] for name in CHEXPERT_CLASSES} == {""}
 
     stated = record(out)
-    assert stated["counts"] == {"studies": 18, "pictures": {"frontal": 18, "lateral": 9}, "reports": 0}
+    assert stated["counts"] == {"studies": 18, "images": {"frontal": 18, "lateral": 9}, "reports": 0}
     assert [cell["count"] for cell in stated["cells"]] == [3] * 6
     assert stated["checkpoint"]["name"] == "random"
     assert (stated["device"], stated["dtype"], stated["threads"]) == ("cpu", "float32", 1)
@@ -83,7 +83,7 @@ def test_it_is_read_as_a_set_by_every_form(xgem: Any, write_plan: Any, tmp_path:
     for path in (out, out / "metadata.csv", out / "manifest.parquet"):
         found = read_set(path)
         assert len(found) == 4
-        assert found.pictures().shape == (4, 32, 32)
+        assert found.images().shape == (4, 32, 32)
         assert found.labels(["Pneumothorax", "No Finding", "Edema"]).tolist() == [[1, 0, 0], [0, 1, 0]] * 2
         assert found.prompts == ["Pneumothorax.", *found.prompts[1:]]
         assert len({item.subject for item in found.items}) == 4
@@ -98,9 +98,9 @@ def test_a_classifiers_loader_and_monai_read_it(xgem: Any, write_plan: Any, tmp_
     labels = rows[list(CHEXPERT_CLASSES)].to_numpy(dtype=float)
     assert (labels[:, CHEXPERT_CLASSES.index("Edema")] == 1).sum() == 4
     assert pandas.isna(labels).all(axis=1).sum() == 4  # nothing is known of them, which is not 0
-    picture = xrv.utils.load_image(str(out / rows.file[0]))
-    assert picture.shape == (1, 32, 32)
-    assert -1024 <= picture.min() < picture.max() <= 1024
+    image = xrv.utils.load_image(str(out / rows.file[0]))
+    assert image.shape == (1, 32, 32)
+    assert -1024 <= image.min() < image.max() <= 1024
 
     listed = json.loads((out / "dataset.json").read_text(encoding="utf-8"))
     assert len(listed["training"]) == 8
@@ -121,7 +121,7 @@ def test_monai_reads_the_list(xgem: Any, write_plan: Any, tmp_path: Path) -> Non
     assert [Path(one["image"]).is_file() for one in found] == [True, True]
 
 
-def test_a_report_beside_a_prompt_is_written_from_the_pictures(xgem: Any, write_plan: Any, tmp_path: Path) -> None:
+def test_a_report_beside_a_prompt_is_written_from_the_images(xgem: Any, write_plan: Any, tmp_path: Path) -> None:
     part = {"findings": ["Fracture"], "count": 2}
     plan = write_plan(outputs=["frontal", "lateral", "report"], balanced=part)
     out = tmp_path / "out"
@@ -176,7 +176,7 @@ def test_a_matched_plan_answers_to_each_study(xgem: Any, write_plan: Any, manife
     assert rows == {("a", "1", "0"), ("b", "0", "1"), ("d", "", ""), ("e", "", "")}
 
 
-def test_pictures_as_inputs(xgem: Any, write_plan: Any, manifest: Path, tmp_path: Path) -> None:
+def test_images_as_inputs(xgem: Any, write_plan: Any, manifest: Path, tmp_path: Path) -> None:
     part = {"manifest": str(manifest), "split": "test", "inputs": ["frontal"], "limit": 3}
     plan = write_plan(outputs=["lateral", "report"], matched=part, guidance_scale={"report": 1.5})
     out = tmp_path / "out"
@@ -184,16 +184,16 @@ def test_pictures_as_inputs(xgem: Any, write_plan: Any, manifest: Path, tmp_path
     assert ran.code == 0, ran.err
     stated = record(out)
     assert stated["left_out"] == {"beyond the limit of 3": 1, "without frontal": 1}
-    assert stated["counts"] == {"studies": 3, "pictures": {"lateral": 3}, "reports": 3}
+    assert stated["counts"] == {"studies": 3, "images": {"lateral": 3}, "reports": 3}
     assert stated["requests"][0]["guidance_scale"] == {"lateral": 2.0, "report": 1.5}
     real = {study.id: study for study in Manifest.read(manifest).studies("test")}
     for row in table(out):
         assert row["prompt"] == ""
-        assert row["sex"] == (real[row["pair"]].sex or "")  # the picture shows the same patient
+        assert row["sex"] == (real[row["pair"]].sex or "")  # the image shows the same patient
         assert read_metadata(out / row["file"])["inputs"]["frontal"]["origin"] == f"{row['pair']}-frontal.png"
 
 
-def test_annotations_are_kept_on_the_pictures_grid(
+def test_annotations_are_kept_on_the_images_grid(
     xgem: Any, write_plan: Any, control: Path, manifest: Path, tmp_path: Path
 ) -> None:
     inputs = ["report", "mask", "boxes", "severity", "demographics"]
@@ -203,8 +203,8 @@ def test_annotations_are_kept_on_the_pictures_grid(
     ran = xgem("cohort", plan, "--out", out)
     assert ran.code == 0, ran.err
     (study,) = Manifest.read(out / "manifest.parquet").studies()
-    from xgem.configs.schema import load_preset
-    from xgem.data.study_annotations import read_study
+    from xgem.configs.preset import load_preset
+    from xgem.data.study import read_study
 
     transform = load_preset("debug-chexgen").transform
     (asked,) = [s for s in Manifest.read(manifest).studies("test") if s.id == "d"]
@@ -220,7 +220,7 @@ def test_a_plan_without_prompts(xgem: Any, write_plan: Any, tmp_path: Path) -> N
     rows = table(out)
     assert "file" not in rows[0]
     assert len(read_set(out / "metadata.csv")) == 3
-    assert record(out)["counts"] == {"studies": 3, "pictures": {}, "reports": 3}
+    assert record(out)["counts"] == {"studies": 3, "images": {}, "reports": 3}
 
 
 def test_a_dry_run_prints_the_table_and_writes_nothing(

@@ -11,8 +11,7 @@ from typing import Any
 import pytest
 
 from xgem.cohort.items import expand
-from xgem.cohort.plan import read_plan
-from xgem.cohort.prompts import SENTENCES, sentences
+from xgem.cohort.plan import SENTENCES, read_plan, sentences
 from xgem.cohort.shards import Shard, environment_shard, parse_shard
 from xgem.labels.rules import label_report
 from xgem.labels.vocabulary import CHEXPERT_CLASSES
@@ -98,9 +97,9 @@ def test_a_bad_plan_ends_in_one_line_and_writes_nothing(
 
 
 def test_a_model_that_lacks_a_trained_part_is_refused(xgem: Any, write_plan: Any, tmp_path: Path) -> None:
-    from xgem.checkpoint import init_checkpoint, save_component
-    from xgem.configs.schema import load_preset
-    from xgem.random_init import random_component
+    from xgem.checkpoints.store import init_checkpoint, save_component
+    from xgem.configs.preset import load_preset
+    from xgem.convert.random_init import random_component
 
     preset = load_preset("debug-chexgen")
     init_checkpoint(tmp_path / "half", preset)

@@ -299,11 +299,11 @@ def test_what_is_damaged_is_made_again(
     xgem: Any, plan: Path, whole: dict[str, bytes], tmp_path: Path, damage: str
 ) -> None:
     out = tmp_path / "whole"
-    picture = out / "pictures" / "00000005-lateral.png"
+    image = out / "pictures" / "00000005-lateral.png"
     if damage == "cut":
-        picture.write_bytes(picture.read_bytes()[:-7])
+        image.write_bytes(image.read_bytes()[:-7])
     elif damage == "gone":
-        picture.unlink()
+        image.unlink()
     elif damage == "record":
         next((out / ".cohort" / "batches").glob("*.json")).write_text('{"items"', encoding="utf-8")
     elif damage == "stray":
@@ -369,9 +369,9 @@ def test_items_are_replayed_from_their_files(xgem: Any, write_plan: Any, tmp_pat
     plan = write_plan(outputs=["frontal", "lateral", "report"], balanced={"findings": ["Edema"], "count": 3})
     out, model = tmp_path / "out", read_plan(plan).model
     assert xgem(*command(plan, out)).code == 0
-    pictures = {view: out / "pictures" / f"00000001-{view}.png" for view in ("frontal", "lateral")}
-    shown = [argument for view, file in pictures.items() for argument in (f"--{view}", file)]
-    for number, (file, given) in enumerate([(pictures["lateral"], []), (out / "reports" / "00000001.txt", shown)]):
+    images = {view: out / "pictures" / f"00000001-{view}.png" for view in ("frontal", "lateral")}
+    shown = [argument for view, file in images.items() for argument in (f"--{view}", file)]
+    for number, (file, given) in enumerate([(images["lateral"], []), (out / "reports" / "00000001.txt", shown)]):
         ran = xgem("replay", file, *given, "--out", tmp_path / str(number), "--model", model, "--no-progress")
         assert ran.code == 0, ran.err
         assert f"identical to {file}" in ran.err

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from xgem.cli.info import count_parameters
-from xgem.configs.schema import load_preset, preset_names
+from xgem.configs.preset import load_preset, preset_names
 from xgem.train.stages import STAGES, _architecture
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
-from xgem.configs.schema import Preset, load_preset, preset_names
+from xgem.configs.preset import Preset, load_preset, preset_names
 from xgem.types import ConfigError
 
 

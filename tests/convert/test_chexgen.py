@@ -18,8 +18,8 @@ from torch import Tensor
 from transformers import T5Config, T5EncoderModel
 
 from xgem import generate
-from xgem.checkpoint import load_component, read_index, verify, verify_component
-from xgem.configs.schema import load_preset
+from xgem.checkpoints.store import load_component, read_index, verify, verify_component
+from xgem.configs.preset import load_preset
 from xgem.convert.chexgen import convert_chexgen, dit_weights
 from xgem.convert.published import named
 from xgem.encoders.tokenizer import train_tokenizer
@@ -370,7 +370,7 @@ def test_a_failure_on_the_way_leaves_nothing(preset: str, tmp_path: Path, monkey
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patched:
-        patched.setattr("xgem.checkpoint.write_weights", full)
+        patched.setattr("xgem.checkpoints.store.write_weights", full)
         with pytest.raises(OutputError, match="No space left"):
             convert_chexgen(file, tmp_path / "out", preset=preset)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["tiny.yaml", "weights.pth"]

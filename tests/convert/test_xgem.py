@@ -1,4 +1,4 @@
-"""XGeM's published layout at a tiny size: encoders, codec and picture generators compute what diffusers' and
+"""XGeM's published layout at a tiny size: encoders, codec and image generators compute what diffusers' and
 transformers' own models of the same weights do; what has no counterpart is named."""
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from torch import Tensor
 from transformers import CLIPConfig, CLIPModel
 
 from xgem import generate
-from xgem.checkpoint import load_component, read_index, verify
-from xgem.configs.schema import load_preset
+from xgem.checkpoints.store import load_component, read_index, verify
+from xgem.configs.preset import load_preset
 from xgem.convert.xgem import convert_xgem
 from xgem.types import CheckpointError, ConfigError
 
@@ -174,24 +174,24 @@ def root(published: dict[str, Tensor], preset: str, tmp_path_factory: pytest.Tem
     return folder / "out"
 
 
-def vectors(models: dict[str, Any], pictures: Tensor, texts: list[str]) -> tuple[Tensor, Tensor]:
-    """CLIP's unit vectors, of pictures (b, 1, s, s) in [-1, 1]."""
+def vectors(models: dict[str, Any], images: Tensor, texts: list[str]) -> tuple[Tensor, Tensor]:
+    """CLIP's unit vectors, of images (b, 1, s, s) in [-1, 1]."""
     from open_clip import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD, SimpleTokenizer
 
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in (OPENAI_DATASET_MEAN, OPENAI_DATASET_STD))
     clip, ids = models["clip"], SimpleTokenizer(context_length=77)(texts)
-    seen = clip.visual_projection(clip.vision_model(((pictures + 1) / 2 - mean) / std).pooler_output)
+    seen = clip.visual_projection(clip.vision_model(((images + 1) / 2 - mean) / std).pooler_output)
     read = clip.text_projection(clip.text_model(ids).pooler_output)
     return F.normalize(seen, dim=-1), F.normalize(read, dim=-1)
 
 
 @torch.no_grad()
 def test_encoders_are_clip(root: Path, models: dict[str, Any]) -> None:
-    pictures = torch.rand(2, 1, SIZE, SIZE) * 2 - 1
-    seen, read = vectors(models, pictures, TEXT)
+    images = torch.rand(2, 1, SIZE, SIZE) * 2 - 1
+    seen, read = vectors(models, images, TEXT)
     image: Any = load_component(root, "image_encoder")
     text: Any = load_component(root, "text_encoder")
-    torch.testing.assert_close(image.encode(pictures).pooled, seen, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(image.encode(images).pooled, seen, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(text.encode(TEXT).pooled, read, rtol=1e-4, atol=1e-5)
 
 
@@ -201,19 +201,19 @@ def test_the_codec_is_autokl(root: Path, models: dict[str, Any]) -> None:
     codec: Any = load_component(root, "image_vae")
     latents = vae.encode(x.expand(-1, 3, -1, -1)).latent_dist.mean * 0.18215
     torch.testing.assert_close(codec.encode(x), latents, rtol=1e-4, atol=1e-5)
-    pictures = vae.decode(latents / 0.18215).sample.mean(dim=1, keepdim=True).clamp(-1, 1)
-    torch.testing.assert_close(codec.decode(latents), pictures, rtol=1e-4, atol=1e-5)
+    images = vae.decode(latents / 0.18215).sample.mean(dim=1, keepdim=True).clamp(-1, 1)
+    torch.testing.assert_close(codec.decode(latents), images, rtol=1e-4, atol=1e-5)
 
 
 @torch.no_grad()
 @pytest.mark.parametrize("view", ["frontal", "lateral"])
 def test_generators_attend_to_the_mean_vector_itself(root: Path, models: dict[str, Any], view: str) -> None:
     generator: Any = load_component(root, view)
-    pictures = torch.rand(2, 1, SIZE, SIZE) * 2 - 1
+    images = torch.rand(2, 1, SIZE, SIZE) * 2 - 1
     image: Any = load_component(root, "image_encoder")
     text: Any = load_component(root, "text_encoder")
     other = "lateral" if view == "frontal" else "frontal"
-    prompts = {other: image.encode(pictures), "report": text.encode(TEXT)}
+    prompts = {other: image.encode(images), "report": text.encode(TEXT)}
     mean = (prompts[other].pooled + prompts["report"].pooled) / 2
     z, t = torch.randn(2, 4, 16, 16), torch.tensor([3, 800])
     for names, token in (([other, "report"], mean), ([other], prompts[other].pooled)):

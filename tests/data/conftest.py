@@ -1,4 +1,4 @@
-"""Synthetic pictures and DICOM files in many encodings; no real picture is needed."""
+"""Synthetic images and DICOM files in many encodings; no real image is needed."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ WriteDicom = Callable[..., Path]
 
 
 def chest_like(height: int = 96, width: int = 80, bits: int = 8) -> NDArray[Any]:
-    """A smooth asymmetric grey picture that uses the whole range of its bits."""
+    """A smooth asymmetric grey image that uses the whole range of its bits."""
     y, x = np.mgrid[0:height, 0:width] / np.array([height, width]).reshape(2, 1, 1)
     body = 0.25 + 0.5 * np.exp(-((x - 0.4) ** 2 + (y - 0.6) ** 2) * 6) + 0.2 * x
     body = (body - body.min()) / np.ptp(body)

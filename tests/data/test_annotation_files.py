@@ -15,7 +15,7 @@ from PIL import Image
 
 from xgem.data.annotation_files import (
     coco,
-    label_picture,
+    label_image,
     read_boxes,
     read_masks,
     read_severity,
@@ -89,7 +89,7 @@ def test_a_binary_file_is_named_after_its_structure(tmp_path: Path, name: str, s
 
 
 @pytest.mark.parametrize("mode", [None, "P", "I;16"])
-def test_a_label_picture_numbers_the_structures(tmp_path: Path, mode: str | None):
+def test_a_label_image_numbers_the_structures(tmp_path: Path, mode: str | None):
     if mode == "P":
         image = Image.fromarray(LABELS).convert("P")
         image.putdata(LABELS.ravel().tolist())
@@ -135,7 +135,7 @@ def test_what_is_written_reads_back(tmp_path_factory: pytest.TempPathFactory, da
         masks[name] = np.zeros((30, 30), bool)
         masks[name][top : top + data.draw(st.integers(1, 29)), left : left + data.draw(st.integers(1, 29))] = True
     folder = tmp_path_factory.mktemp("masks")
-    labels, overlaps = label_picture(masks)
+    labels, overlaps = label_image(masks)
     assert write_labels(masks, folder / "all.mask.png") == overlaps
     kept = {name: labels == i for i, name in enumerate(STRUCTURES, 1) if (labels == i).any()}
     assert same(read_masks(folder / "all.mask.png"), Annotation(kept))
@@ -190,7 +190,7 @@ def test_lungs_that_cannot_be_told_apart_are_refused():
         (MASK, "but of what"),
         (np.arange(2400).reshape(40, 60), "2400 values, 10 among them"),
         (LABELS / 2, "4.5 among them"),
-        (np.stack([MASK, MASK.T.reshape(40, 60), MASK], -1), "one grey picture"),
+        (np.stack([MASK, MASK.T.reshape(40, 60), MASK], -1), "one grey image"),
         (None, "cannot read a NoneType"),
     ],
 )
@@ -209,7 +209,7 @@ def test_files_that_hold_no_mask_are_refused(tmp_path: Path):
     for name, message in {
         "heart.png": "without smoothing",
         "heart.jpg": "values",
-        "text.png": "no picture; expected a mask as PNG",
+        "text.png": "no image; expected a mask as PNG",
         "cut.png": "not a readable mask",
         "bad.npy": "not a usable .npy",
         "none.png": "no such file",
@@ -220,7 +220,7 @@ def test_files_that_hold_no_mask_are_refused(tmp_path: Path):
 
 def test_no_masks_are_not_written():
     with pytest.raises(InputError, match="no masks to write"):
-        label_picture({})
+        label_image({})
 
 
 # ------------------------------------------------------------------------------------------------ boxes
@@ -249,7 +249,7 @@ def test_a_list_in_shares_states_no_size(tmp_path: Path):
     assert read_boxes(items).size is None
 
 
-def test_coco_says_which_picture(tmp_path: Path):
+def test_coco_says_which_image(tmp_path: Path):
     made = coco((Box("mass", 0.5, 0, 0.5, 1),), 200, 100, "a.png")
     assert made["images"] == [{"id": 1, "file_name": "a.png", "width": 200, "height": 100}]
     assert [kind["name"] for kind in made["categories"]] == list(BOX_CLASSES)
@@ -295,7 +295,7 @@ def changed(key: str, value: Any) -> dict[str, Any]:
         (changed("categories", [{"id": 5, "name": "mass"}, {"id": 5, "name": "nodule"}]), "two categories have one id"),
         (changed("images.width", True), "True x 100"),
         (changed("annotations.category_id", [1]), "category .* is not among"),
-        (changed("annotations.bbox", [150, 0, 100, 100]), "outside the picture"),
+        (changed("annotations.bbox", [150, 0, 100, 100]), "outside the image"),
         (changed("categories", [{"id": 5, "name": None}]), "box 0: no class"),
     ],
 )

@@ -12,10 +12,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from xgem.configs.schema import TransformConfig
+from xgem.configs.components import TransformConfig
 from xgem.data import annotations
 from xgem.data.annotations import BACKGROUND, BOX_CLASSES, STRUCTURES, Annotation, Box, render, value_of
-from xgem.data.read import Picture
+from xgem.data.read import Radiograph
 from xgem.data.transforms import to_square
 from xgem.types import InputError, ShapeError
 
@@ -45,7 +45,7 @@ def test_a_mask_and_a_box_go_where_the_radiograph_goes(height, width, rows, colu
     mask = rectangle(height, width, slice(top, bottom), slice(left, right))
     box = Box("mass", left / width, top / height, (right - left) / width, (bottom - top) / height)
     config = grid(size, pad=pad)
-    covered = (to_square(Picture(mask.astype(np.float32), None, "0", "x"), config) + 1) / 2
+    covered = (to_square(Radiograph(mask.astype(np.float32), None, "0", "x"), config) + 1) / 2
     squared = Annotation({"device": mask}, (box,)).squared(config)
     assert squared.size == (size, size)
     if covered.max() >= 0.5:
@@ -74,7 +74,7 @@ def test_squaring_twice_changes_nothing_more():
     assert twice.annotated == once.annotated == (50, 80)
 
 
-def test_boxes_of_a_picture_of_unknown_size_are_shares_of_a_square_one():
+def test_boxes_of_a_image_of_unknown_size_are_shares_of_a_square_one():
     box = Box("nodule", 0.1, 0.2, 0.3, 0.4)
     assert Annotation(boxes=(box,)).squared(grid(64)).boxes == (box,)
     assert Annotation(boxes=(box,), size=(50, 100)).squared(grid(64)).boxes != (box,)
@@ -134,21 +134,21 @@ def test_parts_that_contradict_each_other_are_refused(one: Annotation, other: An
         (lambda: Annotation(severity=-1), "-1, expected"),
         (lambda: Annotation(severity=math.nan), "nan, expected"),
         (lambda: Box("fracture", 0, 0, 1, 1), "'fracture': expected one of atelectasis"),
-        (lambda: Box("mass", 0.5, 0, 0.6, 1), "outside the picture"),
-        (lambda: Box("mass", -0.002, 0, 0.6, 1), "outside the picture"),
+        (lambda: Box("mass", 0.5, 0, 0.6, 1), "outside the image"),
+        (lambda: Box("mass", -0.002, 0, 0.6, 1), "outside the image"),
         (lambda: Box("mass", 0, 0, 0, 1), "no area"),
         (lambda: Box("mass", 0, 0, 1, -1), "no area"),
         (lambda: Box("mass", math.nan, 0, 1, 1), "finite"),
     ],
 )
-def test_what_no_picture_has_is_refused(make: Any, message: str):
+def test_what_no_image_has_is_refused(make: Any, message: str):
     with pytest.raises(InputError, match=message):
         make()
 
 
 def test_a_box_may_be_rounded_over_the_edge():
-    picture = render(Annotation(boxes=(Box("mass", -0.0009, 0.5, 1.0018, 0.5009),)), 64, filled=True)
-    assert (picture[32:] == value_of("mass", box=True)).all()
+    image = render(Annotation(boxes=(Box("mass", -0.0009, 0.5, 1.0018, 0.5009),)), 64, filled=True)
+    assert (image[32:] == value_of("mass", box=True)).all()
 
 
 # ------------------------------------------------------------------------------------------------ the drawing
@@ -175,9 +175,9 @@ def test_small_things_lie_over_large_ones():
     masks = {name: whole[: 64 - 4 * i].copy() for i, name in enumerate(STRUCTURES)}
     masks = {name: np.pad(mask, ((0, 64 - len(mask)), (0, 0))) for name, mask in masks.items()}
     backwards = dict(reversed(masks.items()))
-    picture = render(Annotation(backwards), 64)
-    assert picture.dtype == np.float32
-    assert [picture[62 - 4 * i, 0] for i in range(9)] == pytest.approx([value_of(name) for name in STRUCTURES])
+    image = render(Annotation(backwards), 64)
+    assert image.dtype == np.float32
+    assert [image[62 - 4 * i, 0] for i in range(9)] == pytest.approx([value_of(name) for name in STRUCTURES])
     boxes = (Box("mass", 0.4, 0.4, 0.2, 0.2), Box("pneumonia", 0.1, 0.1, 0.8, 0.8))
     drawn = render(Annotation(masks, boxes), 64, filled=True)
     assert drawn[32, 32] == pytest.approx(value_of("mass", box=True))

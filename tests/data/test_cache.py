@@ -12,11 +12,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from xgem.configs.schema import TransformConfig
-from xgem.data.cache import ArrayCache, Pictures, canonical, content_hash, module_hash, prepare_pictures
+from xgem.configs.components import TransformConfig
+from xgem.data.cache import ArrayCache
 from xgem.data.manifest import Manifest, Row
+from xgem.data.prepare import PreparedImages, prepare_images
 from xgem.data.transforms import read_square
 from xgem.types import DataError, ImageError, OutputError
+from xgem.utils.hashing import canonical, content_hash, module_hash
 
 
 class Maker:
@@ -153,16 +155,16 @@ def make_manifest(folder: Path, chest, n: int = 5) -> Manifest:
     return Manifest(tuple(rows), folder)
 
 
-def test_prepared_pictures(tmp_path: Path, chest):
+def test_prepared_images(tmp_path: Path, chest):
     config = TransformConfig(size=32)
     manifest = make_manifest(tmp_path, chest)
-    made = prepare_pictures(manifest, "train", config, tmp_path / "cache", progress=False)
-    again = prepare_pictures(manifest, "train", config, tmp_path / "cache", progress=False)
-    assert isinstance(made, Pictures)
+    made = prepare_images(manifest, "train", config, tmp_path / "cache", progress=False)
+    again = prepare_images(manifest, "train", config, tmp_path / "cache", progress=False)
+    assert isinstance(made, PreparedImages)
     assert made.values.shape == (7, 32, 32)
     assert made.values.dtype == torch.uint8
     torch.testing.assert_close(made.values, again.values)
-    assert len(list((tmp_path / "cache/pictures").iterdir())) == 1
+    assert len(list((tmp_path / "cache/images").iterdir())) == 1
     assert made.index["s1", "lateral"] != made.index["s1", "frontal"]
     assert sorted(row for rows in made.index.values() for row in rows) == list(range(7))
     for (study, view), (row,) in made.index.items():
@@ -171,26 +173,26 @@ def test_prepared_pictures(tmp_path: Path, chest):
         np.testing.assert_allclose(made.floats([row])[0, 0].numpy(), expected, atol=0.5 / 127.5 + 1e-5)
 
 
-def test_changed_pictures_and_configs_are_prepared_again(tmp_path: Path, chest):
+def test_changed_images_and_configs_are_prepared_again(tmp_path: Path, chest):
     manifest = make_manifest(tmp_path, chest)
     config = TransformConfig(size=32)
-    first = prepare_pictures(manifest, "train", config, tmp_path / "cache", progress=False)
+    first = prepare_images(manifest, "train", config, tmp_path / "cache", progress=False)
     Image.fromarray(255 - chest(60, 50)).save(tmp_path / "0frontal.png")
-    second = prepare_pictures(manifest, "train", config, tmp_path / "cache", progress=False)
+    second = prepare_images(manifest, "train", config, tmp_path / "cache", progress=False)
     assert first.sha256 != second.sha256
     assert not torch.equal(first.values[0], second.values[0])
-    third = prepare_pictures(manifest, "train", TransformConfig(size=32, pad=False), tmp_path / "cache", progress=False)
+    third = prepare_images(manifest, "train", TransformConfig(size=32, pad=False), tmp_path / "cache", progress=False)
     assert not torch.equal(second.values, third.values)
 
 
-def test_unreadable_pictures_are_named(tmp_path: Path, chest):
+def test_unreadable_images_are_named(tmp_path: Path, chest):
     manifest = make_manifest(tmp_path, chest)
-    (tmp_path / "1lateral.png").write_bytes(b"no picture")
+    (tmp_path / "1lateral.png").write_bytes(b"no image")
     with pytest.raises(ImageError, match=r"1lateral\.png"):
-        prepare_pictures(manifest, "train", TransformConfig(size=32), tmp_path / "cache", progress=False)
+        prepare_images(manifest, "train", TransformConfig(size=32), tmp_path / "cache", progress=False)
     assert not list((tmp_path / "cache").rglob("*.safetensors"))
     (tmp_path / "1lateral.png").unlink()
     with pytest.raises(DataError, match=r"1lateral\.png"):
-        prepare_pictures(manifest, "train", TransformConfig(size=32), tmp_path / "cache", progress=False)
-    with pytest.raises(DataError, match="no pictures"):
-        prepare_pictures(manifest, "val", TransformConfig(size=32), tmp_path / "cache", progress=False)
+        prepare_images(manifest, "train", TransformConfig(size=32), tmp_path / "cache", progress=False)
+    with pytest.raises(DataError, match="no images"):
+        prepare_images(manifest, "val", TransformConfig(size=32), tmp_path / "cache", progress=False)

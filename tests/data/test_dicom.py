@@ -24,7 +24,7 @@ from pydicom.uid import (
 )
 
 from xgem.data.dicom import window
-from xgem.data.read import read_picture
+from xgem.data.read import read_image
 from xgem.types import ImageError
 
 LOSSLESS = [
@@ -42,15 +42,15 @@ LOSSLESS = [
 @pytest.mark.parametrize("syntax", LOSSLESS, ids=lambda uid: uid.name.replace(" ", "_"))
 def test_lossless_encodings_give_the_stored_values(chest, write_dicom, syntax, bits):
     stored = chest(bits=bits)
-    picture = read_picture(write_dicom(stored, bits=bits, syntax=syntax))
-    assert picture.pixels.dtype == np.float32
-    np.testing.assert_allclose(picture.pixels, stored / (2**bits - 1), atol=1e-6)
+    image = read_image(write_dicom(stored, bits=bits, syntax=syntax))
+    assert image.pixels.dtype == np.float32
+    np.testing.assert_allclose(image.pixels, stored / (2**bits - 1), atol=1e-6)
 
 
 def test_jpeg_baseline_is_close(chest, write_dicom):
     stored = chest()
-    picture = read_picture(write_dicom(stored, syntax=JPEGBaseline8Bit))
-    np.testing.assert_allclose(picture.pixels, stored / 255, atol=0.02)
+    image = read_image(write_dicom(stored, syntax=JPEGBaseline8Bit))
+    np.testing.assert_allclose(image.pixels, stored / 255, atol=0.02)
 
 
 @pytest.mark.parametrize("syntax", [ExplicitVRLittleEndian, JPEGBaseline8Bit, JPEG2000Lossless, JPEGLSLossless])
@@ -58,31 +58,31 @@ def test_monochrome1_is_turned_around(chest, write_dicom, syntax):
     stored = chest()
     one = write_dicom(stored, syntax=syntax, photometric="MONOCHROME1", name="1.dcm")
     two = write_dicom(stored, syntax=syntax, photometric="MONOCHROME2", name="2.dcm")
-    np.testing.assert_allclose(read_picture(one).pixels, 1 - read_picture(two).pixels, atol=1e-6)
-    kept = read_picture(one, invert_monochrome1=False).pixels
-    np.testing.assert_allclose(kept, read_picture(two).pixels, atol=1e-6)
+    np.testing.assert_allclose(read_image(one).pixels, 1 - read_image(two).pixels, atol=1e-6)
+    kept = read_image(one, invert_monochrome1=False).pixels
+    np.testing.assert_allclose(kept, read_image(two).pixels, atol=1e-6)
 
 
 def test_signed_values_span_zero_to_one(chest, write_dicom):
     stored = (chest(bits=12).astype(np.int32) - 2048).astype(np.int16)
-    picture = read_picture(write_dicom(stored, bits=12))
-    np.testing.assert_allclose(picture.pixels, (stored + 2048.0) / 4095, atol=1e-6)
+    image = read_image(write_dicom(stored, bits=12))
+    np.testing.assert_allclose(image.pixels, (stored + 2048.0) / 4095, atol=1e-6)
 
 
 def test_rescale_keeps_the_range_and_a_negative_slope_turns_it(chest, write_dicom):
     stored = chest(bits=12)
-    plain = read_picture(write_dicom(stored, bits=12, RescaleSlope=2.5, RescaleIntercept=-1000)).pixels
+    plain = read_image(write_dicom(stored, bits=12, RescaleSlope=2.5, RescaleIntercept=-1000)).pixels
     np.testing.assert_allclose(plain, stored / 4095, atol=1e-5)
-    turned = read_picture(write_dicom(stored, bits=12, RescaleSlope=-1, RescaleIntercept=4095)).pixels
+    turned = read_image(write_dicom(stored, bits=12, RescaleSlope=-1, RescaleIntercept=4095)).pixels
     np.testing.assert_allclose(turned, 1 - stored / 4095, atol=1e-5)
 
 
 def test_window_is_an_option_and_acts_before_the_inversion(chest, write_dicom):
     stored = chest(bits=12)
     path = write_dicom(stored, bits=12, photometric="MONOCHROME1", WindowCenter=[1000, 9], WindowWidth=[801, 9])
-    np.testing.assert_allclose(read_picture(path).pixels, 1 - stored / 4095, atol=1e-6)
+    np.testing.assert_allclose(read_image(path).pixels, 1 - stored / 4095, atol=1e-6)
     expected = 1 - np.clip((stored - 999.5) / 800 + 0.5, 0, 1)
-    np.testing.assert_allclose(read_picture(path, voi="window").pixels, expected, atol=1e-5)
+    np.testing.assert_allclose(read_image(path, voi="window").pixels, expected, atol=1e-5)
 
 
 def test_window_acts_on_rescaled_values(chest, write_dicom):
@@ -97,7 +97,7 @@ def test_window_acts_on_rescaled_values(chest, write_dicom):
         VOILUTFunction="LINEAR_EXACT",
     )
     expected = np.clip((stored * 2.0 - 100 - 3000) / 2000 + 0.5, 0, 1)
-    np.testing.assert_allclose(read_picture(path, voi="window").pixels, expected, atol=1e-5)
+    np.testing.assert_allclose(read_image(path, voi="window").pixels, expected, atol=1e-5)
 
 
 def test_voi_lut_is_an_option(chest, write_dicom):
@@ -108,14 +108,14 @@ def test_voi_lut_is_an_option(chest, write_dicom):
     path = write_dicom(stored, bits=10, VOILUTSequence=Sequence([item]))
     ds = pydicom.dcmread(path)
     assert "VOILUTSequence" in ds
-    np.testing.assert_allclose(read_picture(path, voi="lut").pixels, (stored / 1023.0) ** 2, atol=1e-4)
-    np.testing.assert_allclose(read_picture(path).pixels, stored / 1023, atol=1e-6)
+    np.testing.assert_allclose(read_image(path, voi="lut").pixels, (stored / 1023.0) ** 2, atol=1e-4)
+    np.testing.assert_allclose(read_image(path).pixels, stored / 1023, atol=1e-6)
 
 
 @pytest.mark.parametrize("voi", ["window", "lut"])
 def test_without_voi_in_the_header_the_stored_values_stay(chest, write_dicom, voi):
     stored = chest()
-    np.testing.assert_allclose(read_picture(write_dicom(stored), voi=voi).pixels, stored / 255, atol=1e-6)
+    np.testing.assert_allclose(read_image(write_dicom(stored), voi=voi).pixels, stored / 255, atol=1e-6)
 
 
 @given(
@@ -146,7 +146,7 @@ def test_sigmoid_is_half_at_its_centre():
     ],
 )
 def test_pixel_spacing(chest, write_dicom, tags: dict[str, Any], expected):
-    assert read_picture(write_dicom(chest(), **tags)).spacing == expected
+    assert read_image(write_dicom(chest(), **tags)).spacing == expected
 
 
 def test_padding_becomes_background(chest, write_dicom):
@@ -154,7 +154,7 @@ def test_padding_becomes_background(chest, write_dicom):
     stored[:, :10] = 4095
     stored[:, 10:] = np.minimum(stored[:, 10:], 4000)
     path = write_dicom(stored, bits=12, PixelPaddingValue=4095)
-    pixels = read_picture(path).pixels
+    pixels = read_image(path).pixels
     assert (pixels[:, :10] == 0).all()
     np.testing.assert_allclose(pixels[:, 10:], stored[:, 10:] / 4095, atol=1e-6)
 
@@ -166,16 +166,16 @@ def test_a_file_without_preamble_is_read(chest, write_dicom, tmp_path: Path):
     del ds.file_meta, ds.preamble
     pydicom.dcmwrite(bare, ds, enforce_file_format=False, implicit_vr=True, little_endian=True)
     assert bare.read_bytes()[128:132] != b"DICM"
-    np.testing.assert_array_equal(read_picture(bare).pixels, read_picture(path).pixels)
+    np.testing.assert_array_equal(read_image(bare).pixels, read_image(path).pixels)
 
 
 def test_grey_stored_as_rgb_is_taken_and_colour_is_not(chest, write_dicom):
     stored = chest()
     grey = np.stack([stored] * 3, axis=-1)
-    np.testing.assert_allclose(read_picture(write_dicom(grey, photometric="RGB")).pixels, stored / 255, atol=1e-6)
+    np.testing.assert_allclose(read_image(write_dicom(grey, photometric="RGB")).pixels, stored / 255, atol=1e-6)
     colour = np.stack([stored, stored // 2, 255 - stored], axis=-1)
     with pytest.raises(ImageError, match="colour"):
-        read_picture(write_dicom(colour, photometric="RGB"))
+        read_image(write_dicom(colour, photometric="RGB"))
 
 
 @pytest.mark.parametrize(
@@ -191,7 +191,7 @@ def test_grey_stored_as_rgb_is_taken_and_colour_is_not(chest, write_dicom):
 )
 def test_other_files_are_refused_in_one_line(chest, write_dicom, tags: dict[str, Any], words: str):
     with pytest.raises(ImageError, match=words) as caught:
-        read_picture(write_dicom(chest(), **tags), view="frontal")
+        read_image(write_dicom(chest(), **tags), view="frontal")
     assert "\n" not in str(caught.value)
 
 
@@ -199,29 +199,29 @@ def test_other_files_are_refused_in_one_line(chest, write_dicom, tags: dict[str,
     ("position", "view"), [("PA", "frontal"), ("AP", "frontal"), ("LL", "lateral"), ("", "lateral"), ("OBL", "frontal")]
 )
 def test_views_that_do_not_contradict_are_taken(chest, write_dicom, position: str, view: str):
-    assert read_picture(write_dicom(chest(), ViewPosition=position), view=view).pixels.shape == (96, 80)
+    assert read_image(write_dicom(chest(), ViewPosition=position), view=view).pixels.shape == (96, 80)
 
 
 @pytest.mark.parametrize("tags", [{"Modality": "CT"}, {"BodyPartExamined": "HAND"}, {"ViewPosition": "LL"}])
 def test_allow_any_takes_other_modalities_and_body_parts(chest, write_dicom, tags: dict[str, Any]):
     path = write_dicom(chest(), **tags)
-    assert read_picture(path, allow_any=True, view="frontal").pixels.shape == (96, 80)
+    assert read_image(path, allow_any=True, view="frontal").pixels.shape == (96, 80)
 
 
 @pytest.mark.parametrize("tags", [{"NumberOfFrames": 3}, {"PixelData": None}])
 def test_allow_any_takes_no_broken_files(chest, write_dicom, tags: dict[str, Any]):
     with pytest.raises(ImageError):
-        read_picture(write_dicom(chest(), **tags), allow_any=True)
+        read_image(write_dicom(chest(), **tags), allow_any=True)
 
 
 @pytest.mark.parametrize("part", ["CHEST", "THORAX", "PORT CHEST", "", "LUNG"])
 def test_body_parts_that_are_chests(chest, write_dicom, part: str):
-    assert read_picture(write_dicom(chest(), BodyPartExamined=part)).pixels.size
+    assert read_image(write_dicom(chest(), BodyPartExamined=part)).pixels.size
 
 
 def test_values_over_the_stated_bits_are_refused(chest, write_dicom):
     with pytest.raises(ImageError, match="bits of the header"):
-        read_picture(write_dicom(chest(bits=12), bits=10))
+        read_image(write_dicom(chest(bits=12), bits=10))
 
 
 def test_overlay_bits_are_dropped_and_a_shifted_cell_is_read(chest, write_dicom):
@@ -232,9 +232,9 @@ def test_overlay_bits_are_dropped_and_a_shifted_cell_is_read(chest, write_dicom)
     ds = pydicom.dcmread(path)
     ds.add_new((0x6000, 0x0102), "US", 15)
     ds.save_as(path)
-    np.testing.assert_allclose(read_picture(path).pixels, stored / 4095, atol=1e-6)
+    np.testing.assert_allclose(read_image(path).pixels, stored / 4095, atol=1e-6)
     shifted = write_dicom(stored << 4, bits=12, HighBit=15)
-    np.testing.assert_allclose(read_picture(shifted).pixels, stored / 4095, atol=1e-6)
+    np.testing.assert_allclose(read_image(shifted).pixels, stored / 4095, atol=1e-6)
 
 
 @pytest.mark.parametrize("share", [0.3, 0.6, 0.95])
@@ -244,7 +244,7 @@ def test_truncated_files_are_refused(chest, write_dicom, syntax, share: float):
     data = path.read_bytes()
     path.write_bytes(data[: int(len(data) * share)])
     with pytest.raises(ImageError) as caught:
-        read_picture(path)
+        read_image(path)
     assert "\n" not in str(caught.value)
 
 
@@ -259,12 +259,12 @@ def test_truncated_files_are_refused(chest, write_dicom, syntax, share: float):
     ],
 )
 def test_real_files(data_dir: Path, name: str, shape, spacing):
-    picture = read_picture(data_dir / "dicom" / name)
-    assert picture.pixels.shape == shape
-    assert picture.spacing == (pytest.approx(spacing) if spacing else None)
+    image = read_image(data_dir / "dicom" / name)
+    assert image.pixels.shape == shape
+    assert image.spacing == (pytest.approx(spacing) if spacing else None)
     ds = pydicom.dcmread(data_dir / "dicom" / name)
     expected = ds.pixel_array / (2.0**ds.BitsStored - 1)
     if ds.PhotometricInterpretation == "MONOCHROME1":
         expected = 1 - expected
-    np.testing.assert_allclose(picture.pixels, expected, atol=1e-6)
-    assert 0.3 < read_picture(data_dir / "dicom" / name, voi="window").pixels.std() * 4 < 2
+    np.testing.assert_allclose(image.pixels, expected, atol=1e-6)
+    assert 0.3 < read_image(data_dir / "dicom" / name, voi="window").pixels.std() * 4 < 2

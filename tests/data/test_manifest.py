@@ -77,7 +77,7 @@ def test_files_are_relative_to_the_manifest_and_survive_a_move(tmp_path: Path):
     moved = Manifest.read(tmp_path / "b/m.jsonl")
     assert moved.rows[0].file == str(tmp_path / "a/s1.png")
     moved.check()
-    assert moved.studies()[0].pictures["frontal"] == (tmp_path / "a/s1.png",)
+    assert moved.studies()[0].images["frontal"] == (tmp_path / "a/s1.png",)
 
 
 def test_masks_survive_a_move_and_are_looked_for(tmp_path: Path):
@@ -152,7 +152,7 @@ def test_place(tmp_path: Path):
     assert place(Path("/elsewhere/y.png"), tmp_path) == "/elsewhere/y.png"
 
 
-def test_studies_are_sorted_and_hold_their_pictures():
+def test_studies_are_sorted_and_hold_their_images():
     made = manifest(
         row("b", file="b2.png", impression="Normal."),
         row("a", split="val"),
@@ -165,11 +165,11 @@ def test_studies_are_sorted_and_hold_their_pictures():
     assert [study.id for study in made.studies()] == ["a", "b", "c"]
     assert [study.id for study in made.studies("train")] == ["b", "c"]
     study = made.studies()[1]
-    assert [path.name for path in study.pictures["frontal"]] == ["b2.png", "b1.png"]
-    assert [path.name for path in study.pictures["lateral"]] == ["bl.png"]
-    assert all(path.is_absolute() for files in study.pictures.values() for path in files)
+    assert [path.name for path in study.images["frontal"]] == ["b2.png", "b1.png"]
+    assert [path.name for path in study.images["lateral"]] == ["bl.png"]
+    assert all(path.is_absolute() for files in study.images.values() for path in files)
     assert study.impression == "Normal."
-    assert made.studies()[2].pictures == {}
+    assert made.studies()[2].images == {}
     assert made.studies("test") == []
     with pytest.raises(ManifestError, match="unknown split"):
         made.studies("valid")
@@ -180,7 +180,7 @@ def test_summary():
     summary = made.summary()
     assert summary["studies"] == 3
     assert summary["splits"] == {"train": 2, "val": 1}
-    assert summary["pictures"] == {"train/frontal": 1, "val/frontal": 1}
+    assert summary["images"] == {"train/frontal": 1, "val/frontal": 1}
     assert summary["impressions"] == 1
     assert not {"masks", "boxes", "severity"} & set(summary)
 

@@ -1,4 +1,4 @@
-"""Pictures from files and from memory, and everything that is none."""
+"""Images from files and from memory, and everything that is none."""
 
 from __future__ import annotations
 
@@ -16,8 +16,9 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from PIL import Image
 
-from xgem.data.read import array_hash, read_picture, sniff
+from xgem.data.read import read_image, sniff
 from xgem.types import ImageError
+from xgem.utils.hashing import array_hash
 
 
 def save(path: Path, array: np.ndarray, **options) -> Path:
@@ -29,25 +30,25 @@ def save(path: Path, array: np.ndarray, **options) -> Path:
 def test_whole_numbers_are_divided_by_their_depth(tmp_path: Path, chest, bits: int, suffix: str):
     stored = chest(bits=bits)
     path = save(tmp_path / f"x.{suffix}", stored)
-    picture = read_picture(path)
-    np.testing.assert_allclose(picture.pixels, stored / (2**bits - 1), atol=1e-6)
-    assert picture.pixels.dtype == np.float32
-    assert picture.spacing is None
-    assert picture.origin == f"x.{suffix}"
-    assert picture.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
+    radiograph = read_image(path)
+    np.testing.assert_allclose(radiograph.pixels, stored / (2**bits - 1), atol=1e-6)
+    assert radiograph.pixels.dtype == np.float32
+    assert radiograph.spacing is None
+    assert radiograph.origin == f"x.{suffix}"
+    assert radiograph.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def test_jpeg_is_close(tmp_path: Path, chest):
     stored = chest()
-    picture = read_picture(str(save(tmp_path / "x.jpg", stored, quality=98)))
-    np.testing.assert_allclose(picture.pixels, stored / 255, atol=0.02)
+    radiograph = read_image(str(save(tmp_path / "x.jpg", stored, quality=98)))
+    np.testing.assert_allclose(radiograph.pixels, stored / 255, atol=0.02)
 
 
 @pytest.mark.parametrize("compression", [None, "deflate"])
 def test_float_tiff(tmp_path: Path, chest, compression):
     values = (chest() / 255).astype(np.float32)
     tifffile.imwrite(tmp_path / "x.tif", values, compression="zlib" if compression else None)
-    np.testing.assert_array_equal(read_picture(tmp_path / "x.tif").pixels, values)
+    np.testing.assert_array_equal(read_image(tmp_path / "x.tif").pixels, values)
 
 
 @pytest.mark.parametrize("bits", [8, 16])
@@ -58,21 +59,21 @@ def test_tiff_byte_orders_and_white_is_zero(tmp_path: Path, chest, bits: int, by
         tifffile.imwrite(tmp_path / "x.tif", stored, photometric=photometric, byteorder=byteorder)
         expected = stored / (2**bits - 1)
         expected = 1 - expected if photometric == "miniswhite" else expected
-        np.testing.assert_allclose(read_picture(tmp_path / "x.tif").pixels, expected, atol=1e-6)
+        np.testing.assert_allclose(read_image(tmp_path / "x.tif").pixels, expected, atol=1e-6)
 
 
 def test_bigtiff_and_sixteen_bit_colour_tiff(tmp_path: Path, chest):
     stored = chest(bits=16)
     tifffile.imwrite(tmp_path / "x.tif", stored, bigtiff=True)
-    np.testing.assert_allclose(read_picture(tmp_path / "x.tif").pixels, stored / 65535, atol=1e-6)
+    np.testing.assert_allclose(read_image(tmp_path / "x.tif").pixels, stored / 65535, atol=1e-6)
     tifffile.imwrite(tmp_path / "y.tif", np.stack([stored] * 3, -1), photometric="rgb")
-    np.testing.assert_allclose(read_picture(tmp_path / "y.tif").pixels, stored / 65535, atol=1 / 255)
+    np.testing.assert_allclose(read_image(tmp_path / "y.tif").pixels, stored / 65535, atol=1 / 255)
 
 
 def test_signed_tiff(tmp_path: Path, chest):
     stored = (chest(bits=16).astype(np.int32) - 32768).astype(np.int16)
     tifffile.imwrite(tmp_path / "x.tif", stored)
-    np.testing.assert_allclose(read_picture(tmp_path / "x.tif").pixels, (stored + 32768.0) / 65535, atol=1e-6)
+    np.testing.assert_allclose(read_image(tmp_path / "x.tif").pixels, (stored + 32768.0) / 65535, atol=1e-6)
 
 
 def test_content_decides_and_not_the_ending(tmp_path: Path, chest, write_dicom):
@@ -81,17 +82,17 @@ def test_content_decides_and_not_the_ending(tmp_path: Path, chest, write_dicom):
     png = save(tmp_path / "a.png", stored)
     for source, name in ((png, "a.dcm"), (write_dicom(stored), "b.png")):
         shutil.copy(source, tmp_path / name)
-        np.testing.assert_allclose(read_picture(tmp_path / name).pixels, expected, atol=1e-6)
+        np.testing.assert_allclose(read_image(tmp_path / name).pixels, expected, atol=1e-6)
     np.save(tmp_path / "c.npy", stored)
     shutil.copy(tmp_path / "c.npy", tmp_path / "c.jpg")
-    np.testing.assert_allclose(read_picture(tmp_path / "c.jpg").pixels, expected, atol=1e-6)
+    np.testing.assert_allclose(read_image(tmp_path / "c.jpg").pixels, expected, atol=1e-6)
 
 
 def test_sniff(chest, write_dicom):
     assert sniff(write_dicom(chest()).read_bytes()) == "dicom"
     assert sniff(b"\x93NUMPY\x01\x00") == "npy"
-    assert sniff(b"\x89PNG\r\n\x1a\n") == "picture"
-    assert sniff(b"") == "picture"
+    assert sniff(b"\x89PNG\r\n\x1a\n") == "image"
+    assert sniff(b"") == "image"
 
 
 @pytest.mark.parametrize("kind", ["numpy", "torch", "pil", "npy"])
@@ -100,7 +101,7 @@ def test_memory_gives_what_files_give(tmp_path: Path, chest, kind: str):
     path = tmp_path / "x.npy"
     np.save(path, stored)
     source = {"numpy": stored, "torch": torch.from_numpy(stored), "pil": Image.fromarray(stored), "npy": path}[kind]
-    np.testing.assert_allclose(read_picture(source).pixels, stored / 255, atol=1e-7)
+    np.testing.assert_allclose(read_image(source).pixels, stored / 255, atol=1e-7)
 
 
 @pytest.mark.parametrize("shape", ["h w", "1 h w", "h w 1", "3 h w", "h w 3"])
@@ -113,27 +114,27 @@ def test_layouts(chest, shape: str):
         "3 h w": np.stack([stored] * 3),
         "h w 3": np.stack([stored] * 3, -1),
     }
-    np.testing.assert_allclose(read_picture(layouts[shape]).pixels, stored / 255, atol=1e-6)
+    np.testing.assert_allclose(read_image(layouts[shape]).pixels, stored / 255, atol=1e-6)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
 def test_tensors(chest, dtype: torch.dtype):
     values = torch.from_numpy(chest() / 255).to(dtype).requires_grad_()
-    picture = read_picture(values[None])
-    np.testing.assert_allclose(picture.pixels, values.detach().double().numpy(), atol=1e-6)
-    assert picture.origin == "array"
+    radiograph = read_image(values[None])
+    np.testing.assert_allclose(radiograph.pixels, values.detach().double().numpy(), atol=1e-6)
+    assert radiograph.origin == "array"
 
 
 def test_grey_rgb_jpeg_is_grey(tmp_path: Path, chest):
     stored = chest()
     path = save(tmp_path / "x.jpg", np.stack([stored] * 3, -1), quality=60)
-    np.testing.assert_allclose(read_picture(path).pixels, stored / 255, atol=0.06)
+    np.testing.assert_allclose(read_image(path).pixels, stored / 255, atol=0.06)
 
 
 def test_a_small_coloured_marker_is_no_photograph(chest):
     rgb = np.stack([chest(200, 200)] * 3, -1)
     rgb[5:15, 5:20] = (255, 0, 0)
-    assert read_picture(rgb).pixels.shape == (200, 200)
+    assert read_image(rgb).pixels.shape == (200, 200)
 
 
 @pytest.mark.parametrize("mode", ["LA", "RGBA", "P", "1"])
@@ -143,7 +144,7 @@ def test_other_modes(chest, mode: str):
         image.putalpha(255)
     image = image.convert(mode)
     expected = np.asarray(image.convert("L")) / 255
-    np.testing.assert_allclose(read_picture(image).pixels, expected, atol=0.01)
+    np.testing.assert_allclose(read_image(image).pixels, expected, atol=0.01)
 
 
 def test_exif_orientation_turns_and_never_mirrors_by_itself(tmp_path: Path, chest):
@@ -151,7 +152,7 @@ def test_exif_orientation_turns_and_never_mirrors_by_itself(tmp_path: Path, ches
     exif = Image.Exif()
     exif[0x0112] = 6
     turned = save(tmp_path / "x.png", stored, exif=exif)
-    np.testing.assert_allclose(read_picture(turned).pixels, np.rot90(stored, -1) / 255, atol=1e-6)
+    np.testing.assert_allclose(read_image(turned).pixels, np.rot90(stored, -1) / 255, atol=1e-6)
 
 
 def test_hash_knows_dtype_shape_and_content(chest):
@@ -178,9 +179,9 @@ def test_hash_knows_dtype_shape_and_content(chest):
 def test_floats_come_back_as_they_are(values: np.ndarray):
     if np.ptp(values) < 1e-3:
         with pytest.raises(ImageError, match="constant"):
-            read_picture(values)
+            read_image(values)
     else:
-        np.testing.assert_array_equal(read_picture(values).pixels, values)
+        np.testing.assert_array_equal(read_image(values).pixels, values)
 
 
 # --- bad input: one line, xgem's own class -------------------------------------------------------------------------
@@ -188,7 +189,7 @@ def test_floats_come_back_as_they_are(values: np.ndarray):
 
 def refused(source, words: str) -> None:
     with pytest.raises(ImageError, match=words) as caught:
-        read_picture(source)
+        read_image(source)
     assert "\n" not in str(caught.value)
 
 
@@ -211,7 +212,7 @@ def test_truncated_files(tmp_path: Path, chest, suffix: str, share: float):
         save(path, chest(256, 256))
     data = path.read_bytes()
     path.write_bytes(data[: max(1, int(len(data) * share))])
-    refused(path, "truncated|usable|not a picture|damaged")
+    refused(path, "truncated|usable|not an image|damaged")
 
 
 @pytest.mark.parametrize(
@@ -297,12 +298,12 @@ def test_unknown_sources_and_options(chest):
     refused(12, "int")
     refused([[1, 2]], "list")
     with pytest.raises(ImageError, match="voi"):
-        read_picture(chest(), voi="windows")  # type: ignore[arg-type]
+        read_image(chest(), voi="windows")  # type: ignore[arg-type]
 
 
 @pytest.mark.data
-def test_real_pictures(data_dir: Path):
+def test_real_images(data_dir: Path):
     for path in [*sorted((data_dir / "openi/images").iterdir())[:3], *sorted((data_dir / "nih/images").iterdir())[:3]]:
-        picture = read_picture(path)
-        assert picture.pixels.shape == (256, 256)
-        assert picture.pixels.std() > 0.05
+        radiograph = read_image(path)
+        assert radiograph.pixels.shape == (256, 256)
+        assert radiograph.pixels.std() > 0.05

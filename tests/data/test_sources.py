@@ -37,7 +37,7 @@ XML = """<?xml version="1.0" encoding="utf-8"?>
 IMAGE = '<parentImage id="{id}"><figureId>F1</figureId><caption>{caption}</caption></parentImage>'
 
 
-def picture(path: Path, chest) -> None:
+def image(path: Path, chest) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(chest(40, 40)).save(path)
 
@@ -47,7 +47,7 @@ def csvs(tmp_path: Path, chest) -> Path:
     """images.csv + reports.csv."""
     source = tmp_path / "openi"
     for name in ("1_f.png", "1_l.png", "2_f.png", "5_f.png"):
-        picture(source / "images" / name, chest)
+        image(source / "images" / name, chest)
     (source / "images.csv").write_text(
         "uid,view,file,split\n1,frontal,1_f.png,val\n1,lateral,1_l.png,val\n2,frontal,2_f.png,train\n5,frontal,5_f.png,train\n"
     )
@@ -76,7 +76,7 @@ def xml_layout(source: Path, chest, *, projections: bool) -> Path:
         text = XML.format(uid=uid, findings=findings, impression=impression, mesh=mesh, images=nodes)
         (reports / f"{uid}.xml").write_text(text)
         for name, _ in images:
-            picture(source / "NLMCXR_png" / f"{name}.png", chest)
+            image(source / "NLMCXR_png" / f"{name}.png", chest)
     if projections:
         (source / "indiana_projections.csv").write_text(
             "uid,filename,projection\n1,1_IM-0001-4001.dcm.png,Frontal\n1,1_IM-0001-3001.dcm.png,Lateral\n"
@@ -92,12 +92,12 @@ def test_openi_from_csvs(csvs: Path, tmp_path: Path):
     one, two, four, five = (studies[f"openi-{uid}"] for uid in (1, 2, 4, 5))
     assert one.split == "val"
     assert one.subject == one.id
-    assert {view: len(files) for view, files in one.pictures.items()} == {"frontal": 1, "lateral": 1}
-    assert one.pictures["lateral"][0] == csvs / "images/1_l.png"
+    assert {view: len(files) for view, files in one.images.items()} == {"frontal": 1, "lateral": 1}
+    assert one.images["lateral"][0] == csvs / "images/1_l.png"
     assert (one.findings, one.impression, one.labels) == ("The lungs are clear.", "Normal chest x-ray.", ("normal",))
     assert two.labels == ("Cardiomegaly", "Pulmonary Disease, Chronic Obstructive")
     assert (two.findings, two.impression) == ("The heart is large.", "")
-    assert four.pictures == {}
+    assert four.images == {}
     assert (four.impression, four.labels) == ("Node.", ("Lymph Nodes",))
     assert (five.findings, five.impression, five.labels) == ("", "", ())
     assert {row.licence for row in made.rows} == {openi.LICENCE}
@@ -115,28 +115,28 @@ def test_openi_from_the_indiana_csvs(csvs: Path, tmp_path: Path):
     (csvs / "reports.csv").rename(csvs / "indiana_reports.csv")
     (csvs / "indiana_projections.csv").write_text("uid,filename,projection\n1,1_f.png,Frontal\n1,1_l.png,Lateral\n")
     made = openi.prepare(csvs, tmp_path / "m.jsonl")
-    assert set(made.studies()[0].pictures) == {"frontal", "lateral"}
+    assert set(made.studies()[0].images) == {"frontal", "lateral"}
     assert made.studies()[0].split == openi.split_of("openi-1")
 
 
 def test_openi_from_xml_with_projections(tmp_path: Path, chest):
     source = xml_layout(tmp_path / "raw", chest, projections=True)
     studies = {study.id: study for study in openi.prepare(source, tmp_path / "m.jsonl").studies()}
-    assert studies["openi-1"].pictures["frontal"][0].stem == "CXR1_1_IM-0001-4001"
-    assert studies["openi-1"].pictures["lateral"][0].stem == "CXR1_1_IM-0001-3001"
+    assert studies["openi-1"].images["frontal"][0].stem == "CXR1_1_IM-0001-4001"
+    assert studies["openi-1"].images["lateral"][0].stem == "CXR1_1_IM-0001-3001"
     assert (studies["openi-1"].impression, studies["openi-1"].labels) == ("Normal.", ("normal",))
     assert (studies["openi-2"].impression, studies["openi-2"].labels) == ("Big heart.", ("Cardiomegaly",))
-    assert list(studies["openi-2"].pictures) == ["frontal"]
-    assert list(studies["openi-3"].pictures) == ["lateral"]
+    assert list(studies["openi-2"].images) == ["frontal"]
+    assert list(studies["openi-3"].images) == ["lateral"]
 
 
-def test_openi_from_xml_alone_keeps_undecided_pictures_unused(tmp_path: Path, chest, caplog: pytest.LogCaptureFixture):
+def test_openi_from_xml_alone_keeps_undecided_images_unused(tmp_path: Path, chest, caplog: pytest.LogCaptureFixture):
     source = xml_layout(tmp_path / "raw", chest, projections=False)
     with caplog.at_level(logging.WARNING):
         made = openi.prepare(source, tmp_path / "m.parquet")
-    assert "2 of 4 pictures" in caplog.text
+    assert "2 of 4 images" in caplog.text
     assert [row.view for row in made.rows] == [None, None, "frontal", "lateral"]
-    assert made.studies()[0].pictures == {}
+    assert made.studies()[0].images == {}
     assert Manifest.read(tmp_path / "m.parquet") == made
 
 
@@ -169,7 +169,7 @@ def test_openi_refusals(csvs: Path, tmp_path: Path, chest):
 
 def nih_original(source: Path, chest) -> Path:
     for name in ("00000001_000.png", "00000001_001.png", "00000002_000.png"):
-        picture(source / "images_001/images" / name, chest)
+        image(source / "images_001/images" / name, chest)
     (source / "Data_Entry_2017_v2020.csv").write_text(
         "Image Index,Finding Labels,Follow-up #,Patient ID,Patient Age,Patient Gender,View Position\n"
         "00000001_000.png,Cardiomegaly|Pleural_Thickening,0,1,058Y,M,PA\n"
@@ -214,7 +214,7 @@ def test_ages(text: str, years: float | None):
 def nih_listed(source: Path, chest, boxes: str) -> Path:
     """labels.csv + boxes.csv."""
     for name in ("a.png", "b.png"):
-        picture(source / "images" / name, chest)
+        image(source / "images" / name, chest)
     (source / "labels.csv").write_text(
         "file,patient_id,age,sex,view,labels\na.png,1,61,F,PA,Mass\nb.png,2,62,M,AP,No Finding\n"
     )
@@ -248,8 +248,8 @@ def test_nih_boxes_of_the_original_are_pixels_of_1024(tmp_path: Path, chest):
     ("boxes", "words"),
     [
         ("c.png,Mass,0.1,0.2,0.3,0.4", r"boxes\.csv: a box of c\.png, which labels\.csv does not list"),
-        ("a.png,Fracture,0.1,0.2,0.3,0.4", r"picture a\.png: .*unknown class 'fracture': expected one of"),
-        ("a.png,Mass,100,200,300,400", r"picture a\.png: .*shares of its width and height"),
+        ("a.png,Fracture,0.1,0.2,0.3,0.4", r"image a\.png: .*unknown class 'fracture': expected one of"),
+        ("a.png,Mass,100,200,300,400", r"image a\.png: .*shares of its width and height"),
         ("a.png,Mass,left,0.2,0.3,0.4", r"a box of a\.png is 'left'; expected a number"),
         ("a.png,Mass,0.1,0.2", r"a box of a\.png is ''; expected a number"),
     ],
@@ -274,7 +274,7 @@ def masks(tmp_path: Path, chest) -> Path:
     """masks.csv + images/ + masks/."""
     source = tmp_path / "masks"
     for name in ("case-2-day1.png", "case-2-day9.png", "unlisted.png"):
-        picture(source / "images" / name, chest)
+        image(source / "images" / name, chest)
     (source / "masks").mkdir()
     for number in range(5):
         Image.new("1", (40, 40), number % 2).save(source / "masks" / f"m{number}.png")
@@ -298,7 +298,7 @@ def test_segmentations(masks: Path, tmp_path: Path):
     }
     assert (first.labels, first.age, first.sex) == (("COVID-19", "ARDS"), 40, "M")
     assert (second.labels, second.age, second.sex) == ((), None, None)
-    assert [row.licence for row in made.rows] == ["masks CC BY 4.0, picture CC BY", "masks CC BY 4.0, picture unknown"]
+    assert [row.licence for row in made.rows] == ["masks CC BY 4.0, image CC BY", "masks CC BY 4.0, image unknown"]
     assert first.subject == second.subject
     assert first.split == segmentations.split_of(first.subject, val=0.2, test=0)
     assert made.summary()["masks"] == {"left lung": 1, "right lung": 1, "ground glass opacity": 1, "device": 2}
@@ -308,7 +308,7 @@ def test_segmentations(masks: Path, tmp_path: Path):
     ("old", "new", "words"),
     [
         ("m0.png,Left Lung", "m0.png,Heart", r"mask m0\.png outlines 'Heart'; expected one of left lung"),
-        ("case-2-day9.png", "other.png", r"picture 'other\.png' is not in images"),
+        ("case-2-day9.png", "other.png", r"image 'other\.png' is not in images"),
         ("m4.png", "m5.png", r"mask 'm5\.png' of case-2-day9\.png is not in masks"),
         ("m3.png,Ground Glass Opacities,PA", "m3.png,Consolidation,AP", "several values of view: AP, PA"),
         ("Right Lung,AP", "Right Lung,L", "view 'L'; expected PA or AP"),
@@ -326,10 +326,10 @@ def test_segmentations_refusals(masks: Path, tmp_path: Path, old: str, new: str,
 
 def test_segmentations_refuse_files_that_are_no_masks(masks: Path, tmp_path: Path):
     Image.new("1", (40, 39)).save(masks / "masks/m1.png")
-    with pytest.raises(DataError, match=r"m1\.png: a mask of \(40, 39\) pixels for a picture of \(40, 40\)"):
+    with pytest.raises(DataError, match=r"m1\.png: a mask of \(40, 39\) pixels for an image of \(40, 40\)"):
         segmentations.prepare(masks, tmp_path / "m.jsonl")
     (masks / "masks/m1.png").write_bytes(b"no PNG")
-    with pytest.raises(DataError, match=r"m1\.png: not a readable picture"):
+    with pytest.raises(DataError, match=r"m1\.png: not a readable image"):
         segmentations.prepare(masks, tmp_path / "m.jsonl")
     with pytest.raises(DataError, match="not a folder of masks"):
         segmentations.prepare(tmp_path / "none", tmp_path / "m.jsonl")
@@ -343,7 +343,7 @@ def brixia(tmp_path: Path, chest) -> Path:
     """brixia.csv with a byte order mark + images/, of other endings."""
     source = tmp_path / "severity"
     for name in ("a.v1.png", "b.png"):
-        picture(source / "images" / name, chest)
+        image(source / "images" / name, chest)
     (source / "brixia.csv").write_text(BRIXIA, encoding="utf-8")
     return source
 
@@ -352,7 +352,7 @@ def test_severity(brixia: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
     with caplog.at_level(logging.WARNING):
         made = severity.prepare(brixia, tmp_path / "m.parquet")
     assert [record.getMessage() for record in caplog.records] == [
-        "severity: 1 of 3 scored pictures are not there and are left out"
+        "severity: 1 of 3 scored images are not there and are left out"
     ]
     assert Manifest.read(tmp_path / "m.parquet") == made
     assert [(row.study, row.file, row.severity) for row in made.rows] == [
@@ -370,7 +370,7 @@ def test_severity(brixia: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
         ("18,17", "nan,17", "expected 0 to 18"),
         ("18,17", ",17", r"S-Global of a\.v1\.jpeg is ''; expected a number"),
         ("J-Global", "J", "column 'J-Global'"),
-        (BRIXIA[BRIXIA.index("a.v1") :], "gone.jpg,1,2,3\n", "none of its 1 pictures is in"),
+        (BRIXIA[BRIXIA.index("a.v1") :], "gone.jpg,1,2,3\n", "none of its 1 images is in"),
     ],
 )
 def test_severity_refusals(brixia: Path, tmp_path: Path, old: str, new: str, words: str):
@@ -402,7 +402,7 @@ def test_severity_refusals(brixia: Path, tmp_path: Path, old: str, new: str, wor
         ((".pdf",), ".pdf"),
     ],
 )
-def test_pictures_of_a_case_share_a_subject(stems: tuple[str, ...], case: str):
+def test_images_of_a_case_share_a_subject(stems: tuple[str, ...], case: str):
     assert {case_of(stem) for stem in stems} == {f"covid-cxr-{case}"}
 
 
@@ -410,8 +410,8 @@ def test_command_line(csvs: Path, tmp_path: Path):
     runner, out = CliRunner(), tmp_path / "m.parquet"
     made = runner.invoke(app, ["prepare", "openi", str(csvs), "--out", str(out), "--json"])
     assert made.exit_code == 0, made.output
-    assert json.loads(made.stdout)["pictures"] == {"train/frontal": 2, "val/frontal": 1, "val/lateral": 1}
-    checked = runner.invoke(app, ["check", str(out), "--pictures"])
+    assert json.loads(made.stdout)["images"] == {"train/frontal": 2, "val/frontal": 1, "val/lateral": 1}
+    checked = runner.invoke(app, ["check", str(out), "--images"])
     assert checked.exit_code == 0, checked.output
     assert "val/lateral 1" in checked.output
     again = runner.invoke(app, ["prepare", "openi", str(csvs), "--out", str(out)])
@@ -450,10 +450,10 @@ def test_command_line_merges(csvs: Path, brixia: Path, masks: Path, tmp_path: Pa
 def test_real_openi(data_dir: Path, tmp_path: Path):
     made = openi.prepare(data_dir / "openi", tmp_path / "m.parquet")
     made.check()
-    pictures = Counter(row.view for row in made.rows if row.file)
-    assert pictures == {"frontal": 3410, "lateral": 3267}
+    image_files = Counter(row.view for row in made.rows if row.file)
+    assert image_files == {"frontal": 3410, "lateral": 3267}
     studies = made.studies()
-    assert sum({"frontal", "lateral"} <= set(study.pictures) for study in studies) == 3033
+    assert sum({"frontal", "lateral"} <= set(study.images) for study in studies) == 3033
     assert not {study.subject for study in studies if study.split == "train"} & {
         study.subject for study in studies if study.split == "val"
     }
@@ -503,5 +503,5 @@ def test_real_severity(data_dir: Path, tmp_path: Path):
     assert len(scores) == len(made.rows) == 183
     assert (min(scores), max(scores)) == (0, 17.5)
     assert 20 <= sum(row.split == "val" for row in made.rows) <= 55
-    # Pictures that both sets hold are in one split of both.
+    # Images that both sets hold are in one split of both.
     merge([made, segmentations.prepare(data_dir / "segmentations", tmp_path / "s.parquet")], tmp_path).check()

@@ -8,14 +8,14 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from xgem.configs.schema import TransformConfig
-from xgem.data.read import Picture, read_picture
+from xgem.configs.components import TransformConfig
+from xgem.data.read import Radiograph, read_image
 from xgem.data.transforms import pad_square, read_square, resample, resize, to_square
 from xgem.types import ImageError
 
 
-def picture(pixels: np.ndarray, spacing: tuple[float, float] | None = None) -> Picture:
-    return Picture(pixels.astype(np.float32), spacing, "0", "x")
+def image(pixels: np.ndarray, spacing: tuple[float, float] | None = None) -> Radiograph:
+    return Radiograph(pixels.astype(np.float32), spacing, "0", "x")
 
 
 @given(
@@ -29,7 +29,7 @@ def picture(pixels: np.ndarray, spacing: tuple[float, float] | None = None) -> P
 def test_always_square_in_range_and_never_padded_with_grey(height, width, size, pad, interpolation, spacing):
     config = TransformConfig(size=size, pad=pad, interpolation=interpolation, pixel_spacing=0.139)
     pixels = np.random.default_rng(0).random((height, width))
-    square = to_square(picture(pixels, spacing), config)
+    square = to_square(image(pixels, spacing), config)
     assert square.shape == (size, size)
     assert square.dtype == np.float32
     assert square.min() >= -1
@@ -37,7 +37,7 @@ def test_always_square_in_range_and_never_padded_with_grey(height, width, size, 
 
 
 @given(height=st.integers(1, 50), width=st.integers(1, 50))
-def test_padding_is_zero_around_the_centred_picture(height: int, width: int):
+def test_padding_is_zero_around_the_centred_image(height: int, width: int):
     padded = pad_square(np.ones((height, width), np.float32))
     side = max(height, width)
     assert padded.shape == (side, side)
@@ -48,7 +48,7 @@ def test_padding_is_zero_around_the_centred_picture(height: int, width: int):
 
 
 def test_padding_is_black_and_can_be_switched_off(chest):
-    source = picture(chest(100, 50) / 255 * 0.5 + 0.5)
+    source = image(chest(100, 50) / 255 * 0.5 + 0.5)
     padded = to_square(source, TransformConfig(size=100, pad=True, interpolation="area"))
     assert (padded[:, :24] == -1).all()
     assert (padded[:, 26:74] >= 0).all()
@@ -81,7 +81,7 @@ def test_nothing_is_mirrored(chest):
     pixels = chest(80, 80) / 255
     pixels[:20, :20] = 1
     pixels[:20, 60:] = 0
-    square = to_square(picture(pixels), TransformConfig(size=40))
+    square = to_square(image(pixels), TransformConfig(size=40))
     assert square[:8, :8].mean() > 0.9
     assert square[:8, 32:].mean() < -0.9
 
@@ -90,10 +90,10 @@ def test_spacing_resamples_rows_and_columns_by_their_own():
     pixels = np.random.default_rng(0).random((40, 60)).astype(np.float32)
     assert resample(pixels, (0.278, 0.139), 0.139, "bicubic").shape == (80, 60)
     assert resample(pixels, (0.1395, 0.1385), 0.139, "bicubic") is pixels
-    stretched = to_square(picture(pixels, (0.278, 0.139)), TransformConfig(size=80, pixel_spacing=0.139))
+    stretched = to_square(image(pixels, (0.278, 0.139)), TransformConfig(size=80, pixel_spacing=0.139))
     assert (stretched[:, :9] == -1).all()
     assert (stretched[4, 12:68] > -1).any()
-    untouched = to_square(picture(pixels, (0.278, 0.139)), TransformConfig(size=80, pixel_spacing=None))
+    untouched = to_square(image(pixels, (0.278, 0.139)), TransformConfig(size=80, pixel_spacing=None))
     assert (untouched[:12] == -1).all()
 
 
@@ -110,4 +110,4 @@ def test_voi_and_inversion_follow_the_config(chest, write_dicom):
     windowed = read_square(path, TransformConfig(**base, voi="window"))
     np.testing.assert_allclose(plain[:, 10:50], -turned[:, 10:50], atol=1e-5)
     assert not np.allclose(plain, windowed, atol=0.1)
-    np.testing.assert_array_equal(plain, to_square(read_picture(path), TransformConfig(**base)))
+    np.testing.assert_array_equal(plain, to_square(read_image(path), TransformConfig(**base)))

@@ -15,12 +15,12 @@ from xgem.types import InputError, ShapeError
 SHORT, LONG = "Clear lungs.", "Large left pleural effusion. Cardiomegaly. Clear right lung."
 
 
-def pictures(n: int, size: int = 32, seed: int = 0) -> torch.Tensor:
+def images(n: int, size: int = 32, seed: int = 0) -> torch.Tensor:
     return torch.rand(n, 1, size, size, generator=torch.Generator().manual_seed(seed)) * 2 - 1
 
 
 def test_image_encoder_shapes(debug_parts: dict[str, Any]) -> None:
-    encoded = debug_parts["image_encoder"].encode(pictures(3))
+    encoded = debug_parts["image_encoder"].encode(images(3))
     assert encoded.pooled.shape == (3, 32)
     assert encoded.tokens.shape == (3, 4, 32)
     assert encoded.mask.shape == (3, 4)
@@ -38,12 +38,12 @@ def test_image_encoder_resizes_only_where_it_is_told_to(debug_parts: dict[str, A
     own: ImageEncoder = debug_parts["image_encoder"]
     resizing = copy.deepcopy(own)
     resizing.config = own.config.model_copy(update={"resize": True})
-    x = pictures(2, 32)
+    x = images(2, 32)
     torch.testing.assert_close(resizing.encode(x).pooled, own.encode(x).pooled, rtol=0, atol=0)
     big = F.interpolate(x, scale_factor=4, mode="nearest")
     small = F.interpolate(big, (32, 32), mode="bicubic", antialias=True, align_corners=False).clamp(-1, 1)
     torch.testing.assert_close(resizing.encode(big).pooled, own.encode(small).pooled)
-    assert resizing.encode(pictures(1, 17)).pooled.shape == (1, 32)
+    assert resizing.encode(images(1, 17)).pooled.shape == (1, 32)
     with pytest.raises(ShapeError):
         resizing.encode(torch.zeros(1, 1, 64, 32))
     with pytest.raises(ShapeError):

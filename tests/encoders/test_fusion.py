@@ -10,10 +10,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from xgem.component import component_class
+from xgem.checkpoints.component import component_class
+from xgem.convert.random_init import random_component
 from xgem.encoders.fusion import stack
 from xgem.generators.latent_diffusion import LatentDiffusion
-from xgem.random_init import random_component
 from xgem.types import Context, Encoded, InputError
 
 B, D = 3, 32
@@ -32,7 +32,7 @@ def encoded(n: int, seed: int, lengths: tuple[int, ...] | None = None) -> Encode
 
 @pytest.fixture(scope="module", params=["frontal", "report"])
 def generator(request: pytest.FixtureRequest, debug_preset: Any) -> Any:
-    """Builds the picture's or the report's generator in a mode, with three prompts."""
+    """Builds the image's or the report's generator in a mode, with three prompts."""
 
     def build(mode: str) -> LatentDiffusion:
         torch.manual_seed(0)

@@ -12,8 +12,9 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import save_file
 
-from xgem.checkpoint import init_checkpoint, load_component, save_component
-from xgem.configs.schema import ImageEncoderConfig, TextEncoderConfig, load_preset
+from xgem.checkpoints.store import init_checkpoint, load_component, save_component
+from xgem.configs.components import ImageEncoderConfig, TextEncoderConfig
+from xgem.configs.preset import load_preset
 from xgem.encoders.image import ImageEncoder
 from xgem.encoders.text import TextEncoder
 from xgem.types import CheckpointError
@@ -85,7 +86,7 @@ def test_text_tower(towers: tuple[Path, Any], tmp_path: Path) -> None:
     torch.testing.assert_close(again.encode(TEXTS).tokens, encoder.encode(TEXTS).tokens, rtol=0, atol=0)
 
 
-def test_pictures_of_another_size_are_resized(towers: tuple[Path, Any]) -> None:
+def test_images_of_another_size_are_resized(towers: tuple[Path, Any]) -> None:
     config = ImageEncoderConfig(pretrained=str(towers[0]), resize=True)
     encoder = ImageEncoder.from_config(config).eval()
     x = F.interpolate(torch.rand(1, 1, 8, 8), (48, 48), mode="bicubic").clamp(0, 1) * 2 - 1

@@ -12,11 +12,12 @@ from safetensors.torch import load_file
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from transformers import T5Config, T5EncoderModel, T5Tokenizer
 
-from xgem.checkpoint import init_checkpoint, load_component, save_component
-from xgem.component import Component
-from xgem.configs.schema import T5EncoderConfig, load_preset
+from xgem.checkpoints.component import Component
+from xgem.checkpoints.store import init_checkpoint, load_component, save_component
+from xgem.configs.components import T5EncoderConfig
+from xgem.configs.preset import load_preset
+from xgem.convert.random_init import random_component
 from xgem.encoders.t5 import T5Encoder
-from xgem.random_init import random_component
 from xgem.types import CheckpointError, ConfigError, DeviceError, InputError
 
 TEXTS = ["large left pleural effusion .", "no effusion ."]

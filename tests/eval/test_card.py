@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from xgem.checkpoint import checkpoint_hash
-from xgem.configs.schema import load_preset
+from xgem.checkpoints.store import checkpoint_hash
+from xgem.configs.preset import load_preset
+from xgem.convert.random_init import random_checkpoint
 from xgem.eval.card import write_card
-from xgem.random_init import random_checkpoint
 from xgem.types import InputError
 
 

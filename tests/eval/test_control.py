@@ -12,22 +12,25 @@ import torch
 from PIL import Image
 from scipy.stats import pearsonr, spearmanr
 
-from xgem.configs.schema import TransformConfig
+from xgem.configs.components import TransformConfig
 from xgem.data.annotations import Box
+from xgem.data.augment import small_moves
 from xgem.data.manifest import Manifest, Row
-from xgem.eval import segmenter as shapes
-from xgem.eval import spatial
-from xgem.eval.agreement import coarse, compare_correlation, correlation
-from xgem.eval.annotated import Outlines, united
+from xgem.data.outlines import Outlines, united
+from xgem.data.study import Study
 from xgem.eval.asked import permuted
-from xgem.eval.classifier import ClassifierConfig, small_moves
 from xgem.eval.control import ControlEvaluation, evaluate_control, reached
 from xgem.eval.control_run import ControlSettings
-from xgem.eval.material import Evaluated
 from xgem.eval.results import Measure
-from xgem.eval.segmenter import SegmenterConfig, train_segmenter
-from xgem.eval.statistics import Bootstrap
-from xgem.types import InputError, OutputError, Study
+from xgem.judges import segmenter as shapes
+from xgem.judges.classifier import ClassifierConfig
+from xgem.judges.segmenter import SegmenterConfig, train_segmenter
+from xgem.metrics import spatial
+from xgem.metrics.agreement import coarse
+from xgem.metrics.bootstrap import Bootstrap
+from xgem.metrics.correlation import compare_correlation, correlation
+from xgem.pipeline.embedding import Evaluated
+from xgem.types import InputError, OutputError
 
 SIZE = 32
 TRAINED, JUDGED = 96, 24
@@ -50,7 +53,7 @@ def ellipse(y: float, x: float, height: float, width: float) -> np.ndarray:
 
 
 def some_request(rng: np.random.Generator) -> dict[str, Any]:
-    """All that a picture shows, at random."""
+    """All that an image shows, at random."""
     y, x = rng.uniform(10, 20), rng.uniform(13, 19)
     height, width = rng.uniform(4, 8), rng.uniform(2.5, 4)
     side = rng.integers(2)
@@ -68,17 +71,17 @@ def some_request(rng: np.random.Generator) -> dict[str, Any]:
 
 
 def paint(request: Mapping[str, Any], rng: np.random.Generator) -> np.ndarray:
-    picture = rng.normal(130, 8, (SIZE, SIZE))
+    image = rng.normal(130, 8, (SIZE, SIZE))
     for name, mask in request["mask"].items():
-        picture[mask] = GREY[name]
+        image[mask] = GREY[name]
     for box in request["boxes"]:
         x, y, w, h = (round(SIZE * side) for side in box["bbox"])
-        picture[y : y + h, x : x + w] += 60
-    picture[30:, 10:22] = 40 + 10 * request["severity"]
-    picture[:4, :12] = 230 if request["demographics"]["sex"] == "F" else 30
-    picture[:4, 20:] = 2.8 * request["demographics"]["age"]
-    picture[26:, :8] = 230 if request["report"] == "Cardiomegaly." else 30
-    return np.clip(picture, 0, 255).astype(np.uint8)
+        image[y : y + h, x : x + w] += 60
+    image[30:, 10:22] = 40 + 10 * request["severity"]
+    image[:4, :12] = 230 if request["demographics"]["sex"] == "F" else 30
+    image[:4, 20:] = 2.8 * request["demographics"]["age"]
+    image[26:, :8] = 230 if request["report"] == "Cardiomegaly." else 30
+    return np.clip(image, 0, 255).astype(np.uint8)
 
 
 @dataclass(frozen=True)
@@ -145,7 +148,7 @@ def model(*, listens: bool = True, inputs: tuple[str, ...] = INPUTS) -> Evaluate
         name="fake",
         hash="0" * 8,
         pipe=pipe,
-        pictures=("frontal",),
+        images=("frontal",),
         reports=(),
         transform=TransformConfig(size=SIZE),
         embed=refuse,
@@ -292,61 +295,61 @@ def test_a_structure_that_is_rarely_outlined_is_left_out(
 
 
 def square(rng: np.random.Generator, count: int) -> tuple[np.ndarray, np.ndarray]:
-    pictures = rng.integers(60, 120, (count, SIZE, SIZE), dtype=np.uint8)
+    images = rng.integers(60, 120, (count, SIZE, SIZE), dtype=np.uint8)
     masks = np.zeros((count, 1, SIZE, SIZE), dtype=bool)
-    for picture, mask in zip(pictures, masks[:, 0], strict=True):
+    for image, mask in zip(images, masks[:, 0], strict=True):
         y, x = rng.integers(4, 16, 2)
         mask[y : y + 12, x : x + 12] = True
-        picture[mask] += 100
-    return pictures, masks
+        image[mask] += 100
+    return images, masks
 
 
 def test_segmenter_is_cached_by_content(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pictures, masks = square(np.random.default_rng(0), 32)
+    images, masks = square(np.random.default_rng(0), 32)
     outlines = Outlines(("square",), masks, np.ones((32, 1), dtype=bool))
     config = SegmenterConfig(width=8, epochs=10)
     torch.manual_seed(5)
     expected = torch.rand(3)
     torch.manual_seed(5)
-    first = train_segmenter(pictures, outlines, config=config, cache=tmp_path)
+    first = train_segmenter(images, outlines, config=config, cache=tmp_path)
     assert torch.equal(torch.rand(3), expected), "the random state outside is left alone"
     test, truth = square(np.random.default_rng(1), 16)
     dice, iou = spatial.overlaps(first.masks(test)[:, 0], truth[:, 0])
     assert np.diag(dice).mean() > 0.9
     assert np.diag(iou).mean() > 0.8
-    assert train_segmenter(pictures, outlines, config=config).hash == first.hash
+    assert train_segmenter(images, outlines, config=config).hash == first.hash
 
     def fail(*_: Any) -> None:
         raise AssertionError("trained again")
 
     monkeypatch.setattr(shapes, "_fit", fail)
-    again = train_segmenter(pictures, outlines, config=config, cache=tmp_path)
+    again = train_segmenter(images, outlines, config=config, cache=tmp_path)
     assert again.hash == first.hash
     np.testing.assert_array_equal(again.masks(test), first.masks(test))
     with pytest.raises(AssertionError, match="trained again"):
-        train_segmenter(pictures, Outlines(("square",), ~masks, outlines.known), config=config, cache=tmp_path)
+        train_segmenter(images, Outlines(("square",), ~masks, outlines.known), config=config, cache=tmp_path)
 
 
 def test_unknown_masks_have_no_say() -> None:
-    pictures, masks = square(np.random.default_rng(0), 16)
+    images, masks = square(np.random.default_rng(0), 16)
     known = np.arange(16)[:, None] % 2 == 0
     config = SegmenterConfig(width=8, epochs=1)
     wrong = np.where(known[..., None, None], masks, ~masks)
-    hashes = {train_segmenter(pictures, Outlines(("a",), one, known), config=config).hash for one in (masks, wrong)}
+    hashes = {train_segmenter(images, Outlines(("a",), one, known), config=config).hash for one in (masks, wrong)}
     assert len(hashes) == 1
     everything = Outlines(("a",), wrong, np.ones_like(known))
-    assert train_segmenter(pictures, everything, config=config).hash not in hashes
+    assert train_segmenter(images, everything, config=config).hash not in hashes
 
 
 def test_segmenter_refuses_what_it_cannot_use() -> None:
-    pictures, masks = square(np.random.default_rng(0), 16)
+    images, masks = square(np.random.default_rng(0), 16)
     outlines = Outlines(("a",), masks, np.ones((16, 1), dtype=bool))
     with pytest.raises(InputError, match=r"expected \(n, k, s, s\)"):
-        train_segmenter(pictures[:8], outlines)
+        train_segmenter(images[:8], outlines)
     with pytest.raises(InputError, match="divisible by 16"):
-        train_segmenter(pictures[:, :30, :30], replace(outlines, masks=masks[..., :30, :30]))
+        train_segmenter(images[:, :30, :30], replace(outlines, masks=masks[..., :30, :30]))
     with pytest.raises(InputError, match="at least a batch"):
-        train_segmenter(pictures, outlines, config=SegmenterConfig(batch_size=32))
+        train_segmenter(images, outlines, config=SegmenterConfig(batch_size=32))
 
 
 def test_augmentation_never_mirrors() -> None:
@@ -380,12 +383,12 @@ def test_places_of_boxes() -> None:
 
 def test_contrast_and_response_are_those_of_the_box() -> None:
     boxes = [[Box("nodule", 0.25, 0.25, 0.25, 0.25)], [Box("nodule", 0.25, 0.5, 0.5, 0.25)]]
-    pictures = np.full((2, 16, 16), 100, dtype=np.uint8)
-    pictures[0, spatial.region(boxes[0][0], 16)] += 51
-    scores = spatial.contrasts(pictures, boxes, spatial.ring)
+    images = np.full((2, 16, 16), 100, dtype=np.uint8)
+    images[0, spatial.region(boxes[0][0], 16)] += 51
+    scores = spatial.contrasts(images, boxes, spatial.ring)
     assert scores[0, 0] == pytest.approx(0.2)
     assert scores[1].tolist() == pytest.approx([0, 0])
-    other = spatial.contrasts(pictures, boxes, spatial.mirrored)
+    other = spatial.contrasts(images, boxes, spatial.mirrored)
     assert other[0, 0] == pytest.approx(0.2)
     assert np.isnan(other[:, 1]).all(), "a box across the middle has no other side"
 
@@ -393,7 +396,7 @@ def test_contrast_and_response_are_those_of_the_box() -> None:
         return np.stack([np.zeros(len(shown)), shown[:, 4:8, 4:8].mean(axis=(1, 2))], axis=1)
 
     known = [[(box, 1) for box in own] for own in boxes]
-    found = spatial.responses(pictures, known, logits)
+    found = spatial.responses(images, known, logits)
     assert found[0, 0] > 20
     assert found[0, 1] == found[1, 0] == found[1, 1] == 0
 

@@ -7,13 +7,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from xgem.eval.consistency import PromptEncoders
+from xgem.data.sets import EvalSet, Item
 from xgem.eval.families.consistency import CASES, evaluate
-from xgem.eval.record import FamilyResult, NotComputed
+from xgem.eval.record import FamilyResult
 from xgem.eval.report import as_html
-from xgem.eval.sets import EvalSet, Item
-from xgem.eval.statistics import derangements
-from xgem.types import DataError
+from xgem.metrics.bootstrap import derangements
+from xgem.pipeline.embedding import PromptEncoders
+from xgem.types import DataError, NotComputed
 
 SIZE, N = 32, 40
 FOUND: tuple[str, ...] = ("Edema", "Pneumothorax")
@@ -27,21 +27,21 @@ class _Halves:
     size: int = SIZE
     classes: tuple[str, ...] = FOUND
 
-    def scores(self, pictures: np.ndarray) -> np.ndarray:
-        return np.stack([one.mean(axis=(1, 2)) / 255 for one in np.split(pictures, 2, axis=2)], axis=1)
+    def scores(self, images: np.ndarray) -> np.ndarray:
+        return np.stack([one.mean(axis=(1, 2)) / 255 for one in np.split(images, 2, axis=2)], axis=1)
 
 
 ENCODERS = PromptEncoders(
     "planted",
     "4567",
     SIZE,
-    lambda pictures: _Halves().scores(pictures) - 0.45,
+    lambda images: _Halves().scores(images) - 0.45,
     lambda reports: np.array([[float(AFFIRMED[name] in text) - 0.45 for name in FOUND] for text in reports]),
 )
 
 
 def _set(folder: Path, name: str, noise: float, reports_of: np.ndarray | None = None, prefix: str = "") -> EvalSet:
-    """Pictures of planted findings and reports of the same, or those of ``reports_of``; ``noise`` hides findings."""
+    """Images of planted findings and reports of the same, or those of ``reports_of``; ``noise`` hides findings."""
     rng = np.random.default_rng(5)
     labels = rng.random((N, 2)) < 0.4
     (folder / name).mkdir(parents=True)
@@ -106,7 +106,7 @@ def test_what_is_missing_is_named(good: FamilyResult, tmp_path: Path) -> None:
     assert not found.tables
 
 
-def test_items_without_a_picture_or_a_report_are_refused_by_name(tmp_path: Path) -> None:
+def test_items_without_a_image_or_a_report_are_refused_by_name(tmp_path: Path) -> None:
     real, made = _set(tmp_path, "real", 0.0), _set(tmp_path, "made", 0.1, prefix="g")
     options: dict[str, Any] = {"encoders": ENCODERS, "judges": {}, "draws": 10}
     for broken in (replace(made.items[3], report=" "), replace(made.items[3], file=None)):

@@ -9,11 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 
+from xgem.data.sets import EvalSet, Item
 from xgem.eval.families.factual import CASES, FINDINGS, evaluate
-from xgem.eval.record import FamilyResult, NotComputed, as_markdown
-from xgem.eval.report import as_html
-from xgem.eval.sets import EvalSet, Item
-from xgem.eval.statistics import derangements
+from xgem.eval.record import FamilyResult
+from xgem.eval.report import as_html, as_markdown
+from xgem.metrics.bootstrap import derangements
+from xgem.types import NotComputed
 
 SIZE = 32
 SOME: dict[str, Any] = {"draws": 100, "permutations": 3}
@@ -22,7 +23,7 @@ FOUND: tuple[str, ...] = ("Edema", "Pneumothorax")
 
 @dataclass(frozen=True)
 class _Corners:
-    """Reads each finding off one half of the picture; knows Emphysema too, of which no set has labels."""
+    """Reads each finding off one half of the image; knows Emphysema too, of which no set has labels."""
 
     name: str = "corners"
     weights: str = "0123"
@@ -30,14 +31,14 @@ class _Corners:
     classes: tuple[str, ...] = (*FOUND, "Emphysema")
     thresholds: tuple[float, ...] = (0.5, 0.5, 0.5)
 
-    def scores(self, pictures: np.ndarray) -> np.ndarray:
+    def scores(self, images: np.ndarray) -> np.ndarray:
         half = SIZE // 2
-        left, right = pictures[:, :, :half].mean(axis=(1, 2)), pictures[:, :, half:].mean(axis=(1, 2))
+        left, right = images[:, :, :half].mean(axis=(1, 2)), images[:, :, half:].mean(axis=(1, 2))
         return np.stack([left, right, (left + right) / 2], axis=1) / 255
 
 
 def _sets(folder: Path, n: int = 60, order: np.ndarray | None = None) -> tuple[EvalSet, EvalSet]:
-    """Real pictures of planted findings, and generations that show the same with noise, or those of ``order``."""
+    """Real images of planted findings, and generations that show the same with noise, or those of ``order``."""
     rng = np.random.default_rng(0)
     labels = (rng.random((n, 2)) < 0.4).astype(float)
     sets: list[EvalSet] = []
@@ -77,14 +78,14 @@ NUMBERS = (
 
 
 @pytest.mark.parametrize("name", NUMBERS)
-def test_matched_pictures_are_above_shuffled_ones(good: FamilyResult, name: str) -> None:
+def test_matched_images_are_above_shuffled_ones(good: FamilyResult, name: str) -> None:
     metric = good[name]
     assert metric.references["less shuffled"].low > 0.05
     assert (metric.extractor, metric.weights) == ("corners", "0123")
 
 
 @pytest.mark.parametrize("name", NUMBERS)
-def test_swapped_pictures_lose_it_clear_of_zero(good: FamilyResult, swapped: FamilyResult, name: str) -> None:
+def test_swapped_images_lose_it_clear_of_zero(good: FamilyResult, swapped: FamilyResult, name: str) -> None:
     own, other = good[name].value, swapped[name].value
     assert own is not None
     assert other is not None
@@ -92,7 +93,7 @@ def test_swapped_pictures_lose_it_clear_of_zero(good: FamilyResult, swapped: Fam
     assert swapped[name].references["less shuffled"].low < 0.05
 
 
-def test_the_ceiling_is_the_judge_on_real_pictures(good: FamilyResult, tmp_path: Path) -> None:
+def test_the_ceiling_is_the_judge_on_real_images(good: FamilyResult, tmp_path: Path) -> None:
     for measure in ("auc_macro", "f1_micro"):
         metric = good[f"corners {measure}"]
         assert metric.value is not None
@@ -142,7 +143,7 @@ def test_the_least_faithful_pairs_are_shown_and_listed(good: FamilyResult) -> No
     cases = {row["id"]: float(row["corners score distance"]) for row in csv.DictReader(io.StringIO(good.tables[CASES]))}
     worst = max(cases, key=lambda name: cases[name])
     assert worst in good.examples[0].caption
-    assert [picture.shape for picture in good.examples[0].pictures] == [(SIZE, SIZE)] * 2
+    assert [image.shape for image in good.examples[0].images] == [(SIZE, SIZE)] * 2
     page = as_html([good])
-    assert "ROC of generated pictures" in page
+    assert "ROC of generated images" in page
     assert page.count("data:image/png") >= 3 + 16

@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from xgem.eval.fairness import plan_top_up
+from xgem.data.sets import EvalSet, Item
 from xgem.eval.families import fairness
-from xgem.eval.record import as_markdown, write_results
-from xgem.eval.sets import EvalSet, Item
+from xgem.eval.report import as_markdown, write_results
+from xgem.eval.subgroups import plan_top_up
 from xgem.types import InputError, ShapeError
 
 CLASSES = ("Edema", "Fracture")
@@ -19,7 +19,7 @@ CLASSES = ("Edema", "Fracture")
 def people(tmp_path: Path, n: int = 240) -> EvalSet:
     rng = np.random.default_rng(0)
     file = tmp_path / "a.png"
-    file.write_bytes(b"a picture")
+    file.write_bytes(b"an image")
     items = [
         Item(
             str(k),
@@ -89,7 +89,7 @@ def test_record_of_a_bias_before_and_after_topping_up(tmp_path: Path) -> None:
     rows = list(csv.DictReader(io.StringIO(result.tables["fairness_subgroups.csv"])))
     of_women = [row for row in rows if (row["measure"], row["judge"], row["group"]) == ("weighted F1", "real", "F")]
     assert [(int(row["n"]), float(row["value"])) for row in of_women] == [(120, women.value)]
-    assert {row["judge"] for row in rows} == {"real", "topped up", "real, synthetic pictures"}
+    assert {row["judge"] for row in rows} == {"real", "topped up", "real, synthetic images"}
     assert "weighted F1 by sex" in result.plots
     assert "not computed: n 6, below 20" in as_markdown([result])
     write_results([result], tmp_path / "out", "fairness")
@@ -97,7 +97,7 @@ def test_record_of_a_bias_before_and_after_topping_up(tmp_path: Path) -> None:
 
 def test_uncertain_and_unmentioned_labels(tmp_path: Path) -> None:
     file = tmp_path / "a.png"
-    file.write_bytes(b"a picture")
+    file.write_bytes(b"an image")
     kinds = [{"Edema": 1.0}, {"Edema": -1.0}, {}, {"Edema": 1.0}]
     items = EvalSet("x", tuple(Item(str(k), file, sex="F", labels=kinds[k % 4]) for k in range(40)))
     scores = {"real": np.full((40, 1), 0.9)}
@@ -115,7 +115,7 @@ def test_uncertain_and_unmentioned_labels(tmp_path: Path) -> None:
 
 def test_input_that_does_not_fit_is_refused(tmp_path: Path) -> None:
     items = people(tmp_path, 40)
-    with pytest.raises(ShapeError, match="one row a test picture"):
+    with pytest.raises(ShapeError, match="one row a test image"):
         fairness.evaluate(items, {"real": np.zeros((39, 2))}, classes=CLASSES)
     with pytest.raises(InputError, match="no scores"):
         fairness.evaluate(items, {}, classes=CLASSES)

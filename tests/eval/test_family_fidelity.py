@@ -1,4 +1,4 @@
-"""The family of fidelity on synthetic pictures whose differences are known."""
+"""The family of fidelity on synthetic images whose differences are known."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from xgem.eval import fidelity
-from xgem.eval.extractors import Extractor, Images
+from xgem.data.sets import EvalSet, Item
+from xgem.eval.diversity import of_one_prompt, similarity_of_seeds
 from xgem.eval.families.fidelity import evaluate
-from xgem.eval.record import FamilyResult, as_csv, as_json, as_markdown
-from xgem.eval.report import as_html
-from xgem.eval.seeds import of_one_prompt, similarity_of_seeds
-from xgem.eval.sets import EvalSet, Item
-from xgem.eval.similarity import pairwise
+from xgem.eval.record import FamilyResult
+from xgem.eval.report import as_csv, as_html, as_json, as_markdown
 from xgem.eval.spaces import Settings
+from xgem.judges.extractors import Extractor, Images
+from xgem.metrics import fidelity
+from xgem.metrics.similarity import pairwise
 from xgem.types import DataError, InputError
 
 SIDE = 40
@@ -29,13 +29,13 @@ QUICK = Settings(bootstrap=50, frechet_draws=8, subsets=5, subset_size=20)
 WORDS = ("heart", "effusion", "clear")
 
 
-def moments(pictures: Images) -> NDArray[np.float64]:
-    quarters = pictures.reshape(len(pictures), 2, SIDE // 2, 2, SIDE // 2).astype(np.float64)
-    return quarters.mean(axis=(2, 4)).reshape(len(pictures), 4) / 255
+def moments(images: Images) -> NDArray[np.float64]:
+    quarters = images.reshape(len(images), 2, SIDE // 2, 2, SIDE // 2).astype(np.float64)
+    return quarters.mean(axis=(2, 4)).reshape(len(images), 4) / 255
 
 
 def words(texts: Any) -> NDArray[np.float64]:
-    """Effusions are bright, clear lungs dark: a space in which the prompts below fit their pictures."""
+    """Effusions are bright, clear lungs dark: a space in which the prompts below fit their images."""
     return np.array([[1.0 + 3 * ("effusion" in text), 1, 1, 1 + ("heart" in text)] for text in texts])
 
 
@@ -43,8 +43,8 @@ def space(name: str = "rad-dino", **changes: Any) -> Extractor:
     return replace(Extractor(name, "0" * 16, 4, SIDE, "quarters' means", moments), **changes)
 
 
-def picture_set(folder: Path, name: str, n: int, *, seed: int, shift: float = 0.0, **common: Any) -> EvalSet:
-    """Every third picture has an effusion: its upper left quarter is bright."""
+def image_set(folder: Path, name: str, n: int, *, seed: int, shift: float = 0.0, **common: Any) -> EvalSet:
+    """Every third image has an effusion: its upper left quarter is bright."""
     rng = np.random.default_rng(seed)
     (folder / name).mkdir()
     items: list[Item] = []
@@ -64,10 +64,10 @@ def picture_set(folder: Path, name: str, n: int, *, seed: int, shift: float = 0.
 def sets(tmp_path_factory: pytest.TempPathFactory) -> dict[str, EvalSet]:
     folder = tmp_path_factory.mktemp("sets")
     return {
-        "real": picture_set(folder, "real", 90, seed=0),
-        "training": picture_set(folder, "training", 120, seed=1),
-        "good": picture_set(folder, "good", 60, seed=2),
-        "bad": picture_set(folder, "bad", 60, seed=3, shift=60),
+        "real": image_set(folder, "real", 90, seed=0),
+        "training": image_set(folder, "training", 120, seed=1),
+        "good": image_set(folder, "good", 60, seed=2),
+        "bad": image_set(folder, "bad", 60, seed=3, shift=60),
     }
 
 
@@ -97,11 +97,11 @@ def test_every_number_has_n_interval_space_and_yardstick(good: FamilyResult, set
     assert effusion.references["floor"].n == 20
     assert whole.settings["yardstick"] == "training set"
     assert good.settings["real"] == {"name": "real", "n": 90, "sha256": sets["real"].sha256}
-    assert good.details["pictures_per_finding"]["Pleural Effusion"] == {"real": 30, "generated": 20}
+    assert good.details["images_per_finding"]["Pleural Effusion"] == {"real": 30, "generated": 20}
 
 
 def test_values_are_those_of_the_functions(good: FamilyResult, sets: dict[str, EvalSet]) -> None:
-    real, generated = (moments(sets[name].pictures()).astype(np.float32) for name in ("real", "good"))
+    real, generated = (moments(sets[name].images()).astype(np.float32) for name in ("real", "good"))
     assert good["fid"].value == fidelity.frechet_distance(real, generated, draws=8)
     assert good["recall"].value == fidelity.prdc(real, generated, draws=50).recall
     bright, brighter = real[1::3], generated[1::3]
@@ -128,10 +128,10 @@ def test_good_is_near_the_floor_and_bad_is_not(good: FamilyResult, sets: dict[st
     assert bad["precision"].value
     assert bad["precision"].value.value < 0.3
     assert not any(one.of for one in bad.metrics)
-    # Farthest from any real picture come first, each beside a real one
+    # Farthest from any real image come first, each beside a real one
     assert len(bad.examples) == 8
-    assert all(len(one.pictures) == 2 and one.pictures[0].shape == (SIDE, SIDE) for one in bad.examples)
-    brightest = bad.examples[0].pictures
+    assert all(len(one.images) == 2 and one.images[0].shape == (SIDE, SIDE) for one in bad.examples)
+    brightest = bad.examples[0].images
     assert brightest[0].mean() > brightest[1].mean()
 
 
@@ -167,7 +167,7 @@ def test_the_record_can_be_written(good: FamilyResult) -> None:
     assert {title.partition(" (")[0] for title in good.plots} == {
         "Precision, recall, density, coverage",
         "Frechet distance per finding",
-        "Real and generated pictures, t-SNE",
+        "Real and generated images, t-SNE",
     }
     assert "t-SNE" in as_html([good])
 
@@ -198,9 +198,9 @@ def test_refusals(sets: dict[str, EvalSet]) -> None:
 
 
 def test_a_second_run_takes_features_from_the_cache(sets: dict[str, EvalSet], tmp_path: Path) -> None:
-    def counted(pictures: Images) -> NDArray[np.float64]:
-        seen.append(len(pictures))
-        return moments(pictures)
+    def counted(images: Images) -> NDArray[np.float64]:
+        seen.append(len(images))
+        return moments(images)
 
     seen: list[int] = []
     one = space(encode=counted)
@@ -237,10 +237,10 @@ def test_similarity_of_a_prompts_samples(tmp_path: Path) -> None:
         assert other.value.high < one.value.low
         assert one.value.n == 5
         assert one.references["between real"].value < one.value.value
-    pictures = near.pictures()[:4] / 255
+    images = near.images()[:4] / 255
     four = similarity_of_seeds(near, near.subset(range(4)), draws=50)
     assert four[0].value
-    assert four[0].value.value == pytest.approx(pairwise(pictures))
+    assert four[0].value.value == pytest.approx(pairwise(images))
     columns = np.arange(20) < 8  # the first two prompts' samples
     by_finding = {(one.name, one.of): one for one in similarity_of_seeds(near, near, {"Edema": columns}, draws=50)}
     assert by_finding["ssim", "Edema"].value == similarity_of_seeds(near, near.subset(range(8)), draws=50)[0].value
@@ -261,7 +261,7 @@ def test_similarity_needs_samples_and_size(tmp_path: Path, sets: dict[str, EvalS
     assert of_one_prompt(by_prompt) == of_one_prompt(small)
 
 
-def test_samples_and_real_pictures_are_read_at_one_size(sets: dict[str, EvalSet], tmp_path: Path) -> None:
+def test_samples_and_real_images_are_read_at_one_size(sets: dict[str, EvalSet], tmp_path: Path) -> None:
     real = sets["real"]
     large = replace(real, items=tuple(replace(item, file=_enlarged(item.file, tmp_path)) for item in real.items))
     items = tuple(replace(item, prompt=f"{int(item.id) // 2}") for item in sets["good"].items)
@@ -273,6 +273,6 @@ def test_samples_and_real_pictures_are_read_at_one_size(sets: dict[str, EvalSet]
 
 def _enlarged(file: Path | None, folder: Path) -> Path:
     assert file is not None
-    with Image.open(file) as picture:
-        picture.resize((3 * SIDE, 3 * SIDE), Image.Resampling.NEAREST).save(folder / file.name)
+    with Image.open(file) as image:
+        image.resize((3 * SIDE, 3 * SIDE), Image.Resampling.NEAREST).save(folder / file.name)
     return folder / file.name

@@ -1,4 +1,4 @@
-"""The family on sets of synthetic pictures, with planted copies of training pictures and without."""
+"""The family on sets of synthetic images, with planted copies of training images and without."""
 
 from __future__ import annotations
 
@@ -15,26 +15,28 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from xgem.eval.extractors import Extractor
+from xgem.data.set_files import read_set
+from xgem.data.sets import EvalSet
 from xgem.eval.families.privacy import evaluate
-from xgem.eval.record import FamilyResult, NotComputed, as_json
-from xgem.eval.reid import Reid, ReidConfig, SiameseNetwork
-from xgem.eval.sets import EvalSet, read_set
-from xgem.types import DataError
+from xgem.eval.record import FamilyResult
+from xgem.eval.report import as_json
+from xgem.judges.extractors import Extractor
+from xgem.judges.reid import Reid, ReidConfig, SiameseNetwork
+from xgem.types import DataError, NotComputed
 
 N, SEEDS, COPIES = 40, 2, 8
 
 
-def coarse(pictures: NDArray[np.uint8]) -> NDArray[np.float32]:
-    side = pictures.shape[1] // 8
-    blocks = pictures.reshape(len(pictures), 8, side, 8, side).astype(np.float32)
-    return blocks.mean(axis=(2, 4)).reshape(len(pictures), -1)
+def coarse(images: NDArray[np.uint8]) -> NDArray[np.float32]:
+    side = images.shape[1] // 8
+    blocks = images.reshape(len(images), 8, side, 8, side).astype(np.float32)
+    return blocks.mean(axis=(2, 4)).reshape(len(images), -1)
 
 
 COARSE = Extractor("coarse", "none", 64, 64, "means of 8 x 8 blocks", coarse)
 
 
-def absent(pictures: NDArray[np.uint8]) -> NDArray[np.float32]:
+def absent(images: NDArray[np.uint8]) -> NDArray[np.float32]:
     raise NotComputed("its weights are not here")
 
 
@@ -43,14 +45,14 @@ def smooth(n: int, seed: int) -> NDArray[np.uint8]:
     return np.stack([np.asarray(Image.fromarray(one).resize((64, 64), Image.Resampling.BICUBIC)) for one in small])
 
 
-def written(folder: Path, pictures: NDArray[np.uint8], name: str, pairs: list[str] | None = None) -> EvalSet:
+def written(folder: Path, images: NDArray[np.uint8], name: str, pairs: list[str] | None = None) -> EvalSet:
     place = folder / name
     place.mkdir()
     with (place / "index.csv").open("w", newline="") as stream:
         table = csv.writer(stream)
         table.writerow(["id", "file", "pair", "prompt", "subject"])
-        for i, picture in enumerate(pictures):
-            Image.fromarray(picture).save(place / f"{i}.png")
+        for i, image in enumerate(images):
+            Image.fromarray(image).save(place / f"{i}.png")
             pair = pairs[i] if pairs else ""
             table.writerow([f"{name}{i}", f"{i}.png", pair, f"prompt of {pair}" if pair else "", f"{name}{i}"])
     return read_set(place)
@@ -62,7 +64,7 @@ def sets(tmp_path_factory: pytest.TempPathFactory) -> dict[str, EvalSet]:
     training, fresh = smooth(100, 0), smooth(N * SEEDS, 1)
     pairs = [f"training{i // SEEDS}" for i in range(N * SEEDS)]
     copied = fresh.copy()
-    for i in range(COPIES):  # a prompt gives one, of another picture than the prompt's, whatever the seed
+    for i in range(COPIES):  # a prompt gives one, of another image than the prompt's, whatever the seed
         copied[i * SEEDS : (i + 1) * SEEDS] = np.roll(training[99 - i], 1, axis=1)
     return {
         "training": written(folder, training, "training"),
@@ -109,7 +111,7 @@ def test_copies_are_caught_in_every_space(found: FamilyResult) -> None:
     assert found["aligned_distance_min"].value.value < 1e-3  # type: ignore[union-attr]
 
 
-def test_fresh_pictures_are_not_caught(sets: dict[str, EvalSet]) -> None:
+def test_fresh_images_are_not_caught(sets: dict[str, EvalSet]) -> None:
     result = run(sets, "fresh")
     for space in ("pixel", "aligned", "latent"):
         assert result[f"{space}_near"].settings["p_value"] > 0.1, space
@@ -133,9 +135,9 @@ def test_own_prompt_is_the_published_codes_and_misses_these_copies(sets: dict[st
     distance = result["pixel_distance_min"].value
     assert distance is not None
     assert distance.value > 15
-    assert result.settings["compared with"] == "the training picture of the own prompt"
+    assert result.settings["compared with"] == "the training image of the own prompt"
     assert result["pixel_near"].settings["p_value"] < 0.02  # the test stays with the closest
-    with pytest.raises(DataError, match="name no picture of training"):
+    with pytest.raises(DataError, match="name no image of training"):
         evaluate(sets["held_out"], sets["training"], None, own_prompt=True)
 
 
@@ -160,17 +162,17 @@ def test_table_in_the_benchmarks_columns(found: FamilyResult) -> None:
     assert minimum == pytest.approx(found["latent_distance_per_prompt"].value.value)  # type: ignore[union-attr]
 
 
-def test_the_worst_lie_beside_their_training_picture(found: FamilyResult, sets: dict[str, EvalSet]) -> None:
+def test_the_worst_lie_beside_their_training_image(found: FamilyResult, sets: dict[str, EvalSet]) -> None:
     captions = [example.caption for example in found.examples]
     assert len(captions) == COPIES
     assert {caption.split(" ")[0] for caption in captions} <= {f"copied{i}" for i in range(COPIES * SEEDS)}
-    generated, training = found.examples[0].pictures
+    generated, training = found.examples[0].images
     assert np.abs(np.roll(training, 1, axis=1).astype(int) - generated).max() == 0
     assert all(png.startswith(b"\x89PNG") for png in found.plots.values())
     assert len(found.plots) == 3
 
 
-def test_features_are_cached_by_pictures(sets: dict[str, EvalSet], tmp_path: Path) -> None:
+def test_features_are_cached_by_images(sets: dict[str, EvalSet], tmp_path: Path) -> None:
     one = run(sets, "fresh", cache=tmp_path)
     two = run(sets, "fresh", extractors=[replace(COARSE, encode=absent)], cache=tmp_path)
     assert two["latent_distance"] == one["latent_distance"]
@@ -191,19 +193,19 @@ def test_small_chunks_change_nothing(
     assert result["aligned_near"] == found["aligned_near"]
 
 
-def test_held_out_pictures_must_be_unseen(sets: dict[str, EvalSet]) -> None:
+def test_held_out_images_must_be_unseen(sets: dict[str, EvalSet]) -> None:
     with pytest.raises(DataError, match="of its patients are in training too"):
         run(sets, "fresh", held_out=sets["training"].subset(range(10), "held"))
 
 
-def test_pictures_of_other_sizes_are_compared_at_the_generations_size(sets: dict[str, EvalSet], tmp_path: Path) -> None:
+def test_images_of_other_sizes_are_compared_at_the_generations_size(sets: dict[str, EvalSet], tmp_path: Path) -> None:
     seen: list[tuple[int, ...]] = []
 
-    def watched(pictures: NDArray[np.uint8]) -> NDArray[np.float32]:
-        seen.append(pictures.shape[1:])
-        return coarse(pictures)
+    def watched(images: NDArray[np.uint8]) -> NDArray[np.float32]:
+        seen.append(images.shape[1:])
+        return coarse(images)
 
-    large = np.stack([np.kron(one, np.ones((2, 2), np.uint8)) for one in sets["training"].pictures()])
+    large = np.stack([np.kron(one, np.ones((2, 2), np.uint8)) for one in sets["training"].images()])
     training = written(tmp_path, large, "training")
     result = evaluate(
         sets["fresh"], training, sets["held_out"], extractors=[replace(COARSE, encode=watched)], bootstrap=100

@@ -9,15 +9,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from xgem.eval.external_text import ExternalMetric
+from xgem.data.sets import EvalSet, Item
 from xgem.eval.families.text import CASES, LABELS, Tables, evaluate
-from xgem.eval.record import FamilyResult, NotComputed, as_json
-from xgem.eval.report import as_html
-from xgem.eval.report_labels import RuleLabeller, read_label_table
-from xgem.eval.sets import EvalSet, Item
-from xgem.eval.statistics import derangements
+from xgem.eval.record import FamilyResult
+from xgem.eval.report import as_html, as_json
+from xgem.judges.external_text import ExternalMetric
+from xgem.judges.report_labellers import RuleLabeller, read_label_table
 from xgem.labels.vocabulary import CHEXPERT_CLASSES
-from xgem.types import DataError, InputError
+from xgem.metrics.bootstrap import derangements
+from xgem.types import DataError, InputError, NotComputed
 
 PARTS = [
     ("The heart is enlarged.", "Heart size is normal."),
@@ -123,7 +123,7 @@ def test_empty_generated_reports_are_counted_as_zero_and_empty_real_ones_are_ref
     with pytest.raises(DataError, match="s7"):
         evaluate(blank, generated, **SOME)
     with pytest.raises(DataError, match="no report in it"):
-        evaluate(real, EvalSet("pictures", (Item("s0"),)), **SOME)
+        evaluate(real, EvalSet("images", (Item("s0"),)), **SOME)
 
 
 def test_several_generations_of_a_study_count_as_one_and_are_compared_with_each_other() -> None:

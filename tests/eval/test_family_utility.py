@@ -11,12 +11,14 @@ import pytest
 from PIL import Image
 
 from xgem.data.annotations import Box
+from xgem.data.sets import EvalSet, Item
+from xgem.data.study import Study
 from xgem.eval.families import utility
-from xgem.eval.record import write_results
-from xgem.eval.sets import EvalSet, Item
-from xgem.eval.utility import coco, runner
-from xgem.eval.utility.settings import Stage, UtilitySettings
-from xgem.types import DataError, InputError, Study
+from xgem.eval.report import write_results
+from xgem.eval.utility import runner
+from xgem.judges.settings import Stage, UtilitySettings
+from xgem.metrics import detection as coco
+from xgem.types import DataError, InputError
 
 SETTINGS = UtilitySettings(
     "classification", "small", 32, Stage(steps=4, batch_size=8), width=4, runs=2, draws=50, augment=False
@@ -65,9 +67,9 @@ def test_record_of_a_classification(sets: tuple[EvalSet, EvalSet, EvalSet], tmp_
     assert brier.value is not None
     assert brier.value.low <= brier.value.value <= brier.value.high
     # what could not be had, and why
-    assert result["AUROC macro/real + 5x"].reason == "needs 80 synthetic pictures, synthetic has 32"
+    assert result["AUROC macro/real + 5x"].reason == "needs 80 synthetic images, synthetic has 32"
     assert result["AUROC/Fracture"].reason == "0 positives and 30 negatives: an AUROC needs both"
-    assert result.details["real + 1x"]["pictures"] == 32
+    assert result.details["real + 1x"]["images"] == 32
     assert len(result.details["real"]["values_by_run"]["AUROC macro"]) == 2
     assert result.settings["sets"]["test"] == {
         "name": "test",
@@ -77,8 +79,8 @@ def test_record_of_a_classification(sets: tuple[EvalSet, EvalSet, EvalSet], tmp_
     }
     assert set(result.plots) == {"AUROC macro by protocol", "AUROC by class"}
     assert all(png.startswith(b"\x89PNG") for png in result.plots.values())
-    assert [len(one.pictures) for one in result.examples] == [4, 4]  # the picture, and three networks' maps
-    assert all(picture.shape == (32, 32) for one in result.examples for picture in one.pictures)
+    assert [len(one.images) for one in result.examples] == [4, 4]  # the image, and three networks' maps
+    assert all(image.shape == (32, 32) for one in result.examples for image in one.images)
     rows = list(csv.DictReader(io.StringIO(result.tables["utility_classification_augmentation.csv"])))
     row = next(one for one in rows if one["protocol"] == "real + 1x" and one["measure"] == "AUROC macro")
     assert float(row["difference"]) == pytest.approx(difference.value.value)
@@ -101,7 +103,7 @@ def test_results_that_are_cached_give_the_same_record(
     again = utility.evaluate(*sets, replace(SETTINGS, runs=1), **options)
     assert first.metrics == again.metrics
     for one, other in zip(first.examples, again.examples, strict=True):
-        np.testing.assert_array_equal(one.pictures[1], other.pictures[1])
+        np.testing.assert_array_equal(one.images[1], other.images[1])
 
 
 def test_amounts_are_drawn_as_lines(sets: tuple[EvalSet, EvalSet, EvalSet], tmp_path: Path) -> None:
@@ -158,7 +160,7 @@ def test_masks_and_boxes_come_from_studies(
     result = utility.evaluate(*sets, settings, studies=studies)
     assert result.settings["classes"] == ["pneumothorax"]
     assert result["positive Dice/real, pneumothorax"].value is not None
-    assert result["negative Dice/pneumothorax"].reason == "no test picture is annotated as free of it"
+    assert result["negative Dice/pneumothorax"].reason == "no test image is annotated as free of it"
     boxes = utility.evaluate(*sets, replace(settings, task="detection"), studies=studies)
     assert boxes.settings["classes"] == ["mass"]
     assert boxes["mAP50/real"].value is not None
@@ -166,7 +168,7 @@ def test_masks_and_boxes_come_from_studies(
     def lacks(*_: Any) -> None:
         raise coco.NotComputed("the package pycocotools is not installed")
 
-    monkeypatch.setattr("xgem.eval.utility.detection.match", lacks)
+    monkeypatch.setattr("xgem.judges.tasks.detection.match", lacks)
     missing = utility.evaluate(*sets, replace(settings, task="detection"), studies=studies)
     assert [(one.name, one.reason) for one in missing.metrics] == [
         ("detection", "the package pycocotools is not installed")

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from xgem.eval import plots
-from xgem.eval.record import Example, FamilyResult, Metric, as_csv, as_json, as_markdown, write_results
-from xgem.eval.report import as_html
-from xgem.eval.statistics import Estimate
+from xgem.eval.record import Example, FamilyResult, Metric
+from xgem.eval.report import as_csv, as_html, as_json, as_markdown, write_results
+from xgem.metrics.bootstrap import Estimate
 from xgem.types import OutputError
 
 

@@ -9,13 +9,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from xgem.configs.schema import TransformConfig
+from xgem.configs.components import TransformConfig
 from xgem.data.manifest import Manifest, Row
-from xgem.eval.classifier import ClassifierConfig
-from xgem.eval.material import Evaluated, load_material, open_model
+from xgem.eval.material import load_material
 from xgem.eval.results import Evaluation
 from xgem.eval.route import all_routes, parse_route
 from xgem.eval.routes import RunSettings, beats_shuffled, evaluate_routes
+from xgem.judges.classifier import ClassifierConfig
+from xgem.pipeline.embedding import Evaluated, open_model
 from xgem.types import DataError, InputError, OutputError
 
 SIZE = 32
@@ -33,18 +34,18 @@ SETTINGS = RunSettings(
 
 @dataclass(frozen=True)
 class World:
-    """Studies with a hidden state of four numbers: pictures show it in two bases, reports its signs."""
+    """Studies with a hidden state of four numbers: images show it in two bases, reports its signs."""
 
     manifest: Manifest
     states: dict[str, np.ndarray]
     bases: dict[str, np.ndarray]
 
-    def picture(self, view: str, state: np.ndarray) -> np.ndarray:
+    def image(self, view: str, state: np.ndarray) -> np.ndarray:
         coarse = (state @ self.bases[view]).reshape(16, 16)
         return np.clip(128 + 20 * coarse, 0, 255).astype(np.uint8).repeat(2, axis=0).repeat(2, axis=1)
 
-    def state_of(self, view: str, pictures: np.ndarray) -> np.ndarray:
-        coarse = pictures[:, ::2, ::2].reshape(len(pictures), -1).astype(float) - 128
+    def state_of(self, view: str, images: np.ndarray) -> np.ndarray:
+        coarse = images[:, ::2, ::2].reshape(len(images), -1).astype(float) - 128
         return coarse @ np.linalg.pinv(self.bases[view]) / 20
 
 
@@ -69,7 +70,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
         state = made.states[name] = rng.normal(size=4)
         labels = tuple(label for label, value in zip(LABELS, state, strict=True) if value > 0) or ("normal",)
         for view in bases:
-            Image.fromarray(made.picture(view, state)).save(folder / f"{name}_{view}.png")
+            Image.fromarray(made.image(view, state)).save(folder / f"{name}_{view}.png")
             if i == 0 and view == "lateral":
                 continue  # an incomplete study
             shared: dict[str, Any] = {"labels": labels, "source": "openi", "impression": report(state), "view": view}
@@ -98,7 +99,7 @@ def evaluated(world: World, *, listens: bool = True, noise: float = 0.3) -> Eval
                 draw = np.random.default_rng([seed, k]).normal(size=4)
                 known = np.mean([state(*pair) for pair in item.items()], axis=0)
                 guess = known + noise * draw if listens else draw
-                samples.append(report(guess) if output == "report" else Image.fromarray(world.picture(output, guess)))
+                samples.append(report(guess) if output == "report" else Image.fromarray(world.image(output, guess)))
             made.append(Generated({output: samples}))
         return made
 
@@ -111,11 +112,11 @@ def evaluated(world: World, *, listens: bool = True, noise: float = 0.3) -> Eval
         name="fake",
         hash="0" * 8,
         pipe=pipe,
-        pictures=("frontal", "lateral"),
+        images=("frontal", "lateral"),
         reports=("report",),
         transform=TransformConfig(size=SIZE),
         embed=embed,
-        reconstruct=lambda _, pictures: pictures,
+        reconstruct=lambda _, images: images,
     )
 
 
@@ -237,7 +238,7 @@ def test_too_little_to_evaluate(world: World, tmp_path: Path) -> None:
             replace(SETTINGS, **wrong)
 
 
-def test_pictures_of_another_size_are_refused(world: World, tmp_path: Path) -> None:
+def test_images_of_another_size_are_refused(world: World, tmp_path: Path) -> None:
     model = evaluated(world)
 
     def pipe(inputs: list[dict[str, Any]], *_: Any, **__: Any) -> list[Generated]:

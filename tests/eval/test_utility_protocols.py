@@ -7,18 +7,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from xgem.eval.record import NotComputed
-from xgem.eval.sets import EvalSet, Item
+from xgem.data.sets import EvalSet, Item
 from xgem.eval.utility import protocols
 from xgem.eval.utility.protocols import SUITES, suite
-from xgem.eval.utility.settings import PRESETS, Stage, UtilitySettings, preset
-from xgem.types import DataError, InputError
+from xgem.judges.settings import PRESETS, Stage, UtilitySettings, preset
+from xgem.types import DataError, InputError, NotComputed
 
 CLASSES = ("Edema", "Fracture", "Cardiomegaly")
 
 
 def made(name: str, counts: dict[tuple[str, ...], int], pairs: int | None = None) -> EvalSet:
-    """``counts``: how many pictures show exactly these classes. ``pairs``: real studies that they answer to in turn."""
+    """``counts``: how many images show exactly these classes. ``pairs``: real studies that they answer to in turn."""
     items: list[Item] = []
     for shown, n in counts.items():
         for _ in range(n):
@@ -40,7 +39,7 @@ def test_mixtures_have_the_sizes_asked_for() -> None:
     twice = protocols.mixed(REAL, SYNTHETIC, 2).main
     assert twice.items[:30] == REAL.items
     assert len({item.id for item in twice.items}) == len(twice) == 90
-    with pytest.raises(NotComputed, match="needs 150 synthetic pictures, synthetic has 120"):
+    with pytest.raises(NotComputed, match="needs 150 synthetic images, synthetic has 120"):
         protocols.mixed(REAL, SYNTHETIC, 5)
 
 
@@ -50,7 +49,7 @@ def test_every_study_is_answered_once_before_any_twice(seed: int, multiple: int)
     assert all(sum(item.pair == f"real-{k}" for item in items) == multiple for k in range(30))
 
 
-def test_anonymised_replaces_every_real_picture_by_its_own() -> None:
+def test_anonymised_replaces_every_real_image_by_its_own() -> None:
     training = protocols.anonymised(REAL, SYNTHETIC)
     assert {item.pair for item in training.main.items} == {item.id for item in REAL.items}
     assert not {item.file for item in training.main.items} & {item.file for item in REAL.items}
@@ -132,7 +131,7 @@ def test_an_unknown_suite_is_refused() -> None:
         suite("everything", REAL, SYNTHETIC)
 
 
-def pictures(tmp_path: Path, name: str, items: list[tuple[str, str, str]]) -> EvalSet:
+def images(tmp_path: Path, name: str, items: list[tuple[str, str, str]]) -> EvalSet:
     found: list[Item] = []
     for number, (own, subject, pair) in enumerate(items):
         file = tmp_path / f"{name}-{number}.png"
@@ -142,15 +141,15 @@ def pictures(tmp_path: Path, name: str, items: list[tuple[str, str, str]]) -> Ev
 
 
 def test_training_that_knows_the_test_set_is_refused(tmp_path: Path) -> None:
-    test = pictures(tmp_path, "test", [("t1", "p1", ""), ("t2", "", "")])
-    protocols.refuse_overlap(pictures(tmp_path, "fine", [("a", "p2", ""), ("b", "", "a")]), test)
+    test = images(tmp_path, "test", [("t1", "p1", ""), ("t2", "", "")])
+    protocols.refuse_overlap(images(tmp_path, "fine", [("a", "p2", ""), ("b", "", "a")]), test)
     with pytest.raises(DataError, match="share subject 'p1'"):
-        protocols.refuse_overlap(pictures(tmp_path, "subject", [("a", "p1", "")]), test)
+        protocols.refuse_overlap(images(tmp_path, "subject", [("a", "p1", "")]), test)
     with pytest.raises(DataError, match="share study 't2'"):
-        protocols.refuse_overlap(pictures(tmp_path, "same", [("t2", "", "")]), test)
+        protocols.refuse_overlap(images(tmp_path, "same", [("t2", "", "")]), test)
     with pytest.raises(DataError, match="share study 't1'"):
-        protocols.refuse_overlap(pictures(tmp_path, "prompt", [("a", "", "t1")]), test)
-    copy = pictures(tmp_path, "copy", [("a", "", "")])
+        protocols.refuse_overlap(images(tmp_path, "prompt", [("a", "", "t1")]), test)
+    copy = images(tmp_path, "copy", [("a", "", "")])
     assert copy.items[0].file is not None
     copy.items[0].file.write_bytes(b"test 1")
     with pytest.raises(DataError, match="overlap"):

@@ -12,9 +12,9 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from xgem.cli.evaluate import app
-from xgem.configs.schema import load_preset
+from xgem.configs.preset import load_preset
+from xgem.convert.random_init import random_checkpoint
 from xgem.data.manifest import Manifest, Row
-from xgem.random_init import random_checkpoint
 
 TEXTS = ("No acute disease.", "Large left pleural effusion.", "Cardiomegaly.", "Clear lungs.")
 LABELS = (("normal",), ("Pleural Effusion",), ("Cardiomegaly",), ("normal",))

@@ -1,4 +1,4 @@
-"""Control by an annotation picture: nothing before training, everything after it, and the transformer untouched."""
+"""Control by an annotation image: nothing before training, everything after it, and the transformer untouched."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from tests.generators.test_dit import caption, inputs, model_of
-from xgem.configs.schema import ControlNetConfig
+from xgem.configs.components import ControlNetConfig
 from xgem.generators.controlnet import ControlNet
 from xgem.generators.sampling import Control, Output, guided, sample, sample_together
 from xgem.types import CheckpointError, ShapeError

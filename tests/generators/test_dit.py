@@ -10,11 +10,11 @@ from diffusers import PixArtTransformer2DModel
 from diffusers.models.activations import GELU
 from torch import Tensor, nn
 
-from xgem.configs.schema import DiTGeneratorConfig
+from xgem.configs.components import DiTGeneratorConfig
+from xgem.convert.random_init import random_component
 from xgem.generators.latent_diffusion import DiTLatentDiffusion
 from xgem.generators.onednn_linear import OneDNNGELU, OneDNNLinear
 from xgem.generators.sampling import sample
-from xgem.random_init import random_component
 from xgem.types import Context, Encoded, InputError, ShapeError
 
 SETTINGS: dict[str, Any] = {

@@ -1,4 +1,4 @@
-"""The picture codec: folding, normalisation, shapes."""
+"""The image codec: folding, normalisation, shapes."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ from typing import Any
 import pytest
 import torch
 
-from xgem.component import component_class
+from xgem.checkpoints.component import component_class
 from xgem.types import ShapeError
 
 
-def pictures(n: int) -> torch.Tensor:
+def images(n: int) -> torch.Tensor:
     return torch.rand(n, 1, 32, 32) * 2 - 1
 
 
 def test_there_and_back_has_the_right_shapes(debug_parts: dict[str, Any]) -> None:
     vae = debug_parts["image_vae"]
     with torch.no_grad():
-        z = vae.encode(pictures(2))
+        z = vae.encode(images(2))
         x = vae.decode(z)
     assert z.shape == (2, *vae.latent_shape) == (2, 4, 4, 4)
     assert x.shape == (2, 1, 32, 32)
@@ -27,7 +27,7 @@ def test_there_and_back_has_the_right_shapes(debug_parts: dict[str, Any]) -> Non
 
 
 def test_folding_is_undone_by_unfolding(debug_parts: dict[str, Any]) -> None:
-    vae, x = debug_parts["image_vae"], pictures(2)
+    vae, x = debug_parts["image_vae"], images(2)
     folded = vae._fold(x)
     assert folded.shape == (2, 16, 8, 8)
     torch.testing.assert_close(vae._unfold(folded), x, rtol=0, atol=0)
@@ -36,7 +36,7 @@ def test_folding_is_undone_by_unfolding(debug_parts: dict[str, Any]) -> None:
 def test_three_channels_are_repeated_and_averaged(debug_preset: Any) -> None:
     settings = debug_preset.components["image_vae"].model_copy(update={"in_channels": 3, "patch": 1, "shortcut": False})
     vae: Any = component_class(settings.kind).from_config(settings)
-    x = pictures(2)
+    x = images(2)
     folded = vae._fold(x)
     assert folded.shape == (2, 3, 32, 32)
     torch.testing.assert_close(folded, x.expand(-1, 3, -1, -1))
@@ -45,7 +45,7 @@ def test_three_channels_are_repeated_and_averaged(debug_preset: Any) -> None:
 
 
 def test_latents_are_normalised(debug_parts: dict[str, Any]) -> None:
-    vae, x = copy.deepcopy(debug_parts["image_vae"]), pictures(3)
+    vae, x = copy.deepcopy(debug_parts["image_vae"]), images(3)
     with torch.no_grad():
         mean, _ = vae.moments(x)
         statistics = {
@@ -62,7 +62,7 @@ def test_latents_are_normalised(debug_parts: dict[str, Any]) -> None:
 
 
 def test_encoding_is_repeatable(debug_parts: dict[str, Any]) -> None:
-    vae, x = debug_parts["image_vae"], pictures(2)
+    vae, x = debug_parts["image_vae"], images(2)
     with torch.no_grad():
         assert torch.equal(vae.encode(x), vae.encode(x))
         torch.testing.assert_close(vae.encode(x[:1]), vae.encode(x)[:1])

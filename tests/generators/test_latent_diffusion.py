@@ -8,7 +8,7 @@ import pytest
 import torch
 from diffusers import DDPMScheduler
 
-from xgem.component import component_class
+from xgem.checkpoints.component import component_class
 from xgem.types import ShapeError
 
 

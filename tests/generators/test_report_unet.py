@@ -8,9 +8,9 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from xgem.component import component_class
+from xgem.checkpoints.component import component_class
 from xgem.configs import load_preset
-from xgem.configs.schema import ReportGeneratorConfig
+from xgem.configs.components import ReportGeneratorConfig
 from xgem.generators.report_unet import ReportUNet, ResidualBlock
 
 

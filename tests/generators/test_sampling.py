@@ -11,10 +11,10 @@ from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, UniPCMultistep
 from diffusers.models.attention_processor import Attention, AttnProcessor
 from torch import Tensor
 
+from xgem.convert.random_init import random_component
 from xgem.generators.context_cache import ContextCachingProcessor, TimeEmbedding, reused_context
 from xgem.generators.latent_diffusion import LatentDiffusion
 from xgem.generators.sampling import SAMPLERS, guided, make_scheduler, sample
-from xgem.random_init import random_component
 from xgem.types import Context, Encoded, InputError
 
 B, STEPS = 2, 6

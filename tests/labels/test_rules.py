@@ -109,8 +109,8 @@ def test_finds_what_annotators_indexed(data_dir: object) -> None:
     import csv
     from pathlib import Path
 
+    from xgem.data.study import Study
     from xgem.eval.labeller_check import check_labeller
-    from xgem.types import Study
 
     with (Path(str(data_dir)) / "openi" / "reports.csv").open(encoding="utf-8") as file:
         rows = list(csv.DictReader(file))

@@ -18,10 +18,11 @@ from xgem.data.annotation_files import _CLASS_ALIASES
 from xgem.data.annotations import BOX_CLASSES
 from xgem.data.manifest import Manifest
 from xgem.data.rows import Row
+from xgem.data.set_files import read_set
 from xgem.data.sources import nih, openi, segmentations
+from xgem.data.study import Study
 from xgem.eval.asked import BOX_LABELS
 from xgem.eval.labeller_check import check_labeller
-from xgem.eval.sets import read_set
 from xgem.labels.vocabulary import (
     CHEXPERT_5,
     CHEXPERT_CLASSES,
@@ -41,7 +42,6 @@ from xgem.labels.vocabulary import (
     is_silent,
     plain,
 )
-from xgem.types import Study
 
 EVERY = [(source, term) for source, terms in SOURCES.items() for term in terms]
 

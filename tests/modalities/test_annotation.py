@@ -13,7 +13,7 @@ from PIL import Image
 
 from xgem.data.annotations import Annotation, Box
 from xgem.modalities import get_modality
-from xgem.request import check_modality
+from xgem.pipeline.request import check_modality
 
 MASK = np.zeros((64, 48), bool)
 MASK[8:40, 12:36] = True
@@ -91,7 +91,7 @@ def test_demographics_are_said_only(debug_preset: Any):
     assert prompt.sha256 == demographics.read({"age": 71.0, "sex": "f"}, debug_preset).sha256
 
 
-def test_parts_of_one_picture_meet_on_the_grid(debug_preset: Any):
+def test_parts_of_one_image_meet_on_the_grid(debug_preset: Any):
     mask, severity = read("mask", {"device": MASK}, debug_preset), read("severity", 3, debug_preset)
     whole = severity.value.united(mask.value)
     assert (list(whole.masks), whole.severity, whole.size) == (["device"], 3, (32, 32))

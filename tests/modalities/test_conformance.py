@@ -17,7 +17,7 @@ from xgem.modalities import MODALITIES, Modality, get_modality
 from xgem.types import InputError, Prompt
 
 
-def _picture(seed: int) -> np.ndarray:
+def _image(seed: int) -> np.ndarray:
     y, x = np.mgrid[0:48, 0:64] / 48
     waves = 0.5 + 0.2 * np.sin(4 * x + seed) + 0.2 * np.cos(5 * y - seed)
     return (waves + np.random.default_rng(seed).normal(0, 0.02, y.shape)).clip(0, 1).astype(np.float32)
@@ -35,8 +35,8 @@ def _box(x: float, label: str = "mass", w: float = 0.3) -> list[dict[str, Any]]:
 
 # Three values that a user may give, and one that is refused.
 EXAMPLES: dict[str, tuple[list[Any], Any]] = {
-    "frontal": ([_picture(1), _picture(2), _picture(3)], np.zeros((64, 64), np.float32)),
-    "lateral": ([_picture(4), _picture(5), _picture(6)], np.full((64, 64), np.nan, np.float32)),
+    "frontal": ([_image(1), _image(2), _image(3)], np.zeros((64, 64), np.float32)),
+    "lateral": ([_image(4), _image(5), _image(6)], np.full((64, 64), np.nan, np.float32)),
     "mask": ([{"heart": _mask(4)}, {"heart": _mask(20)}, {"device": _mask(4)}], {"heart": np.zeros((48, 64))}),
     "boxes": ([_box(0.1), _box(0.2), _box(0.1, "nodule")], _box(0.8)),
     "severity": ([0, 7.5, "18"], 18.1),
@@ -148,7 +148,7 @@ def test_the_loss_is_finite_and_reaches_every_prompt_encoder(
     modality: Modality, batch: Any, debug_preset: Any, debug_parts: dict[str, Any], context: str
 ) -> None:
     """One training step of this modality's generator, with encoders that are not frozen."""
-    from xgem.random_init import random_component
+    from xgem.convert.random_init import random_component
 
     _, codec, _ = parts_of(modality, debug_preset, debug_parts)
     settings = debug_preset.components[debug_preset.modalities[modality.name].generator]

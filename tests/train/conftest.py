@@ -1,4 +1,4 @@
-"""A manifest of synthetic pictures and made-up reports, with studies that lack a view or the report."""
+"""A manifest of synthetic images and made-up reports, with studies that lack a view or the report."""
 
 from __future__ import annotations
 

@@ -24,7 +24,7 @@ def test_banks_hold_the_components_answers(
     train, cache = corpora[0], ArrayCache(tmp_path)
     texts = prompt_bank("report", debug_parts["text_encoder"], train, cache, CPU)
     reports = target_bank("report", debug_parts["report_vae"], train, cache, CPU)
-    pictures = prompt_bank("lateral", debug_parts["image_encoder"], train, cache, CPU)
+    images = prompt_bank("lateral", debug_parts["image_encoder"], train, cache, CPU)
     for index in (0, 2, 4, 5):
         with torch.no_grad():
             if own := train.texts(index):
@@ -40,8 +40,8 @@ def test_banks_hold_the_components_answers(
                 expected_z = debug_parts["report_vae"].encode([train.reports[index]])
                 torch.testing.assert_close(reports.latents[reports.rows[index]], expected_z, rtol=1e-4, atol=1e-5)
             if rows := train.rows(index, "lateral"):
-                expected = debug_parts["image_encoder"].encode(train.pictures.floats(rows))
-                torch.testing.assert_close(pictures.encoded(pictures.rows[index]).pooled, expected.pooled)
+                expected = debug_parts["image_encoder"].encode(train.images.floats(rows))
+                torch.testing.assert_close(images.encoded(images.rows[index]).pooled, expected.pooled)
 
 
 def test_texts_that_are_cut_are_counted(
@@ -85,18 +85,18 @@ def test_other_weights_are_encoded_anew(
 def test_a_corrected_view_is_encoded_anew(
     toy: Path, debug_preset: Any, debug_parts: dict[str, Any], tmp_path: Path
 ) -> None:
-    """The pictures and texts stay the same, only which study has a frontal and which a lateral changes."""
+    """The images and texts stay the same, only which study has a frontal and which a lateral changes."""
     old = Manifest.read(toy)
     views = {("train03", "frontal"): "lateral", ("train04", "lateral"): "frontal"}
     rows = [row.model_copy(update={"view": views.get((row.study, row.view or ""), row.view)}) for row in old.rows]
     cache = ArrayCache(tmp_path / "bank")
     for manifest in (old, Manifest(tuple(rows), old.root)):
-        corpus = Corpus.load(manifest, "train", debug_preset, tmp_path / "pictures", progress=False)
+        corpus = Corpus.load(manifest, "train", debug_preset, tmp_path / "images", progress=False)
         bank = prompt_bank("frontal", debug_parts["image_encoder"], corpus, cache, CPU)
         for index in range(len(corpus.studies)):
             if own := corpus.rows(index, "frontal"):
                 with torch.no_grad():
-                    expected = debug_parts["image_encoder"].encode(corpus.pictures.floats(own))
+                    expected = debug_parts["image_encoder"].encode(corpus.images.floats(own))
                 torch.testing.assert_close(bank.encoded(bank.rows[index]).pooled, expected.pooled)
 
 
@@ -105,6 +105,6 @@ def test_a_split_without_the_modality(
 ) -> None:
     old = Manifest.read(toy)
     rows = [row.model_copy(update={"impression": "", "labels": ()}) for row in old.rows if row.file]
-    corpus = Corpus.load(Manifest(tuple(rows), old.root), "train", debug_preset, tmp_path / "pictures", progress=False)
+    corpus = Corpus.load(Manifest(tuple(rows), old.root), "train", debug_preset, tmp_path / "images", progress=False)
     with pytest.raises(DataError, match="no report in this split"):
         target_bank("report", debug_parts["report_vae"], corpus, ArrayCache(tmp_path / "bank"), CPU)

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from xgem.configs.schema import Preset
+from xgem.configs.preset import Preset
 from xgem.data.manifest import Manifest
 from xgem.train.clip import ClipStage, common_labels
 from xgem.train.corpus import Corpus
@@ -45,7 +45,7 @@ def test_the_labels_loss_is_the_annotated_studies_cross_entropy(
     module: Any = stage.module.eval()
     batch = stage.batch(0, 0, 1)
     loss, logged = stage.loss(module, batch)
-    logits = module(batch["pictures"], batch["ids"])[4]
+    logits = module(batch["images"], batch["ids"])[4]
     owners = [owner for name in ("frontal", "lateral", "report") for owner in batch["owner"][name].tolist()]
     terms = []
     for row, owner in enumerate(owners):
@@ -69,8 +69,8 @@ def test_labels_reach_both_encoders(
     monkeypatch.setattr("xgem.train.clip._COMMON", 5)
     stage = stage_of(debug_preset, corpora, 1.0)
     batch = stage.batch(0, 0, 1)
-    logits = stage.module(batch["pictures"], batch["ids"])[4]
-    for rows, encoder in ((logits[: len(batch["pictures"])], "image"), (logits[len(batch["pictures"]) :], "text")):
+    logits = stage.module(batch["images"], batch["ids"])[4]
+    for rows, encoder in ((logits[: len(batch["images"])], "image"), (logits[len(batch["images"]) :], "text")):
         stage.module.zero_grad()
         rows.sum().backward(retain_graph=True)
         touched = {
@@ -106,8 +106,8 @@ def test_what_stands_in_front_of_a_text_is_learned_where_it_stands_there(
             expected[1:] = float("nan")
         torch.testing.assert_close(own[count : count + 7], expected, equal_nan=True)
         assert own[count + 7 :].isnan().all()  # no score is known
-        pictured = batch["labels"][position]
-        assert not any(said) or bool(pictured[count] == 1)
+        imaged = batch["labels"][position]
+        assert not any(said) or bool(imaged[count] == 1)
         seen.add(said)
     assert seen == {(True, True), (True, False), (False, True), (False, False)}
     assert stage_of(debug_preset, corpora, 1.0).written is False

@@ -14,20 +14,20 @@ import torch
 from PIL import Image
 
 from tests.train.conftest import make_rows
-from xgem.checkpoint import load_component, read_index
-from xgem.configs.schema import Preset, load_preset
+from xgem.checkpoints.store import load_component, read_index
+from xgem.configs.preset import Preset, load_preset
+from xgem.convert.random_init import random_checkpoint
 from xgem.data.annotations import Annotation, Box, render
-from xgem.data.cache import module_hash
 from xgem.data.manifest import Manifest
-from xgem.data.study_annotations import read_study
-from xgem.random_init import random_checkpoint
-from xgem.train.annotated import _moved, _moved_picture
+from xgem.data.study import read_study
+from xgem.train.annotated import _moved, _moved_image
 from xgem.train.control import ControlStage
 from xgem.train.corpus import Corpus
 from xgem.train.diffusion import DiffusionStage
 from xgem.train.loop import LoopOptions
 from xgem.train.stages import make_stage, planned, run
 from xgem.types import ConfigError, DataError
+from xgem.utils.hashing import module_hash
 
 QUIET = LoopOptions(progress=False, tensorboard=False)
 
@@ -89,9 +89,9 @@ def test_studies_are_drawn_by_what_is_annotated(stage: ControlStage) -> None:
     assert bank.kinds["boxes"]["mass"] == bank.kinds["severity"]["severity"]
     assert set(bank.kinds["masks"]) == {"left lung", "right lung", "airways"}
     assert not set(bank.kinds["boxes"]["mass"]) & set(bank.kinds["masks"]["left lung"])
-    pictures = {picture for study in bank.kinds["masks"]["left lung"] for picture, _ in bank.pairs[study]}
+    images = {image for study in bank.kinds["masks"]["left lung"] for image, _ in bank.pairs[study]}
     (only,) = bank.kinds["masks"]["airways"]
-    rare = {picture for picture, _ in bank.pairs[only]}
+    rare = {image for image, _ in bank.pairs[only]}
     seen: Counter[bool] = Counter()
     of_rare = 0
     kept: Counter[bool] = Counter()
@@ -99,8 +99,8 @@ def test_studies_are_drawn_by_what_is_annotated(stage: ControlStage) -> None:
         batch = stage.batch(step, 0, 1)
         assert torch.equal(batch["z0"], stage.batch(step, 0, 1)["z0"])
         for latents in batch["z0"]:
-            seen[any(torch.equal(latents, bank.targets[picture]) for picture in pictures)] += 1
-            of_rare += any(torch.equal(latents, bank.targets[picture]) for picture in rare)
+            seen[any(torch.equal(latents, bank.targets[image]) for image in images)] += 1
+            of_rare += any(torch.equal(latents, bank.targets[image]) for image in rare)
         kept.update(batch["keep"]["report"].tolist())
     assert abs(seen[True] - 120) < 5 * 60**0.5  # masks 2, boxes 1, severity 1: half of 240
     assert of_rare > seen[True] * 0.3  # a third for its airways, and a seventh of the others' turns
@@ -122,15 +122,15 @@ def test_every_kind_is_shown_alone_too(stage: ControlStage) -> None:
             assert any(torch.equal(latents, bank.annotations[row]) for row in drawn)
 
 
-def test_annotations_move_with_their_picture() -> None:
+def test_annotations_move_with_their_image() -> None:
     mask = np.zeros((32, 32), bool)
     mask[8:16, 4:12] = True
     box = Box("mass", 4 / 32, 8 / 32, 8 / 32, 8 / 32)
     move = (0.75, 0.0625, -0.0625)
     moved = _moved(Annotation({"left lung": mask}, (box,)), *move)
-    picture = _moved_picture(torch.from_numpy(mask).float()[None, None], *move, mode="bilinear")[0, 0].numpy() > 0.5
+    image = _moved_image(torch.from_numpy(mask).float()[None, None], *move, mode="bilinear")[0, 0].numpy() > 0.5
     own = moved.masks["left lung"]
-    assert (picture ^ own).sum() <= 2
+    assert (image ^ own).sum() <= 2
     rows, columns = np.nonzero(own)
     (found,) = moved.boxes
     np.testing.assert_allclose(
@@ -287,7 +287,7 @@ def test_what_cannot_be_trained(
     assert planned(preset) == ("frontal", "control")
     manifest = Manifest.read(toy)
     plain = [Corpus.load(manifest, split, preset, tmp_path, progress=False) for split in ("train", "val")]
-    with pytest.raises(DataError, match="no annotated frontal picture"):
+    with pytest.raises(DataError, match="no annotated frontal image"):
         make_stage("control", preset, plain[0], plain[1], source, 0)
     record = preset.model_dump(mode="json")
     record["train"]["frontal"]["loss"] = {"known": 0.5}

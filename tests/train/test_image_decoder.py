@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 import torch
 
-from xgem.checkpoint import load_component
+from xgem.checkpoints.store import load_component
+from xgem.convert.random_init import random_checkpoint
 from xgem.data.manifest import Manifest
-from xgem.random_init import random_checkpoint
 from xgem.train.corpus import Corpus
 from xgem.train.image_decoder import ImageDecoderStage, power_divergence
 from xgem.train.loop import LoopOptions
@@ -37,7 +37,7 @@ def game(stage: ImageDecoderStage) -> Any:
     return stage.module
 
 
-def test_latents_stay_and_pictures_change(
+def test_latents_stay_and_images_change(
     debug_preset: Any, toy: Path, corpora: tuple[Corpus, Corpus], source: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
@@ -45,7 +45,7 @@ def test_latents_stay_and_pictures_change(
     run(["image-decoder"], debug_preset, Manifest.read(toy), out, quiet, init=source)
     before: Any = load_component(source, "image_vae")
     after: Any = load_component(out, "image_vae")
-    x = corpora[1].pictures.floats(torch.arange(4))
+    x = corpora[1].images.floats(torch.arange(4))
     with torch.inference_mode():
         z = before.encode(x)
         assert torch.equal(z, after.encode(x))

@@ -12,24 +12,18 @@ import torch
 from diffusers import AutoencoderKL
 from transformers import T5Config, T5EncoderModel
 
-from xgem.checkpoint import init_checkpoint, load_component, read_index, save_component, verify
-from xgem.configs.schema import (
-    DiTGeneratorConfig,
-    ImageVAEConfig,
-    ModalityConfig,
-    Preset,
-    StageConfig,
-    T5EncoderConfig,
-)
-from xgem.data.cache import module_hash
+from xgem.checkpoints.store import init_checkpoint, load_component, read_index, save_component, verify
+from xgem.configs.components import DiTGeneratorConfig, ImageVAEConfig, T5EncoderConfig
+from xgem.configs.preset import ModalityConfig, Preset, StageConfig
+from xgem.convert.random_init import random_checkpoint
 from xgem.data.manifest import Manifest
 from xgem.encoders.tokenizer import train_tokenizer
-from xgem.random_init import random_checkpoint
 from xgem.train import stages
 from xgem.train.corpus import Corpus
 from xgem.train.loop import LoopOptions
 from xgem.train.stages import STAGES, make_stage, run
 from xgem.types import ConfigError
+from xgem.utils.hashing import module_hash
 
 QUIET = LoopOptions(progress=False, tensorboard=False)
 

@@ -9,14 +9,14 @@ from typing import Any
 import pytest
 import torch
 
-from xgem.checkpoint import load_component, read_index
-from xgem.data.cache import module_hash
+from xgem.checkpoints.store import load_component, read_index
+from xgem.convert.random_init import random_checkpoint
 from xgem.data.manifest import Manifest
-from xgem.random_init import random_checkpoint
 from xgem.train.corpus import Corpus
 from xgem.train.joint import JointStage
 from xgem.train.loop import LoopOptions
 from xgem.train.stages import make_stage, run
+from xgem.utils.hashing import module_hash
 
 
 @pytest.fixture(scope="module")

@@ -17,11 +17,12 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from xgem.configs.schema import StageConfig
-from xgem.train import checkpoint
-from xgem.train.loop import LoopOptions, Stage, _quick_attention, _trim_log, learning_rate, mix, permuted, train
+from xgem.checkpoints import training as checkpoint
+from xgem.configs.preset import StageConfig
+from xgem.train.loop import LoopOptions, Stage, _quick_attention, _trim_log, learning_rate, permuted, train
 from xgem.train.loop import _ema as ema
 from xgem.types import CheckpointError, DataError
+from xgem.utils.random import mix
 
 QUIET = LoopOptions(progress=False, tensorboard=False, log_every=1)
 RESUME = replace(QUIET, resume=True)

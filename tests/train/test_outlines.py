@@ -1,4 +1,4 @@
-"""Masks that a segmenter draws for training pictures which nobody has outlined."""
+"""Masks that a segmenter draws for training images which nobody has outlined."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ import pytest
 from PIL import Image
 
 from xgem.cli import main
-from xgem.configs.schema import TransformConfig
+from xgem.configs.components import TransformConfig
 from xgem.data.annotations import Box
 from xgem.data.manifest import Manifest
 from xgem.data.rows import Row
-from xgem.data.study_annotations import read_study
-from xgem.eval.segmenter import SegmenterConfig
+from xgem.data.study import read_study
+from xgem.judges.segmenter import SegmenterConfig
 from xgem.train.outlines import outline
 from xgem.types import DataError
 
@@ -65,7 +65,7 @@ def test_new_masks_lie_on_what_they_outline_and_on_nothing_else(
     for number in range(24, 30):
         (file,) = studies[str(number)].masks["left lung"]
         found = np.array(Image.open(file))
-        assert found.shape == (HEIGHT, WIDTH)  # of the picture itself, not of the padded square
+        assert found.shape == (HEIGHT, WIDTH)  # of the image itself, not of the padded square
         wanted = truth[str(number)]
         scores.append(2 * (found & wanted).sum() / (found.sum() + wanted.sum()))
         assert read_study(studies[str(number)], TransformConfig(size=32)).masks["left lung"].any()

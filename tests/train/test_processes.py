@@ -18,9 +18,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from xgem.checkpoint import read_index, verify
+from xgem.checkpoints.store import read_index, verify
 from xgem.cli import main
-from xgem.configs.schema import load_preset
+from xgem.configs.preset import load_preset
 from xgem.train.stages import planned
 
 KILLS = 3

@@ -13,7 +13,7 @@ from PIL import Image
 
 from xgem.cli import main
 from xgem.data.manifest import Manifest, Row
-from xgem.eval.reid import WEIGHTS_NAME, ReidConfig, load_reid
+from xgem.judges.reid import WEIGHTS_NAME, ReidConfig, load_reid
 from xgem.train import reid
 from xgem.train.loop import LoopOptions
 from xgem.train.reid import PRESETS, Patients, ReidStage, pair_auc
@@ -23,15 +23,15 @@ QUIET = LoopOptions(progress=False, tensorboard=False)
 RESUME = replace(QUIET, resume=True)
 
 
-def manifest_of(folder: Path, patients: dict[str, int], pictures: int) -> Path:
-    """Each patient has a pattern of stripes, each picture of the patient another brightness and some noise."""
+def manifest_of(folder: Path, patients: dict[str, int], images: int) -> Path:
+    """Each patient has a pattern of stripes, each image of the patient another brightness and some noise."""
     rng = np.random.default_rng(0)
     y, x = np.mgrid[0:40, 0:40] / 40
     rows: list[Row] = []
     for split, count in patients.items():
         for number in range(count):
             a, b, c = rng.uniform(3, 14, 3)
-            for k in range(pictures):
+            for k in range(images):
                 waves = 120 + 10 * k + 50 * np.sin(a * x + c) + 50 * np.cos(b * y)
                 file = f"{split}{number}-{k}.png"
                 grey = (waves + rng.normal(0, 4, x.shape)).clip(0, 255).astype(np.uint8)
@@ -81,7 +81,7 @@ def test_a_resumed_run_equals_an_unbroken_one(
         assert (tmp_path / "broken" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
 
 
-def test_it_learns_whose_pictures_are_whose(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_it_learns_whose_images_are_whose(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     changes = {"steps": 40, "batch_size": 16, "ema_decay": 0.9, "validate_every": 40, "checkpoint_every": 40}
     train = PRESETS["debug"].train.model_copy(update=changes)
     monkeypatch.setitem(PRESETS, "debug", replace(PRESETS["debug"], train=train))
@@ -108,7 +108,7 @@ def test_pairs_are_balanced_and_stay_within_a_source(patients: Patients) -> None
     assert batch["first"].shape == batch["second"].shape == (8, 3, 32, 32)
 
 
-def test_every_picture_of_a_patient_is_judged_with_limits(patients: Patients) -> None:
+def test_every_image_of_a_patient_is_judged_with_limits(patients: Patients) -> None:
     rows, same, whose = patients.judged(0)
     assert same.sum() == 24 * 3
     assert (~same).sum() == 10 * same.sum()
@@ -118,9 +118,9 @@ def test_every_picture_of_a_patient_is_judged_with_limits(patients: Patients) ->
     np.testing.assert_array_equal(rows, again)
 
 
-def test_data_without_two_pictures_of_a_patient(tmp_path: Path) -> None:
+def test_data_without_two_images_of_a_patient(tmp_path: Path) -> None:
     path = manifest_of(tmp_path, {"train": 4, "val": 4}, 1)
-    with pytest.raises(DataError, match="no patient of split train has two frontal pictures"):
+    with pytest.raises(DataError, match="no patient of split train has two frontal images"):
         reid.run(Manifest.read(path), tmp_path / "out", QUIET, preset="debug", progress=False)
 
 

@@ -13,9 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from xgem.train.banks import PromptBank
-from xgem.train.corpus import Corpus
+from xgem.train.corpus import Corpus, draw_prompts
 from xgem.train.diffusion import DiffusionStage
-from xgem.train.subsets import draw_prompts
 
 NAMES = ("frontal", "lateral", "report", "ecg")
 presents = st.lists(st.sampled_from(NAMES), unique=True)

@@ -10,12 +10,12 @@ import torch.distributed as dist
 from safetensors.torch import save_file
 from torch.nn.parallel import DistributedDataParallel
 
-from xgem.configs.schema import load_preset
-from xgem.data.cache import Pictures
+from xgem.configs.preset import load_preset
+from xgem.data.prepare import PreparedImages
+from xgem.data.study import Study
 from xgem.encoders.tokenizer import train_tokenizer
 from xgem.train.clip import ClipStage
 from xgem.train.corpus import Corpus
-from xgem.types import Study
 
 # Frontal, lateral, report; process r takes studies r, r + 2, ...: each has its own mix of what is missing.
 PRESENT = ["FLR", "FLR", "FR", "LR", "FL", "FL", "LR", "FR", "FLR", "FLR"]
@@ -34,8 +34,8 @@ def make_stage() -> ClipStage:
                 count += 1
         impression = f"Finding number {number}." if "R" in present else ""
         studies.append(Study(name, name, "train", impression=impression, labels=(label,) if "R" in present else ()))
-    pictures = Pictures(torch.randint(0, 256, (count, 32, 32)).byte(), index, (), "toy")
-    corpus = Corpus(tuple(studies), pictures, ("impression",))
+    images = PreparedImages(torch.randint(0, 256, (count, 32, 32)).byte(), index, (), "toy")
+    corpus = Corpus(tuple(studies), images, ("impression",))
     preset = load_preset("debug")
     tokenizer = train_tokenizer([study.impression for study in studies if study.impression], 300)
     return ClipStage(preset, preset.train["clip"], corpus, corpus, tokenizer, 0)

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from xgem.alignment.cross_attention import EnvironmentAttentions
 from xgem.alignment.environment import EnvironmentEncoder
-from xgem.component import Component
-from xgem.configs.schema import AlignmentConfig
+from xgem.checkpoints.component import Component
+from xgem.configs.components import AlignmentConfig
 
 
 class Alignment(Component):

@@ -11,7 +11,7 @@ from typing import Annotated, Any, cast
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-from xgem import __version__
+from xgem._version import __version__
 from xgem.types import InputError, XgemError
 
 EXIT_FAILED = 1
@@ -34,7 +34,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
 
 EPILOG = (
     "Exit codes: 0 done; 1 failed (checkpoint, device, output folder, or a replay that is not identical); "
-    "2 bad usage or input (option, picture, report, manifest, preset); 130 interrupted."
+    "2 bad usage or input (option, image, report, manifest, preset); 130 interrupted."
 )
 
 

@@ -94,7 +94,7 @@ def cohort(
 
 
 def _say(out: Path, counts: Any) -> None:
-    parts = [f"{counts.studies} studies", *(f"{n} {view}" for view, n in counts.pictures.items())]
+    parts = [f"{counts.studies} studies", *(f"{n} {view}" for view, n in counts.images.items())]
     typer.echo(f"{out}: {', '.join(parts)}, {counts.reports} reports")
 
 

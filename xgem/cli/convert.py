@@ -60,7 +60,7 @@ def xgem(
     preset: Annotated[str, typer.Option("--preset", help="A preset's name or a YAML file.")] = "paper",
     allow_unused: AllowUnused = False,
 ) -> None:
-    """XGeM's encoders, picture codec and picture generators; its report side has no faithful counterpart."""
+    """XGeM's encoders, image codec and image generators; its report side has no faithful counterpart."""
     from xgem.convert.xgem import convert_xgem
 
     _show(convert_xgem(source, target, preset=preset, allow_unused=allow_unused), target)

@@ -30,7 +30,7 @@ def prepare(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing manifest.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the counts as JSON.")] = False,
 ) -> None:
-    """Make the manifest of a data set. Pictures are referred to where they are and never copied."""
+    """Make the manifest of a data set. Images are referred to where they are and never copied."""
     import importlib
 
     from xgem.types import OutputError
@@ -45,8 +45,8 @@ def prepare(
 @app.command()
 def check(
     manifest: Annotated[Path, typer.Argument(help="Manifest to check: .parquet or .jsonl.")],
-    files: Annotated[bool, typer.Option(help="Look for every picture on the disk.")] = True,
-    pictures: Annotated[bool, typer.Option("--pictures", help="Read every picture too; takes minutes.")] = False,
+    files: Annotated[bool, typer.Option(help="Look for every image on the disk.")] = True,
+    images: Annotated[bool, typer.Option("--images", help="Read every image too; takes minutes.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the counts as JSON.")] = False,
 ) -> None:
     """Check a manifest: schema, duplicates, missing files, subjects in two splits; and count its labels by class."""
@@ -55,7 +55,7 @@ def check(
 
     read = Manifest.read(manifest)
     read.check(files=files)
-    if pictures:
+    if images:
         _read_all([path for row in read.rows if (path := read.file(row)) is not None])
     labels = count_labels(annotated_matrix(read.studies()))
     _show(read.summary(), as_json, labels)
@@ -68,7 +68,7 @@ def merge(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing manifest.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the counts as JSON.")] = False,
 ) -> None:
-    """Make one manifest of several. A study, or a picture, in two of them is an error."""
+    """Make one manifest of several. A study, or an image, in two of them is an error."""
     from xgem.data.manifest import Manifest
     from xgem.data.manifest import merge as merge_manifests
 
@@ -84,28 +84,28 @@ def outline(
     out: Annotated[Path, typer.Option("--out", help="Manifest to write; its masks go into a folder beside it.")],
     cache: Annotated[
         Path | None,
-        typer.Option("--cache", metavar="DIR", help="Prepared pictures, segmenter.", show_default="beside OUT"),
+        typer.Option("--cache", metavar="DIR", help="Prepared images, segmenter.", show_default="beside OUT"),
     ] = None,
     epochs: Annotated[int, typer.Option("--epochs", min=1, help="Epochs of the segmenter.")] = 40,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Of the segmenter.")] = 1,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing manifest.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the counts as JSON.")] = False,
 ) -> None:
-    """Outline lungs and heart in training pictures without annotations, as a segmenter learnt it from those with masks.
+    """Outline lungs and heart in training images without annotations, as a segmenter learnt it from those with masks.
 
     For training a ControlNet: hand-drawn masks are few. The splits val and test stay as they are.
     """
     import logging
 
     from xgem.data.manifest import Manifest
-    from xgem.eval.segmenter import SegmenterConfig
-    from xgem.train.outlines import outline as outline_pictures
+    from xgem.judges.segmenter import SegmenterConfig
+    from xgem.train.outlines import outline as outline_images
     from xgem.types import OutputError
 
     if out.exists() and not overwrite:
         raise OutputError(f"{out}: exists already; choose another name or pass --overwrite")
     logging.getLogger("xgem").setLevel(logging.INFO)
-    outlined = outline_pictures(
+    outlined = outline_images(
         Manifest.read(manifest),
         out.with_suffix(".masks"),
         cache or out.with_suffix(".cache"),
@@ -119,10 +119,10 @@ def _read_all(paths: list[Path]) -> None:
     from rich.console import Console
     from rich.progress import track
 
-    from xgem.data.read import read_picture
+    from xgem.data.read import read_image
 
-    for path in track(paths, description="reading pictures", console=Console(stderr=True), transient=True):
-        read_picture(path)
+    for path in track(paths, description="reading images", console=Console(stderr=True), transient=True):
+        read_image(path)
 
 
 def _show(

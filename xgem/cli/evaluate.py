@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from xgem.checkpoints.locate import CONTROL_MODEL
 from xgem.cli import measures
 from xgem.cli.options import (
     AsJson,
@@ -30,7 +31,6 @@ from xgem.cli.options import (
     Steps,
     parse_guidance,
 )
-from xgem.locate import CONTROL_MODEL
 
 app = typer.Typer(
     help="Measure a checkpoint, or sets of generated studies.", no_args_is_help=True, add_completion=False
@@ -74,13 +74,13 @@ def routes(
 
     Each route is measured against its prompts and against the study's real target, beside the control with other
     studies' prompts. OUT receives routes.json, routes.csv, routes.md, the generated reports and contact sheets; the
-    sheets show real pictures, so keep them where the data may lie.
+    sheets show real images, so keep them where the data may lie.
     """
     from xgem.data.manifest import Manifest
-    from xgem.eval.classifier import ClassifierConfig
-    from xgem.eval.material import open_model
     from xgem.eval.route import parse_route
     from xgem.eval.routes import RunSettings, evaluate_routes
+    from xgem.judges.classifier import ClassifierConfig
+    from xgem.pipeline.embedding import open_model
 
     settings = RunSettings(
         seed=seed,
@@ -148,14 +148,14 @@ def joint(
     """Measure how well several outputs of one request agree: joint beside independent sampling.
 
     From each modality to the two others, and from nothing to all three: cosine of every two outputs, the rank of the
-    own picture, the distance of label sets, beside shuffled outputs and real pairs, and each output's own quality. OUT
+    own image, the distance of label sets, beside shuffled outputs and real pairs, and each output's own quality. OUT
     receives joint.json, joint.md and plots.
     """
     from xgem.data.manifest import Manifest
-    from xgem.eval.classifier import ClassifierConfig
     from xgem.eval.joint import evaluate_joint
-    from xgem.eval.material import open_model
     from xgem.eval.routes import RunSettings
+    from xgem.judges.classifier import ClassifierConfig
+    from xgem.pipeline.embedding import open_model
 
     settings = RunSettings(
         seed=seed,
@@ -192,7 +192,7 @@ def control(
     model: Annotated[str, typer.Option("--model", help="Embedded checkpoint, folder or hub id.")] = CONTROL_MODEL,
     judge: Annotated[
         str | None,
-        typer.Option("--judge", help="Checkpoint whose encoders judge pictures.", show_default="openi-128"),
+        typer.Option("--judge", help="Checkpoint whose encoders judge images.", show_default="openi-128"),
     ] = None,
     split: Split = "val",
     limit: Limit = None,
@@ -215,17 +215,17 @@ def control(
 ) -> None:
     """Measure whether generated frontals show what was asked for: masks, boxes, severity, demographics, text.
 
-    Each input is given alone and stands beside a control with shuffled inputs and a ceiling from real pictures. What
+    Each input is given alone and stands beside a control with shuffled inputs and a ceiling from real images. What
     the split has no studies for is left out, with the reason. The judges are trained first, on all training studies
     whatever the limit, and kept in the cache. OUT receives control.json, control.md and contact sheets; the sheets show
-    real pictures, so keep them where the data may lie.
+    real images, so keep them where the data may lie.
     """
     from xgem.data.manifest import Manifest
-    from xgem.eval.classifier import ClassifierConfig
     from xgem.eval.control import evaluate_control
     from xgem.eval.control_run import ControlSettings
-    from xgem.eval.material import open_model
-    from xgem.eval.segmenter import SegmenterConfig
+    from xgem.judges.classifier import ClassifierConfig
+    from xgem.judges.segmenter import SegmenterConfig
+    from xgem.pipeline.embedding import open_model
 
     defaults = ControlSettings(
         seed=seed,

@@ -12,7 +12,7 @@ from xgem.cli.options import parse_guidance
 from xgem.types import InputError
 
 if TYPE_CHECKING:
-    from xgem.privacy_gate import PrivacyGate
+    from xgem.pipeline.privacy_gate import PrivacyGate
 
 Frontal = Annotated[Path | None, typer.Option("--frontal", metavar="FILE", help="A frontal radiograph as input.")]
 Lateral = Annotated[Path | None, typer.Option("--lateral", metavar="FILE", help="A lateral radiograph as input.")]
@@ -35,7 +35,7 @@ Demographics = Annotated[
 ]
 Keep = Annotated[
     list[str] | None,
-    typer.Option("--keep", metavar="NAME=FILE", help="An output to start from a given picture; may be repeated."),
+    typer.Option("--keep", metavar="NAME=FILE", help="An output to start from a given image; may be repeated."),
 ]
 Out = Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder for the results, new or empty.")]
 Model = Annotated[
@@ -98,14 +98,14 @@ def generate(
     privacy_gate: Annotated[
         Path | None,
         typer.Option(
-            metavar="PATH", help="Draw again what is too close to these training pictures: manifest, folder, index."
+            metavar="PATH", help="Draw again what is too close to these training images: manifest, folder, index."
         ),
     ] = None,
     privacy_threshold: Annotated[
         str | None,
         typer.Option(
             metavar="X",
-            help="Too close: a share of held-out real pictures, or distances: latent=0.01,pixel=0.27",
+            help="Too close: a share of held-out real images, or distances: latent=0.01,pixel=0.27",
             show_default="0.01",
         ),
     ] = None,
@@ -123,7 +123,7 @@ def generate(
     Without any input the outputs are drawn from all that the model knows. Everything written is marked as synthetic
     and carries what xgem replay needs to make it again; a report given as input is stored in it as text.
     """
-    from xgem.provenance import check_output_folder
+    from xgem.utils.files import check_output_folder
 
     named = {"frontal": frontal, "lateral": lateral, "report": report, "mask": _mask(mask)}
     named |= {"boxes": boxes, "severity": severity, "demographics": demographics}
@@ -180,17 +180,17 @@ def replay(
 ) -> None:
     """Make a generated file again from the metadata it carries: identically, on the same machine.
 
-    Pictures that were inputs are looked up by their recorded name in the working folder and beside FILE, or given as
+    Images that were inputs are looked up by their recorded name in the working folder and beside FILE, or given as
     options. Model, device and dtype are the recorded ones unless given. Ends with 1 where the new file differs.
     """
-    from xgem.provenance import check_output_folder
+    from xgem.utils.files import check_output_folder
 
     inputs = _inputs(
         {"frontal": frontal, "lateral": lateral, "report": report, "mask": _mask(mask), "boxes": boxes}, more
     )
     check_output_folder(out, overwrite=overwrite)
 
-    from xgem.replay import replay as run
+    from xgem.pipeline.replay import replay as run
 
     replayed = run(
         file, inputs=inputs, keep=_named(keep, "--keep"), model=model, device=device, dtype=dtype, progress=progress
@@ -209,7 +209,7 @@ def _gate(path: Path | None, threshold: str | None, index: Path | None) -> Priva
         return None
     if index is not None and index.suffix != ".safetensors":
         raise InputError(f"--save-privacy-index is {str(index)!r}, expected a name that ends in .safetensors")
-    from xgem.privacy_gate import PrivacyGate, Thresholds
+    from xgem.pipeline.privacy_gate import PrivacyGate, Thresholds
 
     options: dict[str, Any] = {}
     try:
@@ -226,7 +226,7 @@ def _gate(path: Path | None, threshold: str | None, index: Path | None) -> Priva
 
 
 def _save(generation: Any, out: Path, overwrite: bool, as_json: bool) -> None:
-    from xgem.provenance import RECORD_NAME
+    from xgem.pipeline.generation import RECORD_NAME
 
     files = generation.save(out, overwrite=overwrite)
     if as_json:

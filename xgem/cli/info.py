@@ -74,10 +74,10 @@ def count_parameters(preset: str, settings: Sequence[str] = ()) -> dict[str, Any
     """
     import torch
 
-    from xgem.checkpoint import read_index
+    from xgem.checkpoints.store import read_index
     from xgem.cli.options import with_settings
-    from xgem.configs.schema import Preset, load_preset
-    from xgem.random_init import random_component
+    from xgem.configs.preset import Preset, load_preset
+    from xgem.convert.random_init import random_component
 
     loaded = Preset.parse(dict(read_index(preset).preset), preset) if Path(preset).is_dir() else load_preset(preset)
     loaded = with_settings(loaded, settings)
@@ -102,9 +102,9 @@ def doctor(
     """Show versions and devices, and check that checkpoints are whole. Ends with 1 where something is wrong."""
     import torch
 
-    from xgem import __version__
-    from xgem.devices import available_devices
-    from xgem.locate import embedded_names
+    from xgem._version import __version__
+    from xgem.checkpoints.locate import embedded_names
+    from xgem.utils.devices import available_devices
 
     report: dict[str, Any] = {
         "xgem": __version__,
@@ -144,8 +144,8 @@ def _device_text(name: str) -> str:
 
 def _check(model: str, revision: str | None) -> dict[str, Any]:
     """Hashes of all files, then every component built and loaded: what a request would do."""
-    from xgem.checkpoint import checkpoint_hash, load_component, read_index, verify
-    from xgem.locate import locate
+    from xgem.checkpoints.locate import locate
+    from xgem.checkpoints.store import checkpoint_hash, load_component, read_index, verify
 
     found: dict[str, Any] = {"model": model, "hash": None, "components": [], "problem": None}
     try:
@@ -195,7 +195,7 @@ def export(
 
     import torch
 
-    from xgem.checkpoint import copy_checkpoint, read_index
+    from xgem.checkpoints.store import copy_checkpoint, read_index
     from xgem.types import InputError
 
     formats = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
+    from xgem.data.sets import EvalSet
     from xgem.eval.record import FamilyResult
-    from xgem.eval.sets import EvalSet
 
 
 class LabelSource(StrEnum):
@@ -44,7 +44,7 @@ Training = Annotated[
 Split = Annotated[str, typer.Option("--split", help="Of a manifest: which studies are the real ones.")]
 View = Annotated[str, typer.Option("--view", help="Of a manifest: frontal or lateral.")]
 Labels = Annotated[LabelSource, typer.Option("--labels", help="The file's, of the reports by xgem's rules, or auto.")]
-Pad = Annotated[bool, typer.Option("--pad", help="Take pictures of mixed sizes: pad each to a square and resize.")]
+Pad = Annotated[bool, typer.Option("--pad", help="Take images of mixed sizes: pad each to a square and resize.")]
 Extractors = Annotated[
     list[str] | None,
     typer.Option(
@@ -79,7 +79,7 @@ def is_manifest(path: Path) -> bool:
 
 def read(path: Path, split: str | None, view: str, labels: str, pad: bool, name: str) -> EvalSet:
     """A set; ``split`` is of manifests alone."""
-    from xgem.eval.sets import read_set
+    from xgem.data.set_files import read_set
 
     wanted: Any = labels
     return read_set(path, split=split if is_manifest(path) else None, view=view, labels=wanted, pad=pad, name=name)
@@ -89,7 +89,7 @@ def read_sets(
     real: Path, generated: Path, training: Path | None, split: str, view: str, labels: str, pad: bool
 ) -> tuple[EvalSet, EvalSet, EvalSet | None]:
     """The real, the generated and, where there are any, the training studies; overlaps are refused."""
-    from xgem.eval.sets import check_disjoint
+    from xgem.data.sets import check_disjoint
 
     found = read(real, split, view, labels, pad, "real")
     made = read(generated, None, view, labels, pad, "generated")
@@ -106,8 +106,8 @@ def run(
     family: str, out: Path, overwrite: bool, as_json: bool, work: Callable[[], FamilyResult | list[FamilyResult]]
 ) -> None:
     """Do the work, write its results into ``out``, and print them."""
-    from xgem.eval.record import as_json as json_of
-    from xgem.eval.record import as_markdown, check_results_folder, write_results
+    from xgem.eval.report import as_json as json_of
+    from xgem.eval.report import as_markdown, check_results_folder, write_results
 
     check_results_folder(out, family, overwrite=overwrite)  # asked before the work, not after it
     made = work()
@@ -118,6 +118,6 @@ def run(
 
 def place_of(device: str | None) -> str:
     """The device asked for, or a GPU where there is one."""
-    from xgem.devices import resolve_device
+    from xgem.utils.devices import resolve_device
 
     return str(resolve_device(device))

@@ -54,7 +54,7 @@ def fidelity(
     view: View = "frontal",
     labels: Labels = LabelSource.auto,
     pad: Pad = False,
-    per_finding: Annotated[bool, typer.Option(help="Also for the pictures of each finding.")] = True,
+    per_finding: Annotated[bool, typer.Option(help="Also for the images of each finding.")] = True,
     note: Annotated[str, typer.Option("--note", help="Extra Info of CheXGenBench's tables.")] = "",
     seed: Seed = 0,
     bootstrap: Draws = 1000,
@@ -110,8 +110,8 @@ def text(
 ) -> None:
     """BLEU, ROUGE-L, label F1 by every labeller that is there, RadGraph-F1, RaTEScore, and BLEU within a study."""
     from xgem.eval.families import text as family
-    from xgem.eval.report_labels import read_label_table
     from xgem.eval.suite import Weights
+    from xgem.judges.report_labellers import read_label_table
 
     if (real_labels is None) != (generated_labels is None):
         raise InputError("--real-labels and --generated-labels: expected both or neither")
@@ -153,7 +153,7 @@ def factual(
     overwrite: Overwrite = False,
     as_json: AsJson = False,
 ) -> None:
-    """Whether generated pictures show their studies' findings: AUC, F1 and correlation by judges of real pictures."""
+    """Whether generated images show their studies' findings: AUC, F1 and correlation by judges of real images."""
     from xgem.eval.families import factual as family
     from xgem.eval.suite import judges_of, xrv_of
 
@@ -173,7 +173,7 @@ def consistency(
     out: Out,
     independent: Annotated[
         Path | None,
-        typer.Option("--independent", metavar="SET", help="The same studies, picture and report made apart."),
+        typer.Option("--independent", metavar="SET", help="The same studies, image and report made apart."),
     ] = None,
     training: Training = None,
     xrv: Xrv = None,
@@ -189,17 +189,16 @@ def consistency(
     overwrite: Overwrite = False,
     as_json: AsJson = False,
 ) -> None:
-    """Whether the picture and the report of one generation agree: cosine of prompt encoders, distance of label sets."""
-    from xgem.eval.consistency import PromptEncoders
+    """Whether the image and the report of one generation agree: cosine of prompt encoders, distance of label sets."""
     from xgem.eval.families import consistency as family
-    from xgem.eval.material import open_model
     from xgem.eval.suite import judges_of, xrv_of
+    from xgem.pipeline.embedding import PromptEncoders, open_model
 
     def work() -> FamilyResult:
         found, made, learnt = read_sets(real, generated, training, split, view, labels, pad)
         encoders, place = PromptEncoders.of(open_model(model, device=device), view), place_of(device)
         return family.evaluate(
-            found.with_pictures().with_reports(),
+            found.with_images().with_reports(),
             made,
             encoders=encoders,
             judges=judges_of(learnt, xrv_of(xrv, place), cache or out / "cache", place),
@@ -219,13 +218,13 @@ def privacy(
     held_out: Annotated[
         Path | None,
         typer.Option(
-            "--held-out", metavar="SET", help="Real pictures of others.", show_default="--training's split --split"
+            "--held-out", metavar="SET", help="Real images of others.", show_default="--training's split --split"
         ),
     ] = None,
     extractor: Extractors = None,
     reid: Reid = None,
     own_prompt: Annotated[
-        bool, typer.Option("--own-prompt", help="As the published code: only the picture whose prompt was used.")
+        bool, typer.Option("--own-prompt", help="As the published code: only the image whose prompt was used.")
     ] = False,
     split: Annotated[str, typer.Option("--split", help="Of a manifest: which studies are the held-out ones.")] = "val",
     view: View = "frontal",
@@ -237,10 +236,10 @@ def privacy(
     overwrite: Overwrite = False,
     as_json: AsJson = False,
 ) -> None:
-    """Distance of generations to the closest training picture, re-identification, and tests of memorisation."""
+    """Distance of generations to the closest training image, re-identification, and tests of memorisation."""
     from xgem.eval.families import privacy as family
-    from xgem.eval.reid import load_reid
     from xgem.eval.suite import open_extractors
+    from xgem.judges.reid import load_reid
 
     def work() -> FamilyResult:
         made = read(generated, None, view, "auto", pad, "generated")

@@ -74,8 +74,8 @@ def utility(
 ) -> None:
     """What generated studies are worth as training data: networks trained with and without them, tested on real."""
     from xgem.eval.families import utility as family
-    from xgem.eval.utility.data import studies_of
-    from xgem.eval.utility.settings import preset
+    from xgem.judges.settings import preset
+    from xgem.judges.tasks.data import studies_of
 
     changed: dict[str, Any] = {"seed": seed, "draws": bootstrap, "weights": weights}
     asked = preset(task.value, settings)
@@ -128,7 +128,7 @@ def fairness(
 ) -> None:
     """Gaps between subgroups, of a classifier trained on real studies and of one with subgroups topped up."""
     from xgem.eval.suite import fairness as evaluate
-    from xgem.eval.utility.settings import preset
+    from xgem.judges.settings import preset
 
     asked = replace(preset("classification", settings), seed=seed, draws=bootstrap)
     if runs is not None:
@@ -183,11 +183,11 @@ def everything(
 ) -> None:
     """Generate what the measures need with a checkpoint, and measure all families against a manifest's real studies.
 
-    OUT receives all.json, .csv, .md and a report in one file, all.html, which shows real pictures. Stopped, the same
+    OUT receives all.json, .csv, .md and a report in one file, all.html, which shows real images. Stopped, the same
     command goes on with what it has.
     """
-    from xgem.eval.record import as_json as json_of
-    from xgem.eval.record import as_markdown, check_results_folder, write_results
+    from xgem.eval.report import as_json as json_of
+    from xgem.eval.report import as_markdown, check_results_folder, write_results
     from xgem.eval.suite import SuiteSettings, Weights, evaluate_all
 
     check_results_folder(out, "all", overwrite=overwrite)
@@ -219,7 +219,7 @@ def rank(
     ] = None,
 ) -> None:
     """Rank several models by every number that their records have in common."""
-    from xgem.eval.comparisons import rank_records, read_record
+    from xgem.eval.compare import rank_records, read_record
 
     named = [one.partition("=") for one in records]
     if any(not separator or not name for name, separator, _ in named):

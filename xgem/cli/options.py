@@ -11,12 +11,12 @@ import typer
 from xgem.types import InputError
 
 if TYPE_CHECKING:
-    from xgem.configs.schema import Preset
+    from xgem.configs.preset import Preset
 
 
 Data = Annotated[Path, typer.Option("--data", metavar="MANIFEST", help="Manifest: .parquet or .jsonl.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the results as JSON.")]
-Out = Annotated[Path, typer.Option("--out", metavar="DIR", help="Run folder for tables, reports and pictures.")]
+Out = Annotated[Path, typer.Option("--out", metavar="DIR", help="Run folder for tables, reports and images.")]
 Model = Annotated[
     str | None, typer.Option("--model", help="Embedded checkpoint, folder or hub id.", show_default="openi-128")
 ]
@@ -41,7 +41,7 @@ Draws = Annotated[int, typer.Option("--bootstrap", help="Bootstrap draws.")]
 Epochs = Annotated[int, typer.Option("--classifier-epochs", help="Epochs of the judging classifier.")]
 Cache = Annotated[
     Path | None,
-    typer.Option("--cache", metavar="DIR", help="Prepared pictures and classifiers.", show_default="OUT/cache"),
+    typer.Option("--cache", metavar="DIR", help="Prepared images and classifiers.", show_default="OUT/cache"),
 ]
 Device = Annotated[str | None, typer.Option("--device", help="cpu, cuda, ...", show_default="a GPU, or cpu")]
 Dtype = Annotated[str | None, typer.Option("--dtype", help="float32, bfloat16 or float16.", show_default="float32")]

@@ -48,9 +48,9 @@ def train(
 
     import torch
 
+    from xgem.checkpoints.locate import locate
     from xgem.configs import load_preset
     from xgem.data.manifest import Manifest
-    from xgem.locate import locate
     from xgem.train.loop import LoopOptions
     from xgem.train.stages import STAGES, planned, run
     from xgem.types import InputError

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from xgem.checkpoint import read_index
+from xgem.checkpoints.store import read_index
 from xgem.cohort.items import Cohort, Item
 from xgem.cohort.plan import Plan
-from xgem.configs.schema import Preset
+from xgem.configs.preset import Preset
 from xgem.generators.sampling import SAMPLERS
 from xgem.modalities import MODALITIES, get_modality
-from xgem.pipeline import XgemPipeline
-from xgem.request import make_request
+from xgem.pipeline.pipeline import XgemPipeline
+from xgem.pipeline.request import make_request
 from xgem.types import InputError
 
 _SAID = {"report", "demographics", "severity"}
@@ -22,11 +22,11 @@ _SAID = {"report", "demographics", "severity"}
 def stages(outputs: Sequence[str], inputs: Sequence[str]) -> list[tuple[tuple[str, ...], tuple[str, ...]]]:
     """What is made from what, in turn: (outputs, inputs).
 
-    A report that is asked for beside a report as prompt is written afterwards, from the pictures.
+    A report that is asked for beside a report as prompt is written afterwards, from the images.
     """
     if "report" in outputs and "report" in inputs and len(outputs) > 1:
-        pictures = tuple(name for name in outputs if name != "report")
-        return [(pictures, tuple(inputs)), (("report",), pictures)]
+        images = tuple(name for name in outputs if name != "report")
+        return [(images, tuple(inputs)), (("report",), images)]
     return [(tuple(outputs), tuple(inputs))]
 
 

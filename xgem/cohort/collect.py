@@ -14,7 +14,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from xgem.checkpoint_index import file_sha256, locked
 from xgem.cohort.folder import FINAL, Folder, Made
 from xgem.cohort.items import Cohort, Item
 from xgem.data.annotations import Box
@@ -22,6 +21,7 @@ from xgem.data.manifest import Manifest
 from xgem.data.rows import Row
 from xgem.labels.vocabulary import CHEXPERT_CLASSES, annotated_labels
 from xgem.types import OutputError
+from xgem.utils.files import file_sha256, locked
 
 RECORD, MANIFEST, TABLE, DECATHLON = FINAL
 COLUMNS: Final = ("file", "id", "pair", "prompt", "report", "sex", "age", "race", "severity", "subject", "view")
@@ -31,10 +31,10 @@ _LISTS: Final = {"train": "training", "val": "validation", "test": "test"}
 
 @dataclass(frozen=True)
 class Counts:
-    """What a cohort holds; ``pictures`` by view."""
+    """What a cohort holds; ``images`` by view."""
 
     studies: int
-    pictures: Mapping[str, int]
+    images: Mapping[str, int]
     reports: int
 
 
@@ -45,15 +45,15 @@ class _Study:
     report: str
 
     @property
-    def pictures(self) -> dict[str, str]:
+    def images(self) -> dict[str, str]:
         return {name: file for name, file in self.made.files.items() if name != "report"}
 
 
 def collect(cohort: Cohort, folder: Folder) -> Counts:
     """Write the final files, once: a finished cohort is left as it is.
 
-    ``manifest.parquet`` (``xgem.data.manifest``), ``metadata.csv`` (``xgem.eval.sets.read_set``; a row a picture, or a
-    report where there are no pictures), ``dataset.json`` (MONAI's decathlon form) and ``cohort.json``.
+    ``manifest.parquet`` (``xgem.data.manifest``), ``metadata.csv`` (``xgem.data.set_files``; a row an image, or a
+    report where there are no images), ``dataset.json`` (MONAI's decathlon form) and ``cohort.json``.
 
     Raises:
         OutputError: studies are missing or damaged (says how many), nothing was begun here, it was begun with another
@@ -79,7 +79,7 @@ def collect(cohort: Cohort, folder: Folder) -> Counts:
         studies = [_Study(item, one, _report(folder.root, one)) for item in cohort for one in [made[item.index]]]
         counts = Counts(
             len(studies),
-            dict(sorted(Counter(view for study in studies for view in study.pictures).items())),
+            dict(sorted(Counter(view for study in studies for view in study.images).items())),
             sum("report" in study.made.files for study in studies),
         )
         if not _finished(folder):
@@ -110,7 +110,7 @@ def _write(cohort: Cohort, folder: Folder, begun: Mapping[str, Any], studies: Se
     manifest.check()
     manifest.write(folder.root / MANIFEST)
     with folder.writing(TABLE) as partial:
-        _write_table(partial, studies, pictures=bool(counts.pictures))
+        _write_table(partial, studies, images=bool(counts.images))
     folder.write_json(DECATHLON, _decathlon(cohort, studies, licence))
     record = {
         "name": cohort.plan.name,
@@ -123,7 +123,7 @@ def _write(cohort: Cohort, folder: Folder, begun: Mapping[str, Any], studies: Se
         "counts": asdict(counts),
         "cells": cells(cohort),
         "left_out": dict(cohort.left_out),
-        "seeds": "an item's is a hash of the plan's seed and the item's number (xgem.noise.derived_seed)",
+        "seeds": "an item's is a hash of the plan's seed and the item's number (xgem.utils.random.derived_seed)",
         "batches": f"of {cohort.plan.batch_size} items with the same outputs, in the order of their numbers",
         "files": {name: file_sha256(folder.root / name) for name in FINAL[1:]},
     }
@@ -150,7 +150,7 @@ def _rows(study: _Study, cohort: Cohort, licence: str) -> list[Row]:
         "study": item.id,
         "subject": item.id,
         "split": cohort.plan.split,
-        # What the pictures were asked with stands for the report where none was made.
+        # What the images were asked with stands for the report where none was made.
         "impression": study.report or item.prompt,
         "labels": item.cell.labels,
         "sex": item.cell.sex,
@@ -162,12 +162,12 @@ def _rows(study: _Study, cohort: Cohort, licence: str) -> list[Row]:
         "source": SOURCE,
         "licence": licence,
     }
-    pictures: list[dict[str, Any]] = [{"view": view, "file": file} for view, file in study.pictures.items()]
-    return [Row(**common, **picture) for picture in pictures or [{}]]
+    images: list[dict[str, Any]] = [{"view": view, "file": file} for view, file in study.images.items()]
+    return [Row(**common, **image) for image in images or [{}]]
 
 
-def _write_table(path: Path, studies: Sequence[_Study], *, pictures: bool) -> None:
-    columns = [name for name in COLUMNS if pictures or name not in ("file", "view")]
+def _write_table(path: Path, studies: Sequence[_Study], *, images: bool) -> None:
+    columns = [name for name in COLUMNS if images or name not in ("file", "view")]
     with path.open("w", newline="", encoding="utf-8") as stream:
         table = csv.DictWriter(stream, [*columns, *CHEXPERT_CLASSES], extrasaction="ignore", lineterminator="\n")
         table.writeheader()
@@ -184,9 +184,9 @@ def _write_table(path: Path, studies: Sequence[_Study], *, pictures: bool) -> No
                 "subject": item.id,
                 **{name: f"{value:g}" for name, value in annotated_labels(item.cell.labels, SOURCE).items()},
             }
-            for view, file in study.pictures.items() or [("", "")]:
-                # An id is a row's own: where a study has several pictures it says which.
-                name = item.id if len(study.pictures) < 2 else f"{item.id}-{view}"
+            for view, file in study.images.items() or [("", "")]:
+                # An id is a row's own: where a study has several images it says which.
+                name = item.id if len(study.images) < 2 else f"{item.id}-{view}"
                 table.writerow({**row, "file": file, "view": view, "id": name})
 
 
@@ -194,7 +194,7 @@ def _decathlon(cohort: Cohort, studies: Sequence[_Study], licence: str) -> dict[
     entries: list[dict[str, Any]] = []
     for study in studies:
         labels = annotated_labels(study.item.cell.labels, SOURCE)
-        for view, file in study.pictures.items():
+        for view, file in study.images.items():
             entry: dict[str, Any] = {"image": file, "view": view, "study": study.item.id}
             if labels:
                 entry["label"] = [int(labels[name]) if name in labels else None for name in CHEXPERT_CLASSES]

@@ -23,10 +23,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from xgem.checkpoint_index import file_sha256, locked, write_json
 from xgem.cohort.items import Batch
-from xgem.provenance import check_output_folder
 from xgem.types import OutputError
+from xgem.utils.files import check_output_folder, file_sha256, locked, write_json
 
 STATE = ".cohort"
 FINAL = ("cohort.json", "manifest.parquet", "metadata.csv", "dataset.json")

@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from xgem.cohort.plan import Balanced, Finding, Matched, Plan
-from xgem.types import InputError, Study
+from xgem.data.study import Study
+from xgem.types import InputError
 
 
 @dataclass(frozen=True)
@@ -24,7 +25,7 @@ class Cell:
     """What the studies of one cell have in common.
 
     ``texts`` take turns as prompts. ``ages`` are drawn from, both ends included. ``tells``: sex, age and race are an
-    input. ``pictures`` and ``annotations`` are the other inputs, the latter those of ``study``.
+    input. ``images`` and ``annotations`` are the other inputs, the latter those of ``study``.
     """
 
     outputs: tuple[str, ...]
@@ -36,7 +37,7 @@ class Cell:
     race: str | None = None
     severity: float | None = None
     tells: bool = False
-    pictures: Mapping[str, Path] = field(default_factory=dict[str, Path])
+    images: Mapping[str, Path] = field(default_factory=dict[str, Path])
     annotations: tuple[str, ...] = ()
     study: Study | None = None
 
@@ -93,7 +94,7 @@ class Cohort:
 
     def item(self, index: int) -> Item:
         """The item of that number, from 0; its seed is a function of the plan's seed and the number alone."""
-        from xgem.noise import derived_seed
+        from xgem.utils.random import derived_seed
 
         cell, turn = self.cells[index % len(self.cells)], index // len(self.cells)
         age = None
@@ -102,7 +103,7 @@ class Cohort:
             draw = random.Random(derived_seed(self.plan.seed, "cohort", index, "age"))
             age = low if low == high else float(draw.randint(int(low), int(high)))
         prompt = cell.texts[turn % len(cell.texts)] if cell.texts else ""
-        inputs: dict[str, Any] = dict(cell.pictures)
+        inputs: dict[str, Any] = dict(cell.images)
         if prompt:
             inputs["report"] = prompt
         known = {"sex": cell.sex, "age": age, "race": cell.race}
@@ -168,15 +169,15 @@ def _balanced(plan: Plan, part: Balanced) -> Iterator[Cell]:
 
 
 def _matched(plan: Plan, part: Matched) -> Cohort:
-    from xgem.checkpoint_index import file_sha256
     from xgem.data.manifest import Manifest
+    from xgem.utils.files import file_sha256
 
     studies = Manifest.read(part.manifest).studies(part.split)
     left_out: Counter[str] = Counter()
     usable: list[tuple[Study, str]] = []
     for study in studies:
         report = " ".join(text for section in part.sections if (text := str(getattr(study, section)).strip()))
-        held = {**study.pictures, "report": any(map(str.isalnum, report)), "mask": study.masks, "boxes": study.boxes}
+        held = {**study.images, "report": any(map(str.isalnum, report)), "mask": study.masks, "boxes": study.boxes}
         held |= {"severity": study.severity is not None, "demographics": True}
         lacking = next((name for name in part.inputs if not held.get(name)), None)
         if lacking is None:
@@ -197,9 +198,9 @@ def _matched(plan: Plan, part: Matched) -> Cohort:
 
 
 def _match(plan: Plan, part: Matched, study: Study, report: str) -> Cell:
-    pictures = {name: study.pictures[name][0] for name in part.inputs if name in ("frontal", "lateral")}
+    images = {name: study.images[name][0] for name in part.inputs if name in ("frontal", "lateral")}
     tells = "demographics" in part.inputs
-    known = tells or bool(pictures)
+    known = tells or bool(images)
     return Cell(
         outputs=plan.outputs,
         texts=(report,) if "report" in part.inputs else (),
@@ -209,7 +210,7 @@ def _match(plan: Plan, part: Matched, study: Study, report: str) -> Cell:
         race=study.race if known else None,
         severity=study.severity if "severity" in part.inputs else None,
         tells=tells,
-        pictures=pictures,
+        images=images,
         annotations=tuple(name for name in part.inputs if name in _HELD),
         study=study,
     )

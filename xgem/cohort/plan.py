@@ -17,7 +17,7 @@
     matched:                            # the studies of a manifest's split, with their prompts and labels
       manifest: data/manifest.parquet
       split: test
-      inputs: [report]                  # or pictures, annotations, demographics
+      inputs: [report]                  # or images, annotations, demographics
       count: 2                          # studies for each of them
 """
 
@@ -27,7 +27,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Final, Literal
 
 import yaml
 from pydantic import (
@@ -41,15 +41,19 @@ from pydantic import (
     model_validator,
 )
 
-from xgem.cohort.prompts import sentences
+from xgem.data.captions import NORMAL_CAPTION
 from xgem.data.demographics import MAX_AGE
 from xgem.data.rows import Split, View
 from xgem.labels.vocabulary import CHEXPERT_CLASSES, NO_FINDING
-from xgem.request import MAX_SEED
+from xgem.pipeline.request import MAX_SEED
 from xgem.types import InputError
 
 Output = Literal["frontal", "lateral", "report"]
+
+
 Input = Literal["frontal", "lateral", "report", "mask", "boxes", "severity", "demographics"]
+
+
 _NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]*$"
 
 
@@ -72,6 +76,8 @@ def _in_one_order(views: tuple[View, ...]) -> tuple[View, ...]:
 
 Ages = Annotated[tuple[int, int], BeforeValidator(_range)]
 """Whole years from, to; both may be drawn."""
+
+
 Views = Annotated[tuple[View, ...], BeforeValidator(_listed), AfterValidator(_in_one_order), Field(min_length=1)]
 
 
@@ -130,7 +136,7 @@ class Finding(_Part):
 class Balanced(_Part):
     """Every combination of the axes is a cell, of which ``count`` studies are made; an empty axis asks for nothing.
 
-    ``views`` are the pictures of a study; by default all views among the outputs. ``severities`` are Brixia scores.
+    ``views`` are the images of a study; by default all views among the outputs. ``severities`` are Brixia scores.
     """
 
     findings: tuple[Finding, ...] = ()
@@ -160,7 +166,7 @@ class Balanced(_Part):
 class Matched(_Part):
     """``count`` studies for each study of a manifest's split, from its own ``inputs``.
 
-    Labels are the study's. So are sex, age and race where demographics are an input, or a picture, which shows the
+    Labels are the study's. So are sex, age and race where demographics are an input, or an image, which shows the
     same patient. A study that lacks an input is left out and counted; demographics are told as far as they are known.
     ``sections`` make the report as input; ``limit`` takes so many studies, chosen by the seed.
     """
@@ -176,7 +182,7 @@ class Matched(_Part):
     def _each_once(self) -> Matched:
         _once("inputs", self.inputs)
         if not set(self.inputs) - {"demographics"}:
-            raise ValueError("inputs: expected a report, a picture or an annotation among them")
+            raise ValueError("inputs: expected a report, an image or an annotation among them")
         return self
 
 
@@ -184,7 +190,7 @@ class Plan(_Part):
     """A whole plan. Model, sampling and outputs are as in ``xgem generate``; paths start from the working folder.
 
     Items are computed in batches of ``batch_size`` whose composition the items' numbers alone decide, so it is a part
-    of the result. A report that is asked for beside a report as prompt is written from the pictures just made.
+    of the result. A report that is asked for beside a report as prompt is written from the images just made.
     """
 
     name: str = Field(pattern=_NAME)
@@ -271,3 +277,27 @@ def _twice(values: Sequence[Any]) -> Any:
 
 def _names(values: Any) -> str:
     return ", ".join(sorted(values)) or "none"
+
+
+SENTENCES: Final[dict[str, tuple[str, ...]]] = {
+    NO_FINDING: (NORMAL_CAPTION, "Normal chest radiograph.", "No acute abnormality is seen."),
+    "Enlarged Cardiomediastinum": ("The mediastinum is widened.", "Widening of the mediastinum."),
+    "Cardiomegaly": ("Cardiomegaly.", "The heart is enlarged.", "Cardiac enlargement."),
+    "Lung Lesion": ("Pulmonary nodule.", "There is a nodule in the lung.", "Lung mass."),
+    "Lung Opacity": ("Lung opacity.", "There is an airspace opacity.", "Patchy opacities in the lungs."),
+    "Edema": ("Pulmonary edema.", "Interstitial edema.", "The lungs show pulmonary edema."),
+    "Consolidation": ("Consolidation.", "There is a focal consolidation.", "Lobar consolidation."),
+    "Pneumonia": ("Pneumonia.", "The appearance is that of pneumonia.", "Lobar pneumonia."),
+    "Atelectasis": ("Atelectasis.", "Bibasilar atelectasis.", "There is atelectasis at the lung base."),
+    "Pneumothorax": ("Pneumothorax.", "There is a pneumothorax.", "Apical pneumothorax."),
+    "Pleural Effusion": ("Pleural effusion.", "There is a pleural effusion.", "Small pleural effusion."),
+    "Pleural Other": ("Pleural thickening.", "There is pleural thickening.", "Pleural plaque."),
+    "Fracture": ("Rib fracture.", "There is a fracture of a rib.", "Fractured rib."),
+    "Support Devices": ("Pacemaker in place.", "A central venous catheter is in place."),
+}
+
+
+def sentences(labels: Sequence[str]) -> tuple[str, ...]:
+    """Texts that ask for all of ``labels`` (CheXpert classes) at once, each class once a text."""
+    count = max(len(SENTENCES[label]) for label in labels)
+    return tuple(" ".join(SENTENCES[one][k % len(SENTENCES[one])] for one in labels) for k in range(count))

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from xgem import __version__
+from xgem._version import __version__
 from xgem.api import load, model_for
 from xgem.cohort.check import check, options, stages
 from xgem.cohort.collect import Counts, collect
@@ -23,12 +23,12 @@ from xgem.cohort.folder import Folder, Made
 from xgem.cohort.items import Batch, Cohort, Item, expand
 from xgem.cohort.plan import Plan
 from xgem.cohort.shards import Shard
-from xgem.data.study_annotations import read_study
-from xgem.devices import dtype_name
+from xgem.data.study import read_study
 from xgem.modalities import get_modality
-from xgem.pipeline import XgemPipeline
-from xgem.progress import StepBar
-from xgem.provenance import Generation
+from xgem.pipeline.generation import Generation
+from xgem.pipeline.pipeline import XgemPipeline
+from xgem.utils.devices import dtype_name
+from xgem.utils.progress import StepBar
 
 
 @dataclass(frozen=True)
@@ -176,7 +176,7 @@ def _write(place: Path, plan: Plan, item: Item, made: Made, generation: Generati
         metadata["device"] = str(metadata["device"]).partition(":")[0]  # which of several GPUs says nothing
         metadata["cohort"] = {"name": plan.name, "study": item.id, "seed": plan.seed, "item": item.index}
         kind, stem = (
-            ("pictures", f"{item.index:08d}-{output}") if modality.is_picture else ("reports", f"{item.index:08d}")
+            ("pictures", f"{item.index:08d}-{output}") if modality.is_image else ("reports", f"{item.index:08d}")
         )
         path = modality.write(generation.outputs[output][0], place / kind, stem, metadata)
         assert path is not None  # every output has a file

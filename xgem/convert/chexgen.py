@@ -10,13 +10,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from xgem.checkpoint import init_checkpoint, new_folder, save_component
-from xgem.component import Component, component_class
-from xgem.configs.schema import ControlNetConfig, DiTGeneratorConfig, Preset, load_preset
+from xgem.checkpoints.component import Component, component_class
+from xgem.checkpoints.store import init_checkpoint, save_component
+from xgem.configs.components import ControlNetConfig, DiTGeneratorConfig
+from xgem.configs.preset import Preset, load_preset
 from xgem.convert.published import Converted, fill, read_weights_file, refuse_left_over, tensors
 from xgem.generators.controlnet import ControlNet
 from xgem.generators.latent_diffusion import DiTLatentDiffusion
 from xgem.types import CheckpointError, ConfigError
+from xgem.utils.files import new_folder
 
 _BLOCK = r"blocks\.(\d+)\."
 _OURS = r"net.pixart.transformer_blocks.\1."

@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from xgem.component import Component
+from xgem.checkpoints.component import Component
 from xgem.types import CheckpointError
-from xgem.weights import one_line
+from xgem.utils.files import one_line
 
 _NUMBER = re.compile(r"(?<=\.)\d+(?=\.|$)")
 

@@ -1,8 +1,8 @@
-"""XGeM's published weights (``.pt``, CoDi's layout) as an xgem checkpoint: encoders, picture codec, picture generators.
+"""XGeM's published weights (``.pt``, CoDi's layout) as an xgem checkpoint: encoders, image codec, image generators.
 
 The report side is not converted. The published report denoiser normalises every token with weights of its own and wraps
 its attention in a projection, the published environment encoders and joint attentions have other layers: no component
-here computes the same. Video layers, which pictures never pass, have no place either.
+here computes the same. Video layers, which images never pass, have no place either.
 """
 
 from __future__ import annotations
@@ -16,9 +16,10 @@ import torch
 from diffusers.loaders.single_file_utils import convert_ldm_unet_checkpoint, convert_ldm_vae_checkpoint
 from torch import Tensor
 
-from xgem.checkpoint import init_checkpoint, new_folder, save_component
-from xgem.component import Component
-from xgem.configs.schema import ImageEncoderConfig, ImageVAEConfig, Preset, TextEncoderConfig, load_preset
+from xgem.checkpoints.component import Component
+from xgem.checkpoints.store import init_checkpoint, save_component
+from xgem.configs.components import ImageEncoderConfig, ImageVAEConfig, TextEncoderConfig
+from xgem.configs.preset import Preset, load_preset
 from xgem.convert.published import Converted, fill, read_weights_file, refuse_left_over, tensors
 from xgem.encoders.image import ImageEncoder
 from xgem.encoders.pretrained import fresh_towers
@@ -26,6 +27,7 @@ from xgem.encoders.text import TextEncoder
 from xgem.generators.image_vae import ImageVAE
 from xgem.generators.latent_diffusion import ImageLatentDiffusion
 from xgem.types import CheckpointError, ConfigError
+from xgem.utils.files import new_folder
 
 _VIEWS = ("frontal", "lateral")
 _VISION_SCALE = 0.18215
@@ -128,7 +130,7 @@ def _converted(weights: Mapping[str, Tensor], convert: Callable[[dict[str, Tenso
 
 
 def unet_weights(weights: Mapping[str, Tensor], layers_per_block: int) -> Named:
-    """A picture denoiser by diffusers' names; video layers are left out."""
+    """An image denoiser by diffusers' names; video layers are left out."""
     names = {_NESTED.sub(r"\1.\2.", key): key for key in weights}
     plain = {f"model.diffusion_model.{name}": weights[key] for name, key in names.items() if _UNET.match(name)}
     ours, source = _converted(plain, lambda w: convert_ldm_unet_checkpoint(w, {"layers_per_block": layers_per_block}))
@@ -199,7 +201,7 @@ def _filled(published: _Published, component: Component, prefix: str, place: str
 @torch.no_grad()
 def _generator(published: _Published, preset: Preset, view: str, nothing: Mapping[str, Tensor]) -> Component:
     """A view's generator. Its one context token is the prompts' mean vector itself, its null context what the encoders
-    make of black pictures and empty texts, averaged over its prompts (published: over those of the request)."""
+    make of black images and empty texts, averaged over its prompts (published: over those of the request)."""
     config: Any = preset.components[preset.generator(view)]
     if (
         config.kind != "image_generator"
@@ -256,9 +258,9 @@ def convert_xgem(source: Path, target: Path, *, preset: str = "paper", allow_unu
     encoders = _towers(published, image, text)
     parts |= {image_name: encoders[0], text_name: encoders[1], chosen.codec("frontal"): _codec(published, codec)}
     black = torch.full((1, 1, image.image_size, image.image_size), -1.0)
-    picture = encoders[0].encode(black).pooled[0]
+    pooled_image = encoders[0].encode(black).pooled[0]
     empty = encoders[1].encode_ids(encoders[1].tokenizer([""])).pooled[0]
-    nothing: dict[str, Tensor] = {"frontal": picture, "lateral": picture, "report": empty}
+    nothing: dict[str, Tensor] = {"frontal": pooled_image, "lateral": pooled_image, "report": empty}
     parts |= {chosen.generator(view): _generator(published, chosen, view, nothing) for view in _VIEWS}
     unused = refuse_left_over(published.left(), published.origin, allowed=allow_unused)
     with new_folder(target) as folder:

@@ -1,6 +1,6 @@
 """Reading annotations (masks, boxes, severity), and writing masks and boxes as training data.
 
-A mask is a picture whose numbers count, so nothing is scaled, and nothing repaired: a mask that was saved as JPEG or
+A mask is an image whose numbers count, so nothing is scaled, and nothing repaired: a mask that was saved as JPEG or
 smoothed is an ``InputError``. Readers take what ``xgem.data.annotations`` describes; that module checks the contents.
 """
 
@@ -50,14 +50,14 @@ def structure_of(name: str) -> str:
 
 
 def read_masks(value: Any) -> Annotation:
-    """Masks as an annotation of the picture's own size.
+    """Masks as an annotation of the image's own size.
 
     Args:
-        value: a mapping from structure to binary picture (0 and one other value), or one picture: of labels (0 for
+        value: a mapping from structure to binary image (0 and one other value), or one image: of labels (0 for
             background, i + 1 for ``STRUCTURES[i]``), or a binary file that is named after its structure
-            ("pneumothorax.png", "chest.left_lung.png"). A picture is a path (PNG, TIFF, BMP or ``.npy``), a PIL image,
-            an array or a tensor. "lungs" is one mask of both: its parts left and right of the picture's middle are
-            the patient's right and left lung. A picture of 0 and 1 alone counts as binary, unless it is a PNG that
+            ("pneumothorax.png", "chest.left_lung.png"). An image is a path (PNG, TIFF, BMP or ``.npy``), a PIL image,
+            an array or a tensor. "lungs" is one mask of both: its parts left and right of the image's middle are
+            the patient's right and left lung. An image of 0 and 1 alone counts as binary, unless it is a PNG that
             says that it holds labels, as ``write_labels`` makes it; of such a PNG in a mapping, the named structure
             is taken.
 
@@ -79,7 +79,7 @@ def read_masks(value: Any) -> Annotation:
     stored, origin, labelled = _stored(value)
     values = np.unique(stored)
     if not values.any():
-        raise InputError(f"{origin}: an empty mask (0 all over); leave out what the picture does not show")
+        raise InputError(f"{origin}: an empty mask (0 all over); leave out what the image does not show")
     name = _plain(Path(origin).stem.rpartition(".")[2])
     if not labelled and len(values) <= 2:
         if name == "lungs" or _STRUCTURE_ALIASES.get(name, name) in STRUCTURES:
@@ -93,10 +93,10 @@ def read_masks(value: Any) -> Annotation:
 
 
 def read_boxes(value: Any) -> Annotation:
-    """Boxes as an annotation, of the picture's size where the value states it.
+    """Boxes as an annotation, of the image's size where the value states it.
 
     Args:
-        value: a list of ``{"label" or "category": class, "bbox": [x, y, w, h]}`` in shares of the picture; COCO, a
+        value: a list of ``{"label" or "category": class, "bbox": [x, y, w, h]}`` in shares of the image; COCO, a
             mapping with ``images`` (one), ``annotations`` and ``categories``, in pixels; or the path of a JSON file
             with one of these.
 
@@ -131,8 +131,8 @@ def read_severity(value: Any) -> Annotation:
     return Annotation(severity=number_up_to(MAX_SEVERITY, "severity", value))
 
 
-def label_picture(masks: Mapping[str, Mask]) -> tuple[NDArray[np.uint8], tuple[tuple[str, str], ...]]:
-    """Masks (h, w) in one picture (h, w), 0 for background and i + 1 for ``STRUCTURES[i]``.
+def label_image(masks: Mapping[str, Mask]) -> tuple[NDArray[np.uint8], tuple[tuple[str, str], ...]]:
+    """Masks (h, w) in one image (h, w), 0 for background and i + 1 for ``STRUCTURES[i]``.
 
     Where masks overlap, the one later in ``STRUCTURES`` is kept; the second result is the pairs that do.
     """
@@ -147,11 +147,11 @@ def label_picture(masks: Mapping[str, Mask]) -> tuple[NDArray[np.uint8], tuple[t
 
 
 def write_labels(masks: Mapping[str, Mask], path: Path) -> tuple[tuple[str, str], ...]:
-    """Write ``label_picture`` as a PNG that says what it is; returns the pairs of structures that overlap."""
+    """Write ``label_image`` as a PNG that says what it is; returns the pairs of structures that overlap."""
     from PIL import Image
     from PIL.PngImagePlugin import PngInfo
 
-    labels, overlaps = label_picture(masks)
+    labels, overlaps = label_image(masks)
     info = PngInfo()
     info.add_text(LABELS_KEY, ", ".join(f"{number} {name}" for number, name in enumerate(STRUCTURES, 1)))
     Image.fromarray(labels).save(path, format="PNG", pnginfo=info)
@@ -170,7 +170,7 @@ def write_masks(masks: Mapping[str, Mask], directory: Path, stem: str) -> list[P
 
 
 def coco(boxes: Sequence[Box], width: int, height: int, file_name: str) -> dict[str, Any]:
-    """Boxes of one picture of ``width`` x ``height`` pixels in COCO's form, ready for JSON."""
+    """Boxes of one image of ``width`` x ``height`` pixels in COCO's form, ready for JSON."""
     annotations: list[dict[str, Any]] = []
     for number, box in enumerate(boxes, 1):
         pixels = [float(side) for side in (box.x * width, box.y * height, box.w * width, box.h * height)]
@@ -195,7 +195,7 @@ def coco(boxes: Sequence[Box], width: int, height: int, file_name: str) -> dict[
 
 
 def _stored(source: Any) -> tuple[NDArray[Any], str, bool]:
-    """A picture's (h, w) numbers as stored, the file it is from or "mask", and whether it says that it holds labels."""
+    """An image's (h, w) numbers as stored, the file it is from or "mask", and whether it says that it holds labels."""
     from PIL import Image, UnidentifiedImageError
 
     if isinstance(source, str | os.PathLike):
@@ -213,7 +213,7 @@ def _stored(source: Any) -> tuple[NDArray[Any], str, bool]:
         except InputError:
             raise
         except UnidentifiedImageError:
-            raise InputError(f"{origin}: no picture; expected {_MASK_FILES}") from None
+            raise InputError(f"{origin}: no image; expected {_MASK_FILES}") from None
         # Decoders meet damaged files in many ways.
         except (OSError, SyntaxError, ValueError, EOFError, TypeError, Image.DecompressionBombError) as error:
             raise InputError(f"{origin}: not a readable mask ({_brief(error)}); expected PNG or .npy") from error
@@ -221,7 +221,7 @@ def _stored(source: Any) -> tuple[NDArray[Any], str, bool]:
         try:
             return _of_image(source, "mask"), "mask", LABELS_KEY in source.info
         except OSError as error:  # a lazily opened file turns out to be damaged
-            raise InputError(f"mask: damaged picture ({_brief(error)}); get the file again") from error
+            raise InputError(f"mask: damaged image ({_brief(error)}); get the file again") from error
     if hasattr(source, "detach"):
         source = source.detach().cpu().numpy()
     if not isinstance(source, np.ndarray):
@@ -236,7 +236,7 @@ def _of_image(image: Any, origin: str) -> NDArray[Any]:
     from PIL import ImageOps
 
     if getattr(image, "n_frames", 1) > 1:
-        raise InputError(f"{origin}: holds {image.n_frames} frames; expected one picture")
+        raise InputError(f"{origin}: holds {image.n_frames} frames; expected one image")
     image = ImageOps.exif_transpose(image)
     if image.mode == "LA":
         image = image.getchannel("L")
@@ -249,7 +249,7 @@ def _plane(array: NDArray[Any], origin: str) -> NDArray[Any]:
     if array.ndim == 3 and 1 in (array.shape[0], array.shape[-1]):
         array = array[0] if array.shape[0] == 1 else array[..., 0]
     if array.ndim != 2 or not array.size:
-        raise InputError(f"{origin}: shape {array.shape}; expected one grey picture, (h, w)")
+        raise InputError(f"{origin}: shape {array.shape}; expected one grey image, (h, w)")
     if array.dtype.kind not in "biuf" or not np.isfinite(array).all():
         raise InputError(
             f"{origin}: type {array.dtype} or values that are no numbers; expected a mask of whole numbers"
@@ -279,7 +279,7 @@ def _of_labels(stored: NDArray[Any], origin: str) -> dict[str, Mask]:
 
 
 def _labelled(name: str, stored: NDArray[Any], origin: str) -> dict[str, Mask]:
-    """Of a picture of labels the structure ``name``, or both lungs."""
+    """Of an image of labels the structure ``name``, or both lungs."""
     masks = _of_labels(stored, origin)
     wanted = ("left lung", "right lung") if _plain(name) == "lungs" else (structure_of(name),)
     for structure in wanted:
@@ -297,7 +297,7 @@ def _lungs(mask: Mask) -> dict[str, Mask]:
     radiograph shows the patient's right side.
     """
     if not mask.any():
-        raise InputError("mask 'lungs' is empty: leave out what the picture does not show")
+        raise InputError("mask 'lungs' is empty: leave out what the image does not show")
     parts = _parts(mask)
     sides = {"right lung": np.zeros_like(mask), "left lung": np.zeros_like(mask)}
     largest = dict.fromkeys(sides, 0)
@@ -308,7 +308,7 @@ def _lungs(mask: Mask) -> dict[str, Mask]:
         largest[side] = max(largest[side], int(pixels.sum()))
     if min(largest.values()) <= _SMALLER_LUNG * max(largest.values()):
         raise InputError(
-            "mask 'lungs': not one lung in each half of the picture; give 'left lung' and 'right lung' as masks of "
+            "mask 'lungs': not one lung in each half of the image; give 'left lung' and 'right lung' as masks of "
             "their own (the patient's sides)"
         )
     return sides
@@ -339,7 +339,7 @@ def _from_coco(value: Mapping[str, Any], origin: str) -> Annotation:
     assert items is not None
     assert kinds is not None
     if len(images) != 1:
-        raise InputError(f"{origin}: {len(images)} images; expected one: take the annotations of one picture")
+        raise InputError(f"{origin}: {len(images)} images; expected one: take the annotations of one image")
     if not items:
         raise InputError(f"{origin}: no boxes; leave them out to generate without")
     width, height = images[0].get("width"), images[0].get("height")

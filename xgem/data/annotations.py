@@ -1,6 +1,6 @@
 """Spatial annotations of a frontal radiograph: masks by structure, boxes by class, a severity score.
 
-``render`` draws them as one grey picture (ChexGen: annotations are formatted as images). Its values never change:
+``render`` draws them as one grey image (ChexGen: annotations are formatted as images). Its values never change:
 trained weights rely on them.
 
 | mask | value | box | value |
@@ -32,14 +32,14 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from xgem.data.read import array_hash
 from xgem.data.transforms import pad_square, resize
 from xgem.types import InputError, ShapeError
+from xgem.utils.hashing import array_hash
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from xgem.configs.schema import TransformConfig
+    from xgem.configs.components import TransformConfig
 
     Mask = NDArray[np.bool_]
     Size = tuple[int, int]
@@ -71,16 +71,16 @@ MAX_SEVERITY: Final = 18.0
 """The highest Brixia score."""
 BACKGROUND: Final = -1.0
 
-_OUTSIDE = 1e-3  # how far a box may reach over the picture's edge: its numbers were rounded
-_SAME_ASPECT = 0.01  # sizes of one picture at two resolutions differ by rounding
+_OUTSIDE = 1e-3  # how far a box may reach over the image's edge: its numbers were rounded
+_SAME_ASPECT = 0.01  # sizes of one image at two resolutions differ by rounding
 
 
 @dataclass(frozen=True)
 class Box:
-    """A rectangle that holds a finding; ``x, y`` is its top left corner. Shares of the picture's width and height.
+    """A rectangle that holds a finding; ``x, y`` is its top left corner. Shares of the image's width and height.
 
     Raises:
-        InputError: the class is unknown, the rectangle has no area or lies outside the picture.
+        InputError: the class is unknown, the rectangle has no area or lies outside the image.
     """
 
     label: str
@@ -99,17 +99,17 @@ class Box:
             raise InputError(f"{where}: has no area; expected x, y, width and height, the last two over 0")
         if min(self.x, self.y) < -_OUTSIDE or max(self.x + self.w, self.y + self.h) > 1 + _OUTSIDE:
             raise InputError(
-                f"{where}: reaches outside the picture; expected shares of its width and height, from 0 to 1"
+                f"{where}: reaches outside the image; expected shares of its width and height, from 0 to 1"
             )
 
 
 @dataclass(frozen=True, eq=False)
 class Annotation:
-    """What is known of a picture's contents; each part may be missing.
+    """What is known of an image's contents; each part may be missing.
 
-    ``masks`` (h, w) bool by structure, kept in the order of ``STRUCTURES``; ``boxes`` in shares of the picture;
-    ``severity`` a Brixia score from 0 to 18. ``size`` is the picture's (h, w): that of the masks, or given beside
-    boxes, or None where nothing states it. ``annotated`` is the ``size`` before the picture was made square.
+    ``masks`` (h, w) bool by structure, kept in the order of ``STRUCTURES``; ``boxes`` in shares of the image;
+    ``severity`` a Brixia score from 0 to 18. ``size`` is the image's (h, w): that of the masks, or given beside
+    boxes, or None where nothing states it. ``annotated`` is the ``size`` before the image was made square.
 
     Raises:
         InputError: a mask of an unknown structure, an empty mask, masks of different sizes, severity out of range.
@@ -129,12 +129,12 @@ class Annotation:
             if mask.ndim != 2 or mask.dtype != np.bool_:
                 raise ShapeError(f"mask {name!r}: expected (h, w) bool, got {mask.shape} {mask.dtype}")
             if not mask.any():
-                raise InputError(f"mask {name!r} is empty: leave out what the picture does not show")
+                raise InputError(f"mask {name!r} is empty: leave out what the image does not show")
             size = self.size or mask.shape
             if mask.shape != size:
                 raise InputError(
                     f"mask {name!r} is of {_by(mask.shape)} pixels, expected {_by(size)}: "
-                    "masks of one picture have one size"
+                    "masks of one image have one size"
                 )
             object.__setattr__(self, "size", size)
         if self.severity is not None and not 0 <= self.severity <= MAX_SEVERITY:
@@ -154,10 +154,10 @@ class Annotation:
         return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
     def squared(self, config: TransformConfig) -> Annotation:
-        """The annotation of the picture that ``to_square`` makes of the annotated one, ``size`` (s, s).
+        """The annotation of the image that ``to_square`` makes of the annotated one, ``size`` (s, s).
 
-        Without ``config.pad`` the picture was stretched, and a box's shares stay as they are. With it the picture was
-        padded to a square, and so is the annotation; boxes of a picture of unknown size count as shares of a square
+        Without ``config.pad`` the image was stretched, and a box's shares stay as they are. With it the image was
+        padded to a square, and so is the annotation; boxes of an image of unknown size count as shares of a square
         one. A pixel belongs to a mask if at least half of it is covered; of a mask too thin for that, what is covered
         most remains.
         """
@@ -174,8 +174,8 @@ class Annotation:
         """One annotation of all parts.
 
         Raises:
-            InputError: two parts have a mask of one structure, or a severity, or are of pictures of other sizes. That
-                includes boxes of a picture of unknown size, made square, beside a mask of one that is not.
+            InputError: two parts have a mask of one structure, or a severity, or are of images of other sizes. That
+                includes boxes of an image of unknown size, made square, beside a mask of one that is not.
         """
         parts = (self, *others)
         masks: dict[str, Mask] = {}
@@ -190,7 +190,7 @@ class Annotation:
         boxes = tuple(box for part in parts for box in part.boxes)
         size = _one_size([part.size for part in parts if part.size])
         annotated = _one_size([part.annotated for part in parts if part.annotated])
-        # Boxes may state the picture's size at another resolution; that of masks is exact.
+        # Boxes may state the image's size at another resolution; that of masks is exact.
         size = None if masks else size
         return Annotation(masks, boxes, severities[0] if severities else None, size, annotated)
 
@@ -207,7 +207,7 @@ def value_of(name: str, *, box: bool = False) -> float:
 
 
 def render(annotation: Annotation, size: int, *, filled: bool = False) -> NDArray[np.float32]:
-    """The annotation as a picture: (size, size) float32 in [-1, 1], in the values of ``value_of``.
+    """The annotation as an image: (size, size) float32 in [-1, 1], in the values of ``value_of``.
 
     Args:
         annotation: on a grid of ``size`` (``Annotation.squared``).
@@ -224,21 +224,21 @@ def render(annotation: Annotation, size: int, *, filled: bool = False) -> NDArra
         raise ShapeError(
             f"annotation of {_by(annotation.size)} pixels, expected {size} x {size}: make it square first (squared)"
         )
-    picture = np.full((size, size), BACKGROUND, np.float32)
+    image = np.full((size, size), BACKGROUND, np.float32)
     for name, mask in annotation.masks.items():
-        picture[mask] = value_of(name)
+        image[mask] = value_of(name)
     thickness = math.ceil(size / 64)
     for box in sorted(annotation.boxes, key=lambda box: (-box.w * box.h, box.label, box.x, box.y)):
         rows, columns = _pixels(box.y, box.h, size), _pixels(box.x, box.w, size)
-        frame = np.ones_like(picture[rows, columns], dtype=bool)
+        frame = np.ones_like(image[rows, columns], dtype=bool)
         if not filled:
             frame[thickness:-thickness, thickness:-thickness] = False
-        picture[rows, columns][frame] = value_of(box.label, box=True)
+        image[rows, columns][frame] = value_of(box.label, box=True)
     if annotation.severity is not None:
         height = max(1, size // 32)
         length = height + round((size - height) * annotation.severity / MAX_SEVERITY)
-        picture[-height:, :length] = value_of("severity")
-    return picture
+        image[-height:, :length] = value_of("severity")
+    return image
 
 
 def _pixels(start: float, length: float, size: int) -> slice:
@@ -257,7 +257,7 @@ def _on_grid(mask: Mask, config: TransformConfig) -> Mask:
 
 
 def _padded(box: Box, size: Size) -> Box:
-    """The box in shares of the square that ``pad_square`` makes of a picture of ``size``."""
+    """The box in shares of the square that ``pad_square`` makes of an image of ``size``."""
     height, width = size
     side = max(size)
     top, left = (side - height) // 2, (side - width) // 2
@@ -275,8 +275,8 @@ def _one_size(sizes: list[Size]) -> Size | None:
     for height, width in sizes[1:]:
         if abs(height * sizes[0][1] / (width * sizes[0][0]) - 1) > _SAME_ASPECT:
             raise InputError(
-                f"annotations are of pictures of {_by(sizes[0])} and of {_by((height, width))} pixels, expected one "
-                "picture: for boxes state its width and height (COCO)"
+                f"annotations are of images of {_by(sizes[0])} and of {_by((height, width))} pixels, expected one "
+                "image: for boxes state its width and height (COCO)"
             )
     return sizes[0] if sizes else None
 

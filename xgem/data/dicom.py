@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from pydicom.dataset import Dataset
 
-    from xgem.data.read import Floats, Voi
+    from xgem.data.pixels import Floats, Voi
 
 # Projection radiography: computed, digital, film digitised (RG), and the secondary captures that archives rename.
 MODALITIES = frozenset({"CR", "DX", "RG", "SC", "OT"})
@@ -78,7 +78,7 @@ def _class_name(ds: Dataset) -> str:
 
 
 def _pixels(ds: Dataset, name: str, voi: Voi, invert_monochrome1: bool) -> Floats:
-    from xgem.data.read import grey
+    from xgem.data.pixels import grey
 
     if "TransferSyntaxUID" not in ds.file_meta:  # no file header: guess as the reader did
         from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian

@@ -1,6 +1,6 @@
-"""The manifest: one row a picture, the only form in which xgem takes a data set.
+"""The manifest: one row an image, the only form in which xgem takes a data set.
 
-A manifest is a ``.parquet`` or ``.jsonl`` file. It refers to pictures where they are and copies none. Every
+A manifest is a ``.parquet`` or ``.jsonl`` file. It refers to images where they are and copies none. Every
 subject belongs to one split; a subject in two is an error, because it would leak into the measures.
 """
 
@@ -21,7 +21,8 @@ from pydantic import ValidationError
 
 from xgem.data.annotations import STRUCTURES
 from xgem.data.rows import ANNOTATIONS, SPLITS, STUDY_FIELDS, Row, Split, one_line
-from xgem.types import ManifestError, OutputError, Study
+from xgem.data.study import Study
+from xgem.types import ManifestError, OutputError
 
 logger = logging.getLogger(__name__)
 
@@ -55,7 +56,7 @@ class Manifest:
             raise ManifestError(f"{path}: no such manifest; make one with `xgem data prepare`")
         records = _reader(path)(path)
         if not records:
-            raise ManifestError(f"{path}: the manifest has no rows; expected one row a picture")
+            raise ManifestError(f"{path}: the manifest has no rows; expected one row an image")
         rows: list[Row] = []
         for number, record in enumerate(records, start=1):
             try:
@@ -90,7 +91,7 @@ class Manifest:
                 partial.unlink()
 
     def file(self, row: Row) -> Path | None:
-        """Absolute path of a row's picture, None for a report without one."""
+        """Absolute path of a row's image, None for a report without one."""
         return None if row.file is None else _absolute(self.root / row.file)
 
     def masks(self, row: Row) -> dict[str, tuple[Path, ...]]:
@@ -114,7 +115,7 @@ class Manifest:
         ]
 
     def studies(self, split: str | None = None) -> list[Study]:
-        """The studies of a split (all of them by default), sorted by id; pictures in the order of the rows.
+        """The studies of a split (all of them by default), sorted by id; images in the order of the rows.
 
         Raises:
             ManifestError: the split is unknown, or a study's rows contradict each other.
@@ -133,16 +134,16 @@ class Manifest:
             for name in STUDY_FIELDS:
                 if getattr(row, name) != getattr(first, name):
                     raise ManifestError(f"study {first.study!r}: two rows differ in {name}; make them equal")
-        pictures: dict[str, list[Path]] = {}
+        images: dict[str, list[Path]] = {}
         for row in rows:
             path = self.file(row)
             if row.view is not None and path is not None:
-                pictures.setdefault(row.view, []).append(path)
+                images.setdefault(row.view, []).append(path)
         return Study(
             id=first.study,
             subject=first.subject,
             split=first.split,
-            pictures={view: tuple(pictures[view]) for view in sorted(pictures)},
+            images={view: tuple(images[view]) for view in sorted(images)},
             findings=first.findings,
             impression=first.impression,
             labels=first.labels,
@@ -160,7 +161,7 @@ class Manifest:
         """Check what no single row shows: duplicates, contradictions, leaks between splits, missing files.
 
         Args:
-            files: also look for every picture and mask on the disk.
+            files: also look for every image and mask on the disk.
 
         Raises:
             ManifestError: names the first row (counted from 1) that breaks a rule.
@@ -185,7 +186,7 @@ class Manifest:
                     )
             path = self.file(row)
             if (where := seen.setdefault((row.study, path), number)) != number:
-                what = row.file or "its report without a picture"
+                what = row.file or "its report without an image"
                 raise ManifestError(f"row {number}: study {row.study!r} holds {what} twice, first at row {where}")
             if path is None:
                 continue
@@ -199,7 +200,7 @@ class Manifest:
                     )
 
     def summary(self) -> dict[str, Any]:
-        """Counts for people: rows, studies, subjects, pictures by split and view, reports; annotations if any."""
+        """Counts for people: rows, studies, subjects, images by split and view, reports; annotations if any."""
         studies = self.studies()
         masks = Counter(name for study in studies for name, files in study.masks.items() for _ in files)
         annotations = {
@@ -212,7 +213,7 @@ class Manifest:
             "studies": len(studies),
             "subjects": len({study.subject for study in studies}),
             "splits": dict(sorted(Counter(study.split for study in studies).items())),
-            "pictures": {
+            "images": {
                 f"{split}/{view}": count
                 for (split, view), count in sorted(
                     Counter((row.split, row.view or "unknown view") for row in self.rows if row.file).items()
@@ -228,12 +229,12 @@ def merge(manifests: Sequence[Manifest], root: str | os.PathLike[str]) -> Manife
     """One manifest of several, to be written in ``root``; files are absolute where a manifest comes from elsewhere.
 
     Raises:
-        ManifestError: a study or a picture is in two of them, or a subject is in two splits; names it and the
+        ManifestError: a study or an image is in two of them, or a subject is in two splits; names it and the
             manifests, counted from 1.
     """
     root = Path(root).resolve()
     studies: dict[str, int] = {}
-    pictures: dict[Path, int] = {}
+    images: dict[Path, int] = {}
     splits: dict[str, tuple[str, int]] = {}
     rows: list[Row] = []
     for number, manifest in enumerate(manifests, start=1):
@@ -241,7 +242,7 @@ def merge(manifests: Sequence[Manifest], root: str | os.PathLike[str]) -> Manife
             if (other := studies.setdefault(row.study, number)) != number:
                 raise ManifestError(f"study {row.study!r} is in manifests {other} and {number}; drop it from one")
             path = manifest.file(row)
-            if path is not None and (other := pictures.setdefault(path, number)) != number:
+            if path is not None and (other := images.setdefault(path, number)) != number:
                 raise ManifestError(f"{path} is in manifests {other} and {number}; drop it from one")
             split, other = splits.setdefault(row.subject, (row.split, number))
             if split != row.split:
@@ -260,7 +261,7 @@ def place(file: Path, root: Path) -> str:
 
 
 def _absolute(path: Path) -> Path:
-    # Not Path.resolve: a picture that is a symbolic link keeps the name that the manifest gives it.
+    # Not Path.resolve: an image that is a symbolic link keeps the name that the manifest gives it.
     return Path(os.path.abspath(path))  # noqa: PTH100
 
 

@@ -1,7 +1,7 @@
 """Reading one radiograph, from a file or from memory, into one form.
 
-The kind of a file is decided by its content, never by its name's ending. Everything that is not one grey picture is an
-``ImageError`` with one line: what came, what was expected, what to do. Nothing is repaired silently: a picture that
+The kind of a file is decided by its content, never by its name's ending. Everything that is not one grey image is an
+``ImageError`` with one line: what came, what was expected, what to do. Nothing is repaired silently: an image that
 cannot be read is never replaced by a black one.
 """
 
@@ -17,35 +17,51 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from xgem.data.pixels import Voi, _by_depth, scale_array
 from xgem.types import ImageError
+from xgem.utils.hashing import array_hash
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
     from PIL.Image import Image
     from torch import Tensor
 
-    Floats = NDArray[np.float32]
+    from xgem.data.pixels import Floats
+
     Source = str | os.PathLike[str] | Image | NDArray[Any] | Tensor
+
 
 logger = logging.getLogger(__name__)
 
-Voi = Literal["none", "window", "lut"]
-Kind = Literal["dicom", "npy", "picture"]
+
+Kind = Literal["dicom", "npy", "image"]
+
+
 VOI_CHOICES: tuple[str, ...] = ("none", "window", "lut")
+
+
 MIN_SIDE = 32
-# A radiograph spreads over its range; below this a picture says nothing (and a constant one is 0).
+
+
+# A radiograph spreads over its range; below this an image says nothing (and a constant one is 0).
 MIN_CONTRAST = 1e-3
-# JPEG's chroma noise on a grey picture stays far below these; a small coloured marker is tolerated.
-_COLOUR_SPREAD, _COLOUR_SHARE, _COLOUR_MEAN = 24 / 255, 0.01, 6 / 255
-_PICTURE_FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "JPEG2000", "PPM")
+
+
+_IMAGE_FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "JPEG2000", "PPM")
+
+
 _TIFF = (b"II*\x00", b"MM\x00*", b"II+\x00", b"MM\x00+")
+
+
 _MAGIC = {b"\x89PNG": "PNG", b"\xff\xd8\xff": "JPEG", b"BM": "BMP"}
+
+
 ACCEPTED = "PNG, JPEG, TIFF, DICOM or .npy"
 
 
 @dataclass(frozen=True)
-class Picture:
-    """One grey picture as read.
+class Radiograph:
+    """One grey image as read.
 
     ``pixels`` (h, w) float32 in [0, 1]: stored values divided by the bit depth's maximum, high is bright (bone),
     ``spacing`` the (row, column) distance in mm where the file states one, ``sha256`` of the file's bytes (of bytes,
@@ -58,14 +74,14 @@ class Picture:
     origin: str
 
 
-def read_picture(
+def read_image(
     source: Source,
     *,
     voi: Voi = "none",
     allow_any: bool = False,
     invert_monochrome1: bool = True,
     view: str | None = None,
-) -> Picture:
+) -> Radiograph:
     """Read a chest radiograph.
 
     Args:
@@ -76,10 +92,10 @@ def read_picture(
             apply the header's first window or LUT, where it has one, after the rescale. Other sources have none.
         allow_any: take DICOM of other modalities, body parts and views too.
         invert_monochrome1: turn MONOCHROME1 (low is bright) around, after the VOI transform.
-        view: ``"frontal"`` or ``"lateral"``, where the picture must be that one; a DICOM says which it is.
+        view: ``"frontal"`` or ``"lateral"``, where the image must be that one; a DICOM says which it is.
 
     Raises:
-        ImageError: the source is missing, empty, truncated, no picture, colour, constant, under 32 pixels, holds
+        ImageError: the source is missing, empty, truncated, no image, colour, constant, under 32 pixels, holds
             several frames, NaN or infinite values, or values out of range.
     """
     if voi not in VOI_CHOICES:
@@ -89,13 +105,13 @@ def read_picture(
         data = file_bytes(path)
         origin, sha = path.name, hashlib.sha256(data).hexdigest()
         pixels, spacing = _decode(data, str(path), voi, allow_any, invert_monochrome1, view)
-        return Picture(_checked(pixels, str(path)), spacing, sha, origin)
+        return Radiograph(_checked(pixels, str(path)), spacing, sha, origin)
     array, pixels = _in_memory(source)
-    return Picture(_checked(pixels, "array"), None, array_hash(array), "array")
+    return Radiograph(_checked(pixels, "array"), None, array_hash(array), "array")
 
 
 def sniff(data: bytes) -> Kind:
-    """Kind of a file by its first bytes; ``"picture"`` is everything left to the picture library."""
+    """Kind of a file by its first bytes; ``"image"`` is everything left to the image library."""
     if data[128:132] == b"DICM":
         return "dicom"
     if data.startswith(b"\x93NUMPY"):
@@ -103,17 +119,7 @@ def sniff(data: bytes) -> Kind:
     # DICOM without its preamble starts with a group 0002 or 0008 element in little endian.
     if data[:2] in (b"\x02\x00", b"\x08\x00") and data[3:4] == b"\x00" and len(data) > 132:
         return "dicom"
-    return "picture"
-
-
-def array_hash(array: NDArray[Any]) -> str:
-    """SHA-256 of an array's dtype, shape and bytes (in C order, little endian)."""
-    array = np.ascontiguousarray(array)
-    if array.dtype.byteorder == ">":
-        array = array.astype(array.dtype.newbyteorder("<"))
-    digest = hashlib.sha256(f"{array.dtype.name}:{array.shape}:".encode())
-    digest.update(array.tobytes())
-    return digest.hexdigest()
+    return "image"
 
 
 def file_bytes(path: Path, expected: str = ACCEPTED) -> bytes:
@@ -142,7 +148,7 @@ def _decode(
         return decode_dicom(data, name, voi=voi, allow_any=allow_any, invert_monochrome1=invert, view=view)
     if kind == "npy":
         return scale_array(_load_npy(data, name), name), None
-    return _decode_picture(data, name), None
+    return _decode_image(data, name), None
 
 
 def _load_npy(data: bytes, name: str) -> NDArray[Any]:
@@ -152,11 +158,11 @@ def _load_npy(data: bytes, name: str) -> NDArray[Any]:
         raise ImageError(f"{name}: not a usable .npy file ({_brief(error)}); save it again with numpy.save") from error
 
 
-def _decode_picture(data: bytes, name: str) -> Floats:
+def _decode_image(data: bytes, name: str) -> Floats:
     from PIL import Image, UnidentifiedImageError
 
     try:
-        with Image.open(io.BytesIO(data), formats=_PICTURE_FORMATS) as image:
+        with Image.open(io.BytesIO(data), formats=_IMAGE_FORMATS) as image:
             image.load()
             return _from_pil(image, name)
     except UnidentifiedImageError as error:
@@ -167,7 +173,7 @@ def _decode_picture(data: bytes, name: str) -> Floats:
             raise ImageError(
                 f"{name}: a damaged or unsupported {known} file; export it again as 8 or 16-bit PNG"
             ) from error
-        raise ImageError(f"{name}: not a picture that can be read; expected {ACCEPTED}") from error
+        raise ImageError(f"{name}: not an image that can be read; expected {ACCEPTED}") from error
     except ImageError:
         raise
     # Decoders meet damaged files in many ways; each of these says "the bytes are not what they claim".
@@ -181,11 +187,11 @@ def _decode_picture(data: bytes, name: str) -> Floats:
         TypeError,
         Image.DecompressionBombError,
     ) as error:
-        raise ImageError(f"{name}: damaged or truncated picture ({_brief(error)}); get the file again") from error
+        raise ImageError(f"{name}: damaged or truncated image ({_brief(error)}); get the file again") from error
 
 
 def _decode_other_tiff(data: bytes, name: str) -> Floats:
-    """The kinds of TIFF that the picture library has no decoder for (16 bit with white as zero, BigTIFF, ...)."""
+    """The kinds of TIFF that the image library has no decoder for (16 bit with white as zero, BigTIFF, ...)."""
     import tifffile
 
     try:
@@ -197,7 +203,7 @@ def _decode_other_tiff(data: bytes, name: str) -> Floats:
     except Exception as error:
         raise ImageError(f"{name}: damaged or unsupported TIFF ({_brief(error)}); export it as 16-bit PNG") from error
     if pages > 1:
-        raise ImageError(f"{name}: holds {pages} frames; expected one picture")
+        raise ImageError(f"{name}: holds {pages} frames; expected one image")
     if stored.dtype.kind == "i" and stored.dtype.itemsize <= 2:
         return _by_depth(stored.astype(np.float32) + 2.0 ** (bits - 1), bits, name, reverse=photometric == 0)
     if stored.dtype.kind == "u" and stored.dtype.itemsize <= 2 and stored.ndim == 2:
@@ -209,7 +215,7 @@ def _from_pil(image: Image, name: str) -> Floats:
     from PIL import ImageOps
 
     if getattr(image, "n_frames", 1) > 1:
-        raise ImageError(f"{name}: holds {getattr(image, 'n_frames', 0)} frames; expected one picture")
+        raise ImageError(f"{name}: holds {getattr(image, 'n_frames', 0)} frames; expected one image")
     tags: Any = getattr(image, "tag_v2", {})
     bits, kind, photometric = _first(tags.get(258)), _first(tags.get(339)), _first(tags.get(262))
     image = ImageOps.exif_transpose(image)
@@ -218,7 +224,7 @@ def _from_pil(image: Image, name: str) -> Floats:
         return scale_array(np.asarray(image.convert("L")), name)
     if mode.startswith("I;16"):
         stored = np.asarray(image).astype(np.float32)
-        # Baseline TIFF 262 = 0 is "white is zero"; the library turns 8-bit pictures around itself, not 16-bit ones.
+        # Baseline TIFF 262 = 0 is "white is zero"; the library turns 8-bit images around itself, not 16-bit ones.
         return _by_depth(stored, bits or 16, name, reverse=photometric == 0)
     if mode == "I":
         stored = np.asarray(image).astype(np.float64)
@@ -240,16 +246,6 @@ def _first(value: Any) -> int | None:
     return int(value) if isinstance(value, int) else None
 
 
-def _by_depth(stored: NDArray[Any], bits: int, name: str, *, reverse: bool) -> Floats:
-    top = float(2**bits - 1)
-    if float(stored.max(initial=0)) > top:
-        raise ImageError(
-            f"{name}: value {stored.max():g} is over the {bits} bits that the file states; export it again"
-        )
-    pixels = (stored / top).astype(np.float32)
-    return 1 - pixels if reverse else pixels
-
-
 def _in_memory(source: Any) -> tuple[NDArray[Any], Floats]:
     if isinstance(source, np.ndarray):
         return source, scale_array(source, "array")
@@ -263,52 +259,8 @@ def _in_memory(source: Any) -> tuple[NDArray[Any], Floats]:
         try:
             return np.asarray(source), _from_pil(source, "PIL image")
         except OSError as error:  # a lazily opened file turns out to be damaged
-            raise ImageError(
-                f"PIL image: damaged or truncated picture ({_brief(error)}); get the file again"
-            ) from error
-    raise ImageError(f"cannot read a {type(source).__name__} as a picture; expected a path, PIL image, array or tensor")
-
-
-def scale_array(array: NDArray[Any], name: str) -> Floats:
-    """(h, w) float32 in [0, 1] of an array by its dtype's range; one grey channel of three equal ones."""
-    if array.ndim == 3 and 1 in (array.shape[0], array.shape[-1]):
-        array = array[0] if array.shape[0] == 1 else array[..., 0]
-    if array.ndim == 3 and array.shape[0] == 3 and array.shape[-1] != 3:
-        array = np.moveaxis(array, 0, -1)
-    if array.ndim != 2 and not (array.ndim == 3 and array.shape[-1] == 3):
-        raise ImageError(f"{name}: shape {array.shape}; expected (h, w), (1, h, w) or three equal channels")
-    if not array.size:
-        raise ImageError(f"{name}: shape {array.shape} holds no pixels")
-    if array.dtype == np.uint8:
-        values = array.astype(np.float32) / np.float32(255)
-    elif array.dtype == np.uint16:
-        values = array.astype(np.float32) / np.float32(65535)
-    elif array.dtype.kind == "f":
-        # Checked before narrowing, so that a large double is "out of range" and not "infinite".
-        if not np.isfinite(array).all():
-            raise ImageError(f"{name}: holds NaN or infinite values; clean the array first")
-        low, high = float(array.min()), float(array.max())
-        if low < -1e-6 or high > 1 + 1e-6:
-            raise ImageError(f"{name}: values in [{low:g}, {high:g}]; floats must lie in [0, 1], scale them first")
-        values = np.clip(array.astype(np.float32), 0, 1)
-    else:
-        raise ImageError(f"{name}: type {array.dtype} has no stated range; give uint8, uint16 or float in [0, 1]")
-    return grey(values, name) if values.ndim == 3 else values
-
-
-def grey(values: Floats, name: str) -> Floats:
-    """The grey channel of (h, w, 3) in [0, 1] whose channels agree; their mean, so that rounding evens out.
-
-    Raises:
-        ImageError: the channels truly differ: a colour photograph.
-    """
-    red, green, blue = values[..., 0], values[..., 1], values[..., 2]  # reductions over an axis of 3 are slow
-    spread = np.maximum(np.maximum(red, green), blue) - np.minimum(np.minimum(red, green), blue)
-    if not spread.any():
-        return np.ascontiguousarray(red)
-    if float((spread > _COLOUR_SPREAD).mean()) > _COLOUR_SHARE or float(spread.mean()) > _COLOUR_MEAN:
-        raise ImageError(f"{name}: a colour picture; expected a radiograph: convert it to grey if it is one")
-    return (red + green + blue) / np.float32(3)
+            raise ImageError(f"PIL image: damaged or truncated image ({_brief(error)}); get the file again") from error
+    raise ImageError(f"cannot read a {type(source).__name__} as an image; expected a path, PIL image, array or tensor")
 
 
 def _checked(pixels: Floats, name: str) -> Floats:
@@ -316,9 +268,9 @@ def _checked(pixels: Floats, name: str) -> Floats:
     if min(height, width) < MIN_SIDE:
         raise ImageError(f"{name}: {height} x {width} pixels; expected at least {MIN_SIDE} x {MIN_SIDE}, give a larger")
     if not np.isfinite(pixels).all():
-        raise ImageError(f"{name}: holds NaN or infinite values; clean the picture first")
+        raise ImageError(f"{name}: holds NaN or infinite values; clean the image first")
     if float(np.ptp(pixels)) < MIN_CONTRAST:
-        raise ImageError(f"{name}: a constant picture ({float(pixels.mean()):.3f} all over); expected a radiograph")
+        raise ImageError(f"{name}: a constant image ({float(pixels.mean()):.3f} all over); expected a radiograph")
     return np.ascontiguousarray(pixels, dtype=np.float32)
 
 

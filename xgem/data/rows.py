@@ -13,21 +13,21 @@ Split = Literal["train", "val", "test"]
 View = Literal["frontal", "lateral"]
 SPLITS: tuple[str, ...] = get_args(Split)
 ANNOTATIONS = ("race", "severity", "masks", "boxes")
-# What all rows of one study must agree on, because it belongs to the study and not to the picture.
+# What all rows of one study must agree on, because it belongs to the study and not to the image.
 STUDY_FIELDS = (
     *("subject", "split", "findings", "impression", "labels", "age", "sex"),
     *ANNOTATIONS,
     *("source", "licence"),
 )
-# How far a box may reach out of its picture, as a share: one pixel of 1024, or rounding to three places.
+# How far a box may reach out of its image, as a share: one pixel of 1024, or rounding to three places.
 _TOLERANCE = 1e-3
 
 
 class Row(BaseModel):
-    """One picture of a study, or the report of a study without pictures (``view`` and ``file`` None).
+    """One image of a study, or the report of a study without images (``view`` and ``file`` None).
 
     ``file`` is absolute, or relative to the manifest's folder. ``view`` is None with a file where the source does
-    not tell the view; such a picture is kept in the manifest and used by nothing. ``findings`` and ``impression`` are
+    not tell the view; such an image is kept in the manifest and used by nothing. ``findings`` and ``impression`` are
     cleaned text, empty when missing; an absent impression is never filled from the findings. ``labels`` carry the
     source's own names; ``source`` says whose they are, and so what is absent where they do not name it
     (:data:`xgem.labels.vocabulary.SOURCES`; ``chexpert`` where they list every finding by CheXpert's names). ``age`` is
@@ -119,7 +119,7 @@ class Row(BaseModel):
                 # Written so that NaN fails.
                 if not (length > 0 and start >= -_TOLERANCE and start + length <= 1 + _TOLERANCE):
                     raise ValueError(
-                        "a box must have a size and lie inside the picture; x, y, w, h are shares of width and height"
+                        "a box must have a size and lie inside the image; x, y, w, h are shares of width and height"
                     )
         return value
 

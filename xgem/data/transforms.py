@@ -2,7 +2,7 @@
 
 Reading (``xgem.data.read``) applies the VOI transform, inverts MONOCHROME1 and divides by the bit depth's maximum. Here
 follow: resampling to one pixel spacing where the header states another, zero-padding to a square, resizing.
-No step mirrors a picture: the heart is on the patient's left.
+No step mirrors an image: the heart is on the patient's left.
 """
 
 from __future__ import annotations
@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from xgem.data.read import Picture, read_picture
+from xgem.data.read import Radiograph, read_image
 from xgem.types import ImageError
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from xgem.configs.schema import TransformConfig
+    from xgem.configs.components import TransformConfig
     from xgem.data.read import Source
 
     Floats = NDArray[np.float32]
@@ -27,24 +27,24 @@ MAX_SIDE = 16_384
 
 
 def read_square(source: Source, config: TransformConfig, *, allow_any: bool = False) -> Floats:
-    """Read a picture with the config's VOI and MONOCHROME1 choices and make it square: (size, size) in [-1, 1]."""
-    picture = read_picture(source, voi=config.voi, allow_any=allow_any, invert_monochrome1=config.invert_monochrome1)
-    return to_square(picture, config)
+    """Read an image with the config's VOI and MONOCHROME1 choices and make it square: (size, size) in [-1, 1]."""
+    radiograph = read_image(source, voi=config.voi, allow_any=allow_any, invert_monochrome1=config.invert_monochrome1)
+    return to_square(radiograph, config)
 
 
-def to_square(picture: Picture, config: TransformConfig) -> Floats:
-    """Preprocess a picture as read: (size, size) float32 in [-1, 1], black is -1.
+def to_square(radiograph: Radiograph, config: TransformConfig) -> Floats:
+    """Preprocess an image as read: (size, size) float32 in [-1, 1], black is -1.
 
     Steps (XGeM, 3.1): resample to ``config.pixel_spacing`` mm where the file states another spacing; pad with zeros
-    to a square, centred (without ``config.pad`` the picture is stretched instead); antialiased resize to
+    to a square, centred (without ``config.pad`` the image is stretched instead); antialiased resize to
     ``config.size``.
 
     Raises:
-        ImageError: the stated spacing would make a picture of more than 16384 pixels a side.
+        ImageError: the stated spacing would make an image of more than 16384 pixels a side.
     """
-    pixels = picture.pixels
-    if config.pixel_spacing is not None and picture.spacing is not None:
-        pixels = resample(pixels, picture.spacing, config.pixel_spacing, config.interpolation, picture.origin)
+    pixels = radiograph.pixels
+    if config.pixel_spacing is not None and radiograph.spacing is not None:
+        pixels = resample(pixels, radiograph.spacing, config.pixel_spacing, config.interpolation, radiograph.origin)
     if config.pad:
         pixels = pad_square(pixels)
     pixels = resize(pixels, (config.size, config.size), config.interpolation)
@@ -52,7 +52,7 @@ def to_square(picture: Picture, config: TransformConfig) -> Floats:
 
 
 def resample(
-    pixels: Floats, spacing: tuple[float, float], target: float, interpolation: str, name: str = "picture"
+    pixels: Floats, spacing: tuple[float, float], target: float, interpolation: str, name: str = "image"
 ) -> Floats:
     """(h, w) at ``spacing`` (row, column) mm resampled to square pixels of ``target`` mm; unchanged within 1 %."""
     scales = [side / target for side in spacing]
@@ -68,7 +68,7 @@ def resample(
 
 
 def pad_square(pixels: Floats) -> Floats:
-    """Zeros around (h, w) to a square of its longer side, the picture in the middle."""
+    """Zeros around (h, w) to a square of its longer side, the image in the middle."""
     height, width = pixels.shape
     side = max(height, width)
     top, left = (side - height) // 2, (side - width) // 2

@@ -1,1 +1,1 @@
-"""Prompt encoders: pictures and text into one contrastive space, and their fusion into a generator's context."""
+"""Prompt encoders: images and text into one contrastive space, and their fusion into a generator's context."""

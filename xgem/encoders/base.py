@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from typing import Any
 
-from xgem.component import Component
+from xgem.checkpoints.component import Component
 from xgem.types import Encoded
 
 
@@ -14,7 +14,7 @@ class PromptEncoder(Component):
 
     @abstractmethod
     def encode(self, batch: Any) -> Encoded:
-        """Encode a batch: (b, 1, s, s) pictures in [-1, 1], or a list of b texts."""
+        """Encode a batch: (b, 1, s, s) images in [-1, 1], or a list of b texts."""
 
     def notes(self, value: Any, limit: int | None = None) -> tuple[str, ...]:
         """What a user should know of how ``value`` (one prompt) will be used, such as truncation; usually nothing.

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from open_clip.transformer import VisionTransformer
 from torch import Tensor
 
-from xgem.configs.schema import ImageEncoderConfig
+from xgem.configs.components import ImageEncoderConfig
 from xgem.encoders.base import PromptEncoder
 from xgem.encoders.pretrained import Towers, load_towers, saved_architecture
 from xgem.types import Encoded, ShapeError
@@ -19,8 +19,8 @@ from xgem.types import Encoded, ShapeError
 class ImageEncoder(PromptEncoder):
     """An open_clip ViT: (b, 1, s, s) in [-1, 1] to a unit vector (b, d) and patch tokens (b, n, c).
 
-    The one channel is repeated three times, as pretrained towers expect. With ``config.resize`` square pictures of
-    another size are resized first, antialiased (towers of 224 pixels for pictures of 256); else they are a ShapeError.
+    The one channel is repeated three times, as pretrained towers expect. With ``config.resize`` square images of
+    another size are resized first, antialiased (towers of 224 pixels for images of 256); else they are a ShapeError.
     """
 
     kind = "image_encoder"
@@ -51,7 +51,7 @@ class ImageEncoder(PromptEncoder):
 
     @classmethod
     def of_towers(cls, config: ImageEncoderConfig, towers: Towers) -> Self:
-        """The encoder that is the picture tower of ``towers``."""
+        """The encoder that is the image tower of ``towers``."""
         visual = towers.visual
         visual.output_tokens = True
         module = cls(config.model_copy(update={"image_size": towers.image_size, "embed_dim": towers.embed_dim}), visual)

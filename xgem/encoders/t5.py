@@ -12,9 +12,9 @@ import torch.nn.functional as F
 from torch import nn
 from transformers import AutoTokenizer, T5Config, T5EncoderModel
 
-from xgem.configs.schema import T5EncoderConfig
+from xgem.checkpoints.pretrained import load_pretrained, load_tokenizer
+from xgem.configs.components import T5EncoderConfig
 from xgem.encoders.base import PromptEncoder
-from xgem.generators.pretrained import load_pretrained, load_tokenizer
 from xgem.types import ConfigError, DeviceError, Encoded, InputError
 
 _ARCHITECTURE = "t5_architecture.json"

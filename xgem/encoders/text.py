@@ -11,7 +11,7 @@ from open_clip.transformer import TextTransformer, text_global_pool
 from torch import Tensor
 from transformers import AutoTokenizer
 
-from xgem.configs.schema import TextEncoderConfig
+from xgem.configs.components import TextEncoderConfig
 from xgem.encoders.base import PromptEncoder
 from xgem.encoders.pretrained import Towers, load_towers, saved_architecture
 from xgem.types import ConfigError, Encoded, InputError

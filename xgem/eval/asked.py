@@ -1,6 +1,6 @@
-"""What was asked for beside what is seen in the generated pictures, by kind of input: the measures of ``eval control``.
+"""What was asked for beside what is seen in the generated images, by kind of input: the measures of ``eval control``.
 
-Each kind is given alone, so that nothing else can give the answer away. Judges are trained on real training pictures.
+Each kind is given alone, so that nothing else can give the answer away. Judges are trained on real training images.
 """
 
 from __future__ import annotations
@@ -12,18 +12,20 @@ from typing import Any, Final
 import numpy as np
 
 from xgem.data.annotations import BOX_CLASSES
-from xgem.data.study_annotations import read_study
-from xgem.eval import agreement, spatial
-from xgem.eval.annotated import Outlines, united
+from xgem.data.outlines import Outlines, united
+from xgem.data.study import read_study
 from xgem.eval.control_run import FEMALE, MIN_STUDIES, MIN_TRAINING, VIEW, Annotated, Family, NotComputed, Run
 from xgem.eval.material import Images, load_material
-from xgem.eval.measures import measure_pictures
+from xgem.eval.measures import measure_images
 from xgem.eval.results import Measure, average_measures
 from xgem.eval.route import Route
 from xgem.eval.routes import generate, judged
-from xgem.eval.segmenter import train_segmenter
-from xgem.eval.statistics import Array, Comparison, Sampled
+from xgem.judges.segmenter import train_segmenter
 from xgem.labels.vocabulary import classes_of
+from xgem.metrics import agreement, spatial
+from xgem.metrics.auc import auc, compare_auc
+from xgem.metrics.bootstrap import Array, Comparison, Sampled
+from xgem.metrics.correlation import compare_correlation, correlation
 from xgem.types import DataError
 
 BOX_LABELS: Final[dict[str, str]] = {name: classes_of(name)[0] for name in BOX_CLASSES}
@@ -51,31 +53,31 @@ def masks(run: Run) -> Family:
         raise NotComputed(f"no structure is outlined often enough: {left_out}")
     samples = run.generate("mask", given)
     segmenter = train_segmenter(
-        training.pictures,
+        training.images,
         Outlines.stacked(learnt, structures, transform.size),
         config=settings.segmenter,
         cache=run.cache,
         device=run.device,
     )
     truth = Outlines.stacked(asked, structures, transform.size)
-    real, seen = segmenter.masks(found.pictures), [segmenter.masks(one) for one in samples]
+    real, seen = segmenter.masks(found.images), [segmenter.masks(one) for one in samples]
 
-    def measured(pictures: Any) -> dict[str, Measure]:
+    def measured(images: Any) -> dict[str, Measure]:
         measures: dict[str, Measure] = {}
         for k, name in enumerate(structures):
             rows = truth.known[:, k]
             compare = run.bootstrap(int(rows.sum())).matched_and_shuffled
-            scores, best = (spatial.overlaps(one[rows, k], truth.masks[rows, k]) for one in (pictures, real))
+            scores, best = (spatial.overlaps(one[rows, k], truth.masks[rows, k]) for one in (images, real))
             for kind, own, ceiling in zip(("dice", "iou"), scores, best, strict=True):
                 measures[f"{kind} {name}"] = Measure.of(
                     compare(own), reference={"ceiling": compare(ceiling).matched}, space=f"segmenter {segmenter.hash}"
                 )
         return measures
 
-    columns = [("asked", _drawn(truth.masks)), ("real", found.pictures), ("found in real", _drawn(real))]
-    for i, (pictures, one) in enumerate(zip(samples, seen, strict=True), 1):
-        columns += [(f"generated {i}", pictures), (f"found {i}", _drawn(one))]
-    details = {"segmenter": segmenter.hash, "training_pictures": len(training)}
+    columns = [("asked", _drawn(truth.masks)), ("real", found.images), ("found in real", _drawn(real))]
+    for i, (images, one) in enumerate(zip(samples, seen, strict=True), 1):
+        columns += [(f"generated {i}", images), (f"found {i}", _drawn(one))]
+    details = {"segmenter": segmenter.hash, "training_images": len(training)}
     return Family(len(found), average_measures([measured(one) for one in seen]), details, columns, left_out)
 
 
@@ -102,27 +104,27 @@ def boxes(run: Run) -> Family:
     left_out: dict[str, str] = {}
     if judge is None or len(rows) < MIN_STUDIES:
         reason = f"{len(rows)} studies have boxes of a class that the classifier knows: expected at least {MIN_STUDIES}"
-        reason = "the training pictures have no labels to train a classifier on" if judge is None else reason
+        reason = "the training images have no labels to train a classifier on" if judge is None else reason
         left_out |= {"logit": reason, "response": reason}
 
-    def scores(pictures: Images) -> dict[str, tuple[Array, str]]:
+    def scores(images: Images) -> dict[str, tuple[Array, str]]:
         found = {
-            "contrast to ring": (spatial.contrasts(pictures, asked, spatial.ring), "grey, 0 to 1"),
-            "contrast to other side": (spatial.contrasts(pictures, asked, spatial.mirrored), "grey, 0 to 1"),
+            "contrast to ring": (spatial.contrasts(images, asked, spatial.ring), "grey, 0 to 1"),
+            "contrast to other side": (spatial.contrasts(images, asked, spatial.mirrored), "grey, 0 to 1"),
         }
         if judge is not None and not left_out:
-            own, listed, space = pictures[rows], [known[i] for i in rows], f"classifier {judge.hash}"
+            own, listed, space = images[rows], [known[i] for i in rows], f"classifier {judge.hash}"
             logits = judge.logits(own)
             columns = [logits[:, [k for _, k in boxes]].mean(axis=1) for boxes in listed]
             found["logit"] = np.stack(columns, axis=1), space
             found["response"] = spatial.responses(own, listed, judge.logits), space
         return found
 
-    real = scores(found.pictures)
+    real = scores(found.images)
 
-    def measured(pictures: Images) -> dict[str, Measure]:
+    def measured(images: Images) -> dict[str, Measure]:
         measures: dict[str, Measure] = {}
-        for name, (own, space) in scores(pictures).items():
+        for name, (own, space) in scores(images).items():
             kept = np.flatnonzero(np.isfinite(np.diag(own)))
             if len(kept) < MIN_STUDIES:
                 left_out[name] = f"{len(kept)} studies have it: expected at least {MIN_STUDIES}"
@@ -132,20 +134,20 @@ def boxes(run: Run) -> Family:
             measures[name] = Measure.of(compare(own[place]), reference={"ceiling": ceiling}, space=space)
         return measures
 
-    columns = [("asked, real", _framed(found.pictures, asked))]
+    columns = [("asked, real", _framed(found.images, asked))]
     columns += [(f"asked, generated {i}", _framed(one, asked)) for i, one in enumerate(samples, 1)]
     details = {"classifier": judge.hash if judge else None, "boxes": sum(map(len, asked))}
     return Family(len(found), average_measures([measured(one) for one in samples]), details, columns, left_out)
 
 
-def _framed(pictures: Images, boxes: Sequence[spatial.Boxes]) -> Images:
-    """The pictures with an outline around each box."""
+def _framed(images: Images, boxes: Sequence[spatial.Boxes]) -> Images:
+    """The images with an outline around each box."""
     from PIL import Image, ImageDraw
 
-    size = pictures.shape[-1]
+    size = images.shape[-1]
     drawn: list[Any] = []
-    for picture, own in zip(pictures, boxes, strict=True):
-        image = Image.fromarray(picture)
+    for pixels, own in zip(images, boxes, strict=True):
+        image = Image.fromarray(pixels)
         for box in own:
             corners = [round(side * size) for side in (box.x, box.y, box.x + box.w, box.y + box.h)]
             ImageDraw.Draw(image).rectangle(corners, outline=255)
@@ -163,12 +165,12 @@ def severity(run: Run) -> Family:
     asked, learnt = (np.array([one.severity for one in part.studies], dtype=np.float64) for part in (found, training))
     samples = run.generate("severity", asked.tolist())
     regressor: Any = make_pipeline(StandardScaler(), RidgeCV(alphas=np.logspace(0, 5, 11)))
-    regressor.fit(run.embed(VIEW, training.pictures), learnt)
-    estimated, *seen = (regressor.predict(run.embed(VIEW, one)) for one in (found.pictures, *samples))
-    space = f"ridge on {run.judge.name} {run.judge.hash}, {len(training)} training pictures"
+    regressor.fit(run.embed(VIEW, training.images), learnt)
+    estimated, *seen = (regressor.predict(run.embed(VIEW, one)) for one in (found.images, *samples))
+    space = f"ridge on {run.judge.name} {run.judge.hash}, {len(training)} training images"
     measure, chance = _correlated(asked, seen, estimated, run, space, ranks=True)
     columns = [("asked", [f"severity {one:g}" for one in asked]), *_beside(found, samples)]
-    details = {"training_pictures": len(training), "permutations": {"spearman": chance}}
+    details = {"training_images": len(training), "permutations": {"spearman": chance}}
     return Family(len(found), {"spearman": measure}, details, columns)
 
 
@@ -183,11 +185,11 @@ def demographics(run: Run) -> Family:
     wanted = {name: np.array([name in one for one in asked]) for name in ("sex", "age")}
     samples = run.generate("demographics", asked)
     judge = run.patient_judge(training)
-    real, *seen = (judge.logits(one) for one in (found.pictures, *samples))
+    real, *seen = (judge.logits(one) for one in (found.images, *samples))
     measures: dict[str, Measure] = {}
     chances: dict[str, Any] = {}
     left_out: dict[str, str] = {}
-    space = f"network {judge.hash}, {len(training)} training pictures"
+    space = f"network {judge.hash}, {len(training)} training images"
 
     rows = wanted["sex"]
     female = np.array([float(one.get("sex") == FEMALE) for one in asked])[rows]
@@ -196,10 +198,10 @@ def demographics(run: Run) -> Family:
         left_out["sex AUC"] = f"{least:g} studies of the rarer sex: expected at least {MIN_STUDIES}"
     else:
         own = run.bootstrap(len(female))
-        ceiling = agreement.auc(real[rows, 0], female, own)
+        ceiling = auc(real[rows, 0], female, own)
 
         def compared(logits: Array) -> Comparison:
-            return agreement.compare_auc(logits, female, own, seed=run.settings.seed)
+            return compare_auc(logits, female, own, seed=run.settings.seed)
 
         parts = [logits[rows, 0] for logits in seen]
         measures["sex AUC"] = _averaged(parts, compared, ceiling, space)
@@ -216,7 +218,7 @@ def demographics(run: Run) -> Family:
     if not measures:
         raise NotComputed(str(left_out))
     texts = [", ".join(f"{name} {value}" for name, value in one.items()) for one in asked]
-    details = {"network": judge.hash, "training_pictures": len(training), "permutations": chances}
+    details = {"network": judge.hash, "training_images": len(training), "permutations": chances}
     return Family(len(found), measures, details, [("asked", texts), *_beside(found, samples)], left_out)
 
 
@@ -233,10 +235,10 @@ def _correlated(
     from scipy.stats import pearsonr, spearmanr
 
     own = run.bootstrap(len(asked))
-    ceiling = agreement.correlation(asked, real, own, ranks=ranks)
+    ceiling = correlation(asked, real, own, ranks=ranks)
 
     def compared(estimates: Array) -> Comparison:
-        return agreement.compare_correlation(asked, estimates, own, ranks=ranks, seed=run.settings.seed)
+        return compare_correlation(asked, estimates, own, ranks=ranks, seed=run.settings.seed)
 
     def statistic(first: Array, second: Array) -> float:
         correlation: Any = spearmanr(first, second) if ranks else pearsonr(first, second)
@@ -273,7 +275,7 @@ def permuted(
 
 
 def _beside(found: Annotated, samples: Sequence[Images]) -> list[tuple[str, Any]]:
-    return [("real", found.pictures), *((f"generated {i}", one) for i, one in enumerate(samples, 1))]
+    return [("real", found.images), *((f"generated {i}", one) for i, one in enumerate(samples, 1))]
 
 
 def text(run: Run) -> Family:
@@ -282,7 +284,7 @@ def text(run: Run) -> Family:
     if "report" not in run.evaluated.inputs:
         raise NotComputed(f"{run.evaluated.name} takes no report")
     if run.classifier is None:
-        raise NotComputed("the training pictures have no labels to train a classifier on")
+        raise NotComputed("the training images have no labels to train a classifier on")
     try:
         material = load_material(
             run.manifest, run.split, model, run.cache, limit=settings.limit, seed=settings.seed, progress=run.progress
@@ -294,11 +296,11 @@ def text(run: Run) -> Family:
     route = Route(("report",), VIEW)
     samples = run.shown(route, material.n, lambda advance: generate(model, route, material, settings, advance=advance))
     prompts = run.embed("report", list(material.reports))
-    parts = [measure_pictures(one, real, material, prompts, model, bootstrap, seed=settings.seed) for one in samples]
+    parts = [measure_images(one, real, material, prompts, model, bootstrap, seed=settings.seed) for one in samples]
     measures = average_measures([one for one, _ in parts])
     ceiling = bootstrap.matched_and_shuffled(agreement.cosine(prompts, real.embedded)).matched
     measures["prompt_agreement"] = replace(measures["prompt_agreement"], reference={"ceiling": ceiling})
-    columns = [("report", list(material.reports)), ("real", material.pictures[VIEW])]
+    columns = [("report", list(material.reports)), ("real", material.images[VIEW])]
     columns += [(f"generated {i}", one) for i, one in enumerate(samples, 1)]
     return Family(material.n, measures, {"classifier": real.judge.hash, **parts[0][1]}, columns)
 

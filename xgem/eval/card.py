@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from xgem.checkpoint import CARD_NAME, checkpoint_hash, read_index
+from xgem.checkpoints.store import CARD_NAME, checkpoint_hash, read_index
 from xgem.types import InputError
 
 RESULTS = ("<!-- results:begin -->", "<!-- results:end -->")
@@ -45,7 +45,7 @@ Checkpoint hash `{hash}`.
 
 ## Measures
 
-n, seed and settings stand in the tables; the classifier is trained on real training pictures only, reports
+n, seed and settings stand in the tables; the classifier is trained on real training images only, reports
 are labelled by xgem's own rules (`xgem-rules`), and Frechet distances are in the named feature spaces, not Inception's.
 
 {results}
@@ -55,8 +55,8 @@ _FAMILIES = """
 
 ## Families of measures
 
-By `xgem eval all`. Pictures were made from reports, reports from frontals, pairs from laterals; privacy and utility
-look at pictures made from training reports. What needs weights that do not ship is `not computed`.
+By `xgem eval all`. Images were made from reports, reports from frontals, pairs from laterals; privacy and utility
+look at images made from training reports. What needs weights that do not ship is `not computed`.
 
 """
 

@@ -1,7 +1,7 @@
 """How close a set of generations comes to a training set: in pixels, in feature spaces, by re-identification.
 
 All sets are read at one size, that of the generations: a difference of resolution would make every generation seem
-farther from training than held-out pictures are, and so hide copies.
+farther from training than held-out images are, and so hide copies.
 """
 
 from __future__ import annotations
@@ -15,23 +15,23 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from xgem.eval import privacy
-from xgem.eval.extractors import Extractor
-from xgem.eval.feature_cache import Features, extract
-from xgem.eval.privacy import Closest, Rows
-from xgem.eval.sets import EvalSet
-from xgem.eval.statistics import Array, Estimate
+from xgem.data.sets import EvalSet
+from xgem.eval.features import Features, extract
+from xgem.judges.extractors import Extractor
+from xgem.metrics import privacy
+from xgem.metrics.bootstrap import Array, Estimate
+from xgem.metrics.privacy import Closest, Rows
 
 if TYPE_CHECKING:
-    from xgem.eval.reid import Reid
+    from xgem.judges.reid import Reid
 
 _MOST_BYTES: Final = 1 << 30
 
 
 @dataclass(frozen=True)
 class Space:
-    """Distances in one space to training pictures: of the generations to the ``closest`` and, where asked for, to that
-    of their ``own`` prompt; of held-out real pictures; of the closest training pictures to their own ``neighbours``."""
+    """Distances in one space to training images: of the generations to the ``closest`` and, where asked for, to that
+    of their ``own`` prompt; of held-out real images; of the closest training images to their own ``neighbours``."""
 
     name: str
     unit: str
@@ -54,7 +54,7 @@ class Space:
 @dataclass(frozen=True)
 class Run:
     """Sets to compare, and how. ``prompts`` (n,) names what each generation was asked with, ``own`` (n,) the training
-    picture whose prompt that was; ``size`` is the side in pixels at which every picture is read."""
+    image whose prompt that was; ``size`` is the side in pixels at which every image is read."""
 
     generated: EvalSet
     training: EvalSet
@@ -80,18 +80,18 @@ class Run:
 
 
 def pixel_space(run: Run) -> Space:
-    """Grey levels (:func:`xgem.eval.privacy.pixel_distance`)."""
+    """Grey levels (:func:`xgem.metrics.privacy.pixel_distance`)."""
     own = None if run.own is None else _of_own_prompt(run, run.own)
-    return _of_pictures(run, "pixel", "grey levels", privacy.pixel_distance, run.size, own)
+    return _of_images(run, "pixel", "grey levels", privacy.pixel_distance, run.size, own)
 
 
 def aligned_space(run: Run) -> Space:
-    """Grey levels of aligned pictures (:func:`xgem.eval.privacy.aligned_distance`)."""
-    return _of_pictures(run, "aligned", "standard deviations", privacy.aligned_distance, privacy.ALIGNED_SIZE)
+    """Grey levels of aligned images (:func:`xgem.metrics.privacy.aligned_distance`)."""
+    return _of_images(run, "aligned", "standard deviations", privacy.aligned_distance, privacy.ALIGNED_SIZE)
 
 
 def latent_space(run: Run, extractor: Extractor) -> Space:
-    """Features (:func:`xgem.eval.privacy.latent_distance`)."""
+    """Features (:func:`xgem.metrics.privacy.latent_distance`)."""
     generated, training = run.features(run.generated, extractor), run.features(run.training, extractor)
     nearest = partial(privacy.latent_distance, training=training, device=run.device)
     closest = nearest(generated)
@@ -108,38 +108,38 @@ def latent_space(run: Run, extractor: Extractor) -> Space:
 
 
 def same_patient(run: Run, reid: Reid, items: EvalSet, own_prompt: Rows | None = None) -> Closest:
-    """The highest re-identification score of each picture, and with which training picture."""
+    """The highest re-identification score of each image, and with which training image."""
     features = run.features(items, reid.extractor), run.features(run.training, reid.extractor)
     return privacy.reidentification_score(*features, reid.weight, reid.bias, own_prompt=own_prompt, device=run.device)
 
 
 def _in_chunks(items: EvalSet, size: int) -> Iterator[tuple[slice, NDArray[np.uint8]]]:
-    """The pictures in pieces of at most a gigabyte: training pictures are read again for each."""
+    """The images in pieces of at most a gigabyte: training images are read again for each."""
     step = max(1, _MOST_BYTES // size**2)
     for start in range(0, len(items), step):
         part = slice(start, min(start + step, len(items)))
-        yield part, items.subset(range(part.start, part.stop)).pictures(size)
+        yield part, items.subset(range(part.start, part.stop)).images(size)
 
 
 def _closest(run: Run, items: EvalSet, measure: Any, size: int, exclude: Rows | None = None) -> Closest:
     values, rows = np.empty(len(items)), np.empty(len(items), dtype=np.int64)
-    for part, pictures in _in_chunks(items, size):
+    for part, images in _in_chunks(items, size):
         left_out = None if exclude is None else exclude[part]
-        found = measure(pictures, run.training.batches(size), exclude=left_out, device=run.device)
+        found = measure(images, run.training.batches(size), exclude=left_out, device=run.device)
         values[part], rows[part] = found.values, found.rows
     return Closest(values, rows)
 
 
 def _of_own_prompt(run: Run, own: Rows) -> Closest:
     values = np.empty(len(own))
-    for part, pictures in _in_chunks(run.generated, run.size):
+    for part, images in _in_chunks(run.generated, run.size):
         there, places = np.unique(own[part], return_inverse=True)
-        theirs = run.training.subset(there).pictures(run.size)
-        values[part] = privacy.pixel_distance(pictures, theirs, own_prompt=places).values
+        theirs = run.training.subset(there).images(run.size)
+        values[part] = privacy.pixel_distance(images, theirs, own_prompt=places).values
     return Closest(values, own)
 
 
-def _of_pictures(run: Run, name: str, unit: str, measure: Any, size: int, own: Closest | None = None) -> Space:
+def _of_images(run: Run, name: str, unit: str, measure: Any, size: int, own: Closest | None = None) -> Space:
     closest = _closest(run, run.generated, measure, size)
     held_out = None if run.held_out is None else _closest(run, run.held_out, measure, size)
     neighbours = _neighbours(closest, lambda rows: _closest(run, run.training.subset(rows), measure, size, rows))
@@ -147,6 +147,6 @@ def _of_pictures(run: Run, name: str, unit: str, measure: Any, size: int, own: C
 
 
 def _neighbours(closest: Closest, measure: Callable[[Rows], Closest]) -> Array:
-    """(n,) from each closest training picture to its own closest other one."""
+    """(n,) from each closest training image to its own closest other one."""
     rows, places = np.unique(closest.rows, return_inverse=True)
     return measure(rows).values[places]

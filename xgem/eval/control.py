@@ -1,7 +1,7 @@
 """Does a model do what it is asked for? Masks, boxes, severity, demographics and text (``xgem eval control``).
 
-What a generated picture shows is judged by networks trained on real training pictures, beside two yardsticks on the
-same studies: the shuffled control (what was asked for another study) and the ceiling (the study's own real picture).
+What a generated image shows is judged by networks trained on real training images, beside two yardsticks on the
+same studies: the shuffled control (what was asked for another study) and the ceiling (the study's own real image).
 ChexGen shows its annotated generations and trains on them; whether they obey their annotations is measured here.
 """
 
@@ -15,15 +15,15 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from xgem.eval import sheets
 from xgem.eval.asked import FAMILIES
 from xgem.eval.control_run import ControlSettings, Family, NotComputed, Run
-from xgem.eval.material import Evaluated
 from xgem.eval.record import finite
 from xgem.eval.results import Measure
 from xgem.eval.routes import prepare_folder, settled
-from xgem.eval.statistics import Sampled
+from xgem.metrics.bootstrap import Sampled
+from xgem.pipeline.embedding import Evaluated
 from xgem.types import OutputError
+from xgem.utils import sheets
 
 if TYPE_CHECKING:
     from xgem.data.manifest import Manifest
@@ -131,13 +131,13 @@ def evaluate_control(
             and ``report`` it takes, ``pipe([{"mask": {...}}, ...], ["frontal"], ...)`` gets one of them at a time.
         judge: a checkpoint whose encoders of frontals and reports embed what was made, as ``eval routes`` does with
             the model's own.
-        cache: folder for prepared pictures and trained judges; ``out/cache`` by default.
+        cache: folder for prepared images and trained judges; ``out/cache`` by default.
         overwrite: replace the results of an earlier run in ``out``.
         device: where the judges train and run.
 
     Raises:
         OutputError: ``out`` holds results already or cannot be written. ImageError: an annotation cannot be read.
-        DataError: a split has no pictures.
+        DataError: a split has no images.
     """
     settings = settings or ControlSettings()
     prepare_folder(out, RESULTS, overwrite=overwrite)

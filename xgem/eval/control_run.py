@@ -10,18 +10,19 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from xgem.eval.classifier import Classifier, ClassifierConfig, learnable, train_classifier, train_findings
-from xgem.eval.material import Evaluated, Images, Training, load_training
+from xgem.data.study import Study
+from xgem.eval.material import Images, Training, load_training
 from xgem.eval.results import Measure
 from xgem.eval.route import Route
 from xgem.eval.routes import RunSettings, each, generate_from
-from xgem.eval.segmenter import SegmenterConfig
-from xgem.eval.statistics import Array, Bootstrap
-from xgem.types import Study
+from xgem.judges.classifier import Classifier, ClassifierConfig, learnable, train_classifier, train_findings
+from xgem.judges.segmenter import SegmenterConfig
+from xgem.metrics.bootstrap import Array, Bootstrap
+from xgem.pipeline.embedding import Evaluated
 
 if TYPE_CHECKING:
-    from xgem.data.cache import Pictures
     from xgem.data.manifest import Manifest
+    from xgem.data.prepare import PreparedImages
 
 VIEW: Final = "frontal"
 MIN_STUDIES: Final = 5
@@ -58,10 +59,10 @@ class Family:
 
 @dataclass(frozen=True)
 class Annotated:
-    """The studies of a split that carry an annotation, with the (n, s, s) frontal picture of each."""
+    """The studies of a split that carry an annotation, with the (n, s, s) frontal image of each."""
 
     studies: tuple[Study, ...]
-    pictures: Images
+    images: Images
 
     def __len__(self) -> int:
         return len(self.studies)
@@ -81,20 +82,20 @@ class Run:
     progress: bool
 
     @cached_property
-    def _prepared(self) -> dict[str, tuple[list[Study], Pictures]]:
-        from xgem.data.cache import prepare_pictures
+    def _prepared(self) -> dict[str, tuple[list[Study], PreparedImages]]:
+        from xgem.data.prepare import prepare_images
 
         transform = self.evaluated.transform
         return {
             split: (
-                [study for study in self.manifest.studies(split) if VIEW in study.pictures],
-                prepare_pictures(self.manifest, split, transform, self.cache, progress=self.progress),
+                [study for study in self.manifest.studies(split) if VIEW in study.images],
+                prepare_images(self.manifest, split, transform, self.cache, progress=self.progress),
             )
             for split in ("train", self.split)
         }
 
     def annotated(self, split: str, has: Callable[[Study], bool]) -> Annotated:
-        """The split's studies with a frontal picture for which ``has`` is true; of the evaluated split at most
+        """The split's studies with a frontal image for which ``has`` is true; of the evaluated split at most
         ``settings.limit``, chosen by the seed."""
         studies, prepared = self._prepared[split]
         studies = [study for study in studies if has(study)]
@@ -114,7 +115,7 @@ class Run:
         return found, training
 
     def generate(self, kind: str, values: Sequence[Any]) -> list[Images]:
-        """``num_samples`` sets of pictures (n, s, s), asked for by one kind of input alone."""
+        """``num_samples`` sets of images (n, s, s), asked for by one kind of input alone."""
         if kind not in self.evaluated.inputs:
             raise NotComputed(f"{self.evaluated.name} takes no {kind}")
         return self.shown(
@@ -134,7 +135,7 @@ class Run:
         return Bootstrap(n, draws=self.settings.bootstrap, seed=self.settings.seed)
 
     def embed(self, modality: str, values: Any) -> Array:
-        """In the judge's space; pictures are resized to what it takes."""
+        """In the judge's space; images are resized to what it takes."""
         if isinstance(values, np.ndarray):
             values = _resized(values, self.judge.transform.size)
         return self.judge.embed(modality, values)
@@ -142,7 +143,7 @@ class Run:
     @cached_property
     def written(self) -> Evaluated:
         """The evaluated model as the route from report to frontal sees it, with the judge's encoders."""
-        return replace(self.evaluated, pictures=(VIEW,), reports=("report",), embed=self.embed)
+        return replace(self.evaluated, images=(VIEW,), reports=("report",), embed=self.embed)
 
     @cached_property
     def training(self) -> Training:
@@ -150,11 +151,11 @@ class Run:
 
     @cached_property
     def classifier(self) -> Classifier | None:
-        """The judge of findings; None where the training pictures have no labels to learn from."""
+        """The judge of findings; None where the training images have no labels to learn from."""
         if not learnable(self.training.labels[VIEW]):
             return None
         return train_findings(
-            self.training.pictures[VIEW],
+            self.training.images[VIEW],
             self.training.labels[VIEW],
             config=self.settings.classifier,
             folder=self.cache / "classifier",
@@ -165,7 +166,7 @@ class Run:
         """One network for sex and for age."""
         labels = np.array([_patient_labels(study) for study in training.studies])
         return train_classifier(
-            training.pictures,
+            training.images,
             labels,
             (FEMALE, *(f"over {age}" for age in AGES)),
             config=self.settings.patient,
@@ -174,13 +175,13 @@ class Run:
         )
 
 
-def _resized(pictures: Images, size: int) -> Images:
+def _resized(images: Images, size: int) -> Images:
     import torch
     from torch.nn import functional as F
 
-    if pictures.shape[-1] == size:
-        return pictures
-    x = torch.from_numpy(np.array(pictures)).unsqueeze(1).float()
+    if images.shape[-1] == size:
+        return images
+    x = torch.from_numpy(np.array(images)).unsqueeze(1).float()
     x = F.interpolate(x, size=(size, size), mode="bilinear", antialias=True)
     return x.squeeze(1).round().clamp(0, 255).to(torch.uint8).numpy()
 

@@ -17,24 +17,25 @@ import numpy as np
 from numpy.typing import NDArray
 
 from xgem.eval import measures
-from xgem.eval.agreement import cosine, own_rank_scores
-from xgem.eval.classifier import Classifier
-from xgem.eval.comparisons import signed_ranks
-from xgem.eval.judges import prevalence_thresholds
-from xgem.eval.material import Evaluated, Images, Material, Training, load_material, load_training
+from xgem.eval.material import Images, Material, Training, load_material, load_training
 from xgem.eval.record import finite
 from xgem.eval.results import Measure
 from xgem.eval.route import LETTERS
 from xgem.eval.routes import RunSettings, described, each, generate_several, judged, prepare_folder
-from xgem.eval.statistics import Array, Bootstrap, Sampled
-from xgem.eval.text import most_frequent
+from xgem.judges.classifier import Classifier
+from xgem.judges.judge import prevalence_thresholds
 from xgem.labels.rules import LABELLER, LABELLER_VERSION, label_matrix
 from xgem.labels.vocabulary import CHEXPERT_CLASSES, XGEM_10
+from xgem.metrics.agreement import cosine, own_rank_scores
+from xgem.metrics.bootstrap import Array, Bootstrap, Sampled
+from xgem.metrics.significance import signed_ranks
+from xgem.metrics.text import most_frequent
+from xgem.pipeline.embedding import Evaluated
 from xgem.types import InputError, OutputError
 
 if TYPE_CHECKING:
     from xgem.data.manifest import Manifest
-    from xgem.eval.measures import RealPictures
+    from xgem.eval.measures import RealImages
 
 UNCONDITIONAL: Final = ("frechet_classifier", "frechet_encoder", "band_ratio")
 """What can be said of outputs that were made from nothing: there is no target to agree with."""
@@ -74,7 +75,7 @@ def joint_routes(modalities: Sequence[str]) -> list[JointRoute]:
 
 
 Outputs = dict[str, Any]
-"""By output: pictures (n, s, s) uint8, or n reports."""
+"""By output: images (n, s, s) uint8, or n reports."""
 
 
 def generate(
@@ -94,9 +95,9 @@ def generate(
 
 @dataclass(frozen=True)
 class LabelJudges:
-    """Label sets of pictures and reports over ``classes``: those of XGeM's ten that the classifier has learned.
+    """Label sets of images and reports over ``classes``: those of XGeM's ten that the classifier has learned.
 
-    The classifier's thresholds are quantiles of its logits on real training pictures: it calls as many of them positive
+    The classifier's thresholds are quantiles of its logits on real training images: it calls as many of them positive
     as are annotated so.
     """
 
@@ -107,13 +108,13 @@ class LabelJudges:
     @classmethod
     def fit(cls, judge: Classifier, training: Training, view: str) -> LabelJudges:
         classes = tuple(name for name in judge.classes if name in XGEM_10)
-        logits = judge.logits(training.pictures[view])[:, [judge.classes.index(name) for name in classes]]
+        logits = judge.logits(training.images[view])[:, [judge.classes.index(name) for name in classes]]
         labels = training.labels[view][:, [CHEXPERT_CLASSES.index(name) for name in classes]]
         return cls(judge, classes, prevalence_thresholds(logits, labels))
 
-    def of_pictures(self, pictures: Images) -> NDArray[np.bool_]:
+    def of_images(self, images: Images) -> NDArray[np.bool_]:
         columns = [self.judge.classes.index(name) for name in self.classes]
-        return self.judge.logits(pictures)[:, columns] > self.thresholds
+        return self.judge.logits(images)[:, columns] > self.thresholds
 
     def of_reports(self, reports: Sequence[str]) -> NDArray[np.bool_]:
         return label_matrix(reports, classes=self.classes)
@@ -220,13 +221,13 @@ def evaluate_joint(
     """Run every route to several outputs jointly and independently, measure both, and write to the folder ``out``.
 
     Args:
-        cache: folder for prepared pictures and classifiers, as of ``evaluate_routes``; ``out/cache`` by default.
+        cache: folder for prepared images and classifiers, as of ``evaluate_routes``; ``out/cache`` by default.
         overwrite: replace the results of an earlier run in ``out``.
         device: where the classifier trains and runs.
 
     Raises:
         InputError: the model has no alignment. OutputError: ``out`` holds results already or cannot be written.
-        DataError: too few studies or pictures.
+        DataError: too few studies or images.
     """
     settings = settings or RunSettings()
     prepare_folder(out, RESULTS, overwrite=overwrite)
@@ -236,10 +237,10 @@ def evaluate_joint(
     )
     training = load_training(manifest, evaluated, cache, progress=progress)
     bootstrap = Bootstrap(material.n, draws=settings.bootstrap, seed=settings.seed)
-    real = judged(evaluated.pictures, evaluated, material, training, bootstrap, settings, cache, device)
+    real = judged(evaluated.images, evaluated, material, training, bootstrap, settings, cache, device)
     judges = {view: LabelJudges.fit(one.judge, training, view) for view, one in real.items()}
     judges = {view: one for view, one in judges.items() if one.classes}
-    truth: Outputs = {**material.pictures, **{name: list(material.reports) for name in evaluated.reports}}
+    truth: Outputs = {**material.images, **{name: list(material.reports) for name in evaluated.reports}}
     embedded = {name: evaluated.embed(name, value) for name, value in truth.items()}
     constant = most_frequent(training.impressions)
 
@@ -278,7 +279,7 @@ def _agreement(
     evaluated: Evaluated,
     bootstrap: Bootstrap,
 ) -> dict[str, Any]:
-    """By measure: the cosine of every pair of outputs, the rank of the own picture, the label sets' distance."""
+    """By measure: the cosine of every pair of outputs, the rank of the own image, the label sets' distance."""
     vectors = {
         mode: [{name: evaluated.embed(name, outputs[name]) for name in route.outputs} for outputs in samples]
         for mode, samples in made.items()
@@ -294,7 +295,7 @@ def _agreement(
     for a, b in combinations(route.outputs, 2):
         name = f"{LETTERS.get(a, a)}-{LETTERS.get(b, b)}"
         found[f"cosine {name}"] = _compared(mean(cosine, a, b), cosine(embedded[a], embedded[b]), bootstrap)
-        if a in evaluated.pictures and b in evaluated.pictures:
+        if a in evaluated.images and b in evaluated.images:
             actual = own_rank_scores(embedded[a], embedded[b])
             found[f"1 - rank of the own {a} {name}"] = _compared(mean(own_rank_scores, a, b), actual, bootstrap)
     for (view, report), one in distances.items():
@@ -310,12 +311,12 @@ def _label_distances(
     evaluated: Evaluated,
     judges: Mapping[str, LabelJudges],
 ) -> dict[tuple[str, str], dict[str, list[Array]]]:
-    """By pair of a picture and a report, by source and sample: the Hamming distances (n, n) of all their label sets."""
+    """By pair of an image and a report, by source and sample: the Hamming distances (n, n) of all their label sets."""
     pairs = [(view, name) for view in route.outputs if view in judges for name in route.outputs]
     return {
         (view, report): {
             source: [
-                hamming(judges[view].of_pictures(outputs[view]), judges[view].of_reports(outputs[report]))
+                hamming(judges[view].of_images(outputs[view]), judges[view].of_reports(outputs[report]))
                 for outputs in samples
             ]
             for source, samples in sources.items()
@@ -344,7 +345,7 @@ def _label_histogram(distances: Mapping[str, Sequence[Array]], classes: int) -> 
 def _quality(
     route: JointRoute,
     made: Mapping[str, Sequence[Outputs]],
-    real: Mapping[str, RealPictures],
+    real: Mapping[str, RealImages],
     material: Material,
     embedded: Mapping[str, Array],
     constant: str,
@@ -359,7 +360,7 @@ def _quality(
         by_mode: dict[str, Mapping[str, Measure]] = {}
         for mode, (outputs, *_) in made.items():
             if name in real:
-                by_mode[mode], _ = measures.measure_pictures(
+                by_mode[mode], _ = measures.measure_images(
                     outputs[name], real[name], material, prompts, evaluated, bootstrap, seed=seed
                 )
             else:

@@ -11,9 +11,10 @@ from typing import Any
 
 import numpy as np
 
+from xgem.data.study import Study
 from xgem.labels.rules import LABELLER, LABELLER_VERSION, label_matrix
 from xgem.labels.vocabulary import CHEXPERT_CLASSES, annotated_matrix
-from xgem.types import DataError, Study
+from xgem.types import DataError
 
 
 def check_labeller(studies: Iterable[Study]) -> dict[str, Any]:

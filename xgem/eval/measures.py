@@ -10,28 +10,30 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from xgem.eval import agreement as scores
-from xgem.eval import fidelity, spectrum, text
-from xgem.eval.classifier import Classifier, columns_of
-from xgem.eval.material import Evaluated, Images, Material, Training
+from xgem.eval.material import Images, Material, Training
 from xgem.eval.results import Measure
-from xgem.eval.statistics import Array, Bootstrap, Sampled
+from xgem.judges.classifier import Classifier, columns_of
 from xgem.labels.rules import LABELLER, LABELLER_VERSION, label_matrix
 from xgem.labels.vocabulary import CHEXPERT_CLASSES, NO_FINDING
+from xgem.metrics import agreement as scores
+from xgem.metrics import fidelity, spectrum, text
+from xgem.metrics.auc import auc, compare_auc
+from xgem.metrics.bootstrap import Array, Bootstrap, Sampled, average
+from xgem.pipeline.embedding import Evaluated
 from xgem.types import DataError
 
 MIN_POSITIVES: Final = 10
 """A class needs this many positives and negatives among the evaluated studies for its AUC to be reported."""
-FLOOR_PICTURES: Final = 1000
+FLOOR_IMAGES: Final = 1000
 FINDINGS: Final = tuple(name for name in CHEXPERT_CLASSES if name != NO_FINDING)
 
 
 @dataclass(frozen=True)
-class RealPictures:
-    """What is known of one view's real pictures: the yardsticks of every route that makes this view."""
+class RealImages:
+    """What is known of one view's real images: the yardsticks of every route that makes this view."""
 
     view: str
-    pictures: Images
+    images: Images
     judge: Classifier
     logits: Array
     features: Array
@@ -45,7 +47,7 @@ class RealPictures:
 
     @property
     def mean_auc(self) -> Sampled | None:
-        return scores.average(list(self.auc.values())) if self.auc else None
+        return average(list(self.auc.values())) if self.auc else None
 
 
 def measure_real(
@@ -57,30 +59,30 @@ def measure_real(
     bootstrap: Bootstrap,
     *,
     seed: int = 0,
-) -> RealPictures:
-    """Features, floors and ceilings of a view's real pictures.
+) -> RealImages:
+    """Features, floors and ceilings of a view's real images.
 
     Raises:
-        DataError: fewer training than evaluated pictures, so that there is no floor at the same n.
+        DataError: fewer training than evaluated images, so that there is no floor at the same n.
     """
-    pictures = material.pictures[view]
-    pool = training.pictures[view]
-    if len(pool) < len(pictures):
+    images = material.images[view]
+    pool = training.images[view]
+    if len(pool) < len(images):
         raise DataError(
-            f"{len(pool)} training {view} pictures for {len(pictures)} evaluated ones: the real-against-real floor "
+            f"{len(pool)} training {view} images for {len(images)} evaluated ones: the real-against-real floor "
             "needs at least as many; evaluate fewer with --limit"
         )
-    kept = np.random.default_rng([seed, 3]).permutation(len(pool))[: max(FLOOR_PICTURES, len(pictures))]
-    features, embedded = judge.features(pictures), evaluated.embed(view, pictures)
+    kept = np.random.default_rng([seed, 3]).permutation(len(pool))[: max(FLOOR_IMAGES, len(images))]
+    features, embedded = judge.features(images), evaluated.embed(view, images)
     training_features, training_embedded = judge.features(pool[kept]), evaluated.embed(view, pool[kept])
-    logits = judge.logits(pictures)
+    logits = judge.logits(images)
     labels = material.labels[:, columns_of(judge)]
     counts = [(int((column == 1).sum()), int((column == 0).sum())) for column in labels.T]
     classes = tuple(name for name, pair in zip(judge.classes, counts, strict=True) if min(pair) >= MIN_POSITIVES)
-    auc = {name: scores.auc(logits[:, k], labels[:, k], bootstrap) for name, k in _columns(judge, classes)}
-    return RealPictures(
+    by_class = {name: auc(logits[:, k], labels[:, k], bootstrap) for name, k in _columns(judge, classes)}
+    return RealImages(
         view=view,
-        pictures=pictures,
+        images=images,
         judge=judge,
         logits=logits,
         features=features,
@@ -90,7 +92,7 @@ def measure_real(
         floor_classifier=fidelity.real_floor(training_features, features, seed=seed),
         floor_encoder=fidelity.real_floor(training_embedded, embedded, seed=seed),
         classes=classes,
-        auc=auc,
+        auc=by_class,
     )
 
 
@@ -103,9 +105,9 @@ def prompt_embedding(embedded: Mapping[str, Array], modalities: Sequence[str]) -
     return np.mean([embedded[name] for name in modalities], axis=0)
 
 
-def measure_pictures(
+def measure_images(
     generated: Images,
-    real: RealPictures,
+    real: RealImages,
     material: Material,
     prompts: Array,
     evaluated: Evaluated,
@@ -114,18 +116,18 @@ def measure_pictures(
     ridge: Array | None = None,
     seed: int = 0,
 ) -> tuple[dict[str, Measure], dict[str, Any]]:
-    """All measures of one generated picture (n, s, s) a study.
+    """All measures of one generated image (n, s, s) a study.
 
     Args:
         prompts: (n, d) from :func:`prompt_embedding`.
-        ridge: (n, 256) coarse pictures predicted by ridge regression from the prompt pictures, as a baseline.
+        ridge: (n, 256) coarse images predicted by ridge regression from the prompt images, as a baseline.
 
     Returns:
         measures by name, and details: radial power curves, AUC by class.
     """
     embedded = evaluated.embed(real.view, generated)
     features, logits = real.judge.features(generated), real.judge.logits(generated)
-    target, output = scores.coarse(real.pictures), scores.coarse(generated)
+    target, output = scores.coarse(real.images), scores.coarse(generated)
     compare = bootstrap.matched_and_shuffled
     lines: dict[str, dict[str, Sampled]] = {"rank": {}, "pixels": {}}
     if ridge is not None:
@@ -157,24 +159,24 @@ def measure_pictures(
             higher_is_better=False,
             space=f"{space}, {evaluated.name} {evaluated.hash}",
         ),
-        "band_ratio": Measure(spectrum.band_ratio(generated, real.pictures, bootstrap)),
+        "band_ratio": Measure(spectrum.band_ratio(generated, real.images, bootstrap)),
     }
     by_class: dict[str, Any] = {}
     parts: list[Measure] = []
     labels = material.labels[:, columns_of(real.judge)]
     for name, k in _columns(real.judge, real.classes):
-        compared = scores.compare_auc(logits[:, k], labels[:, k], bootstrap, seed=seed)
+        compared = compare_auc(logits[:, k], labels[:, k], bootstrap, seed=seed)
         parts.append(Measure.of(compared, reference={"ceiling": real.auc[name]}, space=judged))
         by_class[name] = parts[-1].as_dict() | {"positives": int((labels[:, k] == 1).sum())}
     if parts:
         ceiling = real.mean_auc
         measures["label_auc"] = Measure(
-            scores.average([part.value for part in parts]),
-            scores.average([part.shuffled for part in parts if part.shuffled is not None]),
+            average([part.value for part in parts]),
+            average([part.shuffled for part in parts if part.shuffled is not None]),
             reference={"ceiling": ceiling} if ceiling is not None else {},
             space=judged,
         )
-    details = {"label_auc_by_class": by_class, "radial_power_ratio": power_curve(generated, real.pictures)}
+    details = {"label_auc_by_class": by_class, "radial_power_ratio": power_curve(generated, real.images)}
     return measures, details
 
 
@@ -190,9 +192,9 @@ def _correlation(target: Array, output: Array) -> Array:
     return target @ output.T / target.shape[1]
 
 
-def power_curve(pictures: Images, real: Images) -> dict[str, Any]:
-    """Radial power of ``pictures`` over that of ``real``, ring by ring, and the least ratio in the upper band."""
-    frequency, own = spectrum.radial_power(pictures)
+def power_curve(images: Images, real: Images) -> dict[str, Any]:
+    """Radial power of ``images`` over that of ``real``, ring by ring, and the least ratio in the upper band."""
+    frequency, own = spectrum.radial_power(images)
     ratio = own.mean(axis=0) / np.maximum(spectrum.radial_power(real)[1].mean(axis=0), 1e-12)
     upper = ratio[frequency >= spectrum.BAND[0]]
     return {
@@ -268,12 +270,12 @@ def _share(reports: Sequence[str], one: str) -> float:
 
 
 def ridge_baseline(inputs: Sequence[str], output: str, material: Material, training: Material) -> Array | None:
-    """Ridge regression from the prompt pictures to the target's coarse pixels; None where no prompt is a picture."""
-    views = [name for name in inputs if name in material.pictures]
+    """Ridge regression from the prompt images to the target's coarse pixels; None where no prompt is an image."""
+    views = [name for name in inputs if name in material.images]
     if not views:
         return None
 
     def stacked(source: Material) -> NDArray[np.float64]:
-        return np.concatenate([scores.coarse(source.pictures[view]) for view in views], axis=1)
+        return np.concatenate([scores.coarse(source.images[view]) for view in views], axis=1)
 
-    return scores.ridge_prediction(stacked(material), stacked(training), scores.coarse(training.pictures[output]))
+    return scores.ridge_prediction(stacked(material), stacked(training), scores.coarse(training.images[output]))

@@ -8,8 +8,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from xgem.eval.sets import EvalSet, pairs
-from xgem.eval.statistics import Comparison, Estimate, Sampled
+from xgem.data.sets import EvalSet, pairs
+from xgem.metrics.bootstrap import Comparison, Estimate, Sampled
 
 
 def one_each(real: EvalSet, generated: EvalSet) -> tuple[EvalSet, EvalSet]:

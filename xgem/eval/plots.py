@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from xgem.eval.statistics import Estimate
+from xgem.metrics.bootstrap import Estimate
 from xgem.types import InputError
 
 

@@ -1,19 +1,25 @@
-"""A self-contained HTML report of measures: tables, plots and pictures inside one file."""
+"""A self-contained HTML report of measures: tables, plots and images inside one file."""
 
 from __future__ import annotations
 
 import base64
+import csv
 import html
 import io
 import json
+import platform
+import time
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from xgem import __version__
-from xgem.eval.record import Example, FamilyResult, Metric, finite
+from xgem._version import __version__
+from xgem.eval.record import FORMAT, FORMAT_VERSION, Example, FamilyResult, Metric, finite
+from xgem.labels.vocabulary import CHEXPERT_CLASSES
+from xgem.types import OutputError
 
 _STYLE: Final = """
 body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 72rem; padding: 0 1rem; color: #222; }
@@ -27,9 +33,11 @@ figure.example img { height: 128px; image-rendering: pixelated; margin-right: 4p
 figcaption { font-size: 0.85rem; max-width: 36rem; }
 pre { background: #f5f5f5; overflow-x: auto; padding: 0.7rem; }
 """
+
+
 _NOTE: Final = (
     "Synthetic radiographs, for research only, not for diagnosis. Intervals are 95 % bootstrap intervals unless the "
-    "settings say otherwise. Pictures in this file may be of real patients: keep it where the data may lie."
+    "settings say otherwise. Images in this file may be of real patients: keep it where the data may lie."
 )
 
 
@@ -84,17 +92,106 @@ def _figure(png: bytes, caption: str) -> str:
 
 
 def _example(example: Example) -> str:
-    pictures = "".join(f'<img alt="" src="{_uri(_png(picture))}">' for picture in example.pictures)
-    return f'<figure class="example">{pictures}<figcaption>{html.escape(example.caption)}</figcaption></figure>'
+    images = "".join(f'<img alt="" src="{_uri(_png(image))}">' for image in example.images)
+    return f'<figure class="example">{images}<figcaption>{html.escape(example.caption)}</figcaption></figure>'
 
 
-def _png(picture: NDArray[np.uint8]) -> bytes:
+def _png(image: NDArray[np.uint8]) -> bytes:
     from PIL import Image
 
     stream = io.BytesIO()
-    Image.fromarray(picture).save(stream, format="PNG")
+    Image.fromarray(image).save(stream, format="PNG")
     return stream.getvalue()
 
 
 def _uri(png: bytes) -> str:
     return "data:image/png;base64," + base64.b64encode(png).decode()
+
+
+def as_json(results: Sequence[FamilyResult], about: Mapping[str, Any] | None = None) -> str:
+    """One JSON document of several families; NaN becomes null. ``about`` is what they have in common."""
+    record = {
+        "format": FORMAT,
+        "format_version": FORMAT_VERSION,
+        "xgem": __version__,
+        "python": platform.python_version(),
+        "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        **({"settings": dict(about)} if about else {}),
+        "families": [result.as_dict() for result in results],
+    }
+    return json.dumps(finite(record), indent=2, ensure_ascii=False)
+
+
+def as_csv(results: Sequence[FamilyResult]) -> str:
+    """One row a number."""
+    stream = io.StringIO()
+    table = csv.writer(stream, lineterminator="\n")
+    table.writerow(["family", "metric", "of", "value", "low", "high", "n", "extractor", "weights", "not_computed"])
+    for result in results:
+        for one in result.metrics:
+            number = ["", "", "", ""] if one.value is None else [one.value.value, *one.value.interval, one.value.n]
+            table.writerow([result.family, one.name, one.of, *number, one.extractor, one.weights, one.reason])
+    return stream.getvalue()
+
+
+def as_markdown(results: Sequence[FamilyResult]) -> str:
+    """One table a family; the numbers of single findings are left to CSV and HTML."""
+    parts: list[str] = []
+    for result in results:
+        parts += ["", f"### {result.family.capitalize()}", "", "| measure | value [95 %] | n | beside | space |"]
+        parts.append("|---|---|---|---|---|")
+        for one in result.metrics:
+            if one.of.rpartition(", ")[2] in CHEXPERT_CLASSES:
+                continue
+            name = f"{one.name}, {one.of}" if one.of else one.name
+            value = f"not computed: {one.reason}" if one.value is None else str(one.value)
+            beside = "; ".join(f"{key} {reference}" for key, reference in one.references.items())
+            parts.append(
+                f"| {name} | {value} | {'' if one.value is None else one.value.n} | {beside} | {one.extractor} |"
+            )
+    return "\n".join(parts).strip() + "\n"
+
+
+def check_results_folder(out: Path, stem: str, *, overwrite: bool = False) -> None:
+    """Refuse a folder that holds results of this name already, unless they are to be replaced.
+
+    Raises:
+        OutputError: it does, or it is a file.
+    """
+    if out.exists() and not out.is_dir():
+        raise OutputError(f"{out}: is a file, expected a folder; choose another")
+    if (out / f"{stem}.json").exists() and not overwrite:
+        raise OutputError(f"{out / stem}.json: exists already; choose another folder or pass --overwrite")
+
+
+def write_results(
+    results: Sequence[FamilyResult],
+    out: Path,
+    stem: str,
+    *,
+    about: Mapping[str, Any] | None = None,
+    overwrite: bool = False,
+) -> Path:
+    """Write ``stem.json``, ``.csv``, ``.md``, ``.html`` and the families' own tables into ``out``.
+
+    Raises:
+        OutputError: results of an earlier run lie there and not ``overwrite``, or the place cannot be written.
+    """
+    from xgem.eval.report import as_html
+
+    check_results_folder(out, stem, overwrite=overwrite)
+    record = out / f"{stem}.json"
+    files = {f"{stem}.csv": as_csv(results), f"{stem}.md": as_markdown(results)}
+    files[f"{stem}.html"] = as_html(results, about=about)
+    for result in results:
+        files |= result.tables
+    files[record.name] = as_json(results, about)  # last: where it is, the rest is whole
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        for name, text in files.items():
+            temporary = out / f".{name}.part"
+            temporary.write_text(text, encoding="utf-8")
+            temporary.replace(out / name)
+    except OSError as error:
+        raise OutputError(f"{out}: cannot be written ({error.strerror or error})") from error
+    return record

@@ -10,9 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from xgem.eval.agreement import average
 from xgem.eval.record import finite
-from xgem.eval.statistics import Comparison, Estimate, Sampled
+from xgem.metrics.bootstrap import Comparison, Estimate, Sampled, average
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -172,8 +171,8 @@ class Evaluation:
         return "\n".join(parts)
 
     def grids(self) -> list[tuple[str, list[str], list[list[str]]]]:
-        """Title, header and rows of each table: pictures, reports, several prompts, reconstructions, power curves."""
-        pictures = [route for route in self.routes if "frechet_classifier" in route.measures]
+        """Title, header and rows of each table: images, reports, several prompts, reconstructions, power curves."""
+        images = [route for route in self.routes if "frechet_classifier" in route.measures]
         reports = [route for route in self.routes if "micro_f1_14" in route.measures]
         run = self.settings
         grids: list[tuple[str, list[str], list[list[str]]]] = []
@@ -185,7 +184,7 @@ class Evaluation:
         samples = run.get("num_samples", 1), run.get("report_samples") or run.get("num_samples", 1)
         counted = [f", mean of {count} samples a study" if count > 1 else "" for count in samples]
         for title, routes, columns in (
-            (f"Pictures{counted[0]}", pictures, _PICTURE_COLUMNS),
+            (f"Images{counted[0]}", images, _IMAGE_COLUMNS),
             (f"Reports{counted[1]}", reports, _REPORT_COLUMNS),
         ):
             if routes:
@@ -211,21 +210,21 @@ class Evaluation:
             for view, one in self.real.items()
         ]
         if rows:
-            header = ["view", "band power of reconstructions / real", "label AUC on real pictures", "classifier"]
-            grids.append(("Real pictures", header, rows))
+            header = ["view", "band power of reconstructions / real", "label AUC on real images", "classifier"]
+            grids.append(("Real images", header, rows))
         curves = {f"reconstructed {view}": one["reconstruction_radial_power_ratio"] for view, one in self.real.items()}
-        curves |= {route.short: route.details["radial_power_ratio"] for route in pictures}
+        curves |= {route.short: route.details["radial_power_ratio"] for route in images}
         if curves:
             frequencies = [f"{one:.2f}" for one in next(iter(curves.values()))["frequency_nyquist"][::_EVERY]]
             rows = [[name, *(f"{one:.2f}" for one in curve["ratio"][::_EVERY])] for name, curve in curves.items()]
-            grids.append(("Radial power / real, by frequency in units of Nyquist", ["pictures", *frequencies], rows))
+            grids.append(("Radial power / real, by frequency in units of Nyquist", ["images", *frequencies], rows))
         return grids
 
 
 _EVERY = 4  # rings of the power curves that the table shows; the JSON holds all
 
 
-_PICTURE_COLUMNS = {
+_IMAGE_COLUMNS = {
     "prompt_agreement": "agreement with prompts (cosine)",
     "target_agreement": "agreement with target (cosine)",
     "one_minus_own_rank": "1 - own-patient rank",

@@ -12,19 +12,22 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import numpy as np
 
-from xgem import __version__
-from xgem.eval import measures, sheets, similarity, spectrum
-from xgem.eval.classifier import ClassifierConfig, train_findings
-from xgem.eval.material import Evaluated, Images, Material, Training, load_material, load_training
+from xgem._version import __version__
+from xgem.eval import measures
+from xgem.eval.material import Images, Material, Training, load_material, load_training
 from xgem.eval.results import Evaluation, Measure, RouteResult, average_measures
 from xgem.eval.route import Route, all_routes
-from xgem.eval.statistics import Array, Bootstrap
-from xgem.eval.text import most_frequent
+from xgem.judges.classifier import ClassifierConfig, train_findings
+from xgem.metrics import similarity, spectrum
+from xgem.metrics.bootstrap import Array, Bootstrap
+from xgem.metrics.text import most_frequent
+from xgem.pipeline.embedding import Evaluated
 from xgem.types import InputError, OutputError
+from xgem.utils import sheets
 
 if TYPE_CHECKING:
     from xgem.data.manifest import Manifest
-    from xgem.eval.measures import RealPictures
+    from xgem.eval.measures import RealImages
 
 logger = logging.getLogger(__name__)
 # What a two-prompt route is compared with its single ones on; agreement with different prompts is no common ground
@@ -50,7 +53,7 @@ class RunSettings:
     limit: int | None = None
     num_samples: int = 1
     report_samples: int | None = None
-    """Samples of a report, where not as many as of a picture: they are cheap, and F1 over rare findings is noisy."""
+    """Samples of a report, where not as many as of an image: they are cheap, and F1 over rare findings is noisy."""
     num_inference_steps: int | None = None
     guidance_scale: float | dict[str, float] | None = None
     sampler: str | None = None
@@ -96,7 +99,7 @@ class _Named(Protocol):
 Shown = TypeVar("Shown", bound=_Named)
 
 Samples = list[Any]
-"""One entry a sample index: pictures (n, s, s) uint8, or n reports."""
+"""One entry a sample index: images (n, s, s) uint8, or n reports."""
 
 
 def generate(
@@ -136,7 +139,7 @@ def generate_several(
     ``settings.seed + i`` on every route. ``options`` go to the pipeline.
 
     Raises:
-        InputError: the pipeline gave pictures of another size than the model's transform says.
+        InputError: the pipeline gave images of another size than the model's transform says.
     """
     made: list[Mapping[str, Sequence[Any]]] = []
     for start in range(0, len(prompts), settings.batch_size):
@@ -161,13 +164,13 @@ def generate_several(
 
 
 def gathered_outputs(outputs: list[Any], size: int) -> Images | list[str]:
-    """Samples of one output as (n, s, s) uint8, or as n reports; InputError where pictures are of another size."""
+    """Samples of one output as (n, s, s) uint8, or as n reports; InputError where images are of another size."""
     if all(isinstance(output, str) for output in outputs):
         return outputs
-    pictures = np.stack([np.asarray(output.convert("L"), dtype=np.uint8) for output in outputs])
-    if pictures.shape[1:] != (size, size):
-        raise InputError(f"generated pictures of {pictures.shape[1:]}: expected {size} x {size}, the model's own size")
-    return pictures
+    images = np.stack([np.asarray(output.convert("L"), dtype=np.uint8) for output in outputs])
+    if images.shape[1:] != (size, size):
+        raise InputError(f"generated images of {images.shape[1:]}: expected {size} x {size}, the model's own size")
+    return images
 
 
 def evaluate_routes(
@@ -187,12 +190,12 @@ def evaluate_routes(
 
     Args:
         routes: all of the model's by default. Two-prompt routes are compared with those single ones that are run too.
-        cache: folder for prepared pictures and trained classifiers; ``out/cache`` by default.
+        cache: folder for prepared images and trained classifiers; ``out/cache`` by default.
         overwrite: replace the results of an earlier run in ``out``.
         device: where the classifier trains and runs.
 
     Raises:
-        OutputError: ``out`` holds results already or cannot be written. DataError: too few studies or pictures.
+        OutputError: ``out`` holds results already or cannot be written. DataError: too few studies or images.
     """
     settings = settings or RunSettings()
     routes = list(routes or all_routes(evaluated.modalities))
@@ -202,9 +205,9 @@ def evaluate_routes(
     material = load_material(manifest, split, evaluated, cache, **options)
     training = load_training(manifest, evaluated, cache, progress=progress)
     bootstrap = Bootstrap(material.n, draws=settings.bootstrap, seed=settings.seed)
-    views = [view for view in evaluated.pictures if any(route.output == view for route in routes)]
+    views = [view for view in evaluated.images if any(route.output == view for route in routes)]
     real = judged(views, evaluated, material, training, bootstrap, settings, cache, device)
-    embedded = {view: evaluated.embed(view, material.pictures[view]) for view in evaluated.pictures}
+    embedded = {view: evaluated.embed(view, material.images[view]) for view in evaluated.images}
     embedded |= {name: evaluated.embed(name, list(material.reports)) for name in evaluated.reports}
     constant = most_frequent(training.impressions)
 
@@ -216,7 +219,7 @@ def evaluate_routes(
         if route.output in real:
             ridge = measures.ridge_baseline(route.inputs, route.output, material, training.material)
             found = [
-                measures.measure_pictures(
+                measures.measure_images(
                     one, real[route.output], material, prompts, evaluated, bootstrap, ridge=ridge, seed=settings.seed
                 )
                 for one in samples
@@ -245,7 +248,7 @@ def evaluate_routes(
         settings=described(settings, evaluated, split, material),
         routes=tuple(results),
         several_prompts=compare_several(results),
-        real={view: _real_summary(one, evaluated, bootstrap, training.pictures[view]) for view, one in real.items()},
+        real={view: _real_summary(one, evaluated, bootstrap, training.images[view]) for view, one in real.items()},
     )
     evaluation.write(out)
     return evaluation
@@ -260,13 +263,13 @@ def judged(
     settings: RunSettings,
     cache: Path,
     device: str,
-) -> dict[str, RealPictures]:
-    """The real pictures of ``views``, with a classifier of each that is trained, or taken from ``cache``."""
-    real: dict[str, RealPictures] = {}
+) -> dict[str, RealImages]:
+    """The real images of ``views``, with a classifier of each that is trained, or taken from ``cache``."""
+    real: dict[str, RealImages] = {}
     for view in views:
-        logger.info("classifier of %s pictures", view)
+        logger.info("classifier of %s images", view)
         judge = train_findings(
-            training.pictures[view],
+            training.images[view],
             training.labels[view],
             config=settings.classifier,
             folder=cache / "classifier",
@@ -303,7 +306,7 @@ def compare_several(results: Sequence[RouteResult]) -> dict[str, Any]:
 
 
 def _diversity(evaluated: Evaluated, route: Route, material: Material, settings: RunSettings) -> dict[str, Measure]:
-    """1 - SSIM over seeds for a few prompts, beside that of different studies' real pictures."""
+    """1 - SSIM over seeds for a few prompts, beside that of different studies' real images."""
     count = min(settings.diversity_prompts, material.n)
     if count < 2 or settings.diversity_seeds < 2:
         return {}
@@ -311,13 +314,13 @@ def _diversity(evaluated: Evaluated, route: Route, material: Material, settings:
         material,
         studies=material.studies[:count],
         reports=material.reports[:count],
-        pictures={view: pictures[:count] for view, pictures in material.pictures.items()},
+        images={view: images[:count] for view, images in material.images.items()},
         labels=material.labels[:count],
     )
     # Seeds far from those of the studies, so that no noise is used twice
     moved = replace(settings, num_samples=settings.diversity_seeds, seed=settings.seed + 1_000_000)
     samples = np.stack(generate(evaluated, route, few, moved), axis=1).astype(np.float64) / 255
-    real = material.pictures[route.output][: count * 2].astype(np.float64) / 255
+    real = material.images[route.output][: count * 2].astype(np.float64) / 255
     pairs = np.stack([real[0 : len(real) // 2 * 2 : 2], real[1::2][: len(real) // 2]], axis=1)
     small = Bootstrap(count, draws=settings.bootstrap, seed=settings.seed)
     others = Bootstrap(max(2, len(pairs)), draws=settings.bootstrap, seed=settings.seed)
@@ -331,22 +334,22 @@ def _diversity(evaluated: Evaluated, route: Route, material: Material, settings:
     }
 
 
-def _real_summary(real: RealPictures, evaluated: Evaluated, bootstrap: Bootstrap, training: Images) -> dict[str, Any]:
-    rebuilt = evaluated.reconstruct(real.view, real.pictures)
+def _real_summary(real: RealImages, evaluated: Evaluated, bootstrap: Bootstrap, training: Images) -> dict[str, Any]:
+    rebuilt = evaluated.reconstruct(real.view, real.images)
     mean = real.mean_auc
     nothing: dict[str, Any] = {
         "value": float("nan"),
         "low": float("nan"),
         "high": float("nan"),
-        "n": real.pictures.shape[0],
+        "n": real.images.shape[0],
     }
     return {
-        "n": len(real.pictures),
-        "training_pictures": len(training),
+        "n": len(real.images),
+        "training_images": len(training),
         "classifier": real.judge.hash,
-        "reconstruction_band_ratio": spectrum.band_ratio(rebuilt, real.pictures, bootstrap).estimate().as_dict(),
-        "reconstruction_radial_power_ratio": measures.power_curve(rebuilt, real.pictures),
-        "reconstruction_psnr": bootstrap.mean(_psnr(rebuilt, real.pictures)).estimate().as_dict(),
+        "reconstruction_band_ratio": spectrum.band_ratio(rebuilt, real.images, bootstrap).estimate().as_dict(),
+        "reconstruction_radial_power_ratio": measures.power_curve(rebuilt, real.images),
+        "reconstruction_psnr": bootstrap.mean(_psnr(rebuilt, real.images)).estimate().as_dict(),
         "frechet_floor": {
             "classifier": real.floor_classifier.estimate().as_dict(),
             "encoder": real.floor_encoder.estimate().as_dict(),
@@ -406,7 +409,7 @@ def _write_outputs(out: Path, route: Route, samples: Samples, material: Material
     stem = route.name.replace("->", "_to_").replace("+", "_")
 
     def shown(name: str) -> Any:
-        return material.pictures.get(name, material.reports)
+        return material.images.get(name, material.reports)
 
     columns = [(f"prompt: {name}", shown(name)) for name in route.inputs]
     columns += [(f"real {route.output}", shown(route.output))]

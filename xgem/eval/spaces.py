@@ -1,4 +1,4 @@
-"""One feature space's view of a real and a generated set: distances and alignment, with yardsticks on real pictures."""
+"""One feature space's view of a real and a generated set: distances and alignment, with yardsticks on real images."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from xgem.eval import fidelity
-from xgem.eval.extractors import Extractor
-from xgem.eval.feature_cache import Features, extract
+from xgem.data.sets import EvalSet
+from xgem.eval.features import Features, extract
 from xgem.eval.record import Metric
-from xgem.eval.sets import EvalSet
-from xgem.eval.statistics import Estimate
+from xgem.judges.extractors import Extractor
+from xgem.metrics import fidelity
+from xgem.metrics.bootstrap import Estimate
 from xgem.types import InputError
 
 PRDC: Final = ("precision", "recall", "density", "coverage")
@@ -94,8 +94,8 @@ class Space:
     def measure(self, rows: Bools, columns: Bools, pool: Bools | None, of: str = "") -> list[Metric]:
         """Every measure of this space on these rows of the real set and columns of the generated one.
 
-        Beside each distance stands the same between real pictures and as many other real ones as there are generated
-        (or as there are): of the training set's ``pool``, or, without one, between two halves of the real pictures.
+        Beside each distance stands the same between real images and as many other real ones as there are generated
+        (or as there are): of the training set's ``pool``, or, without one, between two halves of the real images.
         """
         s, real, generated = self.settings, self.real[rows], self.generated[columns]
         order = np.random.default_rng([s.seed, 2]).permutation
@@ -139,7 +139,7 @@ class Space:
         *,
         higher: bool,
     ) -> list[Metric]:
-        """The measure and its yardstick; too few pictures are the reason that stands in place of a number."""
+        """The measure and its yardstick; too few images are the reason that stands in place of a number."""
         try:
             found = measure(*sets)
         except InputError as error:
@@ -161,12 +161,12 @@ class Space:
         ]
 
     def _alignment(self, rows: Bools, columns: Bools, of: str) -> list[Metric]:
-        """Cosine with the prompts, beside that of real pictures with their reports and that of shuffled prompts."""
+        """Cosine with the prompts, beside that of real images with their reports and that of shuffled prompts."""
         if self.prompts is None or self.reports is None:
             return []
         asked, reported = columns & self.prompts.known, rows & self.reports.known
         if asked.sum() < 2:
-            reason = f"{int(asked.sum())} generated pictures have a prompt: alignment needs at least 2"
+            reason = f"{int(asked.sum())} generated images have a prompt: alignment needs at least 2"
             return [Metric.missing("alignment", reason, **self._named(of))]
         options = {"seed": self.settings.seed, "draws": self.settings.bootstrap}
         sets = self.generated[asked], self.prompts.vectors[asked]

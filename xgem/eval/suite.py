@@ -8,29 +8,30 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
+from xgem.checkpoints.locate import DEFAULT_MODEL
 from xgem.cohort.check import check
 from xgem.cohort.items import expand
 from xgem.cohort.plan import Plan
 from xgem.cohort.run import run
-from xgem.devices import resolve_device
-from xgem.eval.chexbert import load_chexbert
-from xgem.eval.consistency import PromptEncoders
-from xgem.eval.external_text import ExternalMetric
-from xgem.eval.extractors import NAMES, Extractor, open_extractor
-from xgem.eval.fairness import AXES, mitigation
+from xgem.data.set_files import read_set
+from xgem.data.sets import EvalSet, check_disjoint
+from xgem.eval.diversity import similarity_of_seeds
 from xgem.eval.families import consistency, factual, fidelity, privacy, text, utility
 from xgem.eval.families import fairness as fairness_family
-from xgem.eval.judges import OWN_JUDGE, Judge, load_xrv, train_judge
-from xgem.eval.material import open_model
-from xgem.eval.record import FamilyResult, Metric, NotComputed
-from xgem.eval.reid import load_reid
-from xgem.eval.report_labels import ReportLabeller, RuleLabeller
-from xgem.eval.seeds import similarity_of_seeds
-from xgem.eval.sets import EvalSet, check_disjoint, read_set
+from xgem.eval.record import FamilyResult, Metric
 from xgem.eval.spaces import Settings
-from xgem.eval.utility.settings import UtilitySettings, preset
-from xgem.locate import DEFAULT_MODEL
-from xgem.types import InputError
+from xgem.eval.subgroups import AXES, mitigation
+from xgem.judges.chexbert import load_chexbert
+from xgem.judges.external_text import ExternalMetric
+from xgem.judges.extractors import NAMES, Extractor, open_extractor
+from xgem.judges.judge import OWN_JUDGE, Judge, train_judge
+from xgem.judges.reid import load_reid
+from xgem.judges.report_labellers import ReportLabeller, RuleLabeller
+from xgem.judges.settings import UtilitySettings, preset
+from xgem.judges.xrv import load_xrv
+from xgem.pipeline.embedding import PromptEncoders, open_model
+from xgem.types import InputError, NotComputed
+from xgem.utils.devices import resolve_device
 
 T = TypeVar("T")
 VIEW: Final = "frontal"
@@ -69,9 +70,9 @@ class Weights:
     """Where the networks and packages are that measure; what is None is looked for in caches, or not computed.
 
     Attributes:
-        extractors: feature spaces as :func:`xgem.eval.extractors.open_extractor` takes them; None tries all.
-        reid: as :func:`xgem.eval.reid.load_reid`; xrv: as :func:`xgem.eval.judges.load_xrv`.
-        chexbert, chexbert_vocabulary: as :func:`xgem.eval.chexbert.load_chexbert`.
+        extractors: feature spaces as :func:`xgem.judges.extractors.open_extractor` takes them; None tries all.
+        reid: as :func:`xgem.judges.reid.load_reid`; xrv: as :func:`xgem.judges.xrv.load_xrv`.
+        chexbert, chexbert_vocabulary: as :func:`xgem.judges.chexbert.load_chexbert`.
         radgraph_python, ratescore_python: Pythons that have these packages.
     """
 
@@ -161,15 +162,15 @@ def evaluate_all(
 ) -> tuple[dict[str, Any], list[FamilyResult]]:
     """Generate with ``model`` and measure everything against the real studies of ``data``.
 
-    Pictures are made from reports, reports from pictures, and both from laterals (jointly, and apart as the control);
-    pictures from training prompts serve privacy and utility. A measure that lacks weights, whose data the manifest
+    Images are made from reports, reports from images, and both from laterals (jointly, and apart as the control);
+    images from training prompts serve privacy and utility. A measure that lacks weights, whose data the manifest
     has not (laterals, labels, demographics), or that asks for what the model cannot do, is recorded as not computed.
 
     Returns:
         what was measured and how (the record's ``settings``), and the families' results.
 
     Raises:
-        InputError: the model makes no frontal pictures from reports, or too few studies; before anything is made.
+        InputError: the model makes no frontal images from reports, or too few studies; before anything is made.
         DataError: the manifest lacks studies. OutputError: ``out`` holds cohorts of another checkpoint or plan.
     """
     if split == "train":
@@ -187,7 +188,7 @@ def evaluate_all(
     xrv = xrv_of(weights.xrv, place)
 
     few: dict[str, Any] = {"limit": settings.limit}
-    of_pictures = cohorts.plan("pictures", ["report"], [VIEW], **few)
+    of_images = cohorts.plan("images", ["report"], [VIEW], **few)
     prompts = min(settings.seeds_limit, settings.limit or settings.seeds_limit)
     of_seeds = cohorts.plan("seeds", ["report"], [VIEW], limit=prompts, count=settings.seeds)
     of_known = cohorts.plan("training-prompts", ["report"], [VIEW], split="train", limit=settings.training_limit)
@@ -203,14 +204,16 @@ def evaluate_all(
     real = read_set(data, split=split, pad=True, name="real")
     training = read_set(data, split="train", pad=True, name="training")
     check_disjoint(real, training)
-    pictures, seeds, known = (cohorts.made(plan) for plan in (of_pictures, of_seeds, of_known))
+    images, seeds, known = (cohorts.made(plan) for plan in (of_images, of_seeds, of_known))
 
     spaces, missing = open_extractors(weights.extractors, VIEW, training, folder, place, model=name)
     looks = Settings(seed=settings.seed, bootstrap=settings.bootstrap)
-    images = fidelity.evaluate(real, pictures, extractors=spaces, training=training, cache=folder, settings=looks)
+    fidelity_result = fidelity.evaluate(
+        real, images, extractors=spaces, training=training, cache=folder, settings=looks
+    )
     diversity = similarity_of_seeds(real, seeds, seed=settings.seed, draws=settings.bootstrap)
-    kept = [one for one in images.metrics if one.name not in {metric.name for metric in diversity}]
-    results = [replace(images, metrics=[*kept, *diversity, *missing])]
+    kept = [one for one in fidelity_result.metrics if one.name not in {metric.name for metric in diversity}]
+    results = [replace(fidelity_result, metrics=[*kept, *diversity, *missing])]
     if isinstance(of_reports, NotComputed):
         results.append(_none("text", of_reports))
     else:
@@ -220,7 +223,7 @@ def evaluate_all(
         )
         results.append(text.evaluate(real_reports, cohorts.made(of_reports), training=training_reports, **told))
     judges = judges_of(training, xrv, folder, place)
-    results.append(factual.evaluate(real, pictures, judges=judges, **options))
+    results.append(factual.evaluate(real, images, judges=judges, **options))
     if isinstance(of_both, NotComputed):
         results.append(_none("consistency", of_both))
     else:
@@ -228,7 +231,7 @@ def evaluate_all(
         encoders = PromptEncoders.of(evaluated, VIEW)
         results.append(
             consistency.evaluate(
-                real.with_pictures().with_reports(),
+                real.with_images().with_reports(),
                 together,
                 encoders=encoders,
                 judges=judges,
@@ -288,11 +291,11 @@ def xrv_of(path: Path | None, device: str) -> Judge | NotComputed:
 def judges_of(
     training: EvalSet | None, xrv: Judge | NotComputed, cache: Path, device: str
 ) -> dict[str, Judge | NotComputed]:
-    """xgem's own judge, trained on real training pictures, or why there is none; and ``xrv``."""
+    """xgem's own judge, trained on real training images, or why there is none; and ``xrv``."""
 
     def own() -> Judge:
         if training is None:
-            raise NotComputed("it is trained on real training pictures, of which none were given (--training)")
+            raise NotComputed("it is trained on real training images, of which none were given (--training)")
         return train_judge(training, folder=cache / "judges", device=device)
 
     return {OWN_JUDGE: or_reason(own), "xrv": xrv}

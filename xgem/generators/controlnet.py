@@ -1,4 +1,4 @@
-"""Control of a diffusion transformer by an annotation picture (ChexGen; Zhang et al. 2023; Chen et al. 2024)."""
+"""Control of a diffusion transformer by an annotation image (ChexGen; Zhang et al. 2023; Chen et al. 2024)."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from xgem.component import Component
-from xgem.configs.schema import SHARED_WITH_CONTROL, ControlNetConfig, DiTGeneratorConfig
+from xgem.checkpoints.component import Component
+from xgem.configs.components import SHARED_WITH_CONTROL, ControlNetConfig, DiTGeneratorConfig
 from xgem.generators.dit import DiT
 from xgem.types import CheckpointError, ShapeError
 
 
 class ControlNet(Component):
-    """Trainable copies of a transformer's first blocks, which read an annotation picture's latents.
+    """Trainable copies of a transformer's first blocks, which read an annotation image's latents.
 
     Copy i reads what copy i - 1 made of the annotation, with the transformer's own captions and times; the first adds
     the annotation to what the transformer's first block made of the noisy latents. What copy i makes enters the
@@ -48,7 +48,7 @@ class ControlNet(Component):
 
     @contextmanager
     def steering(self, transformer: DiT, annotation: Tensor, scale: float | Tensor = 1.0) -> Iterator[None]:
-        """Within this block ``transformer`` follows the ``annotation`` (b, c, h, w), latents of an annotation picture.
+        """Within this block ``transformer`` follows the ``annotation`` (b, c, h, w), latents of an annotation image.
 
         Of a longer batch the first b follow. Under classifier-free guidance those are the ones with a context, so that
         guidance strengthens the annotation as it does the context. ``scale``: how strongly, one number or one a sample.

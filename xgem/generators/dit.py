@@ -11,7 +11,7 @@ from diffusers import PixArtTransformer2DModel
 from diffusers.models.embeddings import PixArtAlphaTextProjection, TimestepEmbedding
 from torch import Tensor, nn
 
-from xgem.configs.schema import DiTGeneratorConfig
+from xgem.configs.components import DiTGeneratorConfig
 from xgem.encoders.fusion import fill
 from xgem.generators.context_cache import TimeEmbedding, install_context_cache
 from xgem.generators.onednn_linear import install_onednn_linear

@@ -1,4 +1,4 @@
-"""The picture denoiser: diffusers' UNet2DConditionModel with the pooled context added to the time embedding."""
+"""The image denoiser: diffusers' UNet2DConditionModel with the pooled context added to the time embedding."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import cast
 from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
 
-from xgem.configs.schema import ImageGeneratorConfig
+from xgem.configs.components import ImageGeneratorConfig
 from xgem.generators.context_cache import PooledEmbedding, TimeEmbedding, install_context_cache
 from xgem.types import Context, ShapeError
 
@@ -41,7 +41,7 @@ class ImageUNet(nn.Module):
 
     def forward(self, z: Tensor, t: Tensor, context: Context) -> Tensor:
         if z.shape[1:] != self.latent_shape:
-            raise ShapeError(f"picture denoiser: expected (b, {self.latent_shape}), got {tuple(z.shape)}")
+            raise ShapeError(f"image denoiser: expected (b, {self.latent_shape}), got {tuple(z.shape)}")
         return self.unet(
             z,
             t,

@@ -1,4 +1,4 @@
-"""The picture codec: diffusers' AutoencoderKL, with pixels folded into channels to save time at full resolution."""
+"""The image codec: diffusers' AutoencoderKL, with pixels folded into channels to save time at full resolution."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from diffusers.models.modeling_outputs import AutoencoderKLOutput
 from einops import rearrange
 from torch import Tensor, nn
 
-from xgem.component import Component
-from xgem.configs.schema import ImageVAEConfig
-from xgem.generators.pretrained import load_pretrained
+from xgem.checkpoints.component import Component
+from xgem.checkpoints.pretrained import load_pretrained
+from xgem.configs.components import ImageVAEConfig
 from xgem.types import ShapeError
 
 
 class ImageVAE(Component):
-    """Pictures (b, 1, s, s) in [-1, 1] to latents (b, c, s/f, s/f) of zero mean and unit variance, and back.
+    """Images (b, 1, s, s) in [-1, 1] to latents (b, c, s/f, s/f) of zero mean and unit variance, and back.
 
     Source: XGeM 3.2 (AutoKL, f = 8). With ``patch`` = 1, ``in_channels`` = 3 and a Stable Diffusion VAE this is the
     paper's codec: the one channel is repeated on the way in and averaged on the way out.
@@ -56,13 +56,13 @@ class ImageVAE(Component):
             self.leave = nn.ConvTranspose2d(c, 1, f, stride=f)
 
     @torch.no_grad()
-    def fit_shortcut(self, pictures: Tensor, log_variance: float = -6.0) -> None:
-        """Start as principal component analysis of f x f blocks of ``pictures`` (n, 1, s, s).
+    def fit_shortcut(self, images: Tensor, log_variance: float = -6.0) -> None:
+        """Start as principal component analysis of f x f blocks of ``images`` (n, 1, s, s).
 
         The network then adds nothing, latents have unit variance, and the posterior the given log variance.
         """
         f, c = self.config.downscale, self.config.latent_channels
-        blocks = rearrange(pictures, "n 1 (h p) (w q) -> (n h w) (p q)", p=f, q=f)
+        blocks = rearrange(images, "n 1 (h p) (w q) -> (n h w) (p q)", p=f, q=f)
         mean = blocks.mean(dim=0)
         values, vectors = torch.linalg.eigh(torch.cov((blocks - mean).T))
         basis, std = vectors[:, -c:].flip(1).T, values[-c:].flip(0).clamp(min=1e-6).sqrt()  # (c, f*f), strongest first
@@ -157,7 +157,7 @@ class ImageVAE(Component):
         return (z - mean) / std
 
     def decode(self, z: Tensor, *, greedy: bool = True, generator: torch.Generator | None = None) -> Tensor:
-        """Normalised latents (b, c, s/f, s/f) to pictures (b, 1, s, s) in [-1, 1]; deterministic."""
+        """Normalised latents (b, c, s/f, s/f) to images (b, 1, s, s) in [-1, 1]; deterministic."""
         del greedy, generator
         if z.shape[1:] != self.latent_shape:
             raise ShapeError(f"image VAE: expected latents (b, {self.latent_shape}), got {tuple(z.shape)}")

@@ -9,12 +9,12 @@ from typing import Any, Protocol, Self
 from diffusers import DDPMScheduler, UNet2DConditionModel
 from torch import Tensor, nn
 
-from xgem.component import Component
-from xgem.configs.schema import DiffusionConfig, DiTGeneratorConfig, ImageGeneratorConfig, ReportGeneratorConfig
+from xgem.checkpoints.component import Component
+from xgem.checkpoints.pretrained import load_pretrained
+from xgem.configs.components import DiffusionConfig, DiTGeneratorConfig, ImageGeneratorConfig, ReportGeneratorConfig
 from xgem.encoders.fusion import ContextFusion
 from xgem.generators.dit import CaptionContext, DiT
 from xgem.generators.image_unet import ImageUNet
-from xgem.generators.pretrained import load_pretrained
 from xgem.generators.report_unet import ReportUNet
 from xgem.types import CheckpointError, Context, Encoded
 
@@ -78,7 +78,7 @@ class LatentDiffusion(Component):
 
 
 class ImageLatentDiffusion(LatentDiffusion):
-    """Latent diffusion over picture latents (c, h, w)."""
+    """Latent diffusion over image latents (c, h, w)."""
 
     kind = "image_generator"
 
@@ -106,12 +106,12 @@ class ImageLatentDiffusion(LatentDiffusion):
                 unet.load_state_dict(source)
             except RuntimeError as error:
                 reason = str(error).splitlines()[-1].strip()
-                raise CheckpointError(f"picture denoiser from {config.pretrained!r}: {reason}") from None
+                raise CheckpointError(f"image denoiser from {config.pretrained!r}: {reason}") from None
         return module
 
 
 class DiTLatentDiffusion(LatentDiffusion):
-    """Latent diffusion over picture latents (c, h, w) with a transformer, from a text prompt (ChexGen)."""
+    """Latent diffusion over image latents (c, h, w) with a transformer, from a text prompt (ChexGen)."""
 
     kind = "dit_generator"
 

@@ -7,7 +7,7 @@ from diffusers.models.attention import BasicTransformerBlock
 from diffusers.models.embeddings import Timesteps
 from torch import Tensor, nn
 
-from xgem.configs.schema import ReportGeneratorConfig
+from xgem.configs.components import ReportGeneratorConfig
 from xgem.generators.context_cache import PooledEmbedding, TimeEmbedding, install_context_cache
 from xgem.types import Context, ShapeError
 

@@ -12,9 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AutoTokenizer, BertConfig, BertModel, DynamicCache, GPT2Config, GPT2LMHeadModel
 
-from xgem.component import Component
-from xgem.configs.schema import ReportVAEConfig
-from xgem.generators.pretrained import load_pretrained
+from xgem.checkpoints.component import Component
+from xgem.checkpoints.pretrained import load_pretrained
+from xgem.configs.components import ReportVAEConfig
 from xgem.types import ConfigError, InputError, ShapeError
 
 # transformers renamed it on the way.

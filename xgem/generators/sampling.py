@@ -11,7 +11,7 @@ import torch
 from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, UniPCMultistepScheduler
 from torch import Tensor, nn
 
-from xgem.configs.schema import DiffusionConfig
+from xgem.configs.components import DiffusionConfig
 from xgem.encoders.fusion import stack
 from xgem.generators.context_cache import reused_context
 from xgem.generators.controlnet import ControlNet
@@ -78,7 +78,7 @@ class Environment(Protocol):
 
 @dataclass(frozen=True)
 class Control:
-    """An annotation that steers an output: its picture's latents (b, c, h, w), how strongly (one number, or one a
+    """An annotation that steers an output: its image's latents (b, c, h, w), how strongly (one number, or one a
     sample), and until which share of the steps."""
 
     net: ControlNet

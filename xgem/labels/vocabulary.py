@@ -10,12 +10,10 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-
-from xgem.types import Study
 
 NO_FINDING: Final = "No Finding"
 SUPPORT_DEVICES: Final = "Support Devices"
@@ -65,6 +63,15 @@ PARENTS: Final[dict[str, str]] = {
     "Lung Lesion": "Lung Opacity",
 }
 """CheXpert's hierarchy (Irvin et al. 2019, Fig. 1): a class and the wider one that it is a kind of."""
+
+
+class Labelled(Protocol):
+    """What a study says of its findings: its annotators' terms, and the source whose terms they are."""
+
+    @property
+    def labels(self) -> Sequence[str]: ...
+    @property
+    def source(self) -> str: ...
 
 
 @dataclass(frozen=True)
@@ -188,7 +195,7 @@ NOT_FINDINGS: Final = (
     # Of Open-i's indexers, about the study
     "No Indexing",
     "Technical Quality of Image Unsatisfactory",
-    # Diagnoses of patients in the COVID-19 collection, whose picture may show anything or nothing
+    # Diagnoses of patients in the COVID-19 collection, whose image may show anything or nothing
     *("ARDS", "COVID-19", "Klebsiella", "Legionella", "Pneumocystis", "SARS", "Streptococcus"),
 )
 """Terms that say nothing of what an image shows."""
@@ -262,7 +269,7 @@ def _wider(name: str) -> list[str]:
     return [] if above is None else [above, *_wider(above)]
 
 
-def annotated_matrix(studies: Iterable[Study], classes: Sequence[str] = CHEXPERT_CLASSES) -> NDArray[np.float64]:
+def annotated_matrix(studies: Iterable[Labelled], classes: Sequence[str] = CHEXPERT_CLASSES) -> NDArray[np.float64]:
     """:func:`annotated_labels` of n studies: (n, classes) of 1, 0, and NaN where a class is unknown."""
     rows = [annotated_labels(study.labels, study.source) for study in studies]
     values = [[labels.get(name, math.nan) for name in classes] for labels in rows]

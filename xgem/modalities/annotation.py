@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from xgem.configs.schema import Preset
+from xgem.configs.preset import Preset
 from xgem.data.annotation_files import coco, read_boxes, read_masks, read_severity, write_labels
 from xgem.data.annotations import Annotation
 from xgem.data.captions import preface
@@ -32,7 +32,7 @@ class _Annotated(InputOnly):
 
 
 class Masks(_Annotated):
-    """Masks by structure: a mapping, a label picture, or one binary picture (``annotation_files.read_masks``)."""
+    """Masks by structure: a mapping, a label image, or one binary image (``annotation_files.read_masks``)."""
 
     name = "mask"
     suffix = ".mask.png"
@@ -57,7 +57,7 @@ class Masks(_Annotated):
 
 
 class Boxes(_Annotated):
-    """Boxes by class: a list in shares of the picture, COCO, or a file of either (``annotation_files.read_boxes``)."""
+    """Boxes by class: a list in shares of the image, COCO, or a file of either (``annotation_files.read_boxes``)."""
 
     name = "boxes"
     suffix = ".boxes.json"
@@ -67,14 +67,14 @@ class Boxes(_Annotated):
         given = read_boxes(value)
         height, width = given.size or (1, 1)
         how = "padded" if preset.transform.pad else "stretched"
-        notes = () if height == width else (f"boxes of a picture of {height} x {width}, which was {how} to a square",)
+        notes = () if height == width else (f"boxes of an image of {height} x {width}, which was {how} to a square",)
         return Prompt(given.squared(preset.transform), given.sha256, _origin(value), notes)
 
     def write(self, output: Annotation, directory: Path, stem: str, metadata: Mapping[str, Any]) -> Path:
-        """COCO, for the picture ``<stem>.png`` on whose grid the annotation is."""
+        """COCO, for the image ``<stem>.png`` on whose grid the annotation is."""
         del metadata
         if output.size is None:
-            raise InputError("boxes: of a picture of unknown size; make the annotation square first (squared)")
+            raise InputError("boxes: of an image of unknown size; make the annotation square first (squared)")
         height, width = output.size
         path = directory / f"{stem}{self.suffix}"
         path.write_text(json.dumps(coco(output.boxes, width, height, f"{stem}.png"), indent=2) + "\n", encoding="utf-8")

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from xgem.configs.schema import Preset
+from xgem.configs.preset import Preset
 from xgem.data.annotations import Annotation
 from xgem.types import InputError, Prompt
 
@@ -20,8 +20,8 @@ class Modality(ABC):
     name: str
     suffix: str
     """Ending of the files that ``write`` makes."""
-    is_picture: bool
-    """Whether a study keeps it among its pictures, under this name, or in its text."""
+    is_image: bool
+    """Whether a study keeps it among its images, under this name, or in its text."""
     is_output: bool = True
     """Whether it can be generated."""
 
@@ -56,7 +56,7 @@ class InputOnly(Modality):
     """A modality that says how outputs shall be and has neither encoder nor codec of its own."""
 
     suffix = ""
-    is_picture = False
+    is_image = False
     is_output = False
 
     def collate(self, values: Sequence[Any]) -> Any:

@@ -13,8 +13,8 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
-from xgem.configs.schema import Preset
-from xgem.data.read import read_picture
+from xgem.configs.preset import Preset
+from xgem.data.read import read_image
 from xgem.data.transforms import to_square
 from xgem.modalities.base import Modality, OutputType
 from xgem.types import InputError, Prompt
@@ -24,22 +24,22 @@ class Radiograph(Modality):
     """A radiograph of one view: a file, PIL image, array or tensor in; (1, s, s) in [-1, 1] inside."""
 
     suffix = ".png"
-    is_picture = True
+    is_image = True
 
     def __init__(self, name: str) -> None:
         self.name = name
 
     def read(self, value: Any, preset: Preset, *, allow_any: bool = False) -> Prompt:
         transform = preset.transform
-        picture = read_picture(
+        image = read_image(
             value,
             voi=transform.voi,
             invert_monochrome1=transform.invert_monochrome1,
             allow_any=allow_any,
             view=self.name,
         )
-        square = to_square(picture, transform)
-        return Prompt(torch.from_numpy(square)[None], picture.sha256, picture.origin)
+        square = to_square(image, transform)
+        return Prompt(torch.from_numpy(square)[None], image.sha256, image.origin)
 
     def collate(self, values: Sequence[Tensor]) -> Tensor:
         return torch.stack(list(values))
@@ -49,7 +49,7 @@ class Radiograph(Modality):
         unit = ((batch.float().cpu().clamp(-1, 1) + 1) / 2).unbind()
         if output_type == "pt":
             return list(unit)
-        arrays = [picture[0].numpy() for picture in unit]
+        arrays = [image[0].numpy() for image in unit]
         if output_type == "np":
             return arrays
         return [Image.fromarray(np.rint(array * 255).astype(np.uint8)) for array in arrays]
@@ -58,7 +58,7 @@ class Radiograph(Modality):
         """A PNG that says in its text chunks that it is synthetic and how to make it again."""
         if not isinstance(output, Image.Image):
             if not isinstance(output, np.ndarray | Tensor):
-                raise InputError(f"{self.name}: expected a picture to write, got {type(output).__name__}")
+                raise InputError(f"{self.name}: expected an image to write, got {type(output).__name__}")
             unit = torch.as_tensor(output).reshape(output.shape[-2:])
             output = self.to_output(unit[None, None] * 2 - 1, "pil")[0]
         info = PngInfo()

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from xgem.configs.schema import Preset
+from xgem.configs.preset import Preset
 from xgem.modalities.base import Modality, OutputType
 from xgem.types import InputError, Prompt
 
@@ -18,7 +18,7 @@ class Report(Modality):
 
     name = "report"
     suffix = ".txt"
-    is_picture = False
+    is_image = False
 
     def read(self, value: Any, preset: Preset, *, allow_any: bool = False) -> Prompt:
         """Text as it is, with white space folded. InputError where it is no text, empty, or holds no letter."""

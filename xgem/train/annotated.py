@@ -1,4 +1,4 @@
-"""Annotated pictures of a corpus as latents: what a ControlNet learns from."""
+"""Annotated images of a corpus as latents: what a ControlNet learns from."""
 
 from __future__ import annotations
 
@@ -12,28 +12,29 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from xgem.configs.schema import TransformConfig
+from xgem.configs.components import TransformConfig
 from xgem.data.annotations import Annotation, Box, render
-from xgem.data.cache import ArrayCache, module_hash
-from xgem.data.study_annotations import read_study
+from xgem.data.cache import ArrayCache
+from xgem.data.study import read_study
 from xgem.train.corpus import Corpus
-from xgem.train.loop import mix
 from xgem.types import DataError
+from xgem.utils.hashing import module_hash
+from xgem.utils.random import mix
 
 VERSION = 3
 """Raise when the same study would give other latents than before."""
 KINDS = ("masks", "boxes", "severity")
 _VARIANTS, _SUBSETS = 8, 2
-_MANY = 500  # of a thing that so many pictures show, each is variety enough
+_MANY = 500  # of a thing that so many images show, each is variety enough
 _LEAST_BOX = 0.01
 _CHUNK = 64
 
 
 @dataclass(frozen=True)
 class AnnotatedBank:
-    """``targets`` (v, c, h, w): latents of pictures; ``annotations`` (a, c, h, w): those of annotation pictures.
+    """``targets`` (v, c, h, w): latents of images; ``annotations`` (a, c, h, w): those of annotation images.
 
-    ``pairs`` lists, by study, which picture goes with which annotation: every variant of the picture (moved and scaled
+    ``pairs`` lists, by study, which image goes with which annotation: every variant of the image (moved and scaled
     a little, never mirrored) with everything that is annotated in it, with some of it, and with each kind alone.
     ``holds`` says of every row of ``annotations`` which kinds it shows.
     """
@@ -57,7 +58,7 @@ def annotated_bank(
     vary: bool,
     seed: int,
 ) -> AnnotatedBank:
-    """Draw (boxes ``filled`` or as outlines) and encode the annotated frontal pictures of a corpus, or take them from
+    """Draw (boxes ``filled`` or as outlines) and encode the annotated frontal images of a corpus, or take them from
     the cache.
 
     Raises:
@@ -68,7 +69,7 @@ def annotated_bank(
         if study.annotated and corpus.rows(index, "frontal"):
             drawn[index] = read_study(study, config)
     if not drawn:
-        raise DataError("no annotated frontal picture in this split: train on a manifest that has some")
+        raise DataError("no annotated frontal image in this split: train on a manifest that has some")
     pairs: dict[int, list[tuple[int, int]]] = {}
     kinds = {kind: _by_thing(kind, drawn) for kind in KINDS}
     rare = {
@@ -76,7 +77,7 @@ def annotated_bank(
     }
     plan: list[tuple[int, int, list[Annotation]]] = []
     holds: list[frozenset[str]] = []
-    pictures = rows = 0
+    images = rows = 0
     for index, annotation in drawn.items():
         rng = random.Random(mix(seed, "annotated", corpus.studies[index].id))
         shown = [annotation]
@@ -86,16 +87,16 @@ def annotated_bank(
         pairs[index] = []
         for variant in range(_VARIANTS if vary and index in rare else 1):
             plan.append((index, variant, shown))
-            pairs[index] += [(pictures, rows + number) for number in range(len(shown))]
+            pairs[index] += [(images, rows + number) for number in range(len(shown))]
             holds += [_shows(one) for one in shown]
-            pictures, rows = pictures + 1, rows + len(shown)
+            images, rows = images + 1, rows + len(shown)
 
     @torch.no_grad()
     def make() -> dict[str, Tensor]:
         codec.to(device)
         targets, annotations = [], []
-        for picture, drawings in _variants(plan, corpus, config, filled, seed):
-            targets.append(picture)
+        for image, drawings in _variants(plan, corpus, config, filled, seed):
+            targets.append(image)
             annotations += drawings
         return {
             name: torch.cat(
@@ -135,9 +136,9 @@ def _by_thing(kind: str, drawn: Mapping[int, Annotation]) -> dict[str, list[int]
 def _variants(
     plan: list[tuple[int, int, list[Annotation]]], corpus: Corpus, config: TransformConfig, filled: bool, seed: int
 ) -> Iterator[tuple[Tensor, list[Tensor]]]:
-    """Every variant of every picture (1, 1, s, s) with its annotation pictures."""
+    """Every variant of every image (1, 1, s, s) with its annotation images."""
     for index, variant, shown in plan:
-        picture = corpus.pictures.floats(corpus.rows(index, "frontal")[:1])
+        image = corpus.images.floats(corpus.rows(index, "frontal")[:1])
         rng = random.Random(mix(seed, "moved", corpus.studies[index].id, variant))
         move = (1.0, 0.0, 0.0)
         if variant:
@@ -146,7 +147,7 @@ def _variants(
             torch.from_numpy(render(_moved(annotation, *move), config.size, filled=filled))[None, None]
             for annotation in shown
         ]
-        yield _moved_picture(picture + 1, *move, mode="bilinear") - 1, drawings
+        yield _moved_image(image + 1, *move, mode="bilinear") - 1, drawings
 
 
 def _some(annotation: Annotation, rng: random.Random) -> Annotation:
@@ -171,18 +172,18 @@ def _shows(annotation: Annotation) -> frozenset[str]:
     return frozenset(kind for kind, there in zip(KINDS, present, strict=True) if there)
 
 
-def _moved_picture(pictures: Tensor, scale: float, right: float, down: float, *, mode: str) -> Tensor:
+def _moved_image(images: Tensor, scale: float, right: float, down: float, *, mode: str) -> Tensor:
     """(n, 1, s, s) scaled about the middle and shifted by shares of the side; zeros come in from outside."""
-    theta = pictures.new_tensor([[1 / scale, 0, -2 * right / scale], [0, 1 / scale, -2 * down / scale]])
-    grid = F.affine_grid(theta.expand(len(pictures), 2, 3), list(pictures.shape), align_corners=False)
-    return F.grid_sample(pictures, grid, mode=mode, align_corners=False)
+    theta = images.new_tensor([[1 / scale, 0, -2 * right / scale], [0, 1 / scale, -2 * down / scale]])
+    grid = F.affine_grid(theta.expand(len(images), 2, 3), list(images.shape), align_corners=False)
+    return F.grid_sample(images, grid, mode=mode, align_corners=False)
 
 
 def _moved(annotation: Annotation, scale: float, right: float, down: float) -> Annotation:
     masks = annotation.masks
     if masks:
         stack = torch.from_numpy(np.stack(list(masks.values()))).float()[:, None]
-        moved = _moved_picture(stack, scale, right, down, mode="nearest")[:, 0].numpy() > 0.5
+        moved = _moved_image(stack, scale, right, down, mode="nearest")[:, 0].numpy() > 0.5
         masks = {name: mask for name, mask in zip(masks, moved, strict=True) if mask.any()}
     boxes = [_moved_box(box, scale, right, down) for box in annotation.boxes]
     return replace(annotation, masks=masks, boxes=tuple(box for box in boxes if box is not None))

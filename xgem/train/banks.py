@@ -12,10 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from xgem.data.cache import ArrayCache, module_hash
+from xgem.data.cache import ArrayCache
 from xgem.modalities import get_modality
 from xgem.train.corpus import Corpus
 from xgem.types import DataError, Encoded
+from xgem.utils.hashing import module_hash
 
 logger = logging.getLogger(__name__)
 
@@ -52,14 +53,14 @@ class TargetBank:
 def _items(corpus: Corpus, modality: str, *, as_target: bool) -> tuple[list[list[int]], list[Any]]:
     """Rows by study, and the batches to encode in the order of the rows.
 
-    Pictures serve both sides. As a prompt, a study's text is any that describes it; as a target, its report.
+    Images serve both sides. As a prompt, a study's text is any that describes it; as a target, its report.
     """
     studies = range(len(corpus.studies))
-    if get_modality(modality).is_picture:
+    if get_modality(modality).is_image:
         own = [corpus.rows(index, modality) for index in studies]
         flat = [row for found in own for row in found]
         batches: list[Any] = [
-            corpus.pictures.floats(flat[start : start + _CHUNK]) for start in range(0, len(flat), _CHUNK)
+            corpus.images.floats(flat[start : start + _CHUNK]) for start in range(0, len(flat), _CHUNK)
         ]
     else:
         texts = [[corpus.reports[i]] if as_target and corpus.reports[i] else [] for i in studies]
@@ -78,7 +79,7 @@ def _items(corpus: Corpus, modality: str, *, as_target: bool) -> tuple[list[list
 
 
 def _key(modality: str, corpus: Corpus, rows: list[list[int]]) -> dict[str, Any]:
-    """Contents and texts, and which study has which rows: a picture whose view was corrected keeps its contents."""
+    """Contents and texts, and which study has which rows: an image whose view was corrected keeps its contents."""
     placed = hashlib.sha256(json.dumps(rows).encode()).hexdigest()
     return {"modality": modality, "data": corpus.fingerprint(), "rows": placed}
 

@@ -17,16 +17,18 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from xgem import checkpoint as components
-from xgem.configs.schema import ImageEncoderConfig, Preset, StageConfig, TextEncoderConfig
+from xgem.checkpoints import store
+from xgem.configs.components import ImageEncoderConfig, TextEncoderConfig
+from xgem.configs.preset import Preset, StageConfig
+from xgem.data.augment import jitter
+from xgem.data.study import Study
 from xgem.encoders.contrastive import Temperature, gathered, info_nce
 from xgem.encoders.image import ImageEncoder
 from xgem.encoders.text import TextEncoder
-from xgem.train.augment import jitter
-from xgem.train.corpus import Corpus, known_studies, vary
-from xgem.train.loop import Stage, mix, permuted
-from xgem.train.subsets import enriched
-from xgem.types import Encoded, Study
+from xgem.train.corpus import Corpus, enriched, known_studies, vary
+from xgem.train.loop import Stage, permuted
+from xgem.types import Encoded
+from xgem.utils.random import mix
 
 _VIEWS = ("frontal", "lateral")
 _PATCH = 8  # side of the coarse patch that a token has to describe
@@ -44,10 +46,10 @@ class ContrastiveModel(nn.Module):
         self.read_out = nn.LazyLinear(_PATCH * _PATCH)
         self.labels = nn.Linear(image.config.embed_dim, labels) if labels else None
 
-    def forward(self, pictures: Tensor, ids: Tensor) -> tuple[Encoded, Encoded, Tensor, Tensor, Tensor | None]:
-        """Pictures (b, 1, s, s) and ids (b', n): both encoded, the read-out (b, tokens, 64), inverse temperature, and
-        the labels' logits (b + b', labels) of pictures and texts."""
-        image, text = self.image(pictures), self.text(ids)
+    def forward(self, images: Tensor, ids: Tensor) -> tuple[Encoded, Encoded, Tensor, Tensor, Tensor | None]:
+        """Images (b, 1, s, s) and ids (b', n): both encoded, the read-out (b, tokens, 64), inverse temperature, and
+        the labels' logits (b + b', labels) of images and texts."""
+        image, text = self.image(images), self.text(ids)
         logits = None
         if self.labels is not None:
             vectors = torch.cat([image.pooled, text.pooled])
@@ -136,7 +138,7 @@ class ClipStage(Stage):
         return annotated + (written_labels(known) if self.written else [])
 
     def _collate(self, corpus: Corpus, indices: list[int], rng: random.Random | None) -> dict[str, Any]:
-        """``owner`` (pictures or texts,) says which study of the batch each row belongs to; ``key`` which are alike."""
+        """``owner`` (images or texts,) says which study of the batch each row belongs to; ``key`` which are alike."""
         rows: dict[str, list[int]] = {view: [] for view in _VIEWS}
         owners: dict[str, list[int]] = {"frontal": [], "lateral": [], "report": []}
         texts: list[str] = []
@@ -159,9 +161,9 @@ class ClipStage(Stage):
                 text_labels.append(self._labels_of(study, said))
             alike = "|".join(sorted(study.labels)) or study.impression
             keys.append(int.from_bytes(hashlib.sha256(alike.encode()).digest()[:6], "big"))
-        x = corpus.pictures.floats(rows["frontal"] + rows["lateral"])
+        x = corpus.images.floats(rows["frontal"] + rows["lateral"])
         return {
-            "pictures": jitter(x) if rng else x,
+            "images": jitter(x) if rng else x,
             "ids": self.tokenize(texts or ["normal"]),
             "key": torch.tensor(keys),
             "labels": torch.tensor(labels),
@@ -170,7 +172,7 @@ class ClipStage(Stage):
         }
 
     def loss(self, module: nn.Module, batch: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
-        image, text, read_out, scale, logits = module(batch["pictures"], batch["ids"])
+        image, text, read_out, scale, logits = module(batch["images"], batch["ids"])
         owner, device = batch["owner"], image.pooled.device
         count = len(batch["key"])
         frontals = len(owner["frontal"])
@@ -193,12 +195,12 @@ class ClipStage(Stage):
         total = 0 * (image.pooled.sum() + text.pooled.sum())
         if terms:
             total = total + torch.stack(list(terms.values())).mean()
-        patches = F.mse_loss(read_out, coarse_patches(batch["pictures"], read_out.shape[1]))
+        patches = F.mse_loss(read_out, coarse_patches(batch["images"], read_out.shape[1]))
         logged = {k: v.detach() for k, v in terms.items()} | {"patches": patches.detach(), "scale": scale.detach()}
         total = total + self.weights["patches"] * patches
         if logits is not None:
-            pictured = torch.cat([owner[view] for view in _VIEWS]).to(device)
-            truth = torch.cat([batch["labels"].to(device)[pictured], batch["text_labels"].to(device)])
+            imaged = torch.cat([owner[view] for view in _VIEWS]).to(device)
+            truth = torch.cat([batch["labels"].to(device)[imaged], batch["text_labels"].to(device)])
             known = truth.isfinite()
             logits = logits.float()[: len(truth)]
             losses = F.binary_cross_entropy_with_logits(logits, truth.nan_to_num(), reduction="none") * known
@@ -223,4 +225,4 @@ class ClipStage(Stage):
     def finish(self, module: nn.Module, root: Path) -> None:
         assert isinstance(module, ContrastiveModel)
         for name, part in zip(self.names, (module.image, module.text), strict=True):
-            components.save_component(root, name, part)
+            store.save_component(root, name, part)

@@ -1,4 +1,4 @@
-"""The stage that trains a ControlNet: the transformer frozen, its pictures steered by annotations (ChexGen)."""
+"""The stage that trains a ControlNet: the transformer frozen, its images steered by annotations (ChexGen)."""
 
 from __future__ import annotations
 
@@ -12,18 +12,21 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
-from xgem import checkpoint as components
-from xgem.configs.schema import ControlNetConfig, Preset, StageConfig
-from xgem.data.cache import ArrayCache, module_hash
+from xgem.checkpoints import store
+from xgem.configs.components import ControlNetConfig
+from xgem.configs.preset import Preset, StageConfig
+from xgem.data.cache import ArrayCache
 from xgem.generators.controlnet import ControlNet
 from xgem.generators.latent_diffusion import DiTLatentDiffusion
 from xgem.generators.sampling import Control, Output, sample_together
 from xgem.train.annotated import KINDS, AnnotatedBank, annotated_bank
 from xgem.train.banks import PromptBank, prompt_bank
 from xgem.train.corpus import Corpus
-from xgem.train.loop import Stage, mix, spread_over
+from xgem.train.loop import Stage, spread_over
 from xgem.train.sheets import contact_sheet
 from xgem.types import DataError, Encoded
+from xgem.utils.hashing import module_hash
+from xgem.utils.random import mix
 
 _VALIDATION_TIMES = 8
 _SHEET = 12
@@ -46,7 +49,7 @@ class _Steered(nn.Module):
 
 
 class ControlStage(Stage):
-    """The denoising loss of annotated pictures under control; only the ControlNet learns.
+    """The denoising loss of annotated images under control; only the ControlNet learns.
 
     ``config.loss``: ``masks``, ``boxes``, ``severity``, how often such an annotation is drawn, relative to each other
     (of masks and boxes each structure and class equally often), and ``caption``, the share of samples that keep their
@@ -106,7 +109,7 @@ class ControlStage(Stage):
         rng = random.Random(mix(self.seed, self.name, step, rank))
         bank = self.train[0]
         drawn = rng.choices(list(self.kinds), list(self.kinds.values()), k=self.config.batch_size)
-        # Things take turns, so that a structure which few outline is not lost among lungs, which many pictures have.
+        # Things take turns, so that a structure which few outline is not lost among lungs, which many images have.
         things = [rng.choice(list(bank.kinds[kind].values())) for kind in drawn]
         return self._collate(self.train, [rng.choice(studies) for studies in things], drawn, rng)
 
@@ -125,7 +128,7 @@ class ControlStage(Stage):
         keep = [bool(prompts.rows[study]) and rng.random() < self.caption for study in studies]
         rows = [rng.choice(prompts.rows[study]) if kept else 0 for study, kept in zip(studies, keep, strict=True)]
         return {
-            "z0": bank.targets[[picture for picture, _ in pairs]],
+            "z0": bank.targets[[image for image, _ in pairs]],
             "annotation": bank.annotations[[row for _, row in pairs]],
             "encoded": {self.prompt: prompts.encoded(rows)},
             "keep": {self.prompt: torch.tensor(keep)},
@@ -158,12 +161,12 @@ class ControlStage(Stage):
         return figures
 
     def sheet(self, module: nn.Module) -> Image.Image:
-        """Annotations, their pictures, and what is made of the annotations without a word."""
+        """Annotations, their images, and what is made of the annotations without a word."""
         assert isinstance(module, _Steered)
         bank = self.val[0]
-        picture, annotation = (list(rows) for rows in zip(*(pairs[0] for pairs in bank.pairs.values()), strict=True))
+        image, annotation = (list(rows) for rows in zip(*(pairs[0] for pairs in bank.pairs.values()), strict=True))
         device = next(module.parameters()).device
-        z0, drawn = bank.targets[picture[:_SHEET]].to(device), bank.annotations[annotation[:_SHEET]].to(device)
+        z0, drawn = bank.targets[image[:_SHEET]].to(device), bank.annotations[annotation[:_SHEET]].to(device)
         noise = torch.randn(z0.shape, generator=torch.Generator().manual_seed(0)).to(device)
         output = Output(self.generator, self.generator.null(len(z0)), noise, control=Control(module.control, drawn))
         made = sample_together({"": output}, num_inference_steps=20)[""]
@@ -171,4 +174,4 @@ class ControlStage(Stage):
 
     def finish(self, module: nn.Module, root: Path) -> None:
         assert isinstance(module, _Steered)
-        components.save_component(root, self.component, module.control)
+        store.save_component(root, self.component, module.control)

@@ -1,4 +1,4 @@
-"""The training corpus: a manifest's studies with prepared pictures and the texts that each study offers."""
+"""The training corpus: a manifest's studies with prepared images and the texts that each study offers."""
 
 from __future__ import annotations
 
@@ -11,18 +11,14 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-from xgem.configs.schema import Preset
-from xgem.data.cache import Pictures, prepare_pictures
+from xgem.configs.preset import Preset
 from xgem.data.captions import caption_from_labels, preface
 from xgem.data.manifest import Manifest
-from xgem.types import DataError, Study
+from xgem.data.prepare import PreparedImages, prepare_images
+from xgem.data.study import Study, report_of
+from xgem.types import DataError
 
 _SENTENCE = re.compile(r"(?<=[.!?])\s+")
-
-
-def report_of(study: Study, sections: Sequence[str]) -> str:
-    """The report that a generator learns to write: the named sections, joined; empty where all are missing."""
-    return " ".join(text for name in sections if (text := getattr(study, name).strip()))
 
 
 def sentences(text: str) -> list[str]:
@@ -32,13 +28,13 @@ def sentences(text: str) -> list[str]:
 
 @dataclass(frozen=True)
 class Corpus:
-    """One split. ``pictures`` holds every picture of it, ``studies`` the studies in the order of their ids.
+    """One split. ``images`` holds every image of it, ``studies`` the studies in the order of their ids.
 
     ``sections``, ``prompt_sections`` and ``joined``: as the preset has them.
     """
 
     studies: tuple[Study, ...]
-    pictures: Pictures
+    images: PreparedImages
     sections: tuple[str, ...]
     prompt_sections: tuple[str, ...] | None = None
     joined: frozenset[str] = frozenset()
@@ -53,13 +49,13 @@ class Corpus:
         studies = tuple(manifest.studies(split))
         if not studies:
             raise DataError(f"the manifest has no studies in split {split!r}: prepare it again with that split")
-        pictures = prepare_pictures(manifest, split, preset.transform, cache, progress=progress)
+        images = prepare_images(manifest, split, preset.transform, cache, progress=progress)
         joined = frozenset(name for name, modality in preset.modalities.items() if modality.joins == "report")
-        return cls(studies, pictures, preset.report_sections, preset.prompt_sections, joined)
+        return cls(studies, images, preset.report_sections, preset.prompt_sections, joined)
 
     def rows(self, index: int, view: str) -> list[int]:
-        """Rows of ``pictures`` that show study ``index`` from ``view``; empty where it has none."""
-        return self.pictures.index.get((self.studies[index].id, view), [])
+        """Rows of ``images`` that show study ``index`` from ``view``; empty where it has none."""
+        return self.images.index.get((self.studies[index].id, view), [])
 
     def texts(self, index: int) -> list[str]:
         """All distinct texts that describe a study: report, findings, impression and the caption from its labels; or
@@ -90,8 +86,8 @@ class Corpus:
         }
 
     def fingerprint(self) -> str:
-        """Changes with any picture or text."""
-        digest = hashlib.sha256(self.pictures.sha256.encode())
+        """Changes with any image or text."""
+        digest = hashlib.sha256(self.images.sha256.encode())
         for index, study in enumerate(self.studies):
             digest.update("\x1f".join([study.id, *self.texts(index)]).encode() + b"\x1e")
         return digest.hexdigest()
@@ -112,7 +108,7 @@ def known_studies(corpus: Corpus, usable: Sequence[int], share: float) -> list[i
 def vary(text: str, rng: random.Random, *, keep: float = 0.7) -> str:
     """A training variant of a description: some of its sentences, in another order.
 
-    Every sentence of a report is true of its pictures, so any subset is a valid description of them.
+    Every sentence of a report is true of its images, so any subset is a valid description of them.
     """
     parts = sentences(text)
     if len(parts) < 2:
@@ -120,3 +116,22 @@ def vary(text: str, rng: random.Random, *, keep: float = 0.7) -> str:
     chosen = [part for part in parts if rng.random() < keep] or [rng.choice(parts)]
     rng.shuffle(chosen)
     return " ".join(chosen)
+
+
+def draw_prompts(present: Sequence[str], target: str, rng: random.Random, null_probability: float) -> frozenset[str]:
+    """The prompts of one sample: a uniformly drawn non-empty subset of ``present`` without ``target``.
+
+    With n modalities besides the target, each of the 2^n - 1 subsets has the same probability. With
+    ``null_probability``, or where nothing but the target is present, the result is empty: the null context, which
+    classifier-free guidance needs. ``target`` is never among the prompts.
+    """
+    candidates = sorted(set(present) - {target})
+    if not candidates or rng.random() < null_probability:
+        return frozenset()
+    chosen = rng.randrange(1, 2 ** len(candidates))
+    return frozenset(name for bit, name in enumerate(candidates) if chosen >> bit & 1)
+
+
+def enriched(studies: Sequence[int], rare: Sequence[int], share: float, rng: random.Random) -> list[int]:
+    """``studies``, of which about ``share`` made way for some of ``rare``, drawn with even chance."""
+    return [rng.choice(rare) if share and rng.random() < share else study for study in studies]

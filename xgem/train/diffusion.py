@@ -12,18 +12,19 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from xgem import checkpoint as components
-from xgem.component import component_class
-from xgem.configs.schema import Preset, StageConfig
-from xgem.data.cache import ArrayCache, module_hash
+from xgem.checkpoints import store
+from xgem.checkpoints.component import component_class
+from xgem.configs.preset import Preset, StageConfig
+from xgem.data.cache import ArrayCache
 from xgem.generators.latent_diffusion import LatentDiffusion
 from xgem.generators.sampling import sample
 from xgem.train.banks import PromptBank, TargetBank, prompt_bank, target_bank
-from xgem.train.corpus import Corpus, known_studies
-from xgem.train.loop import Stage, mix, permuted, spread_over
+from xgem.train.corpus import Corpus, draw_prompts, enriched, known_studies
+from xgem.train.loop import Stage, permuted, spread_over
 from xgem.train.sheets import contact_sheet
-from xgem.train.subsets import draw_prompts, enriched
 from xgem.types import Encoded
+from xgem.utils.hashing import module_hash
+from xgem.utils.random import mix
 
 _VALIDATION_TIMES = 8
 
@@ -172,4 +173,4 @@ class DiffusionStage(Stage):
 
     def finish(self, module: nn.Module, root: Path) -> None:
         assert isinstance(module, _Conditional)
-        components.save_component(root, self.component, module.model)
+        store.save_component(root, self.component, module.model)

@@ -1,4 +1,4 @@
-"""The stage that sharpens the picture codec's decoder while its encoder, and so every latent, stays as it is."""
+"""The stage that sharpens the image codec's decoder while its encoder, and so every latent, stays as it is."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from xgem import checkpoint as components
-from xgem.configs.schema import StageConfig
-from xgem.data.cache import module_hash
+from xgem.checkpoints import store
+from xgem.configs.preset import StageConfig
 from xgem.generators.image_vae import ImageVAE
 from xgem.train.corpus import Corpus
-from xgem.train.image_vae import Autoencoder, CodecStage, local_spectra, picture_terms
+from xgem.train.image_vae import Autoencoder, CodecStage, image_terms, local_spectra
+from xgem.utils.hashing import module_hash
 
 _STEEPEST = 2.0
 
 
 def power_divergence(x: Tensor, y: Tensor) -> Tensor:
-    """Itakura-Saito divergence of the local power spectra of ``y`` from those of ``x``, pictures (b, 1, h, w).
+    """Itakura-Saito divergence of the local power spectra of ``y`` from those of ``x``, images (b, 1, h, w).
 
     With powers P of ``x`` and Q of ``y``, P/Q - log(P/Q) - 1 is least where Q is the *mean* of the P that a latent
     leaves open. A difference of logarithms settles for their median, which for noise is log 2 = 0.69 of the mean.
@@ -32,7 +32,7 @@ def power_divergence(x: Tensor, y: Tensor) -> Tensor:
 
 
 class PatchDiscriminator(nn.Sequential):
-    """Pictures (b, 1, h, w) to one logit for every patch of 34 x 34 pixels, high where it looks real.
+    """Images (b, 1, h, w) to one logit for every patch of 34 x 34 pixels, high where it looks real.
 
     Source: Isola et al. 2017 (3.2, appendix 6.1.2), with group instead of batch normalisation.
     """
@@ -52,7 +52,7 @@ class _Judged(Autoencoder):
         self.discriminator = PatchDiscriminator()
 
     def judge(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Logits of real and of decoded pictures, for the discriminator, and of decoded ones, for the decoder.
+        """Logits of real and of decoded images, for the discriminator, and of decoded ones, for the decoder.
 
         The first two send no gradient to the codec, the third none to the discriminator: one backward serves both.
         """
@@ -98,7 +98,7 @@ class ImageDecoderStage(CodecStage):
         return super().batch(step, rank, world) | {"adversarial": self.adversarial if judged else 0.0}
 
     def terms(self, x: Tensor, y: Tensor, *moments: Tensor) -> dict[str, Tensor]:
-        return picture_terms(x, y) | {"power": power_divergence(x, y)}
+        return image_terms(x, y) | {"power": power_divergence(x, y)}
 
     def loss(self, module: nn.Module, batch: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
         x = batch["x"]
@@ -110,4 +110,4 @@ class ImageDecoderStage(CodecStage):
 
     def finish(self, module: nn.Module, root: Path) -> None:
         assert isinstance(module, Autoencoder)
-        components.save_component(root, self.component, module.vae)
+        store.save_component(root, self.component, module.vae)

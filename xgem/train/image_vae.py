@@ -1,4 +1,4 @@
-"""The stage that trains the picture codec."""
+"""The stage that trains the image codec."""
 
 from __future__ import annotations
 
@@ -12,13 +12,15 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
-from xgem import checkpoint as components
-from xgem.configs.schema import ImageVAEConfig, Preset, StageConfig
-from xgem.eval.spectrum import band_power
+from xgem.checkpoints import store
+from xgem.configs.components import ImageVAEConfig
+from xgem.configs.preset import Preset, StageConfig
 from xgem.generators.image_vae import ImageVAE
+from xgem.metrics.spectrum import band_power
 from xgem.train.corpus import Corpus
-from xgem.train.loop import Stage, mix, permuted
+from xgem.train.loop import Stage, permuted
 from xgem.train.sheets import contact_sheet
+from xgem.utils.random import mix
 
 _VALIDATION = 128
 _SHORTCUT = 1024
@@ -51,20 +53,20 @@ def local_spectra(x: Tensor, window: int = 16) -> Tensor:
     return 0.5 * torch.log(spectra.real.square() + spectra.imag.square() + 1e-5)
 
 
-def picture_terms(x: Tensor, y: Tensor) -> dict[str, Tensor]:
-    """Mean absolute difference of pictures (b, 1, h, w), and of their horizontal and vertical gradients."""
+def image_terms(x: Tensor, y: Tensor) -> dict[str, Tensor]:
+    """Mean absolute difference of images (b, 1, h, w), and of their horizontal and vertical gradients."""
     gradient = sum((y.diff(dim=d) - x.diff(dim=d)).abs().mean() for d in (2, 3))
     return {"l1": (y - x).abs().mean(), "gradient": torch.as_tensor(gradient)}
 
 
 class CodecStage(Stage):
-    """What training the picture codec has in common: its pictures, what is measured, its sheets."""
+    """What training the image codec has in common: its images, what is measured, its sheets."""
 
     def __init__(
         self, config: StageConfig, train: Corpus, val: Corpus, component: str, vae: ImageVAE, seed: int
     ) -> None:
         self.config, self.seed, self.component, self.settings = config, seed, component, (vae.config,)
-        self.train, self.val = train.pictures, val.pictures
+        self.train, self.val = train.images, val.images
         self.vae, self.module = vae, Autoencoder(vae)
         self.weights: dict[str, float] = {}
 
@@ -103,7 +105,7 @@ class CodecStage(Stage):
             for key, value in ({"loss": self.total(terms)} | terms).items():
                 figures[key] = figures.get(key, 0.0) + float(value) / len(chunks)
             square += float((y - x).square().mean()) / len(chunks)
-            power += [band_power(pictures[:, 0].cpu().numpy()).sum() for pictures in (y, x)]
+            power += [band_power(images[:, 0].cpu().numpy()).sum() for images in (y, x)]
         figures["psnr"] = float(10 * torch.log10(torch.tensor(4.0 / square)))
         figures["upper_power_ratio"] = float(power[0] / power[1])
         return figures
@@ -138,7 +140,7 @@ class ImageVAEStage(CodecStage):
         mean, logvar = moments
         spectral = (local_spectra(y) - local_spectra(x)).abs().mean()
         kl = 0.5 * (mean.square() + logvar.exp() - 1 - logvar).mean()
-        return picture_terms(x, y) | {"spectral": spectral, "kl": kl}
+        return image_terms(x, y) | {"spectral": spectral, "kl": kl}
 
     def finish(self, module: nn.Module, root: Path) -> None:
         assert isinstance(module, Autoencoder)
@@ -152,14 +154,14 @@ class ImageVAEStage(CodecStage):
         vae.config = vae.config.model_copy(
             update={"latent_mean": tuple(mean.tolist()), "latent_std": tuple(std.tolist())}
         )
-        components.save_component(root, self.component, vae)
+        store.save_component(root, self.component, vae)
 
     def _prominence(self, vae: ImageVAE, std: Tensor) -> Tensor:
         """The standard deviation (c,) that each channel gets, of root mean square 1.
 
         Principal components whitened to one variance would ask a generator to draw block means and the finest stripes
         with the same care and at the same noise levels. The power of ``prominence`` (0: whitened, 1: as in pixels) of
-        what a channel moves in the picture lets coarse structure settle first, as in natural images.
+        what a channel moves in the image lets coarse structure settle first, as in natural images.
         """
         moved = vae.leave.weight.detach().flatten(1).norm(dim=1).cpu() * std
         weight = moved**self.prominence

@@ -12,18 +12,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from xgem import checkpoint as components
 from xgem.alignment.environment import summary
 from xgem.alignment.model import Alignment
-from xgem.configs.schema import AlignmentConfig, Preset, StageConfig
-from xgem.data.cache import ArrayCache, module_hash
+from xgem.checkpoints import store
+from xgem.configs.components import AlignmentConfig
+from xgem.configs.preset import Preset, StageConfig
+from xgem.data.cache import ArrayCache
 from xgem.encoders.contrastive import gathered, info_nce
 from xgem.generators.latent_diffusion import LatentDiffusion
 from xgem.train.banks import PromptBank, TargetBank, prompt_bank, target_bank
-from xgem.train.corpus import Corpus
-from xgem.train.loop import Stage, mix, permuted, spread_over
-from xgem.train.subsets import draw_prompts
+from xgem.train.corpus import Corpus, draw_prompts
+from xgem.train.loop import Stage, permuted, spread_over
 from xgem.types import ConfigError, Encoded
+from xgem.utils.hashing import module_hash
+from xgem.utils.random import mix
 
 _VALIDATION = 96
 _VALIDATION_TIMES = 4
@@ -225,4 +227,4 @@ class JointStage(Stage):
 
     def finish(self, module: nn.Module, root: Path) -> None:
         assert isinstance(module, _Together)
-        components.save_component(root, self.component, module.alignment)
+        store.save_component(root, self.component, module.alignment)

@@ -27,10 +27,11 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.optim.swa_utils import AveragedModel
 
-from xgem.configs.schema import StageConfig
-from xgem.train import checkpoint
-from xgem.train.checkpoint import TrainState
+from xgem.checkpoints import training as checkpoint
+from xgem.checkpoints.training import TrainState
+from xgem.configs.preset import StageConfig
 from xgem.types import CheckpointError, ConfigError, DataError
+from xgem.utils.random import mix
 
 log = logging.getLogger(__name__)
 
@@ -97,12 +98,6 @@ class Stage(ABC):
         if unknown:
             raise ConfigError(f"stage {self.name}: unknown loss settings {unknown}: expected {', '.join(defaults)}")
         return defaults | self.config.loss
-
-
-def mix(*parts: int | str) -> int:
-    """A 63-bit seed from any parts."""
-    digest = hashlib.sha256("/".join(str(part) for part in parts).encode()).digest()
-    return int.from_bytes(digest[:8], "big") >> 1
 
 
 def permuted(n: int, start: int, count: int, seed: int) -> list[int]:

@@ -1,6 +1,6 @@
-"""Masks for pictures that nobody has outlined, drawn by a segmenter that learnt from those that somebody has.
+"""Masks for images that nobody has outlined, drawn by a segmenter that learnt from those that somebody has.
 
-A ControlNet needs many pictures with masks, and hand-drawn masks are few. What a segmenter draws is for training only:
+A ControlNet needs many images with masks, and hand-drawn masks are few. What a segmenter draws is for training only:
 measures ask for hand-drawn masks, of other patients.
 """
 
@@ -16,20 +16,20 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from xgem.configs.schema import TransformConfig
-from xgem.data.cache import prepare_pictures
+from xgem.configs.components import TransformConfig
 from xgem.data.manifest import Manifest, place
-from xgem.data.read import read_picture
-from xgem.data.study_annotations import read_study
-from xgem.eval.annotated import Outlines
-from xgem.eval.segmenter import SegmenterConfig, train_segmenter
-from xgem.types import DataError, OutputError, Study
+from xgem.data.outlines import Outlines
+from xgem.data.prepare import prepare_images
+from xgem.data.read import read_image
+from xgem.data.study import Study, read_study
+from xgem.judges.segmenter import SegmenterConfig, train_segmenter
+from xgem.types import DataError, OutputError
 
 logger = logging.getLogger(__name__)
 
 OUTLINED: Final = ("left lung", "right lung", "cardiomediastinum")
 LEAST_SHARE: Final = 0.02
-"""A mask of a smaller share of the picture is no lung and no heart: the picture gets none of that structure."""
+"""A mask of a smaller share of the image is no lung and no heart: the image gets none of that structure."""
 
 
 def outline(
@@ -44,12 +44,12 @@ def outline(
 ) -> Manifest:
     """Give the training frontals without any annotation masks of ``structures``; all other rows stay as they are.
 
-    Pictures with boxes or a severity score get none, so that a ControlNet sees these alone too.
+    Images with boxes or a severity score get none, so that a ControlNet sees these alone too.
 
     Args:
         manifest: with hand-drawn masks of these structures in its split ``train``.
-        masks: folder for the new masks, one PNG a picture and structure, of the picture's own size.
-        cache: prepared pictures, and the segmenter.
+        masks: folder for the new masks, one PNG an image and structure, of the image's own size.
+        cache: prepared images, and the segmenter.
 
     Raises:
         DataError: no training study has masks of all the structures.
@@ -57,25 +57,25 @@ def outline(
     """
     config = config or SegmenterConfig()
     transform = TransformConfig(size=config.size)
-    prepared = prepare_pictures(manifest, "train", transform, cache, progress=progress)
-    studies = [study for study in manifest.studies("train") if "frontal" in study.pictures]
+    prepared = prepare_images(manifest, "train", transform, cache, progress=progress)
+    studies = [study for study in manifest.studies("train") if "frontal" in study.images]
     drawn = [study for study in studies if all(name in study.masks for name in structures)]
     if not drawn:
         raise DataError(
             f"no study of split 'train' has masks of {', '.join(structures)}: there is nothing to learn from"
         )
 
-    def pictures(of: Sequence[Study]) -> NDArray[np.uint8]:
+    def images(of: Sequence[Study]) -> NDArray[np.uint8]:
         return prepared.values[[prepared.index[study.id, "frontal"][0] for study in of]].numpy()
 
     known = Outlines.stacked([read_study(study, transform).masks for study in drawn], structures, config.size)
-    segmenter = train_segmenter(pictures(drawn), known, config=config, cache=cache, device=device)
+    segmenter = train_segmenter(images(drawn), known, config=config, cache=cache, device=device)
     lacking = [study for study in studies if not study.annotated]
     try:
         masks.mkdir(parents=True, exist_ok=True)
         found = {
             study.id: _written(study, seen, segmenter.structures, masks, manifest.root)
-            for study, seen in zip(lacking, segmenter.masks(pictures(lacking)) if lacking else (), strict=True)
+            for study, seen in zip(lacking, segmenter.masks(images(lacking)) if lacking else (), strict=True)
         }
     except OSError as error:
         raise OutputError(f"{masks}: cannot be written ({error.strerror or error})") from error
@@ -87,8 +87,8 @@ def outline(
 def _written(
     study: Study, found: NDArray[np.bool_], structures: Sequence[str], folder: Path, root: Path
 ) -> dict[str, tuple[str, ...]]:
-    """The study's masks (structures, s, s) as files on its picture's own grid, without the square's padding."""
-    height, width = read_picture(study.pictures["frontal"][0]).pixels.shape
+    """The study's masks (structures, s, s) as files on its image's own grid, without the square's padding."""
+    height, width = read_image(study.images["frontal"][0]).pixels.shape
     side = max(height, width)
     top, left = (side - height) // 2, (side - width) // 2
     files: dict[str, tuple[str, ...]] = {}

@@ -1,4 +1,4 @@
-"""Training of the re-identification network on data with several pictures of a patient.
+"""Training of the re-identification network on data with several images of a patient.
 
 As many pairs of one patient as of two. Both kinds start from the same patients, and a pair of two stays within one
 source: else the network could tell data sets apart instead of patients.
@@ -21,14 +21,16 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from xgem.configs.schema import StageConfig, TransformConfig
-from xgem.data.cache import prepare_pictures
+from xgem.configs.components import TransformConfig
+from xgem.configs.preset import StageConfig
+from xgem.data.augment import small_exposures, small_moves
 from xgem.data.manifest import Manifest
-from xgem.eval.classifier import small_exposures, small_moves
-from xgem.eval.reid import PUBLISHED, WEIGHTS_NAME, ReidConfig, SiameseNetwork, load_reid, save_reid, to_input
-from xgem.eval.statistics import Array, Estimate, Sampled
-from xgem.train.loop import LoopOptions, Stage, TrainState, mix, train
+from xgem.data.prepare import prepare_images
+from xgem.judges.reid import PUBLISHED, WEIGHTS_NAME, ReidConfig, SiameseNetwork, load_reid, save_reid, to_input
+from xgem.metrics.bootstrap import Array, Estimate, Sampled
+from xgem.train.loop import LoopOptions, Stage, TrainState, train
 from xgem.types import ConfigError, DataError, InputError
+from xgem.utils.random import mix
 
 log = logging.getLogger(__name__)
 
@@ -61,17 +63,17 @@ PRESETS: Final[dict[str, ReidPreset]] = {
     ),
 }
 """``published``: network, batch (32 pairs) and optimiser (Adam, 1e-4) of Packhaeuser et al., who start from ImageNet's
-weights (here random ones, or ``init``) and vary no picture; ``small``: ResNet-18 at 128 pixels."""
+weights (here random ones, or ``init``) and vary no image; ``small``: ResNet-18 at 128 pixels."""
 
 
 @dataclass(frozen=True)
 class Patients:
-    """Pictures (n, s, s) uint8 of one or more splits; ``rows`` of each patient, and the ``source`` of each.
+    """Images (n, s, s) uint8 of one or more splits; ``rows`` of each patient, and the ``source`` of each.
 
-    ``several`` are the patients with two pictures or more whose source has another patient.
+    ``several`` are the patients with two images or more whose source has another patient.
     """
 
-    pictures: Tensor
+    images: Tensor
     rows: Mapping[str, Sequence[int]]
     source: Mapping[str, str]
     several: tuple[str, ...]
@@ -89,10 +91,10 @@ class Patients:
         source: dict[str, str] = {}
         digest, start = hashlib.sha256(), 0
         for split in splits:
-            studies = [study for study in manifest.studies(split) if VIEW in study.pictures]
+            studies = [study for study in manifest.studies(split) if VIEW in study.images]
             if not studies:
                 continue
-            prepared = prepare_pictures(manifest, split, TransformConfig(size=size), cache, progress=progress)
+            prepared = prepare_images(manifest, split, TransformConfig(size=size), cache, progress=progress)
             for study in studies:
                 rows.setdefault(study.subject, []).extend(start + row for row in prepared.index[study.id, VIEW])
                 source[study.subject] = study.source
@@ -105,14 +107,14 @@ class Patients:
         several = sorted(p for p, found in rows.items() if len(found) > 1 and of_source[source[p]] > 1)
         if not several:
             raise DataError(
-                f"no patient of split {' or '.join(splits)} has two {VIEW} pictures: re-identification takes data with "
-                "several pictures of a patient, such as ChestX-ray14"
+                f"no patient of split {' or '.join(splits)} has two {VIEW} images: re-identification takes data with "
+                "several images of a patient, such as ChestX-ray14"
             )
         digest.update(json.dumps([rows, source], sort_keys=True).encode())
         return cls(torch.cat(values), rows, source, tuple(several), digest.hexdigest())
 
     def pair(self, patient: str, same: bool, rng: np.random.Generator) -> tuple[int, int]:
-        """Rows of two pictures: of ``patient``, or of ``patient`` and another one of that source."""
+        """Rows of two images: of ``patient``, or of ``patient`` and another one of that source."""
         own = self.rows[patient]
         if same:
             first, second = rng.choice(len(own), 2, replace=False)
@@ -178,11 +180,11 @@ class ReidStage(Stage):
         patients = [self.patients.several[int(i)] for i in rng.integers(len(self.patients.several), size=count)]
         same = [i % 2 == 0 for i in range(count)]
         rows = [self.patients.pair(patient, s, rng) for patient, s in zip(patients, same, strict=True)]
-        first, second = (self._augmented(self.patients.pictures[[row[side] for row in rows]]) for side in (0, 1))
+        first, second = (self._augmented(self.patients.images[[row[side] for row in rows]]) for side in (0, 1))
         return {"first": first, "second": second, "same": torch.tensor(same).float()}
 
-    def _augmented(self, pictures: Tensor) -> Tensor:
-        x = pictures.unsqueeze(1).float() / 127.5 - 1
+    def _augmented(self, images: Tensor) -> Tensor:
+        x = images.unsqueeze(1).float() / 127.5 - 1
         x = small_exposures(F.grid_sample(x, small_moves(x), padding_mode="border", align_corners=False))
         return to_input((x + 1) / 2, self.network)
 
@@ -200,12 +202,12 @@ class ReidStage(Stage):
         return {"loss": sum(losses) / 2, "auc": float(roc_auc_score(same, logits))}
 
     def _judged(self, module: nn.Module) -> tuple[Array, NDArray[np.bool_], list[tuple[str, str]]]:
-        """Logits of the held-out pairs; each picture is looked at once."""
+        """Logits of the held-out pairs; each image is looked at once."""
         network = cast(SiameseNetwork, module)
         device = network.fc_end.weight.device
         pairs, same, whose = self.held_out.judged(self.seed)
         rows, places = np.unique(pairs, return_inverse=True)
-        x = self.held_out.pictures[rows].unsqueeze(1).float() / 255
+        x = self.held_out.images[rows].unsqueeze(1).float() / 255
         features = torch.cat([network.embed(to_input(part.to(device), self.network)) for part in x.split(64)])
         first, second = (features[places.reshape(pairs.shape)[:, side]] for side in (0, 1))
         logits = network.fc_end((first - second).abs())[:, 0]
@@ -216,9 +218,9 @@ class ReidStage(Stage):
         auc = pair_auc(logits, same, whose, seed=self.seed)
         found = {
             "auc": auc.as_dict(),
-            "n_is": "held-out patients with several pictures",
+            "n_is": "held-out patients with several images",
             "pairs": {"of one patient": int(same.sum()), "of two": int((~same).sum())},
-            "training": {"patients with several pictures": len(self.patients.several), "all": len(self.patients.rows)},
+            "training": {"patients with several images": len(self.patients.several), "all": len(self.patients.rows)},
             "network": self.network.model_dump(),
             "train": self.config.model_dump(),
             "seed": self.seed,
@@ -280,7 +282,7 @@ def run(
 
     Args:
         preset: a name of :data:`PRESETS`.
-        init: a network to start from, as :func:`xgem.eval.reid.load_reid` reads them; else random weights.
+        init: a network to start from, as :func:`xgem.judges.reid.load_reid` reads them; else random weights.
 
     Raises:
         DataError: no patient with two frontals in ``train``, or in ``val`` and ``test``. ManifestError: as its check.
@@ -294,5 +296,5 @@ def run(
     patients, held_out = (
         Patients.load(manifest, splits, size, cache, progress=progress) for splits in (("train",), ("val", "test"))
     )
-    log.info("reid: %d patients with several pictures, %d held out", len(patients.several), len(held_out.several))
+    log.info("reid: %d patients with several images, %d held out", len(patients.several), len(held_out.several))
     return train(ReidStage(chosen, patients, held_out, seed, init), root, options)

@@ -9,12 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from xgem import checkpoint as components
-from xgem.configs.schema import Preset, ReportVAEConfig, StageConfig
+from xgem.checkpoints import store
+from xgem.configs.components import ReportVAEConfig
+from xgem.configs.preset import Preset, StageConfig
 from xgem.generators.report_vae import ReportVAE
 from xgem.train.corpus import Corpus, sentences
-from xgem.train.loop import Stage, mix, permuted
+from xgem.train.loop import Stage, permuted
 from xgem.types import DataError
+from xgem.utils.random import mix
 
 _BLOCK = 16
 
@@ -132,4 +134,4 @@ class ReportVAEStage(Stage):
         chunks = [self.train_texts[i : i + 64] for i in range(0, len(self.train_texts), 64)]
         mean = torch.cat([vae.posterior(chunk)[0].cpu() for chunk in chunks])
         vae.config = vae.config.model_copy(update={"latent_mean": float(mean.mean()), "latent_std": float(mean.std())})
-        components.save_component(root, self.component, vae)
+        store.save_component(root, self.component, vae)

@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from accelerate import PartialState
 
-from xgem import checkpoint as components
-from xgem.component import component_class
-from xgem.configs.schema import Preset, ReportVAEConfig, StageConfig, TextEncoderConfig
-from xgem.data.cache import module_hash
+from xgem.checkpoints import store
+from xgem.checkpoints.component import component_class
+from xgem.configs.components import ReportVAEConfig, TextEncoderConfig
+from xgem.configs.preset import Preset, StageConfig
 from xgem.data.manifest import Manifest
 from xgem.encoders.tokenizer import train_tokenizer
 from xgem.train.clip import ClipStage
@@ -23,9 +23,11 @@ from xgem.train.diffusion import DiffusionStage
 from xgem.train.image_decoder import ImageDecoderStage
 from xgem.train.image_vae import ImageVAEStage
 from xgem.train.joint import JointStage
-from xgem.train.loop import LoopOptions, Stage, TrainState, mix, train
+from xgem.train.loop import LoopOptions, Stage, TrainState, train
 from xgem.train.report_vae import ReportVAEStage
 from xgem.types import CheckpointError, ConfigError, InputError
+from xgem.utils.hashing import module_hash
+from xgem.utils.random import mix
 
 log = logging.getLogger(__name__)
 
@@ -53,7 +55,7 @@ def _tokenizer(corpus: Corpus, config: Any, init: Any = None) -> Any:
 
 def _part(root: Path, name: str, stage: str) -> Any:
     try:
-        return components.load_component(root, name, device="cpu", dtype=torch.float32).eval().requires_grad_(False)
+        return store.load_component(root, name, device="cpu", dtype=torch.float32).eval().requires_grad_(False)
     except CheckpointError as error:
         raise CheckpointError(f"stage {stage!r} needs component {name!r}: train it first ({error})") from None
 
@@ -79,12 +81,12 @@ def make_stage(
         raise ConfigError(f"preset {preset.name!r} has no training settings for stage {name!r}")
     stage = _fresh_stage(name, preset, train_split, val_split, root, seed, init)
     if init is not None:
-        there = components.read_index(init).components
+        there = store.read_index(init).components
         for part, module in stage.fresh.items():
             if part not in there:
                 log.info("%s: --init has no %r, which starts fresh", name, part)
                 continue
-            loaded = components.load_component(init, part)
+            loaded = store.load_component(init, part)
             module.load_state_dict(loaded.state_dict())
             stage.origin += module_hash(loaded)
     return stage
@@ -102,7 +104,7 @@ def _fresh_stage(
         return ImageDecoderStage(config, train_split, val_split, codec, _part(root, codec, name), seed)
     if name in ("clip", "report-vae"):
         text = preset.encoder("report") if name == "clip" else preset.codec("report")
-        source = None if init is None else components.load_component(init, text)
+        source = None if init is None else store.load_component(init, text)
         tokenizer = _tokenizer(train_split, preset.components[text], source)
         if name == "clip":
             return ClipStage(preset, config, train_split, val_split, tokenizer, seed)
@@ -181,18 +183,18 @@ def _resized(component: Any, config: Any) -> Any:
 def _start_from(init: Path, preset: Preset, root: Path) -> None:
     """Put ``init``'s components into ``root`` where it lacks them; ConfigError where one is of another architecture."""
     process = PartialState()
-    there = components.read_index(init).components
+    there = store.read_index(init).components
     for name, config in preset.components.items():
         if name not in there:
             continue
-        found = components.read_component_config(init, name)
+        found = store.read_component_config(init, name)
         if getattr(config, "pretrained", None) is None and _architecture(found) != _architecture(config):
             raise ConfigError(
                 f"--init {init.name}: its {name!r} is of another architecture than preset {preset.name!r} gives: "
                 "use the preset that it was trained with"
             )
-        if process.is_main_process and name not in components.read_index(root).components:
-            components.save_component(root, name, _resized(components.load_component(init, name), config))
+        if process.is_main_process and name not in store.read_index(root).components:
+            store.save_component(root, name, _resized(store.load_component(init, name), config))
     process.wait_for_everyone()
 
 
@@ -206,10 +208,10 @@ def _is_taken_as_it_is(component: str, preset: Preset) -> bool:
 def _save_pretrained(component: str, preset: Preset, root: Path) -> None:
     """Put a component that is taken as it is into ``root``, where it lacks it."""
     process = PartialState()
-    if process.is_main_process and component not in components.read_index(root).components:
+    if process.is_main_process and component not in store.read_index(root).components:
         log.info("%s: pretrained, taken as it is", component)
         config = preset.components[component]
-        components.save_component(root, component, component_class(config.kind).from_config(config))
+        store.save_component(root, component, component_class(config.kind).from_config(config))
     process.wait_for_everyone()
 
 
@@ -239,7 +241,7 @@ def run(
     ``init`` is a checkpoint whose weights training starts from, and whose components stand in where ``root`` has none.
     """
     manifest.check(files=True)
-    components.init_checkpoint(root, preset)
+    store.init_checkpoint(root, preset)
     if init is not None:
         _start_from(init, preset, root)
     train_split, val_split = (

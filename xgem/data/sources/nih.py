@@ -9,12 +9,12 @@ Two layouts are read:
 * the original ``Data_Entry_2017*.csv`` + folders of PNG; ``test_list.txt`` there gives the test split, and
   ``BBox_List_2017.csv`` (in pixels of 1024 x 1024) boxes.
 
-Decisions: every picture is a study of its own, all of them frontal (PA and AP); the subject is the patient. Splits are
+Decisions: every image is a study of its own, all of them frontal (PA and AP); the subject is the patient. Splits are
 by patient: the published test list where it lies in the folder, otherwise (and for train and val) a fixed hash of the
 patient. Labels keep the source's names with blanks for underscores ("Pleural Thickening"); "No Finding" stays. There
-are no reports. Ages that cannot be ("414") are unknown. Listed pictures that are not there are an error in the first
+are no reports. Ages that cannot be ("414") are unknown. Listed images that are not there are an error in the first
 layout and are skipped with a warning in the original, whose archives are mostly unpacked in part; so are boxes of
-pictures that are not listed, without the warning.
+images that are not listed, without the warning.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from pathlib import Path
 
 from xgem.data.annotations import Box
 from xgem.data.manifest import Manifest, Row, Split, place, split_of
-from xgem.data.sources.tables import make_row, number_of, picture_files, read_table, sex_of, years_of
+from xgem.data.sources.tables import image_files, make_row, number_of, read_table, sex_of, years_of
 from xgem.types import DataError, InputError
 
 logger = logging.getLogger(__name__)
@@ -37,10 +37,10 @@ _PIXELS = 1024
 
 
 def prepare(source_dir: Path, out: Path) -> Manifest:
-    """Make the manifest of an NIH ChestX-ray14 folder, refer to its pictures where they are, write it to ``out``.
+    """Make the manifest of an NIH ChestX-ray14 folder, refer to its images where they are, write it to ``out``.
 
     Raises:
-        DataError: the folder holds neither layout, a table lacks a column, pictures are missing, or a box cannot be.
+        DataError: the folder holds neither layout, a table lacks a column, images are missing, or a box cannot be.
     """
     source = Path(source_dir)
     if not source.is_dir():
@@ -54,12 +54,12 @@ def prepare(source_dir: Path, out: Path) -> Manifest:
     else:
         raise DataError(f"{source}: not a ChestX-ray14 folder; expected labels.csv or Data_Entry_2017.csv")
     records = read_table(table, *columns)
-    places = picture_files(source)
+    places = image_files(source)
     missing = [record[columns[0]] for record in records if record[columns[0]] not in places]
     if missing and (not original or len(missing) == len(records)):
-        raise DataError(f"{table}: {len(missing)} pictures are not in {source}, the first is {missing[0]}")
+        raise DataError(f"{table}: {len(missing)} images are not in {source}, the first is {missing[0]}")
     if missing:
-        logger.warning("nih: %d of %d listed pictures are not there and are left out", len(missing), len(records))
+        logger.warning("nih: %d of %d listed images are not there and are left out", len(missing), len(records))
     tested = _test_patients(source, {record[columns[0]]: record[columns[1]] for record in records})
     boxes = _boxes(source, {record[columns[0]] for record in records})
     root = Path(out).resolve().parent
@@ -70,7 +70,7 @@ def prepare(source_dir: Path, out: Path) -> Manifest:
             subject = f"{SOURCE}-{patient}"
             rows.append(
                 make_row(
-                    f"{table}: picture {name}",
+                    f"{table}: image {name}",
                     study=f"{SOURCE}-{Path(name).stem}",
                     subject=subject,
                     split=_split(patient, subject, tested),
@@ -106,7 +106,7 @@ def _test_patients(source: Path, patients: Mapping[str, str]) -> frozenset[str] 
 
 
 def _boxes(source: Path, listed: Set[str]) -> dict[str, list[Box]]:
-    """Boxes by picture from either layout's table; none where it has none."""
+    """Boxes by image from either layout's table; none where it has none."""
     original = not (source / "labels.csv").is_file()
     # The header's "Bbox [x,y,w,h]" is four cells.
     columns = ("Image Index", "Finding Label", "Bbox [x", "y", "w", "h]") if original else ("file", "label", *"xywh")
@@ -119,7 +119,7 @@ def _boxes(source: Path, listed: Set[str]) -> dict[str, list[Box]]:
             try:
                 boxes[name].append(Box(label.strip().lower(), x, y, w, h))
             except InputError as error:
-                raise DataError(f"{table}: picture {name}: {error}") from None
+                raise DataError(f"{table}: image {name}: {error}") from None
         elif not original:
             raise DataError(f"{table}: a box of {name}, which labels.csv does not list; add it there or drop the box")
     return boxes

@@ -6,9 +6,9 @@ Three layouts are read, told apart by what lies in the folder:
 
 * ``images.csv`` (uid, view, file, split) + ``reports.csv`` + ``images/``: views and splits as listed there;
 * ``indiana_projections.csv`` (uid, filename, projection) + ``indiana_reports.csv`` + a folder of PNG;
-* the original ``NLMCXR_png/*.png`` + ``ecgen-radiology/*.xml``. The reports there do not say which picture is which
+* the original ``NLMCXR_png/*.png`` + ``ecgen-radiology/*.xml``. The reports there do not say which image is which
   view: views come from ``indiana_projections.csv`` where it lies in the folder too. Without it a view is known only
-  where the picture's caption names one view alone ("PA", "AP", "frontal", or "lateral"); a picture whose caption names
+  where the image's caption names one view alone ("PA", "AP", "frontal", or "lateral"); an image whose caption names
   both is kept with view None, which nothing uses, and a warning counts them.
 
 Decisions:
@@ -18,7 +18,7 @@ Decisions:
 * Labels are the annotators' ``Problems`` (the heads of the MeSH terms), each once, without "No Indexing" and "Technical
   Quality of Image Unsatisfactory"; "normal" stays "normal".
 * Report text is cleaned (``xgem.data.cleaning``). A missing impression stays empty, also where findings exist.
-* Reports without pictures become rows without a file; studies with neither text nor picture are left out.
+* Reports without images become rows without a file; studies with neither text nor image are left out.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from pathlib import Path
 
 from xgem.data.cleaning import clean_report
 from xgem.data.manifest import Manifest, Row, place, split_of
-from xgem.data.sources.tables import picture_files, read_table
+from xgem.data.sources.tables import image_files, read_table
 from xgem.labels.vocabulary import is_silent
 from xgem.types import DataError
 
@@ -61,10 +61,10 @@ class _Image:
 
 
 def prepare(source_dir: Path, out: Path) -> Manifest:
-    """Make the manifest of an Open-i folder, refer to its pictures where they are, write it to ``out``.
+    """Make the manifest of an Open-i folder, refer to its images where they are, write it to ``out``.
 
     Raises:
-        DataError: the folder holds none of the layouts above, a table lacks a column, or a listed picture is missing.
+        DataError: the folder holds none of the layouts above, a table lacks a column, or a listed image is missing.
     """
     source = Path(source_dir)
     if not source.is_dir():
@@ -84,7 +84,7 @@ def prepare(source_dir: Path, out: Path) -> Manifest:
     root = Path(out).resolve().parent
     manifest = Manifest(tuple(_rows(images, reports, root)), root)
     if not manifest.rows:
-        raise DataError(f"{source}: no pictures and no reports found")
+        raise DataError(f"{source}: no images and no reports found")
     manifest.check()
     manifest.write(out)
     return manifest
@@ -113,7 +113,7 @@ def _rows(images: Sequence[_Image], reports: Mapping[str, _Report], root: Path) 
     unknown = sum(image.view is None for image in images)
     if unknown:
         logger.warning(
-            "openi: the view of %d of %d pictures is not published in this layout; put indiana_projections.csv into "
+            "openi: the view of %d of %d images is not published in this layout; put indiana_projections.csv into "
             "the folder to use them",
             unknown,
             len(images),
@@ -123,12 +123,12 @@ def _rows(images: Sequence[_Image], reports: Mapping[str, _Report], root: Path) 
         report = reports.get(uid, empty)
         study = f"{SOURCE}-{uid}"
         findings, impression = clean_report(report.findings), clean_report(report.impression)
-        pictures = by_uid.get(uid, [])
-        if not pictures and not findings and not impression:
+        study_images = by_uid.get(uid, [])
+        if not study_images and not findings and not impression:
             continue
-        splits = {image.split for image in pictures if image.split is not None}
+        splits = {image.split for image in study_images if image.split is not None}
         if len(splits) > 1:
-            raise DataError(f"study {uid}: its pictures are in splits {sorted(splits)}; correct the table")
+            raise DataError(f"study {uid}: its images are in splits {sorted(splits)}; correct the table")
         common = {
             "study": study,
             "subject": study,
@@ -139,9 +139,9 @@ def _rows(images: Sequence[_Image], reports: Mapping[str, _Report], root: Path) 
             "source": SOURCE,
             "licence": LICENCE,
         }
-        if not pictures:
+        if not study_images:
             yield Row.model_validate(common)
-        for image in pictures:
+        for image in study_images:
             yield Row.model_validate(common | {"view": image.view, "file": place(image.file, root)})
 
 
@@ -155,23 +155,23 @@ def _read_reports(path: Path) -> dict[str, _Report]:
 
 
 def _listed(source: Path, path: Path) -> list[_Image]:
-    """Pictures listed by either kind of CSV; columns (uid, view, file, split) or (uid, filename, projection)."""
+    """Images listed by either kind of CSV; columns (uid, view, file, split) or (uid, filename, projection)."""
     ours = path.name == "images.csv"
     file, view = ("file", "view") if ours else ("filename", "projection")
-    places = picture_files(source)
+    places = image_files(source)
     images: list[_Image] = []
     for row in read_table(path, "uid", file, view):
         name = row[file]
         if name not in places:
-            raise DataError(f"{path}: picture {name} of study {row['uid']} is not in {source}")
+            raise DataError(f"{path}: image {name} of study {row['uid']} is not in {source}")
         if row[view].lower() not in ("frontal", "lateral"):
-            raise DataError(f"{path}: picture {name} has view {row[view]!r}; expected frontal or lateral")
+            raise DataError(f"{path}: image {name} has view {row[view]!r}; expected frontal or lateral")
         images.append(_Image(row["uid"], row[view].lower(), places[name], row.get("split") or None))
     return images
 
 
 def _read_xml(source: Path) -> tuple[list[_Image], dict[str, _Report]]:
-    places = {path.stem: path for path in picture_files(source).values()}
+    places = {path.stem: path for path in image_files(source).values()}
     known = source / "indiana_projections.csv"
     views: dict[str, str] = {}
     if known.is_file():
@@ -197,7 +197,7 @@ def _read_xml(source: Path) -> tuple[list[_Image], dict[str, _Report]]:
         for node in root.iter("parentImage"):
             stem = node.get("id") or ""
             if stem not in places:
-                raise DataError(f"{path}: picture {stem} is not in {source}; unpack NLMCXR_png there")
+                raise DataError(f"{path}: image {stem} is not in {source}; unpack NLMCXR_png there")
             view = views.get(stem) or _view_from_caption(node.findtext("caption") or "")
             images.append(_Image(uid, view, places[stem]))
     return images, reports

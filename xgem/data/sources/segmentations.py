@@ -2,10 +2,10 @@
 
 A folder of ``masks.csv`` (image, mask, structure, view, finding, sex, age, image_licence), ``images/`` and ``masks/``.
 
-Decisions: every picture is a study of its own, PA or AP, so frontal. Lines, tubes and probes are one structure,
+Decisions: every image is a study of its own, PA or AP, so frontal. Lines, tubes and probes are one structure,
 "device"; a structure that is outlined twice keeps both masks. Findings become labels, each once; age and sex are
-unknown where the table leaves them empty. The picture's licence stands in every row, "unknown" where none is published.
-Patients are not published: they are told by the pictures' names (``xgem.data.sources.cases``); a fixed hash gives 20 %
+unknown where the table leaves them empty. The image's licence stands in every row, "unknown" where none is published.
+Patients are not published: they are told by the images' names (``xgem.data.sources.cases``); a fixed hash gives 20 %
 of them to val.
 """
 
@@ -17,12 +17,12 @@ from pathlib import Path
 from xgem.data.annotations import STRUCTURES
 from xgem.data.manifest import Manifest, Row, place, split_of
 from xgem.data.sources.cases import case_of
-from xgem.data.sources.tables import make_row, picture_files, picture_size, read_table, sex_of, years_of
+from xgem.data.sources.tables import image_files, image_size, make_row, read_table, sex_of, years_of
 from xgem.types import DataError
 
 SOURCE = "segmentations"
-LICENCE = "masks CC BY 4.0, picture {}"
-_PICTURE_COLUMNS = ("view", "finding", "sex", "age", "image_licence")
+LICENCE = "masks CC BY 4.0, image {}"
+_IMAGE_COLUMNS = ("view", "finding", "sex", "age", "image_licence")
 _DEVICES = (
     "central venous line",
     "endotracheal tube",
@@ -42,21 +42,21 @@ def prepare(source_dir: Path, out: Path) -> Manifest:
     """Make the manifest of a folder of masks, refer to its files where they are, write it to ``out``.
 
     Raises:
-        DataError: the folder or its table is not as above, a structure is unknown, a picture or mask is missing, or a
-            mask has another size than its picture.
+        DataError: the folder or its table is not as above, a structure is unknown, an image or mask is missing, or a
+            mask has another size than its image.
     """
     source = Path(source_dir)
     table = source / "masks.csv"
     if not table.is_file():
         raise DataError(f"{source}: not a folder of masks; expected masks.csv, images and masks in it")
     outlined: dict[str, list[dict[str, str]]] = {}
-    for record in read_table(table, "image", "mask", "structure", *_PICTURE_COLUMNS):
+    for record in read_table(table, "image", "mask", "structure", *_IMAGE_COLUMNS):
         outlined.setdefault(record["image"], []).append(record)
     if not outlined:
         raise DataError(f"{table}: lists no masks; expected one a row")
     root = Path(out).resolve().parent
-    pictures, masks = picture_files(source / "images"), picture_files(source / "masks")
-    rows = (_row(table, records, pictures, masks, root) for _, records in sorted(outlined.items()))
+    images, masks = image_files(source / "images"), image_files(source / "masks")
+    rows = (_row(table, records, images, masks, root) for _, records in sorted(outlined.items()))
     manifest = Manifest(tuple(rows), root)
     manifest.check()
     manifest.write(out)
@@ -66,36 +66,36 @@ def prepare(source_dir: Path, out: Path) -> Manifest:
 def _row(
     table: Path,
     records: list[dict[str, str]],
-    pictures: Mapping[str, Path],
+    images: Mapping[str, Path],
     masks: Mapping[str, Path],
     root: Path,
 ) -> Row:
     first = records[0]
     name = first["image"]
-    if name not in pictures:
-        raise DataError(f"{table}: picture {name!r} is not in images; put it there or take out its rows")
-    for column in _PICTURE_COLUMNS:
+    if name not in images:
+        raise DataError(f"{table}: image {name!r} is not in images; put it there or take out its rows")
+    for column in _IMAGE_COLUMNS:
         if len(values := {record[column] for record in records}) > 1:
-            raise DataError(f"{table}: picture {name} has several values of {column}: {', '.join(sorted(values))}")
+            raise DataError(f"{table}: image {name} has several values of {column}: {', '.join(sorted(values))}")
     if first["view"].upper() not in ("PA", "AP"):
-        raise DataError(f"{table}: picture {name} has view {first['view']!r}; expected PA or AP")
+        raise DataError(f"{table}: image {name} has view {first['view']!r}; expected PA or AP")
     outlines: dict[str, list[str]] = {}
     for structure, mask in _outlines(table, records):
         if mask not in masks:
             raise DataError(f"{table}: mask {mask!r} of {name} is not in masks; put it there or take out its row")
-        size, expected = picture_size(masks[mask]), picture_size(pictures[name])
+        size, expected = image_size(masks[mask]), image_size(images[name])
         if size != expected:
-            raise DataError(f"{masks[mask]}: a mask of {size} pixels for a picture of {expected}; make them equal")
+            raise DataError(f"{masks[mask]}: a mask of {size} pixels for an image of {expected}; make them equal")
         outlines.setdefault(structure, []).append(place(masks[mask], root))
     stem = Path(name).stem
     subject = case_of(stem)
     return make_row(
-        f"{table}: picture {name}",
+        f"{table}: image {name}",
         study=f"{SOURCE}-{stem}",
         subject=subject,
         split=split_of(subject, val=0.2, test=0),
         view="frontal",
-        file=place(pictures[name], root),
+        file=place(images[name], root),
         labels=tuple(dict.fromkeys(label.strip() for label in first["finding"].split(",") if label.strip())),
         age=years_of(first["age"]),
         sex=sex_of(first["sex"]),

@@ -5,9 +5,9 @@ scores of this collection: Signoroni et al., "BS-Net", Medical Image Analysis 20
 
 A folder of ``brixia.csv`` (filename, S-Global, J-Global, the zones of each reader) and ``images/``.
 
-Decisions: every picture is a study of its own, and frontal; names are matched without their endings. The severity is
-the mean of both readers' global scores, 0 to 18. Scores without a picture are left out with a warning. Patients are not
-published: they are told by the pictures' names (``xgem.data.sources.cases``); a fixed hash gives 20 % of them to val.
+Decisions: every image is a study of its own, and frontal; names are matched without their endings. The severity is
+the mean of both readers' global scores, 0 to 18. Scores without an image are left out with a warning. Patients are not
+published: they are told by the images' names (``xgem.data.sources.cases``); a fixed hash gives 20 % of them to val.
 """
 
 from __future__ import annotations
@@ -18,34 +18,34 @@ from pathlib import Path
 from xgem.data.annotations import MAX_SEVERITY
 from xgem.data.manifest import Manifest, Row, place, split_of
 from xgem.data.sources.cases import case_of
-from xgem.data.sources.tables import make_row, number_of, picture_files, read_table
+from xgem.data.sources.tables import image_files, make_row, number_of, read_table
 from xgem.types import DataError
 
 logger = logging.getLogger(__name__)
 
 SOURCE = "severity"
-LICENCE = "scores CC BY-NC-SA, picture unknown"
+LICENCE = "scores CC BY-NC-SA, image unknown"
 _READERS = ("S-Global", "J-Global")
 
 
 def prepare(source_dir: Path, out: Path) -> Manifest:
-    """Make the manifest of a folder of Brixia scores, refer to its pictures where they are, write it to ``out``.
+    """Make the manifest of a folder of Brixia scores, refer to its images where they are, write it to ``out``.
 
     Raises:
-        DataError: the folder or its table is not as above, a score is none, or no score has a picture.
+        DataError: the folder or its table is not as above, a score is none, or no score has an image.
     """
     source = Path(source_dir)
     table = source / "brixia.csv"
     if not table.is_file():
         raise DataError(f"{source}: not a folder of Brixia scores; expected brixia.csv and images in it")
     records = read_table(table, "filename", *_READERS)
-    pictures = {path.stem: path for path in picture_files(source / "images").values()}
+    images = {path.stem: path for path in image_files(source / "images").values()}
     root = Path(out).resolve().parent
     rows: list[Row] = []
     for record in records:
         name = record["filename"]
         stem = Path(name).stem
-        if stem not in pictures:
+        if stem not in images:
             continue
         scores = [number_of(record[reader], f"{table}: {reader} of {name}") for reader in _READERS]
         # Each by itself: a mean can hide a score that cannot be.
@@ -54,22 +54,22 @@ def prepare(source_dir: Path, out: Path) -> Manifest:
         subject = case_of(stem)
         rows.append(
             make_row(
-                f"{table}: picture {name}",
+                f"{table}: image {name}",
                 study=f"{SOURCE}-{stem}",
                 subject=subject,
                 split=split_of(subject, val=0.2, test=0),
                 view="frontal",
-                file=place(pictures[stem], root),
+                file=place(images[stem], root),
                 severity=sum(scores) / len(scores),
                 source=SOURCE,
                 licence=LICENCE,
             )
         )
     if not rows:
-        raise DataError(f"{table}: none of its {len(records)} pictures is in {source / 'images'}; put them there")
+        raise DataError(f"{table}: none of its {len(records)} images is in {source / 'images'}; put them there")
     if len(rows) < len(records):
         logger.warning(
-            "severity: %d of %d scored pictures are not there and are left out", len(records) - len(rows), len(records)
+            "severity: %d of %d scored images are not there and are left out", len(records) - len(rows), len(records)
         )
     manifest = Manifest(tuple(rows), root)
     manifest.check()

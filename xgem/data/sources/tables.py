@@ -1,4 +1,4 @@
-"""What the sources share: reading published CSV tables and their cells, and finding pictures below a folder."""
+"""What the sources share: reading published CSV tables and their cells, and finding images below a folder."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from xgem.data.rows import Row, one_line
 from xgem.types import DataError
 
-PICTURE_ENDINGS = frozenset({".png", ".jpg", ".jpeg", ".dcm", ".tif", ".tiff"})
+IMAGE_ENDINGS = frozenset({".png", ".jpg", ".jpeg", ".dcm", ".tif", ".tiff"})
 
 
 def read_table(path: Path, *columns: str) -> list[dict[str, str]]:
@@ -32,22 +32,22 @@ def read_table(path: Path, *columns: str) -> list[dict[str, str]]:
         raise DataError(f"{path}: not readable as a CSV table ({error})") from error
 
 
-def picture_files(source: Path) -> dict[str, Path]:
-    """Every picture file below ``source`` by its name; the endings only select, reading decides by content."""
-    return {path.name: path for path in sorted(source.rglob("*")) if path.suffix.lower() in PICTURE_ENDINGS}
+def image_files(source: Path) -> dict[str, Path]:
+    """Every image file below ``source`` by its name; the endings only select, reading decides by content."""
+    return {path.name: path for path in sorted(source.rglob("*")) if path.suffix.lower() in IMAGE_ENDINGS}
 
 
-def picture_size(path: Path) -> tuple[int, int]:
+def image_size(path: Path) -> tuple[int, int]:
     """Width and height of a PNG or JPEG by its header.
 
     Raises:
         DataError: it has none.
     """
     try:
-        with Image.open(path) as picture:
-            return picture.size
+        with Image.open(path) as image:
+            return image.size
     except (OSError, UnidentifiedImageError) as error:
-        raise DataError(f"{path}: not a readable picture ({error})") from error
+        raise DataError(f"{path}: not a readable image ({error})") from error
 
 
 def number_of(text: str, where: str) -> float:

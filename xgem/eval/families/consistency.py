@@ -1,4 +1,4 @@
-"""Do a generated picture and a generated report of one request agree? Cosines and label sets, beside real pairs."""
+"""Do a generated image and a generated report of one request agree? Cosines and label sets, beside real pairs."""
 
 from __future__ import annotations
 
@@ -9,18 +9,19 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from xgem.data.sets import EvalSet
 from xgem.eval import plots
-from xgem.eval.comparisons import wilcoxon
-from xgem.eval.consistency import PromptEncoders, compare_cosine, compare_hamming, cosines, hamming_distances
-from xgem.eval.judges import Judge, scores_of, thresholds_of
-from xgem.eval.label_scores import Uncertain, as_binary, columns
 from xgem.eval.pairing import as_table, described, numbers, one_each
-from xgem.eval.record import Example, FamilyResult, Metric, NotComputed
-from xgem.eval.report_labels import ReportLabeller, RuleLabeller
-from xgem.eval.sets import EvalSet
-from xgem.eval.statistics import Array, Bootstrap, Comparison, derangements
+from xgem.eval.record import Example, FamilyResult, Metric
+from xgem.judges.judge import Judge, scores_of, thresholds_of
+from xgem.judges.report_labellers import ReportLabeller, RuleLabeller
 from xgem.labels.vocabulary import XGEM_10
-from xgem.types import DataError
+from xgem.metrics.bootstrap import Array, Bootstrap, Comparison, derangements
+from xgem.metrics.classification import Uncertain, as_binary, columns
+from xgem.metrics.consistency import compare_cosine, compare_hamming, cosines, hamming_distances
+from xgem.metrics.significance import wilcoxon
+from xgem.pipeline.embedding import PromptEncoders
+from xgem.types import DataError, NotComputed
 
 FAMILY: Final = "consistency"
 CASES: Final = "consistency_cases.csv"
@@ -40,21 +41,21 @@ def evaluate(
     draws: int = 1000,
     seed: int = 0,
 ) -> FamilyResult:
-    """Agreement of the picture and the report of each generation.
+    """Agreement of the image and the report of each generation.
 
     Args:
-        real: studies with a picture and a report each, the yardstick ``real pairs``.
+        real: studies with an image and a report each, the yardstick ``real pairs``.
         generated: items with both, of one request each.
         encoders: for the cosine; judges: for the label sets, by the name under which their numbers stand. Where one
             cannot be had, the reason in its place.
         labeller: of reports; by default xgem's rules. A class that a report does not mention counts as absent.
-        independent: generations of the same studies whose picture and report were made apart; each number then has its
+        independent: generations of the same studies whose image and report were made apart; each number then has its
             own beside it and a two-sided Wilcoxon test of the pairs.
         uncertain: what an uncertain label of a report counts as; not ``ignore``, for label sets must be whole.
-        size: side at which the judges' pictures are read; None keeps their own.
+        size: side at which the judges' images are read; None keeps their own.
 
     Raises:
-        DataError: an item lacks a picture or a report, or no generation names a real study.
+        DataError: an item lacks an image or a report, or no generation names a real study.
     """
     if uncertain == "ignore":
         raise DataError("uncertain 'ignore': a Hamming distance needs whole label sets; expected positive or negative")
@@ -69,7 +70,7 @@ def evaluate(
     for one in sources.values():
         lacking = next((item.id for item in one.items if item.file is None or not item.report.strip()), None)
         if lacking is not None:
-            raise DataError(f"{one.name}: item {lacking} lacks a picture or a report; this family needs both")
+            raise DataError(f"{one.name}: item {lacking} lacks an image or a report; this family needs both")
     bootstrap = Bootstrap(len(sources["generated"]), draws=draws, seed=seed)
     labeller = labeller or RuleLabeller()
     metrics: list[Metric] = []
@@ -82,7 +83,7 @@ def evaluate(
     else:
         vectors = {
             name: (
-                np.concatenate([encoders.pictures(batch) for batch in one.batches(encoders.size)]),
+                np.concatenate([encoders.images(batch) for batch in one.batches(encoders.size)]),
                 encoders.reports(one.reports),
             )
             for name, one in sources.items()
@@ -92,7 +93,7 @@ def evaluate(
         common = {"extractor": encoders.name, "weights": encoders.weights, "higher_is_better": True}
         metrics.append(_metric("cosine", compared, own, bootstrap, details, common))
         cases["cosine"] = own["generated"]
-        charts["Cosine of picture and report"] = plots.histogram(own, label="cosine")
+        charts["Cosine of image and report"] = plots.histogram(own, label="cosine")
     for name, judge in judges.items():
         title = f"{name} hamming"
         if isinstance(judge, NotComputed):
@@ -108,9 +109,9 @@ def evaluate(
         details[f"{title}: labels"] = classes
         cases[title] = own["generated"]
         order = derangements(bootstrap.n, 1, seed)[0]
-        pictures, reports = sets["generated"]
-        shown = own | {"shuffled": hamming_distances(pictures[order], reports)}
-        charts[f"Labels in which picture and report differ, {name} (XGeM, Fig. 5)"] = plots.histogram(
+        images, reports = sets["generated"]
+        shown = own | {"shuffled": hamming_distances(images[order], reports)}
+        charts[f"Labels in which image and report differ, {name} (XGeM, Fig. 5)"] = plots.histogram(
             shown, label="Hamming distance", bins=len(classes) + 1
         )
         details[f"{title}: studies at distance 0, 1, ..."] = {
@@ -171,22 +172,20 @@ def _label_sets(
     uncertain: Uncertain,
     size: int | None,
 ) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-    """(n, classes) of the pictures and of the reports."""
+    """(n, classes) of the images and of the reports."""
     kept = [list(judge.classes).index(name) for name in classes]
-    of_pictures = (scores_of(judge, items, size) > thresholds_of(judge))[:, kept]
+    of_images = (scores_of(judge, items, size) > thresholds_of(judge))[:, kept]
     labels = as_binary(labeller.label(items.reports), uncertain=uncertain, blank="negative")
-    return of_pictures, columns(labels, classes) == 1
+    return of_images, columns(labels, classes) == 1
 
 
 def _worst(generated: EvalSet, cases: Mapping[str, Array]) -> list[Example]:
-    """The generations whose picture and report agree least, by the first measure."""
+    """The generations whose image and report agree least, by the first measure."""
     if not cases:
         return []
     name, values = next(iter(cases.items()))
     order = np.argsort(values if name == "cosine" else -values, kind="stable")[:_WORST]
     return [
-        Example(
-            f"{name} {values[row]:.2f}: {generated.items[row].report}", [generated.subset([int(row)]).pictures()[0]]
-        )
+        Example(f"{name} {values[row]:.2f}: {generated.items[row].report}", [generated.subset([int(row)]).images()[0]])
         for row in order
     ]

@@ -1,4 +1,4 @@
-"""Do generated pictures show what their studies say? AUC, F1 and Pearson's r by every judge, overall and by finding."""
+"""Do generated images show what their studies say? AUC, F1 and Pearson's r by every judge, overall and by finding."""
 
 from __future__ import annotations
 
@@ -8,24 +8,24 @@ from typing import Any, Final, Literal
 
 import numpy as np
 
+from xgem.data.sets import EvalSet
 from xgem.eval import plots
-from xgem.eval.agreement import auc, average
-from xgem.eval.factual import AucScores, auc_scores, compare_auc_scores, compare_pearson
-from xgem.eval.judges import Judge, scores_of, thresholds_of
-from xgem.eval.label_scores import Uncertain, as_binary, compare_f1_by_class, compare_f1_scores
 from xgem.eval.pairing import as_table, described, numbers, one_each
-from xgem.eval.record import Example, FamilyResult, Metric, NotComputed
-from xgem.eval.sets import EvalSet
-from xgem.eval.statistics import Array, Bootstrap, Comparison, Estimate, Sampled
+from xgem.eval.record import Example, FamilyResult, Metric
+from xgem.judges.judge import Judge, scores_of, thresholds_of
 from xgem.labels.vocabulary import XGEM_10
-from xgem.types import InputError
+from xgem.metrics.auc import AucScores, auc, auc_scores, compare_auc_scores
+from xgem.metrics.bootstrap import Array, Bootstrap, Comparison, Estimate, Sampled, average
+from xgem.metrics.classification import Uncertain, as_binary, compare_f1_by_class, compare_f1_scores
+from xgem.metrics.correlation import compare_pearson
+from xgem.types import InputError, NotComputed
 
 FAMILY: Final = "factual"
 CASES: Final = "factual_cases.csv"
 FINDINGS: Final = "factual_findings.csv"
 _WORST: Final = 8
 _NO_POSITIVE: Final = "no study of this set is labelled with it"
-_CONSTANT: Final = "the judge gives all pictures of one side the same score"
+_CONSTANT: Final = "the judge gives all images of one side the same score"
 
 
 @dataclass(frozen=True)
@@ -56,22 +56,22 @@ def evaluate(
     seed: int = 0,
     permutations: int = 10,
 ) -> FamilyResult:
-    """Scores of generated pictures against their studies' labels and against those of the real pictures.
+    """Scores of generated images against their studies' labels and against those of the real images.
 
     Args:
-        real: with pictures and labels, which are the truth.
-        judges: by the name under which their numbers stand (:func:`xgem.eval.judges.train_judge`,
-            :func:`~xgem.eval.judges.load_xrv`); where one cannot be had, the reason in its place.
+        real: with images and labels, which are the truth.
+        judges: by the name under which their numbers stand (:func:`xgem.judges.judge.train_judge`,
+            :func:`~xgem.judges.xrv.load_xrv`); where one cannot be had, the reason in its place.
         uncertain, blank: what -1 and a label that is not mentioned count as; the paper scores a class only where its
             label is defined, which is ``ignore``.
-        size: side at which pictures are read; None keeps their own.
+        size: side at which images are read; None keeps their own.
 
-    ``ceiling`` is the same judge on the real pictures. F1 counts a score above the judge's threshold as present.
+    ``ceiling`` is the same judge on the real images. F1 counts a score above the judge's threshold as present.
 
     Raises:
-        DataError: no generation with a picture names a real study with one.
+        DataError: no generation with an image names a real study with one.
     """
-    own_real, own = one_each(real.with_pictures(), generated.with_pictures())
+    own_real, own = one_each(real.with_images(), generated.with_images())
     bootstrap = Bootstrap(len(own), draws=draws, seed=seed)
     options = {"seed": seed, "permutations": permutations}
     ids = [item.id for item in own_real.items]
@@ -170,7 +170,7 @@ def _against_labels(name: str, found: _Judged, bootstrap: Bootstrap, options: Ma
     f1_best = [one and one.matched for one in compare_f1_by_class(found.labels, called_real, bootstrap)]
     by_auc = _by_finding(f"{name} auc", aucs.by_class, auc_best, found, common)
     by_f1 = _by_finding(f"{name} f1", [one or _NO_POSITIVE for one in f1_by_class], f1_best, found, common)
-    roc = {f"{name}: ROC of generated pictures": _roc(found.classes, scores, found.labels, aucs)}
+    roc = {f"{name}: ROC of generated images": _roc(found.classes, scores, found.labels, aucs)}
     return [_Part(metrics), by_auc, by_f1, _Part(charts=roc)]
 
 
@@ -228,7 +228,7 @@ def _roc(classes: Sequence[str], scores: Array, labels: Array, aucs: AucScores) 
 
 
 def _against_real(name: str, found: _Judged, bootstrap: Bootstrap, options: Mapping[str, int]) -> _Part:
-    """Pearson's r with the scores of the real pictures, pooled over all of the judge's classes and by class."""
+    """Pearson's r with the scores of the real images, pooled over all of the judge's classes and by class."""
     common = {"extractor": found.judge.name, "weights": found.judge.weights, "higher_is_better": True}
     part = _Part()
     pooled = compare_pearson(found.real, found.generated, bootstrap, **options)
@@ -261,10 +261,10 @@ def _against_real(name: str, found: _Judged, bootstrap: Bootstrap, options: Mapp
 
 
 def _worst(name: str, real: EvalSet, generated: EvalSet, distance: Array, size: int | None) -> list[Example]:
-    """The pairs whose scores lie farthest apart: the real picture, then the generated one."""
+    """The pairs whose scores lie farthest apart: the real image, then the generated one."""
     found: list[Example] = []
     for row in np.argsort(-distance, kind="stable")[:_WORST]:
-        pictures = [one.subset([int(row)]).pictures(size)[0] for one in (real, generated)]
+        images = [one.subset([int(row)]).images(size)[0] for one in (real, generated)]
         caption = f"{name}: {real.items[row].id}, mean distance of scores {distance[row]:.2f}; real, generated"
-        found.append(Example(caption, pictures))
+        found.append(Example(caption, images))
     return found

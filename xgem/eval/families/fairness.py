@@ -1,4 +1,4 @@
-"""Whether a judge serves all groups of patients alike, on real and on paired synthetic pictures (ChexGen)."""
+"""Whether a judge serves all groups of patients alike, on real and on paired synthetic images (ChexGen)."""
 
 from __future__ import annotations
 
@@ -9,24 +9,13 @@ from typing import Any
 
 import numpy as np
 
+from xgem.data.sets import EvalSet
 from xgem.eval import plots
-from xgem.eval.fairness import (
-    AXES,
-    MEASURES,
-    MIN_N,
-    Gap,
-    Group,
-    MeasureName,
-    TopUp,
-    by_group,
-    gap,
-    group_correlation,
-    subgroups,
-)
 from xgem.eval.record import FamilyResult, Metric
-from xgem.eval.sets import EvalSet
-from xgem.eval.statistics import Array, Bootstrap
+from xgem.eval.subgroups import AXES, TopUp, subgroups
 from xgem.labels.vocabulary import CHEXPERT_CLASSES
+from xgem.metrics.bootstrap import Array, Bootstrap
+from xgem.metrics.fairness import MEASURES, MIN_N, Gap, Group, MeasureName, by_group, gap, group_correlation
 from xgem.types import InputError, ShapeError
 
 FAMILY = "fairness"
@@ -50,19 +39,19 @@ def evaluate(
     weights: str = "",
     plan: TopUp | None = None,
 ) -> FamilyResult:
-    """Measures of one or several judges by subgroup, on real test pictures, and how far synthetic ones tell the same.
+    """Measures of one or several judges by subgroup, on real test images, and how far synthetic ones tell the same.
 
     Args:
-        test: real pictures with labels and sex, race or age.
-        scores: by the judge's name, such as ``real`` and ``topped up`` (:func:`xgem.eval.fairness.mitigation`): (n,
+        test: real images with labels and sex, race or age.
+        scores: by the judge's name, such as ``real`` and ``topped up`` (:func:`xgem.eval.subgroups.mitigation`): (n,
             classes) or (runs, n, classes) probabilities of ``test``. The first is what others are compared with.
-        synthetic: by the same names, scores of a synthetic picture for each of ``test``, row by row
-            (:func:`xgem.eval.sets.pairs`).
+        synthetic: by the same names, scores of a synthetic image for each of ``test``, row by row
+            (:func:`xgem.data.sets.pairs`).
         threshold: of the F1, one or one a class.
         unmentioned: ``negative`` counts a class that nothing is said of as absent; -1 (uncertain) is never counted.
         min_n: smaller subgroups are named, not computed.
         judge, weights: for the record: what gave the scores, and its weights' hash.
-        plan: how the training pictures were topped up, for the record.
+        plan: how the training images were topped up, for the record.
 
     Raises:
         ShapeError: scores of another shape.
@@ -76,7 +65,7 @@ def evaluate(
         raise InputError("no scores: give at least one judge's")
     for name, one in [*scores.items(), *(synthetic or {}).items()]:
         if one.shape[-2:] != labels.shape or one.ndim not in (2, 3):
-            raise ShapeError(f"scores {name!r} of {one.shape}: expected {labels.shape}, one row a test picture")
+            raise ShapeError(f"scores {name!r} of {one.shape}: expected {labels.shape}, one row a test image")
     rows = subgroups(test, axes, intersections=intersections)
     if not rows:
         raise InputError(f"{test.name}: {', '.join(axes)} of no patient is known; subgroups go by them")
@@ -111,9 +100,9 @@ def evaluate(
                 metrics += _of_groups(measure, axis, name, groups[name], options)
                 metrics += _of_gap(measure, axis, name, groups, gaps, first, options)
                 if name in generated:
-                    metrics += _of_groups(measure, axis, f"{name}, synthetic pictures", generated[name], options)
+                    metrics += _of_groups(measure, axis, f"{name}, synthetic images", generated[name], options)
                     metrics.append(_of_correlation(measure, axis, name, groups[name], generated[name], options))
-            every = groups | {f"{name}, synthetic pictures": found for name, found in generated.items()}
+            every = groups | {f"{name}, synthetic images": found for name, found in generated.items()}
             table += [_row(measure, axis, name, one) for name, found in every.items() for one in found]
             if any(one.value for one in groups[first]):
                 series = {
@@ -230,7 +219,7 @@ def _of_correlation(
 
 
 def _unknown(item: Any, axis: str) -> bool:
-    from xgem.eval.fairness import group_of
+    from xgem.eval.subgroups import group_of
 
     return group_of(item, (axis,)) is None
 

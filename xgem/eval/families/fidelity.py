@@ -1,4 +1,4 @@
-"""Fidelity of a generated set: distances to real pictures in several feature spaces, whole and per finding."""
+"""Fidelity of a generated set: distances to real images in several feature spaces, whole and per finding."""
 
 from __future__ import annotations
 
@@ -11,14 +11,15 @@ from typing import Any, Final
 
 import numpy as np
 
-from xgem.eval import neighbours, plots
-from xgem.eval.extractors import WITH_TEXTS, Extractor, open_extractor
-from xgem.eval.record import Example, FamilyResult, Metric, NotComputed
-from xgem.eval.seeds import similarity_of_seeds
-from xgem.eval.sets import EvalSet
+from xgem.data.sets import EvalSet
+from xgem.eval import plots
+from xgem.eval.diversity import similarity_of_seeds
+from xgem.eval.record import Example, FamilyResult, Metric
 from xgem.eval.spaces import PRDC, Bools, Settings, Space
+from xgem.judges.extractors import WITH_TEXTS, Extractor, open_extractor
 from xgem.labels.vocabulary import CHEXPERT_CLASSES
-from xgem.types import DataError, InputError
+from xgem.metrics import neighbours
+from xgem.types import DataError, InputError, NotComputed
 
 MAP_POINTS: Final = 1000
 EXAMPLES: Final = 8
@@ -39,34 +40,34 @@ def evaluate(
 ) -> FamilyResult:
     """FID, KID and PRDC in every extractor's space, alignment with the prompts, diversity over seeds.
 
-    Beside each distance stands what real pictures reach against real ones at the generated set's size: those of
+    Beside each distance stands what real images reach against real ones at the generated set's size: those of
     ``training`` where given, else the real set's two halves (half its size, which the reference's n tells).
 
     Args:
-        real, generated: items without a picture are left out.
-        extractors: names (see :mod:`xgem.eval.extractors`) or extractors. The measures of one that cannot be opened
+        real, generated: items without an image are left out.
+        extractors: names (see :mod:`xgem.judges.extractors`) or extractors. The measures of one that cannot be opened
             are recorded as not computed.
-        training: other real pictures: the yardstick, and what ``xgem-classifier`` learns from.
+        training: other real images: the yardstick, and what ``xgem-classifier`` learns from.
         cache: folder for features.
-        per_finding: also for the pictures of each CheXpert class with label 1 (uncertain and unmentioned ones are
+        per_finding: also for the images of each CheXpert class with label 1 (uncertain and unmentioned ones are
             not). A generation has the labels of the real item that it answers to, by ``pair`` or else by prompt; where
             it answers to none, its own.
         diversity_prompts: at most so many prompts' samples are compared with one another.
         note: ``Extra Info`` of CheXGenBench's tables.
 
     Raises:
-        InputError: a set without pictures, no extractor, or one of an unknown name.
-        DataError: sets too small for the measures; says how many pictures they need.
+        InputError: a set without images, no extractor, or one of an unknown name.
+        DataError: sets too small for the measures; says how many images they need.
     """
     settings = settings or Settings()
     if not extractors:
         raise InputError("fidelity: no feature space was given; name at least one, as rad-dino")
-    real, generated = real.with_pictures(), generated.with_pictures()
-    training = training.with_pictures() if training else None
+    real, generated = real.with_images(), generated.with_images()
+    training = training.with_images() if training else None
     need = settings.k + 1
     if min(len(real), len(generated)) < need:
         raise DataError(
-            f"{real.name} has {len(real)} pictures and {generated.name} {len(generated)}: fidelity needs at least "
+            f"{real.name} has {len(real)} images and {generated.name} {len(generated)}: fidelity needs at least "
             f"{need} of each (PRDC with k {settings.k})"
         )
     findings = _findings(real, generated, training) if per_finding else {}
@@ -103,7 +104,7 @@ def evaluate(
         | {name: one.described for name, one in sets.items()}
         | {"labelled_by": {name: one.labelled_by for name, one in sets.items()}}
         | {"preprocessing": {space.extractor.name: space.extractor.preprocessing for space in spaces}},
-        details={"pictures_per_finding": {of: {"real": n, "generated": m} for of, (n, m) in counts.items()}},
+        details={"images_per_finding": {of: {"real": n, "generated": m} for of, (n, m) in counts.items()}},
         plots=_plots(metrics, spaces, counts),
         examples=_strangest(real, generated, spaces[0]) if spaces else (),
         tables=_tables(metrics, list(findings), note),
@@ -138,13 +139,13 @@ def _findings(
 
 
 def _strangest(real: EvalSet, generated: EvalSet, space: Space) -> list[Example]:
-    """The generated pictures farthest from any real one, each beside its nearest real one."""
+    """The generated images farthest from any real one, each beside its nearest real one."""
     distances, index = neighbours.nearest(space.generated, space.real)
     examples: list[Example] = []
     for row in np.argsort(-distances[:, 0], kind="stable")[:EXAMPLES]:
         own, other = generated.items[row], real.items[index[row, 0]]
         caption = f"generated {own.id}, {distances[row, 0]:.3g} from real {other.id} ({space.extractor.name})"
-        shown = [one.subset([place]).pictures()[0] for one, place in ((generated, row), (real, index[row, 0]))]
+        shown = [one.subset([place]).images()[0] for one, place in ((generated, row), (real, index[row, 0]))]
         examples.append(Example(caption, shown))
     return examples
 
@@ -164,15 +165,15 @@ def _plots(
             found = [by_key["fid", name, of] for of in counts]
             series = {"generated": [one.value for one in found]}
             series |= {"real": [one.references.get("floor") for one in found]}
-            drawn[f"Frechet distance per finding ({name}); n: generated pictures"] = plots.bars(
+            drawn[f"Frechet distance per finding ({name}); n: generated images"] = plots.bars(
                 list(counts), series, label="FID", counts=[m for _, m in counts.values()]
             )
-        drawn[f"Real and generated pictures, t-SNE ({name})"] = _map(space)
+        drawn[f"Real and generated images, t-SNE ({name})"] = _map(space)
     return drawn
 
 
 def _map(space: Space) -> bytes:
-    """t-SNE (van der Maaten & Hinton 2008) of at most 1,000 pictures of each set."""
+    """t-SNE (van der Maaten & Hinton 2008) of at most 1,000 images of each set."""
     from sklearn.manifold import TSNE
 
     rng = np.random.default_rng([space.settings.seed, 5])

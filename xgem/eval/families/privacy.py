@@ -1,4 +1,4 @@
-"""The privacy family: how close a set of generations comes to the pictures that a model was trained on."""
+"""The privacy family: how close a set of generations comes to the images that a model was trained on."""
 
 from __future__ import annotations
 
@@ -10,23 +10,24 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from xgem.eval import closest, privacy
+from xgem.data.sets import EvalSet, check_disjoint
+from xgem.eval import closest
 from xgem.eval.closest import Run, Space
-from xgem.eval.extractors import Extractor
-from xgem.eval.memorisation import Memorisation, authenticity, memorisation_test
 from xgem.eval.plots import histogram
-from xgem.eval.privacy import DELTA, Closest, Rows
-from xgem.eval.record import Example, FamilyResult, Metric, NotComputed
-from xgem.eval.sets import EvalSet, check_disjoint
-from xgem.eval.statistics import Estimate
-from xgem.types import DataError, InputError
+from xgem.eval.record import Example, FamilyResult, Metric
+from xgem.judges.extractors import Extractor
+from xgem.metrics import privacy
+from xgem.metrics.bootstrap import Estimate
+from xgem.metrics.memorisation import Memorisation, authenticity, memorisation_test
+from xgem.metrics.privacy import DELTA, Closest, Rows
+from xgem.types import DataError, InputError, NotComputed
 
 if TYPE_CHECKING:
-    from xgem.eval.reid import Reid
+    from xgem.judges.reid import Reid
 
 EXAMPLES: Final = 8
 FLAGGED: Final = 100
-_HELD_OUT: Final = "no held-out real pictures were given: a distance alone does not tell memory from likeness"
+_HELD_OUT: Final = "no held-out real images were given: a distance alone does not tell memory from likeness"
 _NO_REID: Final = "no re-identification network was given: train one with `xgem train reid`, or name published weights"
 
 _DISTANCES: Final = ("distance", "distance_per_prompt", "distance_min", "authenticity", "nearer", "near")
@@ -55,32 +56,32 @@ def evaluate(
     batch_size: int = 64,
     device: str = "cpu",
 ) -> FamilyResult:
-    """Distances of generations to the closest training pictures, re-identification, and tests of memorisation.
+    """Distances of generations to the closest training images, re-identification, and tests of memorisation.
 
     CheXGenBench 2.3 and 3.2: means over all generations, and over the prompts of each one's worst seed. Generations of
-    one prompt are those that name one training picture (``pair``), or have the same prompt. Beside the paper's pixel
+    one prompt are those that name one training image (``pair``), or have the same prompt. Beside the paper's pixel
     distance stands the ``aligned`` one, which finds copies that were shifted or exposed otherwise.
 
     Args:
         generated: several seeds of a prompt are several items.
         training: what the model was trained on, all of it.
-        held_out: real pictures of other patients, of the same source; None leaves the tests out.
+        held_out: real images of other patients, of the same source; None leaves the tests out.
         extractors: feature spaces of the latent distance; the paper's is RAD-DINO.
-        reid: :func:`xgem.eval.reid.load_reid`.
+        reid: :func:`xgem.judges.reid.load_reid`.
         delta: margin of the re-identification score.
-        own_prompt: compare a generation only with the training picture that it names (``pair``), as the published code
+        own_prompt: compare a generation only with the training image that it names (``pair``), as the published code
             does, instead of the closest. The tests of memorisation stay with the closest.
-        size: side in pixels at which all pictures are read; the generations' own unless given.
+        size: side in pixels at which all images are read; the generations' own unless given.
         quantile: of the held-out distances, below which a generation counts as near.
         cache: folder of features.
 
     Raises:
-        DataError: ``held_out`` shares a patient or a picture with ``training``; ``own_prompt`` and a generation names
-            no training picture.
+        DataError: ``held_out`` shares a patient or an image with ``training``; ``own_prompt`` and a generation names
+            no training image.
     """
-    generated, training = generated.with_pictures(), training.with_pictures()
+    generated, training = generated.with_images(), training.with_images()
     if held_out is not None:
-        held_out = held_out.with_pictures()
+        held_out = held_out.with_images()
         _check_held_out(training, held_out)
     prompts = [item.pair or item.prompt or item.id for item in generated.items]
     side = size or max(next(generated.batches(None, 1)).shape[1:])
@@ -108,13 +109,13 @@ def evaluate(
             "size": side,
             "delta": delta,
             "quantile": quantile,
-            "compared with": "the training picture of the own prompt" if own_prompt else "the closest training picture",
+            "compared with": "the training image of the own prompt" if own_prompt else "the closest training image",
             "prompts": len(set(prompts)),
             "sets": {one.name: {"n": len(one), "sha256": one.sha256} for one in (generated, training, held_out) if one},
         },
         details={space.title: _detail(run, space, tests[space.title]) for space in spaces},
         plots={
-            f"Distance to the closest training picture, {space.title}": histogram(
+            f"Distance to the closest training image, {space.title}": histogram(
                 {"generated": space.closest.values}
                 | ({} if space.held_out is None else {"held-out real": space.held_out.values}),
                 label=space.unit,
@@ -131,7 +132,7 @@ def _check_held_out(training: EvalSet, held_out: EvalSet) -> None:
     if shared:
         raise DataError(
             f"{held_out.name}: {len(shared)} of its patients are in {training.name} too (first: {min(shared)}); "
-            "held-out pictures must be of others"
+            "held-out images must be of others"
         )
     check_disjoint(training, held_out)
 
@@ -142,8 +143,8 @@ def _named(generated: EvalSet, training: EvalSet) -> Rows:
     strangers = [name for name in names if name not in places]
     if strangers:
         raise DataError(
-            f"{generated.name}: {len(strangers)} of {len(names)} generations name no picture of {training.name} "
-            f"(first: {strangers[0]!r}); own_prompt takes a column `pair` with the picture whose prompt was used"
+            f"{generated.name}: {len(strangers)} of {len(names)} generations name no image of {training.name} "
+            f"(first: {strangers[0]!r}); own_prompt takes a column `pair` with the image whose prompt was used"
         )
     return np.array([places[name] for name in names], dtype=np.int64)
 
@@ -166,7 +167,7 @@ def _tested(run: Run, space: Space) -> Memorisation | NotComputed:
 
 
 def _detail(run: Run, space: Space, test: Memorisation | NotComputed) -> dict[str, Any]:
-    """The test's numbers, and which generations lie nearer to training than every held-out picture, nearest first."""
+    """The test's numbers, and which generations lie nearer to training than every held-out image, nearest first."""
     if isinstance(test, NotComputed) or space.held_out is None:
         return {"not_computed": str(test)}
     values, rows = space.closest.values, space.closest.rows
@@ -229,18 +230,18 @@ def _reidentified(run: Run, reid: Reid, scores: Closest, delta: float) -> list[M
 
 
 def _unseen_scores(run: Run, reid: Reid) -> Mapping[str, Estimate]:
-    """What the network says of real pictures of other patients: how many closest pictures are taken for the same."""
+    """What the network says of real images of other patients: how many closest images are taken for the same."""
     if run.held_out is None or run.own is not None:
         return {}
     return {"held-out real": run.estimate(closest.same_patient(run, reid, run.held_out).values)}
 
 
 def _worst(run: Run, space: Space) -> list[Example]:
-    """The generations nearest to training, each beside its closest training picture."""
+    """The generations nearest to training, each beside its closest training image."""
     order = np.argsort(space.closest.values, kind="stable")[:EXAMPLES]
     ours = run.generated.subset(order)
     theirs = run.training.subset(space.closest.rows[order])
-    rows = zip(order, ours.items, theirs.items, ours.pictures(run.size), theirs.pictures(run.size), strict=True)
+    rows = zip(order, ours.items, theirs.items, ours.images(run.size), theirs.images(run.size), strict=True)
     return [
         Example(f"{one.id} (generated), {two.id} (training): {space.closest.values[i]:.4g} {space.title}", (x, y))
         for i, one, two, x, y in rows
@@ -248,7 +249,7 @@ def _worst(run: Run, space: Space) -> list[Example]:
 
 
 def _table(run: Run, spaces: Sequence[Space], scores: Closest | None) -> str:
-    """One row a prompt in CheXGenBench's columns; the path is that of the training picture at the nearest seed."""
+    """One row a prompt in CheXGenBench's columns; the path is that of the training image at the nearest seed."""
     pixel = spaces[0].compared
     latent = next((space.compared for space in spaces if space.name == "latent"), None)
     rows: dict[str, list[int]] = {}

@@ -8,22 +8,17 @@ from typing import Any, Final
 
 import numpy as np
 
-from xgem.eval import plots, text
-from xgem.eval.external_text import SCORES, ExternalMetric
-from xgem.eval.label_scores import (
-    Uncertain,
-    as_binary,
-    columns,
-    compare_f1_by_class,
-    compare_f1_scores,
-)
+from xgem.data.sets import EvalSet, pairs
+from xgem.eval import plots
 from xgem.eval.pairing import as_table, described, numbers, one_each
-from xgem.eval.record import Example, FamilyResult, Metric, NotComputed
-from xgem.eval.report_labels import LabelTable, ReportLabeller, RuleLabeller
-from xgem.eval.sets import EvalSet, pairs
-from xgem.eval.statistics import Array, Bootstrap, Comparison, Sampled, derangements
+from xgem.eval.record import Example, FamilyResult, Metric
+from xgem.judges.external_text import SCORES, ExternalMetric
+from xgem.judges.report_labellers import LabelTable, ReportLabeller, RuleLabeller
 from xgem.labels.vocabulary import CHEXPERT_CLASSES, CLASS_SETS
-from xgem.types import DataError, InputError
+from xgem.metrics import text
+from xgem.metrics.bootstrap import Array, Bootstrap, Comparison, Sampled, derangements
+from xgem.metrics.classification import Uncertain, as_binary, columns, compare_f1_by_class, compare_f1_scores
+from xgem.types import DataError, InputError, NotComputed
 
 FAMILY: Final = "text"
 CASES: Final = "text_cases.csv"

@@ -1,4 +1,4 @@
-"""What synthetic pictures are worth as training data, tested on real ones (CheXGenBench, XGeM, ChexGen)."""
+"""What synthetic images are worth as training data, tested on real ones (CheXGenBench, XGeM, ChexGen)."""
 
 from __future__ import annotations
 
@@ -12,20 +12,21 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from xgem.data.sets import EvalSet
+from xgem.data.study import Study
 from xgem.eval import plots
-from xgem.eval.record import Example, FamilyResult, Metric, NotComputed
-from xgem.eval.sets import EvalSet
-from xgem.eval.statistics import Bootstrap, Estimate, Sampled
+from xgem.eval.record import Example, FamilyResult, Metric
 from xgem.labels.vocabulary import CHEXPERT_CLASSES
-from xgem.types import InputError, Study
+from xgem.metrics.bootstrap import Bootstrap, Estimate, Sampled
+from xgem.types import InputError, NotComputed
 
 if TYPE_CHECKING:
     import torch
 
-    from xgem.eval.utility.data import Data
     from xgem.eval.utility.runner import Extra, Tested
-    from xgem.eval.utility.settings import UtilitySettings
-    from xgem.eval.utility.task import Predictions, Task
+    from xgem.judges.settings import UtilitySettings
+    from xgem.judges.tasks.data import Data
+    from xgem.judges.tasks.task import Predictions, Task
 
 FAMILY = "utility"
 _SHOWN = 4
@@ -45,15 +46,15 @@ def evaluate(
     cache: Path | None = None,
     device: str = "cpu",
 ) -> FamilyResult:
-    """Train networks on real and synthetic pictures as the suite's protocols say, and test them on real ones.
+    """Train networks on real and synthetic images as the suite's protocols say, and test them on real ones.
 
     Args:
-        real, synthetic: what may be trained on; ``test``: real pictures of other subjects.
-        settings: the task and how its networks are trained (:func:`xgem.eval.utility.settings.preset`).
+        real, synthetic: what may be trained on; ``test``: real images of other subjects.
+        settings: the task and how its networks are trained (:func:`xgem.judges.settings.preset`).
         suite: one of :data:`xgem.eval.utility.protocols.SUITES`; ``suite_options`` are its amounts.
         classes: findings, structures or classes of boxes; by default CheXpert's, or all that ``real`` is annotated
             with. ``imbalance`` by default looks at the five commonest (XGeM, Table 9).
-        studies: where masks and boxes are found, by id (:func:`xgem.eval.utility.data.studies_of`).
+        studies: where masks and boxes are found, by id (:func:`xgem.judges.tasks.data.studies_of`).
         cache: keeps every network's answers, so that a stopped evaluation goes on.
 
     Every protocol's measures stand with intervals over test cases and runs. Of the task's headline measure there is
@@ -62,7 +63,7 @@ def evaluate(
     the Brier score also sees how well probabilities are calibrated, an AUROC only their order.
 
     Raises:
-        DataError: training and test pictures overlap.
+        DataError: training and test images overlap.
         InputError: unknown suite, structures or network; a set without targets.
     """
     from xgem.eval.utility.protocols import most_represented
@@ -90,7 +91,7 @@ def evaluate(
     }
     details: dict[str, Any] = {
         name: {
-            "pictures": one.size,
+            "images": one.size,
             "pretraining": one.pretraining,
             "notes": list(one.notes),
             "values_by_run": values[name],
@@ -98,7 +99,7 @@ def evaluate(
         for name, one in tested.runs.items()
     }
     details["subjects"] = {
-        name: "known" if all(item.subject for item in one.items) else "not all known: overlap checked by id and picture"
+        name: "known" if all(item.subject for item in one.items) else "not all known: overlap checked by id and image"
         for name, one in (("real", real), ("test", test))
     }
     return FamilyResult(
@@ -124,26 +125,26 @@ def make_task(
         InputError: a task of masks or boxes without ``studies``, or whose studies have none.
     """
     if settings.task == "classification":
-        from xgem.eval.utility.classification import Classification
+        from xgem.judges.tasks.classification import Classification
 
         return Classification(settings, classes or CHEXPERT_CLASSES)
     if settings.task == "severity":
-        from xgem.eval.utility.severity import Severity
+        from xgem.judges.tasks.severity import Severity
 
         return Severity(settings)
     if studies is None:
         raise InputError(f"{settings.task} needs the manifests' studies, where masks and boxes are; give studies")
-    from xgem.eval.utility.data import annotated
+    from xgem.judges.tasks.data import annotated
 
     own = [study for study in annotated(real, studies) if study is not None]
     if settings.task == "segmentation":
         from xgem.data.annotations import STRUCTURES
-        from xgem.eval.utility.segmentation import Segmentation
+        from xgem.judges.tasks.segmentation import Segmentation
 
         there = {name for study in own for name in study.masks}
         return Segmentation(settings, classes or [name for name in STRUCTURES if name in there], studies)
     from xgem.data.annotations import BOX_CLASSES
-    from xgem.eval.utility.detection import Detection
+    from xgem.judges.tasks.detection import Detection
 
     there = {box.label for study in own for box in study.boxes}
     return Detection(settings, classes or [name for name in BOX_CLASSES if name in there], studies)
@@ -200,8 +201,8 @@ def _compared(
     tested: Tested, name: str, against: str, difference: Sampled, bootstrap: Bootstrap, judge: Mapping[str, Any]
 ) -> tuple[list[Metric], dict[str, float]]:
     """What one protocol adds to another: in the headline measure, and case by case. Each with its own test."""
-    from xgem.eval.comparisons import signed_ranks
     from xgem.eval.utility.runner import bootstrap_p, pool
+    from xgem.metrics.significance import signed_ranks
 
     task, of = tested.task, f"{name} - {against}"
     first, second = tested.cases(name), tested.cases(against)
@@ -267,13 +268,13 @@ def _plots(tested: Tested, metrics: Sequence[Metric]) -> dict[str, bytes]:
             lines.setdefault(runs.protocol.line, []).append((runs.protocol.at, value.value))
     if any(len(points) > 1 for points in lines.values()):
         series_of = {line: ([x for x, _ in sorted(one)], [y for _, y in sorted(one)]) for line, one in lines.items()}
-        amount = "times as many synthetic pictures" if "with synthetic" in lines else "real pictures (% or shots)"
+        amount = "times as many synthetic images" if "with synthetic" in lines else "real images (% or shots)"
         found[f"{headline} by amount"] = plots.curves(series_of, x=amount, y=headline)
     return found
 
 
 def _shown(test: Data) -> list[tuple[int, int]]:
-    """Test pictures to look at, each with a class that it shows: the first of each class, no picture twice."""
+    """Test images to look at, each with a class that it shows: the first of each class, no image twice."""
     found: dict[int, int] = {}
     for k, labels in enumerate(test.targets["labels"].T):
         row = next((int(row) for row in np.flatnonzero(labels == 1) if int(row) not in found), None)
@@ -283,19 +284,18 @@ def _shown(test: Data) -> list[tuple[int, int]]:
 
 
 def _looks(task: Task) -> Extra:
-    """Grad-CAM of the shown test pictures, as the runner's extra question."""
+    """Grad-CAM of the shown test images, as the runner's extra question."""
 
     def ask(network: torch.nn.Module, test: Data, device: torch.device) -> Predictions:
         import torch
 
-        from xgem.eval.utility.gradcam import grad_cam
-        from xgem.eval.utility.loop import batches
-        from xgem.eval.utility.networks import last_layer
+        from xgem.judges.networks import batches, last_layer
+        from xgem.judges.tasks.gradcam import grad_cam
 
         shown = _shown(test)
         if not shown:
             return {}
-        x = next(batches(test.pictures[[row for row, _ in shown]], task.settings.size, device, len(shown)))
+        x = next(batches(test.images[[row for row, _ in shown]], task.settings.size, device, len(shown)))
         outputs = torch.tensor([k for _, k in shown], device=device)
         heat = grad_cam(network, last_layer(task.settings, network), x, outputs)
         return {"gradcam": np.rint(heat * 255).astype(np.uint8)}
@@ -310,8 +310,8 @@ def _examples(tested: Tested) -> list[Example]:
     heard = "Grad-CAM of networks trained on "
     return [
         Example(
-            f"{tested.task.classes[k]}: the picture; {heard}{'; '.join(looked)}",
-            [tested.test.pictures[row], *(heat[place].astype(np.uint8) for heat in looked.values())],
+            f"{tested.task.classes[k]}: the image; {heard}{'; '.join(looked)}",
+            [tested.test.images[row], *(heat[place].astype(np.uint8) for heat in looked.values())],
         )
         for place, (row, k) in enumerate(_shown(tested.test))
     ]

@@ -1,1 +1,1 @@
-"""What generated pictures are worth as training data: networks trained on them, tested on real pictures alone."""
+"""What generated images are worth as training data: networks trained on them, tested on real images alone."""

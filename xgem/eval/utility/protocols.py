@@ -1,4 +1,4 @@
-"""Training sets out of real and synthetic pictures: each protocol a plain function, the papers' suites below."""
+"""Training sets out of real and synthetic images: each protocol a plain function, the papers' suites below."""
 
 from __future__ import annotations
 
@@ -10,9 +10,8 @@ from typing import Final
 
 import numpy as np
 
-from xgem.eval.record import NotComputed
-from xgem.eval.sets import EvalSet, check_disjoint
-from xgem.types import DataError, InputError
+from xgem.data.sets import EvalSet, check_disjoint
+from xgem.types import DataError, InputError, NotComputed
 
 
 @dataclass(frozen=True)
@@ -40,7 +39,7 @@ class Protocol:
 
 
 def refuse_overlap(training: EvalSet, test: EvalSet) -> None:
-    """Refuse a training set that knows the test set: a subject, a study, a picture, or a generation from its prompts.
+    """Refuse a training set that knows the test set: a subject, a study, an image, or a generation from its prompts.
 
     Raises:
         DataError: names what both hold.
@@ -59,30 +58,30 @@ def refuse_overlap(training: EvalSet, test: EvalSet) -> None:
 
 
 def real_only(real: EvalSet) -> Training:
-    """Real pictures alone: what everything is compared with."""
+    """Real images alone: what everything is compared with."""
     return Training(real)
 
 
 def synthetic_only(synthetic: EvalSet, *, count: int | None = None, seed: int = 0) -> Training:
-    """Synthetic pictures alone (CheXGenBench: 20,000 of them), all or ``count``."""
+    """Synthetic images alone (CheXGenBench: 20,000 of them), all or ``count``."""
     return Training(synthetic if count is None else taken(synthetic, count, seed))
 
 
 def mixed(real: EvalSet, synthetic: EvalSet, multiple: float = 1.0, *, seed: int = 0) -> Training:
-    """All real pictures and ``multiple`` times as many synthetic ones (ChexGen: 1 and 2)."""
+    """All real images and ``multiple`` times as many synthetic ones (ChexGen: 1 and 2)."""
     return Training(joined(real, taken(synthetic, round(multiple * len(real)), seed)))
 
 
 def anonymised(real: EvalSet, synthetic: EvalSet, *, seed: int = 0) -> Training:
-    """As many synthetic pictures in place of the real ones (XGeM, Table 8), one for each where they answer to them."""
+    """As many synthetic images in place of the real ones (XGeM, Table 8), one for each where they answer to them."""
     return Training(taken(synthetic, len(real), seed))
 
 
 def balanced(real: EvalSet, synthetic: EvalSet, classes: Sequence[str], *, seed: int = 0) -> Training:
-    """Real pictures, and synthetic ones until all classes have as many positives as the commonest (XGeM, Table 10).
+    """Real images, and synthetic ones until all classes have as many positives as the commonest (XGeM, Table 10).
 
-    The rarest class is topped up first, with pictures that show as few of the full classes as can be had. Where the
-    synthetic pictures of a class run out, ``notes`` says so.
+    The rarest class is topped up first, with images that show as few of the full classes as can be had. Where the
+    synthetic images of a class run out, ``notes`` says so.
     """
     counts = np.nansum(real.labels(classes) == 1, axis=0).astype(int)
     goal = int(counts.max())
@@ -114,30 +113,30 @@ def most_represented(real: EvalSet, classes: Sequence[str], count: int = 5) -> t
 
 
 def fraction_of(real: EvalSet, share: float, *, seed: int = 0) -> EvalSet:
-    """A random ``share`` of the real pictures, at least two; larger shares of one seed hold the smaller ones."""
+    """A random ``share`` of the real images, at least two; larger shares of one seed hold the smaller ones."""
     if not 0 < share <= 1:
-        raise InputError(f"a share of {share:g} of the real pictures: expected more than 0, at most 1")
+        raise InputError(f"a share of {share:g} of the real images: expected more than 0, at most 1")
     order = np.random.default_rng([seed, 11]).permutation(len(real))
     return real.subset(np.sort(order[: max(2, round(share * len(real)))]))
 
 
 def scarce(real: EvalSet, synthetic: EvalSet, share: float, multiple: float = 0.0, *, seed: int = 0) -> Training:
-    """A share of the real pictures with ``multiple`` times as many synthetic ones (XGeM, Table 11: 0 to 4)."""
+    """A share of the real images with ``multiple`` times as many synthetic ones (XGeM, Table 11: 0 to 4)."""
     kept = fraction_of(real, share, seed=seed)
     return mixed(kept, synthetic, multiple, seed=seed) if multiple else Training(kept)
 
 
 def pretrained(real: EvalSet, synthetic: EvalSet, share: float = 1.0, *, seed: int = 0) -> Training:
-    """Pretraining on synthetic pictures, then fine-tuning on a share of the real ones (ChexGen: 1 % to 100 %)."""
+    """Pretraining on synthetic images, then fine-tuning on a share of the real ones (ChexGen: 1 % to 100 %)."""
     return Training(fraction_of(real, share, seed=seed), synthetic)
 
 
 def few_shot(
     real: EvalSet, shots: int, classes: Sequence[str], *, pretraining: EvalSet | None = None, seed: int = 0
 ) -> Training:
-    """``shots`` positives of each class (ChexGen after MedFMC: 1, 5, 10), at random; a picture may count for several.
+    """``shots`` positives of each class (ChexGen after MedFMC: 1, 5, 10), at random; an image may count for several.
 
-    As many pictures without any of the classes are added, or there would be nothing to tell a single class from.
+    As many images without any of the classes are added, or there would be nothing to tell a single class from.
     """
     order = np.random.default_rng([seed, 12]).permutation(len(real))
     labels = real.labels(classes)[order] == 1
@@ -154,13 +153,13 @@ def few_shot(
 
 
 def taken(synthetic: EvalSet, count: int, seed: int = 0) -> EvalSet:
-    """``count`` of the synthetic pictures: one for each real study that they answer to, then a second one, ...
+    """``count`` of the synthetic images: one for each real study that they answer to, then a second one, ...
 
     Raises:
         NotComputed: there are fewer.
     """
     if count > len(synthetic):
-        raise NotComputed(f"needs {count} synthetic pictures, {synthetic.name} has {len(synthetic)}")
+        raise NotComputed(f"needs {count} synthetic images, {synthetic.name} has {len(synthetic)}")
     return synthetic.subset(_in_rounds(synthetic, seed)[:count])
 
 

@@ -11,14 +11,14 @@ import numpy as np
 import torch
 
 from xgem.data.cache import ArrayCache
-from xgem.eval.record import NotComputed
-from xgem.eval.sets import EvalSet
-from xgem.eval.statistics import Array, Bootstrap, Sampled
-from xgem.eval.utility.data import Data, Pictures
-from xgem.eval.utility.loop import train
+from xgem.data.sets import EvalSet
 from xgem.eval.utility.protocols import Protocol, Training, refuse_overlap
-from xgem.eval.utility.scores import Measures
-from xgem.eval.utility.task import Predictions, Task
+from xgem.judges.tasks.data import Data, ImageStore
+from xgem.judges.tasks.task import Predictions, Task
+from xgem.judges.tasks.training import train
+from xgem.metrics.bootstrap import Array, Bootstrap, Sampled
+from xgem.metrics.classification import Measures
+from xgem.types import NotComputed
 
 logger = logging.getLogger(__name__)
 VERSION = 1
@@ -28,9 +28,9 @@ Extra = Callable[[torch.nn.Module, Data, torch.device], Predictions]
 
 @dataclass(frozen=True)
 class Runs:
-    """A protocol's networks, run by run: what they say of the test pictures.
+    """A protocol's networks, run by run: what they say of the test images.
 
-    ``size``, ``pretraining``: pictures that the first run's network was trained and pretrained on. ``extra``: of the
+    ``size``, ``pretraining``: images that the first run's network was trained and pretrained on. ``extra``: of the
     first run.
     """
 
@@ -76,12 +76,12 @@ def run_protocols(
     device: str | torch.device = "cpu",
     extra: tuple[str, Extra] | None = None,
 ) -> Tested:
-    """Train every protocol's network ``task.settings.runs`` times and ask each of the test pictures.
+    """Train every protocol's network ``task.settings.runs`` times and ask each of the test images.
 
     Args:
-        known: the sets that the protocols take their pictures from: each is read once, and checked to share nothing
+        known: the sets that the protocols take their images from: each is read once, and checked to share nothing
             with the test set.
-        test: real pictures.
+        test: real images.
         cache: keeps each network's answers under a hash of training data, test data, settings and seed, so that an
             evaluation that was stopped goes on, and equal training sets of two protocols are trained on once.
         extra: a name for the cache's key and what else to ask.
@@ -92,14 +92,14 @@ def run_protocols(
     place = torch.device(device)
     for items in known:
         refuse_overlap(items, test)
-    pictures = Pictures(task.settings.size)
+    images = ImageStore(task.settings.size)
     for items in (*known, test):
-        pictures.add(items)
-    tested = Data(pictures.of(test), task.targets(test))
+        images.add(items)
+    tested = Data(images.of(test), task.targets(test))
     store = ArrayCache(cache) if cache else None
 
     def data(items: EvalSet) -> Data:
-        return Data(pictures.of(items), task.targets(items))
+        return Data(images.of(items), task.targets(items))
 
     def one_run(training: Training, seed: int, ask: tuple[str, Extra] | None) -> Predictions:
         main = data(training.main)
@@ -107,7 +107,7 @@ def run_protocols(
 
         def make() -> Predictions:
             network = train(task, main, pretraining=before, seed=seed, device=place)
-            answers = task.predict(network, tested.pictures, place)
+            answers = task.predict(network, tested.images, place)
             return answers | ({f"extra {k}": v for k, v in ask[1](network, tested, place).items()} if ask else {})
 
         if store is None:

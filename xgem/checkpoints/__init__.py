@@ -1,0 +1,1 @@
+"""Checkpoint folders: locate, read, verify and write them; the states of trainings."""

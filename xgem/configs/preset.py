@@ -1,0 +1,277 @@
+"""The schema of presets. A preset is saved beside the weights, so that a checkpoint explains itself."""
+
+from __future__ import annotations
+
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import Field, ValidationError, model_validator
+
+from xgem.configs.components import (
+    ENCODERS,
+    GENERATORS,
+    SHARED_WITH_CONTROL,
+    AlignmentConfig,
+    ComponentConfig,
+    Config,
+    ControlNetConfig,
+    DiTGeneratorConfig,
+    GeneratorConfig,
+    ImageEncoderConfig,
+    ImageVAEConfig,
+    ReportVAEConfig,
+    TransformConfig,
+)
+from xgem.types import ConfigError
+
+
+class ModalityConfig(Config):
+    """How one modality takes part; all by name.
+
+    ``encoder`` is the component that reads it as a prompt; ``codec`` and ``generator`` are those that make it.
+    ``joins`` is the text prompt that its values are written in front of (demographics). ``control`` is the ControlNet
+    that lets annotations steer its generator; annotations themselves name nothing.
+    """
+
+    encoder: str | None = None
+    codec: str | None = None
+    generator: str | None = None
+    control: str | None = None
+    joins: str | None = None
+
+    @model_validator(mode="after")
+    def _codec_with_generator(self) -> ModalityConfig:
+        if (self.codec is None) != (self.generator is None):
+            raise ValueError("expected codec and generator, or neither")
+        if self.control is not None and self.generator is None:
+            raise ValueError("expected a generator where there is a control")
+        return self
+
+
+class SamplingConfig(Config):
+    """Defaults of ``generate``. ``guidance_scale`` by output; 1 is no guidance."""
+
+    num_inference_steps: int = Field(default=25, ge=1)
+    guidance_scale: dict[str, float] = Field(default_factory=dict[str, float])
+    sampler: Literal["dpmsolver++", "sde-dpmsolver++", "ddim", "unipc"] = "dpmsolver++"
+
+
+class StageConfig(Config):
+    """How one stage is trained. ``loss`` holds the stage's own weights; each stage checks its keys."""
+
+    steps: int = Field(ge=1)
+    batch_size: int = Field(ge=1)
+    learning_rate: float = Field(gt=0)
+    weight_decay: float = Field(default=1e-4, ge=0)
+    warmup_steps: int = Field(default=100, ge=0)
+    final_lr_fraction: float = Field(default=0.0, ge=0, le=1)
+    betas: tuple[float, float] = (0.9, 0.999)
+    grad_clip: float = Field(default=1.0, gt=0)
+    ema_decay: float = Field(default=0.999, ge=0, lt=1)
+    gradient_accumulation: int = Field(default=1, ge=1)
+    validate_every: int = Field(default=500, ge=1)
+    checkpoint_every: int = Field(default=500, ge=1)
+    patience: int | None = Field(default=None, ge=1)
+    """Stop rule: validations without a better loss before training stops; None trains all steps."""
+    loss: dict[str, float] = Field(default_factory=dict[str, float])
+
+
+class Preset(Config):
+    """One model: preprocessing, components, how modalities use them, sampling defaults and training."""
+
+    name: str
+    description: str = ""
+    transform: TransformConfig = TransformConfig()
+    components: dict[str, ComponentConfig]
+    modalities: dict[str, ModalityConfig]
+    alignment: str | None = None
+    """The component that lets outputs be sampled together; None: they are sampled independently."""
+    sampling: SamplingConfig = SamplingConfig()
+    report_sections: tuple[Literal["findings", "impression"], ...] = ("impression",)
+    """The sections that make the report a generator learns to write, in this order."""
+    prompt_sections: tuple[Literal["findings", "impression"], ...] | None = None
+    """The sections whose text a report as prompt is, in training; None: any text that describes the study."""
+    train: dict[str, StageConfig] = Field(default_factory=dict[str, StageConfig])
+
+    @model_validator(mode="after")
+    def _names_exist(self) -> Preset:
+        for name, modality in self.modalities.items():
+            for part in (modality.encoder, modality.codec, modality.generator, modality.control):
+                if part is not None and part not in self.components:
+                    raise ValueError(f"modality {name!r} names component {part!r}, which the preset does not define")
+            if modality.joins is not None and modality.joins not in self.modalities:
+                raise ValueError(f"modality {name!r} joins {modality.joins!r}, which the preset does not have")
+            if modality.generator is None:
+                continue
+            prompts = getattr(self.components[modality.generator], "prompts", ())
+            if name in prompts:
+                raise ValueError(f"generator {modality.generator!r} lists its own target {name!r} among its prompts")
+            unknown = set(prompts) - set(self.modalities)
+            if unknown:
+                raise ValueError(f"generator {modality.generator!r} lists unknown prompts {sorted(unknown)}")
+            silent = [prompt for prompt in prompts if self.modalities[prompt].encoder is None]
+            if silent:
+                raise ValueError(f"generator {modality.generator!r} lists prompts without an encoder: {silent}")
+        return self
+
+    @model_validator(mode="after")
+    def _sizes_agree(self) -> Preset:
+        """Parts of fresh weights fit together; pretrained ones have sizes of their own, seen when they are loaded."""
+        size = self.transform.size
+        for name, modality in self.modalities.items():
+            if modality.encoder is not None:
+                encoder = self.components[modality.encoder]
+                if not isinstance(encoder, ENCODERS):
+                    raise ValueError(
+                        f"modality {name!r}: {modality.encoder!r} is a {encoder.kind}, expected an encoder"
+                    )
+                if isinstance(encoder, ImageEncoderConfig) and encoder.size_is_fixed and encoder.image_size != size:
+                    raise ValueError(
+                        f"{modality.encoder!r} takes images of {encoder.image_size}, the transform makes {size}: "
+                        "change one, or set resize"
+                    )
+            if modality.codec is None or modality.generator is None:
+                continue
+            codec, generator = self.components[modality.codec], self.components[modality.generator]
+            if not isinstance(codec, ImageVAEConfig | ReportVAEConfig):
+                raise ValueError(f"modality {name!r}: {modality.codec!r} is a {codec.kind}, expected a VAE")
+            if not isinstance(generator, GENERATORS):
+                raise ValueError(
+                    f"modality {name!r}: {modality.generator!r} is a {generator.kind}, expected a generator"
+                )
+            if generator.modality != name:
+                raise ValueError(f"generator {modality.generator!r} makes {generator.modality!r}, used for {name!r}")
+            if isinstance(codec, ImageVAEConfig) and codec.image_size != size:
+                raise ValueError(f"{modality.codec!r} takes images of {codec.image_size}, the transform makes {size}")
+            wanted = generator.latent_shape
+            made: tuple[int, ...] = wanted
+            if isinstance(codec, ReportVAEConfig):
+                made = (codec.latent_dim,)
+            elif codec.pretrained is None:
+                made = (codec.latent_channels, *[codec.image_size // codec.downscale] * 2)
+            if made != wanted:
+                raise ValueError(f"{modality.codec!r} makes latents {made}, {modality.generator!r} expects {wanted}")
+            for prompt in generator.prompts:
+                self._context_agrees(modality.generator, generator, str(self.modalities[prompt].encoder))
+            self._control_agrees(modality, generator)
+        return self
+
+    def _control_agrees(self, modality: ModalityConfig, generator: GENERATORS) -> None:
+        if modality.control is None:
+            return
+        control = self.components[modality.control]
+        if not isinstance(control, ControlNetConfig) or not isinstance(generator, DiTGeneratorConfig):
+            raise ValueError(f"{modality.control!r} is a {control.kind}: a controlnet steers a dit_generator, no other")
+        unknown = set(control.annotations) - set(self.modalities)
+        if unknown:
+            raise ValueError(f"{modality.control!r} lists unknown annotations {sorted(unknown)}")
+        if not control.fits(generator):
+            same = ", ".join(SHARED_WITH_CONTROL)
+            raise ValueError(
+                f"{modality.control!r} is of another architecture than {modality.generator!r}: expected fewer blocks, "
+                f"and the same {same}"
+            )
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """The modalities that it generates."""
+        return tuple(name for name, modality in self.modalities.items() if modality.generator is not None)
+
+    def inputs(self, output: str) -> tuple[str, ...]:
+        """The modalities that ``output`` is generated from: prompts, what is written in front of them, annotations."""
+        prompts: tuple[str, ...] = getattr(self.components[self.generator(output)], "prompts", ())
+        control = self.modalities[output].control
+        annotations: tuple[str, ...] = () if control is None else getattr(self.components[control], "annotations", ())
+        joined = [name for name, modality in self.modalities.items() if modality.joins in prompts]
+        return tuple(dict.fromkeys((*prompts, *joined, *annotations)))
+
+    def encoder(self, name: str) -> str:
+        """The component that reads modality ``name`` as a prompt; ConfigError where it is none."""
+        return self._part(name, "encoder")
+
+    def codec(self, name: str) -> str:
+        """The component that codes modality ``name``; ConfigError where it is no output."""
+        return self._part(name, "codec")
+
+    def generator(self, name: str) -> str:
+        """The component that generates modality ``name``; ConfigError where it is no output."""
+        return self._part(name, "generator")
+
+    def _part(self, name: str, kind: str) -> str:
+        part = getattr(self.modalities.get(name), kind, None)
+        if part is None:
+            raise ConfigError(f"preset {self.name!r} has no {kind} for {name!r}")
+        return part
+
+    @model_validator(mode="after")
+    def _alignment_fits(self) -> Preset:
+        if self.alignment is None:
+            return self
+        config = self.components.get(self.alignment)
+        if not isinstance(config, AlignmentConfig):
+            raise ValueError(f"alignment names component {self.alignment!r}, which is none of kind 'alignment'")
+        strangers = set(config.guided) - set(config.outputs)
+        if strangers:
+            raise ValueError(f"{self.alignment!r} guides {sorted(strangers)}, which it does not align")
+        for name, output in config.outputs.items():
+            if name not in self.modalities:
+                raise ValueError(f"{self.alignment!r} aligns {name!r}, which the preset does not have")
+            wanted = getattr(self.components[self.generator(name)], "latent_shape", None)
+            if output.latent_shape != wanted:
+                raise ValueError(f"{self.alignment!r} takes {name} latents {output.latent_shape}, they are {wanted}")
+        return self
+
+    def _context_agrees(self, name: str, generator: GeneratorConfig, encoder_name: str) -> None:
+        encoder = self.components[encoder_name]
+        if not isinstance(encoder, ENCODERS) or encoder.pretrained is not None:
+            return
+        if encoder.embed_dim != generator.pooled_dim and not isinstance(generator, DiTGeneratorConfig):
+            raise ValueError(
+                f"{encoder_name!r} has embed_dim {encoder.embed_dim}, {name!r} pooled_dim {generator.pooled_dim}"
+            )
+        if generator.context == "tokens" and encoder.width != generator.context_dim:
+            raise ValueError(
+                f"{encoder_name!r} has width {encoder.width}, {name!r} context_dim {generator.context_dim}"
+            )
+
+    @classmethod
+    def parse(cls, data: Any, origin: str) -> Preset:
+        """Validate ``data``; ConfigError names ``origin``, the first wrong field and what was expected."""
+        try:
+            return cls.model_validate(data)
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(str(part) for part in first["loc"]) or "preset"
+            got = f" (got {first['input']!r:.80})" if first["loc"] else ""
+            raise ConfigError(f"{origin}: {where}: {first['msg'].removeprefix('Value error, ')}{got}") from None
+
+
+def preset_names() -> list[str]:
+    """Names of the presets that ship with xgem."""
+    folder = resources.files("xgem.configs") / "presets"
+    return sorted(entry.name.removesuffix(".yaml") for entry in folder.iterdir() if entry.name.endswith(".yaml"))
+
+
+def load_preset(name_or_path: str | Path) -> Preset:
+    """A preset by name or from a YAML file; ConfigError lists the known names."""
+    path = Path(name_or_path)
+    if path.suffix in {".yaml", ".yml"}:
+        if not path.is_file():
+            raise ConfigError(f"preset file {path} does not exist")
+        try:
+            text = path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(f"preset file {path} cannot be read ({error}): expected YAML in UTF-8") from None
+    elif str(name_or_path) in preset_names():
+        text = (resources.files("xgem.configs") / "presets" / f"{name_or_path}.yaml").read_text(encoding="utf-8")
+    else:
+        raise ConfigError(
+            f"unknown preset {name_or_path!s}: expected one of {', '.join(preset_names())} or a .yaml file"
+        )
+    try:
+        data = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{name_or_path}: not valid YAML: {str(error).splitlines()[0]}") from None
+    return Preset.parse(data, str(name_or_path))

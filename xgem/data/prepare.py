@@ -1,0 +1,115 @@
+"""All images of a manifest at the model's size, prepared once and kept in a cache."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from xgem.data.cache import PREPARE_VERSION, ArrayCache
+from xgem.data.manifest import Manifest
+from xgem.data.transforms import read_square
+from xgem.types import DataError, ImageError
+from xgem.utils.hashing import _threads, canonical, content_hash
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+    from torch import Tensor
+
+    from xgem.configs.components import TransformConfig
+
+
+@dataclass(frozen=True)
+class PreparedImages:
+    """The images of a split, prepared.
+
+    ``values`` (n, size, size) uint8, 0 is -1 and 255 is 1 of the transform; ``index`` the rows of each (study id,
+    view); ``paths`` the file of each row; ``sha256`` of the files' contents and the transform.
+    """
+
+    values: Tensor
+    index: Mapping[tuple[str, str], list[int]]
+    paths: tuple[Path, ...]
+    sha256: str
+
+    def floats(self, rows: Sequence[int] | Tensor) -> Tensor:
+        """Rows as (n, 1, size, size) float32 in [-1, 1]."""
+        picked = self.values[torch.as_tensor(rows, dtype=torch.long)]
+        return picked.unsqueeze(1).float() / 127.5 - 1
+
+
+def prepare_images(
+    manifest: Manifest,
+    split: str | None,
+    config: TransformConfig,
+    cache_folder: str | os.PathLike[str],
+    *,
+    progress: bool = True,
+) -> PreparedImages:
+    """Every image with a known view of a split, preprocessed once and cached by the files' contents and the config.
+
+    Raises:
+        ImageError: an image cannot be read; names the file.
+        DataError: a file is missing, or the split has no images.
+    """
+    paths: list[Path] = []
+    index: dict[tuple[str, str], list[int]] = {}
+    for study in manifest.studies(split):
+        for view, files in study.images.items():
+            index[study.id, view] = list(range(len(paths), len(paths) + len(files)))
+            paths.extend(files)
+    if not paths:
+        raise DataError(f"no images in split {split!r}; check the manifest with `xgem data check`")
+    key = {
+        "content": content_hash(paths),
+        "transform": config.model_dump(mode="json"),
+        "version": PREPARE_VERSION,
+    }
+
+    def make() -> dict[str, NDArray[Any]]:
+        return {"values": _prepare(paths, config, f"preparing {split or 'all'} images", progress)}
+
+    values = ArrayCache(cache_folder).get_or_make("images", key, make)["values"]
+    sha = hashlib.sha256(canonical(key).encode()).hexdigest()
+    return PreparedImages(values, index, tuple(paths), sha)
+
+
+def _prepare(paths: Sequence[Path], config: TransformConfig, title: str, progress: bool) -> NDArray[np.uint8]:
+    from rich.console import Console
+    from rich.progress import track
+
+    values = np.empty((len(paths), config.size, config.size), dtype=np.uint8)
+
+    def one(row: int) -> None:
+        try:
+            square = read_square(paths[row], config)
+        except ImageError:
+            raise
+        except Exception as error:
+            raise ImageError(f"{paths[row]}: cannot be prepared ({error})") from error
+        values[row] = np.rint((square + 1) * 127.5).astype(np.uint8)
+
+    with ThreadPoolExecutor(_threads()) as pool:
+        rows = pool.map(one, range(len(paths)))
+        shown = track(
+            rows,
+            description=title,
+            total=len(paths),
+            disable=not progress,
+            console=Console(stderr=True),
+            transient=True,
+        )
+        try:
+            for _ in shown:
+                pass
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+    return values

@@ -1,0 +1,204 @@
+"""A set of real or generated radiographs and reports, read from any of the forms in which people keep them.
+
+Three forms: an xgem manifest; a folder of images, with a CSV that describes them or without one; CheXGenBench's own
+CSVs (``prompt_INFO.csv``, ``generations_with_metadata.csv``, annotations with ``chexpert_labels`` as a Python dict).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from xgem.data.read import read_image
+from xgem.data.transforms import pad_square, resize
+from xgem.labels.vocabulary import CHEXPERT_CLASSES
+from xgem.types import DataError, InputError
+from xgem.utils.hashing import content_hash
+
+Images = NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class Item:
+    """One image, or one report without an image.
+
+    ``id`` names it within its set, ``pair`` the item of the other set that it answers to (a generation names the real
+    study whose prompt made it; by default ``id``). ``prompt`` is the text that a generation was asked with, ``report``
+    the report itself. ``labels`` maps CheXpert classes to 1, 0 or -1 (uncertain); a class that nothing is known of is
+    absent. ``age`` in years.
+    """
+
+    id: str
+    file: Path | None = None
+    pair: str = ""
+    prompt: str = ""
+    report: str = ""
+    labels: Mapping[str, float] = field(default_factory=dict[str, float])
+    subject: str = ""
+    age: float | None = None
+    sex: str | None = None
+    race: str | None = None
+    severity: float | None = None
+
+
+@dataclass(frozen=True)
+class EvalSet:
+    """Items of one kind, in a fixed order.
+
+    ``labelled_by`` says where the labels come from: ``file``, ``annotators`` or the labeller's name. ``pad`` allows
+    images of several sizes: each is padded to a square, then resized.
+    """
+
+    name: str
+    items: tuple[Item, ...]
+    labelled_by: str = "file"
+    pad: bool = False
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    @cached_property
+    def sha256(self) -> str:
+        """Of everything in the set: images' contents, reports, prompts, labels."""
+        digest = hashlib.sha256()
+        files = [item.file for item in self.items if item.file is not None]
+        digest.update(content_hash(files).encode() if files else b"")
+        for item in self.items:
+            stated = replace(item, file=None, labels={})
+            digest.update(repr((stated, sorted(item.labels.items()))).encode())
+        return digest.hexdigest()
+
+    @property
+    def described(self) -> dict[str, Any]:
+        """Name, size and hash, as records have them."""
+        return {"name": self.name, "n": len(self), "sha256": self.sha256}
+
+    @property
+    def reports(self) -> list[str]:
+        return [item.report for item in self.items]
+
+    @property
+    def prompts(self) -> list[str]:
+        return [item.prompt for item in self.items]
+
+    def labels(self, classes: Sequence[str] = CHEXPERT_CLASSES) -> NDArray[np.float64]:
+        """(n, classes) of 1, 0, -1 (uncertain) and NaN (not mentioned)."""
+        rows = [[item.labels.get(name, math.nan) for name in classes] for item in self.items]
+        return np.array(rows, dtype=np.float64).reshape(len(rows), len(classes))
+
+    def subset(self, rows: Sequence[int] | NDArray[Any], name: str | None = None) -> EvalSet:
+        """The items of these rows, in that order."""
+        return replace(self, name=name or self.name, items=tuple(self.items[int(row)] for row in rows))
+
+    def with_images(self) -> EvalSet:
+        """The items that have an image.
+
+        Raises:
+            InputError: none has.
+        """
+        rows = [row for row, item in enumerate(self.items) if item.file is not None]
+        if not rows:
+            raise InputError(f"{self.name}: no images in it; this measure needs some")
+        return self if len(rows) == len(self.items) else self.subset(rows)
+
+    def with_reports(self) -> EvalSet:
+        """The items that have a report.
+
+        Raises:
+            InputError: none has.
+        """
+        rows = [row for row, item in enumerate(self.items) if item.report.strip()]
+        if not rows:
+            raise InputError(f"{self.name}: no reports in it; this measure needs some")
+        return self if len(rows) == len(self.items) else self.subset(rows)
+
+    def batches(self, size: int | None = None, batch_size: int = 256) -> Iterator[Images]:
+        """The images in order, as (b, size, size) uint8; never more than ``batch_size`` in memory.
+
+        Args:
+            size: side in pixels; None keeps the images' own size, which must then be the same for all.
+
+        Raises:
+            ImageError: an image is missing or unreadable; names the file. It is never replaced by a black one.
+            DataError: images of several sizes (unless ``pad``); names two of them.
+        """
+        first: tuple[str, tuple[int, int]] | None = None
+        files = [item.file for item in self.with_images().items if item.file is not None]
+        with ThreadPoolExecutor(4) as pool:
+            for start in range(0, len(files), batch_size):
+                pixels: list[NDArray[np.float32]] = []
+                for image in pool.map(read_image, files[start : start + batch_size]):
+                    shape = (int(image.pixels.shape[0]), int(image.pixels.shape[1]))
+                    first = first or (image.origin, shape)
+                    if shape != first[1] and not self.pad:
+                        raise DataError(
+                            f"{self.name}: images of mixed sizes, {first[0]} {_by(first[1])} and {image.origin} "
+                            f"{_by(shape)}; make them equal, or pass pad=True (--pad) to pad and resize each"
+                        )
+                    pixels.append(_square(image.pixels, size))
+                yield np.stack([np.rint(one * 255).astype(np.uint8) for one in pixels])
+
+    def images(self, size: int | None = None) -> Images:
+        """All images at once, (n, size, size) uint8; see :meth:`batches`."""
+        return np.concatenate(list(self.batches(size)))
+
+
+def _square(pixels: NDArray[np.float32], size: int | None) -> NDArray[np.float32]:
+    squared = pad_square(pixels) if size is not None and pixels.shape[0] != pixels.shape[1] else pixels
+    return squared if size is None else resize(squared, (size, size), "area")
+
+
+def squares(images: Images, size: int) -> Images:
+    """(n, h, w) uint8 -> (n, size, size): each padded to a square, then resized by area."""
+    if images.shape[1:] == (size, size):
+        return images
+    made = [_square(one.astype(np.float32) / 255, size) for one in images]
+    return np.stack([np.rint(one * 255).astype(np.uint8) for one in made])
+
+
+def _by(shape: tuple[int, int]) -> str:
+    return f"{shape[1]} x {shape[0]}"
+
+
+def pairs(real: EvalSet, generated: EvalSet) -> tuple[EvalSet, EvalSet]:
+    """Both sets row by row: every generation beside the real item that it names.
+
+    Raises:
+        DataError: no generation names a real item.
+    """
+    rows = {item.id: row for row, item in enumerate(real.items)}
+    matched = [
+        (rows[item.pair or item.id], row) for row, item in enumerate(generated.items) if (item.pair or item.id) in rows
+    ]
+    if not matched:
+        raise DataError(
+            f"{generated.name}: none of its {len(generated)} items names one of the {len(real)} of {real.name}; "
+            "a column `pair` (or equal ids) tells which real study each generation answers to"
+        )
+    return real.subset([r for r, _ in matched]), generated.subset([g for _, g in matched])
+
+
+def check_disjoint(real: EvalSet, generated: EvalSet) -> None:
+    """Refuse sets that share an image, byte for byte.
+
+    Raises:
+        DataError: names a file of each.
+    """
+
+    def hashed(items: EvalSet) -> dict[str, Path]:
+        files = [item.file for item in items.items if item.file is not None]
+        return {content_hash([file]): file for file in files}
+
+    known = hashed(real)
+    for digest, file in hashed(generated).items():
+        if digest in known:
+            raise DataError(f"{real.name} and {generated.name} overlap: {file} is {known[digest]}; take copies out")

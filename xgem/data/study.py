@@ -1,0 +1,78 @@
+"""A study: its images, its report, what is known of the patient, and its annotations."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from xgem.data.annotation_files import read_masks
+from xgem.data.annotations import Annotation
+from xgem.data.read import read_image
+from xgem.types import InputError
+
+if TYPE_CHECKING:
+    from xgem.configs.components import TransformConfig
+    from xgem.data.annotations import Box, Mask
+
+
+@dataclass(frozen=True)
+class Study:
+    """One imaging study: its images by view, its report, and what is known of the patient.
+
+    ``images`` maps a view (``"frontal"``, ``"lateral"``) to the files of that view; a view that
+    the study lacks is absent. ``findings`` and ``impression`` are cleaned text, empty when missing.
+    ``age`` is in years, ``sex`` is ``"F"``, ``"M"`` or ``None``; ``severity`` is a Brixia score, 0 to 18.
+    ``masks`` maps a structure to the files that outline it, several of which are united; ``boxes`` hold findings. Both
+    are of the frontal.
+    """
+
+    id: str
+    subject: str
+    split: str
+    images: Mapping[str, tuple[Path, ...]] = field(default_factory=dict[str, tuple[Path, ...]])
+    findings: str = ""
+    impression: str = ""
+    labels: tuple[str, ...] = ()
+    age: float | None = None
+    sex: str | None = None
+    race: str | None = None
+    severity: float | None = None
+    masks: Mapping[str, tuple[Path, ...]] = field(default_factory=dict[str, tuple[Path, ...]])
+    boxes: tuple[Box, ...] = ()
+    source: str = ""
+    licence: str = ""
+
+    @property
+    def annotated(self) -> bool:
+        """Whether there are masks, boxes or a severity score of its frontal."""
+        return bool(self.masks or self.boxes) or self.severity is not None
+
+
+def report_of(study: Study, sections: Sequence[str]) -> str:
+    """The report that a generator learns to write: the named sections, joined; empty where all are missing."""
+    return " ".join(text for name in sections if (text := getattr(study, name).strip()))
+
+
+def read_study(study: Study, config: TransformConfig) -> Annotation:
+    """What is annotated of the study's first frontal image, on the grid that ``config`` makes; nothing may be.
+
+    Raises:
+        InputError: a mask cannot be read, is empty, or another size than the others.
+    """
+    masks = {structure: _united(structure, files) for structure, files in study.masks.items()}
+    size = None
+    if study.boxes and not masks:
+        height, width = read_image(study.images["frontal"][0], voi=config.voi).pixels.shape
+        size = (height, width)
+    return Annotation(masks, study.boxes, study.severity, size).squared(config)
+
+
+def _united(structure: str, files: Sequence[Path]) -> Mask:
+    masks = [read_masks({structure: file}).masks[structure] for file in files]
+    if len({mask.shape for mask in masks}) != 1:
+        raise InputError(f"{files[0]}: masks of {structure!r} are of {[mask.shape for mask in masks]}, not of one size")
+    return np.logical_or.reduce(masks)

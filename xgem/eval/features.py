@@ -1,0 +1,154 @@
+"""Features of sets of images, streamed, and kept by the images' contents.
+
+One SQLite file for each extractor, weights and preprocessing: ``cache/features/<name>-<key>.sqlite``. What is computed
+is written batch by batch, so that a killed run goes on where it stood; several processes may share the folder (of a
+local disk: SQLite's write-ahead log does not work over a network); an image in two sets is computed once.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import re
+import sqlite3
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from xgem.data.sets import EvalSet
+from xgem.judges.extractors import Extractor
+from xgem.types import DataError, OutputError
+from xgem.utils.hashing import canonical
+
+logger = logging.getLogger(__name__)
+Features = NDArray[np.float32]
+_WAIT_S: Final = 120  # for another process's write, which takes milliseconds
+_ASKED: Final = 500  # rows of one query
+
+
+def extract(
+    items: EvalSet,
+    extractor: Extractor,
+    cache: Path | None = None,
+    batch_size: int = 64,
+    size: int | None = None,
+) -> Features:
+    """Features of a set's images in order, (n, d) float32.
+
+    Images reach the extractor in their own size, and it resizes them as its network wants; those of a set that
+    mixes sizes (``pad``) are padded to squares of the extractor's size first. Never more than ``batch_size`` of them
+    are in memory.
+
+    Args:
+        items: those without an image are left out.
+        cache: folder for the features; None keeps nothing.
+        size: side in pixels that every image is brought to before, where sets of other sizes must not differ by it.
+
+    Raises:
+        InputError: no item has an image.
+        ImageError, DataError: an image that cannot be used (see :meth:`EvalSet.batches`), a feature that is not
+            finite, or a cache file that is damaged.
+        OutputError: the cache cannot be written.
+    """
+    items = items.with_images()
+    side = size or (extractor.size if items.pad else None)
+    features = np.empty((len(items), extractor.dim), dtype=np.float32)
+    if cache is None:
+        for start, found in _computed(items, extractor, batch_size, side):
+            features[start : start + len(found)] = found
+        return features
+    hashes = _hashes(items)
+    rows: dict[bytes, list[int]] = {}
+    for row, digest in enumerate(hashes):
+        rows.setdefault(digest, []).append(row)
+    with _opened(_place(cache, extractor, side)) as store:
+        missing: list[bytes] = []
+        for digest, vector in _stored(store, list(rows), extractor.dim):
+            if vector is None:
+                missing.append(digest)
+            else:
+                features[rows[digest]] = vector
+        if not missing:
+            return features
+        logger.info("features: %s, %d of %d images to compute", extractor.name, len(missing), len(rows))
+        wanted = items.subset([rows[digest][0] for digest in missing])
+        for start, found in _computed(wanted, extractor, batch_size, side):
+            batch = missing[start : start + len(found)]
+            with store:
+                pairs = [(digest, vector.tobytes()) for digest, vector in zip(batch, found, strict=True)]
+                store.executemany("INSERT OR REPLACE INTO features VALUES (?, ?)", pairs)
+            for digest, vector in zip(batch, found, strict=True):
+                features[rows[digest]] = vector
+    return features
+
+
+def _computed(
+    items: EvalSet, extractor: Extractor, batch_size: int, side: int | None
+) -> Iterator[tuple[int, Features]]:
+    start = 0
+    for images in items.batches(side, batch_size):
+        found = extractor(images)
+        if not np.isfinite(found).all():
+            row = start + int(np.flatnonzero(~np.isfinite(found).all(axis=1))[0])
+            raise DataError(f"{items.items[row].file}: {extractor.name} gives features that are not finite for it")
+        yield start, found
+        start += len(found)
+
+
+def _hashes(items: EvalSet) -> list[bytes]:
+    def one(file: Path) -> bytes:
+        try:
+            with file.open("rb") as stream:
+                return hashlib.file_digest(stream, "sha256").digest()
+        except OSError as error:
+            raise DataError(f"{file}: cannot be read ({error.strerror}); take it out of the set") from error
+
+    with ThreadPoolExecutor(4) as pool:
+        return list(pool.map(one, [item.file for item in items.items if item.file is not None]))
+
+
+def _place(cache: Path, extractor: Extractor, side: int | None) -> Path:
+    key = canonical(
+        {
+            "name": extractor.name,
+            "weights": extractor.weights,
+            "preprocessing": extractor.preprocessing,
+            "padded": side,
+            "dim": extractor.dim,
+        }
+    )
+    stem = re.sub(r"[^\w.-]+", "-", extractor.name)
+    return cache / "features" / f"{stem}-{hashlib.sha256(key.encode()).hexdigest()[:24]}.sqlite"
+
+
+@contextmanager
+def _opened(place: Path) -> Iterator[sqlite3.Connection]:
+    try:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        with closing(sqlite3.connect(place, timeout=_WAIT_S)) as store:
+            store.execute("PRAGMA journal_mode = WAL")
+            store.execute("PRAGMA synchronous = NORMAL")  # safe with a log; a power cut costs the last batches at most
+            store.execute("CREATE TABLE IF NOT EXISTS features (image BLOB PRIMARY KEY, vector BLOB NOT NULL)")
+            yield store
+    except (OSError, sqlite3.OperationalError) as error:
+        raise OutputError(f"{place}: the cache of features cannot be used ({error}); choose another folder") from error
+    except sqlite3.DatabaseError as error:
+        raise DataError(f"{place}: the cache of features is damaged ({error}); delete the file") from error
+
+
+def _stored(
+    store: sqlite3.Connection, hashes: Sequence[bytes], dim: int
+) -> Iterator[tuple[bytes, NDArray[np.float32] | None]]:
+    """Each image's vector, None where it is not there; vectors of another length are made again."""
+    for start in range(0, len(hashes), _ASKED):
+        asked = hashes[start : start + _ASKED]
+        marks = ",".join("?" * len(asked))
+        found = dict(store.execute(f"SELECT image, vector FROM features WHERE image IN ({marks})", asked))
+        for digest in asked:
+            stored = found.get(digest, b"")
+            yield digest, np.frombuffer(stored, dtype=np.float32) if len(stored) == 4 * dim else None

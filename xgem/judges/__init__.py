@@ -1,0 +1,1 @@
+"""Networks that judge images and reports: classifiers, segmenters, re-identification, feature extractors, labellers."""

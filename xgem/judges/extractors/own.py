@@ -1,0 +1,64 @@
+"""Spaces of xgem's own: a checkpoint's prompt encoders, and the judge that is trained on real training images."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from xgem.data.sets import EvalSet, squares
+from xgem.judges.classifier import ClassifierConfig
+from xgem.judges.extractors import Extractor, Images
+from xgem.judges.judge import train_judge
+from xgem.pipeline.embedding import open_model
+from xgem.types import InputError, NotComputed
+
+
+def prompt_encoder(name: str, device: str) -> Extractor:
+    """The pooled vector of a checkpoint's prompt encoder: ``xgem:MODEL/MODALITY``, as ``xgem:openi-128/frontal``.
+
+    Texts are of the model's first report modality: both live in one space, in which the encoders were aligned. A model
+    is no independent judge of what it generated itself; say so beside the number.
+    """
+    model, slash, modality = name.removeprefix("xgem:").rpartition("/")
+    if not slash or not model or not modality:
+        raise InputError(f"feature space {name!r}: expected xgem:MODEL/MODALITY, as xgem:openi-128/frontal")
+    evaluated = open_model(model, device=device)
+    if modality not in evaluated.images:
+        raise InputError(f"feature space {name!r}: {model} has the image modalities {', '.join(evaluated.images)}")
+    size = evaluated.transform.size
+    report = evaluated.reports[0] if evaluated.reports else None
+
+    def encode(images: Images) -> NDArray[Any]:
+        return evaluated.embed(modality, squares(images, size))
+
+    def encode_texts(texts: Sequence[str]) -> NDArray[Any]:
+        return evaluated.embed(str(report), list(texts))
+
+    dim = encode(np.zeros((1, size, size), dtype=np.uint8)).shape[1]
+    steps = f"padded to a square, area to {size}, scaled to [-1, 1]"
+    named = f"xgem:{evaluated.name}/{modality}"  # not the path of a folder
+    return Extractor(named, evaluated.hash[:16], dim, size, steps, encode, encode_texts if report else None)
+
+
+def trained_judge(
+    training: EvalSet | None, cache: Path | None, device: str, *, config: ClassifierConfig | None = None
+) -> Extractor:
+    """The last layer but one of xgem's own judge (:func:`xgem.judges.judge.train_judge`).
+
+    Raises:
+        NotComputed: no training set, or one without labels to learn from.
+    """
+    if training is None:
+        raise NotComputed("xgem-classifier needs real training images with labels: none were given")
+    judge = train_judge(training, config=config, folder=cache / "judges" if cache else None, device=device)
+
+    def encode(images: Images) -> NDArray[Any]:
+        return judge.classifier.features(squares(images, judge.size))
+
+    dim = encode(np.zeros((1, judge.size, judge.size), dtype=np.uint8)).shape[1]
+    steps = f"padded to a square, area to {judge.size}, standardised"
+    return Extractor(judge.name, judge.weights, dim, judge.size, steps, encode)

@@ -1,0 +1,142 @@
+"""Judges of images: classifiers whose scores say which findings an image shows.
+
+Two are here: xgem's own, trained on real training images, and TorchXRayVision's DenseNet from a local file. Anything
+that is a :class:`Judge` can be given in their place.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from xgem.data.sets import EvalSet, squares
+from xgem.judges.classifier import Classifier, ClassifierConfig, columns_of, learnable, train_findings
+from xgem.metrics.bootstrap import Array
+from xgem.types import InputError, NotComputed
+
+Images = NDArray[np.uint8]
+
+
+OWN_JUDGE: Final = "xgem-classifier"
+
+
+MOST_IMAGES: Final = 20_000
+
+
+class Judge(Protocol):
+    """A classifier of images of any size, which it brings to ``size``, the side that its network wants.
+
+    ``weights`` is a hash. It may have ``thresholds`` (classes,), else they are 0.5.
+    """
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def weights(self) -> str: ...
+
+    @property
+    def size(self) -> int: ...
+
+    @property
+    def classes(self) -> Sequence[str]: ...
+
+    def scores(self, images: Images) -> Array:
+        """(n, h, w) uint8 to (n, classes) in [0, 1]."""
+        ...
+
+
+def thresholds_of(judge: Judge) -> Array:
+    """(classes,) scores above which the judge calls a finding present."""
+    return np.asarray(getattr(judge, "thresholds", np.full(len(judge.classes), 0.5)), dtype=np.float64)
+
+
+def scores_of(judge: Judge, images: EvalSet, size: int | None = None) -> Array:
+    """Scores (n, classes) of all images of a set, in order.
+
+    Args:
+        size: side that images are brought to before the judge resizes them; by default their own, or the judge's
+            for a set of several sizes.
+
+    Raises:
+        InputError: the judge gives another shape, or a score that is not finite.
+    """
+    side = size or (judge.size if images.pad else None)
+    found = np.concatenate([np.asarray(judge.scores(batch), np.float64) for batch in images.batches(side)])
+    if found.shape != (len(images.with_images()), len(judge.classes)) or not np.isfinite(found).all():
+        raise InputError(f"{judge.name}: scores of shape {found.shape}: expected (n, {len(judge.classes)}), all finite")
+    return found
+
+
+def prevalence_thresholds(scores: Array, labels: Array) -> Array:
+    """By class, the score that as many images exceed as are labelled positive.
+
+    Args:
+        scores, labels: (n, classes) of real training images; labels 1, 0 or NaN (unknown).
+    """
+    share = np.nanmean(labels, axis=0)
+    return np.array([np.quantile(own, 1 - p) for own, p in zip(scores.T, share, strict=True)])
+
+
+@dataclass(frozen=True)
+class OwnJudge:
+    """xgem's own classifier with CheXpert's class names; thresholds fixed on the real training images."""
+
+    classifier: Classifier
+    thresholds: Array
+    name: str = OWN_JUDGE
+
+    @property
+    def weights(self) -> str:
+        return self.classifier.hash
+
+    @property
+    def size(self) -> int:
+        return self.classifier.config.size
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        return self.classifier.classes
+
+    def scores(self, images: Images) -> Array:
+        """As :class:`Judge`; probabilities."""
+        return 1 / (1 + np.exp(-self.classifier.logits(squares(images, self.size))))
+
+
+def train_judge(
+    training: EvalSet,
+    *,
+    config: ClassifierConfig | None = None,
+    folder: Path | None = None,
+    device: str = "cpu",
+) -> OwnJudge:
+    """Train xgem's classifier on real training images with CheXpert's labels, or take it from ``folder``.
+
+    At most 20,000 images are taken, chosen by the classifier's seed, and read at its size. Uncertain labels and those
+    that are not mentioned give no loss. A class is left out where ``training`` does not hold
+    both positives and negatives of it; it is then not among the judge's classes.
+
+    Raises:
+        NotComputed: no class is left.
+    """
+    config = config or ClassifierConfig()
+    training = training.with_images()
+    if len(training) > MOST_IMAGES:
+        rows = np.random.default_rng(config.seed).choice(len(training), MOST_IMAGES, replace=False)
+        training = training.subset(np.sort(rows))
+    labels = training.labels()
+    labels[labels == -1] = np.nan
+    if not learnable(labels):
+        raise NotComputed(
+            f"{training.name}: no CheXpert class with positives and negatives, which a judge learns from; of a "
+            "manifest, its source tells what is absent where labels do not name it"
+        )
+    images = training.images(config.size)
+    classifier = train_findings(images, labels, config=config, folder=folder, device=device)
+    judge = OwnJudge(classifier, np.full(len(classifier.classes), 0.5))
+    return OwnJudge(classifier, prevalence_thresholds(judge.scores(images), labels[:, columns_of(classifier)]))

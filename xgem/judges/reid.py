@@ -1,0 +1,199 @@
+"""Re-identification: whether two frontal radiographs are of one patient (Packhaeuser et al., Sci. Rep. 2022).
+
+A Siamese network: ResNet to 128 features, sigmoid, absolute difference, one linear layer, sigmoid. Published weights
+are read from a local file; ``xgem train reid`` trains others (:mod:`xgem.train.reid`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import pickle
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final, Literal, cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from xgem.judges.extractors import Extractor
+from xgem.types import CheckpointError, ShapeError
+
+WEIGHTS_NAME: Final = "reid.safetensors"
+Preprocessing = Literal["own", "chexgenbench"]
+_MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+class ReidConfig(BaseModel):
+    """A network: ``block`` and ``layers`` as torchvision's ResNet takes them, ``size`` in pixels at which it looks.
+
+    ``normalise``: with ImageNet's mean and deviation, as in the original.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    block: Literal["basic", "bottleneck"] = "bottleneck"
+    layers: tuple[int, int, int, int] = (3, 4, 6, 3)
+    features: int = Field(default=128, ge=1)
+    size: int = Field(default=256, ge=16)
+    normalise: bool = True
+
+    @property
+    def name(self) -> str:
+        depth = 2 + sum(self.layers) * (3 if self.block == "bottleneck" else 2)
+        return f"siamese-resnet{depth}"
+
+
+PUBLISHED: Final = ReidConfig()
+"""ResNet-50 at 256 pixels, 128 features."""
+
+
+class SiameseNetwork(nn.Module):
+    """The network; its parameters have the names of the published weights (``model.*``, ``fc_end.*``)."""
+
+    def __init__(self, config: ReidConfig) -> None:
+        super().__init__()
+        from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
+
+        block = BasicBlock if config.block == "basic" else Bottleneck
+        self.model = ResNet(block, list(config.layers), num_classes=config.features)
+        self.fc_end = nn.Linear(config.features, 1)
+
+    def embed(self, x: Tensor) -> Tensor:
+        """(b, 3, s, s) -> (b, features) in (0, 1)."""
+        return torch.sigmoid(self.model(x))
+
+    def forward(self, first: Tensor, second: Tensor) -> Tensor:
+        """Two (b, 3, s, s) -> logits (b,) that both are of one patient."""
+        both = self.embed(torch.cat([first, second]))
+        return self.fc_end((both[: len(first)] - both[len(first) :]).abs())[:, 0]
+
+
+class Reid:
+    """A trained network as an extractor: images to features, and the ``head`` that compares two of them.
+
+    Attributes:
+        name, weights, dim: what it is, its weights' hash, the number of features.
+        weight, bias: the head, (dim,) and a number: ``sigmoid(weight . |a - b| + bias)``.
+    """
+
+    def __init__(self, network: SiameseNetwork, config: ReidConfig, device: str | torch.device = "cpu") -> None:
+        self.network = network.to(device).eval().requires_grad_(False)
+        self.config, self.device = config, torch.device(device)
+        self.name, self.dim = config.name, config.features
+        digest = hashlib.sha256(config.model_dump_json().encode())
+        for key, value in sorted(network.state_dict().items()):
+            digest.update(key.encode() + value.detach().cpu().contiguous().numpy().tobytes())
+        self.weights = digest.hexdigest()
+        self.weight = network.fc_end.weight[0].double().cpu().numpy()
+        self.bias = float(network.fc_end.bias[0])
+
+    @property
+    def extractor(self) -> Extractor:
+        """Its features as a space."""
+        steps = f"antialiased to {self.config.size}, {'ImageNet' if self.config.normalise else 'no'} normalisation"
+        return Extractor(self.name, self.weights, self.dim, self.config.size, steps, self)
+
+    @torch.inference_mode()
+    def __call__(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """(b, h, w) uint8 -> (b, dim) features.
+
+        Raises:
+            ShapeError: other than (b, h, w).
+        """
+        if images.ndim != 3:
+            raise ShapeError(f"images of shape {images.shape}: expected (b, h, w)")
+        x = torch.from_numpy(np.array(images)).to(self.device).unsqueeze(1).float() / 255
+        return self.network.embed(to_input(x, self.config)).float().cpu().numpy()
+
+
+def to_input(images: Tensor, config: ReidConfig) -> Tensor:
+    """(b, 1, h, w) in [0, 1] -> (b, 3, size, size): antialiased resize, three equal channels, normalised."""
+    side = (config.size, config.size)
+    if images.shape[-2:] != side:
+        images = F.interpolate(images, side, mode="bilinear", antialias=True, align_corners=False)
+    x = images.expand(-1, 3, -1, -1)
+    if not config.normalise:
+        return x
+    mean, std = (x.new_tensor(values).view(1, 3, 1, 1) for values in (_MEAN, _STD))
+    return (x - mean) / std
+
+
+def save_reid(file: Path, network: SiameseNetwork, config: ReidConfig) -> None:
+    """Write weights and config as one safetensors file, in one piece."""
+    from safetensors.torch import save_file
+
+    file.parent.mkdir(parents=True, exist_ok=True)
+    partial = file.with_name(f".{file.name}.part")
+    tensors = {key: value.detach().cpu().contiguous() for key, value in network.state_dict().items()}
+    save_file(tensors, partial, metadata={"config": config.model_dump_json()})
+    partial.replace(file)
+
+
+def load_reid(path: str | Path, *, preprocessing: Preprocessing = "own", device: str | torch.device = "cpu") -> Reid:
+    """Read a network: a folder that ``xgem train reid`` wrote, its ``.safetensors``, or published weights.
+
+    Args:
+        path: published weights are a state dict of the ResNet-50 network as torch saves it (``.pth``, ``.pt``), or
+            the same under the key ``state_dict``. Nothing is unpickled but tensors.
+        preprocessing: ``own`` as the network was trained; ``chexgenbench`` as that benchmark's code feeds it, 224
+            pixels without normalisation, which is not how the published weights were trained.
+
+    Raises:
+        CheckpointError: no such file, not readable, or weights that do not fit; names the first keys.
+    """
+    file = Path(path) / WEIGHTS_NAME if Path(path).is_dir() else Path(path)
+    if not file.is_file():
+        raise CheckpointError(f"{file}: no such file; train one with `xgem train reid`, or give published weights")
+    config, state = _read(file)
+    network = SiameseNetwork(config)
+    _fill(network, state, file)
+    if preprocessing == "chexgenbench":
+        config = config.model_copy(update={"size": 224, "normalise": False})
+    return Reid(network, config, device)
+
+
+def _read(file: Path) -> tuple[ReidConfig, Mapping[str, Tensor]]:
+    from safetensors import SafetensorError, safe_open
+
+    if file.suffix == ".safetensors":
+        try:
+            with safe_open(str(file), framework="pt") as stream:
+                text = (stream.metadata() or {}).get("config")
+                state = {key: stream.get_tensor(key) for key in stream.keys()}  # noqa: SIM118 - no mapping
+            return (PUBLISHED if text is None else ReidConfig.model_validate(json.loads(text))), state
+        except (SafetensorError, OSError, ValueError, ValidationError) as error:
+            raise CheckpointError(f"{file}: no readable re-identification network ({_line(error)})") from None
+    try:
+        loaded: Any = torch.load(file, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, OSError, EOFError, ValueError) as error:
+        raise CheckpointError(f"{file}: no readable weights, expected tensors alone ({_line(error)})") from None
+    if isinstance(loaded, dict) and isinstance(loaded.get("state_dict"), dict):
+        loaded = loaded["state_dict"]
+    if not isinstance(loaded, dict) or not all(isinstance(value, Tensor) for value in loaded.values()):
+        raise CheckpointError(f"{file}: expected a state dict (names to tensors), got {type(loaded).__name__}")
+    return PUBLISHED, cast(Mapping[str, Tensor], loaded)
+
+
+def _fill(network: SiameseNetwork, state: Mapping[str, Tensor], file: Path) -> None:
+    expected = network.state_dict()
+    missing, unknown = sorted(expected.keys() - state.keys()), sorted(state.keys() - expected.keys())
+    if missing or unknown:
+        raise CheckpointError(
+            f"{file}: {len(missing)} weights are missing (first: {', '.join(missing[:2]) or 'none'}), {len(unknown)} "
+            f"unknown (first: {', '.join(unknown[:2]) or 'none'}); expected a Siamese network's model.* and fc_end.*"
+        )
+    for key, value in expected.items():
+        if state[key].shape != value.shape:
+            raise CheckpointError(
+                f"{file}: weight {key} of shape {tuple(state[key].shape)}, expected {tuple(value.shape)}"
+            )
+    network.load_state_dict(dict(state))
+
+
+def _line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:120] or type(error).__name__

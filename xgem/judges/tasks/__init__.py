@@ -1,0 +1,1 @@
+"""Downstream tasks whose networks measure the utility of synthetic data."""

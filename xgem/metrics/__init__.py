@@ -1,0 +1,1 @@
+"""Metrics as functions of arrays. They read no files and know no models."""

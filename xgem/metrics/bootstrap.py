@@ -1,0 +1,174 @@
+"""Bootstrap intervals that share their draws, so that differences between measures are paired.
+
+Every measure of a run is computed on the same resampled studies (:class:`Bootstrap`); subtracting two
+:class:`Sampled` measures subtracts draw by draw, which is the paired bootstrap (Efron & Tibshirani 1993, ch. 16).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from xgem.types import InputError
+
+Array = NDArray[np.float64]
+
+
+LEVEL = 0.95
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A number with its bootstrap interval and the number of studies behind it."""
+
+    value: float
+    low: float
+    high: float
+    n: int
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        return (self.low, self.high)
+
+    @property
+    def above_zero(self) -> bool:
+        """Whether the whole interval lies above zero."""
+        return self.low > 0
+
+    def __str__(self) -> str:
+        """To three decimals, or to three digits where all are below 0.1."""
+        top = max((abs(x) for x in (self.value, self.low, self.high) if math.isfinite(x)), default=1.0)
+        places = 3 if top >= 0.1 or top == 0 else 2 - math.floor(math.log10(top))
+        return f"{self.value:.{places}f} [{self.low:.{places}f}, {self.high:.{places}f}]"
+
+
+@dataclass(frozen=True)
+class Sampled:
+    """A measure with its bootstrap draws (one value a resampling)."""
+
+    value: float
+    draws: Array
+    n: int
+
+    def __sub__(self, other: Sampled) -> Sampled:
+        """The paired difference; both sides must come from the same :class:`Bootstrap` (same n, seed and draws)."""
+        if self.draws.shape != other.draws.shape or self.n != other.n:
+            raise InputError(
+                f"difference of measures of n {self.n} and {other.n}, {len(self.draws)} and {len(other.draws)} draws: "
+                "a paired difference needs the same studies and the same bootstrap"
+            )
+        return Sampled(self.value - other.value, self.draws - other.draws, self.n)
+
+    def estimate(self, level: float = LEVEL) -> Estimate:
+        """The percentile interval; draws in which the measure is not defined (NaN) are left out."""
+        draws = self.draws[np.isfinite(self.draws)]
+        if not len(draws):
+            return Estimate(self.value, float("nan"), float("nan"), self.n)
+        low, high = np.quantile(draws, [(1 - level) / 2, (1 + level) / 2])
+        return Estimate(float(self.value), float(low), float(high), self.n)
+
+    def recentred(self) -> Sampled:
+        """The draws shifted onto the value: for measures whose bootstrap is biased, as Frechet distances are."""
+        finite = self.draws[np.isfinite(self.draws)]
+        shift = self.value - float(finite.mean()) if len(finite) else 0.0
+        return Sampled(self.value, self.draws + shift, self.n)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A measure with matched prompts, the same with shuffled prompts, and their paired difference."""
+
+    matched: Sampled
+    shuffled: Sampled
+
+    @property
+    def difference(self) -> Sampled:
+        return self.matched - self.shuffled
+
+
+class Bootstrap:
+    """Resamplings of ``n`` studies, the same for every measure.
+
+    Args:
+        n: number of studies, at least 2.
+        draws: number of resamplings.
+        seed: any non-negative integer; equal arguments give equal resamplings.
+
+    ``weights`` is (1 + draws, n): row 0 is all ones (the sample itself), each other row counts how often a study was
+    drawn and sums to n.
+    """
+
+    def __init__(self, n: int, *, draws: int = 1000, seed: int = 0) -> None:
+        if n < 2:
+            raise InputError(f"{n} studies: a bootstrap needs at least 2, so evaluate on more studies")
+        self.n = n
+        rng = np.random.default_rng(seed)
+        counts = rng.multinomial(n, np.full(n, 1 / n), size=draws).astype(np.float64)
+        self.weights: Array = np.concatenate([np.ones((1, n)), counts])
+
+    def sampled(self, values: Array) -> Sampled:
+        """Wrap (1 + draws,) values of a measure computed for every row of ``weights``."""
+        return Sampled(float(values[0]), np.asarray(values[1:], dtype=np.float64), self.n)
+
+    def mean(self, values: Array) -> Sampled:
+        """The mean over studies of (n,) values; NaN marks a study without a value, which is left out."""
+        values = np.asarray(values, dtype=np.float64)
+        valid = np.isfinite(values)
+        total = self.weights @ np.where(valid, values, 0.0)
+        with np.errstate(invalid="ignore", divide="ignore"):
+            return self.sampled(total / (self.weights @ valid.astype(np.float64)))
+
+    def ratio(self, top: Array, bottom: Array) -> Sampled:
+        """Ratio of the means of two (n,) arrays."""
+        with np.errstate(invalid="ignore", divide="ignore"):
+            return self.sampled((self.weights @ top) / (self.weights @ bottom))
+
+    def matched_and_shuffled(self, scores: Array) -> Comparison:
+        """Matched pairs against all the others.
+
+        Args:
+            scores: (n, n); ``scores[i, j]`` rates the output made from study j's prompts against study i.
+
+        The shuffled control is the mean over all pairs of *different* studies: the exact mean of what random
+        derangements would give. Both axes are resampled together, as a U-statistic asks; two copies of one study in
+        a resampling are no different pair.
+        """
+        scores = np.asarray(scores, dtype=np.float64)
+        if scores.shape != (self.n, self.n):
+            raise InputError(f"scores of shape {scores.shape}: expected ({self.n}, {self.n})")
+        diagonal = np.diag(scores)
+        matched = self.sampled(self.weights @ diagonal / self.n)
+        squares = self.weights**2
+        every = np.einsum("bi,bi->b", self.weights @ scores, self.weights) - squares @ diagonal
+        pairs = self.n**2 - squares.sum(axis=1)
+        return Comparison(matched, self.sampled(every / pairs))
+
+
+def derangements(n: int, count: int, seed: int = 0) -> NDArray[np.int64]:
+    """``count`` permutations of ``range(n)`` without a fixed point, (count, n): cyclic shifts of random orders."""
+    if n < 2:
+        raise InputError(f"{n} studies: shuffled prompts need at least 2")
+    rng = np.random.default_rng([seed, 1])
+    result = np.empty((count, n), dtype=np.int64)
+    for row in result:
+        order = rng.permutation(n)
+        row[order] = np.roll(order, int(rng.integers(1, n)))
+    return result
+
+
+def average(parts: list[Sampled]) -> Sampled:
+    """Mean of measures that share their bootstrap; a part that a draw does not define is left out of that draw."""
+    if not parts:
+        raise InputError("no measures to average: give at least one")
+    draws = np.stack([part.draws for part in parts])
+    count = np.isfinite(draws).sum(axis=0)
+    total = np.nansum(draws, axis=0)
+    mean = np.divide(total, count, out=np.full(len(total), np.nan), where=count > 0)
+    return Sampled(float(np.mean([part.value for part in parts])), mean, parts[0].n)

@@ -1,0 +1,67 @@
+"""Do a generated image and a generated report of one request agree?
+
+Source: XGeM 4.3: the cosine of both in the prompt encoders' space (Eq. 5, Table 7), and the Hamming distance between
+the label sets of image and report (Fig. 5). Both are sums over products of one vector of either side, so that the
+mean over all pairs of different studies, the shuffled control, needs no table of n x n pairs.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from xgem.metrics.bootstrap import Array, Bootstrap, Comparison
+from xgem.types import InputError
+
+Images = NDArray[np.uint8]
+
+
+def cosines(first: Array, second: Array) -> Array:
+    """(n,) cosines of (n, d) vectors row by row (XGeM, Eq. 5).
+
+    Raises:
+        InputError: shapes that differ, or a vector of length 0.
+    """
+    a, b = _unit(first, second)
+    return (a * b).sum(axis=1)
+
+
+def hamming_distances(first: NDArray[np.bool_], second: NDArray[np.bool_]) -> NDArray[np.int64]:
+    """(n,) numbers of labels in which (n, classes) label sets differ row by row."""
+    _same_shape(first, second)
+    return (first != second).sum(axis=1)
+
+
+def compare_cosine(first: Array, second: Array, bootstrap: Bootstrap) -> Comparison:
+    """Mean cosine of two outputs of one request, beside that of outputs of different requests."""
+    return _bilinear(*_unit(first, second), bootstrap)
+
+
+def compare_hamming(first: NDArray[np.bool_], second: NDArray[np.bool_], bootstrap: Bootstrap) -> Comparison:
+    """Mean Hamming distance of two label sets of one request, beside that of different requests."""
+    _same_shape(first, second)
+    a, b = first.astype(np.float64), second.astype(np.float64)
+    return _bilinear(np.hstack([a, 1 - a]), np.hstack([1 - b, b]), bootstrap)
+
+
+def _bilinear(first: Array, second: Array, bootstrap: Bootstrap) -> Comparison:
+    """:meth:`Bootstrap.matched_and_shuffled` of the scores ``first @ second.T``, without them."""
+    w, squares = bootstrap.weights, bootstrap.weights**2
+    own = (first * second).sum(axis=1)
+    every = ((w @ first) * (w @ second)).sum(axis=1) - squares @ own
+    shuffled = every / (bootstrap.n**2 - squares.sum(axis=1))
+    return Comparison(bootstrap.mean(own), bootstrap.sampled(shuffled))
+
+
+def _unit(first: Array, second: Array) -> tuple[Array, Array]:
+    _same_shape(first, second)
+    lengths = [np.linalg.norm(one, axis=1, keepdims=True) for one in (first, second)]
+    for length in lengths:
+        if not (np.isfinite(length) & (length > 0)).all():
+            raise InputError("an embedding of length 0 or not finite: a cosine needs a direction")
+    return first / lengths[0], second / lengths[1]
+
+
+def _same_shape(first: NDArray, second: NDArray) -> None:
+    if first.ndim != 2 or first.shape != second.shape:
+        raise InputError(f"arrays of shapes {first.shape} and {second.shape}: expected two of (n, d)")

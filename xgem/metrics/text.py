@@ -1,0 +1,205 @@
+"""Measures of generated reports: BLEU, ROUGE-L and label F1, each with matched and shuffled prompts."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from importlib.metadata import version
+from itertools import permutations as permuted
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from xgem.metrics.bootstrap import Array, Bootstrap, Comparison, Sampled, derangements
+from xgem.metrics.classification import compare_f1_scores
+from xgem.types import DataError, InputError
+
+if TYPE_CHECKING:
+    from sacrebleu.metrics.bleu import BLEU
+
+MAX_ORDER = 4
+
+
+def _bleu() -> BLEU:
+    try:
+        from sacrebleu.metrics.bleu import BLEU
+    except ImportError as error:
+        raise InputError("BLEU needs the package sacrebleu, which is not installed: install xgem[eval]") from error
+    # effective_order keeps short sentences' counts; the corpus score below never smooths
+    return BLEU(lowercase=True, tokenize="13a", smooth_method="none", effective_order=True)
+
+
+def bleu_signature() -> str:
+    """How BLEU is computed, in sacrebleu's words, with its version."""
+    import sacrebleu
+
+    return f"corpus BLEU-1..4, cumulative, case:lc, tok:13a, smooth:none, sacrebleu {sacrebleu.__version__}"
+
+
+def bleu_statistics(outputs: Sequence[str], references: Sequence[str]) -> Array:
+    """Sufficient statistics of BLEU for each of n pairs.
+
+    Returns:
+        (n, 10): four counts of matching n-grams, four counts of the output's n-grams, output length, reference length.
+    """
+    metric = _bleu()
+    cache: dict[tuple[str, str], list[float]] = {}
+    rows: list[list[float]] = []
+    for output, reference in zip(outputs, references, strict=True):
+        key = (output, reference)
+        if key not in cache:
+            score = metric.sentence_score(output, [reference])
+            cache[key] = [*score.counts, *score.totals, score.sys_len, score.ref_len]
+        rows.append(cache[key])
+    return np.array(rows, dtype=np.float64).reshape(len(rows), 2 * MAX_ORDER + 2)
+
+
+def bleu_from_statistics(statistics: Array, order: int) -> Array:
+    """Cumulative corpus BLEU of orders 1 to ``order`` (Papineni et al. 2002) in [0, 1] of summed counts (..., 10)."""
+    matches, totals = statistics[..., :order], statistics[..., MAX_ORDER : MAX_ORDER + order]
+    output_length, reference_length = statistics[..., -2], statistics[..., -1]
+    with np.errstate(divide="ignore", invalid="ignore"):
+        precision = np.log(matches / totals).mean(axis=-1)
+        brevity = np.minimum(0.0, 1 - reference_length / output_length)
+        score = np.exp(precision + brevity)
+    return np.where((matches > 0).all(axis=-1) & (output_length > 0), np.nan_to_num(score, nan=0.0), 0.0)
+
+
+def corpus_bleu(outputs: Sequence[str], references: Sequence[str]) -> tuple[float, float, float, float]:
+    """Corpus BLEU-1, -2, -3, -4 (cumulative, no smoothing, lower case, tokenizer 13a), each in [0, 1]."""
+    total = bleu_statistics(outputs, references).sum(axis=0)
+    one, two, three, four = (float(bleu_from_statistics(total, order)) for order in range(1, MAX_ORDER + 1))
+    return one, two, three, four
+
+
+def compare_bleu(
+    outputs: Sequence[str], references: Sequence[str], bootstrap: Bootstrap, *, seed: int = 0, permutations: int = 10
+) -> dict[str, Comparison]:
+    """BLEU-1..4 of matched pairs beside the same outputs dealt to other studies (mean over derangements)."""
+    own = bleu_statistics(outputs, references)
+    weights = bootstrap.weights
+    dealt = [
+        weights @ bleu_statistics([outputs[int(j)] for j in order], references)
+        for order in derangements(len(outputs), permutations, seed)
+    ]
+    result: dict[str, Comparison] = {}
+    for order in range(1, MAX_ORDER + 1):
+        matched = bootstrap.sampled(bleu_from_statistics(weights @ own, order))
+        shuffled = bootstrap.sampled(np.mean([bleu_from_statistics(d, order) for d in dealt], axis=0))
+        result[f"bleu_{order}"] = Comparison(matched, shuffled)
+    return result
+
+
+def rouge_signature() -> str:
+    """How ROUGE-L is computed, with the package's version."""
+    return f"ROUGE-L F1 of words, case:lc, letters and digits only, no stemmer, rouge-score {version('rouge-score')}"
+
+
+def rouge_l(outputs: Sequence[str], references: Sequence[str]) -> Array:
+    """ROUGE-L (Lin 2004): F1 of the longest common subsequence of words, (n,) in [0, 1], 0 for an empty output.
+
+    One sequence a report, sentences not split; lower case, anything but letters and digits parts words, no stemming.
+    """
+    try:
+        from rouge_score.rouge_scorer import RougeScorer
+    except ImportError as error:
+        raise InputError("ROUGE-L needs the package rouge-score, which is not installed: install xgem[eval]") from error
+    scorer: Any = RougeScorer(["rougeL"], use_stemmer=False)
+    cache: dict[tuple[str, str], float] = {}
+    for output, reference in zip(outputs, references, strict=True):
+        if (output, reference) not in cache:
+            cache[output, reference] = float(scorer.score(reference, output)["rougeL"].fmeasure)
+    return np.array([cache[pair] for pair in zip(outputs, references, strict=True)], dtype=np.float64)
+
+
+def compare_mean(
+    score: Callable[[Sequence[str], Sequence[str]], Array],
+    outputs: Sequence[str],
+    references: Sequence[str],
+    bootstrap: Bootstrap,
+    *,
+    seed: int = 0,
+    permutations: int = 10,
+) -> Comparison:
+    """The mean over studies of a score of single pairs, beside outputs dealt to other studies (mean of derangements).
+
+    Args:
+        score: outputs and references, n each, to (n,), such as :func:`rouge_l`.
+    """
+    dealt = [
+        score([outputs[int(j)] for j in order], references) for order in derangements(len(outputs), permutations, seed)
+    ]
+    return Comparison(bootstrap.mean(score(outputs, references)), bootstrap.mean(np.mean(dealt, axis=0)))
+
+
+def intra_study_bleu(studies: Sequence[Sequence[str]], bootstrap: Bootstrap) -> dict[str, Sampled]:
+    """BLEU-1..4 of several generated reports of one study against each other (XGeM, Table A2).
+
+    Every ordered pair of a study's reports is one output and one reference; the n-gram counts of all pairs are summed,
+    as in :func:`corpus_bleu`, and studies are resampled whole. Brevity and tokens as there; the paper states neither.
+
+    Args:
+        studies: n studies of at least two reports each.
+
+    Raises:
+        InputError: a study with fewer than two reports.
+    """
+    short = [row for row, reports in enumerate(studies) if len(reports) < 2]
+    if short:
+        raise InputError(
+            f"study {short[0]} has {len(studies[short[0]])} reports: BLEU within a study needs two or more"
+        )
+    rows: list[Array] = []
+    for reports in studies:
+        pairs = list(permuted(reports, 2))
+        rows.append(bleu_statistics([a for a, _ in pairs], [b for _, b in pairs]).sum(axis=0))
+    total = bootstrap.weights @ np.array(rows)
+    return {f"bleu_{order}": bootstrap.sampled(bleu_from_statistics(total, order)) for order in range(1, MAX_ORDER + 1)}
+
+
+def check_reports(outputs: Sequence[str], references: Sequence[str], ids: Sequence[str]) -> int:
+    """How many outputs are empty; each of them has zero overlap and stays in every mean.
+
+    Raises:
+        DataError: a reference is empty; names its study. Nothing can be compared with it.
+    """
+    for text, name in zip(references, ids, strict=True):
+        if not text.strip():
+            raise DataError(f"study {name}: its real report is empty; expected text, so leave the study out")
+    return sum(not text.strip() for text in outputs)
+
+
+def compare_f1(truth: NDArray[np.bool_], predicted: NDArray[np.bool_], bootstrap: Bootstrap) -> dict[str, Comparison]:
+    """``micro_f1`` and ``macro_f1`` of :func:`compare_f1_scores` for labels that are all known."""
+    found = compare_f1_scores(truth.astype(np.float64), predicted.astype(np.float64), bootstrap)
+    return {name: found[name] for name in ("micro_f1", "macro_f1")}
+
+
+def class_f1(
+    truth: NDArray[np.bool_], predicted: NDArray[np.bool_], classes: Sequence[str]
+) -> dict[str, dict[str, Any]]:
+    """F1, support and number of predictions of each class; F1 is None where the class is nowhere affirmed."""
+    result: dict[str, dict[str, Any]] = {}
+    for k, name in enumerate(classes):
+        hits, support, called = (
+            int((truth[:, k] & predicted[:, k]).sum()),
+            int(truth[:, k].sum()),
+            int(predicted[:, k].sum()),
+        )
+        f1 = 2 * hits / (support + called) if support + called else None
+        result[name] = {"f1": f1, "support": support, "predicted": called}
+    return result
+
+
+def most_frequent(reports: Sequence[str]) -> str:
+    """The report that occurs most often (ties: the one that comes first); the constant baseline."""
+    counts = Counter(report for report in reports if report.strip())
+    if not counts:
+        raise InputError("no report at all: the constant baseline needs training impressions")
+    return counts.most_common(1)[0][0]
+
+
+def distinct(reports: Sequence[str]) -> int:
+    """Number of different reports, ignoring case and white space."""
+    return len({" ".join(report.lower().split()) for report in reports})

@@ -1,0 +1,1 @@
+"""From a request to generated images and reports: encode, fuse, sample, decode."""

@@ -1,0 +1,131 @@
+"""Images and reports as a checkpoint's prompt encoders embed them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from xgem.metrics.bootstrap import Array
+from xgem.pipeline.pipeline import XgemPipeline
+from xgem.types import InputError
+
+if TYPE_CHECKING:
+    from xgem.configs.components import TransformConfig
+
+
+Images = NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class PromptEncoders:
+    """Encoders of images and reports into one space.
+
+    ``images`` takes (n, size, size) uint8, ``reports`` n texts; both give (n, d). ``weights`` is a hash.
+    """
+
+    name: str
+    weights: str
+    size: int
+    images: Callable[[Images], Array]
+    reports: Callable[[Sequence[str]], Array]
+
+    @classmethod
+    def of(cls, evaluated: Evaluated, view: str = "frontal") -> PromptEncoders:
+        """Those of an opened model (:func:`xgem.pipeline.embedding.open_model`) for one view and its report."""
+        if view not in evaluated.images or not evaluated.reports:
+            known = ", ".join(evaluated.modalities)
+            raise InputError(f"{evaluated.name}: has {known}; expected {view} and a report")
+        report = evaluated.reports[0]
+        return cls(
+            f"prompt encoders of {evaluated.name}",
+            evaluated.hash,
+            evaluated.transform.size,
+            lambda images: evaluated.embed(view, images),
+            lambda reports: evaluated.embed(report, list(reports)),
+        )
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """A model as the evaluation sees it.
+
+    Attributes:
+        name, hash: which checkpoint, for the results.
+        pipe: ``pipe(inputs, [output], **options) -> list[Generation]``, as ``XgemPipeline``.
+        images, reports: the model's modalities of either sort.
+        transform: how images become (size, size).
+        sections: what of a study's text makes its report.
+        sampling: the model's own defaults for the options that ``RunSettings`` leaves open.
+        embed: (modality, images (n, s, s) uint8 or texts) -> (n, d) vectors of the prompt encoders' shared space.
+        reconstruct: (modality, images) -> what the modality's codec makes of them, (n, s, s) uint8.
+        inputs: every modality that may be given, annotations and demographics included.
+    """
+
+    name: str
+    hash: str
+    pipe: Callable[..., Any]
+    images: tuple[str, ...]
+    reports: tuple[str, ...]
+    transform: TransformConfig
+    embed: Callable[[str, Any], Array]
+    reconstruct: Callable[[str, Images], Images]
+    sections: tuple[str, ...] = ("impression",)
+    sampling: Mapping[str, Any] = field(default_factory=dict)
+    inputs: tuple[str, ...] = ()
+
+    @property
+    def modalities(self) -> tuple[str, ...]:
+        return (*self.images, *self.reports)
+
+
+def open_model(model: str | Path | None, *, device: str | None = None, dtype: str | None = None) -> Evaluated:
+    """Load a checkpoint (name, folder or hub id) for evaluation.
+
+    Raises:
+        CheckpointError, DeviceError: as :func:`xgem.load`.
+    """
+    import torch
+
+    pipe = XgemPipeline.from_pretrained(model, device=device, dtype=dtype)
+    preset = pipe.preset
+    kinds = {name: preset.components[preset.codec(name)].kind for name in preset.outputs}
+
+    def batches(values: Any, size: int = 64) -> list[Any]:
+        return [values[start : start + size] for start in range(0, len(values), size)]
+
+    def to_model(images: Images) -> torch.Tensor:
+        values = torch.from_numpy(np.array(images)).unsqueeze(1).float() / 127.5 - 1
+        return values.to(pipe.device, pipe.dtype)
+
+    @torch.inference_mode()
+    def embed(modality: str, values: Any) -> Array:
+        encoder: Any = pipe.component(preset.encoder(modality))
+        images = isinstance(values, np.ndarray)
+        parts = [encoder.encode(to_model(part) if images else list(part)).pooled for part in batches(values)]
+        return torch.cat(parts).float().cpu().numpy().astype(np.float64)
+
+    @torch.inference_mode()
+    def reconstruct(modality: str, images: Images) -> Images:
+        codec: Any = pipe.component(preset.codec(modality))
+        parts = [codec.decode(codec.encode(to_model(part))) for part in batches(images, 32)]
+        values = torch.cat(parts).float().clamp(-1, 1).squeeze(1)
+        return ((values + 1) * 127.5).round().to(torch.uint8).cpu().numpy()
+
+    return Evaluated(
+        name=pipe.name,
+        hash=pipe.hash,
+        pipe=pipe,
+        images=tuple(name for name, kind in kinds.items() if kind == "image_vae"),
+        reports=tuple(name for name, kind in kinds.items() if kind != "image_vae"),
+        transform=preset.transform,
+        embed=embed,
+        reconstruct=reconstruct,
+        sections=tuple(preset.report_sections),
+        sampling=preset.sampling.model_dump(),
+        inputs=tuple(preset.modalities),
+    )

@@ -1,0 +1,187 @@
+"""What a request made: the samples, where they come from, and how they are written and read back.
+
+Every written output is marked as synthetic and carries what it takes to make it again: seed, checkpoint hash, hashes
+of the inputs, sampler, steps and guidance (see ``replay``). Report prompts are stored as text; of images only
+the hash and the file's name are kept.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, cast
+
+from xgem.types import InputError, OutputError
+from xgem.utils.files import check_output_folder, file_sha256, new_file_mode
+
+RECORD_NAME = "generation.json"
+
+
+PNG_KEY = "xgem"
+
+
+_Mapping = Mapping[str, Any]
+
+
+def _no_samples() -> dict[str, list[dict[str, Any]]]:
+    return {}
+
+
+@dataclass(frozen=True)
+class Generation:
+    """The samples of one request, by output.
+
+    ``outputs`` maps each modality to its samples: images as PIL images (mode "L"), arrays or tensors, as
+    ``output_type`` said; reports as text. They are attributes too: ``generation.lateral[0]``. ``metadata`` is what
+    all samples have in common, as JSON values; ``samples`` what each one adds to it, in the order of ``outputs``.
+    ``annotations`` are those that the samples follow, on the samples' own grid, by modality.
+    """
+
+    outputs: Mapping[str, Sequence[Any]]
+    metadata: _Mapping
+    samples: Mapping[str, Sequence[_Mapping]] = field(default_factory=_no_samples)
+    annotations: _Mapping = field(default_factory=dict[str, Any])
+
+    def __getattr__(self, name: str) -> Sequence[Any]:
+        outputs = cast(Mapping[str, Sequence[Any]], self.__dict__.get("outputs", {}))
+        if name in outputs:
+            return outputs[name]
+        raise AttributeError(f"this generation has no {name!r}, only: {', '.join(outputs)}")
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.outputs)
+
+    def sample_metadata(self, output: str, index: int = 0) -> dict[str, Any]:
+        """Everything known of one sample, as JSON values; written into its file."""
+        own = self.samples[output][index] if output in self.samples else {"output": output, "sample": index}
+        return {**self.metadata, **own}
+
+    def save(self, directory: str | Path, *, overwrite: bool = False) -> list[Path]:
+        """Write every sample and ``generation.json`` into ``directory``, all of them or none.
+
+        An image becomes ``lateral.png``, a report ``report.txt`` with ``report.json`` beside it; of several samples
+        ``lateral-000.png``, ``lateral-001.png``. Annotations lie beside each, in their own formats
+        (``frontal.mask.png``, ``frontal.boxes.json``), so that the pair can be trained on. With ``overwrite`` the
+        files of an earlier generation there are replaced; other files in the folder are left alone.
+
+        Returns:
+            The samples' files.
+
+        Raises:
+            OutputError: the folder is used (and not ``overwrite``) or cannot be written.
+        """
+        from xgem.modalities import get_modality
+
+        directory = check_output_folder(directory, overwrite=overwrite)
+        temporary: Path | None = None
+        try:
+            directory.parent.mkdir(parents=True, exist_ok=True)
+            temporary = Path(tempfile.mkdtemp(prefix=f".{directory.name}.", dir=directory.parent))
+            files: dict[str, list[dict[str, Any]]] = {}
+            for output, samples in self.outputs.items():
+                modality = get_modality(output)
+                for index, sample in enumerate(samples):
+                    stem = output if len(samples) == 1 else f"{output}-{index:03d}"
+                    metadata = self.sample_metadata(output, index)
+                    written = modality.write(sample, temporary, stem, metadata)
+                    assert written is not None  # every output has a file
+                    own = self.samples[output][index] if output in self.samples else {}
+                    entry = {**own, "file": written.name, "sha256": file_sha256(written)}
+                    beside = [
+                        get_modality(name).write(value, temporary, stem, metadata)
+                        for name, value in self.annotations.items()
+                    ]
+                    if any(beside):
+                        entry["annotations"] = [path.name for path in beside if path is not None]
+                    files.setdefault(output, []).append(entry)
+            record = {**self.metadata, "files": files}
+            text = json.dumps(record, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
+            (temporary / RECORD_NAME).write_text(text, encoding="utf-8")
+            _publish(temporary, directory)
+        except OSError as error:
+            raise OutputError(f"{directory}: cannot be written ({error.strerror or error})") from error
+        finally:
+            if temporary is not None:
+                shutil.rmtree(temporary, ignore_errors=True)
+        return [directory / entry["file"] for entries in files.values() for entry in entries]
+
+
+def _publish(temporary: Path, directory: Path) -> None:
+    """Move finished results into place: in one rename where the folder is new, file by file where it is not."""
+    for path in temporary.iterdir():
+        path.chmod(new_file_mode(0o666))
+    temporary.chmod(new_file_mode(0o777))
+    if directory.is_dir() and not any(directory.iterdir()):
+        directory.rmdir()
+    if not directory.exists():
+        temporary.replace(directory)
+        return
+    stale = _recorded_files(directory)
+    # The record goes last: whatever it lists is whole.
+    names = sorted((path.name for path in temporary.iterdir()), key=lambda name: (name == RECORD_NAME, name))
+    for name in names:
+        (temporary / name).replace(directory / name)
+    for name in stale - set(names):
+        (directory / name).unlink(missing_ok=True)
+
+
+def _recorded_files(directory: Path) -> set[str]:
+    """Files (and reports' sidecars) of the generation that ``directory`` holds, plain names only."""
+    try:
+        record = json.loads((directory / RECORD_NAME).read_text(encoding="utf-8"))
+        if record.get("synthetic") is not True:
+            return set()
+        entries = [entry for found in record["files"].values() for entry in found]
+        names = {str(name) for entry in entries for name in (entry["file"], *entry.get("annotations", ()))}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return set()  # not ours, or damaged: nothing is removed on its word
+    plain = {name for name in names if Path(name).name == name}
+    return plain | {Path(name).with_suffix(".json").name for name in plain}
+
+
+def read_metadata(path: str | Path) -> dict[str, Any]:
+    """What xgem wrote about a generated file: from the PNG itself, or from the JSON file beside a report.
+
+    Raises:
+        InputError: no such file, or one without xgem's metadata.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"{path}: no such file, expected a PNG or a report that xgem wrote")
+    if path.suffix.lower() in {".txt", ".json"}:
+        text = _read_text(path.with_suffix(".json"))
+    else:
+        text = _png_text(path)
+    try:
+        values = json.loads(text)
+    except ValueError as error:
+        raise InputError(f"{path}: its metadata is not JSON; it is damaged or not xgem's") from error
+    if not isinstance(values, dict) or "output" not in values or "seed" not in values:
+        raise InputError(f"{path}: has no metadata of one generated sample, expected a PNG or report that xgem wrote")
+    return cast(dict[str, Any], values)
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: cannot be read; a report's metadata lies in the .json file beside it") from error
+
+
+def _png_text(path: Path) -> str:
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        with Image.open(path) as image:
+            text = getattr(image, "text", {}).get(PNG_KEY)
+    except (UnidentifiedImageError, OSError, ValueError, SyntaxError) as error:
+        raise InputError(f"{path}: not a readable PNG; expected one that xgem wrote") from error
+    if text is None:
+        raise InputError(
+            f"{path}: carries no xgem metadata; it was not made by xgem or was saved anew by other software"
+        )
+    return str(text)

@@ -1,0 +1,313 @@
+"""A gate behind the decoder: images that come too close to a training image are not given out but drawn again.
+
+Two distances to the closest training image decide, either of them: between the vectors of the model's own image
+encoder, and between the pixels, allowing for small shifts and other exposure. What is too close is read off real
+images that the model has not seen, or given.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, Protocol, Self
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from xgem.checkpoints.index import component_hash
+from xgem.data.manifest import Manifest
+from xgem.data.set_files import read_set
+from xgem.data.transforms import read_square, resize
+from xgem.metrics.privacy import ALIGNED_SIZE, aligned_distance, latent_distance
+from xgem.modalities import get_modality
+from xgem.types import InputError, OutputError
+
+if TYPE_CHECKING:
+    from xgem.configs.preset import Preset
+
+FORMAT: Final = "xgem-privacy-index"
+MIN_HELD_OUT: Final = 20
+_BATCH: Final = 64
+Images = NDArray[np.uint8]
+Files = Mapping[str, Sequence[Path]]
+
+
+class EncodingPipeline(Protocol):
+    """What the gate asks of a pipeline: the checkpoint's preset and its encoders."""
+
+    root: Path
+    preset: Preset
+    name: str
+
+    @property
+    def device(self) -> torch.device: ...
+    @property
+    def dtype(self) -> torch.dtype: ...
+    def component(self, name: str) -> Any: ...
+
+
+@dataclass(frozen=True)
+class Thresholds:
+    """Distances at or below which an image is refused; None where held-out images are to say.
+
+    ``latent``: of the encoder's unit vectors, divided by the root of their dimension; ``pixel``: as
+    :func:`xgem.metrics.privacy.aligned_distance` at 64 pixels, 0 to 2.
+    """
+
+    latent: float | None = None
+    pixel: float | None = None
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """How close an image comes to training images, and whether that is too close."""
+
+    latent: float
+    pixel: float
+    refused: bool
+
+
+@dataclass(frozen=True)
+class Index:
+    """One view's training images as the gate sees them.
+
+    ``pixels`` (m, 64, 64) uint8 (smaller where the model's images are), ``latents`` (m, d); ``encoder`` identifies
+    the encoder and the preprocessing. It shows real patients: keep it where the training data may lie.
+    """
+
+    encoder: str
+    pixels: Images
+    latents: NDArray[np.float32]
+    latent_threshold: float
+    pixel_threshold: float
+
+    @property
+    def sha256(self) -> str:
+        digest = hashlib.sha256(f"{self.encoder}{self.latent_threshold}{self.pixel_threshold}".encode())
+        digest.update(self.pixels.tobytes() + self.latents.tobytes())
+        return digest.hexdigest()
+
+    def verdict(self, pixels: Images, latent: NDArray[np.float32]) -> Verdict:
+        """Of one image (s, s) and its vector (d,)."""
+        near = float(latent_distance(latent[None], self.latents).values[0])
+        close = float(aligned_distance(pixels[None], self.pixels).values[0])
+        return Verdict(near, close, near <= self.latent_threshold or close <= self.pixel_threshold)
+
+
+@dataclass(frozen=True)
+class PrivacyGate:
+    """Training images (and held-out ones) by view, or indexes made from them earlier; see :meth:`open`.
+
+    ``quantile`` of held-out real images would be refused by either distance; ``tries`` draws of a sample are made
+    before the request fails.
+    """
+
+    training: Files = field(default_factory=dict[str, Sequence[Path]])
+    held_out: Files = field(default_factory=dict[str, Sequence[Path]])
+    indexes: Mapping[str, Index] = field(default_factory=dict[str, Index])
+    thresholds: Thresholds = Thresholds()
+    quantile: float = 0.01
+    tries: int = 10
+    _made: dict[tuple[str, str], Index] = field(default_factory=dict, init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        given = [one for one in (self.thresholds.latent, self.thresholds.pixel) if one is not None]
+        if any(not 0 <= one < np.inf for one in given) or not 0 < self.quantile < 1 or self.tries < 1:
+            raise InputError(
+                f"privacy gate: {self.thresholds}, quantile {self.quantile}, {self.tries} tries; expected distances of "
+                "0 or more, a quantile between 0 and 1, and at least one try"
+            )
+
+    @classmethod
+    def open(cls, path: str | Path, **options: Any) -> PrivacyGate:
+        """A manifest (:meth:`from_manifest`), an index (:meth:`from_index`), or a folder or CSV of training images.
+
+        Args:
+            options: ``thresholds``, ``quantile``, ``tries``.
+
+        Raises:
+            InputError: an index that is none. DataError, ManifestError: images or a manifest that cannot be read.
+        """
+        ending = Path(path).suffix
+        if ending == ".safetensors":
+            return cls.from_index(path, **options)
+        return (cls.from_manifest if ending in {".parquet", ".jsonl"} else cls.from_images)(path, **options)
+
+    @classmethod
+    def from_manifest(cls, path: str | Path, **options: Any) -> Self:
+        """Training images of the split ``train``, held-out ones of ``val`` and ``test``, all views."""
+        manifest = Manifest.read(path)
+        manifest.check(files=False)
+        found: dict[str, dict[str, list[Path]]] = {"train": {}, "val": {}, "test": {}}
+        for study in manifest.studies():
+            for view, files in study.images.items():
+                found[study.split].setdefault(view, []).extend(files)
+        views = found["val"].keys() | found["test"].keys()
+        held_out = {view: [*found["val"].get(view, []), *found["test"].get(view, [])] for view in sorted(views)}
+        return cls(found["train"], held_out, **options)
+
+    @classmethod
+    def from_images(cls, path: str | Path, view: str = "frontal", **options: Any) -> Self:
+        """A folder or CSV of training images of one view; without held-out ones, so both thresholds must be given."""
+        items = read_set(path, labels="file").with_images().items
+        return cls({view: [item.file for item in items if item.file is not None]}, **options)
+
+    @classmethod
+    def from_index(cls, path: str | Path, **options: Any) -> Self:
+        """What :meth:`save` wrote; thresholds that are given replace the stored ones."""
+        from safetensors import SafetensorError, safe_open
+
+        if "quantile" in options:
+            raise InputError(f"{path}: an index has no held-out images to take a share of; give distances, or images")
+        try:
+            with safe_open(str(path), framework="np") as stream:
+                said = json.loads((stream.metadata() or {}).get(FORMAT, "null"))
+                indexes = {
+                    view: Index(
+                        pixels=stream.get_tensor(f"{view}.pixels"),
+                        latents=stream.get_tensor(f"{view}.latents"),
+                        **values,
+                    )
+                    for view, values in said.items()
+                }
+        except (SafetensorError, OSError, ValueError, AttributeError, TypeError) as error:
+            line = " ".join(str(error).split())[:120]
+            raise InputError(
+                f"{path}: no index of a privacy gate ({line}); make one with --save-privacy-index"
+            ) from None
+        gate = cls(indexes=indexes, **options)
+        changes = {"latent_threshold": gate.thresholds.latent, "pixel_threshold": gate.thresholds.pixel}
+        changes = {name: value for name, value in changes.items() if value is not None}
+        return replace(gate, indexes={view: replace(index, **changes) for view, index in indexes.items()})
+
+    def indexed(self, pipeline: EncodingPipeline, outputs: Sequence[str]) -> PrivacyGate:
+        """The gate with the indexes that ``outputs`` need, made by ``pipeline``'s encoder; all images are read once.
+
+        Raises:
+            InputError: no output is an image; no training images of a view; an index of another encoder; no
+                thresholds and too few held-out images.
+            ImageError: an image cannot be read; names the file.
+        """
+        views = [name for name in outputs if get_modality(name).is_image]
+        if not views:
+            raise InputError(f"privacy gate: none of the outputs ({', '.join(outputs)}) is an image; leave it out")
+        return replace(self, indexes={**self.indexes, **{view: self._index(pipeline, view) for view in views}})
+
+    def save(self, path: str | Path) -> None:
+        """Write the indexes as one file, in one piece.
+
+        Raises:
+            InputError: there are none yet (:meth:`indexed`). OutputError: the place cannot be written.
+        """
+        from safetensors.numpy import save_file
+
+        if not self.indexes:
+            raise InputError("privacy gate: nothing is indexed yet; call indexed(pipeline, outputs) first")
+        file = Path(path)
+        tensors: dict[str, NDArray[Any]] = {}
+        said: dict[str, dict[str, Any]] = {}
+        for view, index in self.indexes.items():
+            tensors |= {f"{view}.pixels": index.pixels, f"{view}.latents": index.latents}
+            said[view] = {name: getattr(index, name) for name in ("encoder", "latent_threshold", "pixel_threshold")}
+        partial = file.with_name(f".{file.name}.part")
+        try:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            save_file(tensors, partial, metadata={FORMAT: json.dumps(said)})
+            partial.replace(file)
+        except OSError as error:
+            raise OutputError(f"{file}: cannot be written ({error.strerror or error}); choose another place") from error
+
+    def check(self, pipeline: EncodingPipeline, view: str, value: Any) -> Verdict:
+        """Of one output as the pipeline gives it (PIL image, array or tensor), by the view's index."""
+        image = _grey(value)[None]
+        pixels, latents = _seen(pipeline, view, image)
+        return self.indexes[view].verdict(pixels[0], latents[0])
+
+    def describe(self, view: str, verdict: Verdict) -> dict[str, Any]:
+        """What a sample's metadata say of its verdict, as JSON values."""
+        index = self.indexes[view]
+        return {
+            "index": index.sha256[:16],
+            "training_pictures": len(index.pixels),
+            "latent_distance": verdict.latent,
+            "latent_threshold": index.latent_threshold,
+            "pixel_distance": verdict.pixel,
+            "pixel_threshold": index.pixel_threshold,
+        }
+
+    def _index(self, pipeline: EncodingPipeline, view: str) -> Index:
+        encoder = _encoder_hash(pipeline, view)
+        if view in self.indexes:
+            if self.indexes[view].encoder != encoder:
+                raise InputError(
+                    f"privacy gate: its index of {view} was made with another encoder or size than {pipeline.name!r} "
+                    "has; make it again from the images"
+                )
+            return self.indexes[view]
+        if (view, encoder) not in self._made:
+            self._made[view, encoder] = self._make(pipeline, view, encoder)
+        return self._made[view, encoder]
+
+    def _make(self, pipeline: EncodingPipeline, view: str, encoder: str) -> Index:
+        if not self.training.get(view):
+            known = ", ".join(sorted({*self.training, *self.indexes})) or "nothing"
+            raise InputError(
+                f"privacy gate: has no training images of {view}, only of {known}; {view} cannot be checked"
+            )
+        pixels, latents = _read(pipeline, view, self.training[view])
+        index = Index(encoder, pixels, latents, 0.0, 0.0)
+        latent, pixel = self.thresholds.latent, self.thresholds.pixel
+        if latent is None or pixel is None:
+            seen = self.held_out.get(view, ())
+            if len(seen) < MIN_HELD_OUT:
+                raise InputError(
+                    f"privacy gate: {len(seen)} held-out images of {view}, expected at least {MIN_HELD_OUT} to say "
+                    "what is too close; give a manifest with more in val, or both thresholds (--privacy-threshold)"
+                )
+            there, vectors = _read(pipeline, view, seen)
+            latent = _quantile(latent_distance(vectors, latents).values, self.quantile) if latent is None else latent
+            pixel = _quantile(aligned_distance(there, pixels).values, self.quantile) if pixel is None else pixel
+        return replace(index, latent_threshold=latent, pixel_threshold=pixel)
+
+
+def _quantile(values: NDArray[np.float64], share: float) -> float:
+    return float(np.quantile(values, share, method="lower"))
+
+
+def _encoder_hash(pipeline: EncodingPipeline, view: str) -> str:
+    own = component_hash(pipeline.root, pipeline.preset.encoder(view))
+    return f"{own}-{hashlib.sha256(pipeline.preset.transform.model_dump_json().encode()).hexdigest()[:16]}"
+
+
+def _read(pipeline: EncodingPipeline, view: str, files: Sequence[Path]) -> tuple[Images, NDArray[np.float32]]:
+    def one(file: Path) -> Images:
+        return np.rint((read_square(file, pipeline.preset.transform) + 1) * 127.5).astype(np.uint8)
+
+    batches = [files[start : start + _BATCH] for start in range(0, len(files), _BATCH)]
+    with ThreadPoolExecutor(4) as pool:
+        parts = [_seen(pipeline, view, np.stack(list(pool.map(one, batch)))) for batch in batches]
+    return np.concatenate([one for one, _ in parts]), np.concatenate([two for _, two in parts])
+
+
+@torch.inference_mode()
+def _seen(pipeline: EncodingPipeline, view: str, images: Images) -> tuple[Images, NDArray[np.float32]]:
+    """Images (b, s, s) as small ones, and their vectors (b, d)."""
+    encoder: Any = pipeline.component(pipeline.preset.encoder(view))
+    x = torch.from_numpy(np.array(images)).unsqueeze(1).float() / 127.5 - 1
+    latents = encoder.encode(x.to(pipeline.device, pipeline.dtype)).pooled.float().cpu().numpy()
+    side = min(ALIGNED_SIZE, images.shape[-1])
+    small = [resize(image.astype(np.float32) / 255, (side, side), "area") for image in images]
+    return np.rint(np.stack(small) * 255).astype(np.uint8), latents
+
+
+def _grey(value: Any) -> Images:
+    """An image of any output type as it is written: (s, s) uint8."""
+    if isinstance(value, torch.Tensor):
+        value = value[0].cpu().numpy()
+    array = np.asarray(value)
+    return array if array.dtype == np.uint8 else np.rint(array * 255).astype(np.uint8)

@@ -1,0 +1,246 @@
+"""Make a generated file again from the metadata it carries, identically on the same machine."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from xgem._version import __version__
+from xgem.modalities import get_modality
+from xgem.pipeline.generation import Generation, read_metadata
+from xgem.pipeline.pipeline import DEFAULT_BATCH_SIZE, XgemPipeline, annotations_of
+from xgem.types import CheckpointError, InputError, Prompt
+
+logger = logging.getLogger(__name__)
+
+_MOST_ROWS = 64 * DEFAULT_BATCH_SIZE
+
+
+class _Batch(BaseModel):
+    size: int = Field(ge=1, le=_MOST_ROWS)
+    position: int = Field(ge=0)
+
+
+class _Together(BaseModel):
+    guidance_scale: float
+    context_tokens: int = Field(ge=1, le=65536)
+
+
+class _Checkpoint(BaseModel):
+    name: str
+    hash: str
+
+
+class _Input(BaseModel):
+    sha256: str
+    origin: str
+    text: str | None = None
+    sha256_on_grid: str | None = None
+
+
+class _Record(BaseModel):
+    """What replaying needs of a sample's metadata. A file may come from anywhere, so all of it is checked."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    output: str
+    sample: int = Field(ge=0)
+    seed: int = Field(ge=0)
+    checkpoint: _Checkpoint
+    inputs: dict[str, _Input]
+    keep: dict[str, _Input]
+    strength: float | None
+    control_scale: float
+    control_end: float
+    sampler: str
+    num_inference_steps: int
+    together: dict[str, _Together]
+    greedy: bool
+    batch: _Batch
+    xgem: str
+    torch: str
+    device: str
+    dtype: str
+    threads: int = Field(ge=1, le=4096)
+    compiled: bool = False
+
+
+@dataclass(frozen=True)
+class Replayed:
+    """A sample made again: its ``generation``, and whether it is ``identical`` to the file it was replayed from."""
+
+    generation: Generation
+    identical: bool
+
+
+def replay(
+    file: str | Path,
+    *,
+    inputs: Mapping[str, Any] | None = None,
+    keep: Mapping[str, Any] | None = None,
+    model: XgemPipeline | str | Path | None = None,
+    device: str | torch.device | None = None,
+    dtype: str | torch.dtype | None = None,
+    progress: bool = True,
+) -> Replayed:
+    """Make the sample in ``file`` (a PNG or report that xgem wrote) again.
+
+    Args:
+        file: what to replay.
+        inputs: the inputs it was made from. Of those left out, an annotation is the one that was written beside
+            ``file``, and others are looked up by their recorded name, in the working folder and beside ``file``.
+            Reports that were prompts are recorded as text and need not be given.
+        keep: likewise, what outputs were to keep.
+        model: the checkpoint; the recorded one (embedded or hub) when left out.
+        device, dtype: the recorded ones when left out; others give other rounding.
+        progress: show progress bars.
+
+    Raises:
+        InputError: no xgem metadata, an input that is not found or is another one than recorded.
+        CheckpointError: the checkpoint is not found or is another one than recorded.
+        DeviceError: the device is not available here.
+    """
+    path = Path(file)
+    metadata = read_metadata(path)
+    record = _check(path, metadata)
+    pipeline = model if isinstance(model, XgemPipeline) else _open(path, record, model, device, dtype)
+    if pipeline.hash != record.checkpoint.hash:
+        raise CheckpointError(
+            f"{path}: was made with checkpoint {record.checkpoint.name!r} (hash {record.checkpoint.hash}), "
+            f"{pipeline.name!r} has hash {pipeline.hash}; give the right one as model (--model)"
+        )
+    for what, then, now in (("xgem", record.xgem, __version__), ("torch", record.torch, torch.__version__)):
+        if then != now:
+            logger.warning("made with %s %s, replayed with %s: pixels may differ", what, then, now)
+    found = _find(path, pipeline, record.inputs, inputs or {}, "input", "--")
+    kept = _find(path, pipeline, record.keep, keep or {}, "kept image", "--keep ")
+    prompts = _read(pipeline, record.inputs, found, "input")
+    _read(pipeline, record.keep, kept, "kept image")
+    threads = torch.get_num_threads()
+    try:
+        # How many threads share a sum decides the order of its additions.
+        torch.set_num_threads(record.threads)
+        sample = pipeline.regenerate(found, metadata, keep=kept, progress=progress)
+    finally:
+        torch.set_num_threads(threads)
+    now = {**metadata, "xgem": __version__, "torch": torch.__version__, "device": str(pipeline.device)}
+    names = ("output", "sample", "guidance_scale", "together", "batch", "privacy_gate")
+    own = {key: metadata[key] for key in names if key in metadata}
+    common = {key: value for key, value in now.items() if key == "guidance_scale" or key not in own}
+    generation = Generation({record.output: [sample]}, common, {record.output: [own]}, annotations_of(prompts))
+    return Replayed(generation, _same(sample, path))
+
+
+def _same(sample: Any, path: Path) -> bool:
+    """Whether a sample equals the one in the file: the same text, or the same pixels byte for byte."""
+    from PIL import Image
+
+    if isinstance(sample, str):
+        return path.with_suffix(".txt").read_text(encoding="utf-8").strip() == sample.strip()
+    with Image.open(path) as image:
+        return image.size == sample.size and image.mode == sample.mode and image.tobytes() == sample.tobytes()
+
+
+def _check(path: Path, metadata: Mapping[str, Any]) -> _Record:
+    try:
+        record = _Record.model_validate(metadata)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise InputError(f"{path}: its metadata cannot be replayed: {where}: {first['msg']}") from error
+    if record.batch.position >= record.batch.size:
+        raise InputError(f"{path}: its metadata cannot be replayed: batch position {record.batch.position} is too high")
+    if record.output not in record.together:
+        raise InputError(
+            f"{path}: its metadata cannot be replayed: output {record.output!r} is not among its own group"
+        )
+    return record
+
+
+def _open(
+    path: Path,
+    record: _Record,
+    model: str | Path | None,
+    device: str | torch.device | None,
+    dtype: str | torch.dtype | None,
+) -> XgemPipeline:
+    where: dict[str, Any] = {
+        "device": record.device if device is None else device,
+        "dtype": record.dtype if dtype is None else dtype,
+        "compile": record.compiled,
+    }
+    if model is not None:
+        return XgemPipeline.from_pretrained(model, **where)
+    name, _, revision = record.checkpoint.name.partition("@")
+    try:
+        return XgemPipeline.from_pretrained(name, revision=revision or None, **where)
+    except CheckpointError as error:
+        reason = f"was made with checkpoint {record.checkpoint.name!r}, which is not found; give it as model (--model)"
+        raise CheckpointError(f"{path}: {reason}") from error
+
+
+def _find(
+    path: Path,
+    pipeline: XgemPipeline,
+    recorded: Mapping[str, _Input],
+    given: Mapping[str, Any],
+    what: str,
+    option: str,
+) -> dict[str, Any]:
+    """Each recorded input (or kept image): as given, as recorded text, as written beside, or by its recorded name."""
+    strangers = [name for name in given if name not in recorded]
+    if strangers:
+        made_from = ", ".join(recorded) or "nothing"
+        raise InputError(f"{path}: was made from {made_from}, not from {strangers[0]!r}; leave that out")
+    found: dict[str, Any] = {}
+    for name, was in recorded.items():
+        if name in given:
+            found[name] = given[name]
+        elif was.text is not None:
+            found[name] = was.text
+        elif (beside := _beside(path, pipeline, name, was)) is not None:
+            found[name] = beside
+        else:
+            # Only the plain name counts: a file from elsewhere must not decide which paths are opened here.
+            places = [folder / Path(was.origin).name for folder in (Path(), path.parent)]
+            there = [place for place in places if place.is_file()]
+            if not there:
+                raise InputError(
+                    f"{path}: its {what} {name!r} was {was.origin!r}, which is not found; give it ({option}{name})"
+                )
+            found[name] = there[0]
+    return found
+
+
+def _beside(path: Path, pipeline: XgemPipeline, name: str, was: _Input) -> Path | None:
+    """The file that was written with the sample for the annotation ``name``; None where it says less than that did."""
+    modality = get_modality(name)
+    file = path.parent / f"{path.stem}{modality.suffix}"
+    if was.sha256_on_grid is None or not modality.suffix or not file.is_file():
+        return None
+    try:
+        prompt = modality.read(file, pipeline.preset)
+    except InputError:
+        return None
+    return file if prompt.sha256 == was.sha256_on_grid else None
+
+
+def _read(
+    pipeline: XgemPipeline, recorded: Mapping[str, _Input], found: Mapping[str, Any], what: str
+) -> dict[str, Prompt]:
+    prompts: dict[str, Prompt] = {}
+    for name, value in found.items():
+        prompts[name] = prompt = get_modality(name).read(value, pipeline.preset, allow_any=True)
+        was = recorded[name]
+        if value != was.text and prompt.sha256 not in (was.sha256, was.sha256_on_grid):
+            raise InputError(
+                f"{what} {name!r} is not the recorded one: its SHA-256 starts with {prompt.sha256[:12]}, "
+                f"recorded is {was.sha256[:12]}; give the original file"
+            )
+    return prompts

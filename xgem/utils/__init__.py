@@ -1,0 +1,1 @@
+"""What every layer shares: devices, seeded noise, progress, files, hashes, contact sheets."""

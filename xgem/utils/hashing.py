@@ -1,0 +1,83 @@
+"""SHA-256 of arrays, files and modules, as caches and records use them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from xgem.types import DataError
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+    from torch import Tensor, nn
+
+
+def canonical(key: Mapping[str, Any]) -> str:
+    """A key as JSON that is equal for equal keys.
+
+    Raises:
+        DataError: the key holds something that JSON has no form for, or NaN.
+    """
+    try:
+        return json.dumps(key, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise DataError(
+            f"cache key cannot be written as JSON ({error}); give strings, numbers, lists, dicts"
+        ) from error
+
+
+def content_hash(paths: Iterable[str | os.PathLike[str]]) -> str:
+    """SHA-256 over the contents of files, in the given order; names do not matter.
+
+    Raises:
+        DataError: a file cannot be read.
+    """
+
+    def one(path: str | os.PathLike[str]) -> bytes:
+        try:
+            with Path(path).open("rb") as stream:
+                return hashlib.file_digest(stream, "sha256").digest()
+        except OSError as error:
+            raise DataError(f"{os.fspath(path)}: cannot be read ({error.strerror}); run `xgem data check`") from error
+
+    total = hashlib.sha256()
+    with ThreadPoolExecutor(_threads()) as pool:
+        for digest in pool.map(one, paths):
+            total.update(digest)
+    return total.hexdigest()
+
+
+def module_hash(module: nn.Module) -> str:
+    """SHA-256 over a module's state dict: names, dtypes, shapes and bytes."""
+    return _digest(module.state_dict())
+
+
+def _digest(arrays: Mapping[str, Tensor]) -> str:
+    digest = hashlib.sha256()
+    for name in sorted(arrays):
+        array = arrays[name].detach().cpu().contiguous()
+        digest.update(f"{name}:{array.dtype}:{tuple(array.shape)}:".encode())
+        digest.update(array.reshape(-1).view(torch.uint8).numpy().data if array.numel() else b"")
+    return digest.hexdigest()
+
+
+def _threads() -> int:
+    return max(1, min(8, os.cpu_count() or 1))
+
+
+def array_hash(array: NDArray[Any]) -> str:
+    """SHA-256 of an array's dtype, shape and bytes (in C order, little endian)."""
+    array = np.ascontiguousarray(array)
+    if array.dtype.byteorder == ">":
+        array = array.astype(array.dtype.newbyteorder("<"))
+    digest = hashlib.sha256(f"{array.dtype.name}:{array.shape}:".encode())
+    digest.update(array.tobytes())
+    return digest.hexdigest()
