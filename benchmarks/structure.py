@@ -1,4 +1,4 @@
-"""The structure of the package in figures: ``python benchmarks/structure.py [FOLDER]`` (a checkout; this one by default).
+"""The structure of the package in figures: ``python benchmarks/structure.py [CHECKOUT]`` (this one by default).
 
 Arrows are imports between the children of a package, counted once a pair; lazy imports inside functions and imports for
 type checkers count too. Upward imports are those whose removal leaves no circle (grimp's ``nominate_cycle_breakers``).
