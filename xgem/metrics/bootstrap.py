@@ -7,7 +7,7 @@ Every measure of a run is computed on the same resampled studies (:class:`Bootst
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -23,15 +23,30 @@ LEVEL = 0.95
 
 @dataclass(frozen=True)
 class Estimate:
-    """A number with its bootstrap interval and the number of studies behind it."""
+    """A number with its bootstrap interval and the number of studies behind it.
+
+    ``draws`` are the resamplings behind the interval, where they are known: two estimates of the same studies with the
+    same bootstrap are compared in pairs by them (:meth:`minus`). They are in no record.
+    """
 
     value: float
     low: float
     high: float
     n: int
+    draws: Array | None = field(default=None, repr=False, compare=False)
 
     def as_dict(self) -> dict[str, Any]:
-        return asdict(self)
+        """``value``, ``low``, ``high`` and ``n``."""
+        return {"value": self.value, "low": self.low, "high": self.high, "n": self.n}
+
+    def minus(self, other: Estimate) -> Estimate | None:
+        """The paired difference; None where the two do not share their draws' number and n.
+
+        Both must be of the same studies in the same order, and of the same bootstrap seed: that is the caller's to see.
+        """
+        if self.draws is None or other.draws is None or self.n != other.n or self.draws.shape != other.draws.shape:
+            return None
+        return Sampled(self.value - other.value, self.draws - other.draws, self.n).estimate()
 
     @property
     def interval(self) -> tuple[float, float]:
@@ -72,7 +87,7 @@ class Sampled:
         if not len(draws):
             return Estimate(self.value, float("nan"), float("nan"), self.n)
         low, high = np.quantile(draws, [(1 - level) / 2, (1 + level) / 2])
-        return Estimate(float(self.value), float(low), float(high), self.n)
+        return Estimate(float(self.value), float(low), float(high), self.n, self.draws)
 
     def recentred(self) -> Sampled:
         """The draws shifted onto the value: for measures whose bootstrap is biased, as Frechet distances are."""
