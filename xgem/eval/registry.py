@@ -1,0 +1,87 @@
+"""The registry of metrics: what each is, which direction is better, where it comes from.
+
+:class:`xgem.eval.record.Metric` looks its name up here, and so do ``xgem eval rank``, ``xgem eval metrics``, reports
+and model cards. The rows are in :mod:`xgem.eval.metric_table`. A metric of your own is registered once, before it is
+used::
+
+    from xgem.eval.registry import MetricSpec, register
+
+    register(MetricSpec("sharpness", ("fidelity",), True, "Variance of the Laplacian.", ">= 0", "Pech-Pacheco 2000"))
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import asdict
+from typing import Any
+
+from xgem.eval.metric_table import FAMILIES, MetricSpec, rows
+from xgem.types import InputError
+
+__all__ = ["FAMILIES", "MetricSpec", "as_rows", "metrics", "register", "registered", "spec", "unregister"]
+
+_NAME = re.compile(r"[a-z][a-z0-9_+]*")
+_METRICS: dict[str, MetricSpec] = {}
+
+
+def register(metric: MetricSpec) -> MetricSpec:
+    """Add a metric, so that families may report it, records be written with it, and ``rank`` know its direction.
+
+    A family that is not in :data:`FAMILIES` may be named: it is the user's own.
+
+    Raises:
+        InputError: the name is taken by another metric or is not in snake case, or a family or the line of
+            documentation is missing.
+    """
+    if not _NAME.fullmatch(metric.name):
+        raise InputError(f"metric name {metric.name!r}: expected snake case, such as micro_f1_14")
+    if not metric.families or not metric.doc.strip():
+        raise InputError(f"metric {metric.name!r}: expected at least one family and one line of documentation")
+    if _METRICS.get(metric.name, metric) != metric:
+        raise InputError(f"metric {metric.name!r} is registered already; choose another name")
+    _METRICS[metric.name] = metric
+    return metric
+
+
+def unregister(name: str) -> None:
+    """Remove a metric of the user's own; unknown names are ignored."""
+    _METRICS.pop(name, None)
+
+
+def registered(name: str) -> bool:
+    """Whether there is a metric of this name."""
+    return name in _METRICS
+
+
+def spec(name: str) -> MetricSpec:
+    """The metric of this name.
+
+    Raises:
+        InputError: it is not registered.
+    """
+    try:
+        return _METRICS[name]
+    except KeyError:
+        raise InputError(
+            f"metric {name!r} is not registered: add it with xgem.eval.registry.register; `xgem eval metrics` lists all"
+        ) from None
+
+
+def metrics(family: str | None = None) -> Iterator[MetricSpec]:
+    """All metrics, or those of one family."""
+    return (one for one in _METRICS.values() if family is None or family in one.families)
+
+
+def key_of(title: str) -> str:
+    """The key of a metric from the name that a task gives it: ``AUROC macro`` -> ``auroc_macro``."""
+    return title.strip().lower().replace(" ", "_").replace("-", "_")
+
+
+def as_rows(family: str | None = None) -> list[dict[str, Any]]:
+    """The table as plain data, one dictionary a metric, for JSON and documentation."""
+    return [asdict(one) | {"families": list(one.families), "title": one.label} for one in metrics(family)]
+
+
+for _row in rows():
+    register(_row)
