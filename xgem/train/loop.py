@@ -201,150 +201,190 @@ def _tensorboard(folder: Path, step: int, wanted: bool) -> Any:
     return SummaryWriter(str(folder), purge_step=step)
 
 
+class _Run:
+    """One run of a stage: its modules, optimizer, averaged weights, and work files in ``root/training/STAGE``."""
+
+    def __init__(self, stage: Stage, root: Path, options: LoopOptions) -> None:
+        self.stage, self.config, self.options = stage, stage.config, options
+        self.work = root / "training" / stage.name
+        self.checkpoints = self.work / "checkpoints"
+        self.state = TrainState()
+        self.best: dict[str, Tensor] | None = None
+        latest = checkpoint.latest(self.checkpoints)
+        if latest and not options.resume:
+            raise CheckpointError(
+                f"{self.work} holds a run at {latest.name}: continue it with --resume or choose another --out"
+            )
+        self.accelerator = Accelerator(
+            mixed_precision=options.precision, gradient_accumulation_steps=self.config.gradient_accumulation
+        )
+        self.main = self.accelerator.is_main_process
+        self.fingerprint = stage.fingerprint()
+        self.averaged = AveragedModel(stage.module, multi_avg_fn=_ema(self.config.ema_decay), use_buffers=False)
+        self.averaged.requires_grad_(False)
+        optimizer = torch.optim.AdamW(
+            _parameter_groups(stage.module, self.config.weight_decay),
+            lr=self.config.learning_rate,
+            betas=self.config.betas,
+        )
+        # Weights and moments are restored before accelerate wraps what holds them
+        if latest:
+            self._restore(latest, optimizer)
+        self.averaged.to(self.accelerator.device)
+        self.module, self.optimizer = self.accelerator.prepare(stage.module, optimizer)
+        # A compiled module stays compiled
+        self.call = cast(nn.Module, torch.compile(self.module)) if options.compile else self.module
+        self.work.mkdir(parents=True, exist_ok=True)
+        if self.main:
+            _trim_log(self.work / "log.jsonl", self.state.step)
+        self.writer = _tensorboard(self.work / "tensorboard", self.state.step, options.tensorboard and self.main)
+
+    def _restore(self, folder: Path, optimizer: torch.optim.Optimizer) -> None:
+        """Go on from the checkpoint in ``folder``."""
+        self.state, tensors = checkpoint.load(folder, self.fingerprint)
+        checkpoint.load_weights(self.stage.module, tensors["model"], folder)
+        checkpoint.load_weights(self.averaged, tensors["ema"], folder)
+        checkpoint.load_optimizer(optimizer, tensors["optimizer"])
+        self.best = tensors.get("best")
+        if self.accelerator.scaler is not None and self.state.scaler:
+            self.accelerator.scaler.load_state_dict(self.state.scaler)
+
+    def step(self) -> tuple[Tensor, Tensor | None, dict[str, Tensor]]:
+        """One optimizer step: loss and logged terms of the last part of the batch, gradient norm before clipping."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate(self.config, self.state.step)
+        loss, norm, logged = torch.zeros(()), None, {}
+        rank, world = self.accelerator.process_index, self.accelerator.num_processes
+        for part in range(self.config.gradient_accumulation):
+            # All randomness follows from the position in the run (ADR-0004)
+            position = self.state.step * self.config.gradient_accumulation + part
+            torch.manual_seed(mix(self.stage.seed, self.stage.name, position, rank))
+            batch = {key: self._on_device(value) for key, value in self.stage.batch(position, rank, world).items()}
+            attention = _quick_attention(self.accelerator.device, self.options.precision)
+            with self.accelerator.accumulate(self.module), self.accelerator.autocast(), attention:
+                loss, logged = self.stage.loss(self.call, batch)
+                self.accelerator.backward(loss)
+                if self.accelerator.sync_gradients:
+                    norm = self.accelerator.clip_grad_norm_(self.module.parameters(), self.config.grad_clip)
+                self.optimizer.step()
+                self.optimizer.zero_grad(set_to_none=True)
+        self.averaged.update_parameters(self.accelerator.unwrap_model(self.module))
+        self.state.step += 1
+        return loss, norm, logged
+
+    def _on_device(self, value: Any) -> Any:
+        return value.to(self.accelerator.device) if isinstance(value, Tensor) else value
+
+    def record(self, entry: dict[str, float]) -> None:
+        """Append one line to ``log.jsonl`` and to TensorBoard."""
+        with (self.work / "log.jsonl").open("a") as handle:
+            handle.write(json.dumps(entry) + "\n")
+        if self.writer:
+            for key, value in entry.items():
+                self.writer.add_scalar(key, value, entry["step"])
+
+    def save(self) -> None:
+        """Write a checkpoint from which the run can be resumed."""
+        self.accelerator.wait_for_everyone()
+        if self.accelerator.scaler is not None:
+            self.state.scaler = self.accelerator.scaler.state_dict()
+        if self.main:
+            parts = {
+                "model": self.accelerator.unwrap_model(self.module).state_dict(),
+                "ema": self.averaged.state_dict(),
+                "optimizer": checkpoint.optimizer_tensors(self.optimizer),
+            }
+            parts |= {"best": self.best} if self.best else {}
+            checkpoint.save(self.checkpoints, self.state, self.fingerprint, parts)
+        self.accelerator.wait_for_everyone()
+
+    @torch.no_grad()
+    def validate(self) -> None:
+        """Measure the averaged weights, apply the stop rule, and keep a sample sheet."""
+        stage, state = self.stage, self.state
+        self.averaged.eval()
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(mix(stage.seed, "validate"))
+            figures = stage.validate(self.averaged.module)
+            # Stop rule: `patience` validations without a better loss
+            if figures["loss"] < state.best_loss:
+                state.best_loss, state.best_step, state.bad_validations = figures["loss"], state.step, 0
+                if self.config.patience:
+                    weights = self.averaged.module.state_dict()
+                    self.best = {name: value.detach().cpu().clone() for name, value in weights.items()}
+            else:
+                state.bad_validations += 1
+            state.stopped = self.config.patience is not None and state.bad_validations >= self.config.patience
+            if self.main:
+                self.record({"step": state.step} | {f"val/{name}": value for name, value in figures.items()})
+                text = " ".join(f"{name} {value:.4g}" for name, value in figures.items())
+                log.info("%s step %d: %s", stage.name, state.step, text)
+                self._write_sheet()
+        self.module.train()
+
+    def _write_sheet(self) -> None:
+        sheet = self.stage.sheet(self.averaged.module)
+        if isinstance(sheet, Image.Image):
+            sheet.save(self.work / f"sheet-{self.state.step:08d}.png")
+        elif sheet is not None:
+            (self.work / f"sheet-{self.state.step:08d}.txt").write_text(sheet)
+
+    def finish(self, root: Path) -> None:
+        """Write the component(s) with the averaged weights, or the best ones where there is a stop rule."""
+        self.accelerator.wait_for_everyone()
+        final = self.averaged.module.eval()
+        if self.best is not None:
+            final.load_state_dict(self.best)
+        if self.main:
+            with torch.no_grad():
+                self.stage.finish(final, root)
+        self.accelerator.wait_for_everyone()
+        if self.writer:
+            self.writer.close()
+
+
+def _finite(loss: Tensor, stage: str, step: int) -> float:
+    value = loss.item()
+    if not math.isfinite(value):
+        raise DataError(
+            f"{stage}: loss is {value} at step {step}: resume with --precision no, "
+            "or train into another --out with a lower learning rate"
+        )
+    return value
+
+
 def train(stage: Stage, root: Path, options: LoopOptions = LoopOptions()) -> TrainState:
     """Train ``stage`` to the end (or its stop rule) and write its component(s) into ``root``.
 
     Work files live in ``root/training/<stage>``: checkpoints, ``log.jsonl``, TensorBoard events, sheets.
-    Raises CheckpointError where a run is there already and ``resume`` is off, or resume finds other settings;
-    DataError where the loss stops being finite.
+
+    Raises:
+        CheckpointError: a run is there already and ``resume`` is off, or resume finds other settings.
+        DataError: the loss is no longer finite.
     """
-    config = stage.config
-    work = root / "training" / stage.name
-    checkpoints = work / "checkpoints"
-    found = checkpoint.latest(checkpoints)
-    if found and not options.resume:
-        raise CheckpointError(f"{work} holds a run at {found.name}: continue it with --resume or choose another --out")
-
-    accelerator = Accelerator(
-        mixed_precision=options.precision, gradient_accumulation_steps=config.gradient_accumulation
-    )
-    main = accelerator.is_main_process
-    state = TrainState()
-    fingerprint = stage.fingerprint()
-    averaged = AveragedModel(stage.module, multi_avg_fn=_ema(config.ema_decay), use_buffers=False)
-    averaged.requires_grad_(False)
-    optimizer = torch.optim.AdamW(
-        _parameter_groups(stage.module, config.weight_decay), lr=config.learning_rate, betas=config.betas
-    )
-    best: dict[str, Tensor] | None = None
-    if found:
-        state, tensors = checkpoint.load(found, fingerprint)
-        checkpoint.load_weights(stage.module, tensors["model"], found)
-        checkpoint.load_weights(averaged, tensors["ema"], found)
-        checkpoint.load_optimizer(optimizer, tensors["optimizer"])
-        best = tensors.get("best")
-        if accelerator.scaler is not None and state.scaler:
-            accelerator.scaler.load_state_dict(state.scaler)
-    averaged.to(accelerator.device)
-    module, optimizer = accelerator.prepare(stage.module, optimizer)
-    call = cast(nn.Module, torch.compile(module)) if options.compile else module  # a compiled module stays one
-
-    work.mkdir(parents=True, exist_ok=True)
-    if main:
-        _trim_log(work / "log.jsonl", state.step)
-    writer = _tensorboard(work / "tensorboard", state.step, options.tensorboard and main)
-
-    def record(entry: dict[str, float]) -> None:
-        with (work / "log.jsonl").open("a") as handle:
-            handle.write(json.dumps(entry) + "\n")
-        if writer:
-            for key, value in entry.items():
-                writer.add_scalar(key, value, entry["step"])
-
-    def save() -> None:
-        accelerator.wait_for_everyone()
-        if accelerator.scaler is not None:
-            state.scaler = accelerator.scaler.state_dict()
-        if main:
-            parts = {
-                "model": accelerator.unwrap_model(module).state_dict(),
-                "ema": averaged.state_dict(),
-                "optimizer": checkpoint.optimizer_tensors(optimizer),
-            }
-            checkpoint.save(checkpoints, state, fingerprint, parts | ({"best": best} if best else {}))
-        accelerator.wait_for_everyone()
-
-    def validate() -> None:
-        nonlocal best
-        averaged.eval()
-        with torch.no_grad(), torch.random.fork_rng(devices=[]):
-            torch.manual_seed(mix(stage.seed, "validate"))
-            figures = stage.validate(averaged.module)
-            if figures["loss"] < state.best_loss:
-                state.best_loss, state.best_step, state.bad_validations = figures["loss"], state.step, 0
-                if config.patience:
-                    best = {k: v.detach().cpu().clone() for k, v in averaged.module.state_dict().items()}
-            else:
-                state.bad_validations += 1
-            state.stopped = config.patience is not None and state.bad_validations >= config.patience
-            if main:
-                record({"step": state.step} | {f"val/{k}": v for k, v in figures.items()})
-                log.info("%s step %d: %s", stage.name, state.step, " ".join(f"{k} {v:.4g}" for k, v in figures.items()))
-                sheet = stage.sheet(averaged.module)
-                if isinstance(sheet, Image.Image):
-                    sheet.save(work / f"sheet-{state.step:08d}.png")
-                elif sheet is not None:
-                    (work / f"sheet-{state.step:08d}.txt").write_text(sheet)
-
-    with _bar(stage, state, options.progress and main) as show:
-        module.train()
+    run = _Run(stage, root, options)
+    config, state = run.config, run.state
+    with _bar(stage, state, options.progress and run.main) as show:
+        run.module.train()
         clock, since = time.perf_counter(), state.step
         while state.step < config.steps and not state.stopped:
-            for group in optimizer.param_groups:
-                group["lr"] = learning_rate(config, state.step)
-            loss, norm, logged = torch.zeros(()), None, {}  # as the last part of the batch leaves them
-            for micro in range(config.gradient_accumulation):
-                position = state.step * config.gradient_accumulation + micro
-                torch.manual_seed(mix(stage.seed, stage.name, position, accelerator.process_index))
-                batch = stage.batch(position, accelerator.process_index, accelerator.num_processes)
-                batch = {
-                    key: value.to(accelerator.device) if isinstance(value, Tensor) else value
-                    for key, value in batch.items()
-                }
-                attention = _quick_attention(accelerator.device, options.precision)
-                with accelerator.accumulate(module), accelerator.autocast(), attention:
-                    loss, logged = stage.loss(call, batch)
-                    accelerator.backward(loss)
-                    if accelerator.sync_gradients:
-                        norm = accelerator.clip_grad_norm_(module.parameters(), config.grad_clip)
-                    optimizer.step()
-                    optimizer.zero_grad(set_to_none=True)
-            averaged.update_parameters(accelerator.unwrap_model(module))
-            state.step += 1
-
+            loss, norm, logged = run.step()
             last = state.step == config.steps
             logs = last or state.step % options.log_every == 0
             saves = last or state.step % config.checkpoint_every == 0
-            if logs or saves:
-                value = loss.item()  # checked before every checkpoint too, so that none holds such weights
-                if not math.isfinite(value):
-                    raise DataError(
-                        f"{stage.name}: loss is {value} at step {state.step}: resume with --precision no, "
-                        "or train into another --out with a lower learning rate"
-                    )
-                if logs:
-                    rate = (state.step - since) / (time.perf_counter() - clock)
-                    show(state.step, rate, value)
-                    clock, since = time.perf_counter(), state.step
-                    if main:
-                        assert norm is not None  # the last part of a batch clips
-                        extra = {k: float(v) for k, v in logged.items()}
-                        figures = {"step": state.step, "loss": value, "grad_norm": float(norm), "steps_per_s": rate}
-                        record(figures | extra)
+            # The loss is checked before every checkpoint too, so that none holds weights of a diverged run
+            value = _finite(loss, stage.name, state.step) if logs or saves else math.nan
+            if logs:
+                rate = (state.step - since) / (time.perf_counter() - clock)
+                show(state.step, rate, value)
+                clock, since = time.perf_counter(), state.step
+                if run.main:
+                    assert norm is not None  # the last part of a batch clips
+                    figures = {"step": state.step, "loss": value, "grad_norm": float(norm), "steps_per_s": rate}
+                    run.record(figures | {name: float(term) for name, term in logged.items()})
             if last or state.step % config.validate_every == 0:
-                validate()
-                module.train()
+                run.validate()
             if saves or state.stopped:
-                save()
-
-    accelerator.wait_for_everyone()
-    final = averaged.module.eval()
-    if best is not None:
-        final.load_state_dict(best)
-    if main:
-        with torch.no_grad():
-            stage.finish(final, root)
-    accelerator.wait_for_everyone()
-    if writer:
-        writer.close()
+                run.save()
+    run.finish(root)
     return state
