@@ -33,7 +33,7 @@ class EnvironmentAttention(nn.Module):
         nn.init.zeros_(self.leave.bias)
 
     def forward(self, hidden: Tensor, tokens: Tensor) -> Tensor:
-        query, key, value = (
+        query, key, value = (  # (b, heads, n or m, d / heads)
             x.unflatten(2, (self.heads, -1)).transpose(1, 2)
             for x in (self.query(self.norm(hidden)), *self.key_value(tokens).chunk(2, dim=2))
         )
@@ -77,6 +77,7 @@ class EnvironmentAttentions(nn.Module):
                 del block, args
                 if not guided:
                     return hidden + site(hidden, tokens.repeat(len(hidden) // len(tokens), 1, 1))
+                # Only the conditional half sees the tokens
                 seeing = hidden[: len(tokens)]
                 added = seeing + site(seeing, tokens)
                 return added if len(tokens) == len(hidden) else torch.cat([added, hidden[len(tokens) :]])

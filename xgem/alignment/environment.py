@@ -50,9 +50,9 @@ class EnvironmentEncoder(nn.Module):
     def forward(self, z: Tensor, t: Tensor) -> Tensor:
         if z.shape[1:] != self.latent_shape:
             raise ShapeError(f"environment encoder: expected latents (b, {self.latent_shape}), got {tuple(z.shape)}")
-        time = self.time(self.frequencies(t.expand(len(z))).to(z.dtype))
-        h = F.silu(self.norm(self.block(self.enter(z), time)))
-        tokens = self.leave(h.flatten(2).mean(dim=2) if h.ndim == 4 else h).unflatten(1, (self.tokens, -1))
+        time = self.time(self.frequencies(t.expand(len(z))).to(z.dtype))  # (b, width)
+        h = F.silu(self.norm(self.block(self.enter(z), time)))  # (b, width, h/2, w/2) or (b, width)
+        tokens = self.leave(h.flatten(2).mean(dim=2) if h.ndim == 4 else h).unflatten(1, (self.tokens, -1))  # (b, n, d)
         return F.normalize(tokens, dim=-1)
 
 

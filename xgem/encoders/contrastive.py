@@ -25,7 +25,7 @@ def info_nce(a: Tensor, b: Tensor, scale: Tensor, same: Tensor | None = None) ->
     ``scale`` is the inverse temperature. ``same`` (n, n) bool marks further pairs that are no negatives, such as two
     studies with the same report: they leave the denominators.
     """
-    logits = scale * a @ b.T
+    logits = scale * a @ b.T  # (n, n), row i against all of b
     if same is not None:
         off_diagonal = same & ~torch.eye(len(a), dtype=torch.bool, device=a.device)
         logits = logits.masked_fill(off_diagonal, float("-inf"))

@@ -43,6 +43,7 @@ class ContextFusion(nn.Module):
 
     def forward(self, encoded: Mapping[str, Encoded], keep: Mapping[str, Tensor] | None = None) -> Context:
         """Fuse ``encoded``; ``keep`` (b,) bool by prompt drops prompts of single samples (all dropped: null)."""
+        # b batch, p prompts, d pooled width, n tokens, c context width
         unknown = sorted(set(encoded) - set(self.prompts))
         if unknown:
             raise InputError(f"this generator takes prompts {list(self.prompts)}, got {unknown}")
@@ -53,30 +54,31 @@ class ContextFusion(nn.Module):
             name: first.new_ones(len(first), dtype=torch.bool) if keep is None else keep[name].to(first.device)
             for name in encoded
         }
-        weight = torch.stack([kept[name] for name in encoded]).to(first.dtype)  # (prompts, b): alpha before scaling
-        vectors = torch.stack([item.pooled for item in encoded.values()])
-        pooled = (weight[..., None] * vectors).sum(0)
+        weight = torch.stack([kept[name] for name in encoded]).to(first.dtype)  # (p, b): alpha before scaling
+        vectors = torch.stack([item.pooled for item in encoded.values()])  # (p, b, d)
+        pooled = (weight[..., None] * vectors).sum(0)  # (b, d)
         if self.mode == "pooled":
             pooled = pooled / weight.sum(0).clamp(min=1)[:, None]  # Eq. 2, alpha equal
-            token = torch.where(weight.sum(0)[:, None] > 0, self.project(pooled), self.null_token)
+            token = torch.where(weight.sum(0)[:, None] > 0, self.project(pooled), self.null_token)  # (b, c)
             return Context(token[:, None], weight.new_ones(len(first), 1, dtype=torch.bool), pooled)
+        # Tokens mode: the null token first, then each prompt's tokens; dropped prompts are masked, not removed
         null, projections = self.null(len(first)), cast(nn.ModuleDict, self.project)
         tokens, masks = [null.tokens], [null.mask]
         for name, item in encoded.items():
-            tokens.append(projections[name](item.tokens) + self.modality[name])
-            masks.append(item.mask & kept[name][:, None])
+            tokens.append(projections[name](item.tokens) + self.modality[name])  # (b, n, c)
+            masks.append(item.mask & kept[name][:, None])  # (b, n)
         return Context(torch.cat(tokens, dim=1), torch.cat(masks, dim=1), pooled)
 
 
 def fill(context: Context, width: int) -> Context:
-    """With hidden tokens behind its own, ``width`` in all."""
+    """Pad with masked tokens to ``width`` tokens in all."""
     lacking = width - context.tokens.shape[1]
     tokens, mask = nn.functional.pad(context.tokens, (0, 0, 0, lacking)), nn.functional.pad(context.mask, (0, lacking))
     return Context(tokens, mask, context.pooled)
 
 
 def stack(contexts: Sequence[Context], width: int = 0) -> Context:
-    """Contexts as one batch, filled to ``width`` tokens, or to the longest's where that has more."""
+    """Contexts as one batch, padded to ``width`` tokens, or to the longest context where that has more."""
     width = max(width, *(context.tokens.shape[1] for context in contexts))
     filled = [fill(context, width) for context in contexts]
     return Context(

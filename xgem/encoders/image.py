@@ -68,11 +68,11 @@ class ImageEncoder(PromptEncoder):
             batch = F.interpolate(batch, (size, size), mode="bicubic", antialias=True, align_corners=False).clamp(-1, 1)
         if batch.ndim != 4 or batch.shape[1:] != (1, size, size):
             raise ShapeError(f"image encoder: expected (b, 1, {size}, {size}), got {tuple(batch.shape)}")
-        x = batch.expand(-1, 3, -1, -1)
+        x = batch.expand(-1, 3, -1, -1)  # (b, 3, s, s): towers read colour images
         if self.config.pretrained is not None:
             mean, std = (x.new_tensor(v).view(1, 3, 1, 1) for v in self._towers.normalisation)
             x = ((x + 1) / 2 - mean) / std
-        pooled, tokens = self.visual(x)
+        pooled, tokens = self.visual(x)  # (b, d), (b, n, c) with n = (s / patch)^2
         mask = torch.ones(tokens.shape[:2], dtype=torch.bool, device=x.device)
         return Encoded(F.normalize(pooled, dim=-1), tokens, mask)
 

@@ -81,9 +81,13 @@ class T5Encoder(PromptEncoder):
         ids = self.tokenizer(
             texts, padding=True, truncation=True, max_length=self.config.max_length, return_tensors="pt"
         ).to(self.t5.device)
-        tokens = self.t5(input_ids=ids["input_ids"], attention_mask=ids["attention_mask"]).last_hidden_state
-        mask = ids["attention_mask"].bool()
-        pooled = tokens.masked_fill(~mask[..., None], 0).sum(dim=1)
+        tokens = self.t5(
+            input_ids=ids["input_ids"], attention_mask=ids["attention_mask"]
+        ).last_hidden_state  # (b, n, c)
+        mask = ids["attention_mask"].bool()  # (b, n)
+        pooled = tokens.masked_fill(~mask[..., None], 0).sum(
+            dim=1
+        )  # (b, c); a mean but for its length, normalised next
         return Encoded(F.normalize(pooled, dim=-1), tokens, mask)
 
     forward = encode

@@ -93,17 +93,17 @@ class TextEncoder(PromptEncoder):
 
     def encode_ids(self, ids: Tensor) -> Encoded:
         """As ``encode``, from token ids (b, n)."""
-        pooled, tokens = self.text(ids) if self.config.pretrained is not None else self._short(ids)
+        pooled, tokens = self.text(ids) if self.config.pretrained is not None else self._short(ids)  # (b, d), (b, n, c)
         eos = self.text.eos_id if self.config.pretrained is None else None
         # CLIP's own tokenizer has the end of the text as its largest id.
-        ends = torch.eq(ids, eos).int().argmax(dim=1) if eos is not None else ids.argmax(dim=1)
-        mask = torch.arange(ids.shape[1], device=ids.device) <= ends[:, None]
+        ends = torch.eq(ids, eos).int().argmax(dim=1) if eos is not None else ids.argmax(dim=1)  # (b,)
+        mask = torch.arange(ids.shape[1], device=ids.device) <= ends[:, None]  # (b, n), True up to the end
         return Encoded(F.normalize(pooled, dim=-1), tokens, mask)
 
     def _short(self, ids: Tensor) -> tuple[Tensor, Tensor]:
-        """open_clip's forward for sequences shorter than its context, which spares the padding's cost."""
+        """open_clip's forward pass for sequences shorter than its context, without computing the padding."""
         n, text = ids.shape[1], self.text
-        x = text.token_embedding(ids) + text.positional_embedding[:n]
+        x = text.token_embedding(ids) + text.positional_embedding[:n]  # (b, n, c)
         tokens = text.ln_final(text.transformer(x, attn_mask=text.attn_mask[:n, :n]))
         pooled = text_global_pool(tokens, ids, pool_type=text.pool_type, eos_token_id=text.eos_id)
         return pooled @ text.text_projection, tokens

@@ -49,7 +49,7 @@ class ContextCachingProcessor:
         attention_mask: Tensor | None = None,
     ) -> Tensor:
         b, n, _ = hidden_states.shape
-        query = _heads(attn.to_q, hidden_states, attn.heads)
+        query = _heads(attn.to_q, hidden_states, attn.heads)  # (b, heads, n, width / heads)
         if encoder_hidden_states is None:
             key, value = (_heads(layer, hidden_states, attn.heads) for layer in (attn.to_k, attn.to_v))
         else:
@@ -57,7 +57,7 @@ class ContextCachingProcessor:
         if attention_mask is not None:
             attention_mask = attention_mask.view(b, 1, -1, attention_mask.shape[-1]).to(query.dtype)
         out = F.scaled_dot_product_attention(query, key, value, attn_mask=attention_mask)
-        out = out.transpose(1, 2).reshape(b, n, -1)
+        out = out.transpose(1, 2).reshape(b, n, -1)  # (b, n, width)
         assert attn.to_out is not None
         return attn.to_out[1](attn.to_out[0](out))
 

@@ -61,19 +61,21 @@ class ControlNet(Component):
                 f"the ControlNet steers blocks 1 to {len(self.blocks)}, this transformer has {len(blocks)} blocks: "
                 "they are not of the same model"
             )
-        entered: list[Tensor] = [self.enter(self.patches(annotation))]
+        # n patches, d width of the transformer; b annotations, b' rows of the transformer's batch
+        entered: list[Tensor] = [self.enter(self.patches(annotation))]  # (b, n, d)
         strength = scale.view(-1, 1, 1) if isinstance(scale, Tensor) else scale
         b = len(annotation)
 
         def hook(index: int) -> Any:
             def steer(block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], Any]:
                 del block
-                hidden, rest = (args[0], args[1:]) if args else (kwargs["hidden_states"], ())
+                hidden, rest = (args[0], args[1:]) if args else (kwargs["hidden_states"], ())  # (b', n, d)
                 kwargs = {key: value for key, value in kwargs.items() if key != "hidden_states"}
 
                 def following(value: Any) -> Any:
                     return value[:b] if isinstance(value, Tensor) and len(value) == len(hidden) else value
 
+                # Copy `index` reads the annotation; what it makes is added in front of this block
                 c = entered[index] + hidden[:b] if index == 0 else entered[index]
                 made = self.blocks[index](c, *map(following, rest), **{k: following(v) for k, v in kwargs.items()})
                 del entered[index + 1 :]

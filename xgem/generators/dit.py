@@ -36,18 +36,21 @@ class CaptionContext(nn.Module):
 
     def null(self, batch: int) -> Context:
         """The learned caption for ``batch`` samples."""
-        shown = torch.ones(1, self.length, dtype=torch.bool, device=self.null_caption.device)
-        one = self._context(self.null_caption[None], shown)
-        return Context(one.tokens.expand(batch, -1, -1), one.mask.expand(batch, -1), one.pooled.expand(batch, -1))
+        mask = torch.ones(1, self.length, dtype=torch.bool, device=self.null_caption.device)
+        caption = self._context(self.null_caption[None], mask)
+        return Context(
+            *(part.expand(batch, *part.shape[1:]) for part in (caption.tokens, caption.mask, caption.pooled))
+        )
 
     def forward(self, encoded: Mapping[str, Encoded], keep: Mapping[str, Tensor] | None = None) -> Context:
         """The caption's first ``caption_tokens`` tokens (b, n, c); rows that ``keep`` drops get the null context."""
         if list(encoded) != [self.prompt]:
             raise InputError(f"this generator takes the prompt {self.prompt!r}, got {list(encoded)}")
         item = encoded[self.prompt]
-        tokens, mask = item.tokens[:, : self.length], item.mask[:, : self.length]
+        tokens, mask = item.tokens[:, : self.length], item.mask[:, : self.length]  # (b, n, c), (b, n)
         if keep is not None and not bool(keep[self.prompt].all()):
-            kept = keep[self.prompt].to(tokens.device)[:, None]
+            # Rows that drop out become the learned caption, which has all tokens
+            kept = keep[self.prompt].to(tokens.device)[:, None]  # (b, 1)
             lacking = self.length - tokens.shape[1]
             tokens = nn.functional.pad(tokens, (0, 0, 0, lacking))
             mask = nn.functional.pad(mask, (0, lacking)) | ~kept
@@ -55,7 +58,7 @@ class CaptionContext(nn.Module):
         return self._context(tokens, mask)
 
     def _context(self, tokens: Tensor, mask: Tensor) -> Context:
-        """The projected captions, filled with hidden tokens to whole vectors of 16, on which attention runs faster."""
+        """The projected captions, padded with masked tokens to a multiple of 16, for which attention is faster."""
         context = Context(self.project(tokens), mask, tokens.new_zeros(len(tokens), self.pooled_dim))
         return fill(context, math.ceil(mask.shape[1] / 16) * 16)
 
@@ -95,7 +98,7 @@ class DiT(nn.Module):
         """All output channels: the prediction and, with a learned sigma, the variance's interpolation behind it."""
         if z.shape[1:] != self.latent_shape:
             raise ShapeError(f"diffusion transformer: expected (b, {self.latent_shape}), got {tuple(z.shape)}")
-        return self.pixart(
+        return self.pixart(  # (b, c or 2c, h, w)
             z,
             encoder_hidden_states=context.tokens,
             timestep=t,

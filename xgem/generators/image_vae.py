@@ -62,7 +62,8 @@ class ImageVAE(Component):
         The network then adds nothing, latents have unit variance, and the posterior the given log variance.
         """
         f, c = self.config.downscale, self.config.latent_channels
-        blocks = rearrange(images, "n 1 (h p) (w q) -> (n h w) (p q)", p=f, q=f)
+        # Principal components of all f x f blocks
+        blocks = rearrange(images, "n 1 (h p) (w q) -> (n h w) (p q)", p=f, q=f)  # (m, f*f)
         mean = blocks.mean(dim=0)
         values, vectors = torch.linalg.eigh(torch.cov((blocks - mean).T))
         basis, std = vectors[:, -c:].flip(1).T, values[-c:].flip(0).clamp(min=1e-6).sqrt()  # (c, f*f), strongest first
@@ -71,11 +72,13 @@ class ImageVAE(Component):
         assert leave_bias is not None
         assert moments is not None
         assert moments.bias is not None
+        # Into the two convolutions: projection at unit variance, and its transpose
         self.enter.weight.copy_((basis / std[:, None]).view(c, 1, f, f))
         enter_bias.copy_(-(basis @ mean) / std)
         self.leave.weight.copy_((basis * std[:, None]).view(c, 1, f, f))
         # One bias for all pixels of a block: what the mean block has beyond it is what the components leave over.
         leave_bias.fill_(mean.mean())
+        # The network adds nothing yet
         for layer in (moments, self.vae.decoder.conv_out):
             for parameter in layer.parameters():
                 nn.init.zeros_(parameter)

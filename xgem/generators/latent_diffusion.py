@@ -71,8 +71,9 @@ class LatentDiffusion(Component):
 
     def noisy(self, z0: Tensor, noise: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         """``z_t`` and what the denoiser should predict for it: the target of the mean squared error of Eq. 3."""
-        alpha = self.alphas_cumprod[t].view(-1, *[1] * (z0.ndim - 1))
+        alpha = self.alphas_cumprod[t].view(-1, *[1] * (z0.ndim - 1))  # (b, 1, ...)
         a, s = alpha.sqrt(), (1 - alpha).sqrt()
+        # Noise (Ho et al. 2020), or velocity (Salimans & Ho 2022, appendix D)
         target = noise if self.config.diffusion.prediction_type == "epsilon" else a * noise - s * z0
         return a * z0 + s * noise, target
 

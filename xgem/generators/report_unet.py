@@ -92,6 +92,7 @@ class ReportUNet(nn.Module):
         self.enter = nn.Linear(config.latent_dim, config.width * config.tokens)
         widths = [config.width * multiple for multiple in config.channel_mult]
         attention = config.attention or (True,) * len(widths)
+        # Down: levels of growing width, a linear layer between them; every output is kept for a skip
         skips, channels = [config.width], config.width
         self.down, self.up = nn.ModuleList(), nn.ModuleList()
         for depth, (width, attends) in enumerate(zip(widths, attention, strict=True)):
@@ -104,6 +105,7 @@ class ReportUNet(nn.Module):
                 skips.append(channels)
         self.middle = Level(channels, channels, time_dim, config, attends=True)
         self.middle_block = ResidualBlock(channels, channels, time_dim, config)
+        # Up: the same in reverse, one more block a level, as there are skips
         for depth, (width, attends) in reversed(list(enumerate(zip(widths, attention, strict=True)))):
             for _ in range(config.layers_per_block + 1):
                 self.up.append(Level(channels + skips.pop(), width, time_dim, config, attends))
@@ -117,9 +119,9 @@ class ReportUNet(nn.Module):
     def forward(self, z: Tensor, t: Tensor, context: Context) -> Tensor:
         if z.shape[1:] != (self.config.latent_dim,):
             raise ShapeError(f"report denoiser: expected (b, {self.config.latent_dim}), got {tuple(z.shape)}")
-        time = self.time(self.frequencies(t.expand(len(z))).to(z.dtype)) + self.pooled(context.pooled)
-        bias = torch.zeros_like(context.mask, dtype=z.dtype).masked_fill(~context.mask, -1e4)[:, None]
-        x = self.enter(z).unflatten(1, (self.config.tokens, self.config.width))
+        time = self.time(self.frequencies(t.expand(len(z))).to(z.dtype)) + self.pooled(context.pooled)  # (b, 4 width)
+        bias = torch.zeros_like(context.mask, dtype=z.dtype).masked_fill(~context.mask, -1e4)[:, None]  # (b, 1, n)
+        x = self.enter(z).unflatten(1, (self.config.tokens, self.config.width))  # (b, tokens, width)
         skips = [x]
         for layer in self.down:
             x = layer(x, time, context.tokens, bias) if isinstance(layer, Level) else layer(x)

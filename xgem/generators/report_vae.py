@@ -120,7 +120,7 @@ class ReportVAE(Component):
         """Mean and log variance (b, d), before normalisation."""
         tokens = self._tokenize(self.encoder_tokenizer, texts)
         pooled = self.encoder(tokens["input_ids"], attention_mask=tokens["attention_mask"]).pooler_output
-        mean, logvar = self.to_posterior(pooled).chunk(2, dim=1)
+        mean, logvar = self.to_posterior(pooled).chunk(2, dim=1)  # (b, d) each
         return mean, logvar
 
     def encode(self, batch: list[str]) -> Tensor:
@@ -139,7 +139,7 @@ class ReportVAE(Component):
 
     def _step(self, ids: Tensor, z: Tensor, cache: DynamicCache, position: int) -> Tensor:
         """Logits (b, n, vocabulary) of ids (b, n) that stand at ``position`` and after; extends ``cache``."""
-        embedded = self.decoder.transformer.wte(ids) + self.to_embedding(z)[:, None]
+        embedded = self.decoder.transformer.wte(ids) + self.to_embedding(z)[:, None]  # (b, n, width)
         positions = torch.arange(position, position + ids.shape[1], device=ids.device)[None]
         return self.decoder(inputs_embeds=embedded, position_ids=positions, use_cache=True, **{_CACHE: cache}).logits
 
@@ -151,6 +151,7 @@ class ReportVAE(Component):
         """Negative log likelihood (b,) of each text, summed over its tokens; ``inputs`` may hide some of ``ids``."""
         logits = self.logits((ids if inputs is None else inputs)[:, :-1], z)
         pad = self.decoder_tokenizer.pad_token_id
+        # Token n of the logits predicts token n + 1 of the text
         losses = F.cross_entropy(logits.transpose(1, 2).float(), ids[:, 1:], reduction="none", ignore_index=pad)
         return losses.sum(dim=1)
 
@@ -166,13 +167,14 @@ class ReportVAE(Component):
         ids = torch.full((len(z), 1), tokenizer.bos_token_id, device=z.device)
         done = torch.zeros(len(z), dtype=torch.bool, device=z.device)
         for position in range(self.config.max_length - 1):
-            logits = self._step(ids[:, -1:], z, cache, position)[:, -1].float()
+            logits = self._step(ids[:, -1:], z, cache, position)[:, -1].float()  # (b, vocabulary)
             logits[:, [tokenizer.pad_token_id, tokenizer.bos_token_id]] = float("-inf")
             if greedy:
                 token = logits.argmax(dim=-1)
             else:
                 weights = (logits / temperature).softmax(dim=-1).cpu()
                 token = torch.multinomial(weights, 1, generator=generator)[:, 0].to(z.device)
+            # Finished texts are padded until the last one ends
             token = torch.where(done, tokenizer.pad_token_id, token)
             ids = torch.cat([ids, token[:, None]], dim=1)
             done |= token == tokenizer.eos_token_id

@@ -55,10 +55,10 @@ def guided(model: LatentDiffusion, context: Context, scale: float) -> Denoiser:
     if scale == 1:
         return lambda z, t: model(z, t.expand(len(z)), context)
     batch = len(context.pooled)
-    both = stack([context, model.null(batch)])
+    both = stack([context, model.null(batch)])  # (2b, n, c): conditional half first
 
     def denoise(z: Tensor, t: Tensor) -> Tensor:
-        conditional, null = model(torch.cat([z, z]), t.expand(2 * batch), both).chunk(2)
+        conditional, null = model(torch.cat([z, z]), t.expand(2 * batch), both).chunk(2)  # (b, *latent_shape) each
         return null + scale * (conditional - null)
 
     return denoise
@@ -127,6 +127,7 @@ def sample_together(
     Raises:
         InputError: a sampler in ``STOCHASTIC`` without ``step_noise``; outputs of different noise schedules.
     """
+    # A scheduler each, as they hold state; all must take the same timesteps
     schedulers = {name: make_scheduler(sampler, output.model.config.diffusion) for name, output in outputs.items()}
     for name, scheduler in schedulers.items():
         if sampler in STOCHASTIC and outputs[name].step_noise is None:
@@ -135,13 +136,14 @@ def sample_together(
     timesteps = next(iter(schedulers.values())).timesteps
     if any(not torch.equal(scheduler.timesteps, timesteps) for scheduler in schedulers.values()):
         raise InputError(f"{', '.join(outputs)} have different noise schedules and cannot be sampled in step")
-    z = {name: output.noise * schedulers[name].init_noise_sigma for name, output in outputs.items()}
+    z = {name: output.noise * schedulers[name].init_noise_sigma for name, output in outputs.items()}  # (b, ...) each
     denoisers = {name: guided(output.model, output.context, output.guidance_scale) for name, output in outputs.items()}
     kept = {name: output.kept for name, output in outputs.items() if output.kept is not None}
     for name in kept:
         if hasattr(schedulers[name], "set_begin_index"):  # DDIM's goes by the timestep alone
             schedulers[name].set_begin_index(first_step)
     with ExitStack() as caches:
+        # Contexts are projected once, timesteps embedded once
         nets = [output.model for output in outputs.values()]
         nets += [output.control.net for output in outputs.values() if output.control is not None]
         at_step = [caches.enter_context(reused_context(net, timesteps)) for net in nets]
@@ -150,8 +152,10 @@ def sample_together(
                 continue
             for go in at_step:
                 go(step)
+            # Kept latents follow the forward process until they join
             if step <= first_step:
                 z |= {name: _noised(schedulers[name], z0, outputs[name].noise, step) for name, z0 in kept.items()}
+            # All outputs see each other as they were before this step
             tokens = {} if environment is None else environment.tokens(z, t)
             for name, output in outputs.items():
                 if name in kept and step < first_step:
@@ -197,9 +201,8 @@ def sample(
     ``callback(step, timestep, latents)`` runs after every step. The rest is as in ``sample_together``.
     """
     name = model.config.modality
-    own = Output(model, context, noise, guidance_scale, step_noise)
     return sample_together(
-        {name: own},
+        {name: Output(model, context, noise, guidance_scale, step_noise)},
         num_inference_steps=num_inference_steps,
         sampler=sampler,
         callback=None if callback is None else lambda _, step, t, z: callback(step, t, z),
