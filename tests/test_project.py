@@ -150,9 +150,20 @@ def is_image(data: bytes) -> bool:
     return data.startswith(magic) or data[128:132] == b"DICM"
 
 
-def test_no_image_larger_than_an_icon_is_tracked(tracked: list[Path], project: Path) -> None:
+SHOWN = Path("docs") / "images"
+"""Synthetic samples for the documentation, the only images that may be tracked."""
+
+
+def test_only_small_marked_synthetic_samples_are_tracked(tracked: list[Path], project: Path) -> None:
+    from PIL import Image
+
     suffixes = {".png", ".jpg", ".jpeg", ".tif", ".tiff", ".dcm", ".npy", ".npz"}
-    large = [file for file in tracked if file.stat().st_size > 2000]
+    shown = [file for file in tracked if file.parent == project / SHOWN and file.suffix == ".png"]
+    for file in shown:
+        with Image.open(file) as image:
+            assert image.info.get("Synthetic") == "true", f"{file.name}: not marked as synthetic"
+    assert sum(file.stat().st_size for file in shown) < 2_000_000
+    large = [file for file in tracked if file.stat().st_size > 2000 and file not in shown]
     images = []
     for file in large:
         with file.open("rb") as stream:

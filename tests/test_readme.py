@@ -145,8 +145,8 @@ def parse(words: list[str]) -> None:
     assert not rest, f"{shlex.join(words)}: takes no {rest}"
 
 
-@marked("dry-run", "bash")
-def test_long_command_is_one_that_exists(block: Block, tmp_path: Path) -> None:
+def check_long_command(block: Block, tmp_path: Path) -> None:
+    """Every ``make`` line of a block expands, and every ``xgem`` line is parsed, down to the preset's name."""
     for words in block.lines():
         assert words[0] in {"make", "xgem"}
         commands = make_expands_to(words[1:], tmp_path / "venv") if words[0] == "make" else [words]
@@ -156,6 +156,11 @@ def test_long_command_is_one_that_exists(block: Block, tmp_path: Path) -> None:
                 from xgem.configs import preset_names
 
                 assert command[command.index("--preset") + 1] in preset_names()
+
+
+@marked("dry-run", "bash")
+def test_long_command_is_one_that_exists(block: Block, tmp_path: Path) -> None:
+    check_long_command(block, tmp_path)
 
 
 def test_unknown_options_do_not_pass_for_examples() -> None:

@@ -1,0 +1,79 @@
+"""Pages of the documentation that are written by the code: model cards, project files, the command line's help."""
+
+from __future__ import annotations
+
+import os
+import posixpath
+import re
+from pathlib import Path
+from typing import Any
+
+from mkdocs.config.defaults import MkDocsConfig
+from mkdocs.structure.files import File, Files
+
+PROJECT = Path(__file__).resolve().parent.parent
+PAGES = {
+    "models/openi-128.md": "xgem/assets/openi-128/README.md",
+    "models/chexgen-small.md": "xgem/assets/chexgen-small/README.md",
+    "contributing.md": "CONTRIBUTING.md",
+    "changelog.md": "CHANGELOG.md",
+}
+"""Page -> file of the project that it shows."""
+COMMANDS = "<!-- commands -->"
+_LINK = re.compile(r"(?<=\]\()(?!\w+:|#|/)([^)#\s]+)")
+
+
+def on_config(config: MkDocsConfig) -> MkDocsConfig:
+    """Lists the decision records in the navigation, where ``adr/`` stands."""
+    titles = {page: _title(page) for page in sorted((PROJECT / "docs" / "adr").glob("*.md"))}
+    decisions = [{title: f"adr/{page.name}"} for page, title in titles.items()]
+    for section in config.nav or ():
+        for entries in section.values():
+            for entry in entries if isinstance(entries, list) else ():
+                for name, target in entry.items():
+                    if target == "adr/":
+                        entry[name] = decisions
+    return config
+
+
+def _title(page: Path) -> str:
+    return page.read_text(encoding="utf-8").split("\n", 1)[0].lstrip("# ")
+
+
+def on_files(files: Files, config: MkDocsConfig) -> Files:
+    """Adds the pages whose text lies elsewhere in the project."""
+    for page, source in PAGES.items():
+        text = (PROJECT / source).read_text(encoding="utf-8")
+        text = re.sub(r"\A---\n.*?\n---\n", "", text, flags=re.DOTALL)  # a card's header is for model hubs
+        files.append(File.generated(config, page, content=_relinked(text, source, page)))
+    return files
+
+
+def on_page_markdown(markdown: str, **_: Any) -> str:
+    """Writes the help of every command where a page asks for it."""
+    return markdown.replace(COMMANDS, command_line()) if COMMANDS in markdown else markdown
+
+
+def command_line() -> str:
+    """The help of all commands as Markdown, as ``typer xgem.cli utils docs`` gives it."""
+    import typer.cli
+    import typer.main
+
+    from xgem.cli import app
+
+    command: Any = typer.main.get_command(app)
+    context: Any = command.context_class(command, info_name="xgem")
+    text = typer.cli.get_docs_for_click(obj=command, ctx=context, name="xgem")
+    return text.split("\n", 1)[1]  # the page has a title of its own
+
+
+def _relinked(text: str, source: str, page: str) -> str:
+    """``text`` with its links to other pages as they are from ``page``."""
+    shown = {target: name for name, target in PAGES.items()}
+
+    def relink(match: re.Match[str]) -> str:
+        target = posixpath.normpath(posixpath.join(posixpath.dirname(source), match[1]))
+        name = shown.get(target, target.removeprefix("docs/"))
+        return os.path.relpath(name, posixpath.dirname(page) or ".")
+
+    return _LINK.sub(relink, text)
