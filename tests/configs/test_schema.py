@@ -151,13 +151,18 @@ def test_sizes_that_do_not_fit_one_another(debug: dict[str, Any], component: str
     refused(debug)
 
 
-def test_an_encoder_that_resizes_may_have_another_size(debug: dict[str, Any]) -> None:
+def test_only_an_encoder_that_resizes_may_have_another_size(debug: dict[str, Any]) -> None:
     debug["components"]["image_encoder"] |= {"image_size": 64, "resize": True}
-    Preset.parse(debug, "here.yaml")
+    encoder: Any = Preset.parse(debug, "here.yaml").components["image_encoder"]
+    assert (encoder.image_size, encoder.resize) == (64, True)
+    debug["components"]["image_encoder"]["resize"] = False
+    assert "64" in refused(debug)
 
 
-def test_tokens_of_another_width_are_fine_where_only_the_pooled_vector_is_used(debug: dict[str, Any]) -> None:
+def test_tokens_of_another_width_are_fine_only_where_the_pooled_vector_alone_is_used(debug: dict[str, Any]) -> None:
     debug["components"]["text_encoder"]["width"] = 64
+    assert "width" in refused(debug)
     for name in ("frontal", "lateral"):
         debug["components"][name]["context"] = "pooled"
-    Preset.parse(debug, "here.yaml")
+    encoder: Any = Preset.parse(debug, "here.yaml").components["text_encoder"]
+    assert encoder.width == 64

@@ -275,7 +275,9 @@ def test_a_box_may_reach_out_by_a_pixel_of_1024():
 
 
 def test_a_subject_with_two_studies_in_one_split_is_fine():
-    manifest(row("a", subject="p"), row("b", subject="p")).check(files=False)
+    both = manifest(row("a", subject="p"), row("b", subject="p"))
+    both.check(files=False)
+    assert [(study.id, study.subject) for study in both.studies()] == [("a", "p"), ("b", "p")]
 
 
 def test_missing_files_are_named(tmp_path: Path):

@@ -198,9 +198,17 @@ def test_another_context_is_not_taken_for_the_kept_one(debug_preset: Any) -> Non
 def test_nothing_is_kept_while_gradients_are_wanted(debug_preset: Any) -> None:
     model = model_of(debug_preset, "frontal")
     fused, z, t = context_of(model), noise_of(model), torch.tensor([500, 500])
+    gradients = []
     with reused_context(model, t[:1]):
-        model(z, t, fused).sum().backward()
-        model(z, t, fused).sum().backward()  # a kept graph would be gone by now
+        for _ in range(2):  # a kept graph would be gone the second time
+            model.zero_grad()
+            model(z, t, fused).sum().backward()
+            gradients.append({name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None})
+    for module in model.modules():
+        if isinstance(module, Attention):
+            assert module.processor._kept is None  # type: ignore[union-attr]
+    assert any(name.endswith("attn2.to_k.weight") and bool(grad.any()) for name, grad in gradients[0].items())
+    torch.testing.assert_close(gradients[1], gradients[0])
 
 
 def test_an_error_leaves_nothing_kept(debug_preset: Any) -> None:

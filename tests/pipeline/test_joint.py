@@ -149,12 +149,19 @@ def _rebuilt(pipeline: XgemPipeline, codec: Any, image: np.ndarray) -> np.ndarra
     return ((codec.decode(codec.encode(value)) + 1) / 2).numpy()[0, 0]
 
 
-def test_a_kept_output_speaks_to_the_others(pipeline: XgemPipeline) -> None:
-    options: dict[str, Any] = {"seed": 1, "strength": 0.5, "output_type": "np", **QUICK}
-    made = [
-        pipeline({"report": TEXT}, ["frontal", "lateral"], keep={"frontal": grey(seed)}, **options) for seed in (1, 2)
-    ]
-    assert not same(*(np.asarray(one.lateral[0]) for one in made))
+def test_a_kept_output_speaks_to_the_others_only_when_sampled_jointly(pipeline: XgemPipeline) -> None:
+    def laterals(joint: bool) -> list[Any]:
+        options: dict[str, Any] = {"seed": 1, "strength": 0.5, "output_type": "np", "joint": joint, **QUICK}
+        starts = ({"frontal": grey(seed)} for seed in (1, 2))
+        return [
+            pipeline({"report": TEXT}, ["frontal", "lateral"], keep=start, **options).lateral[0] for start in starts
+        ]
+
+    alone = pipeline({"report": TEXT}, "lateral", seed=1, output_type="np", **QUICK).lateral[0]
+    apart, jointly = laterals(False), laterals(True)
+    assert same(apart[0], alone)
+    assert same(apart[1], alone)
+    assert not same(jointly[0], jointly[1])
 
 
 @pytest.mark.parametrize("sampler", ["dpmsolver++", "sde-dpmsolver++", "ddim", "unipc"])

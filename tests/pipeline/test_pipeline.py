@@ -15,6 +15,8 @@ from PIL import Image
 import xgem
 from xgem.configs.preset import load_preset
 from xgem.convert.random_init import random_checkpoint
+from xgem.generators.sampling import sample
+from xgem.modalities import get_modality
 from xgem.pipeline.generation import Generation
 from xgem.pipeline.pipeline import XgemPipeline
 from xgem.types import CheckpointError, Context, DeviceError, InputError, OutputError
@@ -97,21 +99,46 @@ def test_the_seed_decides(pipeline: XgemPipeline) -> None:
     assert not same(first, other)
 
 
+@torch.inference_mode()
+def step_by_step(pipeline: XgemPipeline, inputs: dict[str, Any], seed: int, **options: Any) -> Image.Image:
+    """A frontal image from the components alone: encode, fuse, sample, decode."""
+    preset, encoded = pipeline.preset, {}
+    for name, value in inputs.items():
+        encoder: Any = pipeline.component(preset.encoder(name))
+        encoded[name] = encoder.encode(get_modality(name).collate([get_modality(name).read(value, preset).value]))
+    model: Any = pipeline.component(preset.generator("frontal"))
+    noise = sample_noise(seed, "frontal", 0, model.latent_shape)[None]
+    z = sample(model, model.fuse(encoded) if encoded else model.null(1), noise, **options)
+    codec: Any = pipeline.component(preset.codec("frontal"))
+    return get_modality("frontal").to_output(codec.decode(z), "pil")[0]
+
+
 @pytest.mark.parametrize(
-    "change", [{"num_inference_steps": 3}, {"guidance_scale": 7.0}, {"sampler": "ddim"}], ids=lambda c: next(iter(c))
+    "change",
+    [{}, {"num_inference_steps": 3}, {"guidance_scale": 7.0}, {"sampler": "ddim"}],
+    ids=lambda c: next(iter(c), "preset's"),
 )
 def test_sampling_options_reach_the_sample(pipeline: XgemPipeline, change: dict[str, Any]) -> None:
-    changed: dict[str, Any] = {**QUICK, **change}
-    one, other = (pipeline({"report": NORMAL}, "frontal", seed=1, **c).frontal[0] for c in (QUICK, changed))
-    assert not same(one, other)
+    made = pipeline({"report": NORMAL}, "frontal", seed=1, **{**QUICK, **change}).frontal[0]
+    presets = pipeline.preset.sampling
+    options = {
+        "num_inference_steps": 2,
+        "guidance_scale": presets.guidance_scale["frontal"],
+        "sampler": presets.sampler,
+    }
+    assert same(made, step_by_step(pipeline, {"report": NORMAL}, 1, **{**options, **change}))
+    if change:
+        assert not same(made, step_by_step(pipeline, {"report": NORMAL}, 1, **options))
 
 
 @pytest.mark.parametrize(
     "inputs", [{}, {"report": EFFUSION}, {"lateral": radiograph(5)}, {"report": NORMAL, "lateral": radiograph(5)}]
 )
 def test_the_inputs_reach_the_sample(pipeline: XgemPipeline, inputs: dict[str, Any]) -> None:
-    one = pipeline({"report": NORMAL}, "frontal", seed=1, **QUICK).frontal[0]
-    assert not same(one, pipeline(inputs, "frontal", seed=1, **QUICK).frontal[0])
+    options: dict[str, Any] = {"num_inference_steps": 2, "guidance_scale": 2.0, "sampler": "dpmsolver++"}
+    made = pipeline(inputs, "frontal", seed=1, progress=False, **options).frontal[0]
+    assert same(made, step_by_step(pipeline, inputs, 1, **options))
+    assert not same(made, step_by_step(pipeline, {"report": NORMAL}, 1, **options))
 
 
 def test_the_order_of_inputs_and_other_outputs_change_nothing(pipeline: XgemPipeline) -> None:

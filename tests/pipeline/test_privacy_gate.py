@@ -15,6 +15,7 @@ from xgem.cli import main
 from xgem.configs.preset import load_preset
 from xgem.convert.random_init import random_checkpoint
 from xgem.data.manifest import Manifest, Row
+from xgem.pipeline import privacy_gate
 from xgem.pipeline.pipeline import XgemPipeline
 from xgem.pipeline.privacy_gate import PrivacyGate, Thresholds
 from xgem.pipeline.replay import replay
@@ -169,10 +170,19 @@ def test_an_index_stands_for_the_images(
 def test_images_are_read_once_for_one_model(
     pipeline: XgemPipeline, data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    reads: list[tuple[str, int]] = []
+
+    def counted(pipeline: Any, view: str, files: Any) -> Any:
+        reads.append((view, len(files)))
+        return read(pipeline, view, files)
+
+    read = privacy_gate._read
+    monkeypatch.setattr(privacy_gate, "_read", counted)
     gate = PrivacyGate.from_manifest(data, thresholds=COPIES)
-    pipeline({}, "frontal", seed=1, privacy_gate=gate, **QUICK)
-    monkeypatch.setattr("xgem.pipeline.privacy_gate._read", None)
-    pipeline({}, "frontal", seed=2, privacy_gate=gate, **QUICK)
+    for seed in (1, 2):
+        made = pipeline({}, "frontal", seed=seed, privacy_gate=gate, **QUICK)
+        assert made.sample_metadata("frontal", 0)["privacy_gate"]["tries"] == 1
+    assert reads == [("frontal", 14)]
 
 
 def test_what_the_gate_cannot_check_is_refused(pipeline: XgemPipeline, data: Path, tmp_path: Path) -> None:
