@@ -12,7 +12,7 @@ from torch import Tensor
 
 from xgem.checkpoints.component import component_class
 from xgem.convert.random_init import random_component
-from xgem.encoders.fusion import stack
+from xgem.encoders.fusion import ContextFusion, stack
 from xgem.generators.latent_diffusion import LatentDiffusion
 from xgem.types import Context, Encoded, InputError
 
@@ -63,6 +63,42 @@ def test_context_of_any_subset(generator: Any, mode: str, given: tuple[str, ...]
     tokens = 1 if mode == "pooled" else 1 + sum(PROMPTS[name].tokens.shape[1] for name in given)
     assert context.tokens.shape[:2] == context.mask.shape == (B, tokens)
     assert torch.isfinite(prediction(model, context)).all()
+
+
+@torch.no_grad()
+def test_the_tokens_are_the_null_token_and_each_prompts_projection_plus_its_embedding() -> None:
+    fusion = ContextFusion(("a", "b"), "tokens", D, D, 8)
+    context = fusion({"b": PROMPTS["b"], "a": PROMPTS["a"]})
+    expected = [fusion.null_token.expand(B, 1, 8)]
+    for name in ("b", "a"):
+        norm, linear = fusion.project[name]  # type: ignore[index, misc]
+        tokens = PROMPTS[name].tokens
+        tokens = (tokens - tokens.mean(-1, keepdim=True)) / (tokens.var(-1, unbiased=False, keepdim=True) + 1e-5).sqrt()
+        assert (norm.weight == 1).all()
+        expected.append(tokens @ linear.weight.T + linear.bias + fusion.modality[name])
+    torch.testing.assert_close(context.tokens, torch.cat(expected, dim=1))
+    masks = [torch.ones(B, 1, dtype=torch.bool), PROMPTS["b"].mask, PROMPTS["a"].mask]
+    assert torch.equal(context.mask, torch.cat(masks, dim=1))
+
+
+def test_learned_tokens_start_small() -> None:
+    fusion = ContextFusion(("a", "b"), "tokens", D, D, 1000)
+    for parameter in (fusion.null_token, *fusion.modality.values()):
+        assert float(parameter.detach().std()) == pytest.approx(0.02, rel=0.15)
+        assert abs(float(parameter.detach().mean())) < 0.003
+
+
+@torch.no_grad()
+def test_the_pooled_token_is_the_projected_mean_or_the_null_token() -> None:
+    fusion = ContextFusion(("a", "b"), "pooled", D, D, 8)
+    keep = {"a": torch.tensor([True, True, False]), "b": torch.tensor([True, False, False])}
+    context = fusion({name: PROMPTS[name] for name in keep}, keep)
+    a, b = PROMPTS["a"].pooled, PROMPTS["b"].pooled
+    project: Any = fusion.project
+    torch.testing.assert_close(
+        context.tokens[:, 0], torch.stack([*project(torch.stack([(a[0] + b[0]) / 2, a[1]])), fusion.null_token])
+    )
+    assert context.mask.tolist() == [[True]] * B
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -152,7 +188,12 @@ def test_stacked_contexts_are_the_single_ones(generator: Any) -> None:
     model = generator("tokens")
     context, null = model.fuse(PROMPTS), model.null(B)
     both = stack([context, null])
-    assert both.tokens.shape[0] == 2 * B
+    assert both.tokens.shape[:2] == both.mask.shape == (2 * B, context.tokens.shape[1])
+    wider = stack([context, null], context.tokens.shape[1] + 3)
+    assert wider.tokens.shape[:2] == wider.mask.shape == (2 * B, context.tokens.shape[1] + 3)
+    assert not wider.mask[:, -3:].any()
+    assert not wider.tokens[:, -3:].any()
+    assert stack([null, null]).tokens.shape[1] == 1
     z = torch.randn(B, *model.latent_shape)
     t = torch.tensor([10, 500, 900])
     with torch.no_grad():
