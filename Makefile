@@ -2,7 +2,10 @@
 #
 #   make demo [FRONTAL=my.dcm | SENTENCE="..."] [SEED=0] [OUT=folder]   lateral and report from a frontal
 #   make test [ARGS="-m 'not slow'"] [JOBS=2]    the test suite
-#   make lint                                    ruff and pyright
+#   make lint                                    ruff, import contracts and pyright
+#   make docs                                    the documentation as build/site/index.html
+#   make golden                                  records the losses anew that training is held to
+#   make mutation [ARGS="fusion --sample 60"]    the share of small changes to the code that tests notice
 #   make train-default [DATA=openi] [RUN=folder] [PRECISION=bf16]   trains openi-128; call it again to go on
 #   make embed [RUN=folder]                      ships what was trained: fp16, measured, with its card
 #   make train-chexgen [RUN=folder] [PRECISION=bf16]    trains chexgen-small; make embed-chexgen ships it
@@ -23,7 +26,7 @@ XGEM := $(BIN)/xgem
 # One stamp for what running needs, one for what developing needs (which includes it).
 INSTALLED := $(VENV)/.installed
 INSTALLED_DEV := $(VENV)/.installed-dev
-WITH_EXTRAS := .[train,eval,published,slurm,dev]
+WITH_EXTRAS := .[train,eval,published,slurm,docs,dev]
 PIP_FLAGS ?=
 
 XGEM_DATA ?= ../shared/data
@@ -42,10 +45,11 @@ SPLIT ?= val
 JOBS ?= 2
 ARGS ?=
 
-.PHONY: help install install-dev demo test lint format train-default eval embed train-chexgen embed-chexgen clean
+.PHONY: help install install-dev demo test lint format docs golden mutation train-default eval embed train-chexgen \
+	embed-chexgen clean
 
 help:
-	@sed -n '3,9s/^# *//p' Makefile
+	@sed -n 's/^#   //p' Makefile
 
 install: $(INSTALLED)
 install-dev: $(INSTALLED_DEV)
@@ -69,7 +73,7 @@ $(INSTALLED_DEV): pyproject.toml
 # Through the environment, so that the shell takes them as they are, quotes and all.
 demo: export XGEM_SENTENCE = $(SENTENCE)
 demo: export XGEM_FRONTAL = $(FRONTAL)
-# Without FRONTAL, xgem first makes one from SENTENCE: no patient's picture ships with it.
+# Without FRONTAL, xgem first makes one from SENTENCE: no patient's image ships with it.
 demo: $(INSTALLED)
 ifeq ($(strip $(FRONTAL)),)
 	$(XGEM) generate --report "$$XGEM_SENTENCE" --outputs frontal --seed $(SEED) --out "$(OUT)/prompt" --overwrite
@@ -91,6 +95,16 @@ format: $(INSTALLED_DEV)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+docs: $(INSTALLED_DEV)
+	$(BIN)/mkdocs build --strict
+
+# Only after a change that is meant to change what training computes; look at the difference before committing it.
+golden: $(INSTALLED_DEV)
+	XGEM_UPDATE_GOLDEN=1 $(BIN)/python -m pytest -q tests/train/test_golden_losses.py
+
+mutation: $(INSTALLED_DEV)
+	$(BIN)/python benchmarks/mutation.py $(ARGS)
+
 $(MANIFEST): | $(INSTALLED_DEV)
 	$(XGEM) data prepare openi "$(DATA)" --out "$@"
 
@@ -111,12 +125,12 @@ eval: $(INSTALLED_DEV) $(MANIFEST)
 		--num-samples 3)
 	$(XGEM) eval all $(if $(MODEL),--model "$(MODEL)") $(MEASURE)
 
-# What ships: the trained checkpoint as fp16, measured, with its card and README's table written from the measures.
+# What ships: the trained checkpoint as fp16, measured, with its card and the tables of docs/results.md written from the measures.
 embed: $(INSTALLED_DEV) $(MANIFEST)
 	$(XGEM) export "$(RUN)" "xgem/assets/$(PRESET)" --dtype float16 --overwrite
 	$(MAKE) eval MODEL="xgem/assets/$(PRESET)"
 	$(XGEM) eval card "$(RUN)/eval" --model "xgem/assets/$(PRESET)" \
-		--notes "docs/cards/$(PRESET).md" --readme README.md
+		--notes "docs/cards/$(PRESET).md" --readme docs/results.md
 
 # The text encoder learns what stands in front of texts; then ChexGen's stages: low resolution, twice that, control (with
 # masks that a segmenter draws where nobody has; it is measured with hand-drawn ones).

@@ -68,12 +68,6 @@ def test_every_example_is_tested(block: Block) -> None:
     assert block.mark in {"run", "dry-run"}
 
 
-def test_results_have_a_marked_place() -> None:
-    text = (PROJECT / "README.md").read_text(encoding="utf-8")
-    assert text.count("<!-- results:begin -->") == text.count("<!-- results:end -->") == 1
-    assert text.index("<!-- results:begin -->") < text.index("<!-- results:end -->")
-
-
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """A folder with a drawn ``cxr.png`` (two dark fields on a bright ground) and an ``xgem`` command."""
