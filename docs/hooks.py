@@ -19,7 +19,6 @@ PAGES = {
     "changelog.md": "CHANGELOG.md",
 }
 """Page -> file of the project that it shows."""
-COMMANDS = "<!-- commands -->"
 _LINK = re.compile(r"(?<=\]\()(?!\w+:|#|/)([^)#\s]+)")
 
 
@@ -50,8 +49,11 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
-    """Writes the help of every command where a page asks for it."""
-    return markdown.replace(COMMANDS, command_line()) if COMMANDS in markdown else markdown
+    """Writes what the code knows (help of the commands, options, metrics) where a page asks for it."""
+    for mark, write in WRITERS.items():
+        if mark in markdown:
+            markdown = markdown.replace(mark, write())
+    return markdown
 
 
 def command_line() -> str:
@@ -65,6 +67,45 @@ def command_line() -> str:
     context: Any = command.context_class(command, info_name="xgem")
     text = typer.cli.get_docs_for_click(obj=command, ctx=context, name="xgem")
     return text.split("\n", 1)[1]  # the page has a title of its own
+
+
+def metric_table() -> str:
+    """Every metric of the registry, by family."""
+    from xgem.eval.registry import FAMILIES, metrics
+
+    better = {True: "higher", False: "lower", None: "-"}
+    parts = []
+    for family in FAMILIES:
+        rows = [
+            (f"`{one.name}`", better[one.higher_is_better], one.range, one.doc, one.source) for one in metrics(family)
+        ]
+        parts.append(f"### {family.capitalize()}\n\n" + _table(("metric", "better", "range", "what", "source"), rows))
+    return "\n\n".join(parts)
+
+
+def option_table() -> str:
+    """Every option of a request."""
+    from xgem.pipeline.options import CallOptions, Option
+
+    rows = []
+    for name, field in CallOptions.model_fields.items():
+        option = next(part for part in field.metadata if isinstance(part, Option))
+        default = option.unset if field.default is None else f"`{field.default!r}`"
+        rows.append((f"`{name}`", option.help, str(option.limits or ""), default))
+    return _table(("option", "what", "accepts", "default"), rows)
+
+
+def _table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+    lines = (head, ("---",) * len(head), *rows)
+    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
+
+
+WRITERS = {
+    "<!-- commands -->": command_line,
+    "<!-- metrics -->": metric_table,
+    "<!-- options -->": option_table,
+}
+"""What stands in a page -> what writes the text in its place."""
 
 
 def _relinked(text: str, source: str, page: str) -> str:
