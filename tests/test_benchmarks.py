@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import shutil
+import sys
 from argparse import Namespace
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,7 @@ def benchmark(project: Path, name: str) -> Any:
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # where dataclasses look their own module up
     spec.loader.exec_module(module)
     return module
 
@@ -86,6 +89,25 @@ def test_it_finds_what_is_not_equal(dit: Any, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(dit, "pipeline_of", other)
     with pytest.raises(AssertionError, match="not close"):
         dit.main([*TINY, "--batch", "2", "--steps", "2", "--runs", "1", "--threads", "1"])
+
+
+def test_mutation_has_a_module_and_tests_for_every_target(
+    project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mutation = benchmark(project, "mutation")
+    for module, tests in mutation.TARGETS.values():
+        assert list((project / "xgem").glob(f"{module}.py"))
+        assert all((project / "tests" / f"{test}.py").is_file() for test in tests)
+    pytest.importorskip("mutmut")
+    monkeypatch.chdir(tmp_path)
+    Path("pyproject.toml").write_text(mutation.SETTINGS.format(module="encoders/contrastive", tests=""))
+    Path("xgem/encoders").mkdir(parents=True)
+    shutil.copy(project / "xgem/encoders/contrastive.py", "xgem/encoders")
+    names = mutation.mutants_of([Path("xgem/encoders/contrastive.py")])
+    assert len(names) == len(set(names)) > 20
+    assert {name.rpartition("__mutmut_")[0].split(".")[-1] for name in names} >= {"x_info_nce", "x_gathered"}
+    outcomes = {"a": "killed", "b": "survived", "c": "timeout", "d": "no tests"}
+    assert mutation.Score(9, outcomes).killed == 2
 
 
 def test_what_it_measures_on_a_device(dit: Any) -> None:
