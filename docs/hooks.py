@@ -95,6 +95,12 @@ def option_table() -> str:
     return _table(("option", "what", "accepts", "default"), rows)
 
 
+def control_measures() -> str:
+    """The measures in the card of the model with control."""
+    card = (PROJECT / PAGES["models/chexgen-small.md"]).read_text(encoding="utf-8")
+    return card.split("\n## Measures\n", 1)[1].strip()
+
+
 def _table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
     lines = (head, ("---",) * len(head), *rows)
     return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
@@ -104,6 +110,7 @@ WRITERS = {
     "<!-- commands -->": command_line,
     "<!-- metrics -->": metric_table,
     "<!-- options -->": option_table,
+    "<!-- measures of chexgen-small -->": control_measures,
 }
 """What stands in a page -> what writes the text in its place."""
 
