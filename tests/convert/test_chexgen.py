@@ -323,35 +323,28 @@ def test_a_truncated_file_is_refused_and_leaves_nothing(preset: str, tmp_path: P
     data = written(tmp_path, published_weights()).read_bytes()
     for length in np.random.default_rng(0).integers(1, len(data), 30):
         (tmp_path / "cut.pth").write_bytes(data[:length])
-        with pytest.raises(CheckpointError) as raised:
+        with pytest.raises(CheckpointError, match=r"\A.*cut\.pth.*\Z"):  # in one line
             convert_chexgen(tmp_path / "cut.pth", tmp_path / "out", preset=preset)
-        assert "cut.pth" in str(raised.value)
-        assert "\n" not in str(raised.value)
         assert not (tmp_path / "out").exists()
 
 
 def test_a_damaged_file_is_refused_or_gives_a_whole_checkpoint(preset: str, tmp_path: Path) -> None:
     data = written(tmp_path, published_weights()).read_bytes()
     random = np.random.default_rng(0)
-    refusals = 0
+    messages = []
     for number in range(30):
         damaged = bytearray(data)
         for place in random.integers(0, 2000, 8):
             damaged[place] = random.integers(256)
         (tmp_path / "damaged.pth").write_bytes(damaged)
-        out = tmp_path / f"out{number}"
-        message = ""
         try:
-            convert_chexgen(tmp_path / "damaged.pth", out, preset=preset)
+            convert_chexgen(tmp_path / "damaged.pth", tmp_path / f"out{number}", preset=preset)
         except XgemError as error:
-            message = str(error)
-        if message:
-            assert "damaged.pth" in message
-            assert not out.exists()
-            refusals += 1
+            messages.append(str(error))
         else:  # only values of weights have changed
-            verify_component(out, "dit")
-    assert refusals > 10
+            verify_component(tmp_path / f"out{number}", "dit")
+    assert all("damaged.pth" in message for message in messages)
+    assert 10 < len(messages) == 30 - len(list(tmp_path.glob("out*")))
 
 
 def test_the_preset_follows_from_the_positions(tmp_path: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ from pyarrow import parquet
 from pydantic import ValidationError
 
 from xgem.data.annotations import BOX_CLASSES, STRUCTURES, Box
-from xgem.data.manifest import SCHEMA_VERSION, Manifest, Row, merge, place, split_of
+from xgem.data.manifest import SCHEMA_VERSION, Manifest, Row, place
 from xgem.types import ManifestError, OutputError
 
 
@@ -175,14 +174,36 @@ def test_studies_are_sorted_and_hold_their_images():
         made.studies("valid")
 
 
+def test_a_study_has_everything_that_its_rows_say(tmp_path: Path):
+    known: dict[str, Any] = {
+        "subject": "p", "split": "val", "findings": "Größer.", "impression": "Normal.", "labels": ("normal",),
+        "age": 61.5, "sex": "F", "race": "Asian", "severity": 7.0, "source": "openi", "licence": "CC0",
+    }  # fmt: skip
+    (study,) = manifest(row("a", **known, masks={"device": ("m.png",)}, boxes=[BOX]), root=tmp_path).studies()
+    assert {name: getattr(study, name) for name in known} == known
+    assert study.masks == {"device": (tmp_path / "m.png",)}
+    assert [(box.label, box.x) for box in study.boxes] == [(BOX["label"], BOX["x"])]
+
+
+def test_text_is_written_as_it_is(tmp_path: Path):
+    manifest(row(findings="Größer."), root=tmp_path).write(tmp_path / "m.jsonl")
+    assert "Größer." in (tmp_path / "m.jsonl").read_text(encoding="utf-8")
+
+
 def test_summary():
-    made = manifest(row("a"), row("b", split="val", impression="Normal."), row("c", view=None, file=None))
-    summary = made.summary()
-    assert summary["studies"] == 3
-    assert summary["splits"] == {"train": 2, "val": 1}
-    assert summary["images"] == {"train/frontal": 1, "val/frontal": 1}
-    assert summary["impressions"] == 1
-    assert not {"masks", "boxes", "severity"} & set(summary)
+    made = manifest(
+        row("a", findings="Clear."), row("b", split="val", impression="Normal."), row("c", view=None, file=None),
+        row("d", subject="p-a", view=None),
+    )  # fmt: skip
+    assert made.summary() == {
+        "rows": 4,
+        "studies": 4,
+        "subjects": 3,
+        "splits": {"train": 3, "val": 1},
+        "images": {"train/frontal": 1, "train/unknown view": 1, "val/frontal": 1},
+        "impressions": 1,
+        "findings": 1,
+    }
 
 
 def test_summary_counts_annotations():
@@ -348,49 +369,3 @@ def test_writing_is_whole_or_nothing(tmp_path: Path):
     with pytest.raises(OutputError, match="cannot be written"):
         made.write(tmp_path / "file" / "m.jsonl")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "m.jsonl"]
-
-
-def test_merging_keeps_every_row_and_finds_its_files(tmp_path: Path):
-    here = manifest(row("a", masks={"device": ("m.png",)}), row("b", severity=3), root=tmp_path)
-    there = manifest(row("c", masks={"device": ("m.png",)}), row("d", view=None, file=None), root=tmp_path / "x")
-    merged = merge([here, there], tmp_path)
-    assert merged.rows[:2] == here.rows
-    assert merged.rows[2].file == str(tmp_path / "x/c.png")
-    assert merged.rows[2].masks == {"device": (str(tmp_path / "x/m.png"),)}
-    assert merged.rows[3] == there.rows[1]
-    assert merged.studies() == sorted(here.studies() + there.studies(), key=lambda study: study.id)
-    elsewhere = merge([here, there], tmp_path / "y")
-    assert elsewhere.root == tmp_path / "y"
-    assert elsewhere.studies() == merged.studies()
-
-
-@pytest.mark.parametrize(
-    ("second", "words"),
-    [
-        (row("a", file="2.png"), "study 'a' is in manifests 1 and 3"),
-        (row("c", file="../x/a.png"), "/x/a.png is in manifests 1 and 3"),
-        (
-            row("c", subject="p-a", split="val"),
-            "subject 'p-a' is in split 'train' of manifest 1 and in 'val' of manifest 3",
-        ),
-    ],
-)
-def test_what_is_in_two_manifests_is_named(tmp_path: Path, second: Row, words: str):
-    with pytest.raises(ManifestError) as caught:
-        merge(
-            [
-                manifest(row("a"), root=tmp_path / "x"),
-                manifest(row("b"), root=tmp_path),
-                manifest(second, root=tmp_path / "y"),
-            ],
-            tmp_path,
-        )
-    assert words in str(caught.value)
-
-
-def test_hashed_splits_are_stable_and_of_the_stated_size():
-    counts = Counter(split_of(f"subject {i}") for i in range(4000))
-    assert counts["val"] == pytest.approx(400, abs=70)
-    assert counts["test"] == pytest.approx(400, abs=70)
-    assert [split_of(f"openi-{i}") for i in range(6)] == [split_of(f"openi-{i}") for i in range(6)]
-    assert {split_of(f"{i}", test=0) for i in range(300)} == {"train", "val"}
