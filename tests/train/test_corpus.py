@@ -1,0 +1,114 @@
+"""The texts of a study, what is known of its patient, and how descriptions and studies are varied in training."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+
+from xgem.data.prepare import PreparedImages
+from xgem.data.study import Study
+from xgem.train.corpus import Corpus, enriched, known_studies, sentences, vary
+from xgem.types import DataError
+
+FINDINGS, IMPRESSION = "The heart is large. No effusion.", "Cardiomegaly."
+LABELS = ("Cardiomegaly", "Edema")
+STUDIES = (
+    Study("a", "a", "train", findings=FINDINGS, impression=IMPRESSION, labels=LABELS, sex="F", age=61.0),
+    Study("b", "b", "train", impression=IMPRESSION, severity=0.0),
+    Study("c", "c", "train"),
+)  # fmt: skip
+
+
+def corpus(**changes: Any) -> Corpus:
+    index = {("a", "frontal"): [0, 2], ("b", "frontal"): [1]}
+    images = PreparedImages(torch.zeros(3, 4, 4, dtype=torch.uint8), index, (), "toy")
+    return Corpus(STUDIES, images, **{"sections": ("findings", "impression"), **changes})
+
+
+def test_rows_are_those_of_the_study_and_view() -> None:
+    assert [corpus().rows(index, "frontal") for index in range(3)] == [[0, 2], [1], []]
+    assert corpus().rows(0, "lateral") == []
+
+
+def test_a_study_is_described_by_each_of_its_distinct_texts() -> None:
+    plain = corpus()
+    assert plain.reports == (f"{FINDINGS} {IMPRESSION}", IMPRESSION, "")
+    assert plain.texts(0) == [f"{FINDINGS} {IMPRESSION}", IMPRESSION, FINDINGS, "Cardiomegaly. Pulmonary edema."]
+    assert plain.texts(1) == [IMPRESSION]
+    assert plain.texts(2) == []
+    prompts = corpus(prompt_sections=("findings",))
+    assert [prompts.texts(index) for index in range(3)] == [[FINDINGS], [], []]
+    assert corpus(prompt_sections=("impression",)).texts(1) == [IMPRESSION]
+
+
+def test_what_is_known_of_the_patient_comes_with_each_text_and_alone_in_all_parts() -> None:
+    joined = corpus(joined=frozenset({"demographics", "severity"}), prompt_sections=("impression",))
+    assert [joined.known(index) for index in range(3)] == [{"sex": "F", "age": 61}, {"severity": 0.0}, {}]
+    assert joined.texts(0) == [
+        IMPRESSION,
+        f"sex:Female, age:61.0. {IMPRESSION}",
+        "sex:Female.",
+        "age:61.0.",
+        "sex:Female, age:61.0.",
+    ]
+    assert joined.texts(2) == []
+    assert corpus(joined=frozenset({"severity"})).known(0) == {}
+    assert corpus().known(1) == {}
+
+
+def test_the_fingerprint_follows_texts_images_and_studies() -> None:
+    base = corpus()
+    changed = [
+        corpus(sections=("impression",)),
+        corpus(joined=frozenset({"severity"})),
+        Corpus(STUDIES, replace(base.images, sha256="other"), base.sections),
+        Corpus(STUDIES[:2], base.images, base.sections),
+        Corpus((replace(STUDIES[0], id="z"), *STUDIES[1:]), base.images, base.sections),
+    ]
+    assert base.fingerprint() == corpus().fingerprint()
+    assert len({made.fingerprint() for made in (base, *changed)}) == 6
+
+
+def test_known_studies_are_those_of_which_something_is_known() -> None:
+    joined = corpus(joined=frozenset({"demographics", "severity"}))
+    assert known_studies(joined, [0, 1, 2], 0.5) == [0, 1]
+    assert known_studies(joined, [2, 1], 0.5) == [1]
+    assert known_studies(joined, [2], 0.0) == []
+    with pytest.raises(DataError, match="no age, sex or score is known"):
+        known_studies(joined, [2], 0.5)
+
+
+def test_sentences_end_at_a_mark_and_white_space() -> None:
+    assert sentences(" Clear. Is it?  Yes!\nv1.2 stays. ") == ["Clear.", "Is it?", "Yes!", "v1.2 stays."]
+    assert sentences("no mark") == ["no mark"]
+    assert sentences("  ") == []
+
+
+def test_a_variant_has_some_of_the_sentences_in_any_order() -> None:
+    rng, text = random.Random(0), "One. Two. Three. Four."
+    assert vary("One.", rng, keep=0.0) == "One."
+    assert {vary(text, rng, keep=0.0) for _ in range(60)} == {"One.", "Two.", "Three.", "Four."}
+    whole = [vary(text, rng, keep=1.0) for _ in range(300)]
+    assert {tuple(sorted(sentences(one))) for one in whole} == {("Four.", "One.", "Three.", "Two.")}
+    assert len(set(whole)) == 24  # every order
+    kept = [sentences(vary(text, rng)) for _ in range(2000)]
+    assert all(len(set(one)) == len(one) >= 1 for one in kept)
+    assert sum(map(len, kept)) / 8000 == pytest.approx(0.7, abs=0.03)
+    assert vary(text, random.Random(5)) == vary(text, random.Random(5), keep=0.7)
+
+
+def test_a_share_of_the_studies_makes_way_for_rare_ones() -> None:
+    studies, rng = list(range(1000)), random.Random(0)
+    assert enriched(studies, [], 0.0, rng) == studies
+    assert rng.random() == random.Random(0).random()  # nothing was drawn
+    assert set(enriched(studies, [-1, -2], 1.0, rng)) == {-1, -2}
+    made = enriched(studies, [-1, -2], 0.3, rng)
+    counts = Counter(made)
+    assert counts[-1] + counts[-2] == pytest.approx(300, abs=60)
+    assert counts[-1] == pytest.approx(counts[-2], abs=50)
+    assert all(new in (old, -1, -2) for old, new in zip(studies, made, strict=True))
