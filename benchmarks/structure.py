@@ -21,11 +21,11 @@ def packages_of(graph: grimp.ImportGraph, root: str) -> list[str]:
     return [root, *sorted(name for name in graph.find_descendants(root) if graph.find_children(name))]
 
 
-def function_lengths(file: Path) -> list[int]:
-    """Lines of each function of a file, decorators not counted."""
+def function_lengths(file: Path) -> list[tuple[str, int]]:
+    """Name and lines of each function of a file, decorators not counted."""
     nodes = ast.walk(ast.parse(file.read_text(encoding="utf-8")))
     functions = [node for node in nodes if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)]
-    return [int(node.end_lineno or node.lineno) - node.lineno + 1 for node in functions]
+    return [(node.name, int(node.end_lineno or node.lineno) - node.lineno + 1) for node in functions]
 
 
 def comment_lines(file: Path) -> int:
@@ -43,7 +43,7 @@ def measure(folder: Path, package: str = "xgem") -> dict[str, Any]:
         sys.path.remove(str(folder))
     files = sorted((folder / package).rglob("*.py"))
     lines = {file: len(file.read_text(encoding="utf-8").splitlines()) for file in files}
-    functions = [length for file in files for length in function_lengths(file)]
+    functions = [length for file in files for _, length in function_lengths(file)]
     arrows, circles, upward = 0, 0, 0
     for parent in packages_of(graph, package):
         children = sorted(graph.find_children(parent))
