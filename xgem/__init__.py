@@ -1,10 +1,10 @@
-"""xgem: any subset of frontal radiograph, lateral radiograph and report in, any of the others out.
+"""xgem generates any missing part of a chest-radiography study (frontal, lateral, report) from the parts you have.
 
 >>> import xgem
 >>> generation = xgem.generate({"frontal": "cxr.png"}, ["lateral", "report"], seed=7)
 >>> generation.lateral[0].size, generation.report[0]
 
-Importing the package imports no torch: what needs it is loaded at first use.
+Importing the package does not import torch; what needs torch is imported at first use.
 """
 
 from __future__ import annotations

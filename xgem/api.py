@@ -1,4 +1,4 @@
-"""The public surface: ``xgem.generate`` for one call, ``xgem.load`` for a pipeline to keep."""
+"""The public API: ``xgem.generate`` for one call, ``xgem.load`` for a pipeline to reuse."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from xgem.checkpoints.locate import CONTROL_MODEL, DEFAULT_MODEL, locate
 from xgem.checkpoints.store import checkpoint_hash
 from xgem.modalities import MODALITIES
 from xgem.pipeline.generation import Generation
+from xgem.pipeline.options import CallKeywords, Inputs, documented, renamed
 from xgem.pipeline.pipeline import XgemPipeline
-from xgem.pipeline.request import CallOptions, Inputs
 from xgem.utils.devices import dtype_name, resolve_device, resolve_dtype
 
 Model = XgemPipeline | str | Path | None
@@ -40,22 +40,23 @@ def load(
 
 @overload
 def generate(
-    inputs: Inputs | None, outputs: str | Sequence[str], *, model: Model = None, **options: Unpack[CallOptions]
+    inputs: Inputs | None, outputs: str | Sequence[str], *, model: Model = None, **options: Unpack[CallKeywords]
 ) -> Generation: ...
 @overload
 def generate(
-    inputs: Sequence[Inputs], outputs: str | Sequence[str], *, model: Model = None, **options: Unpack[CallOptions]
+    inputs: Sequence[Inputs], outputs: str | Sequence[str], *, model: Model = None, **options: Unpack[CallKeywords]
 ) -> list[Generation]: ...
 
 
+@documented
 def generate(
     inputs: Inputs | Sequence[Inputs] | None,
     outputs: str | Sequence[str],
     *,
     model: Model = None,
-    **options: Unpack[CallOptions],
+    **options: Unpack[CallKeywords],
 ) -> Generation | list[Generation]:
-    """Generate ``outputs`` from ``inputs`` with ``model``; the last model that was used stays in memory.
+    """Generate ``outputs`` from ``inputs`` with ``model``; the last model used stays in memory.
 
     Without a ``model`` the inputs decide: annotations (``mask``, ``boxes``, ``severity``) and ``demographics`` are for
     ``chexgen-small``, everything else for the default checkpoint.
@@ -68,30 +69,28 @@ def generate(
             mappings, which gives a list of generations.
         outputs: one or more modalities, none of them an input.
         model: a pipeline, or what ``load`` takes.
-        options: ``seed``, ``generator``, ``num_samples``, ``num_inference_steps``, ``guidance_scale``, ``sampler``,
-            ``joint``, ``keep``, ``strength``, ``control_scale``, ``control_end``, ``greedy``, ``device``, ``dtype``,
-            ``progress``, ``callback_on_step_end``, ``output_type``, ``batch_size``, ``allow_any``, ``privacy_gate``:
-            see ``XgemPipeline.__call__``.
+        options: the fields of :class:`xgem.pipeline.options.CallOptions`, as in a call of a pipeline.
 
     Raises:
         InputError: an argument or input that cannot be used. CheckpointError, DeviceError: as ``load``.
-        PrivacyError: the gate refused every draw.
+        PrivacyError: the gate refused every try of a sample.
     """
     if model is None:
         model = model_for(inputs)
-    pipeline: Any = model if isinstance(model, XgemPipeline) else _cached(model, options)
-    return pipeline(inputs, outputs, **options)
+    keywords: Any = renamed(options)
+    pipeline: Any = model if isinstance(model, XgemPipeline) else _cached(model, keywords)
+    return pipeline(inputs, outputs, **keywords)
 
 
 def model_for(inputs: Inputs | Sequence[Inputs] | None) -> str:
     """The embedded checkpoint for a request that names none."""
     items: list[Any] = [inputs] if inputs is None or isinstance(inputs, Mapping) else list(inputs)
     steering = [name for name, modality in MODALITIES.items() if not modality.is_output]
-    asked = [name for name in steering if any(isinstance(item, Mapping) and name in item for item in items)]
-    return CONTROL_MODEL if asked else DEFAULT_MODEL
+    given = [name for name in steering if any(isinstance(item, Mapping) and name in item for item in items)]
+    return CONTROL_MODEL if given else DEFAULT_MODEL
 
 
-def _cached(model: str | Path, options: CallOptions) -> XgemPipeline:
+def _cached(model: str | Path, options: CallKeywords) -> XgemPipeline:
     location = locate(model)
     device = resolve_device(options.get("device"))
     dtype = resolve_dtype(options.get("dtype"), device)

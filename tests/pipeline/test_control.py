@@ -72,9 +72,9 @@ def test_demographics_are_words_in_front_of_the_report(pipeline: XgemPipeline) -
 def test_scale_and_end_of_the_control(pipeline: XgemPipeline) -> None:
     inputs = {"report": TEXT, "mask": lungs()}
     free = made(pipeline, {"report": TEXT})
-    np.testing.assert_allclose(made(pipeline, inputs, control_scale=0.0), free, atol=1e-6)
-    assert np.array_equal(made(pipeline, inputs, control_end=0.0), free)
-    assert np.abs(made(pipeline, inputs, control_end=0.5) - made(pipeline, inputs)).max() > 1e-4
+    np.testing.assert_allclose(made(pipeline, inputs, controlnet_conditioning_scale=0.0), free, atol=1e-6)
+    assert np.array_equal(made(pipeline, inputs, control_guidance_end=0.0), free)
+    assert np.abs(made(pipeline, inputs, control_guidance_end=0.5) - made(pipeline, inputs)).max() > 1e-4
 
 
 def test_a_sample_does_not_depend_on_its_batch(pipeline: XgemPipeline) -> None:
@@ -108,7 +108,7 @@ def test_replay(pipeline: XgemPipeline, tmp_path: Path) -> None:
         "report": TEXT, "mask": tmp_path / "left lung.png", "boxes": tmp_path / "boxes.json", "severity": 12.5,
         "demographics": SEX,
     }  # fmt: skip
-    pipeline(inputs, "frontal", control_end=0.5, **QUICK).save(tmp_path / "out")
+    pipeline(inputs, "frontal", control_guidance_end=0.5, **QUICK).save(tmp_path / "out")
     (tmp_path / "left lung.png").rename(tmp_path / "out" / "left lung.png")
     (tmp_path / "out" / "frontal.boxes.json").unlink()
     again = replay(tmp_path / "out" / "frontal.png", inputs={"boxes": tmp_path / "boxes.json"}, model=pipeline)
@@ -158,10 +158,10 @@ def test_bad_annotations(pipeline: XgemPipeline, inputs: Any, message: str) -> N
 def test_bad_requests(pipeline: XgemPipeline) -> None:
     with pytest.raises(InputError, match="cannot generate 'mask'"):
         pipeline({}, "mask", **QUICK)
-    with pytest.raises(InputError, match="control_end is 2"):
-        pipeline({"mask": lungs()}, "frontal", control_end=2, **QUICK)
-    with pytest.raises(InputError, match="control_scale is -1"):
-        pipeline({"mask": lungs()}, "frontal", control_scale=-1, **QUICK)
+    with pytest.raises(InputError, match="control_guidance_end is 2"):
+        pipeline({"mask": lungs()}, "frontal", control_guidance_end=2, **QUICK)
+    with pytest.raises(InputError, match="controlnet_conditioning_scale is -1"):
+        pipeline({"mask": lungs()}, "frontal", controlnet_conditioning_scale=-1, **QUICK)
 
 
 @pytest.mark.parametrize(("more", "cut"), [(0, False), (1, True), (2, True), (40, True)])
@@ -181,10 +181,12 @@ def test_a_long_caption_is_cut_and_said_so(pipeline: XgemPipeline, more: int, cu
 
 
 def test_options_that_change_nothing_are_said(pipeline: XgemPipeline, caplog: pytest.LogCaptureFixture) -> None:
-    made(pipeline, {"mask": lungs()}, control_scale=0.5)
-    assert "change nothing" not in caplog.text
-    made(pipeline, {"report": TEXT}, control_end=0.5)
-    assert "control_scale and control_end change nothing: no annotation was given" in caplog.text
+    made(pipeline, {"mask": lungs()}, controlnet_conditioning_scale=0.5)
+    assert "have no effect" not in caplog.text
+    made(pipeline, {"report": TEXT}, control_guidance_end=0.5)
+    assert (
+        "controlnet_conditioning_scale and control_guidance_end have no effect: no annotation was given" in caplog.text
+    )
 
 
 def test_boxes_are_outlines_or_areas(chexgen_checkpoint: Path, tmp_path: Path) -> None:
@@ -220,7 +222,7 @@ def test_a_checkpoint_without_its_control_says_so(chexgen_checkpoint: Path, tmp_
         save_component(untrained, name, load_component(chexgen_checkpoint, name))
     pipeline = XgemPipeline.from_pretrained(untrained, device="cpu")
     assert made(pipeline, {"report": TEXT}).shape == (32, 32)
-    with pytest.raises(CheckpointError, match="has no trained control, so annotations cannot steer"):
+    with pytest.raises(CheckpointError, match="has no trained ControlNet for annotations"):
         made(pipeline, {"mask": lungs()})
 
 

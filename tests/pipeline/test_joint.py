@@ -131,7 +131,7 @@ def test_less_strength_stays_closer(pipeline: XgemPipeline) -> None:
     distances = []
     for strength in (0.25, 0.5, 1.0):
         made = pipeline(
-            {"report": TEXT}, "frontal", seed=1, keep={"frontal": kept}, strength=strength, output_type="np", **QUICK
+            {"report": TEXT}, "frontal", seed=1, image={"frontal": kept}, strength=strength, output_type="np", **QUICK
         )
         distances.append(float(np.abs(np.asarray(made.frontal[0]) - _rebuilt(pipeline, codec, kept)).mean()))
     assert distances[0] < distances[1] < distances[2]
@@ -154,7 +154,7 @@ def test_a_kept_output_speaks_to_the_others_only_when_sampled_jointly(pipeline: 
         options: dict[str, Any] = {"seed": 1, "strength": 0.5, "output_type": "np", "joint": joint, **QUICK}
         starts = ({"frontal": grey(seed)} for seed in (1, 2))
         return [
-            pipeline({"report": TEXT}, ["frontal", "lateral"], keep=start, **options).lateral[0] for start in starts
+            pipeline({"report": TEXT}, ["frontal", "lateral"], image=start, **options).lateral[0] for start in starts
         ]
 
     alone = pipeline({"report": TEXT}, "lateral", seed=1, output_type="np", **QUICK).lateral[0]
@@ -168,18 +168,18 @@ def test_a_kept_output_speaks_to_the_others_only_when_sampled_jointly(pipeline: 
 def test_replay_of_a_kept_output(pipeline: XgemPipeline, tmp_path: Path, sampler: str) -> None:
     file = tmp_path / "start.png"
     Image.fromarray(np.uint8(grey() * 255)).save(file)
-    options: dict[str, Any] = {"keep": {"frontal": file}, "strength": 0.5, "sampler": sampler}
+    options: dict[str, Any] = {"image": {"frontal": file}, "strength": 0.5, "sampler": sampler}
     made = pipeline({"report": TEXT}, ["frontal", "lateral"], seed=7, **options, **QUICK)
     made.save(tmp_path / "out")
     for name in ("frontal", "lateral"):
-        again = replay(tmp_path / "out" / f"{name}.png", model=pipeline, keep={"frontal": file}, progress=False)
+        again = replay(tmp_path / "out" / f"{name}.png", model=pipeline, image={"frontal": file}, progress=False)
         assert again.identical
-    with pytest.raises(InputError, match=r"its kept image 'frontal' was 'start\.png'.*--keep frontal"):
+    with pytest.raises(InputError, match=r"its start image 'frontal' was 'start\.png'.*--image frontal"):
         replay(tmp_path / "out" / "frontal.png", model=pipeline, progress=False)
     other = tmp_path / "other.png"
     Image.fromarray(np.uint8(grey(9) * 255)).save(other)
-    with pytest.raises(InputError, match="kept image 'frontal' is not the recorded one"):
-        replay(tmp_path / "out" / "frontal.png", model=pipeline, keep={"frontal": other}, progress=False)
+    with pytest.raises(InputError, match="start image 'frontal' is not the recorded one"):
+        replay(tmp_path / "out" / "frontal.png", model=pipeline, image={"frontal": other}, progress=False)
 
 
 # ---------------------------------------------------------------------------------------------------- bad input
@@ -188,14 +188,14 @@ def test_replay_of_a_kept_output(pipeline: XgemPipeline, tmp_path: Path, sampler
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"strength": 0.5}, "nothing to keep"),
-        ({"keep": {"frontal": grey()}, "strength": 0.0}, "expected a number above 0, up to 1"),
-        ({"keep": {"frontal": grey()}, "strength": 1.01}, "expected a number above 0, up to 1"),
-        ({"keep": {"frontal": grey()}, "strength": float("nan")}, "expected a number above 0"),
-        ({"keep": {"frontal": grey()}, "strength": "half"}, "expected a number above 0"),
-        ({"keep": {"frontal": grey()}, "strength": 0.01}, "is no step"),
-        ({"keep": {"lateral": grey()}}, "keep names 'lateral', which is not among the outputs"),
-        ({"keep": [{"frontal": grey()}] * 2}, "keep has 2 items for 1 inputs"),
+        ({"strength": 0.5}, "without an image to start from"),
+        ({"image": {"frontal": grey()}, "strength": 0.0}, "expected a finite number above 0, up to 1"),
+        ({"image": {"frontal": grey()}, "strength": 1.01}, "expected a finite number above 0, up to 1"),
+        ({"image": {"frontal": grey()}, "strength": float("nan")}, "expected a finite number above 0"),
+        ({"image": {"frontal": grey()}, "strength": "half"}, "expected a finite number above 0"),
+        ({"image": {"frontal": grey()}, "strength": 0.01}, "is less than one step"),
+        ({"image": {"lateral": grey()}}, "image is for 'lateral', which is not among the outputs"),
+        ({"image": [{"frontal": grey()}] * 2}, "image has 2 items for 1 inputs"),
     ],
 )
 def test_what_cannot_be_kept(pipeline: XgemPipeline, options: dict[str, Any], message: str) -> None:

@@ -76,7 +76,7 @@ def test_a_training_image_is_drawn_again_and_replayed(pipeline: XgemPipeline, da
         verdict = one["privacy_gate"]
         assert verdict["latent_distance"] > verdict["latent_threshold"] == COPIES.latent
         assert verdict["pixel_distance"] > verdict["pixel_threshold"] == COPIES.pixel
-        assert verdict["training_pictures"] == 14
+        assert verdict["training_images"] == 14
     files = made.save(tmp_path / "out")
     for file in files:
         again = replay(file, model=pipeline, progress=False)
@@ -130,7 +130,7 @@ def test_giving_up_writes_nothing(
     pipeline: XgemPipeline, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     everything = PrivacyGate.from_manifest(data, thresholds=Thresholds(latent=9, pixel=0), tries=3)
-    with pytest.raises(PrivacyError, match="2 samples came too close to a training image in each of 3 tries"):
+    with pytest.raises(PrivacyError, match="2 samples were too close to a training image in each of 3 tries"):
         pipeline({}, "frontal", seed=1, num_samples=2, privacy_gate=everything, **QUICK)
     command = ["generate", "--outputs", "frontal", "--out", str(tmp_path / "out"), "--model", str(pipeline.root)]
     command += ["--num-inference-steps", "1", "--no-progress", "--device", "cpu", "--privacy-gate", str(data)]
@@ -144,8 +144,9 @@ def test_held_out_images_say_what_is_too_close(pipeline: XgemPipeline, data: Pat
     index = gate.indexes["frontal"]
     images = [np.asarray(Image.open(file)) for file in gate.held_out["frontal"]]
     verdicts = [gate.check(pipeline, "frontal", Image.fromarray(one)) for one in images]
-    assert sum(one.latent <= index.latent_threshold for one in verdicts) == 3
-    assert sum(one.pixel <= index.pixel_threshold for one in verdicts) == 3
+    # An image encoded alone differs from the same one encoded in a batch by rounding.
+    assert sum(one.latent <= index.latent_threshold * (1 + 1e-5) for one in verdicts) == 3
+    assert sum(one.pixel <= index.pixel_threshold * (1 + 1e-5) for one in verdicts) == 3
     training = [np.asarray(Image.open(file)) for file in gate.training["frontal"]]
     assert all(gate.check(pipeline, "frontal", one).refused for one in training)
     for changed in (np.roll(training[0], 1, axis=1), (training[1] * 0.8 + 20).astype(np.uint8)):
@@ -189,7 +190,7 @@ def test_what_the_gate_cannot_check_is_refused(pipeline: XgemPipeline, data: Pat
     gate = PrivacyGate.from_manifest(data, thresholds=COPIES)
     with pytest.raises(InputError, match="no training images of lateral, only of frontal"):
         pipeline({}, ["frontal", "lateral"], seed=1, privacy_gate=gate, **QUICK)
-    with pytest.raises(InputError, match=r"none of the outputs \(report\) is an image"):
+    with pytest.raises(InputError, match=r"no output is an image \(report\)"):
         pipeline({}, "report", seed=1, privacy_gate=gate, **QUICK)
     folder = PrivacyGate.open(data.parent)
     with pytest.raises(InputError, match="0 held-out images of frontal, expected at least 20"):
@@ -197,14 +198,14 @@ def test_what_the_gate_cannot_check_is_refused(pipeline: XgemPipeline, data: Pat
     gate.indexed(pipeline, ["frontal"]).save(tmp_path / "gate.safetensors")
     random_checkpoint(tmp_path / "other", load_preset("debug"), seed=1)
     other = XgemPipeline.from_pretrained(tmp_path / "other", device="cpu")
-    with pytest.raises(InputError, match="made with another encoder"):
+    with pytest.raises(InputError, match="is of a different encoder"):
         other({}, "frontal", seed=1, privacy_gate=PrivacyGate.open(tmp_path / "gate.safetensors"), **QUICK)
-    with pytest.raises(InputError, match="no held-out images to take a share of"):
+    with pytest.raises(InputError, match="no held-out images for a quantile"):
         PrivacyGate.open(tmp_path / "gate.safetensors", quantile=0.1)
     (tmp_path / "bad.safetensors").write_bytes(b"nothing")
-    with pytest.raises(InputError, match="no index of a privacy gate"):
+    with pytest.raises(InputError, match="not the index of a privacy gate"):
         PrivacyGate.open(tmp_path / "bad.safetensors")
-    with pytest.raises(InputError, match="nothing is indexed yet"):
+    with pytest.raises(InputError, match="no index yet"):
         gate.save(tmp_path / "x.safetensors")
     for options in ({"tries": 0}, {"quantile": 1.0}, {"thresholds": Thresholds(latent=-1)}):
         with pytest.raises(InputError, match="at least one try"):
@@ -232,9 +233,9 @@ def test_the_command_and_its_index(
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--privacy-threshold", "0.1"], "are of --privacy-gate"),
-        (["--privacy-gate", "DATA", "--privacy-threshold", "near"], "expected a share like 0.01"),
-        (["--privacy-gate", "DATA", "--privacy-threshold", "color=1"], "expected a share like 0.01"),
+        (["--privacy-threshold", "0.1"], "need --privacy-gate"),
+        (["--privacy-gate", "DATA", "--privacy-threshold", "near"], "expected a fraction like 0.01"),
+        (["--privacy-gate", "DATA", "--privacy-threshold", "color=1"], "expected a fraction like 0.01"),
         (["--privacy-gate", "DATA", "--privacy-threshold", "2"], "a quantile between 0 and 1"),
         (["--privacy-gate", "DATA", "--save-privacy-index", "x.bin"], "ends in .safetensors"),
         (["--privacy-gate", "none.parquet"], "no such manifest"),

@@ -212,7 +212,7 @@ def test_another_input_is_refused(pipeline: XgemPipeline, saved: Path) -> None:
         replay(file, inputs={"frontal": other}, model=pipeline, progress=False)
     with pytest.raises(InputError, match="input 'report' is not the recorded one"):
         replay(file, inputs={"frontal": saved / "cxr.png", "report": "Other."}, model=pipeline, progress=False)
-    with pytest.raises(InputError, match="was made from report, not from 'frontal'"):
+    with pytest.raises(InputError, match="was generated from report, not from 'frontal'"):
         replay(saved / "other" / "lateral-000.png", inputs={"frontal": other}, model=pipeline, progress=False)
 
 
@@ -250,7 +250,7 @@ def alter(file: Path, **changes: Any) -> Path:
         {"together": {"frontal": {"guidance_scale": "much", "context_tokens": 3}}},
         {"together": {"frontal": {"guidance_scale": 1.0, "context_tokens": 10**9}}},
         {"together": {"ct": {"guidance_scale": 1.0, "context_tokens": 3}}},
-        {"keep": {"frontal": {"sha256": "0"}}},
+        {"image": {"frontal": {"sha256": "0"}}},
         {"sampler": "euler"},
         {"output": "ct"},
         {"inputs": {"ct": {"sha256": "0", "origin": "x", "text": "x"}}},

@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from xgem.configs.preset import Preset, load_preset
-from xgem.pipeline.request import MAX_SEED, Request, make_request
+from xgem.pipeline.options import MAX_SEED, CallOptions
+from xgem.pipeline.request import Request, make_request
 from xgem.types import InputError
 
 KNOWN = ["frontal", "lateral", "report", "mask"]
@@ -23,29 +24,16 @@ def preset() -> Preset:
 
 
 def ask(preset: Preset, inputs: Any, outputs: Any, **options: Any) -> Request:
-    defaults: dict[str, Any] = {
-        "seed": 0,
-        "num_samples": 1,
-        "num_inference_steps": None,
-        "guidance_scale": None,
-        "sampler": None,
-        "joint": True,
-        "keep": None,
-        "strength": None,
-        "control_scale": 1.0,
-        "control_end": 1.0,
-        "greedy": True,
-        "output_type": "pil",
-        "batch_size": 4,
-    }
-    return make_request(preset, KNOWN, SAMPLERS, inputs, outputs, **{**defaults, **options})
+    return make_request(
+        preset, KNOWN, SAMPLERS, inputs, outputs, CallOptions.parse({"seed": 0, "joint": True, **options})
+    )
 
 
 def test_defaults_come_from_the_preset(preset: Preset) -> None:
     request = ask(preset, {"frontal": "f.png"}, "lateral")
     assert request.outputs == ("lateral",)
-    assert request.num_inference_steps == preset.sampling.num_inference_steps
-    assert request.sampler == preset.sampling.sampler
+    assert request.steps == preset.sampling.num_inference_steps
+    assert request.options.sampler == preset.sampling.sampler
     assert request.guidance_scale == {"lateral": preset.sampling.guidance_scale["lateral"]}
 
 
@@ -67,7 +55,7 @@ def test_no_inputs_are_allowed(preset: Preset, inputs: Any) -> None:
         ({"frontal": 1}, [], "no outputs"),
         ({"frontal": 1}, "", "no outputs"),
         ({"frontal": 1}, None, "no outputs"),
-        ({"frontal": 1}, ["lateral", "lateral"], "asked for twice"),
+        ({"frontal": 1}, ["lateral", "lateral"], "requested twice"),
         ({"frontal": None}, ["lateral"], "is None"),
         ({"report": "Clear \udcff lungs."}, ["lateral"], "not valid UTF-8"),
         ([], ["lateral"], "empty list"),
@@ -88,17 +76,17 @@ def test_what_cannot_be_asked(preset: Preset, inputs: Any, outputs: Any, message
         ("seed", MAX_SEED + 1, "expected a whole number from 0"),
         ("seed", 1.5, "seed is 1.5"),
         ("seed", True, "seed is True"),
-        ("seed", [1, 2], "2 seeds came for 1 inputs"),
-        ("num_inference_steps", 0, "num_inference_steps is 0, expected 1 to 1000"),
+        ("seed", [1, 2], "2 seeds for 1 inputs"),
+        ("num_inference_steps", 0, "num_inference_steps is 0, expected a whole number from 1 to 1000"),
         ("num_inference_steps", 1001, "num_inference_steps is 1001"),
         ("num_inference_steps", 2.0, "expected a whole number"),
         ("num_samples", 0, "num_samples is 0"),
         ("batch_size", 0, "batch_size is 0"),
-        ("guidance_scale", math.nan, "guidance_scale for 'lateral' is nan"),
+        ("guidance_scale", math.nan, "guidance_scale is nan"),
         ("guidance_scale", math.inf, "expected a finite number"),
         ("guidance_scale", -1, "0 or more"),
-        ("guidance_scale", "2", "expected a number"),
-        ("guidance_scale", {"lateral": math.nan}, "is nan"),
+        ("guidance_scale", "2", "expected a finite number"),
+        ("guidance_scale", {"lateral": math.nan}, "guidance_scale for 'lateral' is nan"),
         ("guidance_scale", {"report": 2.0}, "names 'report'"),
         ("sampler", "euler", r"sampler 'euler' is not known, expected one of: sde-dpmsolver\+\+, dpmsolver\+\+, ddim"),
         ("output_type", "jpg", "output_type 'jpg' is not known"),

@@ -2,41 +2,47 @@
 
 from __future__ import annotations
 
+import inspect
 import json
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 import typer
 
 from xgem.cli.options import parse_guidance
+from xgem.pipeline.options import RENAMED, CallOptions, option
 from xgem.types import InputError
 
 if TYPE_CHECKING:
     from xgem.pipeline.privacy_gate import PrivacyGate
 
-Frontal = Annotated[Path | None, typer.Option("--frontal", metavar="FILE", help="A frontal radiograph as input.")]
-Lateral = Annotated[Path | None, typer.Option("--lateral", metavar="FILE", help="A lateral radiograph as input.")]
-Report = Annotated[str | None, typer.Option("--report", metavar="TEXT", help="A report as input.")]
+Frontal = Annotated[Path | None, typer.Option("--frontal", metavar="FILE", help="Frontal radiograph as input.")]
+Lateral = Annotated[Path | None, typer.Option("--lateral", metavar="FILE", help="Lateral radiograph as input.")]
+Report = Annotated[str | None, typer.Option("--report", metavar="TEXT", help="Report as input.")]
 More = Annotated[
-    list[str] | None, typer.Option("--input", metavar="NAME=VALUE", help="An input of any modality; may be repeated.")
+    list[str] | None, typer.Option("--input", metavar="NAME=VALUE", help="Input of any modality; may be repeated.")
 ]
 Mask = Annotated[
     list[str] | None,
     typer.Option(
         "--mask",
         metavar="[NAME=]FILE",
-        help="A mask to follow, of the structure NAME or what the file says; may be repeated.",
+        help="Segmentation mask to follow, of structure NAME or as named in the file; may be repeated.",
     ),
 ]
-Boxes = Annotated[Path | None, typer.Option("--boxes", metavar="FILE", help="Boxes of findings to follow: JSON, COCO.")]
-Severity = Annotated[str | None, typer.Option("--severity", metavar="SCORE", help="A Brixia score, 0 to 18.")]
+Boxes = Annotated[
+    Path | None, typer.Option("--boxes", metavar="FILE", help="Bounding boxes of findings to follow: JSON, COCO.")
+]
+Severity = Annotated[str | None, typer.Option("--severity", metavar="SCORE", help="Brixia score, 0 to 18.")]
 Demographics = Annotated[
-    str | None, typer.Option("--demographics", metavar="TEXT", help="Of the patient, such as sex:F,age:71.")
+    str | None, typer.Option("--demographics", metavar="TEXT", help="Patient's demographics: sex:F,age:71")
 ]
-Keep = Annotated[
+Image = Annotated[
     list[str] | None,
-    typer.Option("--keep", metavar="NAME=FILE", help="An output to start from a given image; may be repeated."),
+    typer.Option("--image", metavar="NAME=FILE", help="Start image of an output; may be repeated."),
 ]
+Keep = Annotated[list[str] | None, typer.Option("--keep", metavar="NAME=FILE", hidden=True)]
 Out = Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder for the results, new or empty.")]
 Model = Annotated[
     str | None, typer.Option("--model", help="Embedded checkpoint, folder or hub id.", show_default="by the inputs")
@@ -49,6 +55,84 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print the metadata as JSON
 Progress = Annotated[bool, typer.Option("--progress/--no-progress", help="Show progress bars (on stderr).")]
 
 
+def _with_options(function: Callable[..., None]) -> Callable[..., None]:
+    """A command with an option for each field of ``CallOptions`` that the command line takes, by the field's help.
+
+    ``function`` gets those that were given as ``options``, under their names of today.
+    """
+    parameters = list(inspect.signature(function, eval_str=True).parameters.values())
+    first = next(k for k, part in enumerate(parameters) if part.kind is inspect.Parameter.KEYWORD_ONLY)
+    named, others = parameters[:first], [part for part in parameters[first:] if part.name != "options"]
+    generated = [_parameter(name) for name in CallOptions.model_fields if option(name).command_line]
+    old = [_parameter(new, old) for old, new in RENAMED.items()]
+    context = inspect.Parameter("context", inspect.Parameter.KEYWORD_ONLY, annotation=typer.Context)
+
+    def command(**values: Any) -> None:
+        context: typer.Context = values.pop("context")
+        given: dict[str, Any] = {}
+        for part in (*generated, *old):
+            value = values.pop(part.name)
+            source = context.get_parameter_source(part.name)
+            if source is not None and source.name != "DEFAULT" and value is not None:
+                given[part.name] = value
+        function(**values, options=_parsed(given))
+
+    keywords = [part.replace(kind=inspect.Parameter.KEYWORD_ONLY) for part in (*named, *generated, *old, *others)]
+    vars(command)["__signature__"] = inspect.Signature([*keywords, context])
+    command.__annotations__ = {part.name: part.annotation for part in (*keywords, context)}
+    command.__doc__, command.__name__ = function.__doc__, function.__name__
+    return command
+
+
+def _parameter(name: str, old: str | None = None) -> inspect.Parameter:
+    """The parameter of a command for the option ``name``; under an ``old`` name it is accepted, but not shown."""
+    field, about = CallOptions.model_fields[name], option(name)
+    kind: Any
+    kind, metavar = _KINDS.get(name, (None, None))
+    if kind is None:
+        parts = [part for part in get_args(field.annotation) if part is not type(None)]
+        kind = parts[0] if parts else field.annotation
+    flags = f"--{(old or name).replace('_', '-')}"
+    if isinstance(about.command_line, str) and old is None:
+        flags = about.command_line
+    elif kind is bool:
+        flags = f"{flags}/--no-{name.replace('_', '-')}"
+    default = None if old else field.default
+    setting = typer.Option(flags, help=about.help, metavar=metavar, hidden=old is not None)
+    if default is None:
+        kind, setting.show_default = kind | None, about.unset or True
+    return inspect.Parameter(
+        old or name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[kind, setting]
+    )
+
+
+_KINDS: dict[str, tuple[Any, str | None]] = {
+    "seed": (int, None),
+    "guidance_scale": (str, "SCALE"),
+    "image": (list[str], "NAME=FILE"),
+    "device": (str, None),
+    "dtype": (str, None),
+}
+"""Type on the command line, where it is another one than in Python, and metavar."""
+
+
+def _parsed(given: dict[str, Any]) -> dict[str, Any]:
+    """Options by today's names, with values as Python takes them; old names with a line on stderr."""
+    for old, new in RENAMED.items():
+        if old in given:
+            before, now = f"--{old.replace('_', '-')}", f"--{new.replace('_', '-')}"
+            if new in given:
+                raise InputError(f"{before} is the old name of {now}, and both were given; give {now} alone")
+            typer.echo(f"xgem: warning: {before} is deprecated, use {now}", err=True)
+            given[new] = given.pop(old)
+    if "guidance_scale" in given:
+        given["guidance_scale"] = parse_guidance(given["guidance_scale"])
+    if "image" in given:
+        given["image"] = _named(given["image"], "--image")
+    return given
+
+
+@_with_options
 def generate(
     outputs: Annotated[str, typer.Option("--outputs", metavar="NAMES", help="What to generate: lateral,report")],
     out: Out,
@@ -62,107 +146,57 @@ def generate(
     more: More = None,
     model: Model = None,
     revision: Revision = None,
-    num_samples: Annotated[int, typer.Option(help="Samples of each output.")] = 1,
-    seed: Annotated[int | None, typer.Option(help="0 or more.", show_default="random, recorded")] = None,
-    num_inference_steps: Annotated[
-        int | None, typer.Option(help="Sampling steps, 1 to 1000.", show_default="the preset's")
-    ] = None,
-    guidance_scale: Annotated[
-        str | None,
-        typer.Option(help="A number, or one an output: lateral=2,report=1.5", show_default="the preset's"),
-    ] = None,
-    sampler: Annotated[
-        str | None, typer.Option(help="dpmsolver++, sde-dpmsolver++, ddim or unipc.", show_default="the preset's")
-    ] = None,
-    joint: Annotated[
-        bool | None,
-        typer.Option(
-            "--joint/--independent",
-            help="Several outputs see each other, or each is sampled alone.",
-            show_default="joint where the model can",
-        ),
-    ] = None,
-    keep: Keep = None,
-    strength: Annotated[
-        float | None, typer.Option(help="How much of a kept output is made anew, up to 1.", show_default="0.5")
-    ] = None,
-    control_scale: Annotated[float, typer.Option(help="How strongly annotations steer; 0 is not at all.")] = 1.0,
-    control_end: Annotated[float, typer.Option(help="Until which share of the steps they do, up to 1.")] = 1.0,
-    greedy: Annotated[bool, typer.Option(help="Reports take the likeliest token, or draw it (seeded).")] = True,
-    device: Device = None,
-    dtype: Dtype = None,
-    batch_size: Annotated[int, typer.Option(help="Most samples computed together.")] = 16,
-    allow_any: Annotated[
-        bool, typer.Option("--allow-any", help="Accept DICOM files of another modality, body part or view.")
-    ] = False,
+    *,
     privacy_gate: Annotated[
         Path | None,
-        typer.Option(
-            metavar="PATH", help="Draw again what is too close to these training images: manifest, folder, index."
-        ),
+        typer.Option(metavar="PATH", help=f"{option('privacy_gate').help} PATH: manifest, folder or index of them."),
     ] = None,
     privacy_threshold: Annotated[
         str | None,
         typer.Option(
             metavar="X",
-            help="Too close: a share of held-out real images, or distances: latent=0.01,pixel=0.27",
+            help="Fraction of held-out real images to refuse, or distances: latent=0.01,pixel=0.27",
             show_default="0.01",
         ),
     ] = None,
     save_privacy_index: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Keep the gate's index (.safetensors) for the next call.")
+        Path | None, typer.Option(metavar="FILE", help="Save the gate's index (.safetensors) for the next call.")
     ] = None,
     overwrite: Overwrite = False,
-    progress: Progress = True,
     as_json: AsJson = False,
+    options: dict[str, Any],
 ) -> None:
-    """Generate radiographs and reports from any of the others.
+    """Generate the missing parts of a study (radiographs, report) from the parts that you have.
 
     xgem generate --frontal cxr.dcm --outputs lateral,report --out results
 
-    Without any input the outputs are drawn from all that the model knows. Everything written is marked as synthetic
-    and carries what xgem replay needs to make it again; a report given as input is stored in it as text.
+    Without inputs, outputs are sampled unconditionally. All files are marked as synthetic and contain what xgem replay
+    needs to generate them again; the text of an input report is stored in them.
     """
     from xgem.utils.files import check_output_folder
 
+    # Check what can be checked before anything is loaded.
     named = {"frontal": frontal, "lateral": lateral, "report": report, "mask": _mask(mask)}
     named |= {"boxes": boxes, "severity": severity, "demographics": demographics}
     inputs = _inputs(named, more)
-    scale = parse_guidance(guidance_scale)
     names = [name.strip() for name in outputs.split(",") if name.strip()]
-    check_output_folder(out, overwrite=overwrite)  # asked before the work, not after it
+    check_output_folder(out, overwrite=overwrite)
     gate = _gate(privacy_gate, privacy_threshold, save_privacy_index)
 
     from xgem.api import load, model_for
 
-    pipeline = load(model or model_for(inputs), revision=revision, device=device, dtype=dtype)
+    # Load the model, and make the gate's index.
+    where = {name: options.pop(name, None) for name in ("device", "dtype")}
+    pipeline = load(model or model_for(inputs), revision=revision, **where)
     if gate is not None and save_privacy_index is not None:
         gate = gate.indexed(pipeline, names)
         gate.save(save_privacy_index)
-    generation = pipeline(
-        inputs,
-        names,
-        seed=seed,
-        num_samples=num_samples,
-        num_inference_steps=num_inference_steps,
-        guidance_scale=scale,
-        sampler=sampler,
-        joint=joint,
-        keep=_named(keep, "--keep") or None,
-        strength=strength,
-        control_scale=control_scale,
-        control_end=control_end,
-        greedy=greedy,
-        progress=progress,
-        batch_size=batch_size,
-        allow_any=allow_any,
-        privacy_gate=gate,
-    )
-    _save(generation, out, overwrite, as_json)
+    # Generate and save.
+    _save(pipeline(inputs, names, privacy_gate=gate, **options), out, overwrite, as_json)
 
 
 def replay(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="A PNG or report that xgem wrote.")],
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="PNG or report written by xgem.")],
     out: Out,
     frontal: Frontal = None,
     lateral: Lateral = None,
@@ -170,6 +204,7 @@ def replay(
     mask: Mask = None,
     boxes: Boxes = None,
     more: More = None,
+    image: Image = None,
     keep: Keep = None,
     model: Model = None,
     device: Device = None,
@@ -178,26 +213,28 @@ def replay(
     progress: Progress = True,
     as_json: AsJson = False,
 ) -> None:
-    """Make a generated file again from the metadata it carries: identically, on the same machine.
+    """Regenerate a file from its metadata: identically, on the same machine.
 
-    Images that were inputs are looked up by their recorded name in the working folder and beside FILE, or given as
-    options. Model, device and dtype are the recorded ones unless given. Ends with 1 where the new file differs.
+    Input images are looked up by their recorded name in the working folder and in the folder of FILE, or given as
+    options. Model, device and dtype are the recorded ones unless given. The exit code is 1 if the new file differs.
     """
     from xgem.utils.files import check_output_folder
 
     inputs = _inputs(
         {"frontal": frontal, "lateral": lateral, "report": report, "mask": _mask(mask), "boxes": boxes}, more
     )
+    images = _parsed({name: value for name, value in (("image", image), ("keep", keep)) if value})
     check_output_folder(out, overwrite=overwrite)
 
     from xgem.pipeline.replay import replay as run
 
-    replayed = run(
-        file, inputs=inputs, keep=_named(keep, "--keep"), model=model, device=device, dtype=dtype, progress=progress
-    )
+    replayed = run(file, inputs=inputs, model=model, device=device, dtype=dtype, progress=progress, **images)
     _save(replayed.generation, out, overwrite, as_json)
     if not replayed.identical:
-        typer.echo(f"xgem: the new file differs from {file}: another machine, device or version made it", err=True)
+        typer.echo(
+            f"xgem: the new file differs from {file}, which was generated on another machine, device or version",
+            err=True,
+        )
         raise typer.Exit(1)
     typer.echo(f"identical to {file}", err=True)
 
@@ -205,10 +242,10 @@ def replay(
 def _gate(path: Path | None, threshold: str | None, index: Path | None) -> PrivacyGate | None:
     if path is None:
         if threshold is not None or index is not None:
-            raise InputError("--privacy-threshold and --save-privacy-index are of --privacy-gate; give that too")
+            raise InputError("--privacy-threshold and --save-privacy-index need --privacy-gate; give that too")
         return None
     if index is not None and index.suffix != ".safetensors":
-        raise InputError(f"--save-privacy-index is {str(index)!r}, expected a name that ends in .safetensors")
+        raise InputError(f"--save-privacy-index is {str(index)!r}, expected a file name that ends in .safetensors")
     from xgem.pipeline.privacy_gate import PrivacyGate, Thresholds
 
     options: dict[str, Any] = {}
@@ -220,7 +257,7 @@ def _gate(path: Path | None, threshold: str | None, index: Path | None) -> Priva
             options["quantile"] = float(threshold)
     except (ValueError, TypeError):
         raise InputError(
-            f"--privacy-threshold is {threshold!r}, expected a share like 0.01, or like latent=0.01,pixel=0.27"
+            f"--privacy-threshold is {threshold!r}, expected a fraction like 0.01, or latent=0.01,pixel=0.27"
         ) from None
     return PrivacyGate.open(path, **options)
 
@@ -247,7 +284,7 @@ def _inputs(named: dict[str, Any], more: list[str] | None) -> dict[str, Any]:
 
 
 def _mask(texts: list[str] | None) -> Any:
-    """One file that says itself what it shows, or files by structure, which their names say where nothing else does."""
+    """One file that names its structures itself, or files by structure, named by NAME= or else by the file's name."""
     if texts is not None and len(texts) == 1 and "=" not in texts[0]:
         return texts[0]
     named = [text if "=" in text else f"{Path(text).stem.rpartition('.')[2]}={text}" for text in texts or ()]

@@ -1,8 +1,8 @@
-"""The plan of a cohort: what ``plan.yaml`` may say, checked before anything is made. Imports no torch.
+"""The plan of a cohort: the fields of ``plan.yaml``, checked before anything is generated. Imports no torch.
 
 ::
 
-    name: effusions                     # begins every study's id
+    name: effusions                     # prefix of every study's id
     outputs: [frontal, lateral]
     split: train
     seed: 7
@@ -12,7 +12,7 @@
       ages: [[19, 40], [41, 65]]
       races: [Asian, White]
       views: [frontal, [frontal, lateral]]
-      count: 50                         # studies a cell
+      count: 50                         # studies per cell
     # or, instead of `balanced`:
     matched:                            # the studies of a manifest's split, with their prompts and labels
       manifest: data/manifest.parquet
@@ -25,6 +25,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
@@ -45,13 +46,29 @@ from xgem.data.captions import NORMAL_CAPTION
 from xgem.data.demographics import MAX_AGE
 from xgem.data.rows import Split, View
 from xgem.labels.vocabulary import CHEXPERT_CLASSES, NO_FINDING
-from xgem.pipeline.request import MAX_SEED
+from xgem.pipeline.options import MAX_SEED, RENAMED, SamplingOptions, renamed
 from xgem.types import InputError
 
 Output = Literal["frontal", "lateral", "report"]
 
 
 Input = Literal["frontal", "lateral", "report", "mask", "boxes", "severity", "demographics"]
+
+
+logger = logging.getLogger(__name__)
+
+
+_FIRST_OPTIONS = {
+    "num_inference_steps",
+    "guidance_scale",
+    "sampler",
+    "joint",
+    "controlnet_conditioning_scale",
+    "control_guidance_end",
+    "greedy",
+    "batch_size",
+}
+"""Options of plans in 0.1.0. This set stays as it is: a plan's hash is made with it."""
 
 
 _NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]*$"
@@ -82,9 +99,9 @@ Views = Annotated[tuple[View, ...], BeforeValidator(_listed), AfterValidator(_in
 
 
 class Finding(_Part):
-    """A finding, or several at once: ``Edema``; ``[Edema, Cardiomegaly]``; or a mapping with texts of its own.
+    """A finding, or several at once: ``Edema``; ``[Edema, Cardiomegaly]``; or a mapping with its own prompts.
 
-    ``labels`` are CheXpert's classes, empty where a text asks for something else. The texts take turns.
+    ``labels`` are CheXpert's classes, empty where the prompts describe something else. The ``texts`` are used in turn.
     """
 
     name: str = Field(min_length=1)
@@ -104,37 +121,37 @@ class Finding(_Part):
     @classmethod
     def _known(cls, value: Any) -> Any:
         known = {name.lower(): name for name in CHEXPERT_CLASSES}
-        found: list[str] = []
+        labels: list[str] = []
         for label in _listed(value):
             name = known.get(str(label).strip().lower())
             if name is None:
                 raise ValueError(
                     f"unknown finding {label!r}; expected one of {', '.join(CHEXPERT_CLASSES)}, or a mapping with a "
-                    "name and texts of its own"
+                    "name and texts"
                 )
-            found.append(name)
-        if len(set(found)) < len(found):
-            raise ValueError(f"names {_twice(found)!r} twice")
-        if NO_FINDING in found and set(found) - {NO_FINDING, "Support Devices"}:
-            raise ValueError(f"{NO_FINDING!r} goes with no other finding than 'Support Devices'")
-        return tuple(found)
+            labels.append(name)
+        if len(set(labels)) < len(labels):
+            raise ValueError(f"duplicate finding {_twice(labels)!r}")
+        if NO_FINDING in labels and set(labels) - {NO_FINDING, "Support Devices"}:
+            raise ValueError(f"{NO_FINDING!r} can be combined with 'Support Devices' only")
+        return tuple(labels)
 
     @model_validator(mode="after")
     def _says_something(self) -> Finding:
         if not self.labels and not self.texts:
-            raise ValueError("needs labels or texts: nothing asks for it")
+            raise ValueError("needs labels or texts")
         if any(not any(map(str.isalnum, text)) for text in self.texts):
             raise ValueError("a text is empty")
         return self
 
     @property
     def prompts(self) -> tuple[str, ...]:
-        """The texts that ask for it."""
+        """The prompts for it."""
         return self.texts or sentences(self.labels)
 
 
 class Balanced(_Part):
-    """Every combination of the axes is a cell, of which ``count`` studies are made; an empty axis asks for nothing.
+    """Every combination of the axes is a cell of ``count`` studies; an empty axis is left out of the prompts.
 
     ``views`` are the images of a study; by default all views among the outputs. ``severities`` are Brixia scores.
     """
@@ -166,9 +183,9 @@ class Balanced(_Part):
 class Matched(_Part):
     """``count`` studies for each study of a manifest's split, from its own ``inputs``.
 
-    Labels are the study's. So are sex, age and race where demographics are an input, or an image, which shows the
-    same patient. A study that lacks an input is left out and counted; demographics are told as far as they are known.
-    ``sections`` make the report as input; ``limit`` takes so many studies, chosen by the seed.
+    Labels are the study's. So are sex, age and race if demographics are an input, or an image, which shows the same
+    patient. A study without one of the inputs is left out and counted; demographics are given as far as they are known.
+    ``sections`` are the report's as input; ``limit`` is the maximum number of studies, drawn by the seed.
     """
 
     manifest: str = Field(min_length=1)
@@ -186,11 +203,11 @@ class Matched(_Part):
         return self
 
 
-class Plan(_Part):
+class Plan(SamplingOptions):
     """A whole plan. Model, sampling and outputs are as in ``xgem generate``; paths start from the working folder.
 
-    Items are computed in batches of ``batch_size`` whose composition the items' numbers alone decide, so it is a part
-    of the result. A report that is asked for beside a report as prompt is written from the images just made.
+    Batches of ``batch_size`` items depend on the items' numbers alone, so the batch size is part of the result.
+    If a report is both input and output, it is generated from the generated images.
     """
 
     name: str = Field(pattern=_NAME)
@@ -200,16 +217,14 @@ class Plan(_Part):
     split: Split = "train"
     licence: str = ""
     seed: int = Field(default=0, ge=0, le=MAX_SEED)
-    num_inference_steps: int | None = None
-    guidance_scale: float | dict[str, float] | None = None
-    sampler: str | None = None
-    joint: bool | None = None
-    control_scale: float = 1.0
-    control_end: float = 1.0
-    greedy: bool = True
-    batch_size: int = Field(default=16, ge=1)
     balanced: Balanced | None = None
     matched: Matched | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_today(cls, values: Any) -> Any:
+        """Options by their old names are accepted, with a warning."""
+        return renamed(values) if isinstance(values, dict) else values
 
     @model_validator(mode="after")
     def _agrees(self) -> Plan:
@@ -221,19 +236,25 @@ class Plan(_Part):
         if self.balanced is not None and self.balanced.views:
             wanted = {view for views in self.balanced.views for view in views}
             if wanted != set(self.outputs) - {"report"}:
-                raise ValueError(f"views are {_names(wanted)}, outputs {_names(self.outputs)}: name the same views")
+                raise ValueError(f"views are {_names(wanted)}, outputs {_names(self.outputs)}: expected the same views")
         return self
 
     @property
     def count(self) -> int:
-        """Studies a cell, or for each matched study."""
+        """Studies per cell, or per matched study."""
         part = self.balanced or self.matched
         assert part is not None
         return part.count
 
     def sha256(self, manifest: str | None) -> str:
-        """Of all that decides an item but the count and the checkpoint; ``manifest`` is its file's SHA-256."""
+        """Hash of what decides an item, except the count and the checkpoint; ``manifest`` is its file's SHA-256."""
         values = self.model_dump(mode="json", exclude={"model", "revision"})
+        # A cohort that was started by an earlier version stays the same: options have the names that they had then, and
+        # those that came later count only where they are given.
+        values |= {old: values.pop(new) for old, new in RENAMED.items() if new in values}
+        for name in SamplingOptions.model_fields.keys() - _FIRST_OPTIONS:
+            if values[name] == SamplingOptions.model_fields[name].default:
+                del values[name]
         for part in ("balanced", "matched"):
             (values[part] or {}).pop("count", None)
             (values[part] or {}).pop("manifest", None)
@@ -257,18 +278,21 @@ def read_plan(path: str | Path) -> Plan:
     except yaml.YAMLError as error:
         raise InputError(f"{path}: not valid YAML: {str(error).splitlines()[0]}") from None
     try:
-        return Plan.model_validate(values)
+        plan = Plan.model_validate(values)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))
-        raise InputError(
-            f"{path}: {where}{': ' if where else ''}{first['msg'].removeprefix('Value error, ')}"
-        ) from None
+        message = first["msg"].removeprefix("Value error, ")
+        named = f"{where}: " if where and not message.startswith(where) else ""
+        raise InputError(f"{path}: {named}{message}") from None
+    for old in sorted(RENAMED.keys() & values):
+        logger.warning("%s: %s is deprecated, use %s", path, old, RENAMED[old])
+    return plan
 
 
 def _once(what: str, values: Sequence[Any]) -> None:
     if len(set(values)) < len(values):
-        raise ValueError(f"{what}: {_twice(values)!r} stands there twice")
+        raise ValueError(f"{what}: duplicate {_twice(values)!r}")
 
 
 def _twice(values: Sequence[Any]) -> Any:
@@ -298,6 +322,6 @@ SENTENCES: Final[dict[str, tuple[str, ...]]] = {
 
 
 def sentences(labels: Sequence[str]) -> tuple[str, ...]:
-    """Texts that ask for all of ``labels`` (CheXpert classes) at once, each class once a text."""
+    """Prompts for all of ``labels`` (CheXpert classes) at once; each prompt names each class once."""
     count = max(len(SENTENCES[label]) for label in labels)
-    return tuple(" ".join(SENTENCES[one][k % len(SENTENCES[one])] for one in labels) for k in range(count))
+    return tuple(" ".join(SENTENCES[label][k % len(SENTENCES[label])] for label in labels) for k in range(count))

@@ -1,8 +1,9 @@
-"""Make a cohort's items, batch by batch; any process can take any share of them, at any time, again and again.
+"""Generate a cohort's items, batch by batch; any process can generate any shard of them, at any time, repeatedly.
 
-An item's files are a function of the plan, the checkpoint and its number. What a batch adds (the order in which sums
-are formed, which its size decides) is fixed too: a batch always holds the same items. So shards, interruptions and
-restarts leave no trace, as long as device, number format, threads and versions stay the same, which is checked.
+An item's files are a function of the plan, the checkpoint and its number. The effect of the batch (the order in which
+numbers are summed, which depends on its size) is fixed too: a batch always holds the same items. So results do not
+depend on shards, interruptions and restarts, as long as device, number format, threads and versions stay the same,
+which is checked.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from PIL import Image
 
 from xgem._version import __version__
 from xgem.api import load, model_for
-from xgem.cohort.check import check, options, stages
+from xgem.cohort.check import check, of_today, options, stages
 from xgem.cohort.collect import Counts, collect
 from xgem.cohort.folder import Folder, Made
 from xgem.cohort.items import Batch, Cohort, Item, expand
@@ -33,7 +34,7 @@ from xgem.utils.progress import StepBar
 
 @dataclass(frozen=True)
 class Done:
-    """What a run did: ``made`` studies now, ``missing`` of the whole cohort yet; ``counts`` once it is finished."""
+    """Result of a run: studies ``made`` now and still ``missing`` of the cohort; ``counts`` once it is finished."""
 
     made: int
     missing: int
@@ -47,10 +48,10 @@ def open_cohort(
     dtype: str | torch.dtype | None = None,
     compile: bool = False,
 ) -> tuple[Cohort, XgemPipeline, list[dict[str, Any]]]:
-    """Expand a plan, open its model, and check the one against the other; nothing is written.
+    """Expand a plan, open its model, and check that the model can do it; nothing is written.
 
     Raises:
-        InputError: the plan asks for what the model cannot do. CheckpointError, DeviceError: as ``xgem.load``.
+        InputError: the plan requests what the model cannot do. CheckpointError, DeviceError: as ``xgem.load``.
     """
     cohort = expand(plan)
     model = plan.model or model_for([cohort.item(0).inputs])
@@ -69,19 +70,18 @@ def run(
     threads: int | None = None,
     progress: bool = True,
 ) -> Done:
-    """Make what is missing of a shard's items in the folder ``out``, and finish the cohort where nothing else is.
+    """Generate a shard's missing items in the folder ``out``, and finish the cohort once no item is missing.
 
     Args:
-        plan: what to make; a cohort that ``out`` holds already is continued if it is of the same plan, or of one with
-            a smaller count.
-        shard: which part of the batches; all of them by default.
-        device: a shard of several on one machine takes its own GPU unless this names one.
+        plan: of the cohort; one in ``out`` already is continued if its plan is the same or has a smaller count.
+        shard: which batches; all by default.
+        device: by default, shards on one machine use one GPU each.
         compile: compile the model's diffusion transformer.
-        threads: of the CPU; those that the cohort was begun with, or torch's number.
+        threads: CPU threads; by default the number that the cohort was started with, or torch's.
 
     Raises:
-        InputError: the plan asks for what the model cannot do.
-        OutputError: the folder holds something else or another cohort, or cannot be written.
+        InputError: the plan requests what the model cannot do.
+        OutputError: the folder holds other files or another cohort, or cannot be written.
         CheckpointError, DeviceError: as ``xgem.load``.
     """
     shard = shard or Shard()
@@ -90,8 +90,11 @@ def run(
     cohort, pipeline, requests = open_cohort(plan, device=device, dtype=dtype, compile=compile)
     folder = Folder(out)
     before = torch.get_num_threads()
+    started = folder.begun() or {}
     if threads is None:
-        threads = int((folder.begun() or {}).get("threads", before))
+        threads = int(started.get("threads", before))
+    if of_today(started.get("requests", [])) == requests:
+        requests = started["requests"]  # a cohort keeps the names that it was started with
     folder.begin(
         {
             "plan": cohort.sha256,
@@ -107,11 +110,11 @@ def run(
         }
     )
     try:
-        torch.set_num_threads(threads)  # how many threads share a sum decides the order of its additions
+        torch.set_num_threads(threads)  # the number of threads decides the order in which numbers are summed
         made = _make_all(cohort, pipeline, folder, shard, progress)
     finally:
         torch.set_num_threads(before)
-    # Its own batches are verified, the others' by whoever collects.
+    # This shard's batches are verified; the others are when the cohort is collected.
     missing = sum(len(batch.indices) for batch in cohort.batches if folder.record(batch, verify=False) is None)
     return Done(made, missing, None if missing else collect(cohort, folder))
 
@@ -122,7 +125,7 @@ def _make_all(cohort: Cohort, pipeline: XgemPipeline, folder: Folder, shard: Sha
     with StepBar(cohort.plan.name, sum(len(batch.indices) for batch in todo), shown=progress) as bar:
         for batch in todo:
             with folder.taking(batch) as ours:
-                # Another process may have finished it since, or be at it: then it is theirs.
+                # Another process may have finished it meanwhile, or be at work on it: leave it to that one.
                 if ours and folder.record(batch) is None:
                     _make(cohort, pipeline, folder, batch)
                     made += len(batch.indices)
@@ -139,13 +142,9 @@ def _make(cohort: Cohort, pipeline: XgemPipeline, folder: Folder, batch: Batch) 
         for number, (outputs, _) in enumerate(stages(items[0].cell.outputs, tuple(inputs[0]))):
             if number:
                 inputs = [{view: place / file for view, file in one.files.items()} for one in made]
-            generations: Any = pipeline(
-                inputs,
-                outputs,
-                seed=[item.seed for item in items],
-                progress=False,
-                **options(cohort.plan, outputs, pipeline),
-            )
+            settings: Any = dict(options(cohort.plan, outputs, pipeline))
+            settings |= {"seed": [item.seed for item in items], "progress": False}
+            generations: Any = pipeline(inputs, outputs, **settings)
             with folder.guarded():
                 made = [
                     _write(place, cohort.plan, item, one, generation)
@@ -168,12 +167,12 @@ def _read(item: Item, pipeline: XgemPipeline) -> dict[str, Any]:
 
 
 def _write(place: Path, plan: Plan, item: Item, made: Made, generation: Generation) -> Made:
-    """Write what a stage made of an item, each file with the metadata that replays it."""
+    """Write a stage's outputs of an item, each file with the metadata to replay it."""
     files, masks, boxes = dict(made.files), dict(made.masks), list(made.boxes)
     for output in generation:
         modality = get_modality(output)
         metadata = generation.sample_metadata(output)
-        metadata["device"] = str(metadata["device"]).partition(":")[0]  # which of several GPUs says nothing
+        metadata["device"] = str(metadata["device"]).partition(":")[0]  # not which of several GPUs
         metadata["cohort"] = {"name": plan.name, "study": item.id, "seed": plan.seed, "item": item.index}
         kind, stem = (
             ("pictures", f"{item.index:08d}-{output}") if modality.is_image else ("reports", f"{item.index:08d}")

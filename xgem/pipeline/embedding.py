@@ -89,33 +89,9 @@ def open_model(model: str | Path | None, *, device: str | None = None, dtype: st
     Raises:
         CheckpointError, DeviceError: as :func:`xgem.load`.
     """
-    import torch
-
     pipe = XgemPipeline.from_pretrained(model, device=device, dtype=dtype)
     preset = pipe.preset
     kinds = {name: preset.components[preset.codec(name)].kind for name in preset.outputs}
-
-    def batches(values: Any, size: int = 64) -> list[Any]:
-        return [values[start : start + size] for start in range(0, len(values), size)]
-
-    def to_model(images: Images) -> torch.Tensor:
-        values = torch.from_numpy(np.array(images)).unsqueeze(1).float() / 127.5 - 1
-        return values.to(pipe.device, pipe.dtype)
-
-    @torch.inference_mode()
-    def embed(modality: str, values: Any) -> Array:
-        encoder: Any = pipe.component(preset.encoder(modality))
-        images = isinstance(values, np.ndarray)
-        parts = [encoder.encode(to_model(part) if images else list(part)).pooled for part in batches(values)]
-        return torch.cat(parts).float().cpu().numpy().astype(np.float64)
-
-    @torch.inference_mode()
-    def reconstruct(modality: str, images: Images) -> Images:
-        codec: Any = pipe.component(preset.codec(modality))
-        parts = [codec.decode(codec.encode(to_model(part))) for part in batches(images, 32)]
-        values = torch.cat(parts).float().clamp(-1, 1).squeeze(1)
-        return ((values + 1) * 127.5).round().to(torch.uint8).cpu().numpy()
-
     return Evaluated(
         name=pipe.name,
         hash=pipe.hash,
@@ -123,8 +99,8 @@ def open_model(model: str | Path | None, *, device: str | None = None, dtype: st
         images=tuple(name for name, kind in kinds.items() if kind == "image_vae"),
         reports=tuple(name for name, kind in kinds.items() if kind != "image_vae"),
         transform=preset.transform,
-        embed=embed,
-        reconstruct=reconstruct,
+        embed=pipe.embed,
+        reconstruct=pipe.reconstruct,
         sections=tuple(preset.report_sections),
         sampling=preset.sampling.model_dump(),
         inputs=tuple(preset.modalities),

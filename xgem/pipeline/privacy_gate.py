@@ -1,8 +1,8 @@
-"""A gate behind the decoder: images that come too close to a training image are not given out but drawn again.
+"""A gate behind the decoder: images that are too close to a training image are not returned but sampled again.
 
-Two distances to the closest training image decide, either of them: between the vectors of the model's own image
-encoder, and between the pixels, allowing for small shifts and other exposure. What is too close is read off real
-images that the model has not seen, or given.
+An image is refused if either of two distances to the nearest training image is at or below its threshold: between the
+vectors of the model's own image encoder, and between the pixels, allowing for small shifts and exposure differences.
+Thresholds are given, or estimated from real images of patients who are not in the training set.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Protocol, Self
+from typing import TYPE_CHECKING, Any, Final, Self
 
 import numpy as np
 import torch
@@ -25,10 +25,11 @@ from xgem.data.set_files import read_set
 from xgem.data.transforms import read_square, resize
 from xgem.metrics.privacy import ALIGNED_SIZE, aligned_distance, latent_distance
 from xgem.modalities import get_modality
+from xgem.pipeline.conditioning import embed
 from xgem.types import InputError, OutputError
 
 if TYPE_CHECKING:
-    from xgem.configs.preset import Preset
+    from xgem.pipeline.model import LoadedModel
 
 FORMAT: Final = "xgem-privacy-index"
 MIN_HELD_OUT: Final = 20
@@ -37,23 +38,9 @@ Images = NDArray[np.uint8]
 Files = Mapping[str, Sequence[Path]]
 
 
-class EncodingPipeline(Protocol):
-    """What the gate asks of a pipeline: the checkpoint's preset and its encoders."""
-
-    root: Path
-    preset: Preset
-    name: str
-
-    @property
-    def device(self) -> torch.device: ...
-    @property
-    def dtype(self) -> torch.dtype: ...
-    def component(self, name: str) -> Any: ...
-
-
 @dataclass(frozen=True)
 class Thresholds:
-    """Distances at or below which an image is refused; None where held-out images are to say.
+    """Distances at or below which an image is refused; None: estimated from held-out images.
 
     ``latent``: of the encoder's unit vectors, divided by the root of their dimension; ``pixel``: as
     :func:`xgem.metrics.privacy.aligned_distance` at 64 pixels, 0 to 2.
@@ -65,7 +52,7 @@ class Thresholds:
 
 @dataclass(frozen=True)
 class Verdict:
-    """How close an image comes to training images, and whether that is too close."""
+    """Distances of an image to the nearest training image, and whether the image is refused."""
 
     latent: float
     pixel: float
@@ -93,7 +80,7 @@ class Index:
         return digest.hexdigest()
 
     def verdict(self, pixels: Images, latent: NDArray[np.float32]) -> Verdict:
-        """Of one image (s, s) and its vector (d,)."""
+        """The verdict on one image (s, s) and its vector (d,)."""
         near = float(latent_distance(latent[None], self.latents).values[0])
         close = float(aligned_distance(pixels[None], self.pixels).values[0])
         return Verdict(near, close, near <= self.latent_threshold or close <= self.pixel_threshold)
@@ -103,8 +90,8 @@ class Index:
 class PrivacyGate:
     """Training images (and held-out ones) by view, or indexes made from them earlier; see :meth:`open`.
 
-    ``quantile`` of held-out real images would be refused by either distance; ``tries`` draws of a sample are made
-    before the request fails.
+    Estimated thresholds would refuse a fraction ``quantile`` of the held-out real images by either distance. The
+    request fails after ``tries`` refused draws of a sample.
     """
 
     training: Files = field(default_factory=dict[str, Sequence[Path]])
@@ -116,8 +103,8 @@ class PrivacyGate:
     _made: dict[tuple[str, str], Index] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        given = [one for one in (self.thresholds.latent, self.thresholds.pixel) if one is not None]
-        if any(not 0 <= one < np.inf for one in given) or not 0 < self.quantile < 1 or self.tries < 1:
+        given = [value for value in (self.thresholds.latent, self.thresholds.pixel) if value is not None]
+        if any(not 0 <= value < np.inf for value in given) or not 0 < self.quantile < 1 or self.tries < 1:
             raise InputError(
                 f"privacy gate: {self.thresholds}, quantile {self.quantile}, {self.tries} tries; expected distances of "
                 "0 or more, a quantile between 0 and 1, and at least one try"
@@ -131,7 +118,7 @@ class PrivacyGate:
             options: ``thresholds``, ``quantile``, ``tries``.
 
         Raises:
-            InputError: an index that is none. DataError, ManifestError: images or a manifest that cannot be read.
+            InputError: not an index. DataError, ManifestError: images or a manifest that cannot be read.
         """
         ending = Path(path).suffix
         if ending == ".safetensors":
@@ -153,17 +140,17 @@ class PrivacyGate:
 
     @classmethod
     def from_images(cls, path: str | Path, view: str = "frontal", **options: Any) -> Self:
-        """A folder or CSV of training images of one view; without held-out ones, so both thresholds must be given."""
+        """A folder or CSV of training images of one view; without held-out ones, so give both thresholds."""
         items = read_set(path, labels="file").with_images().items
         return cls({view: [item.file for item in items if item.file is not None]}, **options)
 
     @classmethod
     def from_index(cls, path: str | Path, **options: Any) -> Self:
-        """What :meth:`save` wrote; thresholds that are given replace the stored ones."""
+        """What :meth:`save` wrote; given thresholds replace the stored ones."""
         from safetensors import SafetensorError, safe_open
 
         if "quantile" in options:
-            raise InputError(f"{path}: an index has no held-out images to take a share of; give distances, or images")
+            raise InputError(f"{path}: an index has no held-out images for a quantile; give distances, or images")
         try:
             with safe_open(str(path), framework="np") as stream:
                 said = json.loads((stream.metadata() or {}).get(FORMAT, "null"))
@@ -178,15 +165,15 @@ class PrivacyGate:
         except (SafetensorError, OSError, ValueError, AttributeError, TypeError) as error:
             line = " ".join(str(error).split())[:120]
             raise InputError(
-                f"{path}: no index of a privacy gate ({line}); make one with --save-privacy-index"
+                f"{path}: not the index of a privacy gate ({line}); make one with --save-privacy-index"
             ) from None
         gate = cls(indexes=indexes, **options)
         changes = {"latent_threshold": gate.thresholds.latent, "pixel_threshold": gate.thresholds.pixel}
         changes = {name: value for name, value in changes.items() if value is not None}
         return replace(gate, indexes={view: replace(index, **changes) for view, index in indexes.items()})
 
-    def indexed(self, pipeline: EncodingPipeline, outputs: Sequence[str]) -> PrivacyGate:
-        """The gate with the indexes that ``outputs`` need, made by ``pipeline``'s encoder; all images are read once.
+    def indexed(self, model: LoadedModel, outputs: Sequence[str]) -> PrivacyGate:
+        """The gate with the indexes that ``outputs`` need, by ``model``'s encoder; all images are read once.
 
         Raises:
             InputError: no output is an image; no training images of a view; an index of another encoder; no
@@ -195,19 +182,19 @@ class PrivacyGate:
         """
         views = [name for name in outputs if get_modality(name).is_image]
         if not views:
-            raise InputError(f"privacy gate: none of the outputs ({', '.join(outputs)}) is an image; leave it out")
-        return replace(self, indexes={**self.indexes, **{view: self._index(pipeline, view) for view in views}})
+            raise InputError(f"privacy gate: no output is an image ({', '.join(outputs)}); leave the gate out")
+        return replace(self, indexes={**self.indexes, **{view: self._index(model, view) for view in views}})
 
     def save(self, path: str | Path) -> None:
-        """Write the indexes as one file, in one piece.
+        """Write the indexes as one file, atomically.
 
         Raises:
-            InputError: there are none yet (:meth:`indexed`). OutputError: the place cannot be written.
+            InputError: there are none yet (:meth:`indexed`). OutputError: the file cannot be written.
         """
         from safetensors.numpy import save_file
 
         if not self.indexes:
-            raise InputError("privacy gate: nothing is indexed yet; call indexed(pipeline, outputs) first")
+            raise InputError("privacy gate: no index yet; call indexed(model, outputs) first")
         file = Path(path)
         tensors: dict[str, NDArray[Any]] = {}
         said: dict[str, dict[str, Any]] = {}
@@ -220,56 +207,54 @@ class PrivacyGate:
             save_file(tensors, partial, metadata={FORMAT: json.dumps(said)})
             partial.replace(file)
         except OSError as error:
-            raise OutputError(f"{file}: cannot be written ({error.strerror or error}); choose another place") from error
+            raise OutputError(f"{file}: cannot be written ({error.strerror or error}); choose another path") from error
 
-    def check(self, pipeline: EncodingPipeline, view: str, value: Any) -> Verdict:
-        """Of one output as the pipeline gives it (PIL image, array or tensor), by the view's index."""
+    def check(self, model: LoadedModel, view: str, value: Any) -> Verdict:
+        """The verdict on one output as the pipeline returns it (PIL image, array or tensor), by the view's index."""
         image = _grey(value)[None]
-        pixels, latents = _seen(pipeline, view, image)
+        pixels, latents = _features(model, view, image)
         return self.indexes[view].verdict(pixels[0], latents[0])
 
     def describe(self, view: str, verdict: Verdict) -> dict[str, Any]:
-        """What a sample's metadata say of its verdict, as JSON values."""
+        """A verdict as a sample's metadata hold it, as JSON values."""
         index = self.indexes[view]
         return {
             "index": index.sha256[:16],
-            "training_pictures": len(index.pixels),
+            "training_images": len(index.pixels),
             "latent_distance": verdict.latent,
             "latent_threshold": index.latent_threshold,
             "pixel_distance": verdict.pixel,
             "pixel_threshold": index.pixel_threshold,
         }
 
-    def _index(self, pipeline: EncodingPipeline, view: str) -> Index:
-        encoder = _encoder_hash(pipeline, view)
+    def _index(self, model: LoadedModel, view: str) -> Index:
+        encoder = _encoder_hash(model, view)
         if view in self.indexes:
             if self.indexes[view].encoder != encoder:
                 raise InputError(
-                    f"privacy gate: its index of {view} was made with another encoder or size than {pipeline.name!r} "
-                    "has; make it again from the images"
+                    f"privacy gate: its index of {view} is of a different encoder or image size than {model.name!r}; "
+                    "make it again from the images"
                 )
             return self.indexes[view]
         if (view, encoder) not in self._made:
-            self._made[view, encoder] = self._make(pipeline, view, encoder)
+            self._made[view, encoder] = self._make(model, view, encoder)
         return self._made[view, encoder]
 
-    def _make(self, pipeline: EncodingPipeline, view: str, encoder: str) -> Index:
+    def _make(self, model: LoadedModel, view: str, encoder: str) -> Index:
         if not self.training.get(view):
             known = ", ".join(sorted({*self.training, *self.indexes})) or "nothing"
-            raise InputError(
-                f"privacy gate: has no training images of {view}, only of {known}; {view} cannot be checked"
-            )
-        pixels, latents = _read(pipeline, view, self.training[view])
+            raise InputError(f"privacy gate: no training images of {view}, only of {known}; {view} cannot be checked")
+        pixels, latents = _read(model, view, self.training[view])
         index = Index(encoder, pixels, latents, 0.0, 0.0)
         latent, pixel = self.thresholds.latent, self.thresholds.pixel
         if latent is None or pixel is None:
             seen = self.held_out.get(view, ())
             if len(seen) < MIN_HELD_OUT:
                 raise InputError(
-                    f"privacy gate: {len(seen)} held-out images of {view}, expected at least {MIN_HELD_OUT} to say "
-                    "what is too close; give a manifest with more in val, or both thresholds (--privacy-threshold)"
+                    f"privacy gate: {len(seen)} held-out images of {view}, expected at least {MIN_HELD_OUT} to "
+                    "estimate thresholds; give a manifest with more in val, or both thresholds (--privacy-threshold)"
                 )
-            there, vectors = _read(pipeline, view, seen)
+            there, vectors = _read(model, view, seen)
             latent = _quantile(latent_distance(vectors, latents).values, self.quantile) if latent is None else latent
             pixel = _quantile(aligned_distance(there, pixels).values, self.quantile) if pixel is None else pixel
         return replace(index, latent_threshold=latent, pixel_threshold=pixel)
@@ -279,27 +264,24 @@ def _quantile(values: NDArray[np.float64], share: float) -> float:
     return float(np.quantile(values, share, method="lower"))
 
 
-def _encoder_hash(pipeline: EncodingPipeline, view: str) -> str:
-    own = component_hash(pipeline.root, pipeline.preset.encoder(view))
-    return f"{own}-{hashlib.sha256(pipeline.preset.transform.model_dump_json().encode()).hexdigest()[:16]}"
+def _encoder_hash(model: LoadedModel, view: str) -> str:
+    own = component_hash(model.root, model.preset.encoder(view))
+    return f"{own}-{hashlib.sha256(model.preset.transform.model_dump_json().encode()).hexdigest()[:16]}"
 
 
-def _read(pipeline: EncodingPipeline, view: str, files: Sequence[Path]) -> tuple[Images, NDArray[np.float32]]:
-    def one(file: Path) -> Images:
-        return np.rint((read_square(file, pipeline.preset.transform) + 1) * 127.5).astype(np.uint8)
+def _read(model: LoadedModel, view: str, files: Sequence[Path]) -> tuple[Images, NDArray[np.float32]]:
+    def pixels_of(file: Path) -> Images:
+        return np.rint((read_square(file, model.preset.transform) + 1) * 127.5).astype(np.uint8)
 
     batches = [files[start : start + _BATCH] for start in range(0, len(files), _BATCH)]
     with ThreadPoolExecutor(4) as pool:
-        parts = [_seen(pipeline, view, np.stack(list(pool.map(one, batch)))) for batch in batches]
-    return np.concatenate([one for one, _ in parts]), np.concatenate([two for _, two in parts])
+        parts = [_features(model, view, np.stack(list(pool.map(pixels_of, batch)))) for batch in batches]
+    return np.concatenate([pixels for pixels, _ in parts]), np.concatenate([vectors for _, vectors in parts])
 
 
-@torch.inference_mode()
-def _seen(pipeline: EncodingPipeline, view: str, images: Images) -> tuple[Images, NDArray[np.float32]]:
-    """Images (b, s, s) as small ones, and their vectors (b, d)."""
-    encoder: Any = pipeline.component(pipeline.preset.encoder(view))
-    x = torch.from_numpy(np.array(images)).unsqueeze(1).float() / 127.5 - 1
-    latents = encoder.encode(x.to(pipeline.device, pipeline.dtype)).pooled.float().cpu().numpy()
+def _features(model: LoadedModel, view: str, images: Images) -> tuple[Images, NDArray[np.float32]]:
+    """Images (b, s, s) as thumbnails (b, 64, 64), smaller where s is, and as vectors (b, d)."""
+    latents = embed(model, view, images).astype(np.float32)
     side = min(ALIGNED_SIZE, images.shape[-1])
     small = [resize(image.astype(np.float32) / 255, (side, side), "area") for image in images]
     return np.rint(np.stack(small) * 255).astype(np.uint8), latents

@@ -13,17 +13,20 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from xgem._version import __version__
 from xgem.modalities import get_modality
+from xgem.pipeline.conditioning import annotations_of
 from xgem.pipeline.generation import Generation, read_metadata
-from xgem.pipeline.pipeline import DEFAULT_BATCH_SIZE, XgemPipeline, annotations_of
+from xgem.pipeline.metadata import upgraded
+from xgem.pipeline.options import DEFAULT_BATCH_SIZE, CallOptions, renamed
+from xgem.pipeline.pipeline import XgemPipeline
 from xgem.types import CheckpointError, InputError, Prompt
 
 logger = logging.getLogger(__name__)
 
-_MOST_ROWS = 64 * DEFAULT_BATCH_SIZE
+_MAX_ROWS = 64 * DEFAULT_BATCH_SIZE
 
 
 class _Batch(BaseModel):
-    size: int = Field(ge=1, le=_MOST_ROWS)
+    size: int = Field(ge=1, le=_MAX_ROWS)
     position: int = Field(ge=0)
 
 
@@ -45,7 +48,10 @@ class _Input(BaseModel):
 
 
 class _Record(BaseModel):
-    """What replaying needs of a sample's metadata. A file may come from anywhere, so all of it is checked."""
+    """What replaying needs of a sample's metadata beside its options, which :class:`CallOptions` checks.
+
+    A file may come from anywhere, so all of it is checked. Options that the preset decides unless given must be there.
+    """
 
     model_config = ConfigDict(extra="ignore")
 
@@ -54,14 +60,10 @@ class _Record(BaseModel):
     seed: int = Field(ge=0)
     checkpoint: _Checkpoint
     inputs: dict[str, _Input]
-    keep: dict[str, _Input]
-    strength: float | None
-    control_scale: float
-    control_end: float
+    image: dict[str, _Input]
     sampler: str
     num_inference_steps: int
     together: dict[str, _Together]
-    greedy: bool
     batch: _Batch
     xgem: str
     torch: str
@@ -83,57 +85,62 @@ def replay(
     file: str | Path,
     *,
     inputs: Mapping[str, Any] | None = None,
-    keep: Mapping[str, Any] | None = None,
+    image: Mapping[str, Any] | None = None,
     model: XgemPipeline | str | Path | None = None,
     device: str | torch.device | None = None,
     dtype: str | torch.dtype | None = None,
     progress: bool = True,
+    **old_names: Any,
 ) -> Replayed:
     """Make the sample in ``file`` (a PNG or report that xgem wrote) again.
 
     Args:
         file: what to replay.
-        inputs: the inputs it was made from. Of those left out, an annotation is the one that was written beside
-            ``file``, and others are looked up by their recorded name, in the working folder and beside ``file``.
-            Reports that were prompts are recorded as text and need not be given.
-        keep: likewise, what outputs were to keep.
+        inputs: the inputs it was made from. Of those left out, an annotation is read from the file written with
+            ``file``, and others are looked up by their recorded name, in the working folder and in that of ``file``.
+            Reports that were inputs are recorded as text and need not be given.
+        image: likewise, by output, the images that outputs started from.
         model: the checkpoint; the recorded one (embedded or hub) when left out.
-        device, dtype: the recorded ones when left out; others give other rounding.
+        device, dtype: the recorded ones when left out; others round differently.
         progress: show progress bars.
+        old_names: ``keep``, the name of ``image`` in 0.1.0.
 
     Raises:
         InputError: no xgem metadata, an input that is not found or is another one than recorded.
         CheckpointError: the checkpoint is not found or is another one than recorded.
         DeviceError: the device is not available here.
     """
+    if old_names.keys() - {"keep"}:
+        raise TypeError(f"replay() got an unexpected keyword argument {sorted(old_names.keys() - {'keep'})[0]!r}")
+    if old_names:
+        image = renamed({"image": image, **old_names} if image is not None else old_names)["image"]
     path = Path(file)
-    metadata = read_metadata(path)
-    record = _check(path, metadata)
+    metadata, record = _check(path, read_metadata(path))
     pipeline = model if isinstance(model, XgemPipeline) else _open(path, record, model, device, dtype)
     if pipeline.hash != record.checkpoint.hash:
         raise CheckpointError(
-            f"{path}: was made with checkpoint {record.checkpoint.name!r} (hash {record.checkpoint.hash}), "
+            f"{path}: was generated with checkpoint {record.checkpoint.name!r} (hash {record.checkpoint.hash}), "
             f"{pipeline.name!r} has hash {pipeline.hash}; give the right one as model (--model)"
         )
     for what, then, now in (("xgem", record.xgem, __version__), ("torch", record.torch, torch.__version__)):
         if then != now:
-            logger.warning("made with %s %s, replayed with %s: pixels may differ", what, then, now)
-    found = _find(path, pipeline, record.inputs, inputs or {}, "input", "--")
-    kept = _find(path, pipeline, record.keep, keep or {}, "kept image", "--keep ")
-    prompts = _read(pipeline, record.inputs, found, "input")
-    _read(pipeline, record.keep, kept, "kept image")
+            logger.warning("generated with %s %s, replayed with %s: pixels may differ", what, then, now)
+    given = _find(path, pipeline, record.inputs, inputs or {}, "input", "--")
+    images = _find(path, pipeline, record.image, image or {}, "start image", "--image ")
+    prompts = _read(pipeline, record.inputs, given, "input")
+    _read(pipeline, record.image, images, "start image")
     threads = torch.get_num_threads()
     try:
         # How many threads share a sum decides the order of its additions.
         torch.set_num_threads(record.threads)
-        sample = pipeline.regenerate(found, metadata, keep=kept, progress=progress)
+        sample = pipeline.regenerate(given, metadata, image=images, progress=progress)
     finally:
         torch.set_num_threads(threads)
     now = {**metadata, "xgem": __version__, "torch": torch.__version__, "device": str(pipeline.device)}
     names = ("output", "sample", "guidance_scale", "together", "batch", "privacy_gate")
-    own = {key: metadata[key] for key in names if key in metadata}
-    common = {key: value for key, value in now.items() if key == "guidance_scale" or key not in own}
-    generation = Generation({record.output: [sample]}, common, {record.output: [own]}, annotations_of(prompts))
+    of_sample = {key: metadata[key] for key in names if key in metadata}
+    common = {key: value for key, value in now.items() if key == "guidance_scale" or key not in of_sample}
+    generation = Generation({record.output: [sample]}, common, {record.output: [of_sample]}, annotations_of(prompts))
     return Replayed(generation, _same(sample, path))
 
 
@@ -147,20 +154,25 @@ def _same(sample: Any, path: Path) -> bool:
         return image.size == sample.size and image.mode == sample.mode and image.tobytes() == sample.tobytes()
 
 
-def _check(path: Path, metadata: Mapping[str, Any]) -> _Record:
+def _check(path: Path, found: Mapping[str, Any]) -> tuple[dict[str, Any], _Record]:
+    """Metadata in today's format, and what of them was checked."""
     try:
+        metadata = upgraded(found)
         record = _Record.model_validate(metadata)
+        CallOptions.recorded(metadata)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
         raise InputError(f"{path}: its metadata cannot be replayed: {where}: {first['msg']}") from error
+    except InputError as error:
+        raise InputError(f"{path}: its metadata cannot be replayed: {error}") from error
     if record.batch.position >= record.batch.size:
         raise InputError(f"{path}: its metadata cannot be replayed: batch position {record.batch.position} is too high")
     if record.output not in record.together:
         raise InputError(
             f"{path}: its metadata cannot be replayed: output {record.output!r} is not among its own group"
         )
-    return record
+    return metadata, record
 
 
 def _open(
@@ -181,7 +193,9 @@ def _open(
     try:
         return XgemPipeline.from_pretrained(name, revision=revision or None, **where)
     except CheckpointError as error:
-        reason = f"was made with checkpoint {record.checkpoint.name!r}, which is not found; give it as model (--model)"
+        reason = (
+            f"was generated with checkpoint {record.checkpoint.name!r}, which is not found; give it as model (--model)"
+        )
         raise CheckpointError(f"{path}: {reason}") from error
 
 
@@ -193,19 +207,19 @@ def _find(
     what: str,
     option: str,
 ) -> dict[str, Any]:
-    """Each recorded input (or kept image): as given, as recorded text, as written beside, or by its recorded name."""
-    strangers = [name for name in given if name not in recorded]
-    if strangers:
-        made_from = ", ".join(recorded) or "nothing"
-        raise InputError(f"{path}: was made from {made_from}, not from {strangers[0]!r}; leave that out")
+    """Each recorded input (or start image): as given, as recorded text, as written beside, or by its recorded name."""
+    unknown = [name for name in given if name not in recorded]
+    if unknown:
+        sources = ", ".join(recorded) or "nothing"
+        raise InputError(f"{path}: was generated from {sources}, not from {unknown[0]!r}; leave that out")
     found: dict[str, Any] = {}
     for name, was in recorded.items():
         if name in given:
             found[name] = given[name]
         elif was.text is not None:
             found[name] = was.text
-        elif (beside := _beside(path, pipeline, name, was)) is not None:
-            found[name] = beside
+        elif (file := _annotation_file(path, pipeline, name, was)) is not None:
+            found[name] = file
         else:
             # Only the plain name counts: a file from elsewhere must not decide which paths are opened here.
             places = [folder / Path(was.origin).name for folder in (Path(), path.parent)]
@@ -218,7 +232,7 @@ def _find(
     return found
 
 
-def _beside(path: Path, pipeline: XgemPipeline, name: str, was: _Input) -> Path | None:
+def _annotation_file(path: Path, pipeline: XgemPipeline, name: str, was: _Input) -> Path | None:
     """The file that was written with the sample for the annotation ``name``; None where it says less than that did."""
     modality = get_modality(name)
     file = path.parent / f"{path.stem}{modality.suffix}"

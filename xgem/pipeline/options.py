@@ -1,0 +1,328 @@
+"""The options of a request, each written once: its name, type, default, range and help text. Imports no torch.
+
+A field of :class:`CallOptions` is what ``XgemPipeline.__call__`` takes, ``xgem generate`` offers, metadata record and
+``xgem replay`` restores. A cohort's plan has the fields of :class:`SamplingOptions` too. A new option is a field here,
+a line in :class:`CallKeywords`, which type checkers and editors read, and the code that uses it.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+import operator
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, Self, TypedDict, TypeVar, cast
+
+from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo, field_validator
+
+from xgem.types import InputError
+
+if TYPE_CHECKING:
+    import torch
+
+    from xgem.pipeline.privacy_gate import PrivacyGate
+
+OutputType = Literal["pil", "np", "pt"]
+Inputs = Mapping[str, Any]
+"""From modality to value."""
+StepCallback = Callable[[Any, int, int, dict[str, Any]], None]
+"""Called as ``f(pipeline, step, timestep, {"latents": (b, *latent_shape), "output": modality})``."""
+
+MAX_SEED: Final = 2**63 - 1
+MAX_STEPS: Final = 1000
+DEFAULT_BATCH_SIZE: Final = 16
+DEFAULT_STRENGTH: Final = 0.5
+
+RENAMED: Final = {
+    "keep": "image",
+    "control_scale": "controlnet_conditioning_scale",
+    "control_end": "control_guidance_end",
+}
+"""Options by the names that they had in 0.1.0, which are accepted until 0.3."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """The numbers that an option accepts: ``low`` to ``high``; without ``low`` itself where it is ``open``."""
+
+    low: float
+    high: float = math.inf
+    whole: bool = False
+    open: bool = False
+
+    def __str__(self) -> str:
+        kind = "a whole number" if self.whole else "a finite number"
+        high = "2**63 - 1" if self.high == MAX_SEED else f"{self.high:g}"
+        if self.high == math.inf:
+            return f"{kind}, {self.low:g} or more"
+        return f"{kind} above {self.low:g}, up to {high}" if self.open else f"{kind} from {self.low:g} to {high}"
+
+    def check(self, name: str, value: Any) -> Any:
+        """A number, or all numbers of a sequence or mapping, as int or float; ValueError where one is out of range."""
+        if isinstance(value, Mapping):
+            items = cast(Mapping[str, Any], value).items()
+            return {key: self.check(f"{name} for {key!r}", one) for key, one in items}
+        if isinstance(value, Sequence) and not isinstance(value, str | bytes):
+            return tuple(self.check(name, one) for one in cast(Sequence[Any], value))
+        try:
+            if isinstance(value, bool | str | bytes):
+                raise TypeError
+            number = operator.index(value) if self.whole else float(value)
+        except (TypeError, ValueError):
+            raise ValueError(f"{name} is {value!r}, expected {self}") from None
+        above = number > self.low if self.open else number >= self.low
+        if not math.isfinite(number) or not above or number > self.high:
+            raise ValueError(f"{name} is {value!r}, expected {self}")
+        return number
+
+
+@dataclass(frozen=True)
+class Option:
+    """What an option is beside its type and default.
+
+    Attributes:
+        help: one or two sentences, for the command line and ``help()``.
+        limits: the numbers that it accepts.
+        unset: what None stands for.
+        recorded: whether it decides what a sample is, so that metadata hold it and a replay restores it.
+        command_line: whether ``xgem generate`` takes it as it is; a text gives the flags.
+    """
+
+    help: str
+    limits: Limits | None = None
+    unset: str = ""
+    recorded: bool = False
+    command_line: bool | str = True
+
+
+class _Options(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _within_limits(cls, value: Any, info: ValidationInfo) -> Any:
+        field = cls.model_fields[str(info.field_name)]
+        limits = next((part.limits for part in field.metadata if isinstance(part, Option)), None)
+        if limits is None or (value is None and field.default is None):
+            return value
+        return limits.check(str(info.field_name), value)
+
+
+class SamplingOptions(_Options):
+    """How outputs are sampled: what a request and the plan of a cohort have in common."""
+
+    num_inference_steps: Annotated[
+        int | None, Option("Number of sampling steps.", Limits(1, MAX_STEPS, whole=True), "the preset's", recorded=True)
+    ] = None
+    guidance_scale: Annotated[
+        float | dict[str, float] | None,
+        Option(
+            "Classifier-free guidance scale; 1 disables it. One number, or one per output: lateral=2,report=1.5",
+            Limits(0),
+            "the preset's",
+            recorded=True,
+        ),
+    ] = None
+    sampler: Annotated[
+        str | None,
+        Option("Sampler: dpmsolver++, sde-dpmsolver++, ddim or unipc.", unset="the preset's", recorded=True),
+    ] = None
+    joint: Annotated[
+        bool | None,
+        Option(
+            "Sample several outputs jointly (XGeM 2.3), so that they agree, or each one independently.",
+            unset="joint where the checkpoint has a trained alignment",
+            recorded=True,
+            command_line="--joint/--independent",
+        ),
+    ] = None
+    controlnet_conditioning_scale: Annotated[
+        float, Option("ControlNet conditioning scale; 0 disables it.", Limits(0), recorded=True)
+    ] = 1.0
+    control_guidance_end: Annotated[
+        float, Option("Fraction of the sampling steps after which the ControlNet stops.", Limits(0, 1), recorded=True)
+    ] = 1.0
+    greedy: Annotated[
+        bool, Option("Decode reports greedily (most likely token), or sample tokens, seeded.", recorded=True)
+    ] = True
+    batch_size: Annotated[int, Option("Maximum batch size.", Limits(1, whole=True))] = DEFAULT_BATCH_SIZE
+
+
+class CallOptions(SamplingOptions):
+    """Every option of a request, as ``XgemPipeline.__call__`` takes them."""
+
+    seed: Annotated[
+        int | tuple[int, ...] | None,
+        Option(
+            "Random seed; in Python also one seed per item. A sample depends on its own seed, output and index only.",
+            Limits(0, MAX_SEED, whole=True),
+            "random, recorded in the metadata",
+        ),
+    ] = None
+    generator: Annotated[
+        Any, Option("torch.Generator, or one per item, from which the seed is drawn.", command_line=False)
+    ] = None
+    num_samples: Annotated[int, Option("Samples per input.", Limits(1, whole=True), recorded=True)] = 1
+    image: Annotated[
+        Any,
+        Option(
+            "Output to start from an image instead of from noise alone (SDEdit); changed towards the inputs.",
+            unset="noise alone",
+        ),
+    ] = None
+    strength: Annotated[
+        float | None,
+        Option(
+            "How much an output that starts from an image is changed; 1 ignores the image.",
+            Limits(0, 1, open=True),
+            f"{DEFAULT_STRENGTH:g}",
+            recorded=True,
+        ),
+    ] = None
+    device: Annotated[Any, Option("Device: cpu, cuda, cuda:1 ...", unset="a GPU if there is one, or cpu")] = None
+    dtype: Annotated[Any, Option("Number format: float32, bfloat16 or float16.", unset="float32")] = None
+    progress: Annotated[bool, Option("Show progress bars (on stderr).")] = True
+    callback_on_step_end: Annotated[
+        Any,
+        Option(
+            'Called as f(pipeline, step, timestep, {"latents": ..., "output": ...}) after every step.',
+            command_line=False,
+        ),
+    ] = None
+    output_type: Annotated[
+        OutputType,
+        Option(
+            'Images as "pil", "np" ((h, w) float32 in [0, 1]) or "pt" ((1, h, w) in [0, 1]).',
+            command_line=False,
+        ),
+    ] = "pil"
+    allow_any: Annotated[
+        bool,
+        Option("Accept DICOM files of another modality, body part or view.", command_line="--allow-any"),
+    ] = False
+    privacy_gate: Annotated[
+        Any,
+        Option(
+            "Resample images that are too close to a training image, with all outputs that are sampled jointly.",
+            command_line=False,  # a file there, with options of its own
+        ),
+    ] = None
+
+    @classmethod
+    def parse(cls, given: Mapping[str, Any]) -> Self:
+        """The options among keyword arguments.
+
+        Raises:
+            InputError: a value that cannot be used; says what came and what was expected.
+            TypeError: a keyword that is no option.
+        """
+        unknown = next((name for name in given if name not in cls.model_fields), None)
+        if unknown is not None:
+            raise TypeError(f"unexpected keyword argument {unknown!r}; options are: {', '.join(cls.model_fields)}")
+        try:
+            return cls.model_validate(dict(given))
+        except ValidationError as error:
+            raise InputError(error_line(error)) from None
+
+    @classmethod
+    def recorded(cls, metadata: Mapping[str, Any]) -> Self:
+        """The options that metadata hold (of today's format); the default where an option is newer than they are.
+
+        Raises:
+            InputError: a value that cannot be used.
+        """
+        return cls.parse({name: metadata[name] for name in RECORDED if name in metadata})
+
+    def replaced(self, **changes: Any) -> Self:
+        """With some options changed to values that are known to be good."""
+        return self.model_copy(update=changes)
+
+    def record(self) -> dict[str, Any]:
+        """What metadata hold, as JSON values."""
+        return {name: getattr(self, name) for name in RECORDED}
+
+
+class CallKeywords(TypedDict, total=False):
+    """The keyword arguments of a call for type checkers and editors; what each means stands in :class:`CallOptions`."""
+
+    num_inference_steps: int | None
+    guidance_scale: float | Mapping[str, float] | None
+    sampler: str | None
+    joint: bool | None
+    controlnet_conditioning_scale: float
+    control_guidance_end: float
+    greedy: bool
+    batch_size: int
+    seed: int | Sequence[int] | None
+    generator: torch.Generator | Sequence[torch.Generator] | None
+    num_samples: int
+    image: Inputs | Sequence[Inputs] | None
+    strength: float | None
+    device: str | torch.device | None
+    dtype: str | torch.dtype | None
+    progress: bool
+    callback_on_step_end: StepCallback | None
+    output_type: str
+    allow_any: bool
+    privacy_gate: PrivacyGate | None
+
+
+def option(name: str) -> Option:
+    """What the field ``name`` of :class:`CallOptions` says of itself."""
+    return next(part for part in CallOptions.model_fields[name].metadata if isinstance(part, Option))
+
+
+RECORDED: Final = tuple(name for name in CallOptions.model_fields if option(name).recorded)
+"""Options that metadata hold, beside the seed and the images to start from."""
+
+
+def renamed(given: Mapping[str, Any], *, quietly: bool = False, stacklevel: int = 3) -> dict[str, Any]:
+    """Options by their names of today, whichever names they came by; old ones with a ``DeprecationWarning``.
+
+    Raises:
+        InputError: one option was given by both names.
+    """
+    values = dict(given)
+    for old in [name for name in given if name in RENAMED]:
+        new = RENAMED[old]
+        if new in given:
+            raise InputError(f"{old} is the old name of {new}, and both were given; give {new} alone")
+        if not quietly:
+            warnings.warn(f"{old} is deprecated, use {new}", DeprecationWarning, stacklevel=stacklevel)
+        values[new] = values.pop(old)
+    return values
+
+
+def error_line(error: ValidationError) -> str:
+    """What is wrong, in a line: the option, what came, what was expected."""
+    first = error.errors()[0]
+    name = ".".join(str(part) for part in first["loc"][:1])
+    if first["type"] == "value_error":
+        return first["msg"].removeprefix("Value error, ")
+    if first["type"] == "literal_error":
+        return f"{name} {first['input']!r} is not known, expected {first.get('ctx', {}).get('expected')}"
+    return f"{name} is {first['input']!r}: {first['msg']}"
+
+
+_F = TypeVar("_F", bound=Callable[..., Any])
+
+
+def documented(function: _F) -> _F:
+    """Show every option in ``help()`` of a function that takes them as keyword arguments, ``**options``."""
+    signature = inspect.signature(function)
+    own = [part for part in signature.parameters.values() if part.kind is not inspect.Parameter.VAR_KEYWORD]
+    types = inspect.get_annotations(CallKeywords)
+    keywords = [
+        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=field.default, annotation=types[name])
+        for name, field in CallOptions.model_fields.items()
+    ]
+    lines = [inspect.cleandoc(function.__doc__ or ""), "", "Options:"]
+    for name, field in CallOptions.model_fields.items():
+        about = option(name)
+        limits = "" if about.limits is None else f" Expected {about.limits}."
+        lines.append(f"    {name}: {about.help}{limits} Default: {about.unset or repr(field.default)}.")
+    function.__doc__ = "\n".join(lines)
+    vars(function)["__signature__"] = signature.replace(parameters=[*own, *keywords])
+    return function

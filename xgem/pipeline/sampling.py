@@ -1,0 +1,234 @@
+"""The sampling loop: samples in batches, decoded, and resampled where the privacy gate refuses them."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
+
+import torch
+from torch import Tensor
+
+from xgem.checkpoints import store
+from xgem.encoders.fusion import stack
+from xgem.generators.sampling import Output, sample_together
+from xgem.modalities import get_modality
+from xgem.pipeline.conditioning import Conditions, control_of, fuse
+from xgem.types import CheckpointError, Context, DeviceError, PrivacyError
+from xgem.utils.progress import StepBar
+from xgem.utils.random import derived_seed, sample_noise
+
+if TYPE_CHECKING:
+    from xgem.alignment.model import Alignment
+    from xgem.pipeline.model import LoadedModel, SamplingModel
+    from xgem.pipeline.privacy_gate import PrivacyGate
+    from xgem.pipeline.request import Request
+
+logger = logging.getLogger(__name__)
+
+
+class Row(NamedTuple):
+    """One sample to draw: the item of the request, the sample's index within the item, and its seed."""
+
+    item: int
+    number: int
+    seed: int
+
+
+Sample = dict[str, tuple[Any, dict[str, Any]]]
+"""One sample by output: its value, and what its metadata say of it alone."""
+
+
+class BatchInputs(NamedTuple):
+    """What one output needs for a batch of b rows.
+
+    ``contexts``: b contexts of batch 1, padded to ``width`` tokens. ``starts``: latents (1, ...) to start from by row.
+    ``annotations``: latents (1, c, h, w) of annotations by row, None for a row without.
+    """
+
+    contexts: Sequence[Context]
+    width: int
+    starts: Sequence[Tensor] | None
+    annotations: Sequence[Tensor | None]
+
+
+def batch_inputs(
+    output: str, contexts: Sequence[Context], conditions: Sequence[Conditions], *, width: int = 0
+) -> BatchInputs:
+    """Of one output for a batch: a context and an item's conditions by row; ``width`` is the least to pad to."""
+    return BatchInputs(
+        contexts,
+        max(width, *(context.tokens.shape[1] for context in contexts)),
+        [item.images[output] for item in conditions] if output in conditions[0].images else None,
+        [item.annotations.get(output) for item in conditions],
+    )
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """Draws the samples of one request with one model."""
+
+    model: SamplingModel
+    request: Request
+
+    def rows(self) -> list[Row]:
+        """Every sample of the request, of any one output."""
+        numbers = range(self.request.options.num_samples)
+        return [Row(item, number, seed) for item, seed in enumerate(self.request.seeds) for number in numbers]
+
+    def sample_all(
+        self, group: Sequence[str], rows: Sequence[Row], conditions: Sequence[Conditions]
+    ) -> Iterator[tuple[Row, Sample]]:
+        """The samples ``rows`` of outputs that step together, batch by batch."""
+        request, size = self.request, self.request.options.batch_size
+        contexts = {name: [fuse(self.model, name, item.encoded) for item in conditions] for name in group}
+        batches = [rows[start : start + size] for start in range(0, len(rows), size)]
+        steps = len(batches) * len(group) * request.steps
+        with StepBar("+".join(group), steps, shown=request.options.progress) as bar:
+            for batch in batches:
+                items = [conditions[row.item] for row in batch]
+                parts = {name: batch_inputs(name, [contexts[name][row.item] for row in batch], items) for name in group}
+                keys = [(row.seed, row.number) for row in batch]
+                values = self.sample(parts, keys, bar)
+                together = {
+                    name: {"guidance_scale": request.guidance_scale[name], "context_tokens": parts[name].width}
+                    for name in group
+                }
+                for position, row in enumerate(batch):
+                    sample: Sample = {}
+                    for name in group:
+                        described = {
+                            "output": name,
+                            "sample": row.number,
+                            "guidance_scale": request.guidance_scale[name],
+                            "together": together,
+                            "batch": {"size": len(batch), "position": position},
+                        }
+                        sample[name] = (values[name][position], described)
+                    yield row, sample
+
+    def sample(
+        self, parts: Mapping[str, BatchInputs], keys: Sequence[tuple[int, int]], bar: StepBar
+    ) -> dict[str, list[Any]]:
+        """One batch: b samples by output; ``keys`` are the (seed, index) of each row.
+
+        Raises:
+            CheckpointError: joint outputs without a trained alignment. DeviceError: the model cannot be compiled here.
+        """
+        model, request = self.model, self.request
+        callback = request.options.callback_on_step_end
+
+        def on_step(output: str, step: int, timestep: int, latents: Tensor) -> None:
+            bar.advance()
+            if callback is not None:
+                callback(model, step, timestep, {"latents": latents, "output": output})
+
+        outputs = {name: self._output(name, part, keys) for name, part in parts.items()}
+        # What is attached to a generator while it samples is new at every step, and would be compiled at every step.
+        eager = model.compiled and (len(parts) > 1 or any(output.control for output in outputs.values()))
+        try:
+            with model.sampling_lock, torch.compiler.set_stance("force_eager") if eager else nullcontext():
+                latents = sample_together(
+                    outputs,
+                    num_inference_steps=request.steps,
+                    sampler=cast(str, request.options.sampler),
+                    environment=alignment_of(model) if len(parts) > 1 else None,
+                    first_step=request.first_step,
+                    callback=on_step,
+                )
+        except RuntimeError as error:
+            if type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
+                reason = str(error).strip().splitlines()[0]
+                raise DeviceError(f"the transformer cannot be compiled here, leave compile out: {reason}") from error
+            raise
+        return {name: self._decode(name, z, keys) for name, z in latents.items()}
+
+    def _output(self, name: str, part: BatchInputs, keys: Sequence[tuple[int, int]]) -> Output:
+        """One output's generator with its context, noise (b, *latent_shape), images to start from and ControlNet."""
+        model, options = self.model, self.request.options
+        generator = model.component(model.preset.generator(name))
+
+        def noise(purpose: str) -> Tensor:
+            rows = [sample_noise(seed, name, index, generator.latent_shape, purpose) for seed, index in keys]
+            return torch.stack(rows).to(model.device, model.dtype)
+
+        return Output(
+            generator,
+            stack(part.contexts, part.width),  # tokens (b, width, d)
+            noise("noise"),
+            self.request.guidance_scale[name],
+            lambda step: noise(f"noise of step {step}"),
+            None if part.starts is None else torch.cat(list(part.starts)),
+            control_of(
+                model, name, part.annotations, options.controlnet_conditioning_scale, options.control_guidance_end
+            ),
+        )
+
+    def _decode(self, output: str, latents: Tensor, keys: Sequence[tuple[int, int]]) -> list[Any]:
+        """Latents (b, ...) as users get them; reports that are not greedy by a generator of each row's own."""
+        model, options, modality = self.model, self.request.options, get_modality(output)
+        codec = model.component(model.preset.codec(output))
+        if options.greedy:
+            return modality.to_output(codec.decode(latents, greedy=True), options.output_type)
+        values: list[Any] = []
+        for row, (seed, index) in zip(latents, keys, strict=True):
+            # One at a time: a generator shared by a batch would make each row depend on the others.
+            source = torch.Generator().manual_seed(derived_seed(seed, output, index, "decode"))
+            values += modality.to_output(codec.decode(row[None], greedy=False, generator=source), options.output_type)
+        return values
+
+
+def alignment_of(model: SamplingModel) -> Alignment:
+    """The checkpoint's alignment, which joint outputs need.
+
+    Raises:
+        CheckpointError: there is no trained one.
+    """
+    name = model.preset.alignment
+    if name is None or not has_alignment(model):
+        raise CheckpointError(
+            f"{model.name}: has no trained alignment, so outputs cannot be sampled jointly: use joint=False "
+            "(--independent), or train one with `xgem train joint`"
+        )
+    return model.component(name)
+
+
+def has_alignment(model: LoadedModel) -> bool:
+    """Whether the checkpoint has what sampling several outputs jointly takes."""
+    return model.preset.alignment in store.read_index(model.root).components
+
+
+def accepted(
+    model: SamplingModel,
+    gate: PrivacyGate,
+    rows: Sequence[Row],
+    draw: Callable[[Sequence[Row]], Iterator[tuple[Row, Sample]]],
+) -> Iterator[tuple[Row, Sample]]:
+    """The samples that the gate accepts; a refused one is drawn again from a seed derived from its own.
+
+    Raises:
+        PrivacyError: a sample was refused in every try.
+    """
+    for attempt in range(1, gate.tries + 1):
+        refused: list[Row] = []
+        for row, sample in draw(rows):
+            verdicts = {name: gate.check(model, name, sample[name][0]) for name in sample if name in gate.indexes}
+            if any(verdict.refused for verdict in verdicts.values()):
+                # Derived, not the next number: that may be requested as well, and be the same image twice.
+                seed = derived_seed(row.seed, "+".join(sample), row.number, "redraw")
+                refused.append(row._replace(seed=seed))
+                logger.info("privacy gate: try %d of sample %d refused (%s)", attempt, row.number, verdicts)
+                continue
+            for name, (_, described) in sample.items() if verdicts else ():
+                verdict = gate.describe(name, verdicts[name]) if name in verdicts else {}
+                described |= {"seed": row.seed, "privacy_gate": {"tries": attempt, **verdict}}
+            yield row, sample
+        if not refused:
+            return
+        rows = refused
+    raise PrivacyError(
+        f"privacy gate: {len(rows)} samples were too close to a training image in each of {gate.tries} tries; "
+        "change the request, or lower the thresholds (--privacy-threshold)"
+    )
