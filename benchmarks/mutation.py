@@ -25,7 +25,10 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 # Modules and the tests that are to notice changes to them; both relative to xgem/ and tests/, without ".py".
 TARGETS = {
-    "sampling": ("generators/sampling", ["generators/test_sampling", "generators/test_latent_diffusion"]),
+    "sampling": (
+        "generators/sampling",
+        ["generators/test_sampling", "generators/test_sampling_start", "generators/test_controlnet"],
+    ),
     "fusion": ("encoders/fusion", ["encoders/test_fusion"]),
     "contrastive": ("encoders/contrastive", ["encoders/test_contrastive"]),
     "subsets": ("train/corpus", ["train/test_subsets", "train/test_corpus"]),
