@@ -33,6 +33,9 @@ if TYPE_CHECKING:
 
 FORMAT: Final = "xgem-privacy-index"
 MIN_HELD_OUT: Final = 20
+LATENT_TOLERANCE: Final = 1e-6
+"""Float32 encodings of one image in batches of other sizes differ by less: about 1e-7 in each number of a unit vector.
+Without it, whether an image exactly at the threshold is refused would depend on the batch that it was encoded in."""
 _BATCH: Final = 64
 Images = NDArray[np.uint8]
 Files = Mapping[str, Sequence[Path]]
@@ -80,10 +83,13 @@ class Index:
         return digest.hexdigest()
 
     def verdict(self, pixels: Images, latent: NDArray[np.float32]) -> Verdict:
-        """The verdict on one image (s, s) and its vector (d,)."""
+        """The verdict on one image (s, s) and its vector (d,).
+
+        A latent distance within :data:`LATENT_TOLERANCE` above the threshold counts as at it.
+        """
         near = float(latent_distance(latent[None], self.latents).values[0])
         close = float(aligned_distance(pixels[None], self.pixels).values[0])
-        return Verdict(near, close, near <= self.latent_threshold or close <= self.pixel_threshold)
+        return Verdict(near, close, near <= self.latent_threshold + LATENT_TOLERANCE or close <= self.pixel_threshold)
 
 
 @dataclass(frozen=True)
