@@ -10,12 +10,14 @@ from hypothesis import strategies as st
 
 from xgem.metrics.bootstrap import Bootstrap, derangements
 from xgem.metrics.text import (
+    MAX_ORDER,
+    bleu_from_statistics,
+    bleu_statistics,
     check_reports,
     class_f1,
     compare_bleu,
     compare_f1,
     compare_mean,
-    corpus_bleu,
     distinct,
     intra_study_bleu,
     most_frequent,
@@ -35,6 +37,11 @@ REFERENCES = [
     "small right effusion with mild atelectasis at the left base",
     "cardiomegaly without edema or effusion",
 ]
+
+
+def corpus_bleu(outputs: list[str], references: list[str]) -> tuple[float, ...]:
+    total = bleu_statistics(outputs, references).sum(axis=0)
+    return tuple(float(bleu_from_statistics(total, order)) for order in range(1, MAX_ORDER + 1))
 
 
 def test_bleu_by_hand() -> None:

@@ -41,12 +41,9 @@ def standardised(rows: Array) -> Array:
 
 
 def cosine(first: Array, second: Array) -> Array:
-    """(n, d), (m, d) -> (n, m) cosines."""
-    return _unit(first) @ _unit(second).T
-
-
-def _unit(rows: Array) -> Array:
-    return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
+    """(n, d), (m, d) -> (n, m) cosines; those of a zero vector, such as a constant image's, are 0."""
+    a, b = (rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12) for rows in (first, second))
+    return a @ b.T
 
 
 def own_rank_scores(target: Array, output: Array) -> Array:

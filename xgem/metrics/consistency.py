@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from xgem.metrics.bootstrap import Array, Bootstrap, Comparison
+from xgem.metrics.vectors import unit
 from xgem.types import InputError
 
 Images = NDArray[np.uint8]
@@ -22,8 +23,8 @@ def cosines(first: Array, second: Array) -> Array:
     Raises:
         InputError: shapes that differ, or a vector of length 0.
     """
-    a, b = _unit(first, second)
-    return (a * b).sum(axis=1)
+    _same_shape(first, second)
+    return (unit(first) * unit(second)).sum(axis=1)
 
 
 def hamming_distances(first: NDArray[np.bool_], second: NDArray[np.bool_]) -> NDArray[np.int64]:
@@ -34,7 +35,8 @@ def hamming_distances(first: NDArray[np.bool_], second: NDArray[np.bool_]) -> ND
 
 def compare_cosine(first: Array, second: Array, bootstrap: Bootstrap) -> Comparison:
     """Mean cosine of two outputs of one request, beside that of outputs of different requests."""
-    return _bilinear(*_unit(first, second), bootstrap)
+    _same_shape(first, second)
+    return _bilinear(unit(first), unit(second), bootstrap)
 
 
 def compare_hamming(first: NDArray[np.bool_], second: NDArray[np.bool_], bootstrap: Bootstrap) -> Comparison:
@@ -51,15 +53,6 @@ def _bilinear(first: Array, second: Array, bootstrap: Bootstrap) -> Comparison:
     every = ((w @ first) * (w @ second)).sum(axis=1) - squares @ own
     shuffled = every / (bootstrap.n**2 - squares.sum(axis=1))
     return Comparison(bootstrap.mean(own), bootstrap.sampled(shuffled))
-
-
-def _unit(first: Array, second: Array) -> tuple[Array, Array]:
-    _same_shape(first, second)
-    lengths = [np.linalg.norm(one, axis=1, keepdims=True) for one in (first, second)]
-    for length in lengths:
-        if not (np.isfinite(length) & (length > 0)).all():
-            raise InputError("an embedding of length 0 or not finite: a cosine needs a direction")
-    return first / lengths[0], second / lengths[1]
 
 
 def _same_shape(first: NDArray, second: NDArray) -> None:

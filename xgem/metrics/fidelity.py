@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from xgem.metrics import neighbours
 from xgem.metrics.bootstrap import Array, Estimate, Sampled
+from xgem.metrics.vectors import unit
 from xgem.types import InputError
 
 ROWS: Final = 1000
@@ -292,24 +293,16 @@ def prdc(real: NDArray[Any], generated: NDArray[Any], k: int = 5, *, seed: int =
 
 def alignment(images: NDArray[Any], texts: NDArray[Any], *, seed: int = 0, draws: int = 1000) -> Estimate:
     """Mean cosine of images' (n, d) and their prompts' (n, d) vectors of one image-text space, in [-1, 1]."""
-    return mean_estimate((_unit(images) * _unit(texts)).sum(axis=1), seed=seed, draws=draws)
+    return mean_estimate((unit(images) * unit(texts)).sum(axis=1), seed=seed, draws=draws)
 
 
 def shuffled_alignment(images: NDArray[Any], texts: NDArray[Any], *, seed: int = 0, draws: int = 1000) -> Estimate:
     """The control of :func:`alignment`: the mean cosine of each image with all other images' prompts."""
-    x, y = _unit(images), _unit(texts)
+    x, y = unit(images), unit(texts)
     if len(x) < 2:
         raise InputError("1 image: shuffled prompts need at least 2")
     others = (x @ y.sum(axis=0) - (x * y).sum(axis=1)) / (len(x) - 1)
     return mean_estimate(others, seed=seed, draws=draws)
-
-
-def _unit(vectors: NDArray[Any]) -> Array:
-    values = np.asarray(vectors, dtype=np.float64)
-    lengths = np.linalg.norm(values, axis=1, keepdims=True)
-    if values.ndim != 2 or not (lengths > 0).all():
-        raise InputError("a vector of length 0 has no cosine: look at what made it")
-    return values / lengths
 
 
 def mean_estimate(values: NDArray[Any], *, seed: int = 0, draws: int = 1000) -> Estimate:

@@ -66,17 +66,10 @@ def bleu_from_statistics(statistics: Array, order: int) -> Array:
     return np.where((matches > 0).all(axis=-1) & (output_length > 0), np.nan_to_num(score, nan=0.0), 0.0)
 
 
-def corpus_bleu(outputs: Sequence[str], references: Sequence[str]) -> tuple[float, float, float, float]:
-    """Corpus BLEU-1, -2, -3, -4 (cumulative, no smoothing, lower case, tokenizer 13a), each in [0, 1]."""
-    total = bleu_statistics(outputs, references).sum(axis=0)
-    one, two, three, four = (float(bleu_from_statistics(total, order)) for order in range(1, MAX_ORDER + 1))
-    return one, two, three, four
-
-
 def compare_bleu(
     outputs: Sequence[str], references: Sequence[str], bootstrap: Bootstrap, *, seed: int = 0, permutations: int = 10
 ) -> dict[str, Comparison]:
-    """BLEU-1..4 of matched pairs beside the same outputs dealt to other studies (mean over derangements)."""
+    """BLEU-1..4 of matched pairs, and of outputs randomly reassigned across studies (mean over derangements)."""
     own = bleu_statistics(outputs, references)
     weights = bootstrap.weights
     dealt = [
@@ -122,7 +115,7 @@ def compare_mean(
     seed: int = 0,
     permutations: int = 10,
 ) -> Comparison:
-    """The mean over studies of a score of single pairs, beside outputs dealt to other studies (mean of derangements).
+    """The mean over studies of a score of single pairs, and that of outputs randomly reassigned (derangements).
 
     Args:
         score: outputs and references, n each, to (n,), such as :func:`rouge_l`.
@@ -137,7 +130,7 @@ def intra_study_bleu(studies: Sequence[Sequence[str]], bootstrap: Bootstrap) -> 
     """BLEU-1..4 of several generated reports of one study against each other (XGeM, Table A2).
 
     Every ordered pair of a study's reports is one output and one reference; the n-gram counts of all pairs are summed,
-    as in :func:`corpus_bleu`, and studies are resampled whole. Brevity and tokens as there; the paper states neither.
+    and studies are resampled whole. Brevity and tokens as in :func:`compare_bleu`; the paper states neither.
 
     Args:
         studies: n studies of at least two reports each.
