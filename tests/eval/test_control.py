@@ -319,10 +319,10 @@ def test_segmenter_is_cached_by_content(tmp_path: Path, monkeypatch: pytest.Monk
     assert np.diag(iou).mean() > 0.8
     assert train_segmenter(images, outlines, config=config).hash == first.hash
 
-    def fail(*_: Any) -> None:
+    def fail(*_: Any, **__: Any) -> None:
         raise AssertionError("trained again")
 
-    monkeypatch.setattr(shapes, "_fit", fail)
+    monkeypatch.setattr(shapes, "fit", fail)
     again = train_segmenter(images, outlines, config=config, cache=tmp_path)
     assert again.hash == first.hash
     np.testing.assert_array_equal(again.masks(test), first.masks(test))

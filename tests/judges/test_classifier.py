@@ -33,10 +33,10 @@ def test_learns_a_planted_finding_and_is_cached(tmp_path: Path, monkeypatch: pyt
     assert auc(judge.logits(test)[:, 0], truth[:, 0], Bootstrap(60, draws=10)).value > 0.95
     assert judge.features(test).shape == (60, 64)
 
-    def fail(*_: Any) -> None:
+    def fail(*_: Any, **__: Any) -> None:
         raise AssertionError("trained again")
 
-    monkeypatch.setattr(judges, "_fit", fail)
+    monkeypatch.setattr(judges, "fit", fail)
     again = train_classifier(images, labels, ["blob", "nothing"], config=CONFIG, folder=tmp_path)
     assert again.hash == judge.hash
     np.testing.assert_array_equal(again.logits(test), judge.logits(test))
@@ -62,9 +62,9 @@ def test_a_resumed_training_equals_an_unbroken_one(tmp_path: Path, monkeypatch: 
     with pytest.raises(KeyboardInterrupt):
         train_classifier(images, labels, names, config=CONFIG, folder=tmp_path / "b")
     monkeypatch.setattr(torch.optim.AdamW, "step", steps)
-    assert list((tmp_path / "b").glob("*.partial"))
+    assert list((tmp_path / "b").rglob("*.partial"))
     assert train_classifier(images, labels, names, config=CONFIG, folder=tmp_path / "b").hash == unbroken.hash
-    assert not list((tmp_path / "b").glob("*.partial"))
+    assert not list((tmp_path / "b").rglob("*.partial"))
 
 
 def test_unknown_labels_have_no_say() -> None:

@@ -7,18 +7,32 @@ from torch import Tensor
 from torch.nn import functional as F
 
 
+def _uniform(*shape: int) -> Tensor:
+    """Numbers of that shape, uniform in [-1, 1), from the global random state."""
+    return torch.rand(*shape) * 2 - 1
+
+
+def affine_grid(x: Tensor, angle: Tensor, zoom: Tensor, shift: Tensor) -> Tensor:
+    """The sampling grid (b, s, s, 2) that turns, scales and moves images (b, 1, s, s).
+
+    Args:
+        angle, zoom: (b,), radians and a factor.
+        shift: (b, 2), in halves of the image's side.
+    """
+    cos, sin = angle.cos() * zoom, angle.sin() * zoom
+    # (b, 2, 3)
+    theta = torch.stack([torch.stack([cos, -sin, shift[:, 0]], 1), torch.stack([sin, cos, shift[:, 1]], 1)], 1)
+    return F.affine_grid(theta.to(x), list(x.shape), align_corners=False)
+
+
 def jitter(x: Tensor, *, shift: float = 0.08, zoom: float = 0.1, degrees: float = 5.0, contrast: float = 0.2) -> Tensor:
     """Randomly move, scale, turn and re-expose images (b, 1, s, s) in [-1, 1]; uses the global random state."""
     b = len(x)
-    angle = (torch.rand(b) * 2 - 1) * degrees * torch.pi / 180
-    scale = 1 + (torch.rand(b) * 2 - 1) * zoom
-    offset = (torch.rand(b, 2) * 2 - 1) * 2 * shift
-    cos, sin = angle.cos() * scale, angle.sin() * scale
-    theta = torch.stack([torch.stack([cos, -sin, offset[:, 0]], 1), torch.stack([sin, cos, offset[:, 1]], 1)], 1)
-    grid = F.affine_grid(theta.to(x), list(x.shape), align_corners=False)
+    angle = _uniform(b) * degrees * torch.pi / 180
+    grid = affine_grid(x, angle, 1 + _uniform(b) * zoom, _uniform(b, 2) * 2 * shift)
     moved = F.grid_sample(x + 1, grid, align_corners=False) - 1  # outside the image is black, -1
-    gain = 1 + (torch.rand(b, 1, 1, 1) * 2 - 1) * contrast
-    bias = (torch.rand(b, 1, 1, 1) * 2 - 1) * contrast
+    gain = 1 + _uniform(b, 1, 1, 1) * contrast
+    bias = _uniform(b, 1, 1, 1) * contrast
     return (moved * gain.to(x) + bias.to(x)).clamp(-1, 1)
 
 
@@ -35,20 +49,24 @@ def standardised(x: Tensor) -> Tensor:
 
 
 def small_moves(x: Tensor) -> Tensor:
-    """A sampling grid of small rotations, shifts and zooms for (b, 1, s, s).
-
-    Never a mirror image: the heart is on the patient's left.
-    """
+    """A sampling grid (b, s, s, 2) of small random rotations, shifts and zooms for (b, 1, s, s)."""
     b = len(x)
-    angle = (torch.rand(b) * 2 - 1) * 0.12
-    zoom = 1 + (torch.rand(b) * 2 - 1) * 0.08
-    shift = (torch.rand(b, 2) * 2 - 1) * 0.08
-    cos, sin = torch.cos(angle) * zoom, torch.sin(angle) * zoom
-    theta = torch.stack([torch.stack([cos, -sin, shift[:, 0]], 1), torch.stack([sin, cos, shift[:, 1]], 1)], 1)
-    return F.affine_grid(theta.to(x.device), list(x.shape), align_corners=False)
+    return affine_grid(x, _uniform(b) * 0.12, 1 + _uniform(b) * 0.08, _uniform(b, 2) * 0.08)
 
 
 def small_exposures(x: Tensor) -> Tensor:
-    """(b, 1, s, s) in [-1, 1] with small changes of contrast (a random gamma)."""
-    gamma = torch.exp((torch.rand(len(x), 1, 1, 1) * 2 - 1) * 0.25).to(x.device)
+    """(b, 1, s, s) in [-1, 1] with small random changes of contrast (a gamma)."""
+    gamma = torch.exp(_uniform(len(x), 1, 1, 1) * 0.25).to(x.device)
     return ((x + 1) / 2).clamp(1e-4, 1).pow(gamma) * 2 - 1
+
+
+def augmented(x: Tensor) -> Tensor:
+    """(b, 1, s, s) in [-1, 1] with small random moves and exposures, as judges and downstream networks train on."""
+    return small_exposures(F.grid_sample(x, small_moves(x), padding_mode="border", align_corners=False))
+
+
+def augmented_with_masks(x: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
+    """As :func:`augmented`; masks (b, k, s, s) of 0 and 1 move with their images."""
+    grid = small_moves(x)
+    moved = F.grid_sample(x, grid, padding_mode="border", align_corners=False)
+    return small_exposures(moved), F.grid_sample(masks, grid, align_corners=False).round()

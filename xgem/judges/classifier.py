@@ -6,10 +6,6 @@ It gives label scores (for AUC and for the agreement of generated with real imag
 
 from __future__ import annotations
 
-import hashlib
-import json
-import logging
-import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,20 +15,17 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from xgem.checkpoints import training as checkpoint
-from xgem.data.augment import to_input
-from xgem.judges.fit import _augment, one_cycle
-from xgem.judges.networks import SmallResNet
+from xgem.data.augment import augmented, to_input
+from xgem.judges.fit import fit, label_loss, train_or_load
+from xgem.judges.networks import SmallResNet, batches
+from xgem.judges.settings import JudgeConfig
 from xgem.labels.vocabulary import CHEXPERT_CLASSES
 from xgem.metrics.bootstrap import Array
 from xgem.types import InputError
+from xgem.utils.hashing import array_hash, module_hash
 
-logger = logging.getLogger(__name__)
-
-
-VERSION: Final = 1
+VERSION: Final = 2
 
 
 def learnable(labels: Array) -> list[int]:
@@ -41,17 +34,10 @@ def learnable(labels: Array) -> list[int]:
 
 
 @dataclass(frozen=True)
-class ClassifierConfig:
-    """Settings of the judge. ``size``: side in pixels at which it looks, ``width``: channels of the first stage."""
+class ClassifierConfig(JudgeConfig):
+    """Settings of the judge of findings."""
 
-    size: int = 128
-    width: int = 24
-    epochs: int = 10
-    batch_size: int = 64
-    learning_rate: float = 2e-3
-    weight_decay: float = 0.05
     dropout: float = 0.2
-    seed: int = 0
 
 
 class Classifier:
@@ -64,7 +50,7 @@ class Classifier:
         self.classes = tuple(classes)
         self.config = config
         self.device = device
-        self.hash = _weights_hash(network)
+        self.hash = module_hash(network)[:16]
 
     def logits(self, images: NDArray[np.uint8], batch_size: int = 128) -> Array:
         """(n, s, s) uint8 -> (n, classes) logits."""
@@ -79,13 +65,10 @@ class Classifier:
         features: list[Tensor] = []
         logits: list[Tensor] = []
         network: Any = self._network
-        for start in range(0, len(images), batch_size):
-            x = to_input(
-                torch.from_numpy(np.array(images[start : start + batch_size])).to(self.device), self.config.size
-            )
-            found = network.features(x)
-            features.append(found.cpu())
-            logits.append(network.head(found).cpu())
+        for x in batches(images, self.config.size, self.device, batch_size):
+            vectors = network.features(x)  # (b, d)
+            features.append(vectors.cpu())
+            logits.append(network.head(vectors).cpu())
         return torch.cat(features).numpy().astype(np.float64), torch.cat(logits).numpy().astype(np.float64)
 
 
@@ -117,26 +100,23 @@ def train_classifier(
     place = torch.device(device)
     with torch.random.fork_rng():
         torch.manual_seed(config.seed)
-        network = SmallResNet(len(classes), config.width, config.dropout)
-    key = _key(images, labels, classes, config)
-    final = folder / f"{key}.safetensors" if folder else None
-    if final and final.is_file():
-        from safetensors.torch import load_file
+        network = SmallResNet(len(classes), config.width, config.dropout).to(place)
+    data, truth = torch.from_numpy(images), torch.from_numpy(labels).float()
 
-        network.load_state_dict(load_file(final))
-        return Classifier(network, classes, config, place)
-    with torch.random.fork_rng():
-        _fit(network.to(place), images, labels, config, place, folder / f"{key}.partial" if folder else None)
-    if final:
-        from safetensors.torch import save_file
+    def loss(rows: Tensor) -> Tensor:
+        logits = network(augmented(to_input(data[rows].to(place), config.size))).float()
+        return label_loss(logits, truth[rows].to(place))
 
-        temporary = final.with_suffix(".tmp")
-        save_file({name: value.cpu().contiguous() for name, value in network.state_dict().items()}, temporary)
-        temporary.replace(final)
-        final.with_suffix(".json").write_text(
-            json.dumps({"classes": list(classes), "config": asdict(config)}, indent=2)
-        )
-        shutil.rmtree(final.with_name(f"{key}.partial"), ignore_errors=True)
+    def train(partial: Path | None) -> None:
+        fit(network, loss, len(data), config.stage, seed=config.seed, device=place, name="classifier", folder=partial)
+
+    key: dict[str, Any] = {
+        "version": VERSION,
+        "config": asdict(config),
+        "classes": list(classes),
+        "data": [array_hash(images), array_hash(labels)],
+    }
+    train_or_load(network, train, folder, "classifier", key)
     return Classifier(network, classes, config, place)
 
 
@@ -167,65 +147,3 @@ def train_findings(
 def columns_of(judge: Classifier) -> list[int]:
     """Where a judge's classes stand among ``CHEXPERT_CLASSES``."""
     return [CHEXPERT_CLASSES.index(name) for name in judge.classes]
-
-
-def _fit(
-    network: nn.Module,
-    images: NDArray[np.uint8],
-    labels: Array,
-    config: ClassifierConfig,
-    device: torch.device,
-    partial: Path | None,
-) -> None:
-    optimizer = torch.optim.AdamW(network.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay)
-    data, known = torch.from_numpy(images), torch.from_numpy(np.isfinite(labels).astype(np.float32))
-    truth = torch.from_numpy(np.nan_to_num(labels).astype(np.float32))
-    count = max(1, len(data) // config.batch_size)
-    first = 0
-    if partial and (found := checkpoint.latest(partial)):
-        state, tensors = checkpoint.load(found, partial.name)
-        checkpoint.load_weights(network, tensors["network"], found)
-        checkpoint.load_optimizer(optimizer, tensors["optimizer"])
-        first = state.step
-        logger.info("classifier: resuming after epoch %d", first)
-    network.train()
-    for epoch in range(first, config.epochs):
-        # Seeded by the epoch, so that a resumed training equals an unbroken one
-        torch.manual_seed(config.seed * 1_000_003 + epoch)
-        order = torch.randperm(len(data))
-        total = 0.0
-        for step in range(count):
-            rows = order[step * config.batch_size : (step + 1) * config.batch_size]
-            for group in optimizer.param_groups:
-                group["lr"] = config.learning_rate * one_cycle((epoch * count + step) / (config.epochs * count))
-            x = _augment(to_input(data[rows].to(device), config.size))
-            # bfloat16 is ten times slower than float32 on processors that lack it, so only GPUs use it
-            with torch.autocast(device.type, dtype=torch.bfloat16, enabled=device.type == "cuda"):
-                logits = network(x).float()
-            mask = known[rows].to(device)
-            losses = F.binary_cross_entropy_with_logits(logits, truth[rows].to(device), reduction="none")
-            loss = (losses * mask).sum() / mask.sum().clamp(min=1)
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            optimizer.step()
-            total += float(loss.detach())
-        logger.info("classifier: epoch %d of %d, loss %.4f", epoch + 1, config.epochs, total / count)
-        if partial:
-            parts = {"network": network.state_dict(), "optimizer": checkpoint.optimizer_tensors(optimizer)}
-            checkpoint.save(partial, checkpoint.TrainState(step=epoch + 1), partial.name, parts, keep=1)
-    network.eval()
-
-
-def _key(images: NDArray[np.uint8], labels: Array, classes: Sequence[str], config: ClassifierConfig) -> str:
-    digest = hashlib.sha256(json.dumps([VERSION, list(classes), asdict(config), images.shape]).encode())
-    digest.update(np.ascontiguousarray(images).tobytes())
-    digest.update(np.ascontiguousarray(labels).tobytes())
-    return digest.hexdigest()[:24]
-
-
-def _weights_hash(network: nn.Module) -> str:
-    digest = hashlib.sha256()
-    for name, value in sorted(network.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(value.detach().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()[:16]

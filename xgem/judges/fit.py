@@ -1,19 +1,148 @@
-"""What trainings of judges share: the learning rate's schedule and augmentation."""
+"""The one training loop of judges and downstream networks: seeded, resumable by epoch, cached by content."""
 
 from __future__ import annotations
 
-import numpy as np
-from torch import Tensor
+import logging
+import math
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from torch import Tensor, nn
 from torch.nn import functional as F
 
-from xgem.data.augment import small_exposures, small_moves
+from xgem.checkpoints import training as checkpoint
+from xgem.data.cache import ArrayCache
+from xgem.judges.settings import Stage
+from xgem.types import CheckpointError
+
+logger = logging.getLogger(__name__)
+
+RowsLoss = Callable[[Tensor], Tensor]
+"""From the rows (b,) of a batch in the training set to the batch's loss."""
 
 
 def one_cycle(progress: float) -> float:
     """One cycle: linear warm-up for a tenth, then a cosine to zero."""
-    return progress / 0.1 if progress < 0.1 else 0.5 * (1 + float(np.cos(np.pi * (progress - 0.1) / 0.9)))
+    return progress / 0.1 if progress < 0.1 else cosine((progress - 0.1) / 0.9)
 
 
-def _augment(x: Tensor) -> Tensor:
-    grid = small_moves(x)
-    return small_exposures(F.grid_sample(x, grid, padding_mode="border", align_corners=False))
+def cosine(progress: float) -> float:
+    """Half a cosine from 1 to 0."""
+    return 0.5 * (1 + math.cos(math.pi * progress))
+
+
+SCHEDULES: Final[dict[str, Callable[[float], float]]] = {
+    "constant": lambda progress: 1.0,
+    "cosine": cosine,
+    "one_cycle": one_cycle,
+}
+"""Factors of the learning rate by progress in [0, 1)."""
+
+
+def fit(
+    network: nn.Module,
+    loss: RowsLoss,
+    n: int,
+    stage: Stage,
+    *,
+    seed: int,
+    device: torch.device,
+    name: str,
+    chances: Tensor | None = None,
+    autocast: bool = True,
+    folder: Path | None = None,
+) -> None:
+    """Train a network in place on a set of ``n`` images; it ends in evaluation mode.
+
+    Every epoch draws its order and augmentation from a seed of its own, so that a resumed training equals an unbroken
+    one. The random state outside is left alone. Of an epoch, the images that fill no whole batch are left out.
+
+    Args:
+        chances: (n,) by which images are drawn with replacement; by default every image comes once an epoch.
+        autocast: whether a GPU trains in bfloat16.
+        folder: keeps the last whole epoch, and an interrupted training resumes from it.
+
+    Raises:
+        CheckpointError: ``folder`` holds the training of another network.
+    """
+    size = min(stage.batch_size, n)
+    each = n // size  # updates of an epoch
+    total = stage.steps or each * (stage.epochs or 1)
+    epochs = math.ceil(total / each)
+    optimizer, rate = _optimizer(network, stage), SCHEDULES[stage.schedule]
+    first = _resumed(network, optimizer, folder, name) if folder else 0
+    network.train()
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        for epoch in range(first, epochs):
+            torch.manual_seed(seed * 1_000_003 + epoch)
+            order = torch.randperm(n) if chances is None else torch.multinomial(chances, n, replacement=True)
+            steps = range(epoch * each, min(total, (epoch + 1) * each))
+            summed = 0.0
+            for step in steps:
+                rows = order[(step - steps.start) * size :][:size]  # (b,)
+                for group in optimizer.param_groups:
+                    group["lr"] = stage.learning_rate * rate(step / total)
+                # bfloat16 is ten times slower than float32 on processors that lack it, so only GPUs use it
+                with torch.autocast(device.type, dtype=torch.bfloat16, enabled=autocast and device.type == "cuda"):
+                    value = loss(rows)
+                optimizer.zero_grad(set_to_none=True)
+                value.backward()
+                optimizer.step()
+                summed += float(value.detach())
+            logger.info("%s: epoch %d of %d, loss %.4f", name, epoch + 1, epochs, summed / len(steps))
+            if folder:
+                parts = {"network": network.state_dict(), "optimizer": checkpoint.optimizer_tensors(optimizer)}
+                checkpoint.save(folder, checkpoint.TrainState(step=epoch + 1), name, parts, keep=1)
+    network.eval()
+
+
+def _resumed(network: nn.Module, optimizer: torch.optim.Optimizer, folder: Path, name: str) -> int:
+    """Load the last whole epoch, and say how many are done."""
+    latest = checkpoint.latest(folder)
+    if latest is None:
+        return 0
+    state, tensors = checkpoint.load(latest, name)
+    if not {"network", "optimizer"} <= tensors.keys():
+        raise CheckpointError(f"training checkpoint {latest} holds {', '.join(tensors)}: delete it")
+    checkpoint.load_weights(network, tensors["network"], latest)
+    checkpoint.load_optimizer(optimizer, tensors["optimizer"])
+    logger.info("%s: resuming after epoch %d", name, state.step)
+    return state.step
+
+
+def _optimizer(network: nn.Module, stage: Stage) -> torch.optim.Optimizer:
+    parameters = [parameter for parameter in network.parameters() if parameter.requires_grad]
+    if stage.optimizer == "sgd":
+        return torch.optim.SGD(parameters, lr=stage.learning_rate, momentum=0.9, weight_decay=stage.weight_decay)
+    kind = torch.optim.Adam if stage.optimizer == "adam" else torch.optim.AdamW
+    return kind(parameters, lr=stage.learning_rate, weight_decay=stage.weight_decay)
+
+
+def train_or_load(
+    network: nn.Module, train: Callable[[Path | None], None], cache: Path | None, kind: str, key: Mapping[str, Any]
+) -> None:
+    """Train a network in place, or load the weights that ``cache`` holds of the same data and settings.
+
+    Args:
+        train: trains the network, given the folder that keeps its whole epochs (None without a cache).
+        kind, key: as :meth:`xgem.data.cache.ArrayCache.get_or_make`.
+    """
+    if cache is None:
+        train(None)
+        return
+    store = ArrayCache(cache)
+
+    def weights() -> Mapping[str, Tensor]:
+        train(store.unfinished(kind, key))
+        return network.state_dict()
+
+    network.load_state_dict(store.get_or_make(kind, key, weights))
+
+
+def label_loss(logits: Tensor, labels: Tensor) -> Tensor:
+    """Mean binary cross-entropy of (b, classes) logits over the labels that are known: 1 or 0, not NaN."""
+    known = torch.isfinite(labels)
+    losses = F.binary_cross_entropy_with_logits(logits, labels.nan_to_num(), reduction="none")
+    return (losses * known).sum() / known.sum().clamp(min=1)

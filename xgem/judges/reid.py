@@ -22,6 +22,7 @@ from torch.nn import functional as F
 
 from xgem.judges.extractors import Extractor
 from xgem.types import CheckpointError, ShapeError
+from xgem.utils.files import one_line, replacing
 
 WEIGHTS_NAME: Final = "reid.safetensors"
 Preprocessing = Literal["own", "chexgenbench"]
@@ -127,11 +128,9 @@ def save_reid(file: Path, network: SiameseNetwork, config: ReidConfig) -> None:
     """Write weights and config as one safetensors file, in one piece."""
     from safetensors.torch import save_file
 
-    file.parent.mkdir(parents=True, exist_ok=True)
-    partial = file.with_name(f".{file.name}.part")
     tensors = {key: value.detach().cpu().contiguous() for key, value in network.state_dict().items()}
-    save_file(tensors, partial, metadata={"config": config.model_dump_json()})
-    partial.replace(file)
+    with replacing(file) as partial:
+        save_file(tensors, partial, metadata={"config": config.model_dump_json()})
 
 
 def load_reid(path: str | Path, *, preprocessing: Preprocessing = "own", device: str | torch.device = "cpu") -> Reid:
@@ -167,11 +166,11 @@ def _read(file: Path) -> tuple[ReidConfig, Mapping[str, Tensor]]:
                 state = {key: stream.get_tensor(key) for key in stream.keys()}  # noqa: SIM118 - no mapping
             return (PUBLISHED if text is None else ReidConfig.model_validate(json.loads(text))), state
         except (SafetensorError, OSError, ValueError, ValidationError) as error:
-            raise CheckpointError(f"{file}: no readable re-identification network ({_line(error)})") from None
+            raise CheckpointError(f"{file}: no readable re-identification network ({one_line(error)})") from None
     try:
         loaded: Any = torch.load(file, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, OSError, EOFError, ValueError) as error:
-        raise CheckpointError(f"{file}: no readable weights, expected tensors alone ({_line(error)})") from None
+        raise CheckpointError(f"{file}: no readable weights, expected tensors alone ({one_line(error)})") from None
     if isinstance(loaded, dict) and isinstance(loaded.get("state_dict"), dict):
         loaded = loaded["state_dict"]
     if not isinstance(loaded, dict) or not all(isinstance(value, Tensor) for value in loaded.values()):
@@ -193,7 +192,3 @@ def _fill(network: SiameseNetwork, state: Mapping[str, Tensor], file: Path) -> N
                 f"{file}: weight {key} of shape {tuple(state[key].shape)}, expected {tuple(value.shape)}"
             )
     network.load_state_dict(dict(state))
-
-
-def _line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:120] or type(error).__name__

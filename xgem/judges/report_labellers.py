@@ -11,7 +11,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, Protocol
+from typing import Protocol
 
 import numpy as np
 
@@ -19,8 +19,6 @@ from xgem.labels.rules import LABELLER, LABELLER_VERSION, label_report
 from xgem.labels.vocabulary import CHEXPERT_CLASSES
 from xgem.metrics.bootstrap import Array
 from xgem.types import DataError
-
-CSV_SOURCE: Final = "csv"
 
 
 class ReportLabeller(Protocol):

@@ -35,6 +35,34 @@ class Stage:
 
 
 @dataclass(frozen=True)
+class JudgeConfig:
+    """Settings of a judge that is trained here.
+
+    ``size``: side in pixels at which it looks, ``width``: channels of the first stage. The learning rate warms up and
+    falls in one cycle.
+    """
+
+    size: int = 128
+    width: int = 24
+    epochs: int = 10
+    batch_size: int = 64
+    learning_rate: float = 2e-3
+    weight_decay: float = 0.05
+    seed: int = 0
+
+    @property
+    def stage(self) -> Stage:
+        """How the network is trained."""
+        return Stage(
+            epochs=self.epochs,
+            batch_size=self.batch_size,
+            learning_rate=self.learning_rate,
+            weight_decay=self.weight_decay,
+            schedule="one_cycle",
+        )
+
+
+@dataclass(frozen=True)
 class UtilitySettings:
     """Settings of one task.
 

@@ -23,7 +23,7 @@ from torch.nn import functional as F
 
 from xgem.configs.components import TransformConfig
 from xgem.configs.preset import StageConfig
-from xgem.data.augment import small_exposures, small_moves
+from xgem.data.augment import augmented
 from xgem.data.manifest import Manifest
 from xgem.data.prepare import prepare_images
 from xgem.judges.reid import PUBLISHED, WEIGHTS_NAME, ReidConfig, SiameseNetwork, load_reid, save_reid, to_input
@@ -184,8 +184,7 @@ class ReidStage(Stage):
         return {"first": first, "second": second, "same": torch.tensor(same).float()}
 
     def _augmented(self, images: Tensor) -> Tensor:
-        x = images.unsqueeze(1).float() / 127.5 - 1
-        x = small_exposures(F.grid_sample(x, small_moves(x), padding_mode="border", align_corners=False))
+        x = augmented(images.unsqueeze(1).float() / 127.5 - 1)
         return to_input((x + 1) / 2, self.network)
 
     def loss(self, module: nn.Module, batch: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:

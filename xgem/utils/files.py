@@ -8,10 +8,13 @@ import json
 import os
 import shutil
 import tempfile
+import uuid
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
+
+from safetensors import SafetensorError
 
 from xgem.types import CheckpointError, OutputError
 
@@ -42,14 +45,32 @@ def new_folder(target: Path) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
+@contextmanager
+def replacing(file: Path) -> Iterator[Path]:
+    """A place beside ``file`` to write to; it replaces the file at the end of the block, unless the block fails.
+
+    Raises:
+        OutputError: the place cannot be written.
+    """
+    partial = file.with_name(f".{file.name}.{uuid.uuid4().hex}.part")
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        yield partial
+        partial.replace(file)
+    except (OSError, SafetensorError) as error:
+        reason = (isinstance(error, OSError) and error.strerror) or one_line(error)
+        raise OutputError(f"{file}: cannot be written ({reason}); choose another place") from error
+    finally:
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)
+
+
 def check_output_folder(directory: str | Path, *, overwrite: bool = False) -> Path:
     """The folder as a path, if results can go there; nothing is made.
 
     Raises:
         OutputError: it is a file, lies under a file, cannot be written, or holds files and not ``overwrite``.
     """
-    import os
-
     path = Path(directory).absolute()
     if path.exists() and not path.is_dir():
         raise OutputError(f"{directory}: is a file, expected a folder; choose another")

@@ -8,10 +8,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from xgem.data.augment import small_exposures, small_moves
+from xgem.data.augment import augmented
 from xgem.data.sets import EvalSet, Images
+from xgem.judges.fit import label_loss
 from xgem.judges.networks import batches, image_network
 from xgem.judges.settings import UtilitySettings
 from xgem.judges.tasks.data import Data, Targets
@@ -57,10 +57,7 @@ class Classification:
         """Nothing follows from the targets."""
 
     def loss(self, network: nn.Module, x: Tensor, targets: dict[str, Tensor]) -> Tensor:
-        logits = network(moved(x) if self.settings.augment else x).float()
-        known = torch.isfinite(targets["labels"])
-        losses = F.binary_cross_entropy_with_logits(logits, targets["labels"].nan_to_num(), reduction="none")
-        return (losses * known).sum() / known.sum().clamp(min=1)
+        return label_loss(network(augmented(x) if self.settings.augment else x).float(), targets["labels"])
 
     @torch.inference_mode()
     def predict(self, network: nn.Module, images: Images, device: torch.device) -> Predictions:
@@ -78,8 +75,3 @@ class Classification:
     def missing(self, test: Data) -> dict[tuple[str, str], str]:
         reasons = untestable(test.targets["labels"].astype(np.float64), self.classes)
         return {("AUROC", name): reason for name, reason in reasons.items()}
-
-
-def moved(x: Tensor) -> Tensor:
-    """(b, 1, s, s) in [-1, 1] with small rotations, shifts, zooms and exposures; never a mirror image."""
-    return small_exposures(F.grid_sample(x, small_moves(x), padding_mode="border", align_corners=False))

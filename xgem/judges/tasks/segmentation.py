@@ -8,11 +8,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from xgem.configs.components import TransformConfig
 from xgem.data.annotations import STRUCTURES
-from xgem.data.augment import small_exposures, small_moves, standardised
+from xgem.data.augment import augmented_with_masks, standardised
 from xgem.data.outlines import Outlines
 from xgem.data.sets import EvalSet, Images
 from xgem.data.study import Study, read_study
@@ -99,9 +98,7 @@ class Segmentation:
 
         masks = targets["masks"].float()
         if self.settings.augment:
-            grid = small_moves(x)
-            x = small_exposures(F.grid_sample(x, grid, padding_mode="border", align_corners=False))
-            masks = F.grid_sample(masks, grid, align_corners=False).round()
+            x, masks = augmented_with_masks(x, masks)
         truth = torch.where(targets["known"][:, :, None, None], masks, float(UNKNOWN))
         logits = network(standardised(x)).float()
         overlap = DiceLoss("multilabel", ignore_index=UNKNOWN)(logits, truth)

@@ -10,10 +10,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from xgem.data.augment import augmented
 from xgem.data.sets import EvalSet, Images
 from xgem.judges.networks import batches, image_network
 from xgem.judges.settings import UtilitySettings
-from xgem.judges.tasks.classification import moved
 from xgem.judges.tasks.data import Data, Targets
 from xgem.judges.tasks.task import Predictions, with_targets
 from xgem.metrics.bootstrap import Array, Bootstrap
@@ -73,7 +73,7 @@ class Severity:
 
     def loss(self, network: nn.Module, x: Tensor, targets: dict[str, Tensor]) -> Tensor:
         assert isinstance(network, _Scaled)
-        error = network(moved(x) if self.settings.augment else x) - targets["severity"]
+        error = network(augmented(x) if self.settings.augment else x) - targets["severity"]
         return F.mse_loss(error / network.std, torch.zeros_like(error))
 
     @torch.inference_mode()
