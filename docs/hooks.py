@@ -90,7 +90,7 @@ def option_table() -> str:
     rows = []
     for name, field in CallOptions.model_fields.items():
         option = next(part for part in field.metadata if isinstance(part, Option))
-        default = option.unset if field.default is None else f"`{field.default!r}`"
+        default = (option.unset or "none") if field.default is None else f"`{field.default!r}`"
         rows.append((f"`{name}`", option.help, str(option.limits or ""), default))
     return _table(("option", "what", "accepts", "default"), rows)
 
