@@ -155,5 +155,5 @@ def test_a_replay_that_differs_ends_with_one(xgem: Any, model: Path, tmp_path: P
 def test_what_cannot_be_replayed(xgem: Any, model: Path, cxr: Path, tmp_path: Path) -> None:
     ran = xgem("replay", cxr, "--out", tmp_path / "again", "--model", model)
     assert ran.code == 2
-    assert "carries no xgem metadata" in ran.err
+    assert "contains no xgem metadata" in ran.err
     assert not (tmp_path / "again").exists()

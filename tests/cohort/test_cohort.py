@@ -66,7 +66,7 @@ def test_a_balanced_plan_gives_the_promised_counts(xgem: Any, write_plan: Any, t
     assert (stated["device"], stated["dtype"], stated["threads"]) == ("cpu", "float32", 1)
     assert [one["joint"] for one in stated["requests"]] == [False, True]
     assert stated["requests"][0]["guidance_scale"] == {"frontal": 2.0}  # the preset's, filled in
-    assert {name.name for name in out.iterdir()} == {*FINAL, ".cohort", "pictures"}
+    assert {name.name for name in out.iterdir()} == {*FINAL, ".cohort", "images"}
 
     own = read_metadata(out / rows[5]["file"])
     assert own["synthetic"] is True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from collections.abc import Callable
@@ -15,6 +16,7 @@ from xgem.cohort.plan import SENTENCES, read_plan, sentences
 from xgem.cohort.shards import Shard, environment_shard, parse_shard
 from xgem.labels.rules import label_report
 from xgem.labels.vocabulary import CHEXPERT_CLASSES
+from xgem.pipeline.options import RENAMED
 from xgem.types import InputError
 
 EDEMA = {"findings": ["Edema"], "count": 2}
@@ -172,3 +174,40 @@ def test_help_imports_no_torch(project: Path) -> None:
     done = subprocess.run([sys.executable, "-c", program], cwd=project, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     assert "--shard" in done.stdout
+
+
+def test_a_cohort_of_the_first_version_goes_on(
+    xgem: Any, write_plan: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its plan has the old names of options, and so has what it was started with; its images lie in ``pictures``."""
+    plan = write_plan(outputs=["frontal"], balanced=EDEMA, batch_size=1, control_guidance_end=0.5)
+    old = write_plan("old", outputs=["frontal"], balanced=EDEMA, batch_size=1, control_end=0.5)
+    whole, out = tmp_path / "whole", tmp_path / "out"
+    for place in (whole, out):
+        assert xgem("cohort", plan, "--out", place, "--device", "cpu", "--no-progress").code == 0
+    # As 0.1.0 would have left it after the first of two batches.
+    (out / "images").rename(out / "pictures")
+    (out / "cohort.json").unlink()
+    state = out / ".cohort"
+    begun = json.loads((state / "begun.json").read_text(encoding="utf-8"))
+    for request in begun["requests"]:
+        for name, now in RENAMED.items():
+            if now in request:
+                request[name] = request.pop(now)
+    (state / "begun.json").write_text(json.dumps(begun), encoding="utf-8")
+    first, second = sorted((state / "batches").iterdir())
+    first.write_text(first.read_text(encoding="utf-8").replace("images/", "pictures/"), encoding="utf-8")
+    second.unlink()
+    (out / "pictures" / "00000001-frontal.png").unlink()
+    kept = (out / "pictures" / "00000000-frontal.png").stat().st_mtime_ns
+    ran = xgem("cohort", old, "--out", out, "--device", "cpu", "--no-progress")
+    assert ran.code == 0, ran.err
+    assert "old.yaml: control_end is deprecated, use control_guidance_end" in caplog.text
+    assert (out / "pictures" / "00000000-frontal.png").stat().st_mtime_ns == kept
+    assert not (out / "images").exists()
+    for number in range(2):
+        name = f"0000000{number}-frontal.png"
+        assert (out / "pictures" / name).read_bytes() == (whole / "images" / name).read_bytes()
+    # Another value is another cohort, by whichever name.
+    other = write_plan("other", outputs=["frontal"], balanced=EDEMA, batch_size=1, control_end=0.25)
+    assert "with another plan" in xgem("cohort", other, "--out", out, "--device", "cpu", "--no-progress").err

@@ -256,7 +256,7 @@ def test_a_count_may_grow_and_nothing_else_change(
     ran = xgem(*command(grown, out))
     assert ran.code == 0, ran.err
     assert tree(out) == tree(tmp_path / "fresh")
-    kept = [name for name in whole if name.startswith("pictures/") and tree(out)[name] == whole[name]]
+    kept = [name for name in whole if name.startswith("images/") and tree(out)[name] == whole[name]]
     assert len(kept) >= 12  # full batches stay as they are
 
     fewer = xgem(*command(plan, out))
@@ -299,7 +299,7 @@ def test_what_is_damaged_is_made_again(
     xgem: Any, plan: Path, whole: dict[str, bytes], tmp_path: Path, damage: str
 ) -> None:
     out = tmp_path / "whole"
-    image = out / "pictures" / "00000005-lateral.png"
+    image = out / "images" / "00000005-lateral.png"
     if damage == "cut":
         image.write_bytes(image.read_bytes()[:-7])
     elif damage == "gone":
@@ -308,11 +308,11 @@ def test_what_is_damaged_is_made_again(
         next((out / ".cohort" / "batches").glob("*.json")).write_text('{"items"', encoding="utf-8")
     elif damage == "stray":
         (out / "cohort.json").unlink()
-        (out / "pictures" / "00000002-lateral.png").write_bytes(b"of no study's")
+        (out / "images" / "00000002-lateral.png").write_bytes(b"of no study's")
     elif damage == "part":
         (out / "cohort.json").unlink()
-        (out / ".cohort" / "parts" / "00-0000000" / "pictures").mkdir(parents=True)
-        (out / ".cohort" / "parts" / "00-0000000" / "pictures" / "00000000-frontal.png").write_bytes(b"half")
+        (out / ".cohort" / "parts" / "00-0000000" / "images").mkdir(parents=True)
+        (out / ".cohort" / "parts" / "00-0000000" / "images" / "00000000-frontal.png").write_bytes(b"half")
         (out / ".manifest.parquet.1.part").write_bytes(b"half")
     else:
         (out / "metadata.csv").write_text("file\n", encoding="utf-8")
@@ -324,9 +324,9 @@ def test_a_users_own_files_are_left_alone(xgem: Any, plan: Path, whole: dict[str
     out = tmp_path / "whole"
     (out / "cohort.json").unlink()
     (out / "notes.txt").write_text("mine", encoding="utf-8")
-    (out / "pictures" / "sheet.png").write_bytes(b"mine")
+    (out / "images" / "sheet.png").write_bytes(b"mine")
     assert xgem(*command(plan, out)).code == 0
-    assert tree(out) == {**whole, "notes.txt": b"mine", "pictures/sheet.png": b"mine"}
+    assert tree(out) == {**whole, "notes.txt": b"mine", "images/sheet.png": b"mine"}
 
 
 def test_a_used_folder_or_a_file_is_refused(xgem: Any, plan: Path, tmp_path: Path) -> None:
@@ -369,7 +369,7 @@ def test_items_are_replayed_from_their_files(xgem: Any, write_plan: Any, tmp_pat
     plan = write_plan(outputs=["frontal", "lateral", "report"], balanced={"findings": ["Edema"], "count": 3})
     out, model = tmp_path / "out", read_plan(plan).model
     assert xgem(*command(plan, out)).code == 0
-    images = {view: out / "pictures" / f"00000001-{view}.png" for view in ("frontal", "lateral")}
+    images = {view: out / "images" / f"00000001-{view}.png" for view in ("frontal", "lateral")}
     shown = [argument for view, file in images.items() for argument in (f"--{view}", file)]
     for number, (file, given) in enumerate([(images["lateral"], []), (out / "reports" / "00000001.txt", shown)]):
         ran = xgem("replay", file, *given, "--out", tmp_path / str(number), "--model", model, "--no-progress")

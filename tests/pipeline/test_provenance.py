@@ -286,9 +286,9 @@ def test_files_without_metadata(tmp_path: Path) -> None:
     (tmp_path / "lone.txt").write_text("Clear lungs.")
     (tmp_path / "other.json").write_text("[]")
     for name, message in {
-        "plain.png": "carries no xgem metadata",
+        "plain.png": "contains no xgem metadata",
         "broken.png": "metadata|PNG",
-        "lone.txt": "json file beside it",
+        "lone.txt": "json file next to it",
         "other.json": "has no metadata",
         "none.png": "no such file",
     }.items():

@@ -2,7 +2,7 @@
 
 ::
 
-    pictures/ reports/ masks/           the items' files, named by number
+    images/ reports/ masks/             the items' files, named by number
     .cohort/begun.json                  plan, checkpoint, device, versions: what every process must agree with
     .cohort/batches/<batch>.json        files of a finished batch with their hashes; written last, so it is what counts
     .cohort/parts/<batch>/              files of a batch that is being made; nothing in it counts
@@ -30,7 +30,9 @@ from xgem.utils.files import check_output_folder, file_sha256, locked, write_jso
 STATE = ".cohort"
 FINAL = ("cohort.json", "manifest.parquet", "metadata.csv", "dataset.json")
 """The files of a finished cohort; the first is written last."""
-KINDS = ("pictures", "reports", "masks")
+OLD_IMAGES = "pictures"
+"""Folder of images in cohorts that 0.1.0 started; they go on in it."""
+KINDS = ("images", OLD_IMAGES, "reports", "masks")
 _ITEM_FILE = re.compile(r"\d{8}[-.]")
 
 
@@ -51,6 +53,11 @@ class Folder:
         self.root = Path(root)
         self.state = self.root / STATE
         self._lock: int | None = None
+
+    @property
+    def images(self) -> str:
+        """Name of the folder that images are written in."""
+        return OLD_IMAGES if (self.root / OLD_IMAGES).is_dir() else "images"
 
     @contextlib.contextmanager
     def guarded(self) -> Iterator[None]:

@@ -147,7 +147,7 @@ def _make(cohort: Cohort, pipeline: XgemPipeline, folder: Folder, batch: Batch) 
             generations: Any = pipeline(inputs, outputs, **settings)
             with folder.guarded():
                 made = [
-                    _write(place, cohort.plan, item, one, generation)
+                    _write(place, folder.images, cohort.plan, item, one, generation)
                     for item, one, generation in zip(items, made, generations, strict=True)
                 ]
         folder.keep(batch, place, made)
@@ -166,17 +166,15 @@ def _read(item: Item, pipeline: XgemPipeline) -> dict[str, Any]:
     return inputs
 
 
-def _write(place: Path, plan: Plan, item: Item, made: Made, generation: Generation) -> Made:
-    """Write a stage's outputs of an item, each file with the metadata to replay it."""
+def _write(place: Path, images: str, plan: Plan, item: Item, made: Made, generation: Generation) -> Made:
+    """Write a stage's outputs of an item below ``place``, each file with the metadata to replay it."""
     files, masks, boxes = dict(made.files), dict(made.masks), list(made.boxes)
     for output in generation:
         modality = get_modality(output)
         metadata = generation.sample_metadata(output)
         metadata["device"] = str(metadata["device"]).partition(":")[0]  # not which of several GPUs
         metadata["cohort"] = {"name": plan.name, "study": item.id, "seed": plan.seed, "item": item.index}
-        kind, stem = (
-            ("pictures", f"{item.index:08d}-{output}") if modality.is_image else ("reports", f"{item.index:08d}")
-        )
+        kind, stem = (images, f"{item.index:08d}-{output}") if modality.is_image else ("reports", f"{item.index:08d}")
         path = modality.write(generation.outputs[output][0], place / kind, stem, metadata)
         assert path is not None  # every output has a file
         files[output] = f"{kind}/{path.name}"

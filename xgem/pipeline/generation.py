@@ -1,8 +1,7 @@
-"""What a request made: the samples, where they come from, and how they are written and read back.
+"""The result of a request: samples, their provenance, and how both are written and read back.
 
-Every written output is marked as synthetic and carries what it takes to make it again: seed, checkpoint hash, hashes
-of the inputs, sampler, steps and guidance (see ``replay``). Report prompts are stored as text; of images only
-the hash and the file's name are kept.
+Every written output is marked as synthetic and contains what a replay needs: seed, checkpoint hash, hashes of the
+inputs, options (see ``replay``). Input reports are stored as text; of input images, only hash and file name.
 """
 
 from __future__ import annotations
@@ -35,10 +34,10 @@ def _no_samples() -> dict[str, list[dict[str, Any]]]:
 class Generation:
     """The samples of one request, by output.
 
-    ``outputs`` maps each modality to its samples: images as PIL images (mode "L"), arrays or tensors, as
-    ``output_type`` said; reports as text. They are attributes too: ``generation.lateral[0]``. ``metadata`` is what
-    all samples have in common, as JSON values; ``samples`` what each one adds to it, in the order of ``outputs``.
-    ``annotations`` are those that the samples follow, on the samples' own grid, by modality.
+    ``outputs`` maps each modality to its samples: images as PIL images (mode "L"), arrays or tensors, depending on
+    ``output_type``; reports as text. They are attributes too: ``generation.lateral[0]``. ``metadata`` is common to all
+    samples, as JSON values; ``samples`` adds to it for each sample, in the order of ``outputs``. ``annotations`` are
+    those that the samples follow, by modality, on the samples' own grid.
     """
 
     outputs: Mapping[str, Sequence[Any]]
@@ -50,29 +49,29 @@ class Generation:
         outputs = cast(Mapping[str, Sequence[Any]], self.__dict__.get("outputs", {}))
         if name in outputs:
             return outputs[name]
-        raise AttributeError(f"this generation has no {name!r}, only: {', '.join(outputs)}")
+        raise AttributeError(f"the generation has no output {name!r}, only: {', '.join(outputs)}")
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.outputs)
 
     def sample_metadata(self, output: str, index: int = 0) -> dict[str, Any]:
-        """Everything known of one sample, as JSON values; written into its file."""
-        own = self.samples[output][index] if output in self.samples else {"output": output, "sample": index}
-        return {**self.metadata, **own}
+        """All metadata of one sample, as JSON values, as written into its file."""
+        of_sample = self.samples[output][index] if output in self.samples else {"output": output, "sample": index}
+        return {**self.metadata, **of_sample}
 
     def save(self, directory: str | Path, *, overwrite: bool = False) -> list[Path]:
         """Write every sample and ``generation.json`` into ``directory``, all of them or none.
 
-        An image becomes ``lateral.png``, a report ``report.txt`` with ``report.json`` beside it; of several samples
-        ``lateral-000.png``, ``lateral-001.png``. Annotations lie beside each, in their own formats
-        (``frontal.mask.png``, ``frontal.boxes.json``), so that the pair can be trained on. With ``overwrite`` the
-        files of an earlier generation there are replaced; other files in the folder are left alone.
+        An image is written as ``lateral.png``, a report as ``report.txt`` with ``report.json``; several samples as
+        ``lateral-000.png``, ``lateral-001.png``. Annotations are written next to each, in their own formats
+        (``frontal.mask.png``, ``frontal.boxes.json``), so that the pair can be used for training. ``overwrite``
+        replaces the files of an earlier generation; other files in the folder are left alone.
 
         Returns:
             The samples' files.
 
         Raises:
-            OutputError: the folder is used (and not ``overwrite``) or cannot be written.
+            OutputError: the folder is in use (without ``overwrite``) or cannot be written.
         """
         from xgem.modalities import get_modality
 
@@ -89,14 +88,14 @@ class Generation:
                     metadata = self.sample_metadata(output, index)
                     written = modality.write(sample, temporary, stem, metadata)
                     assert written is not None  # every output has a file
-                    own = self.samples[output][index] if output in self.samples else {}
-                    entry = {**own, "file": written.name, "sha256": file_sha256(written)}
-                    beside = [
+                    of_sample = self.samples[output][index] if output in self.samples else {}
+                    entry = {**of_sample, "file": written.name, "sha256": file_sha256(written)}
+                    annotation_files = [
                         get_modality(name).write(value, temporary, stem, metadata)
                         for name, value in self.annotations.items()
                     ]
-                    if any(beside):
-                        entry["annotations"] = [path.name for path in beside if path is not None]
+                    if any(annotation_files):
+                        entry["annotations"] = [path.name for path in annotation_files if path is not None]
                     files.setdefault(output, []).append(entry)
             record = {**self.metadata, "files": files}
             text = json.dumps(record, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
@@ -121,7 +120,7 @@ def _publish(temporary: Path, directory: Path) -> None:
         temporary.replace(directory)
         return
     stale = _recorded_files(directory)
-    # The record goes last: whatever it lists is whole.
+    # The record goes last: every file that it lists is complete.
     names = sorted((path.name for path in temporary.iterdir()), key=lambda name: (name == RECORD_NAME, name))
     for name in names:
         (temporary / name).replace(directory / name)
@@ -130,28 +129,28 @@ def _publish(temporary: Path, directory: Path) -> None:
 
 
 def _recorded_files(directory: Path) -> set[str]:
-    """Files (and reports' sidecars) of the generation that ``directory`` holds, plain names only."""
+    """Files (and reports' sidecars) of the generation in ``directory``, plain names only."""
     try:
         record = json.loads((directory / RECORD_NAME).read_text(encoding="utf-8"))
         if record.get("synthetic") is not True:
             return set()
-        entries = [entry for found in record["files"].values() for entry in found]
+        entries = [entry for samples in record["files"].values() for entry in samples]
         names = {str(name) for entry in entries for name in (entry["file"], *entry.get("annotations", ()))}
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return set()  # not ours, or damaged: nothing is removed on its word
+        return set()  # not xgem's, or damaged: remove nothing
     plain = {name for name in names if Path(name).name == name}
     return plain | {Path(name).with_suffix(".json").name for name in plain}
 
 
 def read_metadata(path: str | Path) -> dict[str, Any]:
-    """What xgem wrote about a generated file: from the PNG itself, or from the JSON file beside a report.
+    """Metadata of a generated file: from the PNG itself, or from the JSON file next to a report.
 
     Raises:
         InputError: no such file, or one without xgem's metadata.
     """
     path = Path(path)
     if not path.is_file():
-        raise InputError(f"{path}: no such file, expected a PNG or a report that xgem wrote")
+        raise InputError(f"{path}: no such file, expected a PNG or report written by xgem")
     if path.suffix.lower() in {".txt", ".json"}:
         text = _read_text(path.with_suffix(".json"))
     else:
@@ -159,9 +158,9 @@ def read_metadata(path: str | Path) -> dict[str, Any]:
     try:
         values = json.loads(text)
     except ValueError as error:
-        raise InputError(f"{path}: its metadata is not JSON; it is damaged or not xgem's") from error
+        raise InputError(f"{path}: its metadata is not JSON: damaged, or not written by xgem") from error
     if not isinstance(values, dict) or "output" not in values or "seed" not in values:
-        raise InputError(f"{path}: has no metadata of one generated sample, expected a PNG or report that xgem wrote")
+        raise InputError(f"{path}: has no metadata of a generated sample, expected a PNG or report written by xgem")
     return cast(dict[str, Any], values)
 
 
@@ -169,7 +168,7 @@ def _read_text(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: cannot be read; a report's metadata lies in the .json file beside it") from error
+        raise InputError(f"{path}: cannot be read; a report's metadata is in the .json file next to it") from error
 
 
 def _png_text(path: Path) -> str:
@@ -179,9 +178,7 @@ def _png_text(path: Path) -> str:
         with Image.open(path) as image:
             text = getattr(image, "text", {}).get(PNG_KEY)
     except (UnidentifiedImageError, OSError, ValueError, SyntaxError) as error:
-        raise InputError(f"{path}: not a readable PNG; expected one that xgem wrote") from error
+        raise InputError(f"{path}: not a readable PNG; expected one written by xgem") from error
     if text is None:
-        raise InputError(
-            f"{path}: carries no xgem metadata; it was not made by xgem or was saved anew by other software"
-        )
+        raise InputError(f"{path}: contains no xgem metadata: not written by xgem, or saved again by other software")
     return str(text)
