@@ -153,7 +153,7 @@ def test_all_stopped_goes_on_with_its_cohorts_and_ends_the_same(
     out = tmp_path / "out"
     shutil.copytree(everything, out)
     monkeypatch.setattr("xgem.cohort.run._make", never)
-    monkeypatch.setattr("xgem.judges.classifier._fit", never)
+    monkeypatch.setattr("xgem.judges.classifier.fit", never)
     with monkeypatch.context() as patched:
         patched.setattr("xgem.eval.suite.open_model", never)
         ran = xgem(*arguments_of_all(manifest, model, out))

@@ -83,7 +83,8 @@ def run_protocols(
             with the test set.
         test: real images.
         cache: keeps each network's answers under a hash of training data, test data, settings and seed, so that an
-            evaluation that was stopped goes on, and equal training sets of two protocols are trained on once.
+            evaluation that was stopped goes on, a training from its last whole epoch, and equal training sets of two
+            protocols are trained on once.
         extra: a name for the cache's key and what else to ask.
 
     Raises:
@@ -105,8 +106,8 @@ def run_protocols(
         main = data(training.main)
         before = data(training.pretraining) if training.pretraining else None
 
-        def make() -> Predictions:
-            network = train(task, main, pretraining=before, seed=seed, device=place)
+        def make(folder: Path | None = None) -> Predictions:
+            network = train(task, main, pretraining=before, seed=seed, device=place, folder=folder)
             answers = task.predict(network, tested.images, place)
             return answers | ({f"extra {k}": v for k, v in ask[1](network, tested, place).items()} if ask else {})
 
@@ -121,7 +122,8 @@ def run_protocols(
             "seed": seed,
             "extra": ask[0] if ask else None,
         }
-        return {name: value.numpy() for name, value in store.get_or_make("utility", key, make).items()}
+        unfinished = store.unfinished("utility", key)
+        return {k: v.numpy() for k, v in store.get_or_make("utility", key, lambda: make(unfinished)).items()}
 
     found: dict[str, Runs] = {}
     failed: dict[str, str] = {}
