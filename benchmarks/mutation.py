@@ -15,6 +15,7 @@ import contextlib
 import os
 import random
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -44,7 +45,7 @@ TARGETS = {
     "privacy": ("metrics/privacy", ["metrics/test_privacy"]),
     "privacy gate": ("pipeline/privacy_gate", ["pipeline/test_privacy_gate"]),
     "cohort plan": ("cohort/plan", ["cohort/test_plan"]),
-    "cohort items": ("cohort/items", ["cohort/test_cohort", "cohort/test_resume"]),
+    "cohort items": ("cohort/items", ["cohort/test_items", "cohort/test_plan"]),
 }
 SETTINGS = """
 [tool.mutmut]
@@ -145,7 +146,7 @@ def run(target: str, work: Path, sample: int | None, seed: int, seconds: float, 
         try:
             output, _ = process.communicate(timeout=seconds)
         except subprocess.TimeoutExpired:
-            os.killpg(process.pid, 2)  # mutmut stops its workers and keeps what it has
+            os.killpg(process.pid, signal.SIGTERM)  # every outcome is on the disk as soon as it is known
             output, _ = process.communicate()
         outcomes = {name: outcome for name, outcome in outcomes_of(paths).items() if name in set(drawn)}
         if not outcomes:
