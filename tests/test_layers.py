@@ -1,4 +1,4 @@
-"""The layers of the package, as pyproject.toml states them: imports point downwards, and nothing imports in a circle."""
+"""The layers of the package, as pyproject.toml states them: imports point downwards, and none closes a circle."""
 
 from __future__ import annotations
 
@@ -23,7 +23,9 @@ def test_an_import_that_points_upwards_is_found(
     for name, text in {"__init__": "", "low": "from planted import high", "high": ""}.items():
         package.mkdir(exist_ok=True)
         (package / f"{name}.py").write_text(text)
-    contract = '[[tool.importlinter.contracts]]\nname = "l"\ntype = "layers"\nlayers = ["planted.high", "planted.low"]\n'
+    contract = (
+        '[[tool.importlinter.contracts]]\nname = "l"\ntype = "layers"\nlayers = ["planted.high", "planted.low"]\n'
+    )
     (tmp_path / "pyproject.toml").write_text(f'[tool.importlinter]\nroot_package = "planted"\n{contract}')
     monkeypatch.syspath_prepend(str(tmp_path))
     assert lint_imports(config_filename=str(tmp_path / "pyproject.toml"), no_cache=True) == 1
