@@ -51,9 +51,6 @@ def varied(network: Any) -> Any:
     return network.eval()
 
 
-# RAD-DINO and CLIP
-
-
 def preprocessing(folder: Path, kind: str, side: int, crop: int, mean: float, std: float) -> None:
     described = {
         "image_processor_type": kind,
