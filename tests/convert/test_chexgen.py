@@ -262,11 +262,11 @@ def test_a_controlnet_that_the_preset_lacks_is_left_over(preset: str, tmp_path: 
 MISFITS: dict[str, tuple[Any, str]] = {
     "missing": (
         {"blocks.1.mlp.fc1.bias": None},
-        r"nothing gives net\.pixart\.transformer_blocks\.1\.ff\.net\.0\.proj\.bias",
+        r"missing net\.pixart\.transformer_blocks\.1\.ff\.net\.0\.proj\.bias",
     ),
     "shape": ({"t_block.1.bias": torch.zeros(6)}, r"t_block\.1\.bias \(6,\), expected \(96,\)"),
-    "deeper": ({"blocks.3.mlp.fc1.bias": torch.zeros(64)}, r"no place for blocks\.3\.mlp\.fc1\.bias"),
-    "unknown": ({"head.weight": torch.zeros(2)}, r"weights left over \(1\): head\.weight"),
+    "deeper": ({"blocks.3.mlp.fc1.bias": torch.zeros(64)}, r"unexpected blocks\.3\.mlp\.fc1\.bias"),
+    "unknown": ({"head.weight": torch.zeros(2)}, r"weights without a counterpart \(1\): head\.weight"),
     "positions": ({"pos_embed": positions(WIDTH, 1.0)[None]}, r"pos_embed \(1, 4, 16\) is not that of"),
     "no tensor": ({"blocks": 3}, r"'blocks' is a int, expected a tensor"),
 }
@@ -282,9 +282,9 @@ def test_one_weight_that_does_not_fit(preset: str, tmp_path: Path, case: str) ->
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        (published_weights(width=24), "other shapes"),
+        (published_weights(width=24), "shape mismatch"),
         ([1, 2], "holds a list, expected a state dict"),
-        ({}, "nothing gives"),
+        ({}, "missing"),
     ],
 )
 def test_other_contents(preset: str, tmp_path: Path, content: Any, said: str) -> None:

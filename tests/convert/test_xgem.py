@@ -236,7 +236,7 @@ def test_what_has_no_counterpart_is_named(published: dict[str, Tensor], preset: 
     source, out = written(tmp_path / "in", published | UNUSED), tmp_path / "out"
     ran = xgem("convert", "xgem", source, out, "--preset", preset)
     assert ran.code == 1
-    assert f"left over ({len(UNUSED)})" in ran.err
+    assert f"without a counterpart ({len(UNUSED)})" in ran.err
     assert ran.err.count("\n") == 1
     assert "optimus.encoder.linear.weight" in ran.err
     assert "unet_text.time_embed.0.weight" in ran.err
@@ -251,10 +251,10 @@ def test_what_has_no_counterpart_is_named(published: dict[str, Tensor], preset: 
 @pytest.mark.parametrize(
     ("missing", "said"),
     [
-        ("autokl.quant_conv.weight", r"nothing gives vae\.quant_conv\.weight"),
-        ("model.diffusion_model.unet_frontal.out.2.bias", r"nothing gives net\.unet\.conv_out\.bias"),
+        ("autokl.quant_conv.weight", r"missing vae\.quant_conv\.weight"),
+        ("model.diffusion_model.unet_frontal.out.2.bias", r"missing net\.unet\.conv_out\.bias"),
         ("clip.model.vision_model.encoder.layers.1.self_attn.k_proj.bias", r"resblocks\.1\.attn\.in_proj_bias"),
-        ("clip.model.text_projection.weight", r"nothing gives text\.text_projection"),
+        ("clip.model.text_projection.weight", r"missing text\.text_projection"),
     ],
 )
 def test_missing_weights(published: dict[str, Tensor], preset: str, tmp_path: Path, missing: str, said: str) -> None:
@@ -272,13 +272,13 @@ def test_weights_of_another_shape(published: dict[str, Tensor], preset: str, tmp
 
 
 def test_folders_and_presets_of_another_kind(published: dict[str, Tensor], tmp_path: Path, preset: str) -> None:
-    with pytest.raises(CheckpointError, match=r"expected a folder of \.pt files"):
+    with pytest.raises(CheckpointError, match=r"expected a folder with the published \.pt files"):
         convert_xgem(tmp_path, tmp_path / "out")
     source = written(tmp_path / "in", published)
     with pytest.raises(ConfigError, match="expected the modalities frontal, lateral and report"):
         convert_xgem(source, tmp_path / "out", preset="chexgen-small")
-    with pytest.raises(ConfigError, match="expected pretrained towers"):
+    with pytest.raises(ConfigError, match="expected pretrained CLIP towers"):
         convert_xgem(source, tmp_path / "out", preset="debug")
     torch.save({"betas": torch.ones(3)}, source / "z.pt")
-    with pytest.raises(CheckpointError, match="has another 'betas'"):
+    with pytest.raises(CheckpointError, match="'betas' differs from"):
         convert_xgem(source, tmp_path / "out", preset=preset)

@@ -18,18 +18,18 @@ EXIT_FAILED = 1
 EXIT_USAGE = 2
 EXIT_INTERRUPTED = 130
 
-# name -> (module, its typer app or function, what the list of commands says)
+# name -> (module, its typer app or function, one line for the list of commands)
 COMMANDS: dict[str, tuple[str, str, str]] = {
-    "generate": ("xgem.cli.generate", "generate", "Generate radiographs and reports from any of the others."),
-    "replay": ("xgem.cli.generate", "replay", "Make a generated file again from the metadata it carries."),
-    "data": ("xgem.cli.data", "app", "Make and check manifests of studies."),
+    "generate": ("xgem.cli.generate", "generate", "Generate the missing parts of a study from the parts you have."),
+    "replay": ("xgem.cli.generate", "replay", "Regenerate a file from its metadata."),
+    "data": ("xgem.cli.data", "app", "Create and check manifests of studies."),
     "train": ("xgem.cli.train", "train", "Train the stages of a preset."),
-    "eval": ("xgem.cli.evaluate", "app", "Measure a checkpoint, or sets of generated studies."),
-    "cohort": ("xgem.cli.cohort", "cohort", "Make a synthetic data set to specification."),
-    "export": ("xgem.cli.info", "export", "Copy a checkpoint without its training files, in another number format."),
-    "convert": ("xgem.cli.convert", "app", "Write published checkpoints in xgem's format."),
+    "eval": ("xgem.cli.evaluate", "app", "Evaluate a checkpoint, or sets of generated studies."),
+    "cohort": ("xgem.cli.cohort", "cohort", "Generate a synthetic data set from a plan."),
+    "export": ("xgem.cli.info", "export", "Copy a checkpoint for release: no training files, float16 by default."),
+    "convert": ("xgem.cli.convert", "app", "Convert published weights to xgem checkpoints."),
     "params": ("xgem.cli.info", "params", "Count the parameters of a preset, component by component."),
-    "doctor": ("xgem.cli.info", "doctor", "Show versions and devices, and check that checkpoints are whole."),
+    "doctor": ("xgem.cli.info", "doctor", "Show versions and devices, and verify checkpoints."),
 }
 
 EPILOG = (
@@ -45,16 +45,16 @@ class LazyGroup(TyperGroup):
 
     def __init__(self, **attributes: Any) -> None:
         super().__init__(**attributes)
-        # The names alone: what a mistyped command is compared with to suggest one.
+        # Names only: a mistyped command is compared with them to suggest the closest.
         self.commands = cast(Any, dict.fromkeys(COMMANDS))
 
     def list_commands(self, ctx: Any) -> list[str]:
-        """Every command, in the table's order."""
+        """All commands, in the order of the table."""
         del ctx
         return list(COMMANDS)
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
-        """The command itself, or a stand-in with its one-line help while the list of commands is shown."""
+        """The command itself, or a placeholder with its one-line help while the list of commands is shown."""
         del ctx
         if cmd_name not in COMMANDS:
             return None
@@ -74,7 +74,7 @@ class LazyGroup(TyperGroup):
         return command
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
-        """The help, without importing what it lists."""
+        """Print the help without importing the commands that it lists."""
         self._listing = True
         try:
             super().format_help(ctx, formatter)
@@ -82,7 +82,7 @@ class LazyGroup(TyperGroup):
             self._listing = False
 
     def invoke(self, ctx: Any) -> Any:
-        """Run; Ctrl-C ends with its conventional exit code and no traceback."""
+        """Run the command; Ctrl-C exits with the conventional code 130 and no traceback."""
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt:
@@ -93,15 +93,15 @@ class LazyGroup(TyperGroup):
 app = typer.Typer(
     cls=LazyGroup,
     name="xgem",
-    help="Chest radiographs and reports: any of frontal, lateral and report in, any of the others out.",
+    help="Generates any missing part of a chest radiography study (frontal, lateral, report) from the parts you have.",
     epilog=EPILOG,
     no_args_is_help=True,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
 
-def _show_version(wanted: bool) -> None:
-    if wanted:
+def _show_version(requested: bool) -> None:
+    if requested:
         typer.echo(f"xgem {__version__}")
         raise typer.Exit
 
@@ -111,7 +111,7 @@ def _options(  # pyright: ignore[reportUnusedFunction]
     version: Annotated[
         bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version and exit.")
     ] = False,
-    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Log what is done, on stderr.")] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Log progress to stderr.")] = False,
 ) -> None:
     del version
     logging.basicConfig(format="xgem: %(levelname)s: %(message)s", level=logging.WARNING)
@@ -119,7 +119,7 @@ def _options(  # pyright: ignore[reportUnusedFunction]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line and return its exit code; errors of the user's are one line on stderr."""
+    """Run the command line and return its exit code; user errors are printed as one line on stderr."""
     try:
         typer.main.get_command(app).main(args=None if arguments is None else list(arguments), prog_name="xgem")
     except XgemError as error:

@@ -1,4 +1,4 @@
-"""``xgem convert``: published checkpoints in xgem's format."""
+"""``xgem convert``: published weights as xgem checkpoints."""
 
 from __future__ import annotations
 
@@ -13,30 +13,30 @@ if TYPE_CHECKING:
 app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
-    help="Write published weights as xgem checkpoints. Files that would run code when they are read are refused.",
+    help="Convert published weights to xgem checkpoints. Files that could execute code when loaded are refused.",
 )
 
 AllowUnused = Annotated[
-    bool, typer.Option("--allow-unused", help="Leave out weights that have no place, instead of an error.")
+    bool, typer.Option("--allow-unused", help="Skip weights that have no counterpart, instead of failing.")
 ]
-Target = Annotated[Path, typer.Argument(metavar="DIR", help="New folder.")]
+Target = Annotated[Path, typer.Argument(metavar="DIR", help="Checkpoint folder to write, new or empty.")]
 
 
 @app.command()
 def chexgen(
-    weights: Annotated[Path, typer.Argument(metavar="WEIGHTS", help="A .pth file as ChexGen publishes.")],
+    weights: Annotated[Path, typer.Argument(metavar="WEIGHTS", help="A .pth file published with ChexGen.")],
     target: Target,
     preset: Annotated[
         str | None,
-        typer.Option("--preset", help="A preset's name or a YAML file.", show_default="by the number of positions"),
+        typer.Option("--preset", help="Preset name or YAML file.", show_default="by the number of position embeddings"),
     ] = None,
-    ema: Annotated[bool, typer.Option(help="Take the averaged weights where there are both.")] = True,
+    ema: Annotated[bool, typer.Option(help="Use the EMA weights if the file has both.")] = True,
     pretrained: Annotated[
-        bool, typer.Option(help="Fetch the preset's pretrained codec and encoder too; the checkpoint is then whole.")
+        bool, typer.Option(help="Also fetch the preset's pretrained codec and text encoder, for a complete checkpoint.")
     ] = True,
     allow_unused: AllowUnused = False,
 ) -> None:
-    """ChexGen's diffusion transformer."""
+    """Convert ChexGen's diffusion transformer, and its ControlNet if the file has one."""
     from xgem.convert.chexgen import convert_chexgen
 
     _show(
@@ -50,17 +50,17 @@ def _show(converted: Converted, target: Path) -> None:
 
     typer.echo(f"{target} ({converted.preset}): {', '.join(converted.components)}")
     if converted.unused:
-        typer.echo(f"left out: {named(converted.unused)}", err=True)
+        typer.echo(f"skipped: {named(converted.unused)}", err=True)
 
 
 @app.command()
 def xgem(
-    source: Annotated[Path, typer.Argument(metavar="DIR_IN", help="Folder of the published .pt files.")],
+    source: Annotated[Path, typer.Argument(metavar="DIR_IN", help="Folder with the published .pt files.")],
     target: Target,
-    preset: Annotated[str, typer.Option("--preset", help="A preset's name or a YAML file.")] = "paper",
+    preset: Annotated[str, typer.Option("--preset", help="Preset name or YAML file.")] = "paper",
     allow_unused: AllowUnused = False,
 ) -> None:
-    """XGeM's encoders, image codec and image generators; its report side has no faithful counterpart."""
+    """Convert XGeM's encoders, image codec and image generators; the published report models cannot be converted."""
     from xgem.convert.xgem import convert_xgem
 
     _show(convert_xgem(source, target, preset=preset, allow_unused=allow_unused), target)

@@ -36,16 +36,14 @@ PACKAGES = (
 
 
 def params(
-    preset: Annotated[
-        str, typer.Argument(help="A preset's name, a .yaml file or a checkpoint's folder.")
-    ] = "openi-128",
+    preset: Annotated[str, typer.Argument(help="Preset name, YAML file or checkpoint folder.")] = "openi-128",
     settings: Annotated[
         list[str] | None,
-        typer.Option("--set", metavar="NAME.FIELD=VALUE", help="Another value of a component's field; repeatable."),
+        typer.Option("--set", metavar="NAME.FIELD=VALUE", help="Override a field of a component; may be repeated."),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Count the parameters of a preset, component by component. Nothing is downloaded and no memory is filled."""
+    """Count the parameters of a preset, component by component. Nothing is downloaded and no weights are allocated."""
     counts = count_parameters(preset, settings or ())
     if as_json:
         typer.echo(json.dumps(counts, indent=2))
@@ -63,14 +61,14 @@ def params(
 
 
 def count_parameters(preset: str, settings: Sequence[str] = ()) -> dict[str, Any]:
-    """Parameters of each component, tied ones counted once; ``settings`` as ``--set`` takes them.
+    """Number of parameters of each component; tied weights count once. ``settings``: overrides as given to ``--set``.
 
     Returns:
         ``{"preset": name, "components": {name: {"kind", "parameters"}}, "total"}``
 
     Raises:
-        ConfigError: no such preset, or a setting of no valid value. InputError: a setting of no component's field.
-        CheckpointError: a folder that is no checkpoint.
+        ConfigError: unknown preset, or a setting with an invalid value. InputError: a setting that names no field of a
+        component. CheckpointError: the folder is not a checkpoint.
     """
     import torch
 
@@ -83,7 +81,7 @@ def count_parameters(preset: str, settings: Sequence[str] = ()) -> dict[str, Any
     loaded = with_settings(loaded, settings)
     components: dict[str, Any] = {}
     for name, config in loaded.components.items():
-        # The meta device has shapes and no memory, so the paper's sizes are counted on any machine.
+        # Tensors on the meta device have no storage: even the largest preset can be counted on any machine.
         with torch.device("meta"):
             component = random_component(config)
         components[name] = {"kind": config.kind, "parameters": sum(p.numel() for p in component.parameters())}
@@ -94,12 +92,12 @@ def count_parameters(preset: str, settings: Sequence[str] = ()) -> dict[str, Any
 def doctor(
     model: Annotated[
         str | None,
-        typer.Option("--model", help="Checkpoint to check.", show_default="those that ship with xgem"),
+        typer.Option("--model", help="Checkpoint to verify: embedded, folder or hub id.", show_default="all embedded"),
     ] = None,
     revision: Annotated[str | None, typer.Option("--revision", help="Branch, tag or commit of a hub id.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Show versions and devices, and check that checkpoints are whole. Ends with 1 where something is wrong."""
+    """Show versions and devices, and verify checkpoints. The exit code is 1 if there is a problem."""
     import torch
 
     from xgem._version import __version__
@@ -143,21 +141,21 @@ def _device_text(name: str) -> str:
 
 
 def _check(model: str, revision: str | None) -> dict[str, Any]:
-    """Hashes of all files, then every component built and loaded: what a request would do."""
+    """Verify the hashes of all files, then build and load every component, as a request would."""
     from xgem.checkpoints.locate import locate
     from xgem.checkpoints.store import checkpoint_hash, load_component, read_index, verify
 
-    found: dict[str, Any] = {"model": model, "hash": None, "components": [], "problem": None}
+    result: dict[str, Any] = {"model": model, "hash": None, "components": [], "problem": None}
     try:
         location = locate(model, revision=revision)
-        found["hash"] = checkpoint_hash(location.root)
+        result["hash"] = checkpoint_hash(location.root)
         verify(location.root)
         for name in read_index(location.root).components:
             load_component(location.root, name)
-            found["components"].append(name)
+            result["components"].append(name)
     except XgemError as error:
-        found["problem"] = str(error)
-    return found
+        result["problem"] = str(error)
+    return result
 
 
 def _show(report: dict[str, Any]) -> None:
@@ -175,22 +173,22 @@ def _show(report: dict[str, Any]) -> None:
     table.add_row("threads", str(report["threads"]))
     console.print(table)
     for entry in report["checkpoints"]:
-        state = "[green]whole[/green]" if entry["problem"] is None else "[red]not whole[/red]"
-        known = f" ({entry['hash']})" if entry["hash"] else ""
-        console.print(f"checkpoint {entry['model']}{known}: {state}", highlight=False)
+        state = "[green]ok[/green]" if entry["problem"] is None else "[red]damaged or incomplete[/red]"
+        digest = f" ({entry['hash']})" if entry["hash"] else ""
+        console.print(f"checkpoint {entry['model']}{digest}: {state}", highlight=False)
     if not report["checkpoints"]:
-        console.print("no checkpoint ships with this xgem; give one as --model", highlight=False)
+        console.print("no embedded checkpoint in this installation: name one with --model", highlight=False)
     for problem in report["problems"]:
         console.print(f"problem: {problem}", style="red", highlight=False, markup=False, soft_wrap=True)
 
 
 def export(
-    source: Annotated[Path, typer.Argument(metavar="DIR", help="Checkpoint folder, such as --out of training.")],
-    target: Annotated[Path, typer.Argument(metavar="TARGET", help="New folder.")],
-    dtype: Annotated[str, typer.Option("--dtype", help="float32, float16 or bfloat16.")] = "float16",
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the checkpoint that is there.")] = False,
+    source: Annotated[Path, typer.Argument(metavar="DIR", help="Checkpoint folder, such as --out of xgem train.")],
+    target: Annotated[Path, typer.Argument(metavar="TARGET", help="Folder to write, new or empty.")],
+    dtype: Annotated[str, typer.Option("--dtype", help="Number format: float32, float16 or bfloat16.")] = "float16",
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing checkpoint.")] = False,
 ) -> None:
-    """Copy a verified checkpoint without its training files and caches, in the given number format."""
+    """Verify a checkpoint and copy it without training files and caches, in the given number format."""
     import shutil
 
     import torch
@@ -202,7 +200,7 @@ def export(
     if dtype not in formats:
         raise InputError(f"--dtype {dtype}: expected one of {', '.join(formats)}")
     if overwrite and target.exists():
-        read_index(target)  # only a checkpoint is replaced
+        read_index(target)  # raises unless it is a checkpoint: nothing else is replaced
         fresh = target.with_name(f".{target.name}.new")
         shutil.rmtree(fresh, ignore_errors=True)
         copy_checkpoint(source, fresh, dtype=formats[dtype])

@@ -1,1 +1,1 @@
-"""Published checkpoints in xgem's format: names are mapped, every shape is checked, nothing is run."""
+"""Published weights as xgem checkpoints: names are mapped, all shapes are checked, no code from the files is run."""

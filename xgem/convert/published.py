@@ -1,4 +1,4 @@
-"""Published weight files: read without running what they hold, and matched key by key with a component."""
+"""Published weight files: read without executing code from them, and matched key by key with a component."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _NUMBER = re.compile(r"(?<=\.)\d+(?=\.|$)")
 
 @dataclass(frozen=True)
 class Converted:
-    """What a conversion wrote and what it left out."""
+    """Preset and components that a conversion wrote, and the published names of the weights that it skipped."""
 
     preset: str
     components: tuple[str, ...]
@@ -28,29 +28,29 @@ class Converted:
 
 
 def read_weights_file(path: Path) -> dict[str, Any]:
-    """What a ``.pt`` or ``.pth`` file holds, tensors on the CPU; CheckpointError where it has more than plain data."""
+    """Contents of a ``.pt`` or ``.pth`` file, tensors on the CPU; CheckpointError if it holds more than plain data."""
     if not path.is_file():
         raise CheckpointError(f"{path}: no such file")
     try:
-        found = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # a damaged file fails in any way, and torch's own words advise to read it unsafely
+        contents = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # damage raises anything, and torch's own message advises unsafe loading
         reason = one_line(error) if isinstance(error, OSError) else "it is damaged, or holds more than plain data"
-        raise CheckpointError(f"{path}: {reason}: expected what torch.save wrote of a state dict") from None
-    if not isinstance(found, Mapping):
-        raise CheckpointError(f"{path}: holds a {type(found).__name__}, expected a state dict")
-    return dict(found)
+        raise CheckpointError(f"{path}: {reason}: expected a state dict written by torch.save") from None
+    if not isinstance(contents, Mapping):
+        raise CheckpointError(f"{path}: holds a {type(contents).__name__}, expected a state dict")
+    return dict(contents)
 
 
-def tensors(found: Mapping[str, Any], origin: str) -> dict[str, Tensor]:
-    """A state dict without the prefix that parallel training adds; CheckpointError where a value is no tensor."""
-    for key, value in found.items():
+def tensors(state: Mapping[str, Any], origin: str) -> dict[str, Tensor]:
+    """The state dict without parallel training's prefix ``module.``; CheckpointError if a value is not a tensor."""
+    for key, value in state.items():
         if not isinstance(value, Tensor):
             raise CheckpointError(f"{origin}: {key!r} is a {type(value).__name__}, expected a tensor")
-    return {key.removeprefix("module."): value for key, value in found.items()}
+    return {key.removeprefix("module."): value for key, value in state.items()}
 
 
 def named(keys: Iterable[str]) -> str:
-    """All keys in a line; those that differ in one number are written as one, ``blocks.{0-27}.attn.qkv.weight``."""
+    """All keys in one line; keys that differ only in a number are grouped, ``blocks.{0-27}.attn.qkv.weight``."""
     groups: dict[str, list[int]] = {}
     for key in sorted(keys):
         match = _NUMBER.search(key)
@@ -70,33 +70,33 @@ def named(keys: Iterable[str]) -> str:
 
 
 def fill(component: Component, weights: Mapping[str, Tensor], source: Mapping[str, str], origin: str) -> None:
-    """Load ``weights``, complete and of the right shapes, into ``component``; ``source`` has the published names.
+    """Load ``weights`` into ``component``; all must be present and of the right shape. ``source``: published names.
 
     Raises:
-        CheckpointError: names every weight that is missing, of another shape, or not one of the component's.
+        CheckpointError: lists every weight that is missing, unknown to the component, or of a different shape.
     """
-    wanted = component.state_dict()
+    expected = component.state_dict()
     problems = []
-    missing = wanted.keys() - weights.keys()
+    missing = expected.keys() - weights.keys()
     if missing:
-        problems.append(f"nothing gives {named(missing)}")
-    unknown = weights.keys() - wanted.keys()
+        problems.append(f"missing {named(missing)}")
+    unknown = weights.keys() - expected.keys()
     if unknown:
-        problems.append(f"no place for {named({source[key] for key in unknown})}")
-    unfit = [key for key in wanted if key in weights and weights[key].shape != wanted[key].shape]
-    if unfit:
-        shapes = [f"{source[k]} {tuple(weights[k].shape)}, expected {tuple(wanted[k].shape)}" for k in unfit]
-        problems.append("other shapes: " + "; ".join(shapes))
+        problems.append(f"unexpected {named({source[key] for key in unknown})}")
+    mismatched = [key for key in expected if key in weights and weights[key].shape != expected[key].shape]
+    if mismatched:
+        shapes = [f"{source[k]} {tuple(weights[k].shape)}, expected {tuple(expected[k].shape)}" for k in mismatched]
+        problems.append("shape mismatch: " + "; ".join(shapes))
     if problems:
         raise CheckpointError(f"{origin}: {'. '.join(problems)}")
     component.load_state_dict(dict(weights))
 
 
-def refuse_left_over(keys: Iterable[str], origin: str, *, allowed: bool) -> tuple[str, ...]:
-    """Keys that nothing takes, sorted; CheckpointError names them unless they are ``allowed``."""
+def refuse_unused(keys: Iterable[str], origin: str, *, allowed: bool) -> tuple[str, ...]:
+    """The unused ``keys``, sorted; CheckpointError lists them unless they are ``allowed``."""
     left = tuple(sorted(keys))
     if left and not allowed:
         raise CheckpointError(
-            f"{origin}: weights left over ({len(left)}): {named(left)}; leave them out with --allow-unused"
+            f"{origin}: weights without a counterpart ({len(left)}): {named(left)}; skip them with --allow-unused"
         )
     return left

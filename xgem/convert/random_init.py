@@ -1,4 +1,4 @@
-"""Checkpoints with random weights, for tests, benchmarks and counting: everything runs, nothing is learned."""
+"""Checkpoints with random weights, for tests, benchmarks and parameter counts."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ _SENTENCES = (
 
 
 def random_component(config: ComponentConfig, *, texts: Iterable[str] = _SENTENCES) -> Component:
-    """A component of random weights; one that takes a tokenizer gets one that is trained on ``texts``.
+    """A component with random weights; if it needs a tokenizer, one is trained on ``texts``.
 
-    Weights that start at zero get small random values: else what lies before them would have no effect on the output.
+    Zero-initialised weights get small random values: otherwise the layers before them would not affect the output.
     """
     build: Any = component_class(config.kind).from_config
-    # Random weights are asked for: pretrained ones are neither fetched nor read.
+    # Without their sources, pretrained weights are neither downloaded nor read.
     fresh = dict.fromkeys(name for name in type(config).model_fields if name.startswith("pretrained"))
     config = config.model_copy(update=fresh)
     options: dict[str, Any] = {}
@@ -36,7 +36,7 @@ def random_component(config: ComponentConfig, *, texts: Iterable[str] = _SENTENC
 
         size = int(getattr(config, "vocab_size", 512))
         tokenizer = train_tokenizer(texts, size)
-        # A few sentences give few merges: filled up, so that embeddings are as large as after real training.
+        # A few sentences give few merges: pad the vocabulary, so that embeddings are as large as after real training.
         tokenizer.add_tokens([f"<unused{number}>" for number in range(size - len(tokenizer))])
         options["tokenizer"] = tokenizer
     component: Component = build(config, **options)
@@ -48,7 +48,7 @@ def random_component(config: ComponentConfig, *, texts: Iterable[str] = _SENTENC
 
 
 def random_checkpoint(root: str | Path, preset: Preset, *, seed: int = 0, texts: Iterable[str] = _SENTENCES) -> None:
-    """Write a whole checkpoint of random weights for ``preset`` to the folder ``root``.
+    """Write a complete checkpoint with random weights for ``preset`` to the folder ``root``.
 
     Raises:
         OutputError: the folder cannot be written.

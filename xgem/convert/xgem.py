@@ -1,8 +1,8 @@
 """XGeM's published weights (``.pt``, CoDi's layout) as an xgem checkpoint: encoders, image codec, image generators.
 
-The report side is not converted. The published report denoiser normalises every token with weights of its own and wraps
-its attention in a projection, the published environment encoders and joint attentions have other layers: no component
-here computes the same. Video layers, which images never pass, have no place either.
+The report models are not converted: the published report denoiser has separate normalisation weights for every token
+and a projection around its attention, and the published environment encoders and joint attentions have different
+layers, so no component here computes the same function. Video layers, which images never pass through, are skipped.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from xgem.checkpoints.component import Component
 from xgem.checkpoints.store import init_checkpoint, save_component
 from xgem.configs.components import ImageEncoderConfig, ImageVAEConfig, TextEncoderConfig
 from xgem.configs.preset import Preset, load_preset
-from xgem.convert.published import Converted, fill, read_weights_file, refuse_left_over, tensors
+from xgem.convert.published import Converted, fill, read_weights_file, refuse_unused, tensors
 from xgem.encoders.image import ImageEncoder
 from xgem.encoders.pretrained import fresh_towers
 from xgem.encoders.text import TextEncoder
@@ -31,7 +31,7 @@ from xgem.utils.files import new_folder
 
 _VIEWS = ("frontal", "lateral")
 _VISION_SCALE = 0.18215
-# Buffers that follow from the noise schedule or from nothing, and CLIP's temperature, which only training reads.
+# Buffers computed from the noise schedule or constant, and CLIP's temperature, which only training uses.
 _COMPUTED = re.compile(
     r"betas|logvar|(sqrt_|log_)?(one_minus_)?(recip_|recipm1_)?alphas_cumprod(_prev)?|posterior_\w+|lvlb_weights"
     r"|clip\.model\.logit_scale|clip\.model\.\w+\.embeddings\.position_ids"
@@ -61,7 +61,7 @@ _TRANSPOSED = ("visual.proj", "text.text_projection")
 
 _RESIDUAL = "in_layers|emb_layers|out_layers|skip_connection"
 _TRANSFORMER = "norm|proj_in|proj_out|transformer_blocks"
-# Where a residual block stands beside video layers, it is the first of two.
+# Next to video layers, a residual block is the first of two nested modules.
 _NESTED = re.compile(rf"((?:in|out)put_blocks\.\d+\.0|middle_block\.[02])\.0\.({_RESIDUAL})\.")
 _UNET = re.compile(
     rf"time_embed\.|out\.|input_blocks\.0\.0\.|(?:in|out)put_blocks\.\d+\.0\.(?:{_RESIDUAL}|op)\."
@@ -75,29 +75,35 @@ Named = tuple[dict[str, Tensor], dict[str, str]]
 
 
 class _Published:
-    """The published weights, and which of them are taken."""
+    """The published weights, and the names of those that were used."""
 
     def __init__(self, folder: Path) -> None:
         files = sorted(path for path in folder.glob("*") if path.suffix in {".pt", ".pth"})
         if not files:
-            raise CheckpointError(f"{folder}: expected a folder of .pt files, found none")
+            raise CheckpointError(f"{folder}: expected a folder with the published .pt files, found none")
         self.origin, self.weights, self.taken = folder.name, {}, set[str]()
         for file in files:
             for key, value in tensors(read_weights_file(file), file.name).items():
                 if key in self.weights and not torch.equal(self.weights[key], value):
-                    raise CheckpointError(f"{file}: has another {key!r} than the files before it: keep one of them")
+                    raise CheckpointError(f"{file}: {key!r} differs from the one in an earlier file: keep one of them")
                 self.weights[key] = value
         self.weights: dict[str, Tensor]
 
     def under(self, prefix: str) -> dict[str, Tensor]:
+        """Weights whose names begin with ``prefix``, without it."""
         return {key.removeprefix(prefix): v for key, v in self.weights.items() if key.startswith(prefix)}
 
-    def left(self) -> set[str]:
+    def unused(self) -> set[str]:
+        """Names of weights that no component used, computed buffers excepted."""
         return {key for key in self.weights if key not in self.taken and not _COMPUTED.fullmatch(key)}
 
 
 def clip_weights(weights: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, tuple[str, ...]]]:
-    """CLIP in transformers' layout by open_clip's names, and the names that each comes from."""
+    """Weights of CLIP in transformers' layout by open_clip's names, and the published names behind each.
+
+    open_clip joins query, key and value: three (d, d) become one (3d, d). Its projections to the shared space are
+    (width, d), transformers' are (d, width).
+    """
     ours: dict[str, Tensor] = {}
     source: dict[str, tuple[str, ...]] = {}
     for key, value in weights.items():
@@ -110,27 +116,27 @@ def clip_weights(weights: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict
                     name = f"{block}attn.in_proj_{match[1]}"
                     ours[name], source[name] = torch.cat([weights[n] for n in names]), names
                 continue
-            for theirs, own in _CLIP_LAYER.items():
-                if layer[3].startswith(theirs):
-                    name = block + own + layer[3].removeprefix(theirs)
+            for published, ours_part in _CLIP_LAYER.items():
+                if layer[3].startswith(published):
+                    name = block + ours_part + layer[3].removeprefix(published)
                     ours[name], source[name] = value, (key,)
             continue
-        for pattern, own in _CLIP.items():
+        for pattern, replacement in _CLIP.items():
             if re.match(pattern, key):
-                name = re.sub(f"^{pattern}", own, key)
+                name = re.sub(f"^{pattern}", replacement, key)
                 ours[name], source[name] = value.T.contiguous() if name in _TRANSPOSED else value, (key,)
     return ours, source
 
 
 def _converted(weights: Mapping[str, Tensor], convert: Callable[[dict[str, Tensor]], dict[str, Tensor]]) -> Named:
-    """Through one of diffusers' converters; published names are found again by where the numbers lie."""
+    """Convert with one of diffusers' converters; published names are traced through the tensors' memory addresses."""
     places = {value.data_ptr(): key for key, value in weights.items()}
     ours = convert(dict(weights))
     return ours, {name: places[value.data_ptr()] for name, value in ours.items()}
 
 
 def unet_weights(weights: Mapping[str, Tensor], layers_per_block: int) -> Named:
-    """An image denoiser by diffusers' names; video layers are left out."""
+    """Weights of an image denoiser by diffusers' names; video layers are skipped."""
     names = {_NESTED.sub(r"\1.\2.", key): key for key in weights}
     plain = {f"model.diffusion_model.{name}": weights[key] for name, key in names.items() if _UNET.match(name)}
     ours, source = _converted(plain, lambda w: convert_ldm_unet_checkpoint(w, {"layers_per_block": layers_per_block}))
@@ -138,14 +144,14 @@ def unet_weights(weights: Mapping[str, Tensor], layers_per_block: int) -> Named:
 
 
 def vae_weights(weights: Mapping[str, Tensor], levels: int) -> Named:
-    """AutoKL by diffusers' names; video layers are left out."""
+    """Weights of AutoKL by diffusers' names; video layers are skipped."""
     types = {"down_block_types": ("",) * levels, "up_block_types": ("",) * levels}
     plain = {key: value for key, value in weights.items() if _VAE.match(key)}
     return _converted(plain, lambda w: convert_ldm_vae_checkpoint(w, types))
 
 
 def _preset(name: str) -> Preset:
-    """The preset without the report's generator and the alignment."""
+    """The preset without the report's codec and generator, and without the alignment."""
     values: dict[str, Any] = load_preset(name).model_dump(mode="json")
     report = values["modalities"].get("report")
     if report is None or not set(_VIEWS) <= set(values["modalities"]):
@@ -158,7 +164,7 @@ def _preset(name: str) -> Preset:
 
 
 def _towers(published: _Published, image: ImageEncoderConfig, text: TextEncoderConfig) -> tuple[Any, Any]:
-    """Both encoders (OpenAI's CLIP ViT-L/14 architecture in the paper)."""
+    """Image and text encoder (OpenAI's CLIP ViT-L/14 architecture in the paper)."""
     model_cfg = {
         "embed_dim": image.embed_dim,
         "quick_gelu": True,
@@ -181,17 +187,19 @@ def _towers(published: _Published, image: ImageEncoderConfig, text: TextEncoderC
     encoders = ImageEncoder.of_towers(image, towers), TextEncoder.of_towers(text, towers)
     ours, source = clip_weights(published.under("clip.model."))
     for encoder, tower in zip(encoders, ("visual.", "text."), strict=True):
-        own = {name: value for name, value in ours.items() if name.startswith(tower)}
-        fill(encoder, own, {name: f"clip.model.{source[name][0]}" for name in own}, published.origin)
-        published.taken |= {f"clip.model.{key}" for name in own for key in source[name]}
+        weights = {name: value for name, value in ours.items() if name.startswith(tower)}
+        fill(encoder, weights, {name: f"clip.model.{source[name][0]}" for name in weights}, published.origin)
+        published.taken |= {f"clip.model.{key}" for name in weights for key in source[name]}
         encoder.eval()
     return encoders
 
 
-def _filled(published: _Published, component: Component, prefix: str, place: str, named: Named, own: Any) -> Component:
-    """``component`` with ``named`` weights under ``place`` and ``own`` ones, which the published model lacks."""
+def _filled(
+    published: _Published, component: Component, prefix: str, place: str, named: Named, extra: Mapping[str, Tensor]
+) -> Component:
+    """``component`` with the ``named`` weights below ``place``, and ``extra`` ones that the published model lacks."""
     ours, source = named
-    weights = {f"{place}{name}": value for name, value in ours.items()} | own
+    weights = {f"{place}{name}": value for name, value in ours.items()} | dict(extra)
     names = {f"{place}{name}": prefix + key for name, key in source.items()}
     fill(component, weights, names, published.origin)
     published.taken |= set(names.values())
@@ -200,8 +208,9 @@ def _filled(published: _Published, component: Component, prefix: str, place: str
 
 @torch.no_grad()
 def _generator(published: _Published, preset: Preset, view: str, nothing: Mapping[str, Tensor]) -> Component:
-    """A view's generator. Its one context token is the prompts' mean vector itself, its null context what the encoders
-    make of black images and empty texts, averaged over its prompts (published: over those of the request)."""
+    """Generator of a view. Its single context token is the mean of the prompts' pooled vectors (identity projection);
+    its null context is the mean of ``nothing``, the vectors (d,) of black images and of the empty text, over all its
+    prompts (in the published code: over the prompts of the request)."""
     config: Any = preset.components[preset.generator(view)]
     if (
         config.kind != "image_generator"
@@ -215,14 +224,14 @@ def _generator(published: _Published, preset: Preset, view: str, nothing: Mappin
     model.fusion.null_token.copy_(torch.stack([nothing[prompt] for prompt in config.prompts]).mean(dim=0))  # type: ignore[union-attr, operator]
     for parameter in model.net.unet.class_embedding.linear_2.parameters():
         parameter.zero_()
-    own = {
+    extra = {
         name: value
         for name, value in model.state_dict().items()
         if name.startswith(("fusion.", "net.unet.class_embedding."))
     }
     prefix = f"model.diffusion_model.unet_{view}."
     named = unet_weights(published.under(prefix), config.layers_per_block)
-    return _filled(published, model, prefix, "net.unet.", named, own)
+    return _filled(published, model, prefix, "net.unet.", named, extra)
 
 
 def _codec(published: _Published, config: ImageVAEConfig) -> Component:
@@ -235,17 +244,19 @@ def _codec(published: _Published, config: ImageVAEConfig) -> Component:
 
 @torch.no_grad()
 def convert_xgem(source: Path, target: Path, *, preset: str = "paper", allow_unused: bool = False) -> Converted:
-    """Write the published weights in the folder ``source`` as the checkpoint ``target``, as a whole or not at all.
+    """Convert the published weights in the folder ``source`` to the checkpoint ``target``.
+
+    On an error nothing is written.
 
     Args:
-        source: the folder with XGeM's ``.pt`` file or files.
+        source: the folder with XGeM's ``.pt`` files.
         target: a new or empty folder.
-        preset: gives the architecture; the checkpoint's preset is without the report's generator and the alignment.
-        allow_unused: leave out weights that have no place, instead of an error.
+        preset: the architecture; the checkpoint's preset lacks the report codec and generator, and the alignment.
+        allow_unused: skip weights that have no counterpart, instead of failing.
 
     Raises:
-        CheckpointError: a file is not safe to read, or weights are missing, of another shape, or left over.
-        ConfigError: a preset of another kind. OutputError: the target is used or cannot be written.
+        CheckpointError: a file is not safe to load, or weights are missing, unused or of a different shape.
+        ConfigError: a preset of another architecture. OutputError: ``target`` is not empty or not writable.
     """
     published, chosen = _Published(source), _preset(preset)
     parts: dict[str, Component] = {}
@@ -253,16 +264,18 @@ def convert_xgem(source: Path, target: Path, *, preset: str = "paper", allow_unu
     image, text = chosen.components[image_name], chosen.components[text_name]
     codec = chosen.components[chosen.codec("frontal")]
     if not isinstance(image, ImageEncoderConfig) or not isinstance(text, TextEncoderConfig) or image.pretrained is None:
-        raise ConfigError(f"preset {preset!r}: expected pretrained towers as encoders, like 'paper'")
+        raise ConfigError(f"preset {preset!r}: expected pretrained CLIP towers as encoders, like 'paper'")
     assert isinstance(codec, ImageVAEConfig)
+    # Encoders and codec
     encoders = _towers(published, image, text)
     parts |= {image_name: encoders[0], text_name: encoders[1], chosen.codec("frontal"): _codec(published, codec)}
-    black = torch.full((1, 1, image.image_size, image.image_size), -1.0)
-    pooled_image = encoders[0].encode(black).pooled[0]
+    # Generators, with null contexts from a black image and the empty text
+    black = torch.full((1, 1, image.image_size, image.image_size), -1.0)  # (1, 1, s, s) in [-1, 1]
+    pooled_image = encoders[0].encode(black).pooled[0]  # (d,)
     empty = encoders[1].encode_ids(encoders[1].tokenizer([""])).pooled[0]
     nothing: dict[str, Tensor] = {"frontal": pooled_image, "lateral": pooled_image, "report": empty}
     parts |= {chosen.generator(view): _generator(published, chosen, view, nothing) for view in _VIEWS}
-    unused = refuse_left_over(published.left(), published.origin, allowed=allow_unused)
+    unused = refuse_unused(published.unused(), published.origin, allowed=allow_unused)
     with new_folder(target) as folder:
         init_checkpoint(folder, chosen)
         for name, component in parts.items():
