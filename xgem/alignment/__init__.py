@@ -1,1 +1,1 @@
-"""Joint generation: what several outputs share while they are sampled together (XGeM 2.3)."""
+"""Joint generation: coupling of the outputs that are sampled together (XGeM 2.3)."""

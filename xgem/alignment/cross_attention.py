@@ -1,4 +1,4 @@
-"""How a generator looks at the other outputs: cross-attention to their environment tokens (XGeM 2.3, Eq. 4)."""
+"""Cross-attention of a generator to the environment tokens of the other outputs (XGeM 2.3, Eq. 4)."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from xgem.types import CheckpointError
 
 
 def attention_sites(denoiser: nn.Module) -> list[BasicTransformerBlock]:
-    """The transformer blocks of a denoiser, in a fixed order: each is followed by one more cross-attention."""
+    """The transformer blocks of a denoiser, in a fixed order; an environment attention follows each."""
     return [module for module in denoiser.modules() if isinstance(module, BasicTransformerBlock)]
 
 
 class EnvironmentAttention(nn.Module):
-    """What hidden states (b, n, c) gain from attention to tokens (b, m, d): nothing before training."""
+    """Hidden states (b, n, c) and tokens (b, m, d) to a residual (b, n, c), which is zero before training."""
 
     def __init__(self, channels: int, dim: int, heads: int) -> None:
         super().__init__()
@@ -41,11 +41,11 @@ class EnvironmentAttention(nn.Module):
 
 
 class EnvironmentAttentions(nn.Module):
-    """All of one generator's attentions to the other outputs.
+    """All attentions of one generator to the other outputs.
 
     Args:
         sites: hidden channels at each of the denoiser's ``attention_sites``.
-        sources: names of the outputs it may look at; each has a learned mark, added to its tokens.
+        sources: names of the outputs that it can attend to; a learned embedding of each is added to its tokens.
     """
 
     def __init__(self, sites: tuple[int, ...], sources: tuple[str, ...], dim: int, heads: int) -> None:
@@ -54,7 +54,7 @@ class EnvironmentAttentions(nn.Module):
         self.marks = nn.ParameterDict({name: nn.Parameter(torch.randn(dim) * 0.02) for name in sources})
 
     def marked(self, environment: dict[str, Tensor]) -> Tensor:
-        """The other outputs' tokens (b, n, d) each, as one sequence (b, m, d)."""
+        """Tokens (b, n, d) of each other output as one sequence (b, m, d), source embeddings added."""
         scale = next(iter(environment.values())).shape[2] ** 0.5  # unit tokens at unit variance
         return torch.cat([tokens * scale + self.marks[name] for name, tokens in environment.items()], dim=1)
 
@@ -62,13 +62,13 @@ class EnvironmentAttentions(nn.Module):
     def attached(self, denoiser: nn.Module, tokens: Tensor, *, guided: bool) -> Iterator[None]:
         """Within this block ``denoiser`` attends to ``tokens`` (b', m, d), from ``marked``.
 
-        Where a batch is longer than ``tokens``, classifier-free guidance has its unconditional half behind them. If
-        ``guided``, that attends to nothing, so that guidance exaggerates what the tokens say; otherwise to the same.
+        A batch larger than ``tokens`` has the unconditional half of classifier-free guidance last. If ``guided``, that
+        half does not attend, so that guidance also amplifies the tokens; otherwise it attends to the same tokens.
         """
         blocks = attention_sites(denoiser)
         if len(blocks) != len(self.sites):
             raise CheckpointError(
-                f"the alignment attends at {len(self.sites)} places, this generator has {len(blocks)}: "
+                f"the alignment attends after {len(self.sites)} blocks, but this generator has {len(blocks)}: "
                 "they are not of the same model"
             )
 
@@ -77,10 +77,10 @@ class EnvironmentAttentions(nn.Module):
                 del block, args
                 if not guided:
                     return hidden + site(hidden, tokens.repeat(len(hidden) // len(tokens), 1, 1))
-                # Only the conditional half sees the tokens
-                seeing = hidden[: len(tokens)]
-                added = seeing + site(seeing, tokens)
-                return added if len(tokens) == len(hidden) else torch.cat([added, hidden[len(tokens) :]])
+                # Only the conditional half attends to the tokens
+                conditional = hidden[: len(tokens)]  # (b', n, c)
+                coupled = conditional + site(conditional, tokens)
+                return coupled if len(tokens) == len(hidden) else torch.cat([coupled, hidden[len(tokens) :]])
 
             return add
 

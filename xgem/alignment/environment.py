@@ -1,4 +1,4 @@
-"""The environment encoder V of one output (XGeM 2.3): a noisy latent and its time as a few unit tokens."""
+"""The environment encoder V of one output (XGeM 2.3): a noisy latent and its timestep to a few unit tokens."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _GROUPS = 8
 
 
 class _ResidualBlock(nn.Module):
-    """GroupNorm, SiLU, a layer, time added, GroupNorm, SiLU, a layer; over (b, c) or (b, c, h, w)."""
+    """GroupNorm, SiLU, a layer, plus time, GroupNorm, SiLU, a layer; for (b, c) or (b, c, h, w)."""
 
     def __init__(self, channels: int, time_dim: int, spatial: bool) -> None:
         super().__init__()
@@ -31,8 +31,8 @@ class _ResidualBlock(nn.Module):
 class EnvironmentEncoder(nn.Module):
     """Noisy latents (b, *latent_shape) at timesteps (b,) to unit tokens (b, tokens, dim).
 
-    Latents are (c, h, w), read by convolutions at half their resolution and averaged over space, or (d,), read by
-    linear layers.
+    Latents (c, h, w) pass through convolutions at half resolution and are averaged over space; latents (d,) pass
+    through linear layers.
     """
 
     def __init__(self, latent_shape: tuple[int, ...], width: int, tokens: int, dim: int) -> None:
@@ -57,5 +57,5 @@ class EnvironmentEncoder(nn.Module):
 
 
 def summary(tokens: Tensor) -> Tensor:
-    """One unit vector (b, d) of an output's tokens (b, n, d), for the contrastive loss."""
+    """An output's tokens (b, n, d) as one unit vector (b, d), for the contrastive loss."""
     return F.normalize(tokens.mean(dim=1), dim=-1)

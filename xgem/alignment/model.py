@@ -1,4 +1,4 @@
-"""The alignment of a checkpoint's generators: what lets outputs that are sampled together see each other."""
+"""The alignment of a checkpoint's generators, which couples the outputs that are sampled jointly."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from xgem.configs.components import AlignmentConfig
 class Alignment(Component):
     """An environment encoder V for every output, and every generator's attention to the V tokens of the others.
 
-    Source: XGeM 2.3. The published code shows each generator its own latent; here, as in the paper's Eq. 4, V of an
-    output never enters its own generator. Fresh weights change nothing: all attentions start at zero.
+    Source: XGeM 2.3. In the published code a generator also attends to its own latent; here, as in the paper's Eq. 4,
+    V of an output never enters its own generator. Fresh weights change nothing: all attentions start at zero.
     """
 
     kind = "alignment"
@@ -47,7 +47,7 @@ class Alignment(Component):
 
     @contextmanager
     def seeing(self, name: str, denoiser: nn.Module, tokens: Mapping[str, Tensor]) -> Iterator[None]:
-        """Within this block ``denoiser``, output ``name``'s, attends to the ``tokens`` of all outputs but its own."""
+        """Within this block ``denoiser``, that of output ``name``, attends to the ``tokens`` of all other outputs."""
         attention = self.attention[name]
         assert isinstance(attention, EnvironmentAttentions)
         others = {other: value for other, value in tokens.items() if other != name}

@@ -1,4 +1,4 @@
-"""What every prompt encoder offers."""
+"""Base class of the prompt encoders."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ class PromptEncoder(Component):
         """Encode a batch: (b, 1, s, s) images in [-1, 1], or a list of b texts."""
 
     def notes(self, value: Any, limit: int | None = None) -> tuple[str, ...]:
-        """What a user should know of how ``value`` (one prompt) will be used, such as truncation; usually nothing.
+        """Notes for the user on how ``value`` (one prompt) will be used, such as truncation; usually none.
 
-        ``limit``: how many of its tokens the generators use, where that may be fewer than the encoder reads.
+        ``limit``: maximum number of tokens that the generators use, if lower than the encoder's own.
         """
         del value, limit
         return ()
 
     def _cut(self, count: int, limit: int | None) -> tuple[str, ...]:
-        """The note that a text of ``count`` tokens is longer than is read of it."""
+        """A note if a text of ``count`` tokens will be truncated."""
         read = min(limit or self.config.max_length, self.config.max_length)
         return (f"report truncated from {count} to {read} tokens",) if count > read else ()

@@ -12,8 +12,10 @@ from torch import Tensor, nn
 
 
 def gathered(x: Tensor, *, training: bool = True) -> Tensor:
-    """Rows of all processes, own rows with gradient to their origin; ``x`` itself where there is one process, or out of
-    ``training``: every process validates on the same studies."""
+    """Rows (n, d) of all processes as (world * n, d), with gradients to the process that each row comes from.
+
+    ``x`` itself with a single process, or outside ``training``: all processes validate on the same studies.
+    """
     if not training or not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
         return x
     return torch.cat(list(dist_nn.all_gather(x)))
@@ -22,8 +24,8 @@ def gathered(x: Tensor, *, training: bool = True) -> Tensor:
 def info_nce(a: Tensor, b: Tensor, scale: Tensor, same: Tensor | None = None) -> Tensor:
     """Symmetric InfoNCE (XGeM, Eq. 1) of unit vectors ``a``, ``b`` (n, d); row i of each belongs together.
 
-    ``scale`` is the inverse temperature. ``same`` (n, n) bool marks further pairs that are no negatives, such as two
-    studies with the same report: they leave the denominators.
+    ``scale`` is the inverse temperature. ``same`` (n, n) bool marks further pairs that are not negatives, such as two
+    studies with the same report: they are excluded from the denominators.
     """
     logits = scale * a @ b.T  # (n, n), row i against all of b
     if same is not None:

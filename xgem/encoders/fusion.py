@@ -1,4 +1,4 @@
-"""Contexts of several prompts become one (XGeM 2.2, Eq. 2)."""
+"""Fusion of several prompts into one context (XGeM 2.2, Eq. 2)."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from xgem.types import Context, Encoded, InputError
 class ContextFusion(nn.Module):
     """Fuses any subset of a generator's prompts.
 
-    ``tokens`` mode: the token sequences of all prompts, each projected and marked with a learned modality embedding,
-    behind one learned null token; the sum of the pooled vectors is handed on for the time embedding, so that a second
-    prompt takes nothing from the first.
-    ``pooled`` mode (the paper's): their mean is handed on, and is the only token. Cross-attention over a single token
-    has nothing to choose from (its softmax is 1), which is why the other mode exists.
+    ``tokens`` mode: one learned null token, then the token sequences of all prompts, each projected and summed with a
+    learned modality embedding. The pooled vectors are summed for the time embedding, so that a second prompt does not
+    weaken the first.
+    ``pooled`` mode (as in the paper): the pooled vectors are averaged, and their mean is also the only token.
+    Cross-attention over a single token is constant (its softmax is 1), hence the other mode.
 
     The null context is the null token alone, with a pooled vector of zeros.
     """
@@ -42,7 +42,7 @@ class ContextFusion(nn.Module):
         return Context(tokens, mask, tokens.new_zeros(batch, self.pooled_dim))
 
     def forward(self, encoded: Mapping[str, Encoded], keep: Mapping[str, Tensor] | None = None) -> Context:
-        """Fuse ``encoded``; ``keep`` (b,) bool by prompt drops prompts of single samples (all dropped: null)."""
+        """Fuse ``encoded``. ``keep`` (b,) bool per prompt: False drops it for that sample; all dropped gives null."""
         # b batch, p prompts, d pooled width, n tokens, c context width
         unknown = sorted(set(encoded) - set(self.prompts))
         if unknown:
@@ -71,14 +71,14 @@ class ContextFusion(nn.Module):
 
 
 def fill(context: Context, width: int) -> Context:
-    """Pad with masked tokens to ``width`` tokens in all."""
+    """Pad a context with masked tokens to ``width`` tokens in total."""
     lacking = width - context.tokens.shape[1]
     tokens, mask = nn.functional.pad(context.tokens, (0, 0, 0, lacking)), nn.functional.pad(context.mask, (0, lacking))
     return Context(tokens, mask, context.pooled)
 
 
 def stack(contexts: Sequence[Context], width: int = 0) -> Context:
-    """Contexts as one batch, padded to ``width`` tokens, or to the longest context where that has more."""
+    """Contexts as one batch, padded to ``width`` tokens or to the longest context, whichever is more."""
     width = max(width, *(context.tokens.shape[1] for context in contexts))
     filled = [fill(context, width) for context in contexts]
     return Context(

@@ -19,8 +19,8 @@ from xgem.types import Encoded, ShapeError
 class ImageEncoder(PromptEncoder):
     """An open_clip ViT: (b, 1, s, s) in [-1, 1] to a unit vector (b, d) and patch tokens (b, n, c).
 
-    The one channel is repeated three times, as pretrained towers expect. With ``config.resize`` square images of
-    another size are resized first, antialiased (towers of 224 pixels for images of 256); else they are a ShapeError.
+    The grey channel is repeated three times, as pretrained towers expect. With ``config.resize``, square images of
+    another size are first resized with antialiasing (256 pixels to a 224-pixel tower); otherwise ShapeError.
     """
 
     kind = "image_encoder"
@@ -51,7 +51,7 @@ class ImageEncoder(PromptEncoder):
 
     @classmethod
     def of_towers(cls, config: ImageEncoderConfig, towers: Towers) -> Self:
-        """The encoder that is the image tower of ``towers``."""
+        """An encoder around the image tower of ``towers``."""
         visual = towers.visual
         visual.output_tokens = True
         module = cls(config.model_copy(update={"image_size": towers.image_size, "embed_dim": towers.embed_dim}), visual)

@@ -1,4 +1,4 @@
-"""Pretrained open_clip towers: from a hub id or a local directory, and back from a saved architecture."""
+"""Pretrained open_clip towers, from a hub id or a local directory, or rebuilt from a saved architecture."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from xgem.types import CheckpointError
 
 @dataclass
 class Towers:
-    """Both towers of an open_clip model and what is needed to build them again without its weights."""
+    """Both towers of an open_clip model, and the configuration that rebuilds them without pretrained weights."""
 
     visual: Any
     text: Any
@@ -25,7 +25,7 @@ class Towers:
 
     @property
     def normalisation(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
-        """Mean and standard deviation of the three channels in [0, 1] that the towers were trained with."""
+        """Channel means and standard deviations (3 each, images in [0, 1]) that the towers were trained with."""
         mean, std = (self.preprocess_cfg.get(key) for key in ("mean", "std"))
         return tuple(mean or open_clip.OPENAI_DATASET_MEAN), tuple(std or open_clip.OPENAI_DATASET_STD)
 
@@ -42,7 +42,7 @@ class Towers:
         return int(self.model_cfg["text_cfg"].get("context_length", 77))
 
     def described(self) -> Towers:
-        """Without the towers themselves, so that keeping the description keeps no weights alive."""
+        """A copy without the towers, which does not keep their weights in memory."""
         return replace(self, visual=None, text=None)
 
     def save_architecture(self, directory: Path) -> None:
@@ -74,7 +74,7 @@ def load_towers(source: str) -> Towers:
     """Towers with their weights from ``source``: a directory with ``open_clip_config.json`` and
     ``open_clip_model.safetensors``, or a hub id (``org/name``) laid out the same way.
 
-    Raises CheckpointError where it is not there, has no safetensors, or does not fit its own configuration.
+    Raises CheckpointError if it cannot be found, has no safetensors file, or does not match its configuration.
     """
     folder = Path(source)
     if not folder.is_dir():
@@ -82,7 +82,7 @@ def load_towers(source: str) -> Towers:
 
         try:
             folder = Path(snapshot_download(source, allow_patterns=["open_clip_*.json", "open_clip_model.safetensors"]))
-        except Exception as error:  # the hub client raises many kinds; all mean that the towers are out of reach
+        except Exception as error:  # the hub client raises many types; all mean that the towers cannot be fetched
             raise CheckpointError(
                 f"open_clip towers {source!r}: no such directory, and the hub did not answer ({type(error).__name__}): "
                 "give a local directory"
@@ -109,10 +109,10 @@ def load_towers(source: str) -> Towers:
 
 
 def saved_architecture(directory: Path) -> Towers:
-    """The towers that ``save_architecture`` described, with fresh weights."""
+    """Towers with fresh weights, from the files of ``save_architecture``."""
     return fresh_towers(_read(directory / "open_clip_config.json"))
 
 
 def fresh_towers(read: dict[str, Any]) -> Towers:
-    """The towers of an open_clip configuration, with fresh weights."""
+    """Towers with fresh weights, from the contents of an open_clip configuration."""
     return _towers(_build(read["model_cfg"]), read)

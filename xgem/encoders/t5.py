@@ -21,10 +21,10 @@ _ARCHITECTURE = "t5_architecture.json"
 
 
 class T5Encoder(PromptEncoder):
-    """b texts to T5's token states (b, n, c), of which there are at most ``config.max_length``.
+    """b texts to T5's hidden states (b, n, c), n at most ``config.max_length``.
 
-    T5 has no vector for a whole text: ``pooled`` (b, c) is the mean of the states that count, at unit length. Diffusion
-    transformers do not read it.
+    T5 has no pooled output: ``pooled`` (b, c) is the mean of the unmasked states, scaled to unit length. Diffusion
+    transformers do not use it.
     """
 
     kind = "t5_encoder"
@@ -46,15 +46,21 @@ class T5Encoder(PromptEncoder):
             return cls(config, tokenizer, T5EncoderModel(T5Config.from_dict(architecture)))
         if config.pretrained is not None:
             t5, tokenizer = load_pretrained(T5EncoderModel, config.pretrained), load_tokenizer(config.pretrained)
-            found = t5.config
-            sizes = {"width": found.d_model, "layers": found.num_layers, "heads": found.num_heads, "d_ff": found.d_ff}
-            return cls(config.model_copy(update={**sizes, "vocab_size": found.vocab_size}), tokenizer, t5)
+            source = t5.config
+            sizes = {
+                "width": source.d_model,
+                "layers": source.num_layers,
+                "heads": source.num_heads,
+                "d_ff": source.d_ff,
+                "vocab_size": source.vocab_size,
+            }
+            return cls(config.model_copy(update=sizes), tokenizer, t5)
         if tokenizer is None:
             raise ConfigError("T5 encoder: expected a tokenizer, got none: set pretrained to a T5 that brings its own")
         return cls(config, tokenizer)
 
     def to(self, *args: Any, **kwargs: Any) -> Self:
-        """As a module's ``to``; ``config.on_cpu`` keeps it where it is."""
+        """As ``nn.Module.to``, except that ``config.on_cpu`` keeps the encoder on its device."""
         if not self.config.on_cpu:
             return super().to(*args, **kwargs)
         dtype = kwargs.get("dtype", next((value for value in args if isinstance(value, torch.dtype)), None))
@@ -70,7 +76,7 @@ class T5Encoder(PromptEncoder):
         return text.lower() if self.config.lowercase else text
 
     def notes(self, value: str, limit: int | None = None) -> tuple[str, ...]:
-        """Says so where a text is longer than the encoder reads, or than ``limit`` tokens."""
+        """A note if the text will be truncated, to the encoder's maximum length or to ``limit`` tokens."""
         return self._cut(len(self.tokenizer(self._cased(value))["input_ids"]), limit)
 
     def encode(self, batch: list[str]) -> Encoded:
@@ -85,9 +91,7 @@ class T5Encoder(PromptEncoder):
             input_ids=ids["input_ids"], attention_mask=ids["attention_mask"]
         ).last_hidden_state  # (b, n, c)
         mask = ids["attention_mask"].bool()  # (b, n)
-        pooled = tokens.masked_fill(~mask[..., None], 0).sum(
-            dim=1
-        )  # (b, c); a mean but for its length, normalised next
+        pooled = tokens.masked_fill(~mask[..., None], 0).sum(dim=1)  # (b, c); normalised next, so the sum does
         return Encoded(F.normalize(pooled, dim=-1), tokens, mask)
 
     forward = encode
@@ -109,7 +113,7 @@ def _t5_config(config: T5EncoderConfig, tokenizer: Any) -> T5Config:
 
 
 def _quantize_on_cuda(t5: nn.Module) -> None:
-    """Give ``t5`` bitsandbytes' linear layers: they hold the weights as they are until they are moved to the device."""
+    """Replace the linear layers of ``t5`` by bitsandbytes', which quantise their weights when moved to the device."""
     if not torch.cuda.is_available():
         raise DeviceError("T5 encoder: quantize 4bit needs a CUDA device, there is none: set quantize to none")
     try:

@@ -20,7 +20,7 @@ from xgem.types import ConfigError, Encoded, InputError
 class TextEncoder(PromptEncoder):
     """An open_clip text transformer: b texts to a unit vector (b, d) and token states (b, n, c).
 
-    Attention is causal, as in CLIP, so that no token sees the padding behind it; the vector is read at ``</s>``.
+    Attention is causal, as in CLIP, so that no token attends to padding; the vector is the state at ``</s>``.
     """
 
     kind = "text_encoder"
@@ -57,7 +57,7 @@ class TextEncoder(PromptEncoder):
 
     @classmethod
     def of_towers(cls, config: TextEncoderConfig, towers: Towers) -> Self:
-        """The encoder that is the text tower of ``towers``."""
+        """An encoder around the text tower of ``towers``."""
         text = towers.text
         text.output_tokens = True
         config = config.model_copy(update={"max_length": towers.context_length, "embed_dim": towers.embed_dim})
@@ -72,9 +72,9 @@ class TextEncoder(PromptEncoder):
             self.tokenizer.save_pretrained(str(directory / "tokenizer"))
 
     def notes(self, value: str, limit: int | None = None) -> tuple[str, ...]:
-        """Says so where a text is longer than the encoder reads, or than ``limit`` tokens."""
+        """A note if the text will be truncated, to the encoder's maximum length or to ``limit`` tokens."""
         if self.config.pretrained is not None:
-            return ()  # open_clip's tokenizers pad and truncate to their own length without telling
+            return ()  # open_clip's tokenizers truncate without reporting the original length
         return self._cut(len(self.tokenizer(value)["input_ids"]), limit)
 
     def tokenize(self, texts: list[str]) -> Tensor:
@@ -95,13 +95,13 @@ class TextEncoder(PromptEncoder):
         """As ``encode``, from token ids (b, n)."""
         pooled, tokens = self.text(ids) if self.config.pretrained is not None else self._short(ids)  # (b, d), (b, n, c)
         eos = self.text.eos_id if self.config.pretrained is None else None
-        # CLIP's own tokenizer has the end of the text as its largest id.
+        # In CLIP's own vocabulary, the end of the text has the largest id
         ends = torch.eq(ids, eos).int().argmax(dim=1) if eos is not None else ids.argmax(dim=1)  # (b,)
         mask = torch.arange(ids.shape[1], device=ids.device) <= ends[:, None]  # (b, n), True up to the end
         return Encoded(F.normalize(pooled, dim=-1), tokens, mask)
 
     def _short(self, ids: Tensor) -> tuple[Tensor, Tensor]:
-        """open_clip's forward pass for sequences shorter than its context, without computing the padding."""
+        """open_clip's forward pass of ids (b, n), n below its context length, without padding: (b, d), (b, n, c)."""
         n, text = ids.shape[1], self.text
         x = text.token_embedding(ids) + text.positional_embedding[:n]  # (b, n, c)
         tokens = text.ln_final(text.transformer(x, attn_mask=text.attn_mask[:n, :n]))

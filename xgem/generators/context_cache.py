@@ -1,5 +1,5 @@
-"""What is known before the first denoising step is computed once: a context's keys and values, its pooled embedding,
-and the time embeddings of all steps."""
+"""Caches for sampling: keys and values of a context, its pooled embedding, and the time embeddings of all steps are
+computed once per request instead of once per step."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from torch import Tensor, nn
 
 
 def _heads(layer: nn.Module | None, x: Tensor, heads: int) -> Tensor:
-    """``layer`` of x (b, n, c) as (b, heads, n, width / heads)."""
-    assert layer is not None  # diffusers leaves some out in kinds of attention that no xgem model has
+    """``layer(x)``, x (b, n, c), split into heads: (b, heads, n, width / heads)."""
+    assert layer is not None  # only in attention types that no xgem model uses
     b, n, _ = x.shape
     return layer(x).view(b, n, heads, -1).transpose(1, 2)
 
 
 class ContextCachingProcessor:
-    """Scaled dot-product attention for diffusers' ``Attention``; inside ``reused_context`` the keys and values of a
-    context tensor are kept as long as the very same tensor comes again."""
+    """Scaled dot-product attention for diffusers' ``Attention``. Inside ``reused_context``, the keys and values of a
+    context are reused as long as the same tensor object is passed."""
 
     def __init__(self) -> None:
         self.enabled = False
@@ -63,7 +63,7 @@ class ContextCachingProcessor:
 
 
 class PooledEmbedding(TimestepEmbedding):
-    """The MLP that takes the pooled context to the time embedding's space; kept like the keys and values above."""
+    """The MLP from the pooled context (b, d) to the time embedding's space; cached like the keys and values above."""
 
     enabled = False
     _kept: tuple[Tensor, Tensor] | None = None
@@ -82,13 +82,13 @@ class PooledEmbedding(TimestepEmbedding):
 
 
 class TimeEmbedding(TimestepEmbedding):
-    """The MLP of the sinusoidal time embedding; inside ``reused_context`` looked up, all steps from one call."""
+    """The MLP of the sinusoidal time embedding; inside ``reused_context``, a lookup in a table of all steps."""
 
     _table: Tensor | None = None
     _row: Tensor | None = None
 
     def prepare(self, timesteps: Tensor | None) -> None:
-        """Embed the timesteps (n,) of a request; None forgets them."""
+        """Embed all timesteps (n,) of a request at once; None clears the table."""
         self._table = self._row = None
         if timesteps is not None:
             weight = self.linear_1.weight
@@ -99,7 +99,7 @@ class TimeEmbedding(TimestepEmbedding):
 
     def at(self, step: int) -> None:
         assert self._table is not None
-        self._row = self._table[step]  # not the number: a compiled transformer would be compiled for every step
+        self._row = self._table[step]  # a tensor: given the step number, torch.compile would recompile every step
 
     def forward(self, sample: Tensor, condition: Tensor | None = None) -> Tensor:
         if self._row is not None:
@@ -108,18 +108,18 @@ class TimeEmbedding(TimestepEmbedding):
 
 
 def install_context_cache(module: nn.Module) -> None:
-    """Give every ``Attention`` below ``module`` the caching processor."""
+    """Set the caching processor on every ``Attention`` in ``module``."""
     for child in module.modules():
         if isinstance(child, Attention):
-            child.set_processor(cast(Any, ContextCachingProcessor()))  # diffusers' annotation lists its own only
+            child.set_processor(cast(Any, ContextCachingProcessor()))  # annotated for diffusers' own processors only
 
 
 @contextmanager
 def reused_context(module: nn.Module, timesteps: Tensor) -> Iterator[Callable[[int], None]]:
     """Within this block, contexts are projected once and ``timesteps`` (n,) embedded once.
 
-    Yields a function to call with the number of each step before it. Only for inference: nothing may change the weights
-    meanwhile.
+    Yields a function to call with the step number before each step. For inference only: the weights must not change
+    inside the block. With gradients enabled, nothing is cached.
     """
     if torch.is_grad_enabled():
         yield lambda step: None

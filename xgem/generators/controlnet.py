@@ -18,9 +18,9 @@ from xgem.types import CheckpointError, ShapeError
 class ControlNet(Component):
     """Trainable copies of a transformer's first blocks, which read an annotation image's latents.
 
-    Copy i reads what copy i - 1 made of the annotation, with the transformer's own captions and times; the first adds
-    the annotation to what the transformer's first block made of the noisy latents. What copy i makes enters the
-    transformer's block i + 1 through a linear layer that starts at zero, so that fresh weights change nothing.
+    Copy i takes the output of copy i - 1, with the transformer's own captions and timesteps; the first takes the sum of
+    the annotation's patches and the output of the transformer's first block. The output of copy i is added to the input
+    of the transformer's block i + 1 through a zero-initialised linear layer, so that fresh weights change nothing.
     """
 
     kind = "controlnet"
@@ -31,7 +31,9 @@ class ControlNet(Component):
         same = config.model_dump(include=set(SHARED_WITH_CONTROL))
         donor = DiT(DiTGeneratorConfig(modality="", prompts=("",), depth=config.blocks, **same)).pixart
         self.patches, self.blocks = donor.pos_embed, donor.transformer_blocks
-        self.enter = nn.Linear(config.width, config.width)  # not zero: what it lets in is what the rest learns from
+        self.enter = nn.Linear(
+            config.width, config.width
+        )  # not zero: the copies see the annotation from the first step
         self.leave = nn.ModuleList([nn.Linear(config.width, config.width) for _ in range(config.blocks)])
         for layer in self.leave:
             for parameter in layer.parameters():
@@ -39,30 +41,31 @@ class ControlNet(Component):
 
     @classmethod
     def copying(cls, config: ControlNetConfig, transformer: DiT) -> Self:
-        """Start as copies of ``transformer``'s blocks."""
+        """A ControlNet whose blocks are initialised from those of ``transformer``."""
         control = cls(config)
         control.patches.load_state_dict(transformer.pixart.pos_embed.state_dict())
-        for own, block in zip(control.blocks, transformer.pixart.transformer_blocks, strict=False):
-            own.load_state_dict(block.state_dict())
+        for copy, block in zip(control.blocks, transformer.pixart.transformer_blocks, strict=False):
+            copy.load_state_dict(block.state_dict())
         return control
 
     @contextmanager
     def steering(self, transformer: DiT, annotation: Tensor, scale: float | Tensor = 1.0) -> Iterator[None]:
-        """Within this block ``transformer`` follows the ``annotation`` (b, c, h, w), latents of an annotation image.
+        """Within this block ``transformer`` follows ``annotation`` (b, c, h, w), the latents of annotation images.
 
-        Of a longer batch the first b follow. Under classifier-free guidance those are the ones with a context, so that
-        guidance strengthens the annotation as it does the context. ``scale``: how strongly, one number or one a sample.
+        In a larger batch, only the first b rows are controlled. Under classifier-free guidance these are the
+        conditional half, so that guidance amplifies the annotation as it does the context. ``scale``: conditioning
+        scale, one number or (b,).
         """
         if annotation.shape[1:] != self.config.latent_shape:
             raise ShapeError(f"ControlNet: expected (b, {self.config.latent_shape}), got {tuple(annotation.shape)}")
         blocks = transformer.pixart.transformer_blocks
         if len(blocks) <= len(self.blocks):
             raise CheckpointError(
-                f"the ControlNet steers blocks 1 to {len(self.blocks)}, this transformer has {len(blocks)} blocks: "
+                f"the ControlNet controls blocks 1 to {len(self.blocks)}, but this transformer has {len(blocks)}: "
                 "they are not of the same model"
             )
         # n patches, d width of the transformer; b annotations, b' rows of the transformer's batch
-        entered: list[Tensor] = [self.enter(self.patches(annotation))]  # (b, n, d)
+        inputs: list[Tensor] = [self.enter(self.patches(annotation))]  # (b, n, d), one per copy
         strength = scale.view(-1, 1, 1) if isinstance(scale, Tensor) else scale
         b = len(annotation)
 
@@ -72,16 +75,16 @@ class ControlNet(Component):
                 hidden, rest = (args[0], args[1:]) if args else (kwargs["hidden_states"], ())  # (b', n, d)
                 kwargs = {key: value for key, value in kwargs.items() if key != "hidden_states"}
 
-                def following(value: Any) -> Any:
+                def controlled(value: Any) -> Any:
                     return value[:b] if isinstance(value, Tensor) and len(value) == len(hidden) else value
 
-                # Copy `index` reads the annotation; what it makes is added in front of this block
-                c = entered[index] + hidden[:b] if index == 0 else entered[index]
-                made = self.blocks[index](c, *map(following, rest), **{k: following(v) for k, v in kwargs.items()})
-                del entered[index + 1 :]
-                entered.append(made)
-                steered = hidden[:b] + self.leave[index](made) * strength
-                return (torch.cat([steered, hidden[b:]]), *rest), kwargs
+                # Copy `index` runs first; its output is added to the input of this block
+                c = inputs[index] + hidden[:b] if index == 0 else inputs[index]  # (b, n, d)
+                output = self.blocks[index](c, *map(controlled, rest), **{k: controlled(v) for k, v in kwargs.items()})
+                del inputs[index + 1 :]  # those of the previous step
+                inputs.append(output)
+                steered = hidden[:b] + self.leave[index](output) * strength
+                return (torch.cat([steered, hidden[b:]]), *rest), kwargs  # (b', n, d)
 
             return steer
 

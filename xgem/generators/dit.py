@@ -1,4 +1,4 @@
-"""The diffusion transformer of ChexGen: diffusers' PixArt blocks, with captions projected once a request."""
+"""The diffusion transformer of ChexGen: diffusers' PixArt blocks, with captions projected once per request."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from xgem.types import Context, Encoded, InputError, ShapeError
 class CaptionContext(nn.Module):
     """Caption tokens through the caption MLP; the null context is a learned caption, through the same MLP.
 
-    Captions of a batch may drop out one by one (``keep``): they become the learned one.
+    Captions of single samples can be dropped (``keep``): the learned one replaces them.
     """
 
     def __init__(
@@ -49,7 +49,7 @@ class CaptionContext(nn.Module):
         item = encoded[self.prompt]
         tokens, mask = item.tokens[:, : self.length], item.mask[:, : self.length]  # (b, n, c), (b, n)
         if keep is not None and not bool(keep[self.prompt].all()):
-            # Rows that drop out become the learned caption, which has all tokens
+            # Dropped rows become the learned caption, which uses all tokens
             kept = keep[self.prompt].to(tokens.device)[:, None]  # (b, 1)
             lacking = self.length - tokens.shape[1]
             tokens = nn.functional.pad(tokens, (0, 0, 0, lacking))
@@ -58,15 +58,15 @@ class CaptionContext(nn.Module):
         return self._context(tokens, mask)
 
     def _context(self, tokens: Tensor, mask: Tensor) -> Context:
-        """The projected captions, padded with masked tokens to a multiple of 16, for which attention is faster."""
+        """Projected captions (b, n, width), padded with masked tokens to a multiple of 16 for faster attention."""
         context = Context(self.project(tokens), mask, tokens.new_zeros(len(tokens), self.pooled_dim))
         return fill(context, math.ceil(mask.shape[1] / 16) * 16)
 
 
 class DiT(nn.Module):
-    """(b, c, h, w) noisy latents, (b,) timesteps and a context to a prediction of the latents' shape.
+    """Noisy latents (b, c, h, w), timesteps (b,) and a context to a prediction (b, c, h, w).
 
-    With ``learned_sigma`` the network also gives a variance, which ``forward`` leaves out (``predict`` has both).
+    With ``learned_sigma`` the network also predicts a variance: ``predict`` returns both, ``forward`` only the former.
     """
 
     def __init__(self, config: DiTGeneratorConfig) -> None:
@@ -82,9 +82,9 @@ class DiT(nn.Module):
             cross_attention_dim=config.width,
             sample_size=side,
             patch_size=config.patch_size,
-            caption_channels=None,  # CaptionContext projects captions, once a request
+            caption_channels=None,  # CaptionContext projects captions, once per request
             use_additional_conditions=False,
-            interpolation_scale=cast(int, config.position_scale),  # divides positions, whole or not
+            interpolation_scale=cast(int, config.position_scale),  # divides positions; need not be an integer
         )
         embedder = cast(TimestepEmbedding, self.pixart.adaln_single.emb.timestep_embedder)
         time = TimeEmbedding(embedder.linear_1.in_features, embedder.linear_1.out_features)
@@ -95,7 +95,7 @@ class DiT(nn.Module):
         install_onednn_linear(self.pixart)
 
     def predict(self, z: Tensor, t: Tensor, context: Context) -> Tensor:
-        """All output channels: the prediction and, with a learned sigma, the variance's interpolation behind it."""
+        """All output channels: the prediction, then (with a learned sigma) the interpolation of the variance."""
         if z.shape[1:] != self.latent_shape:
             raise ShapeError(f"diffusion transformer: expected (b, {self.latent_shape}), got {tuple(z.shape)}")
         return self.pixart(  # (b, c or 2c, h, w)

@@ -13,7 +13,7 @@ from xgem.types import Context, ShapeError
 
 
 class ImageUNet(nn.Module):
-    """(b, c, h, w) noisy latents, (b,) timesteps and a context to a prediction of the latents' shape."""
+    """Noisy latents (b, c, h, w), timesteps (b,) and a context to a prediction (b, c, h, w)."""
 
     def __init__(self, config: ImageGeneratorConfig) -> None:
         super().__init__()
@@ -27,7 +27,7 @@ class ImageUNet(nn.Module):
             up_block_types=tuple("CrossAttnUpBlock2D" if has else "UpBlock2D" for has in reversed(attention)),
             block_out_channels=config.block_out_channels,
             layers_per_block=config.layers_per_block,
-            attention_head_dim=cast("int | tuple[int]", config.attention_head_dim),  # one a level, whatever this says
+            attention_head_dim=cast("int | tuple[int]", config.attention_head_dim),  # diffusers: one per level
             cross_attention_dim=config.cross_attention_dim,
             norm_num_groups=config.norm_num_groups,
             class_embed_type="projection",
@@ -42,7 +42,7 @@ class ImageUNet(nn.Module):
     def forward(self, z: Tensor, t: Tensor, context: Context) -> Tensor:
         if z.shape[1:] != self.latent_shape:
             raise ShapeError(f"image denoiser: expected (b, {self.latent_shape}), got {tuple(z.shape)}")
-        return self.unet(
+        return self.unet(  # (b, c, h, w)
             z,
             t,
             encoder_hidden_states=context.tokens,

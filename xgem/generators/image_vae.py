@@ -22,11 +22,11 @@ class ImageVAE(Component):
     """Images (b, 1, s, s) in [-1, 1] to latents (b, c, s/f, s/f) of zero mean and unit variance, and back.
 
     Source: XGeM 3.2 (AutoKL, f = 8). With ``patch`` = 1, ``in_channels`` = 3 and a Stable Diffusion VAE this is the
-    paper's codec: the one channel is repeated on the way in and averaged on the way out.
+    paper's codec: the grey channel is repeated on input and averaged on output.
 
-    With ``shortcut`` a linear block transform runs beside the network on both ways and the network learns what it
-    leaves over (the idea of DC-AE's residual autoencoding, Chen et al. 2024). Started from principal components
-    (``fit_shortcut``), the codec is sharp from its first step, which a small network is not after hours.
+    With ``shortcut``, a linear block transform runs in parallel to encoder and decoder, and the network learns the
+    residual (as in DC-AE, Chen et al. 2024). Initialised from principal components (``fit_shortcut``), the codec is
+    sharp from its first step, which a small network alone is not after hours of training.
     """
 
     kind = "image_vae"
@@ -36,7 +36,7 @@ class ImageVAE(Component):
         self.config = config
         levels = len(config.block_out_channels)
         channels = config.in_channels * config.patch**2
-        by_level: dict[str, Any] = {  # diffusers annotates them as tuples of one
+        by_level: dict[str, Any] = {  # annotated as one-element tuples in diffusers
             "down_block_types": ("DownEncoderBlock2D",) * levels,
             "up_block_types": ("UpDecoderBlock2D",) * levels,
             "block_out_channels": config.block_out_channels,
@@ -57,9 +57,9 @@ class ImageVAE(Component):
 
     @torch.no_grad()
     def fit_shortcut(self, images: Tensor, log_variance: float = -6.0) -> None:
-        """Start as principal component analysis of f x f blocks of ``images`` (n, 1, s, s).
+        """Initialise the shortcut from a principal component analysis of f x f blocks of ``images`` (n, 1, s, s).
 
-        The network then adds nothing, latents have unit variance, and the posterior the given log variance.
+        The network then contributes nothing, latents have unit variance, and the posterior has ``log_variance``.
         """
         f, c = self.config.downscale, self.config.latent_channels
         # Principal components of all f x f blocks
@@ -72,13 +72,13 @@ class ImageVAE(Component):
         assert leave_bias is not None
         assert moments is not None
         assert moments.bias is not None
-        # Into the two convolutions: projection at unit variance, and its transpose
+        # Set both convolutions: the projection, scaled to unit variance, and its transpose
         self.enter.weight.copy_((basis / std[:, None]).view(c, 1, f, f))
         enter_bias.copy_(-(basis @ mean) / std)
         self.leave.weight.copy_((basis * std[:, None]).view(c, 1, f, f))
-        # One bias for all pixels of a block: what the mean block has beyond it is what the components leave over.
+        # A single bias for all pixels of a block; the rest of the mean block is left to the components
         leave_bias.fill_(mean.mean())
-        # The network adds nothing yet
+        # Zero the last layers of the network
         for layer in (moments, self.vae.decoder.conv_out):
             for parameter in layer.parameters():
                 nn.init.zeros_(parameter)
@@ -86,22 +86,22 @@ class ImageVAE(Component):
 
     @classmethod
     def from_config(cls, config: ImageVAEConfig, assets: Path | None = None) -> Self:
-        if config.pretrained is None or assets is not None:  # assets: weights follow from the checkpoint
+        if config.pretrained is None or assets is not None:  # with assets, the checkpoint supplies the weights
             return cls(config)
         vae = load_pretrained(AutoencoderKL, config.pretrained)
-        found = vae.config
-        scale = (1.0 / found["scaling_factor"],) * found["latent_channels"]
+        source = vae.config
+        scale = (1.0 / source["scaling_factor"],) * source["latent_channels"]
         config = config.model_copy(
             update={
                 "patch": 1,
                 "shortcut": False,
-                "in_channels": found["in_channels"],
-                "block_out_channels": tuple(found["block_out_channels"]),
-                "layers_per_block": found["layers_per_block"],
-                "latent_channels": found["latent_channels"],
-                "norm_num_groups": found["norm_num_groups"],
-                "mid_block_add_attention": found["mid_block_add_attention"],
-                "latent_mean": (0.0,) * found["latent_channels"],
+                "in_channels": source["in_channels"],
+                "block_out_channels": tuple(source["block_out_channels"]),
+                "layers_per_block": source["layers_per_block"],
+                "latent_channels": source["latent_channels"],
+                "norm_num_groups": source["norm_num_groups"],
+                "mid_block_add_attention": source["mid_block_add_attention"],
+                "latent_mean": (0.0,) * source["latent_channels"],
                 "latent_std": scale,
             }
         )
@@ -115,6 +115,7 @@ class ImageVAE(Component):
         return (self.config.latent_channels, side, side)
 
     def _fold(self, x: Tensor) -> Tensor:
+        """(b, 1, s, s) to (b, channels * p * p, s/p, s/p)."""
         size = self.config.image_size
         if x.ndim != 4 or x.shape[1:] != (1, size, size):
             raise ShapeError(f"image VAE: expected (b, 1, {size}, {size}), got {tuple(x.shape)}")
@@ -122,6 +123,7 @@ class ImageVAE(Component):
         return rearrange(x.expand(-1, self.config.in_channels, -1, -1), "b c (h p) (w q) -> b (c p q) h w", p=p, q=p)
 
     def _unfold(self, x: Tensor) -> Tensor:
+        """The inverse of ``_fold``; channels are averaged."""
         p = self.config.patch
         x = rearrange(x, "b (c p q) h w -> b c (h p) (w q)", p=p, q=p)
         return x.mean(dim=1, keepdim=True)
@@ -135,26 +137,27 @@ class ImageVAE(Component):
         return mean, posterior.logvar
 
     def reconstruct(self, latents: Tensor) -> Tensor:
-        """Decode latents before normalisation; not clamped, so that gradients flow."""
-        decode: Any = self.vae.decode  # annotated for CPU tensors alone
+        """Decode latents (b, c, h, w) before normalisation to (b, 1, s, s); not clamped, to keep gradients."""
+        decode: Any = self.vae.decode  # annotated for CPU tensors only
         x = self._unfold(decode(latents).sample)
         return x + self.leave(latents) if self.config.shortcut else x
 
     def decoder_parameters(self) -> Iterator[nn.Parameter]:
-        """All that ``reconstruct`` uses."""
+        """The parameters that ``reconstruct`` uses."""
         decoder: list[nn.Module | None] = [self.vae.decoder, self.vae.post_quant_conv]
         for part in (*decoder, self.leave if self.config.shortcut else None):
             if part is not None:
                 yield from part.parameters()
 
     def _scale(self, like: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation of the latents, (1, c, 1, 1) each."""
         c = self.config.latent_channels
         mean = like.new_tensor(self.config.latent_mean or (0.0,) * c)
         std = like.new_tensor(self.config.latent_std or (1.0,) * c)
         return mean.view(1, c, 1, 1), std.view(1, c, 1, 1)
 
     def encode(self, batch: Tensor) -> Tensor:
-        """Posterior mean, for repeatability, normalised: (b, 1, s, s) in [-1, 1] to (b, c, s/f, s/f)."""
+        """Normalised posterior mean, which is deterministic: (b, 1, s, s) in [-1, 1] to (b, c, s/f, s/f)."""
         z, _ = self.moments(batch)
         mean, std = self._scale(z)
         return (z - mean) / std

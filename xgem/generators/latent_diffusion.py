@@ -20,12 +20,12 @@ from xgem.types import CheckpointError, Context, Encoded
 
 
 def schedule_arguments(config: DiffusionConfig) -> dict[str, Any]:
-    """The forward process as diffusers' schedulers take it."""
+    """The forward process as arguments of diffusers' schedulers."""
     return config.model_dump()
 
 
 class Fusion(Protocol):
-    """What makes one context of a generator's prompts; a module."""
+    """A module that fuses a generator's prompts into one context."""
 
     def null(self, batch: int) -> Context: ...
 
@@ -62,15 +62,15 @@ class LatentDiffusion(Component):
         return self.fusion(encoded, keep)
 
     def null(self, batch: int) -> Context:
-        """The null context, for guidance and for generation from nothing."""
+        """The null context, for guidance and for unconditional generation."""
         return self.fusion.null(batch)
 
     def forward(self, z: Tensor, t: Tensor, context: Context) -> Tensor:
-        """Prediction (noise or velocity, by ``config.diffusion``) for noisy latents (b, ...) at timesteps (b,)."""
+        """Noise or velocity (b, ...), by ``config.diffusion``, predicted for noisy z (b, ...) at timesteps t (b,)."""
         return self.net(z, t, context)
 
     def noisy(self, z0: Tensor, noise: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-        """``z_t`` and what the denoiser should predict for it: the target of the mean squared error of Eq. 3."""
+        """Noisy latents z_t (b, ...) and the denoiser's target (b, ...) in the mean squared error of Eq. 3."""
         alpha = self.alphas_cumprod[t].view(-1, *[1] * (z0.ndim - 1))  # (b, 1, ...)
         a, s = alpha.sqrt(), (1 - alpha).sqrt()
         # Noise (Ho et al. 2020), or velocity (Salimans & Ho 2022, appendix D)
@@ -91,8 +91,8 @@ class ImageLatentDiffusion(LatentDiffusion):
     def from_config(cls, config: ImageGeneratorConfig, assets: Path | None = None) -> Self:
         """Fresh weights, or those of ``config.pretrained`` (a diffusers UNet by hub id or directory).
 
-        The paper fine-tunes Stable Diffusion's UNet. That one lacks the pooled projection, whose last layer then starts
-        from zero, so that the UNet predicts what it did. Raises CheckpointError where any other weight does not fit.
+        The paper fine-tunes Stable Diffusion's UNet, which has no projection of a pooled context: its last layer is
+        then zero-initialised, so that predictions do not change. Raises CheckpointError if another weight does not fit.
         """
         module = cls(config)
         if config.pretrained is not None and assets is None:

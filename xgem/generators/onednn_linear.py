@@ -1,4 +1,4 @@
-"""Linear layers in float32 on the CPU by oneDNN, where PyTorch would call its BLAS; a GELU in the same pass."""
+"""Linear layers in float32 on the CPU with oneDNN instead of PyTorch's BLAS, with a fused GELU."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from diffusers.models.activations import GELU
 from torch import Tensor, nn
 
-# An operator of its own: torch.compile takes the one it calls with constant weights only.
+# A custom operator: torch.compile accepts the one that it calls only with constant weights.
 torch.library.define("xgem::onednn_linear", "(Tensor x, Tensor weight, Tensor? bias, bool gelu) -> Tensor")
 
 
@@ -23,7 +23,7 @@ def _shape(x: Tensor, weight: Tensor, bias: Tensor | None, gelu: bool) -> Tensor
 
 
 def _linear(layer: nn.Linear, x: Tensor, gelu: bool) -> Tensor:
-    """``layer`` of x, with ``gelu`` through GELU in its tanh form; by oneDNN where there are no gradients."""
+    """``layer(x)``, then the tanh form of GELU if ``gelu``; with oneDNN unless gradients are enabled."""
     weight, bias = layer.weight, layer.bias
     if (
         x.device.type == "cpu"
@@ -37,21 +37,21 @@ def _linear(layer: nn.Linear, x: Tensor, gelu: bool) -> Tensor:
 
 
 class OneDNNLinear(nn.Linear):
-    """``nn.Linear``, by oneDNN where it may."""
+    """``nn.Linear`` with oneDNN where possible."""
 
     def forward(self, input: Tensor) -> Tensor:
         return _linear(self, input, gelu=False)
 
 
 class OneDNNGELU(GELU):
-    """diffusers' linear layer with the tanh form of GELU behind it, both by oneDNN where it may."""
+    """diffusers' linear layer followed by the tanh form of GELU, fused by oneDNN where possible."""
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         return _linear(self.proj, hidden_states, gelu=True)
 
 
 def install_onednn_linear(module: nn.Module) -> None:
-    """Make the linear layers below ``module`` such ones, if this PyTorch has oneDNN. Weights and their names stay."""
+    """Convert the linear layers in ``module`` in place, if PyTorch has oneDNN; weights and names are unchanged."""
     if not torch.backends.mkldnn.is_available():
         return
     for child in module.modules():

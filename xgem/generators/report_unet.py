@@ -19,7 +19,7 @@ def _zero(module: nn.Linear) -> nn.Linear:
 
 
 class TokenLinear(nn.Linear):
-    """Linear over ``mixed`` tokens at once, (b, n, c) to (b, n, out): all of them (a fully connected layer), or 1."""
+    """(b, n, c) to (b, n, out), linear over ``mixed`` tokens jointly: all n (a fully connected layer), or 1."""
 
     def __init__(self, channels: int, out: int, mixed: int) -> None:
         super().__init__(channels * mixed, out * mixed)
@@ -32,7 +32,7 @@ class TokenLinear(nn.Linear):
 
 
 class ResidualBlock(nn.Module):
-    """GroupNorm, SiLU, linear, time added, GroupNorm, SiLU, dropout, linear from zero; (b, n, c) to (b, n, out)."""
+    """GroupNorm, SiLU, linear, plus time, GroupNorm, SiLU, dropout, zero-init linear: (b, n, c) to (b, n, out)."""
 
     def __init__(self, channels: int, out: int, time_dim: int, config: ReportGeneratorConfig) -> None:
         super().__init__()
@@ -49,13 +49,14 @@ class ResidualBlock(nn.Module):
         return norm(x.transpose(1, 2)).transpose(1, 2)
 
     def forward(self, x: Tensor, time: Tensor) -> Tensor:
+        """x (b, n, c), time (b, time_dim)."""
         h = self.fc1(self.act(self._norm(self.norm1, x)))
         h = h + self.time(self.act(time)).view(len(h), -1, h.shape[2])
         return self.skip(x) + self.fc2(self.dropout(self.act(self._norm(self.norm2, h))))
 
 
 class Level(nn.Module):
-    """A residual block and, where ``attends``, a transformer block over the tokens and the context."""
+    """A residual block and, if ``attends``, a transformer block with cross-attention to the context."""
 
     def __init__(self, channels: int, out: int, time_dim: int, config: ReportGeneratorConfig, attends: bool) -> None:
         super().__init__()
@@ -68,6 +69,7 @@ class Level(nn.Module):
         )
 
     def forward(self, x: Tensor, time: Tensor, context: Tensor, mask: Tensor) -> Tensor:
+        """x (b, n, c), time (b, time_dim), context (b, m, width), mask (b, 1, m) added to attention scores."""
         x = self.block(x, time)
         if self.attention is None:
             return x
@@ -75,10 +77,10 @@ class Level(nn.Module):
 
 
 class ReportUNet(nn.Module):
-    """(b, d) noisy latents, (b,) timesteps and a context to (b, d).
+    """Noisy latents (b, d), timesteps (b,) and a context to a prediction (b, d).
 
-    The latent becomes ``tokens`` tokens; widths grow by ``channel_mult`` and shrink back with skips, a linear layer
-    joins neighbouring widths; the last layer is zero-initialised, so that training starts from a prediction of zero.
+    The latent becomes ``tokens`` tokens; widths grow by ``channel_mult`` and shrink again with skip connections, with
+    a linear layer between levels. The last layer is zero-initialised: training starts from a prediction of zero.
     """
 
     def __init__(self, config: ReportGeneratorConfig) -> None:
@@ -92,7 +94,7 @@ class ReportUNet(nn.Module):
         self.enter = nn.Linear(config.latent_dim, config.width * config.tokens)
         widths = [config.width * multiple for multiple in config.channel_mult]
         attention = config.attention or (True,) * len(widths)
-        # Down: levels of growing width, a linear layer between them; every output is kept for a skip
+        # Down: levels of growing width with a linear layer between them; every output has a skip connection
         skips, channels = [config.width], config.width
         self.down, self.up = nn.ModuleList(), nn.ModuleList()
         for depth, (width, attends) in enumerate(zip(widths, attention, strict=True)):
@@ -105,7 +107,7 @@ class ReportUNet(nn.Module):
                 skips.append(channels)
         self.middle = Level(channels, channels, time_dim, config, attends=True)
         self.middle_block = ResidualBlock(channels, channels, time_dim, config)
-        # Up: the same in reverse, one more block a level, as there are skips
+        # Up: the same in reverse, with one more block per level to match the skips
         for depth, (width, attends) in reversed(list(enumerate(zip(widths, attention, strict=True)))):
             for _ in range(config.layers_per_block + 1):
                 self.up.append(Level(channels + skips.pop(), width, time_dim, config, attends))

@@ -17,7 +17,7 @@ from xgem.checkpoints.pretrained import load_pretrained
 from xgem.configs.components import ReportVAEConfig
 from xgem.types import ConfigError, InputError, ShapeError
 
-# transformers renamed it on the way.
+# Renamed between versions of transformers
 _CACHE = "cache" if "cache" in inspect.signature(GPT2LMHeadModel.forward).parameters else "past_key_values"
 
 
@@ -25,7 +25,7 @@ class ReportVAE(Component):
     """Texts to latents (b, d) and back.
 
     Encoder: BERT's pooled first token, then one bias-free linear layer to mean and log variance. Decoder: GPT-2 that
-    gets z twice, as one extra key and value in every layer (memory) and added to every token's embedding.
+    receives z twice: as an extra key and value in every layer (memory), and added to every token's embedding.
     Source: XGeM 3.2 and Optimus 3.1.
     """
 
@@ -48,11 +48,13 @@ class ReportVAE(Component):
         self.to_posterior = nn.Linear(hidden, 2 * config.latent_dim, bias=False)
         self.to_memory = nn.Linear(config.latent_dim, layers * width, bias=False)
         self.to_embedding = nn.Linear(config.latent_dim, width, bias=False)
-        nn.init.zeros_(self.to_embedding.weight)  # else the posterior's first noise drowns the token embeddings
+        nn.init.zeros_(
+            self.to_embedding.weight
+        )  # otherwise the noise of an untrained posterior drowns the token embeddings
 
     @classmethod
     def from_config(cls, config: ReportVAEConfig, assets: Path | None = None, tokenizer: Any = None) -> Self:
-        """``tokenizer`` (small presets) serves both sides; pretrained sides bring their own."""
+        """``tokenizer`` (small presets) is shared by encoder and decoder; pretrained ones have their own."""
         if assets is not None:
             encoder_tokenizer, decoder_tokenizer = (
                 AutoTokenizer.from_pretrained(str(assets / f"{side}_tokenizer"), local_files_only=True)
@@ -60,7 +62,7 @@ class ReportVAE(Component):
             )
             if config.pretrained_encoder is None:
                 return cls(config, encoder_tokenizer, decoder_tokenizer)
-            # Pretrained sides have sizes of their own, which the preset does not repeat.
+            # The preset does not repeat the sizes of pretrained models
             bert_config, gpt2_config = (
                 json.loads((assets / f"{side}_architecture.json").read_text(encoding="utf-8"))
                 for side in ("encoder", "decoder")
@@ -75,7 +77,7 @@ class ReportVAE(Component):
                 AutoTokenizer.from_pretrained(source)
                 for source in (config.pretrained_encoder, config.pretrained_decoder)
             )
-            # GPT-2 has one special token for all ends; a report needs three that differ.
+            # GPT-2 has a single special token; reports need distinct ones for padding, start and end
             decoder_tokenizer.add_special_tokens({"pad_token": "<pad>", "bos_token": "<s>", "eos_token": "</s>"})
             gpt2.resize_token_embeddings(len(decoder_tokenizer))
             return cls(config, encoder_tokenizer, decoder_tokenizer, bert, gpt2)
@@ -108,7 +110,7 @@ class ReportVAE(Component):
         ).to(self._device)
 
     def decoder_ids(self, texts: list[str]) -> Tensor:
-        """(b, n) ids as the decoder learns them: ``<s> text </s> <pad> ...``."""
+        """Target ids (b, n) of the decoder: ``<s> text </s> <pad> ...``."""
         if self.config.pretrained_decoder is None:
             return self._tokenize(self.decoder_tokenizer, texts)["input_ids"]
         tokenizer, room = self.decoder_tokenizer, self.config.max_length - 2
@@ -129,7 +131,7 @@ class ReportVAE(Component):
         return (mean - self.config.latent_mean) / self.config.latent_std
 
     def _memory(self, z: Tensor) -> DynamicCache:
-        """z as one key and value token in every layer."""
+        """z (b, d) as one key and value token in every layer."""
         heads, layers = self.decoder.config.n_head, self.decoder.config.n_layer
         cache = DynamicCache(config=self.decoder.config)
         for layer, part in enumerate(self.to_memory(z).chunk(layers, dim=1)):
@@ -138,7 +140,7 @@ class ReportVAE(Component):
         return cache
 
     def _step(self, ids: Tensor, z: Tensor, cache: DynamicCache, position: int) -> Tensor:
-        """Logits (b, n, vocabulary) of ids (b, n) that stand at ``position`` and after; extends ``cache``."""
+        """Logits (b, n, vocabulary) for ids (b, n) from ``position`` on; extends ``cache``."""
         embedded = self.decoder.transformer.wte(ids) + self.to_embedding(z)[:, None]  # (b, n, width)
         positions = torch.arange(position, position + ids.shape[1], device=ids.device)[None]
         return self.decoder(inputs_embeds=embedded, position_ids=positions, use_cache=True, **{_CACHE: cache}).logits
@@ -148,7 +150,7 @@ class ReportVAE(Component):
         return self._step(ids, z, self._memory(z), 0)
 
     def reconstruction_loss(self, ids: Tensor, z: Tensor, inputs: Tensor | None = None) -> Tensor:
-        """Negative log likelihood (b,) of each text, summed over its tokens; ``inputs`` may hide some of ``ids``."""
+        """Negative log-likelihood (b,) of each text, summed over its tokens; ``inputs``: ``ids`` with some masked."""
         logits = self.logits((ids if inputs is None else inputs)[:, :-1], z)
         pad = self.decoder_tokenizer.pad_token_id
         # Token n of the logits predicts token n + 1 of the text
@@ -159,7 +161,7 @@ class ReportVAE(Component):
     def decode(
         self, z: Tensor, *, greedy: bool = True, generator: torch.Generator | None = None, temperature: float = 1.0
     ) -> list[str]:
-        """Normalised latents (b, d) to texts; greedy, or drawn with ``generator`` (on the CPU) for each token."""
+        """Normalised latents (b, d) to b texts; greedy, or each token sampled with ``generator`` (on the CPU)."""
         if z.shape[1:] != self.latent_shape:
             raise ShapeError(f"report VAE: expected latents (b, {self.latent_shape}), got {tuple(z.shape)}")
         z = z * self.config.latent_std + self.config.latent_mean

@@ -1,4 +1,4 @@
-"""Samplers: plain functions over a denoiser. They know schedules and guidance, no modality."""
+"""Samplers: functions over a denoiser that know noise schedules and guidance, but no modalities."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ Denoiser = Callable[[Tensor, Tensor], Tensor]
 Callback = Callable[[int, int, Tensor], None]
 StepNoise = Callable[[int], Tensor]
 
-# The two DPM-Solvers take the steps of Karras et al. 2022 (eq. 5), which end at the least noise that was trained: with
-# steps even in time, the last one starts from so much noise that the finest detail is averaged away.
+# Both DPM-Solvers use the noise levels of Karras et al. 2022 (eq. 5), which end at the lowest level of training: with
+# uniform timesteps, the last step starts from so much noise that it averages out the finest detail.
 SAMPLERS: dict[str, Callable[[dict[str, Any]], Any]] = {
     "dpmsolver++": lambda schedule: DPMSolverMultistepScheduler(
         algorithm_type="dpmsolver++", solver_order=2, use_karras_sigmas=True, **schedule
@@ -65,21 +65,21 @@ def guided(model: LatentDiffusion, context: Context, scale: float) -> Denoiser:
 
 
 class Environment(Protocol):
-    """What lets outputs that are sampled together see each other (``xgem.alignment.model.Alignment``)."""
+    """Couples outputs that are sampled jointly (implemented by ``xgem.alignment.model.Alignment``)."""
 
     def tokens(self, latents: Mapping[str, Tensor], t: Tensor) -> Mapping[str, Tensor]:
-        """What each output shows of its noisy latents at time ``t``."""
+        """Environment tokens (b, n, d) of each output's noisy latents at timestep ``t``."""
         ...
 
     def seeing(self, name: str, denoiser: nn.Module, tokens: Mapping[str, Tensor]) -> AbstractContextManager[None]:
-        """Within it, output ``name``'s denoiser attends to the others' ``tokens``."""
+        """Within this context, the denoiser of output ``name`` attends to the ``tokens`` of the others."""
         ...
 
 
 @dataclass(frozen=True)
 class Control:
-    """An annotation that steers an output: its image's latents (b, c, h, w), how strongly (one number, or one a
-    sample), and until which share of the steps."""
+    """An annotation that an output follows: latents (b, c, h, w) of the annotation image, conditioning scale (one
+    number or (b,)), and the fraction of the steps after which control ends."""
 
     net: ControlNet
     annotation: Tensor
@@ -87,16 +87,16 @@ class Control:
     end: float = 1.0
 
     def at(self, step: int, steps: int, transformer: Any) -> AbstractContextManager[None]:
-        """Within it, ``transformer`` is steered, if it still is at ``step``."""
+        """Within this context, ``transformer`` is controlled, unless control has ended before ``step``."""
         return self.net.steering(transformer, self.annotation, self.scale) if step < self.end * steps else nullcontext()
 
 
 @dataclass(frozen=True)
 class Output:
-    """One output to sample: its model and context, the noise (b, *latent_shape) it starts from, its guidance.
+    """One output to sample: its model and context, the initial noise (b, *latent_shape), its guidance scale.
 
-    ``step_noise`` is for the samplers in ``STOCHASTIC``. ``kept`` are latents z0 to change, instead of starting from
-    noise alone. ``control`` is for a diffusion transformer.
+    ``step_noise`` is for the samplers in ``STOCHASTIC``. ``kept``: latents z0 (b, *latent_shape) to start from instead
+    of noise alone (SDEdit). ``control``: diffusion transformers only.
     """
 
     model: LatentDiffusion
@@ -118,16 +118,16 @@ def sample_together(
     first_step: int = 0,
     callback: Callable[[str, int, int, Tensor], None] | None = None,
 ) -> dict[str, Tensor]:
-    """Denoise all ``outputs`` in step, to latents z0 by name; with an ``environment`` they see each other all the time.
+    """Denoise all ``outputs`` in lockstep, to latents z0 by name; an ``environment`` couples them at every step.
 
-    Outputs that keep latents join at ``first_step`` (SDEdit, Meng et al. 2022): before it they are those latents, as
-    noisy as the step is. ``callback(name, step, timestep, latents)`` runs for every output after every step.
-    Deterministic given the noise. Several outputs with an environment share each timestep.
+    Outputs with ``kept`` latents are denoised from ``first_step`` on (SDEdit, Meng et al. 2022); before that they are
+    the kept latents at the noise level of the step. ``callback(name, step, timestep, latents)`` runs for every output
+    after every step. Deterministic given the noise.
 
     Raises:
-        InputError: a sampler in ``STOCHASTIC`` without ``step_noise``; outputs of different noise schedules.
+        InputError: a sampler in ``STOCHASTIC`` without ``step_noise``; outputs with different noise schedules.
     """
-    # A scheduler each, as they hold state; all must take the same timesteps
+    # One scheduler per output, as they hold state; all must have the same timesteps
     schedulers = {name: make_scheduler(sampler, output.model.config.diffusion) for name, output in outputs.items()}
     for name, scheduler in schedulers.items():
         if sampler in STOCHASTIC and outputs[name].step_noise is None:
@@ -135,27 +135,27 @@ def sample_together(
         scheduler.set_timesteps(num_inference_steps, device=outputs[name].noise.device)
     timesteps = next(iter(schedulers.values())).timesteps
     if any(not torch.equal(scheduler.timesteps, timesteps) for scheduler in schedulers.values()):
-        raise InputError(f"{', '.join(outputs)} have different noise schedules and cannot be sampled in step")
+        raise InputError(f"{', '.join(outputs)} have different noise schedules and cannot be sampled jointly")
     z = {name: output.noise * schedulers[name].init_noise_sigma for name, output in outputs.items()}  # (b, ...) each
     denoisers = {name: guided(output.model, output.context, output.guidance_scale) for name, output in outputs.items()}
     kept = {name: output.kept for name, output in outputs.items() if output.kept is not None}
     for name in kept:
-        if hasattr(schedulers[name], "set_begin_index"):  # DDIM's goes by the timestep alone
+        if hasattr(schedulers[name], "set_begin_index"):  # DDIM depends on the timestep only
             schedulers[name].set_begin_index(first_step)
     with ExitStack() as caches:
-        # Contexts are projected once, timesteps embedded once
+        # Project contexts and embed timesteps once
         nets = [output.model for output in outputs.values()]
         nets += [output.control.net for output in outputs.values() if output.control is not None]
         at_step = [caches.enter_context(reused_context(net, timesteps)) for net in nets]
         for step, t in enumerate(timesteps):
             if step < first_step and len(kept) == len(outputs):
                 continue
-            for go in at_step:
-                go(step)
-            # Kept latents follow the forward process until they join
+            for set_step in at_step:
+                set_step(step)
+            # Kept latents follow the forward process until `first_step`
             if step <= first_step:
                 z |= {name: _noised(schedulers[name], z0, outputs[name].noise, step) for name, z0 in kept.items()}
-            # All outputs see each other as they were before this step
+            # Every output sees the others as they were before this step
             tokens = {} if environment is None else environment.tokens(z, t)
             for name, output in outputs.items():
                 if name in kept and step < first_step:
@@ -177,7 +177,7 @@ def sample_together(
 
 
 def _noised(scheduler: Any, z0: Tensor, noise: Tensor, step: int) -> Tensor:
-    """``z0`` as noisy as the scheduler takes its sample to be before ``step``."""
+    """``z0`` at the noise level that the scheduler assumes before ``step``."""
     if hasattr(scheduler, "sigmas"):
         sigma = scheduler.sigmas[step].to(z0)
         return (z0 + sigma * noise) / (1 + sigma**2).sqrt()
@@ -196,9 +196,9 @@ def sample(
     step_noise: StepNoise | None = None,
     callback: Callback | None = None,
 ) -> Tensor:
-    """Denoise ``noise`` (b, *latent_shape), standard normal, to latents z0 of the same shape: one output alone.
+    """Denoise ``noise`` (b, *latent_shape), standard normal, to latents z0 of the same shape: a single output.
 
-    ``callback(step, timestep, latents)`` runs after every step. The rest is as in ``sample_together``.
+    ``callback(step, timestep, latents)`` runs after every step. Otherwise as ``sample_together``.
     """
     name = model.config.modality
     return sample_together(
