@@ -54,7 +54,7 @@ def test_sentences_of_several_classes_name_each() -> None:
         ({"balanced": EDEMA, "outputs": ["frontal", "frontal"]}, "duplicate 'frontal'"),
         ({"balanced": EDEMA, "colour": "red"}, "colour: Extra inputs"),
         ({"balanced": EDEMA, "guidance_scale": {"lateral": 2.0}}, "guidance_scale names 'lateral'"),
-        ({"matched": {"manifest": "m.parquet", "split": "test", "inputs": ["demographics"]}}, "matched: inputs"),
+        ({"matched": {"manifest": "m.parquet", "split": "test", "inputs": []}}, "matched: inputs"),
         ({"matched": {"manifest": "m.parquet", "split": "night"}}, "matched.split"),
         ({"matched": {"manifest": "none.parquet", "split": "test"}}, "no such manifest"),
         # What the model cannot do.

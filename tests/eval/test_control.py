@@ -1,8 +1,7 @@
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,35 +14,24 @@ from scipy.stats import pearsonr, spearmanr
 from xgem.configs.components import TransformConfig
 from xgem.data.annotations import Box
 from xgem.data.augment import small_moves
-from xgem.data.manifest import Manifest, Row
 from xgem.data.outlines import Outlines, united
 from xgem.data.study import Study
-from xgem.eval.asked import permuted
-from xgem.eval.control import ControlEvaluation, evaluate_control, reached
-from xgem.eval.control_run import ControlSettings
-from xgem.eval.results import Measure
+from xgem.eval.families.control import KINDS, evaluate, permuted
+from xgem.eval.families.requests import Annotated, Judges, Requested
+from xgem.eval.record import FamilyResult, Metric
 from xgem.judges import segmenter as shapes
-from xgem.judges.classifier import ClassifierConfig
+from xgem.judges.classifier import ClassifierConfig, train_classifier
+from xgem.judges.judge import OwnJudge
 from xgem.judges.segmenter import SegmenterConfig, train_segmenter
 from xgem.metrics import spatial
 from xgem.metrics.agreement import coarse
 from xgem.metrics.bootstrap import Bootstrap
 from xgem.metrics.correlation import compare_correlation, correlation
-from xgem.pipeline.embedding import Evaluated
-from xgem.types import InputError, OutputError
+from xgem.pipeline.embedding import PromptEncoders
+from xgem.types import InputError, NotComputed
 
 SIZE = 32
 TRAINED, JUDGED = 96, 24
-INPUTS = ("report", "mask", "boxes", "severity", "demographics")
-SETTINGS = ControlSettings(
-    num_samples=2,
-    batch_size=7,
-    bootstrap=200,
-    sheet_rows=2,
-    classifier=ClassifierConfig(size=SIZE, width=8, epochs=12, batch_size=16),
-    segmenter=SegmenterConfig(width=8, epochs=15),
-    patient=ClassifierConfig(size=SIZE, width=8, epochs=12, batch_size=16),
-)
 GREY = {"left lung": 50, "right lung": 50, "cardiomediastinum": 220}
 
 
@@ -84,214 +72,189 @@ def paint(request: Mapping[str, Any], rng: np.random.Generator) -> np.ndarray:
     return np.clip(image, 0, 255).astype(np.uint8)
 
 
+def answered(request: Mapping[str, Any], kind: str, *, listens: bool, rng: np.random.Generator) -> np.ndarray:
+    """What a model paints that gets one kind of the request alone, or that ignores it."""
+    shown = some_request(rng)
+    if listens:
+        shown[kind] = request[kind]
+    return paint(shown, rng)
+
+
 @dataclass(frozen=True)
-class AnnotatedManifest(Manifest):
-    """A manifest whose studies carry annotations."""
+class World:
+    """The first JUDGED studies are evaluated, the others are trained on."""
 
-    annotations: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    studies: tuple[Study, ...]
+    requests: tuple[dict[str, Any], ...]
+    images: np.ndarray
+    cache: Path
 
-    def studies(self, split: str | None = None) -> list[Study]:
-        return [replace(study, **self.annotations.get(study.id, {})) for study in super().studies(split)]
+    def requested(self, kind: str, *, listens: bool = True, count: int = 2) -> Requested:
+        rng = np.random.default_rng(7)
+        samples = [
+            np.stack([answered(one, kind, listens=listens, rng=rng) for one in self.requests[:JUDGED]])
+            for _ in range(count)
+        ]
+        return Requested(
+            Annotated(self.studies[:JUDGED], self.images[:JUDGED]),
+            samples,
+            Annotated(self.studies[JUDGED:], self.images[JUDGED:]),
+        )
+
+    def judges(self, **options: Any) -> Judges:
+        labels = np.array([float(bool(one["boxes"])) for one in self.requests[JUDGED:]])
+        config = ClassifierConfig(size=SIZE, width=8, epochs=12, batch_size=16)
+        nodules = train_classifier(
+            self.images[JUDGED:], labels[:, None], ("Lung Lesion",), config=config, folder=self.cache
+        )
+        encoders = PromptEncoders("judge", "1" * 8, 16, coarse, lambda texts: np.zeros((len(texts), 256)))
+        return Judges(
+            TransformConfig(size=SIZE),
+            encoders,
+            OwnJudge(nodules, np.array([0.5])),
+            self.cache,
+            "cpu",
+            segmenter=SegmenterConfig(width=8, epochs=15),
+            patient=config,
+            draws=200,
+            **options,
+        )
 
 
 @pytest.fixture(scope="module")
-def manifest(tmp_path_factory: pytest.TempPathFactory) -> AnnotatedManifest:
+def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     folder = tmp_path_factory.mktemp("world")
     rng = np.random.default_rng(0)
-    rows: list[Row] = []
-    annotations: dict[str, dict[str, Any]] = {}
+    studies: list[Study] = []
+    requests: list[dict[str, Any]] = []
+    images: list[np.ndarray] = []
     for i in range(TRAINED + JUDGED):
         name, request = f"s{i:03d}", some_request(rng)
-        nodule = i < JUDGED or rng.random() < 0.5
-        shown = request if nodule else request | {"boxes": []}
-        Image.fromarray(paint(shown, rng)).save(folder / f"{name}.png")
-        labels = ("Cardiomegaly",) * (request["report"] == "Cardiomegaly.") + ("Nodule",) * nodule
-        shared: dict[str, Any] = {"labels": labels or ("normal",), "impression": request["report"], "source": "openi"}
-        shared |= request["demographics"]
-        split = "val" if i < JUDGED else "train"
-        rows.append(Row(study=name, subject=name, split=split, view="frontal", file=f"{name}.png", **shared))
+        if i >= JUDGED and rng.random() < 0.5:
+            request["boxes"] = []
         masks: dict[str, tuple[Path, ...]] = {}
         for structure, mask in request["mask"].items():
             file = folder / f"{name}_{structure}_mask.png"
             Image.fromarray(mask).save(file)
             masks[structure] = (file,)
-        boxes = tuple(Box(box["label"], *box["bbox"]) for box in shown["boxes"])
-        annotations[name] = {"masks": masks, "boxes": boxes, "severity": request["severity"]}
-    return AnnotatedManifest(tuple(rows), folder, annotations)
+        boxes = tuple(Box(box["label"], *box["bbox"]) for box in request["boxes"])
+        people: dict[str, Any] = request["demographics"]
+        severity = request["severity"]
+        studies.append(Study(name, name, "val", masks=masks, boxes=boxes, severity=severity, **people))
+        requests.append(request)
+        images.append(paint(request, rng))
+    return World(tuple(studies), tuple(requests), np.stack(images), folder / "cache")
 
 
-@dataclass
-class Generated:
-    outputs: dict[str, list[Any]]
-
-
-def model(*, listens: bool = True, inputs: tuple[str, ...] = INPUTS) -> Evaluated:
-    """A model that paints what it is asked for and the rest at random, or one that is deaf."""
-
-    def pipe(requests: list[dict[str, Any]], outputs: list[str], **options: Any) -> list[Generated]:
-        assert outputs == ["frontal"]
-        made: list[Generated] = []
-        for request, seed in zip(requests, options["seed"], strict=True):
-            assert len(request) == 1, "each input is given alone"
-            samples: list[Any] = []
-            for k in range(options["num_samples"]):
-                rng = np.random.default_rng([seed, k, 7])
-                shown = some_request(rng) | (request if listens else {})
-                samples.append(Image.fromarray(paint(shown, rng)))
-            made.append(Generated({"frontal": samples}))
-        return made
-
-    def refuse(*_: Any) -> Any:
-        raise AssertionError("the evaluated model has no encoders, and its codec is not asked")
-
-    return Evaluated(
-        name="fake",
-        hash="0" * 8,
-        pipe=pipe,
-        images=("frontal",),
-        reports=(),
-        transform=TransformConfig(size=SIZE),
-        embed=refuse,
-        reconstruct=refuse,
-        inputs=inputs,
-    )
-
-
-def judge() -> Evaluated:
-    """Coarse pixels as embedding, at half the model's size; a report's is the corner that shows its finding."""
-
-    def embed(modality: str, values: Any) -> np.ndarray:
-        if modality == "frontal":
-            assert values.shape[1:] == (16, 16)
-            return coarse(values)
-        signs = np.zeros((len(values), 16, 16))
-        signs[:, 13:, :4] = [[[1 if text == "Cardiomegaly." else -1]] for text in values]
-        return signs.reshape(len(values), -1)
-
-    return replace(model(), name="judge", hash="1" * 8, embed=embed, transform=TransformConfig(size=16))
-
-
-Runs = dict[str, tuple[ControlEvaluation, Path]]
+Results = dict[tuple[str, bool], FamilyResult]
 
 
 @pytest.fixture(scope="module")
-def runs(manifest: AnnotatedManifest, tmp_path_factory: pytest.TempPathFactory) -> Runs:
-    folder = tmp_path_factory.mktemp("runs")
-    options: dict[str, Any] = {"settings": SETTINGS, "cache": folder / "cache", "progress": False}
-    made = {"obeys": model(), "deaf": model(listens=False)}
+def results(world: World) -> Results:
+    judges = world.judges()
     return {
-        name: (evaluate_control(one, judge(), manifest, out=folder / name, **options), folder / name)
-        for name, one in made.items()
+        (kind, listens): evaluate(kind, world.requested(kind, listens=listens), judges)
+        for kind in KINDS
+        for listens in (True, False)
     }
 
 
 CONTROLLED = (
-    *(("masks", f"{kind} {name}") for kind in ("dice", "iou") for name in ("lungs", "heart")),
-    *(("boxes", name) for name in ("contrast to ring", "contrast to other side", "response")),
-    ("severity", "spearman"),
-    ("demographics", "sex AUC"),
-    ("demographics", "age r"),
-    *(("text", name) for name in ("prompt_agreement", "target_agreement", "classifier_agreement", "label_auc")),
+    *(("mask", f"{kind}/{name}") for kind in ("dice", "iou") for name in ("lungs", "heart")),
+    *(("boxes", name) for name in ("contrast_to_ring", "contrast_to_other_side", "response")),
+    ("severity", "severity_spearman"),
+    ("demographics", "sex_auroc"),
+    ("demographics", "age_pearson"),
 )
 
 
-@pytest.mark.parametrize(("family", "name"), CONTROLLED)
-def test_obedience_is_seen_and_deafness_is(runs: Runs, family: str, name: str) -> None:
-    obeys, deaf = (runs[which][0].families[family].measures[name] for which in ("obeys", "deaf"))
-    assert obeys.difference is not None
-    assert deaf.difference is not None
-    assert obeys.difference.low > 0
-    assert deaf.difference.low < 0 < deaf.difference.high or abs(deaf.difference.value) < 0.03
+@pytest.mark.parametrize(("kind", "name"), CONTROLLED)
+def test_a_model_that_obeys_is_told_from_one_that_does_not(results: Results, kind: str, name: str) -> None:
+    obeys, ignores = (results[kind, listens][name] for listens in (True, False))
+    differences = [metric.references["shuffled"].difference for metric in (obeys, ignores)]
+    assert differences[0] is not None
+    assert differences[1] is not None
+    assert differences[0].low > 0
+    assert differences[1].low < 0 < differences[1].high or abs(differences[1].value) < 0.03
+    assert obeys.value is not None
     assert obeys.value.n == JUDGED
+    assert "ceiling" in obeys.references
 
 
-def test_the_planted_truth_is_recovered(runs: Runs) -> None:
-    found = {name: family.measures for name, family in runs["obeys"][0].families.items()}
-    assert found["masks"]["dice lungs"].value.value > 0.8
-    assert found["masks"]["dice lungs"].reference["ceiling"].value > 0.8
-    share, deaf = (reached(runs[name][0].families["masks"].measures["dice lungs"]) for name in ("obeys", "deaf"))
-    assert share is not None
-    assert deaf is not None
-    assert share.value == pytest.approx(1, abs=0.15)
-    assert deaf.value == pytest.approx(0, abs=0.15)
-    assert found["severity"]["spearman"].value.value > 0.8
-    assert found["demographics"]["sex AUC"].value.value > 0.9
-    assert found["demographics"]["age r"].value.value > 0.6
+def value(metric: Metric) -> float:
+    assert metric.value is not None
+    return metric.value.value
+
+
+def test_the_planted_truth_is_recovered(results: Results) -> None:
+    lungs = results["mask", True]["dice/lungs"]
+    assert value(lungs) > 0.8
+    assert lungs.references["ceiling"].value.value > 0.8
+    ignored = results["mask", False]["dice/lungs"].share_of_ceiling
+    assert lungs.share_of_ceiling is not None
+    assert ignored is not None
+    assert lungs.share_of_ceiling.value == pytest.approx(1, abs=0.15)
+    assert ignored.value == pytest.approx(0, abs=0.15)
+    assert value(results["severity", True]["severity_spearman"]) > 0.8
+    assert value(results["demographics", True]["sex_auroc"]) > 0.9
+    assert value(results["demographics", True]["age_pearson"]) > 0.6
     # A nodule of 60 grey levels; its surroundings may be the edge of a lung or the heart
-    assert found["boxes"]["contrast to ring"].value.value == pytest.approx(60 / 255, abs=0.08)
-    assert found["text"]["label_auc"].value.value > 0.9
+    assert value(results["boxes", True]["contrast_to_ring"]) == pytest.approx(60 / 255, abs=0.1)
 
 
-def test_permutations_say_what_chance_gives(runs: Runs) -> None:
-    for family, name in (("severity", "spearman"), ("demographics", "sex AUC"), ("demographics", "age r")):
-        obeys, deaf = (runs[which][0].families[family] for which in ("obeys", "deaf"))
-        chance = obeys.details["permutations"][name]
+def test_permutations_say_what_chance_gives(results: Results) -> None:
+    for kind, name in (
+        ("severity", "severity_spearman"),
+        ("demographics", "sex_auroc"),
+        ("demographics", "age_pearson"),
+    ):
+        obeys, ignores = (results[kind, listens][name] for listens in (True, False))
+        chance = obeys.settings["permutations"]
         assert chance["p"] <= 0.005
-        assert chance["low"] < chance["high"] < obeys.measures[name].value.value
-        assert deaf.details["permutations"][name]["p"] > 0.02
+        assert chance["low"] < chance["high"] < value(obeys)
+        assert ignores.settings["permutations"]["p"] > 0.02
 
 
-def test_the_run_folder(runs: Runs, manifest: AnnotatedManifest) -> None:
-    _, out = runs["obeys"]
-    stored = json.loads((out / "control.json").read_text())
-    assert stored["settings"]["model"] == {"name": "fake", "hash": "00000000"}
-    assert stored["settings"]["judge"] == {"name": "judge", "hash": "11111111"}
-    assert stored["settings"]["seed"] == 0
-    assert stored["not_computed"] == {}
-    masks = stored["families"]["masks"]
-    assert masks["n"] == JUDGED
-    assert masks["details"]["segmenter"] in masks["measures"]["dice heart"]["space"]
-    assert set(masks["measures"]["dice heart"]) >= {"matched", "shuffled", "difference", "real:ceiling", "reached"}
-    assert set(masks["measures"]["dice heart"]["reached"]) == {"value", "low", "high", "n"}
-    table = (out / "control.md").read_text()
-    assert "| masks | dice lungs | 24 |" in table
-    assert "frechet" not in table
-    assert {path.stem for path in out.glob("control_*.png")} == {f"control_{name}" for name in stored["families"]}
-    with pytest.raises(OutputError, match="holds results already"):
-        evaluate_control(model(), judge(), manifest, out=out, settings=SETTINGS, progress=False)
+def test_the_results_name_their_judges_and_show_images(results: Results) -> None:
+    masks = results["mask", True]
+    assert masks.settings["pairs"] == "mean of 2 samples per study"
+    assert masks["dice/heart"].weights == masks.settings["segmenter"]
+    assert len(masks.examples[0].images) == 7  # requested, real, found in real, and two pairs of generated and found
+    assert results["boxes", True]["response"].extractor == "xgem-classifier"
+    assert "severity" in results["severity", True].examples[0].caption
 
 
-def test_what_cannot_be_computed_says_why(runs: Runs, manifest: AnnotatedManifest, tmp_path: Path) -> None:
-    plain = Manifest(tuple(row.model_copy(update={"age": None, "sex": None}) for row in manifest.rows), manifest.root)
-    cache = runs["obeys"][1].parent / "cache"
-    settings = replace(SETTINGS, num_samples=1)
-    found = evaluate_control(
-        model(), judge(), plain, out=tmp_path / "a", settings=settings, cache=cache, progress=False
+def test_what_cannot_be_computed_says_why(world: World) -> None:
+    judges = world.judges()
+    few = replace(world.requested("mask"), real=Annotated(world.studies[:3], world.images[:3]))
+    for kind in ("mask", "severity", "demographics"):
+        with pytest.raises(NotComputed, match=r"3 evaluated studies with .* expected at least 5"):
+            evaluate(kind, few, judges)
+    with pytest.raises(NotComputed, match="3 evaluated studies with boxes"):
+        evaluate("boxes", few, judges)
+    unjudged = evaluate("boxes", world.requested("boxes"), replace(judges, findings=NotComputed("no labels")))
+    assert unjudged["response"].reason == "no labels"
+    assert unjudged["contrast_to_ring"].value is not None
+    women = tuple(replace(study, sex="F") for study in world.studies[:JUDGED])
+    alike = replace(world.requested("demographics"), real=Annotated(women, world.images[:JUDGED]))
+    assert "0 studies of the rarer sex" in evaluate("demographics", alike, judges)["sex_auroc"].reason
+
+
+def test_a_structure_that_is_rarely_outlined_is_left_out(world: World) -> None:
+    def without(study: Study) -> Study:
+        kept = {key: files for key, files in study.masks.items() if key != "cardiomediastinum"}
+        return study if study.id < "s004" else replace(study, masks=kept)
+
+    rare = world.requested("mask", count=1)
+    rare = replace(
+        rare,
+        real=replace(rare.real, studies=tuple(map(without, rare.real.studies))),
+        training=replace(rare.training, studies=tuple(map(without, rare.training.studies))),
     )
-    assert list(found.families) == ["text"]
-    assert set(found.not_computed) == {"masks", "boxes", "severity", "demographics"}
-    assert all("has 0 studies with" in reason for reason in found.not_computed.values())
-    stored = json.loads((tmp_path / "a" / "control.json").read_text())
-    assert stored["not_computed"] == found.not_computed
-    assert "Not computed: masks (split 'val' has 0 studies with masks" in found.markdown()
-
-    few = replace(manifest, annotations={"s000": manifest.annotations["s000"]})
-    unable = evaluate_control(
-        model(inputs=()), judge(), few, out=tmp_path / "b", settings=settings, cache=cache, progress=False
-    )
-    assert not unable.families
-    assert "has 1 studies with masks: expected at least 5" in unable.not_computed["masks"]
-    assert unable.not_computed["demographics"] == "fake takes no demographics"
-    assert unable.not_computed["text"] == "fake takes no report"
-
-
-def test_a_structure_that_is_rarely_outlined_is_left_out(
-    runs: Runs, manifest: AnnotatedManifest, tmp_path: Path
-) -> None:
-    def without(name: str) -> dict[str, Any]:
-        one = dict(manifest.annotations[name])
-        if name >= "s004":
-            one["masks"] = {key: value for key, value in one["masks"].items() if key != "cardiomediastinum"}
-        return {"masks": one["masks"]}
-
-    rare = replace(manifest, annotations={name: without(name) for name in manifest.annotations})
-    settings = replace(SETTINGS, num_samples=1, limit=12, segmenter=replace(SETTINGS.segmenter, epochs=1))
-    found = evaluate_control(
-        model(inputs=("mask",)), judge(), rare, out=tmp_path, settings=settings, progress=False
-    ).families["masks"]
-    assert set(found.measures) == {"dice lungs", "iou lungs"}
-    assert "expected at least 5 and 16" in found.left_out["heart"]
-    assert found.n == 12
+    judges = world.judges()
+    found = evaluate("mask", rare, replace(judges, segmenter=replace(judges.segmenter, epochs=1)))
+    assert {metric.of for metric in found.metrics if metric.value is not None} == {"lungs"}
+    assert "expected at least 5 and 16" in found["dice/heart"].reason
 
 
 def square(rng: np.random.Generator, count: int) -> tuple[np.ndarray, np.ndarray]:
@@ -432,15 +395,15 @@ def test_permutation_test_of_nothing_and_of_something() -> None:
     assert chance["high"] == pytest.approx(0.31, abs=0.05)
 
 
-def test_share_reached() -> None:
+def test_share_of_the_ceiling() -> None:
     bootstrap = Bootstrap(10, draws=50)
     values = np.random.default_rng(0).normal(size=10)
     low, half, top = (bootstrap.mean(values + shift) for shift in (0, 1, 2))
-    share = reached(Measure(half, low, reference={"ceiling": top}))
+    share = Metric.measured("dice", half, paired={"shuffled": low, "ceiling": top}).share_of_ceiling
     assert share is not None
-    assert share.estimate().low == pytest.approx(0.5)
+    assert share.low == pytest.approx(0.5)
     assert share.value == pytest.approx(0.5)
-    assert reached(Measure(half, low)) is None
+    assert Metric.measured("dice", half, paired={"shuffled": low}).share_of_ceiling is None
 
 
 def test_lungs_are_judged_as_one() -> None:

@@ -9,9 +9,9 @@ import pytest
 
 from xgem.data.sets import EvalSet, Item
 from xgem.eval.families.consistency import CASES, evaluate
-from xgem.eval.record import FamilyResult
+from xgem.eval.record import FamilyResult, Metric
 from xgem.eval.report import as_html
-from xgem.metrics.bootstrap import derangements
+from xgem.metrics.bootstrap import Estimate, derangements
 from xgem.pipeline.embedding import PromptEncoders
 from xgem.types import DataError, NotComputed
 
@@ -56,6 +56,12 @@ def _set(folder: Path, name: str, noise: float, reports_of: np.ndarray | None = 
     return EvalSet(name, tuple(items))
 
 
+def minus(metric: Metric, reference: str) -> Estimate:
+    difference = metric.references[reference].difference
+    assert difference is not None
+    return difference
+
+
 @pytest.fixture(scope="module")
 def good(tmp_path_factory: pytest.TempPathFactory) -> FamilyResult:
     folder = tmp_path_factory.mktemp("good")
@@ -68,37 +74,38 @@ def good(tmp_path_factory: pytest.TempPathFactory) -> FamilyResult:
 
 
 def test_joint_outputs_agree_more_than_shuffled_and_independent_ones(good: FamilyResult) -> None:
-    cosine, distance = good["cosine"], good["halves hamming"]
-    assert cosine.references["less shuffled"].low > 0.2
-    assert cosine.references["less independent"].low > 0
-    assert distance.references["less shuffled"].high < -0.2
-    assert distance.references["less independent"].high < 0
-    assert distance.references["real pairs"].value == 0
+    cosine, distance = good["cosine"], good.find("hamming", extractor="halves")
+    assert minus(cosine, "shuffled").low > 0.2
+    assert minus(cosine, "independent").low > 0
+    assert minus(distance, "shuffled").high < -0.2
+    assert minus(distance, "independent").high < 0
+    assert distance.references["real pairs"].value.value == 0
     assert cosine.higher_is_better
     assert not distance.higher_is_better
     assert (cosine.extractor, cosine.weights) == ("planted", "4567")
-    assert good.details["cosine: Wilcoxon, generated against independent"]["p"] < 0.05
+    assert good.details["cosine: generated minus independent"]["p"] < 0.05
+    assert cosine.references["independent"].p == good.details["cosine: generated minus independent"]["p"]
 
 
 def test_distances_add_up_to_the_studies(good: FamilyResult) -> None:
-    counts = good.details["halves hamming: studies at distance 0, 1, ..."]
+    counts = good.details["hamming, halves: studies at distance 0, 1, ..."]
     assert {key: sum(one) for key, one in counts.items()} == dict.fromkeys(counts, N)
-    value = good["halves hamming"].value
+    value = good.find("hamming", extractor="halves").value
     assert value is not None
-    assert value.value == pytest.approx(np.dot(counts["generated"], [0, 1, 2]) / N)
-    assert counts["real pairs"] == [N, 0, 0]
+    assert value.value == pytest.approx(np.dot(counts["generated"], range(len(counts["generated"]))) / N)
+    assert counts["real pairs"] == [N, *[0] * (len(counts["real pairs"]) - 1)]
 
 
 def test_swapped_reports_agree_no_more_than_shuffled_ones(tmp_path: Path) -> None:
     swapped = _set(tmp_path, "swapped", 0.05, derangements(N, 1)[0])
     found = evaluate(_set(tmp_path, "real", 0.0), swapped, encoders=ENCODERS, judges={"halves": _Halves()}, draws=100)
-    assert found["cosine"].references["less shuffled"].low < 0
-    assert found["halves hamming"].references["less shuffled"].high > 0
+    assert minus(found["cosine"], "shuffled").low < 0
+    assert minus(found["hamming"], "shuffled").high > 0
     assert "independent" not in found["cosine"].references
 
 
 def test_what_is_missing_is_named(good: FamilyResult, tmp_path: Path) -> None:
-    assert good["xrv hamming"].reason == "no weights"
+    assert good.find("hamming", extractor="xrv").reason == "no weights"
     found = evaluate(
         _set(tmp_path, "real", 0.0), _set(tmp_path, "made", 0.1), encoders=NotComputed("no model"), judges={}, draws=10
     )
@@ -120,7 +127,7 @@ def test_items_without_a_image_or_a_report_are_refused_by_name(tmp_path: Path) -
 
 
 def test_the_report_shows_what_agrees_least(good: FamilyResult) -> None:
-    assert good.tables[CASES].splitlines()[0] == "id,cosine,halves hamming"
+    assert good.tables[CASES].splitlines()[0] == 'id,cosine,"hamming, halves"'
     values = [float(line.split(",")[1]) for line in good.tables[CASES].splitlines()[1:]]
     assert f"{min(values):.2f}" in good.examples[0].caption
     assert "Fig. 5" in as_html([good])

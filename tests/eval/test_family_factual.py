@@ -11,9 +11,9 @@ import pytest
 
 from xgem.data.sets import EvalSet, Item
 from xgem.eval.families.factual import CASES, FINDINGS, evaluate
-from xgem.eval.record import FamilyResult
+from xgem.eval.record import FamilyResult, Metric
 from xgem.eval.report import as_html, as_markdown
-from xgem.metrics.bootstrap import derangements
+from xgem.metrics.bootstrap import Estimate, derangements
 from xgem.types import NotComputed
 
 SIZE = 32
@@ -71,72 +71,82 @@ def swapped(tmp_path_factory: pytest.TempPathFactory) -> FamilyResult:
 
 
 NUMBERS = (
-    *(f"corners {measure}_{mean}" for measure in ("auc", "f1") for mean in ("micro", "macro", "weighted")),
-    "corners pearson_flattened",
-    "corners pearson_macro",
+    *(f"{measure}_{mean}" for measure in ("auroc", "f1") for mean in ("micro", "macro", "weighted")),
+    "pearson_flattened",
+    "pearson_macro",
 )
+
+
+def corners(result: FamilyResult, name: str, of: str = "") -> Metric:
+    return result.find(name, of=of, extractor="corners")
+
+
+def minus_shuffled(metric: Metric) -> Estimate:
+    difference = metric.references["shuffled"].difference
+    assert difference is not None
+    return difference
 
 
 @pytest.mark.parametrize("name", NUMBERS)
 def test_matched_images_are_above_shuffled_ones(good: FamilyResult, name: str) -> None:
-    metric = good[name]
-    assert metric.references["less shuffled"].low > 0.05
+    metric = corners(good, name)
+    assert minus_shuffled(metric).low > 0.05
     assert (metric.extractor, metric.weights) == ("corners", "0123")
 
 
 @pytest.mark.parametrize("name", NUMBERS)
 def test_swapped_images_lose_it_clear_of_zero(good: FamilyResult, swapped: FamilyResult, name: str) -> None:
-    own, other = good[name].value, swapped[name].value
+    own, other = corners(good, name).value, corners(swapped, name).value
     assert own is not None
     assert other is not None
     assert other.high < own.low
-    assert swapped[name].references["less shuffled"].low < 0.05
+    assert minus_shuffled(corners(swapped, name)).low < 0.05
 
 
 def test_the_ceiling_is_the_judge_on_real_images(good: FamilyResult, tmp_path: Path) -> None:
-    for measure in ("auc_macro", "f1_micro"):
-        metric = good[f"corners {measure}"]
+    for measure in ("auroc_macro", "f1_micro"):
+        metric = corners(good, measure)
         assert metric.value is not None
-        assert metric.references["ceiling"].value > metric.value.value
+        assert metric.references["ceiling"].value.value > metric.value.value
     real, _ = _sets(tmp_path)
     itself = evaluate(real, real, judges={"corners": _Corners()}, **SOME)
-    for name in ("corners auc_macro", "corners f1_weighted", "corners auc/Edema"):
-        metric = itself[name]
+    for name, of in (("auroc_macro", ""), ("f1_weighted", ""), ("auroc", "Edema")):
+        metric = corners(itself, name, of)
         assert metric.value is not None
-        assert metric.value == metric.references["ceiling"]
-    correlation = itself["corners pearson_flattened"].value
+        assert metric.value == metric.references["ceiling"].value
+    correlation = corners(itself, "pearson_flattened").value
     assert correlation is not None
     assert correlation.value == pytest.approx(1)
 
 
 def test_every_finding_has_its_own_n(good: FamilyResult) -> None:
-    edema, pneumothorax = good["corners auc/Edema"].value, good["corners auc/Pneumothorax"].value
+    edema, pneumothorax = corners(good, "auroc", "Edema").value, corners(good, "auroc", "Pneumothorax").value
     assert edema is not None
     assert pneumothorax is not None
     assert (edema.n, pneumothorax.n) == (59, 48)  # one doubtful; twelve not mentioned
     rows = list(csv.DictReader(io.StringIO(good.tables[FINDINGS])))
-    assert {row["class"] for row in rows if row["measure"] == "corners pearson"} == {*FOUND, "Emphysema"}
-    assert {row["class"] for row in rows if row["measure"] == "corners auc"} == set(FOUND)
+    assert {row["class"] for row in rows if row["metric"] == "pearson"} == {*FOUND, "Emphysema"}
+    assert {row["class"] for row in rows if row["metric"] == "auroc"} == set(FOUND)
 
 
 def test_uncertain_and_unmentioned_count_as_stated(tmp_path: Path) -> None:
     sets = _sets(tmp_path)
     found = evaluate(*sets, judges={"corners": _Corners()}, uncertain="negative", blank="negative", **SOME)
     for name in FOUND:
-        value = found[f"corners auc/{name}"].value
+        value = corners(found, "auroc", name).value
         assert value is not None
         assert value.n == 60
     assert found.settings["not mentioned"] == "negative"
 
 
 def test_what_cannot_be_computed_has_a_reason(good: FamilyResult, tmp_path: Path) -> None:
-    assert "not given" in good["xrv auc_macro"].reason
-    assert "not computed" in as_markdown([good])
+    assert "not given" in good.find("auroc_macro", extractor="xrv").reason
+    assert "Not computed: AUROC, macro (xrv)" in as_markdown([good])
     real, generated = _sets(tmp_path)
     healthy = EvalSet("healthy", tuple(Item(i.id, i.file, labels={"Edema": 0.0}) for i in real.items))
     found = evaluate(healthy, generated, judges={"corners": _Corners()}, **SOME)
-    assert "none with both" in found["corners auc_macro"].reason
-    assert found["corners pearson_flattened"].value is not None
+    assert "none with both" in corners(found, "auroc_macro").reason
+    assert corners(found, "pearson_flattened").value is not None
 
 
 def test_the_least_faithful_pairs_are_shown_and_listed(good: FamilyResult) -> None:

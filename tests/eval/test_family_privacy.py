@@ -104,7 +104,7 @@ def test_copies_are_caught_in_every_space(found: FamilyResult) -> None:
         assert authentic.value <= 1 - COPIES / N
         unseen, generated = found[f"{space}_distance"].references["held-out real"], found[f"{space}_distance"].value
         assert generated is not None
-        assert unseen.value > generated.value
+        assert unseen.value.value > generated.value
     flagged = found.details["aligned"]["nearer than any held-out"]
     copies = {f"copied{i * SEEDS + k}": f"training{99 - i}" for i in range(COPIES) for k in range(SEEDS)}
     assert {one["generated"]: one["training"] for one in flagged[: len(copies)]} == copies

@@ -52,40 +52,45 @@ def test_record_of_a_classification(sets: tuple[EvalSet, EvalSet, EvalSet], tmp_
     result = utility.evaluate(*sets, SETTINGS, classes=CLASSES, suite_options={"multiples": [1.0, 5.0]}, cache=tmp_path)
     names = {(one.name, one.of) for one in result.metrics if one.value is not None}
     for protocol in ("real", "synthetic", "real + 1x"):
-        assert {("AUROC macro", protocol), ("F1 weighted", protocol), ("AUROC", f"{protocol}, Edema")} <= names
-    added = result["AUROC macro/real + 1x"]
+        assert {("auroc_macro", protocol), ("f1_weighted", protocol), ("auroc", f"{protocol}, Edema")} <= names
+    added = result["auroc_macro/real + 1x"]
     assert added.value is not None
     assert (added.value.n, added.higher_is_better, set(added.references)) == (30, True, {"real"})
     assert added.settings["runs"] == 2
-    difference = result["AUROC macro: difference/real + 1x - real"]
-    real = result["AUROC macro/real"].value
-    assert difference.value is not None
+    reference = added.references["real"]
+    real = result["auroc_macro/real"].value
+    assert reference.difference is not None
     assert real is not None
-    assert difference.value.value == pytest.approx(added.value.value - real.value)
-    brier = result["Brier score: difference/real + 1x - real"]
+    assert reference.value == real
+    assert reference.difference.value == pytest.approx(added.value.value - real.value)
+    assert reference.test == "bootstrap"
+    brier = result["brier_score/real + 1x"]
     assert brier.higher_is_better is False
-    assert brier.value is not None
-    assert brier.value.low <= brier.value.value <= brier.value.high
+    assert brier.references["real"].test == "Wilcoxon"
+    change = brier.references["real"].difference
+    assert change is not None
+    assert change.low <= change.value <= change.high
     # what could not be had, and why
-    assert result["AUROC macro/real + 5x"].reason == "needs 80 synthetic images, synthetic has 32"
-    assert result["AUROC/Fracture"].reason == "0 positives and 30 negatives: an AUROC needs both"
+    assert result["auroc_macro/real + 5x"].reason == "needs 80 synthetic images, synthetic has 32"
+    assert result["auroc/Fracture"].reason == "0 positives and 30 negatives: an AUROC needs both"
     assert result.details["real + 1x"]["images"] == 32
-    assert len(result.details["real"]["values_by_run"]["AUROC macro"]) == 2
+    assert len(result.details["real"]["values_by_run"]["auroc_macro"]) == 2
     assert result.settings["sets"]["test"] == {
         "name": "test",
         "n": 30,
         "sha256": sets[2].sha256,
         "labelled_by": "file",
     }
-    assert set(result.plots) == {"AUROC macro by protocol", "AUROC by class"}
+    assert set(result.plots) == {"AUROC, macro by protocol", "AUROC by class"}
     assert all(png.startswith(b"\x89PNG") for png in result.plots.values())
     assert [len(one.images) for one in result.examples] == [4, 4]  # the image, and three networks' maps
     assert all(image.shape == (32, 32) for one in result.examples for image in one.images)
     rows = list(csv.DictReader(io.StringIO(result.tables["utility_classification_augmentation.csv"])))
-    row = next(one for one in rows if one["protocol"] == "real + 1x" and one["measure"] == "AUROC macro")
-    assert float(row["difference"]) == pytest.approx(difference.value.value)
-    assert float(row["bootstrap_p"]) == pytest.approx(difference.settings["bootstrap_p"])
-    assert float(row["wilcoxon_p"]) == pytest.approx(brier.settings["wilcoxon_p"])
+    row = next(one for one in rows if one["protocol"] == "real + 1x" and one["metric"] == "auroc_macro")
+    assert float(row["difference"]) == pytest.approx(reference.difference.value)
+    assert float(row["p"]) == pytest.approx(reference.p)
+    case_by_case = next(one for one in rows if one["protocol"] == "real + 1x" and one["metric"] == "brier_score")
+    assert float(case_by_case["p"]) == pytest.approx(brier.references["real"].p)
     write_results([result], tmp_path / "out", "utility")
     assert (tmp_path / "out" / "utility.html").is_file()
 
@@ -110,8 +115,8 @@ def test_amounts_are_drawn_as_lines(sets: tuple[EvalSet, EvalSet, EvalSet], tmp_
     settings = replace(SETTINGS, runs=1, pretraining=SETTINGS.training, finetuning=SETTINGS.training)
     options: dict[str, Any] = {"suite_options": {"fractions": [0.5, 1.0]}, "classes": CLASSES, "cache": tmp_path}
     result = utility.evaluate(*sets, settings, suite="pretraining", **options)
-    assert "AUROC macro by amount" in result.plots
-    assert result["AUROC macro: difference/pretrained, 50 % real - 50 % real"].value is not None
+    assert "AUROC, macro by amount" in result.plots
+    assert result["auroc_macro/pretrained, 50 % real"].references["50 % real"].difference is not None
     few = utility.evaluate(*sets, settings, suite="few-shot", suite_options={"shots": [2]}, classes=CLASSES)
     assert few.details["2-shot"]["notes"] == ["Fracture: 0 positives of 2"]
 
@@ -123,15 +128,16 @@ def test_overlap_is_refused(sets: tuple[EvalSet, EvalSet, EvalSet]) -> None:
 
 def test_lower_errors_are_better(sets: tuple[EvalSet, EvalSet, EvalSet]) -> None:
     result = utility.evaluate(*sets, replace(SETTINGS, task="severity", runs=1))
-    assert result["MAE/real"].higher_is_better is False
-    assert result["Pearson r/real"].higher_is_better is True
-    by_case, whole = (result[f"{name}: difference/real + 1x - real"] for name in ("absolute error", "MAE"))
-    assert by_case.value is not None
-    assert whole.value is not None
-    assert by_case.value.interval == pytest.approx(whole.value.interval)
-    assert (set(by_case.settings), by_case.higher_is_better) == ({"wilcoxon_p"}, False)
+    assert result["mae/real"].higher_is_better is False
+    assert result["pearson/real"].higher_is_better is True
+    by_case, whole = (result[f"{name}/real + 1x"].references["real"] for name in ("absolute_error", "mae"))
+    assert by_case.difference is not None
+    assert whole.difference is not None
+    assert by_case.difference.interval == pytest.approx(whole.difference.interval)
+    assert (by_case.test, whole.test) == ("Wilcoxon", "bootstrap")
+    assert result["absolute_error/real"].higher_is_better is False
     assert not result.examples
-    with pytest.raises(InputError, match="goes by findings"):
+    with pytest.raises(InputError, match="is defined by findings"):
         utility.evaluate(*sets, replace(SETTINGS, task="severity"), suite="imbalance")
 
 
@@ -159,17 +165,15 @@ def test_masks_and_boxes_come_from_studies(
     }
     result = utility.evaluate(*sets, settings, studies=studies)
     assert result.settings["classes"] == ["pneumothorax"]
-    assert result["positive Dice/real, pneumothorax"].value is not None
-    assert result["negative Dice/pneumothorax"].reason == "no test image is annotated as free of it"
+    assert result["positive_dice/real, pneumothorax"].value is not None
+    assert result["negative_dice/pneumothorax"].reason == "no test image is annotated as free of it"
     boxes = utility.evaluate(*sets, replace(settings, task="detection"), studies=studies)
     assert boxes.settings["classes"] == ["mass"]
-    assert boxes["mAP50/real"].value is not None
+    assert boxes["map50/real"].value is not None
 
     def lacks(*_: Any) -> None:
         raise coco.NotComputed("the package pycocotools is not installed")
 
     monkeypatch.setattr("xgem.judges.tasks.detection.match", lacks)
     missing = utility.evaluate(*sets, replace(settings, task="detection"), studies=studies)
-    assert [(one.name, one.reason) for one in missing.metrics] == [
-        ("detection", "the package pycocotools is not installed")
-    ]
+    assert (list(missing.metrics), missing.reason) == ([], "the package pycocotools is not installed")

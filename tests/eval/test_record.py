@@ -1,91 +1,122 @@
 """Records of measures: JSON, CSV, Markdown and HTML say the same, and what was not computed says why."""
 
+from __future__ import annotations
+
 import csv
 import io
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from xgem.eval import plots
-from xgem.eval.record import Example, FamilyResult, Metric
+from xgem.eval.record import Example, FamilyResult, Metric, Reference
 from xgem.eval.report import as_csv, as_html, as_json, as_markdown, write_results
-from xgem.metrics.bootstrap import Estimate
-from xgem.types import OutputError
+from xgem.eval.schema import read_record, record_of
+from xgem.metrics.bootstrap import Comparison, Estimate, Sampled
+from xgem.types import DataError, InputError, OutputError
 
 
 @pytest.fixture
-def result():
-    value = Estimate(1.5, 1.0, 2.0, 30)
+def result() -> FamilyResult:
+    value, draws = Estimate(1.5, 1.0, 2.0, 30), np.array([1.0, 1.5, 2.0])
+    own, shuffled = Sampled(1.5, draws, 30), Sampled(0.5, draws - 1.25, 30)
     return FamilyResult(
         "fidelity",
         [
             Metric(
-                "fid",
-                value,
-                extractor="own",
-                weights="0123456789abcdef",
-                references={"floor": Estimate(0.5, 0.4, 0.6, 30)},
+                "fid", value, extractor="own", weights="0123456789abcdef",
+                references={"floor": Reference(Estimate(0.5, 0.4, 0.6, 30))},
             ),
             Metric("fid", value, of="Edema", extractor="own"),
-            Metric("gap", value, of="sex"),
+            Metric.measured("alignment", Comparison(own, shuffled), unpaired={"ceiling": value}),
             Metric.missing("fid", "no weights of rad-dino", extractor="rad-dino"),
-            Metric("undefined", Estimate(float("nan"), float("nan"), float("nan"), 3)),
+            Metric("kid", Estimate(float("nan"), float("nan"), float("nan"), 3)),
         ],
         {"seed": 0, "real": {"n": np.int64(30)}},
         plots={"a plot": plots.bars(["a"], {"x": [value]}, label="y")},
         examples=[Example("worst <one> & more", [np.zeros((8, 8), dtype=np.uint8)])],
         tables={"FID.csv": "FID\n1.5\n"},
-    )
+        route="T->F",
+    )  # fmt: skip
 
 
-def test_json_holds_value_interval_n_and_reasons(result):
-    record = json.loads(as_json([result]))
-    family = record["families"][0]
-    assert family["metrics"][0]["value"] == 1.5
-    assert family["metrics"][0]["interval"] == [1.0, 2.0]
-    assert family["metrics"][0]["n"] == 30
-    assert family["metrics"][3] == {
-        "name": "fid",
-        "extractor": "rad-dino",
-        "value": None,
-        "not_computed": "no weights of rad-dino",
-    }
-    assert family["metrics"][4]["value"] is None  # NaN is no JSON
+def test_json_holds_value_interval_n_references_and_reasons(result: FamilyResult) -> None:
+    family = json.loads(as_json([result]))["families"][0]
+    assert family["route"] == "T->F"
+    first, _, alignment, missing, undefined = family["metrics"]
+    assert first["value"] == {"value": 1.5, "low": 1.0, "high": 2.0, "n": 30}
+    assert first["references"]["floor"]["value"]["value"] == 0.5
+    assert first["higher_is_better"] is False
+    assert alignment["references"]["shuffled"]["difference"]["value"] == 1.0
+    assert "difference" not in alignment["references"]["ceiling"]
+    assert (missing["extractor"], missing["not_computed"]) == ("rad-dino", "no weights of rad-dino")
+    assert missing.get("value") is None
+    assert undefined["value"]["value"] is None  # NaN is no JSON
     assert family["settings"]["real"]["n"] == 30
 
 
-def test_csv_and_markdown_have_a_row_a_number(result):
+def test_a_record_is_read_as_it_was_written(result: FamilyResult, tmp_path: Path) -> None:
+    path = write_results([result], tmp_path, "fidelity", settings={"model": {"hash": "0"}})
+    record = read_record(path)
+    assert record.families == record_of([result]).families
+    assert record.settings == {"model": {"hash": "0"}}
+    assert as_markdown(record) == as_markdown([result])
+    (tmp_path / "other.json").write_text('{"format": "another"}')
+    with pytest.raises(DataError, match="expected a record of format xgem-measures 2"):
+        read_record(tmp_path / "other.json")
+
+
+def test_only_registered_metrics_of_the_family_are_reported() -> None:
+    with pytest.raises(InputError, match="not registered"):
+        Metric("sharpness of mine", None)
+    with pytest.raises(InputError, match="registered for text, not fidelity"):
+        FamilyResult("fidelity", [Metric.missing("bleu_1", "")], {})
+
+
+def test_paired_references_must_be_paired() -> None:
+    own, other = Sampled(1.0, np.arange(3.0), 9), Sampled(1.0, np.arange(4.0), 9)
+    with pytest.raises(InputError, match="give it as unpaired"):
+        Metric.measured("fid", own, paired={"independent": other})
+    assert Metric.measured("fid", own, unpaired={"floor": other}).references["floor"].difference is None
+
+
+def test_csv_and_markdown_have_every_number(result: FamilyResult) -> None:
     rows = list(csv.DictReader(io.StringIO(as_csv([result]))))
-    assert [row["value"] for row in rows] == ["1.5", "1.5", "1.5", "", "nan"]
-    assert rows[3]["not_computed"] == "no weights of rad-dino"
+    values = [row for row in rows if row["number"] == "value"]
+    assert [row["value"] for row in values] == ["1.5", "1.5", "1.5", "", ""]
+    assert values[3]["not_computed"] == "no weights of rad-dino"
     text = as_markdown([result])
-    assert "| fid | 1.500 [1.000, 2.000] | 30 | floor 0.500 [0.400, 0.600] | own |" in text
-    assert "not computed: no weights of rad-dino" in text
-    assert "| gap, sex |" in text
+    assert "| FID (Frechet distance) | 1.500 [1.000, 2.000] | 30 | floor 0.500 [0.400, 0.600] | own |" in text
+    assert "- Not computed: FID (Frechet distance) (rad-dino) (no weights of rad-dino)." in text
+    assert text.startswith("### Fidelity, T->F")
     assert "Edema" not in text  # single findings are in the CSV
 
 
-def test_html_is_one_file_and_escapes(result):
+def test_html_is_one_file_and_escapes(result: FamilyResult) -> None:
     page = as_html([result])
-    assert "fid, Edema" in page
+    assert "FID (Frechet distance), Edema" in page
     assert "worst &lt;one&gt; &amp; more" in page
     assert page.count("data:image/png;base64,") == 2
     assert "http" not in page.replace("<!doctype html>", "")
-    assert "not computed: no weights of rad-dino" in page
+    assert "no weights of rad-dino" in page
 
 
-def test_a_metric_is_found_by_name(result):
-    assert result["fid"].extractor == "own"
-    assert result["fid/Edema"].value.n == 30
-    with pytest.raises(KeyError):
-        result["nothing"]
+def test_a_metric_is_found_by_name(result: FamilyResult) -> None:
+    assert result.find("fid", extractor="own").weights == "0123456789abcdef"
+    edema = result["fid/Edema"].value
+    assert edema is not None
+    assert edema.n == 30
+    for ambiguous in ("nothing", "fid"):
+        with pytest.raises(KeyError):
+            _ = result[ambiguous]
 
 
-def test_results_are_written_whole_and_not_over_others(result, tmp_path):
+def test_results_are_written_whole_and_not_over_others(result: FamilyResult, tmp_path: Path) -> None:
     record = write_results([result], tmp_path, "fidelity")
     assert sorted(path.name for path in tmp_path.iterdir()) == [
-        "FID.csv",
+        "T_to_F_FID.csv",
         "fidelity.csv",
         "fidelity.html",
         "fidelity.json",
@@ -96,7 +127,7 @@ def test_results_are_written_whole_and_not_over_others(result, tmp_path):
     assert write_results([result], tmp_path, "fidelity", overwrite=True) == record
 
 
-def test_plots_are_png():
+def test_plots_are_png() -> None:
     values = [Estimate(0.5, 0.4, 0.7, 9), None]
     made = [
         plots.bars(["a", "b"], {"x": values, "y": values}, counts=[9, 0]),

@@ -1,6 +1,7 @@
+"""Routes, and what their sets are measured by: a world whose hidden state images and reports show."""
+
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -11,32 +12,28 @@ from PIL import Image
 
 from xgem.configs.components import TransformConfig
 from xgem.data.manifest import Manifest, Row
-from xgem.eval.material import load_material
-from xgem.eval.results import Evaluation
-from xgem.eval.route import all_routes, parse_route
-from xgem.eval.routes import RunSettings, beats_shuffled, evaluate_routes
-from xgem.judges.classifier import ClassifierConfig
-from xgem.pipeline.embedding import Evaluated, open_model
-from xgem.types import DataError, InputError, OutputError
+from xgem.data.sets import EvalSet, Item
+from xgem.eval.cohorts import Sampling, outputs_of
+from xgem.eval.families import agreement
+from xgem.eval.record import FamilyResult
+from xgem.eval.route import Route, all_routes, joint_routes, parse_route
+from xgem.eval.routes import RunSettings, lacking
+from xgem.eval.sharpness import sharpness
+from xgem.eval.studies import Studies, answered, read_training, samples
+from xgem.pipeline.embedding import Evaluated
+from xgem.types import DataError, InputError
 
-SIZE = 32
+SIZE, DRAWS = 32, 200
 PHRASES = ("pleural effusion", "cardiomegaly", "atelectasis", "rib fracture")
 LABELS = ("Pleural Effusion", "Cardiomegaly", "Pulmonary Atelectasis", "Fractures, Bone")
 MODALITIES = ("frontal", "lateral", "report")
-SETTINGS = RunSettings(
-    bootstrap=200,
-    batch_size=7,
-    diversity_prompts=4,
-    diversity_seeds=2,
-    classifier=ClassifierConfig(size=SIZE, width=4, epochs=1, batch_size=16),
-)
 
 
 @dataclass(frozen=True)
 class World:
     """Studies with a hidden state of four numbers: images show it in two bases, reports its signs."""
 
-    manifest: Manifest
+    data: Path
     states: dict[str, np.ndarray]
     bases: dict[str, np.ndarray]
 
@@ -44,9 +41,42 @@ class World:
         coarse = (state @ self.bases[view]).reshape(16, 16)
         return np.clip(128 + 20 * coarse, 0, 255).astype(np.uint8).repeat(2, axis=0).repeat(2, axis=1)
 
-    def state_of(self, view: str, images: np.ndarray) -> np.ndarray:
-        coarse = images[:, ::2, ::2].reshape(len(images), -1).astype(float) - 128
-        return coarse @ np.linalg.pinv(self.bases[view]) / 20
+    def model(self) -> Evaluated:
+        """Prompt encoders that read the state off images and reports; it generates nothing."""
+
+        def embed(modality: str, values: Any) -> np.ndarray:
+            if modality == "report":
+                return np.stack([signs(text) for text in values])
+            coarse = values[:, ::2, ::2].reshape(len(values), -1).astype(float) - 128
+            return coarse @ np.linalg.pinv(self.bases[modality]) / 20
+
+        def refuse(*_: Any, **__: Any) -> Any:
+            raise AssertionError("sets are measured; nothing is generated")
+
+        return Evaluated(
+            name="fake",
+            hash="0" * 8,
+            pipe=refuse,
+            images=("frontal", "lateral"),
+            reports=("report",),
+            transform=TransformConfig(size=SIZE),
+            embed=embed,
+            reconstruct=lambda _, images: images,
+        )
+
+    def generated(self, folder: Path, output: str, *, listens: bool, count: int = 1) -> EvalSet:
+        """A set made by a model that knows its prompts' state, or by one that ignores it."""
+        folder.mkdir(parents=True)
+        rng = np.random.default_rng(5)
+        items: list[Item] = []
+        for k in range(count):
+            for name, state in self.states.items():
+                guess = state * listens + rng.normal(size=4) * (0.3 if listens else 1)
+                file = folder / f"{name}-{k}-{output}.png" if output != "report" else None
+                if file is not None:
+                    Image.fromarray(self.image(output, guess)).save(file)
+                items.append(Item(f"{name}-{k}", file, pair=name, report="" if file else report(guess)))
+        return EvalSet(folder.name, tuple(items))
 
 
 def report(state: np.ndarray) -> str:
@@ -63,7 +93,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     folder = tmp_path_factory.mktemp("world")
     rng = np.random.default_rng(0)
     bases = {view: rng.normal(size=(4, 256)) for view in ("frontal", "lateral")}
-    made = World(Manifest((), folder), {}, bases)
+    made = World(folder / "studies.jsonl", {}, bases)
     rows: list[Row] = []
     for i in range(110):
         name, split = f"s{i:03d}", "val" if i < 40 else "train"
@@ -75,61 +105,19 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
                 continue  # an incomplete study
             shared: dict[str, Any] = {"labels": labels, "source": "openi", "impression": report(state), "view": view}
             rows.append(Row(study=name, subject=name, split=split, file=f"{name}_{view}.png", **shared))
-    return World(Manifest(tuple(rows), folder), made.states, bases)
-
-
-@dataclass
-class Generated:
-    outputs: dict[str, list[Any]]
-
-
-def evaluated(world: World, *, listens: bool = True, noise: float = 0.3) -> Evaluated:
-    """A model that knows the hidden states behind its prompts, or one that is deaf to them."""
-
-    def state(name: str, value: Any) -> np.ndarray:
-        return signs(value) if name == "report" else world.states[Path(value).stem.split("_")[0]]
-
-    def pipe(inputs: list[dict[str, Any]], outputs: list[str], **options: Any) -> list[Generated]:
-        (output,) = outputs
-        made: list[Generated] = []
-        for item, seed in zip(inputs, options["seed"], strict=True):
-            assert output not in item
-            samples: list[Any] = []
-            for k in range(options["num_samples"]):
-                draw = np.random.default_rng([seed, k]).normal(size=4)
-                known = np.mean([state(*pair) for pair in item.items()], axis=0)
-                guess = known + noise * draw if listens else draw
-                samples.append(report(guess) if output == "report" else Image.fromarray(world.image(output, guess)))
-            made.append(Generated({output: samples}))
-        return made
-
-    def embed(modality: str, values: Any) -> np.ndarray:
-        if modality == "report":
-            return np.stack([signs(text) for text in values])
-        return world.state_of(modality, values)
-
-    return Evaluated(
-        name="fake",
-        hash="0" * 8,
-        pipe=pipe,
-        images=("frontal", "lateral"),
-        reports=("report",),
-        transform=TransformConfig(size=SIZE),
-        embed=embed,
-        reconstruct=lambda _, images: images,
-    )
+    Manifest(tuple(rows), folder).write(made.data)
+    return made
 
 
 @pytest.fixture(scope="module")
-def run(world: World, tmp_path_factory: pytest.TempPathFactory) -> tuple[Evaluation, Path]:
-    out = tmp_path_factory.mktemp("run")
-    return evaluate_routes(evaluated(world), world.manifest, out=out, settings=SETTINGS, progress=False), out
+def real(world: World) -> Studies:
+    return Studies.read(world.data, world.model(), "val")
 
 
 def test_nine_routes_and_never_the_target_as_a_prompt() -> None:
     routes = all_routes(MODALITIES)
-    assert len({route.name for route in routes}) == len(routes) == 9
-    assert all(route.output not in route.inputs for route in routes)
+    assert len({route.name for route in routes}) == len({route.stem for route in routes}) == len(routes) == 9
+    assert all(not set(route.outputs) & set(route.inputs) for route in routes)
     assert {route.short for route in routes} == {
         *("T->F", "L->F", "L+T->F", "T->L", "F->L", "F+T->L", "F->T", "L->T", "F+L->T")
     }
@@ -139,125 +127,139 @@ def test_nine_routes_and_never_the_target_as_a_prompt() -> None:
             parse_route(wrong, MODALITIES)
 
 
-def test_a_listening_model_beats_shuffled_prompts_on_every_route(run: tuple[Evaluation, Path]) -> None:
-    evaluation, _ = run
-    beats = beats_shuffled(evaluation)
-    assert len(beats) == 9
-    for route, found in beats.items():
-        names = ["prompt_agreement", "target_agreement"]
-        names += ["micro_f1_14", "macro_f1_14"] if route.endswith("T") else ["one_minus_own_rank", "pixel_correlation"]
-        assert all(found[name] for name in names), (route, found)
+def test_joint_routes_are_compared_with_single_ones() -> None:
+    routes = joint_routes(MODALITIES)
+    assert [route.short for route in routes] == ["T->F+L", "L->F+T", "F->L+T", "nothing->F+L+T"]
+    assert all(route.joint for route in routes)
+    assert {one for route in routes[:3] for one in route.apart} <= set(all_routes(MODALITIES))
+    assert [one.stem for one in routes[3].apart] == ["nothing_to_frontal", "nothing_to_lateral", "nothing_to_report"]
+    assert [route.short for route in joint_routes(("frontal", "report"))] == ["nothing->F+T"]
 
 
-def test_numbers_of_a_listening_model(run: tuple[Evaluation, Path]) -> None:
-    evaluation, _ = run
-    routes = {route.short: route for route in evaluation.routes}
-    rank = routes["F->L"].measures["one_minus_own_rank"]
-    assert rank.value.value > 0.9
-    assert rank.baselines["ridge"].value > 0.9  # the world is linear: the line is hard to beat
-    assert "ridge" not in routes["T->L"].measures["one_minus_own_rank"].baselines
-    assert routes["F->L"].measures["band_ratio"].value.value == pytest.approx(1, abs=0.3)
-    assert routes["F->L"].measures["diversity"].value.value > 0.02
-    text = routes["F->T"].measures["macro_f1_findings"]
-    assert text.value.value > text.baselines["constant"].value
-    assert routes["F->T"].details["distinct"] >= 8
-    assert evaluation.real["frontal"]["reconstruction_band_ratio"]["value"] == pytest.approx(1)
-    assert evaluation.real["frontal"]["label_auc"]["mean"]["value"] > 0.5
-    assert all(route.n == 39 for route in evaluation.routes)
+def test_studies_are_the_complete_ones_row_by_row(world: World, real: Studies) -> None:
+    assert len(real) == 39
+    assert "s000" not in real.ids
+    assert real.ids == [item.id for item in real["lateral"].items] == [item.id for item in real["report"].items]
+    assert len(read_training(world.data, world.model())["frontal"]) == 70
+    some = real.of(["s005", "s003"])
+    assert [item.id for item in some["frontal"].items] == some.ids == ["s005", "s003"]
+    with pytest.raises(DataError, match="nothing in it for split 'test'"):
+        Studies.read(world.data, world.model(), "test")
 
 
-def test_several_prompts_stand_beside_the_better_single_one(run: tuple[Evaluation, Path]) -> None:
-    evaluation, _ = run
-    assert set(evaluation.several_prompts) == {"L+T->F", "F+T->L", "F+L->T"}
-    compared = evaluation.several_prompts["F+T->L"]["one_minus_own_rank"]
-    assert compared["best_single"] == "F->L"
-    assert compared["difference"]["value"] == pytest.approx(compared["value"]["value"] - compared["single"]["value"])
+def test_a_modality_that_no_study_has_is_left_out(world: World, tmp_path: Path) -> None:
+    manifest = Manifest.read(world.data)
+    rows = tuple(row for row in manifest.rows if row.view == "frontal")
+    Manifest(rows, manifest.root).write(world.data.with_name("frontals.jsonl"))
+    found = Studies.read(world.data.with_name("frontals.jsonl"), world.model(), "val")
+    assert set(found.sets) == {"frontal", "report"}
+    assert len(found) == 40
+    assert lacking(found, Route(("lateral",), ("frontal",))) == "no study of the split has a lateral"
+    assert lacking(found, Route(("report",), ("frontal",))) is None
 
 
-def test_a_deaf_model_is_found_out(world: World, tmp_path: Path) -> None:
-    routes = [parse_route(name, MODALITIES) for name in ("F->L", "F->T")]
-    deaf = evaluated(world, listens=False)
-    settings = replace(SETTINGS, diversity_prompts=0)
-    evaluation = evaluate_routes(deaf, world.manifest, out=tmp_path, settings=settings, routes=routes, progress=False)
-    for route in evaluation.routes:
-        for name in ("prompt_agreement", "target_agreement"):
-            difference = route.measures[name].difference
-            assert difference is not None
-            assert difference.low < 0 < difference.high
-    ridge = evaluation.routes[0].measures["one_minus_own_rank"]
-    assert (ridge.value - ridge.baselines["ridge"]).estimate().high < 0
-    assert "diversity" not in evaluation.routes[0].measures
+def test_samples_are_aligned_by_study(world: World, real: Studies, tmp_path: Path) -> None:
+    made = world.generated(tmp_path / "made", "report", listens=True, count=2)
+    order = np.random.default_rng(0).permutation(len(made))
+    firsts, outputs = samples(real["report"], made.subset(order))
+    assert len(outputs) == 2
+    lost = [row for row in order if made.items[row].id != f"{real.ids[3]}-1"]
+    assert len(samples(real["report"], made.subset(lost))[1]) == 1  # one study has a single sample
+    for one in outputs:
+        assert [item.pair for item in one.items] == [item.id for item in firsts.items]
+    assert answered(real.ids, [made]) == real.ids
+    with pytest.raises(DataError, match="expected at least 8"):
+        answered(real.ids, [made.subset(range(3))])
 
 
-def test_the_run_folder(run: tuple[Evaluation, Path], world: World) -> None:
-    evaluation, out = run
-    stored = json.loads((out / "routes.json").read_text())
-    assert stored["settings"]["seed"] == 0
-    assert stored["settings"]["model"] == {"name": "fake", "hash": "00000000"}
-    assert len(stored["routes"]) == 9
-    assert len((out / "routes.csv").read_text().splitlines()) > 100
-    assert "F+L->T" in (out / "routes.md").read_text()
-    assert len(list((out / "sheets").glob("*.png"))) == 9
-    lines = (out / "reports" / "frontal_to_report.csv").read_text().splitlines()
-    assert lines[0] == "study,real,generated_1"
-    assert len(lines) == 40
-    assert str(evaluation.tables()[1].title).startswith("Reports")
-    with pytest.raises(OutputError, match="holds results already"):
-        evaluate_routes(evaluated(world), world.manifest, out=out, settings=SETTINGS, progress=False)
+def test_a_cohort_is_read_as_a_set_per_output(tmp_path: Path) -> None:
+    rows = ["file,id,pair,prompt,report,view"]
+    for i in range(2):
+        for view in ("frontal", "lateral"):
+            file = tmp_path / f"{i:08d}-{view}.png"
+            Image.fromarray(np.arange(SIZE * SIZE, dtype=np.uint8).reshape(SIZE, SIZE)).save(file)
+            rows.append(f"{file.name},name-{i:08d}-{view},,,Report {i}.,{view}")
+    (tmp_path / "metadata.csv").write_text("\n".join(rows) + "\n")
+    found = outputs_of(tmp_path, ("frontal", "lateral", "report"), studies=["b", "a"])
+    assert list(found) == ["frontal", "lateral", "report"]
+    for view in ("frontal", "lateral"):
+        assert [item.file.name for item in found[view].items if item.file] == [f"{i:08d}-{view}.png" for i in range(2)]
+    assert [(item.pair, item.report) for item in found["report"].items] == [("b", "Report 0."), ("a", "Report 1.")]
 
 
-def test_samples_are_averaged_and_runs_repeat(world: World, tmp_path: Path) -> None:
-    routes = [parse_route("F->T", MODALITIES)]
-    settings = replace(SETTINGS, num_samples=2, limit=20)
-    options: dict[str, Any] = {"settings": settings, "routes": routes, "cache": tmp_path / "cache", "progress": False}
-    one = evaluate_routes(evaluated(world), world.manifest, out=tmp_path / "a", **options)
-    two = evaluate_routes(evaluated(world), world.manifest, out=tmp_path / "b", **options)
-    assert one.json() == two.json()
-    assert one.routes[0].n == 20
-    assert (tmp_path / "a/reports/frontal_to_report.csv").read_text().startswith("study,real,generated_1,generated_2")
-
-
-def test_limit_chooses_by_seed(world: World, tmp_path: Path) -> None:
-    def ids(seed: int) -> list[str]:
-        material = load_material(world.manifest, "val", evaluated(world), tmp_path, limit=10, seed=seed, progress=False)
-        return [study.id for study in material.studies]
-
-    assert ids(0) == ids(0) != ids(1)
-    assert len(ids(0)) == 10
-    assert "s000" not in ids(0)
-
-
-def test_too_little_to_evaluate(world: World, tmp_path: Path) -> None:
-    few = Manifest(
-        tuple(row for row in world.manifest.rows if row.split == "train" or row.study < "s005"), world.manifest.root
+def images(world: World, real: Studies, folder: Path, *, listens: bool, count: int = 1) -> FamilyResult:
+    return agreement.evaluate(
+        real,
+        world.generated(folder, "lateral", listens=listens, count=count),
+        inputs=("frontal",),
+        output="lateral",
+        encoders=world.model(),
+        training=Studies.read(world.data, world.model(), "train"),
+        draws=DRAWS,
     )
-    with pytest.raises(DataError, match="at least 8"):
-        load_material(few, "val", evaluated(world), tmp_path, progress=False)
-    for wrong in ({"seed": -1}, {"limit": 2}, {"num_samples": 0}, {"num_inference_steps": 0}):
+
+
+def test_a_model_that_follows_its_prompts_beats_the_shuffled_control(
+    world: World, real: Studies, tmp_path: Path
+) -> None:
+    found = images(world, real, tmp_path / "follows", listens=True)
+    for name in ("prompt_agreement", "target_agreement", "one_minus_own_rank", "pixel_correlation"):
+        difference = found[name].references["shuffled"].difference
+        assert difference is not None
+        assert difference.low > 0, name
+    rank = found["one_minus_own_rank"]
+    assert rank.value is not None
+    assert rank.value.value > 0.9
+    assert rank.references["ridge"].value.value > 0.9  # the world is linear: the line is hard to beat
+    assert rank.references["ridge"].difference is not None
+    # Cosine with the prompt, beside that of the study's real target with it
+    assert found["prompt_agreement"].references["ceiling"].value.value == pytest.approx(1, abs=0.01)
+
+
+def test_one_that_ignores_them_does_not(world: World, real: Studies, tmp_path: Path) -> None:
+    found = images(world, real, tmp_path / "ignores", listens=False)
+    for name in ("prompt_agreement", "target_agreement"):
+        difference = found[name].references["shuffled"].difference
+        assert difference is not None
+        assert difference.low < 0 < difference.high
+    ridge = found["one_minus_own_rank"].references["ridge"].difference
+    assert ridge is not None
+    assert ridge.high < 0
+
+
+def test_reports_stand_beside_the_constant_one(world: World, real: Studies, tmp_path: Path) -> None:
+    options: dict[str, Any] = {"inputs": ("frontal", "lateral"), "output": "report", "encoders": world.model()}
+    training = Studies.read(world.data, world.model(), "train")
+    made = world.generated(tmp_path / "made", "report", listens=True, count=3)
+    found = agreement.evaluate(real, made, training=training, draws=DRAWS, **options)
+    assert found.settings["pairs"] == "mean of 3 samples per study"
+    assert {metric.name for metric in found.metrics} == {"prompt_agreement", "target_agreement"}
+    constant = found["target_agreement"].references["constant"].difference
+    assert constant is not None
+    assert constant.low > 0
+    assert "constant" not in agreement.evaluate(real, made, draws=DRAWS, **options)["target_agreement"].references
+
+
+def test_sharpness_is_that_of_real_images_or_less(world: World, real: Studies, tmp_path: Path) -> None:
+    made = world.generated(tmp_path / "made", "frontal", listens=True)
+    ratio = sharpness(real["frontal"], made, world.model(), "frontal", draws=DRAWS)["band_power_ratio"]
+    assert ratio.value is not None
+    assert ratio.value.value == pytest.approx(1, abs=0.3)
+    assert ratio.references["reconstructed"].value.value == pytest.approx(1)
+    assert ratio.higher_is_better is None
+    for item in made.items:
+        assert item.file is not None
+        pixels = np.asarray(Image.open(item.file)).astype(float).reshape(8, 4, 8, 4).mean(axis=(1, 3))
+        Image.fromarray(pixels.astype(np.uint8).repeat(4, 0).repeat(4, 1)).save(item.file)
+    blurred = sharpness(real["frontal"], made, world.model(), "frontal", draws=DRAWS)["band_power_ratio"].value
+    assert blurred is not None
+    assert blurred.high < 0.7
+
+
+def test_settings_are_checked() -> None:
+    for wrong in ({"seed": -1}, {"limit": 2}, {"num_inference_steps": 0}, {"batch_size": 0}):
         with pytest.raises(InputError, match="expected at least"):
-            replace(SETTINGS, **wrong)
-
-
-def test_images_of_another_size_are_refused(world: World, tmp_path: Path) -> None:
-    model = evaluated(world)
-
-    def pipe(inputs: list[dict[str, Any]], *_: Any, **__: Any) -> list[Generated]:
-        return [Generated({"frontal": [Image.new("L", (16, 16))]}) for _ in inputs]
-
-    small = replace(model, pipe=pipe)
-    with pytest.raises(InputError, match="expected 32 x 32"):
-        evaluate_routes(
-            small,
-            world.manifest,
-            out=tmp_path,
-            settings=SETTINGS,
-            routes=[parse_route("T->F", MODALITIES)],
-            progress=False,
-        )
-
-
-def test_a_missing_model_is_a_clear_error(tmp_path: Path) -> None:
-    from xgem.types import CheckpointError
-
-    with pytest.raises(CheckpointError, match="no folder"):
-        open_model(str(tmp_path / "absent"))
+            replace(Sampling(), **wrong)
+    for wrong in ({"num_samples": 0}, {"report_samples": 0}, {"bootstrap": 0}):
+        with pytest.raises(InputError, match="expected at least"):
+            replace(RunSettings(), **wrong)

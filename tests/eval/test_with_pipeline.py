@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import csv
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,9 +15,12 @@ from xgem.cli.evaluate import app
 from xgem.configs.preset import load_preset
 from xgem.convert.random_init import random_checkpoint
 from xgem.data.manifest import Manifest, Row
+from xgem.eval.schema import read_record
+from xgem.types import InputError, OutputError
 
 TEXTS = ("No acute disease.", "Large left pleural effusion.", "Cardiomegaly.", "Clear lungs.")
 LABELS = (("normal",), ("Pleural Effusion",), ("Cardiomegaly",), ("normal",))
+COMMON = ("--num-inference-steps", "2", "--classifier-epochs", "1", "--bootstrap", "20", "--batch-size", "4")
 
 
 @pytest.fixture(scope="module")
@@ -29,97 +32,133 @@ def manifest(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for view in ("frontal", "lateral"):
             pixels = rng.integers(0, 256, (8, 8), dtype=np.uint8).repeat(8, axis=0).repeat(8, axis=1)
             Image.fromarray(pixels).save(folder / f"{i}_{view}.png")
-            rows.append(
-                Row.model_validate(
-                    {
-                        "study": f"s{i:02d}",
-                        "subject": f"s{i:02d}",
-                        "split": "val" if i < 10 else "train",
-                        "view": view,
-                        "file": f"{i}_{view}.png",
-                        "impression": TEXTS[i % 4],
-                        "findings": "Heart size is normal.",
-                        "labels": LABELS[i % 4],
-                        "source": "openi",
-                    }
-                )
-            )
+            values = {
+                "study": f"s{i:02d}",
+                "subject": f"s{i:02d}",
+                "split": "val" if i < 10 else "train",
+                "view": view,
+                "file": f"{i}_{view}.png",
+                "impression": TEXTS[i % 4],
+                "findings": "Heart size is normal.",
+                "labels": LABELS[i % 4],
+                "source": "openi",
+                "sex": "FM"[i % 2],
+                "age": 30 + i,
+            }
+            rows.append(Row.model_validate(values))
     path = folder / "studies.jsonl"
     Manifest(tuple(rows), folder).write(path)
     return path
 
 
-def test_routes_of_a_checkpoint(manifest: Path, tmp_path: Path) -> None:
-    random_checkpoint(tmp_path / "model", load_preset("debug"))
-    arguments = ["routes", "--model", str(tmp_path / "model"), "--data", str(manifest), "--out", str(tmp_path / "run")]
-    arguments += ["--limit", "8", "--num-inference-steps", "2", "--classifier-epochs", "1", "--bootstrap", "20"]
-    arguments += [
-        "--device",
-        "cpu",
-        "--diversity-prompts",
-        "2",
-        "--batch-size",
-        "4",
-        "--no-progress",
-        "--report-samples",
-        "2",
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("model") / "random"
+    random_checkpoint(root, load_preset("debug"))
+    return root
+
+
+def run(command: str, model: Path, manifest: Path, out: Path, *more: str) -> dict[str, Any]:
+    arguments = [command, "--model", str(model), "--data", str(manifest), "--out", str(out), "--device", "cpu"]
+    result = CliRunner().invoke(app, [*arguments, *COMMON, "--no-progress", "--json", *more], catch_exceptions=False)
+    assert "NaN" not in result.stdout
+    return json.loads(result.stdout)
+
+
+@pytest.fixture(scope="module")
+def out(model: Path, manifest: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of `eval routes`, whose cohorts the other commands take."""
+    folder = tmp_path_factory.mktemp("run")
+    run("routes", model, manifest, folder, "--diversity-prompts", "8", "--report-samples", "2")
+    return folder
+
+
+def numbers(record: dict[str, Any], family: str, route: str, name: str) -> list[dict[str, Any]]:
+    return [
+        metric
+        for one in record["families"]
+        if (one["family"], one.get("route", "")) == (family, route)
+        for metric in one["metrics"]
+        if metric["name"] == name
     ]
-    result = CliRunner().invoke(app, [*arguments, "--json"], catch_exceptions=False)
-    found = json.loads(result.stdout)
-    assert len(found["routes"]) == 9
-    assert found["settings"]["num_inference_steps"] == 2
-    assert found["settings"]["report_samples"] == 2
-    with (tmp_path / "run" / "reports" / "frontal_to_report.csv").open() as file:
-        assert next(csv.reader(file)) == ["study", "real", "generated_1", "generated_2"]
-    assert "Reports, mean of 2 samples a study, 2 steps" in (tmp_path / "run" / "routes.md").read_text()
-    assert all(route["n"] == 8 for route in found["routes"].values())
-    assert "NaN" not in result.stdout
-    result = CliRunner().invoke(app, [*arguments, "--overwrite", "--route", "F+L->T"], catch_exceptions=False)
-    assert "F+L->T" in result.stdout
-    assert "macro F1" in result.stdout
 
 
-def test_joint_outputs_of_a_checkpoint(manifest: Path, tmp_path: Path) -> None:
-    random_checkpoint(tmp_path / "model", load_preset("debug"))
-    out = tmp_path / "run"
-    arguments = ["joint", "--model", str(tmp_path / "model"), "--data", str(manifest), "--out", str(out)]
-    arguments += ["--limit", "8", "--num-inference-steps", "2", "--classifier-epochs", "1", "--bootstrap", "20"]
-    arguments += ["--device", "cpu", "--batch-size", "4", "--no-progress", "--num-samples", "2"]
-    result = CliRunner().invoke(app, [*arguments, "--json"], catch_exceptions=False)
-    found = json.loads(result.stdout)
-    assert list(found["routes"]) == ["T->F+L", "L->F+T", "F->L+T", "nothing->F+L+T"]
-    assert set(found["routes"]["nothing->F+L+T"]["agreement"]) >= {"cosine F-L", "cosine F-T", "cosine L-T"}
-    for route in found["routes"].values():
-        for one in route["agreement"].values():
-            assert set(one) >= {"joint", "independent", "shuffled", "real", "difference", "wilcoxon_p"}
-            assert one["joint"]["n"] == 8
-        for counts in route["labels"].values():
-            assert sum(counts["joint"]) == sum(counts["independent"]) == sum(counts["real"]) == 8
-        assert set(route["quality"]) == set(route["outputs"])
-    assert (out / "cosine.png").is_file()
-    assert len(list(out.glob("hamming_*.png"))) == 4
-    assert "| T->F+L | cosine F-L | 8 |" in (out / "joint.md").read_text()
-    assert "mean of 2 samples a study" in (out / "joint.md").read_text()
-    again = CliRunner().invoke(app, arguments)
-    assert "holds results already" in str(again.exception)
+def test_routes_of_a_checkpoint(out: Path) -> None:
+    record = json.loads((out / "routes.json").read_text())
+    routes = {one["route"] for one in record["families"]}
+    assert len(routes) == 9
+    for route in routes:
+        families = {one["family"] for one in record["families"] if one["route"] == route}
+        assert families == ({"text", "agreement"} if route.endswith("T") else {"fidelity", "factual", "agreement"})
+        (agreement,) = numbers(record, "agreement", route, "target_agreement")
+        assert agreement["value"]["n"] == 10
+        assert "difference" in agreement["references"]["shuffled"]
+    assert record["settings"]["sampling"]["num_inference_steps"] == 2
+    assert record["settings"]["report_samples"] == 2
+    # Two prompts stand beside the better of the single ones, in pairs
+    (both,) = numbers(record, "agreement", "F+L->T", "target_agreement")
+    single = {"F->T", "L->T"} & set(both["references"])
+    assert len(single) == 1
+    assert "difference" in both["references"][single.pop()]
+    (blur,) = numbers(record, "fidelity", "L->F", "band_power_ratio")
+    assert "reconstructed" in blur["references"]
+    assert numbers(record, "fidelity", "L->F", "ssim")
+    assert len(list((out / "sheets").glob("*.png"))) == 9
+    assert "F+L->T" in (out / "routes.md").read_text()
+    assert (out / "routes.html").is_file()
 
 
-def test_control_of_a_checkpoint(manifest: Path, tmp_path: Path) -> None:
-    random_checkpoint(tmp_path / "model", load_preset("debug"))
-    out = tmp_path / "run"
-    arguments = ["control", "--model", str(tmp_path / "model"), "--judge", str(tmp_path / "model")]
-    arguments += ["--data", str(manifest), "--out", str(out), "--num-inference-steps", "2", "--bootstrap", "20"]
-    arguments += ["--limit", "8", "--classifier-epochs", "1", "--num-samples", "2"]
-    arguments += ["--device", "cpu", "--batch-size", "4", "--no-progress"]
-    result = CliRunner().invoke(app, [*arguments, "--json"], catch_exceptions=False)
-    found = json.loads(result.stdout)
-    assert set(found["families"]) == {"text"}
-    assert set(found["not_computed"]) == {"masks", "boxes", "severity", "demographics"}
-    assert found["settings"]["judge"] == found["settings"]["model"]
-    assert found["settings"]["num_inference_steps"] == 2
-    assert found["families"]["text"]["measures"]["prompt_agreement"]["matched"]["n"] == 8
-    assert "NaN" not in result.stdout
-    result = CliRunner().invoke(app, [*arguments, "--overwrite"], catch_exceptions=False)
-    assert "| text | prompt_agreement | 8 |" in result.stdout
-    again = CliRunner().invoke(app, arguments)
-    assert "holds results already" in str(again.exception)
+def test_one_route_by_the_same_cohort_is_the_same(out: Path, model: Path, manifest: Path) -> None:
+    before = {path: path.stat().st_mtime_ns for path in (out / "cohorts").rglob("*.txt")}
+    first = json.loads((out / "routes.json").read_text())
+    again = run("routes", model, manifest, out, "--route", "F->T", "--report-samples", "2", "--overwrite")
+    assert {path: path.stat().st_mtime_ns for path in (out / "cohorts").rglob("*.txt")} == before
+    for name in ("target_agreement", "prompt_agreement"):
+        assert numbers(again, "agreement", "F->T", name) == numbers(first, "agreement", "F->T", name)
+    with pytest.raises(OutputError, match=r"routes\.json: exists already"):
+        run("routes", model, manifest, out, "--route", "F->T")
+
+
+def test_joint_outputs_beside_the_routes_of_each(out: Path, model: Path, manifest: Path) -> None:
+    record = run("joint", model, manifest, out, "--num-samples", "1")
+    routes = {one["route"] for one in record["families"]}
+    assert routes == {"T->F+L", "L->F+T", "F->L+T", "nothing->F+L+T"}
+    for route, name, count in (
+        ("T->F+L", "own_image_rank", 1),
+        ("L->F+T", "hamming", 1),
+        ("nothing->F+L+T", "cosine", 3),
+    ):
+        found = numbers(record, "consistency", route, name)
+        assert len(found) == count
+        for metric in found:
+            assert metric["value"]["n"] == 10
+            assert {"shuffled", "independent", "real pairs"} <= set(metric["references"])
+            assert 0 <= metric["references"]["independent"]["p"] <= 1
+    # The independent reference of joint outputs is what `eval routes` measured of the routes to each
+    measured = json.loads((out / "routes.json").read_text())
+    routes_own = run("routes", model, manifest, out, "--route", "L->F", "--diversity-prompts", "0", "--overwrite")
+    (joint,) = numbers(record, "agreement", "L->F+T", "pixel_correlation")
+    (single,) = numbers(routes_own, "agreement", "L->F", "pixel_correlation")
+    assert joint["references"]["independent"]["value"] == single["value"]
+    assert measured["settings"]["model"] == record["settings"]["model"]
+    assert {one["family"] for one in record["families"] if one["route"].startswith("nothing")} == {
+        "consistency",
+        "fidelity",
+    }
+    assert len(read_record(out / "joint.json").families) == len(record["families"])
+
+
+def test_control_of_a_checkpoint(model: Path, manifest: Path, tmp_path: Path) -> None:
+    record = run("control", model, manifest, tmp_path / "run", "--judge", str(model), "--limit", "8")
+    reasons = {one["route"]: one.get("not_computed", "") for one in record["families"] if one["family"] == "control"}
+    assert set(reasons) == {"mask->F", "boxes->F", "severity->F", "demographics->F"}
+    assert all("takes no" in reason for reason in reasons.values())
+    assert record["settings"]["judge"] == record["settings"]["model"]
+    (agreement,) = numbers(record, "agreement", "T->F", "prompt_agreement")
+    assert agreement["value"]["n"] == 8
+    assert "ceiling" in agreement["references"]
+
+
+def test_models_are_not_measured_on_their_training_split(model: Path, manifest: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="have not seen"):
+        run("routes", model, manifest, tmp_path / "run", "--split", "train")

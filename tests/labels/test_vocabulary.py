@@ -21,7 +21,7 @@ from xgem.data.rows import Row
 from xgem.data.set_files import read_set
 from xgem.data.sources import nih, openi, segmentations
 from xgem.data.study import Study
-from xgem.eval.asked import BOX_LABELS
+from xgem.eval.families.control import box_class
 from xgem.eval.labeller_check import check_labeller
 from xgem.labels.vocabulary import (
     CHEXPERT_5,
@@ -116,13 +116,13 @@ def test_terms_that_say_nothing(term: str) -> None:
 
 @pytest.mark.parametrize("name", BOX_CLASSES)
 def test_boxes_stand_for_a_class(name: str) -> None:
-    assert (BOX_LABELS[name],) == classes_of(name)
-    assert BOX_LABELS[name] in XGEM_10
+    assert (box_class(name),) == classes_of(name)
+    assert box_class(name) in XGEM_10
 
 
 @pytest.mark.parametrize(("alias", "name"), _CLASS_ALIASES.items())
 def test_aliases_of_boxes_stand_for_the_same_class(alias: str, name: str) -> None:
-    assert classes_of(alias) == classes_of(name) == (BOX_LABELS[name],)
+    assert classes_of(alias) == classes_of(name) == (box_class(name),)
 
 
 # ------------------------------------------------------------------------------------------------ present or absent

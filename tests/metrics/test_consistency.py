@@ -7,12 +7,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from xgem.eval.joint import hamming
 from xgem.metrics.agreement import cosine
 from xgem.metrics.bootstrap import Bootstrap, derangements
 from xgem.metrics.consistency import compare_cosine, compare_hamming, cosines, hamming_distances
 from xgem.pipeline.embedding import PromptEncoders
 from xgem.types import InputError
+
+
+def hamming(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """(n, n) distances of set i of the first and set j of the second, pair by pair."""
+    return np.array([[(one != other).sum() for other in second] for one in first], dtype=np.float64)
 
 
 def test_cosine_by_hand() -> None:

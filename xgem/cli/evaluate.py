@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -32,6 +33,12 @@ from xgem.cli.options import (
     parse_guidance,
 )
 
+if TYPE_CHECKING:
+    from xgem.eval.cohorts import Sampling
+    from xgem.eval.record import FamilyResult
+
+Samples = Annotated[int, typer.Option("--num-samples", help="Samples per study; numbers are means over them.")]
+
 app = typer.Typer(
     help="Measure a checkpoint, or sets of generated studies.", no_args_is_help=True, add_completion=False
 )
@@ -50,9 +57,10 @@ def routes(
     ] = None,
     limit: Limit = None,
     seed: Seed = 0,
-    num_samples: Annotated[int, typer.Option("--num-samples", help="Samples a study; measures are averaged.")] = 1,
+    num_samples: Samples = 1,
     report_samples: Annotated[
-        int | None, typer.Option("--report-samples", help="Samples of a report.", show_default="as --num-samples")
+        int | None,
+        typer.Option("--report-samples", help="Samples per study of a report.", show_default="as --num-samples"),
     ] = None,
     num_inference_steps: Steps = None,
     guidance_scale: Guidance = None,
@@ -70,57 +78,41 @@ def routes(
     progress: Progress = True,
     as_json: AsJson = False,
 ) -> None:
-    """Run every single-output route and print what it measures, with bootstrap intervals.
+    """Generate a cohort for every single-output route and measure it, with bootstrap intervals.
 
-    Each route is measured against its prompts and against the study's real target, beside the control with other
-    studies' prompts. OUT receives routes.json, routes.csv, routes.md, the generated reports and contact sheets; the
-    sheets show real images, so keep them where the data may lie.
+    Each route is compared with its prompts and with the study's real target; the control has other studies' prompts.
+    OUT receives routes.json, .csv, .md and .html, the cohorts, and contact sheets, which show real images. Stopped, the
+    same command goes on with the cohorts that it has.
     """
-    from xgem.data.manifest import Manifest
-    from xgem.eval.route import parse_route
     from xgem.eval.routes import RunSettings, evaluate_routes
     from xgem.judges.classifier import ClassifierConfig
-    from xgem.pipeline.embedding import open_model
 
     settings = RunSettings(
-        seed=seed,
-        limit=limit,
+        sampling=_sampling(seed, limit, num_inference_steps, guidance_scale, sampler, batch_size),
         num_samples=num_samples,
         report_samples=report_samples,
-        num_inference_steps=num_inference_steps,
-        guidance_scale=parse_guidance(guidance_scale),
-        sampler=sampler,
-        batch_size=batch_size,
         bootstrap=bootstrap,
         diversity_prompts=diversity_prompts,
         classifier=ClassifierConfig(epochs=classifier_epochs),
     )
-    manifest = Manifest.read(data)
-    manifest.check()
-    evaluated = open_model(model, device=device, dtype=dtype)
-    wanted = [parse_route(one, evaluated.modalities) for one in route] if route else None
-    evaluation = evaluate_routes(
-        evaluated,
-        manifest,
-        split=split,
-        out=out,
-        settings=settings,
-        routes=wanted,
-        cache=cache,
-        overwrite=overwrite,
-        device=str(getattr(evaluated.pipe, "device", "cpu")),
-        progress=progress,
+    _run(
+        "routes",
+        out,
+        overwrite,
+        as_json,
+        lambda: evaluate_routes(
+            model,
+            data,
+            out,
+            split=split,
+            settings=settings,
+            routes=route,
+            cache=cache,
+            device=device,
+            dtype=dtype,
+            progress=progress,
+        ),
     )
-    if as_json:
-        typer.echo(evaluation.json())
-        return
-    from rich.console import Console
-
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=200)
-    for table in evaluation.tables():
-        console.print(table)
 
 
 @app.command()
@@ -131,7 +123,13 @@ def joint(
     split: Split = "val",
     limit: Limit = None,
     seed: Seed = 0,
-    num_samples: Annotated[int, typer.Option("--num-samples", help="Samples a study; agreement is averaged.")] = 1,
+    num_samples: Samples = 1,
+    report_samples: Annotated[
+        int | None,
+        typer.Option(
+            "--report-samples", help="Samples per study of an independent report.", show_default="as --num-samples"
+        ),
+    ] = None,
     num_inference_steps: Steps = None,
     guidance_scale: Guidance = None,
     sampler: Sampler = None,
@@ -149,40 +147,21 @@ def joint(
 
     From each modality to the two others, and from nothing to all three: cosine of every two outputs, the rank of the
     own image, the distance of label sets, beside shuffled outputs and real pairs, and each output's own quality. OUT
-    receives joint.json, joint.md and plots.
+    receives joint.json, .csv, .md and .html, and the cohorts; those of `xgem eval routes` in the same OUT are taken.
     """
-    from xgem.data.manifest import Manifest
     from xgem.eval.joint import evaluate_joint
     from xgem.eval.routes import RunSettings
     from xgem.judges.classifier import ClassifierConfig
-    from xgem.pipeline.embedding import open_model
 
     settings = RunSettings(
-        seed=seed,
-        limit=limit,
+        sampling=_sampling(seed, limit, num_inference_steps, guidance_scale, sampler, batch_size),
         num_samples=num_samples,
-        num_inference_steps=num_inference_steps,
-        guidance_scale=parse_guidance(guidance_scale),
-        sampler=sampler,
-        batch_size=batch_size,
+        report_samples=report_samples,
         bootstrap=bootstrap,
         classifier=ClassifierConfig(epochs=classifier_epochs),
     )
-    manifest = Manifest.read(data)
-    manifest.check()
-    evaluated = open_model(model, device=device, dtype=dtype)
-    evaluation = evaluate_joint(
-        evaluated,
-        manifest,
-        split=split,
-        out=out,
-        settings=settings,
-        cache=cache,
-        overwrite=overwrite,
-        device=str(getattr(evaluated.pipe, "device", "cpu")),
-        progress=progress,
-    )
-    typer.echo(evaluation.json() if as_json else evaluation.markdown())
+    options: dict[str, Any] = {"split": split, "settings": settings, "cache": cache, "device": device, "dtype": dtype}
+    _run("joint", out, overwrite, as_json, lambda: evaluate_joint(model, data, out, progress=progress, **options))
 
 
 @app.command()
@@ -197,7 +176,7 @@ def control(
     split: Split = "val",
     limit: Limit = None,
     seed: Seed = 0,
-    num_samples: Annotated[int, typer.Option("--num-samples", help="Samples a study; measures are averaged.")] = 1,
+    num_samples: Samples = 1,
     num_inference_steps: Steps = None,
     guidance_scale: Guidance = None,
     sampler: Sampler = None,
@@ -213,49 +192,59 @@ def control(
     progress: Progress = True,
     as_json: AsJson = False,
 ) -> None:
-    """Measure whether generated frontals show what was asked for: masks, boxes, severity, demographics, text.
+    """Measure whether generated frontals show what was requested: masks, boxes, severity, demographics, text.
 
-    Each input is given alone and stands beside a control with shuffled inputs and a ceiling from real images. What
-    the split has no studies for is left out, with the reason. The judges are trained first, on all training studies
-    whatever the limit, and kept in the cache. OUT receives control.json, control.md and contact sheets; the sheets show
-    real images, so keep them where the data may lie.
+    Each input is given alone; references are shuffled inputs and the study's own real image. What the split has no
+    studies for is reported as not computed, with the reason. Judges are trained on all training studies, whatever the
+    limit, and kept in the cache. OUT receives control.json, .csv, .md, and .html, which shows real images.
     """
-    from xgem.data.manifest import Manifest
-    from xgem.eval.control import evaluate_control
-    from xgem.eval.control_run import ControlSettings
+    from xgem.eval.control import ControlSettings, evaluate_control
     from xgem.judges.classifier import ClassifierConfig
     from xgem.judges.segmenter import SegmenterConfig
-    from xgem.pipeline.embedding import open_model
 
     defaults = ControlSettings(
-        seed=seed,
-        limit=limit,
+        sampling=_sampling(seed, limit, num_inference_steps, guidance_scale, sampler, batch_size),
         num_samples=num_samples,
-        num_inference_steps=num_inference_steps,
-        guidance_scale=parse_guidance(guidance_scale),
-        sampler=sampler,
-        batch_size=batch_size,
         bootstrap=bootstrap,
         classifier=ClassifierConfig(epochs=classifier_epochs),
         segmenter=SegmenterConfig(epochs=segmenter_epochs),
     )
     settings = replace(defaults, patient=replace(defaults.patient, epochs=patient_epochs))
-    manifest = Manifest.read(data)
-    manifest.check()
-    evaluated = open_model(model, device=device, dtype=dtype)
-    evaluation = evaluate_control(
-        evaluated,
-        open_model(judge, device=device),
-        manifest,
-        split=split,
-        out=out,
-        settings=settings,
-        cache=cache,
-        overwrite=overwrite,
-        device=str(getattr(evaluated.pipe, "device", "cpu")),
-        progress=progress,
+    options: dict[str, Any] = {"judge": judge, "split": split, "settings": settings, "cache": cache}
+    options |= {"device": device, "dtype": dtype, "progress": progress}
+    _run("control", out, overwrite, as_json, lambda: evaluate_control(model, data, out, **options))
+
+
+def _sampling(
+    seed: int, limit: int | None, steps: int | None, guidance: str | None, sampler: str | None, batch: int
+) -> Sampling:
+    from xgem.eval.cohorts import Sampling
+
+    return Sampling(
+        seed=seed,
+        limit=limit,
+        num_inference_steps=steps,
+        guidance_scale=parse_guidance(guidance),
+        sampler=sampler,
+        batch_size=batch,
     )
-    typer.echo(evaluation.json() if as_json else evaluation.markdown())
+
+
+def _run(
+    stem: str,
+    out: Path,
+    overwrite: bool,
+    as_json: bool,
+    work: Callable[[], tuple[dict[str, Any], list[FamilyResult]]],
+) -> None:
+    """Do the work, write its results into ``out``, and print them."""
+    from xgem.eval.report import as_json as json_of
+    from xgem.eval.report import as_markdown, check_results_folder, write_results
+
+    check_results_folder(out, stem, overwrite=overwrite)  # asked before the work, not after it
+    about, results = work()
+    write_results(results, out, stem, settings=about, overwrite=overwrite)
+    typer.echo(json_of(results, about) if as_json else as_markdown(results))
 
 
 @app.command()

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -65,8 +64,8 @@ def fidelity(
 ) -> None:
     """FID, KID, precision, recall, density, coverage, alignment and diversity, whole and per finding, with floors."""
     from xgem.eval.families import fidelity as family
+    from xgem.eval.instruments import extractor_names
     from xgem.eval.spaces import Settings
-    from xgem.eval.suite import extractor_names
 
     def work() -> FamilyResult:
         found, made, learnt = read_sets(real, generated, training, split, view, labels, pad)
@@ -109,8 +108,9 @@ def text(
     as_json: AsJson = False,
 ) -> None:
     """BLEU, ROUGE-L, label F1 by every labeller that is there, RadGraph-F1, RaTEScore, and BLEU within a study."""
+    from xgem.eval.combine import over_samples
     from xgem.eval.families import text as family
-    from xgem.eval.suite import Weights
+    from xgem.eval.instruments import Weights
     from xgem.judges.report_labellers import read_label_table
 
     if (real_labels is None) != (generated_labels is None):
@@ -128,9 +128,8 @@ def text(
             tables = family.Tables(read_label_table(generated_labels), read_label_table(real_labels))
             labellers[generated_labels.stem] = tables
         found, made, learnt = read_sets(real, generated, training, split, "frontal", "auto", True)
-        return family.evaluate(
-            found, made, training=learnt, labellers=labellers, external=weights.external(), draws=bootstrap, seed=seed
-        )
+        options: dict[str, Any] = {"labellers": labellers, "external": weights.external(), "training": learnt}
+        return over_samples(family.evaluate, found, made, draws=bootstrap, seed=seed, **options)
 
     run("text", out, overwrite, as_json, work)
 
@@ -154,14 +153,15 @@ def factual(
     as_json: AsJson = False,
 ) -> None:
     """Whether generated images show their studies' findings: AUC, F1 and correlation by judges of real images."""
+    from xgem.eval.combine import over_samples
     from xgem.eval.families import factual as family
-    from xgem.eval.suite import judges_of, xrv_of
+    from xgem.eval.instruments import judges_of, xrv_of
 
     def work() -> FamilyResult:
         found, made, learnt = read_sets(real, generated, training, split, view, labels, pad)
         place = place_of(device)
         judges = judges_of(learnt, xrv_of(xrv, place), cache or out / "cache", place)
-        return family.evaluate(found, made, judges=judges, draws=bootstrap, seed=seed)
+        return over_samples(family.evaluate, found, made, judges=judges, draws=bootstrap, seed=seed)
 
     run("factual", out, overwrite, as_json, work)
 
@@ -191,7 +191,7 @@ def consistency(
 ) -> None:
     """Whether the image and the report of one generation agree: cosine of prompt encoders, distance of label sets."""
     from xgem.eval.families import consistency as family
-    from xgem.eval.suite import judges_of, xrv_of
+    from xgem.eval.instruments import judges_of, xrv_of
     from xgem.pipeline.embedding import PromptEncoders, open_model
 
     def work() -> FamilyResult:
@@ -238,7 +238,7 @@ def privacy(
 ) -> None:
     """Distance of generations to the closest training image, re-identification, and tests of memorisation."""
     from xgem.eval.families import privacy as family
-    from xgem.eval.suite import open_extractors
+    from xgem.eval.instruments import open_extractors
     from xgem.judges.reid import load_reid
 
     def work() -> FamilyResult:
@@ -248,12 +248,11 @@ def privacy(
         spared = None if source is None else read(source, split, view, "auto", pad, "held-out")
         folder = cache or out / "cache"
         place = place_of(device)
-        spaces, missing = open_extractors(extractor, view, learnt, folder, place)
-        result = family.evaluate(
+        return family.evaluate(
             made,
             learnt,
             spared,
-            extractors=spaces,
+            extractors=open_extractors(extractor, view, learnt, folder, place),
             reid=None if reid is None else load_reid(reid, device=place),
             own_prompt=own_prompt,
             cache=folder,
@@ -261,7 +260,6 @@ def privacy(
             bootstrap=bootstrap,
             device=place,
         )
-        return replace(result, metrics=[*result.metrics, *missing])
 
     run("privacy", out, overwrite, as_json, work)
 

@@ -186,9 +186,10 @@ def everything(
     OUT receives all.json, .csv, .md and a report in one file, all.html, which shows real images. Stopped, the same
     command goes on with what it has.
     """
+    from xgem.eval.instruments import Weights
     from xgem.eval.report import as_json as json_of
     from xgem.eval.report import as_markdown, check_results_folder, write_results
-    from xgem.eval.suite import SuiteSettings, Weights, evaluate_all
+    from xgem.eval.suite import SuiteSettings, evaluate_all
 
     check_results_folder(out, "all", overwrite=overwrite)
     settings = SuiteSettings(
@@ -205,7 +206,7 @@ def everything(
         device=device,
         progress=progress,
     )
-    write_results(results, out, "all", about=about, overwrite=overwrite)
+    write_results(results, out, "all", settings=about, overwrite=overwrite)
     typer.echo(json_of(results, about) if as_json else as_markdown(results))
 
 
@@ -219,7 +220,8 @@ def rank(
     ] = None,
 ) -> None:
     """Rank several models by every number that their records have in common."""
-    from xgem.eval.compare import rank_records, read_record
+    from xgem.eval.compare import rank_records
+    from xgem.eval.schema import read_record
 
     named = [one.partition("=") for one in records]
     if any(not separator or not name for name, separator, _ in named):

@@ -178,7 +178,8 @@ def _matched(plan: Plan, part: Matched) -> Cohort:
     for study in studies:
         report = " ".join(text for section in part.sections if (text := str(getattr(study, section)).strip()))
         held = {**study.images, "report": any(map(str.isalnum, report)), "mask": study.masks, "boxes": study.boxes}
-        held |= {"severity": study.severity is not None, "demographics": True}
+        told = part.inputs != ("demographics",) or any(x is not None for x in (study.sex, study.age, study.race))
+        held |= {"severity": study.severity is not None, "demographics": told}
         lacking = next((name for name in part.inputs if not held.get(name)), None)
         if lacking is None:
             usable.append((study, report))

@@ -184,7 +184,8 @@ class Matched(_Part):
     """``count`` studies for each study of a manifest's split, from its own ``inputs``.
 
     Labels are the study's. So are sex, age and race if demographics are an input, or an image, which shows the same
-    patient. A study without one of the inputs is left out and counted; demographics are given as far as they are known.
+    patient. A study without one of the inputs is left out and counted; demographics are given as far as they are known,
+    and count as an input that a study lacks where they are the only one and nothing is known.
     ``sections`` are the report's as input; ``limit`` is the maximum number of studies, drawn by the seed.
     """
 
@@ -198,8 +199,8 @@ class Matched(_Part):
     @model_validator(mode="after")
     def _each_once(self) -> Matched:
         _once("inputs", self.inputs)
-        if not set(self.inputs) - {"demographics"}:
-            raise ValueError("inputs: expected a report, an image or an annotation among them")
+        if not self.inputs:
+            raise ValueError("inputs: expected at least one; studies from nothing are a balanced plan without axes")
         return self
 
 

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
 
-from xgem.eval.record import FORMAT, FORMAT_VERSION
+from xgem.eval.schema import MetricEntry, Record
 from xgem.metrics.bootstrap import Array
 from xgem.metrics.significance import NOTE_ON_MANY, PairedTest, holm, wilcoxon
 from xgem.types import DataError, InputError
@@ -146,62 +144,49 @@ def rank(
     return RankTable(tuple(models), tuple(values), table, rankdata(table * signs, axis=0), left_out or {})
 
 
-def read_record(path: str | Path) -> dict[str, Any]:
-    """A run's JSON record, as :func:`xgem.eval.report.write_results` wrote it.
-
-    Raises:
-        DataError: not such a file, or of another version.
-    """
-    try:
-        found: Any = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise DataError(f"{path}: not a readable JSON record ({error})") from None
-    if not isinstance(found, dict) or (found.get("format"), found.get("format_version")) != (FORMAT, FORMAT_VERSION):
-        raise DataError(f"{path}: expected a record of format {FORMAT} {FORMAT_VERSION}")
-    return found
-
-
 def rank_records(
-    records: Mapping[str, Mapping[str, Any]], *, families: Sequence[str] | None = None, of: bool = False
+    records: Mapping[str, Record], *, families: Sequence[str] | None = None, of: bool = False
 ) -> RankTable:
     """Rank the models of several records by every number that all of them have.
 
     Args:
-        records: by model's name, as :func:`read_record` gives them.
+        records: by model's name, as :func:`xgem.eval.schema.read_record` gives them.
         families: only these; by default all.
         of: rank by the numbers of single findings or subgroups too.
 
-    A measure that some record lacks or that has no better side is left out, with the reason. Numbers of different
-    judges, weights or n are not comparable (a Frechet distance grows as n falls), so they are left out as well.
+    A number that some record lacks or that has no better side is left out, with the reason. Numbers of different
+    weights or n are not comparable (a Frechet distance grows as n falls), so they are left out as well.
     """
     found = {model: _numbers(record, families, of) for model, record in records.items()}
     names = list(dict.fromkeys(name for numbers in found.values() for name in numbers))
     kept: dict[str, tuple[list[float], bool]] = {}
     left_out: dict[str, str] = {}
     for name in names:
-        numbers = [(model, found[model].get(name)) for model in found]
-        absent = [model for model, one in numbers if one is None or one.get("value") is None]
-        spaces = {json.dumps([(one or {}).get(key) for key in ("extractor", "weights", "n")]) for _, one in numbers}
-        higher = next((one.get("higher_is_better") for _, one in numbers if one), None)
-        if absent:
-            left_out[name] = f"not computed for {', '.join(absent)}"
+        numbers = {model: one.get(name) for model, one in found.items()}
+        known = {model: one for model, one in numbers.items() if one is not None and one.value is not None}
+        values = [one.value.value for one in known.values() if one.value is not None and one.value.value is not None]
+        spaces = {f"{one.weights or 'no weights'}, n {one.value.n}" for one in known.values() if one.value is not None}
+        better = next((one.higher_is_better for one in known.values()), None)
+        if len(values) < len(numbers):
+            left_out[name] = f"not computed for {', '.join(model for model in numbers if model not in known)}"
         elif len(spaces) > 1:
             left_out[name] = f"computed by different judges or at different n: {'; '.join(sorted(spaces))}"
-        elif higher is None:
+        elif better is None:
             left_out[name] = "neither side is the better one"
         else:
-            kept[name] = ([one["value"] for _, one in numbers if one], bool(higher))
+            kept[name] = (values, better)
     if not kept:
         reasons = "; ".join(f"{name}: {why}" for name, why in list(left_out.items())[:3])
         raise DataError(f"{', '.join(found)}: no number in common that ranks them ({reasons or 'no numbers at all'})")
     return rank(list(found), kept, left_out)
 
 
-def _numbers(record: Mapping[str, Any], families: Sequence[str] | None, of: bool) -> dict[str, dict[str, Any]]:
+def _numbers(record: Record, families: Sequence[str] | None, of: bool) -> dict[str, MetricEntry]:
+    """By family, route, metric, judge or space, and part of the set."""
     return {
-        " ".join(part for part in (family["family"], metric["name"], metric.get("of", "")) if part): metric
-        for family in record["families"]
-        if families is None or family["family"] in families
-        for metric in family["metrics"]
-        if of or not metric.get("of")
+        " ".join(filter(None, (family.family, family.route, metric.name, metric.extractor, metric.of))): metric
+        for family in record.families
+        if families is None or family.family in families
+        for metric in family.metrics
+        if of or not metric.of
     }

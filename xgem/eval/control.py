@@ -1,158 +1,205 @@
-"""Does a model do what it is asked for? Masks, boxes, severity, demographics and text (``xgem eval control``).
-
-What a generated image shows is judged by networks trained on real training images, beside two yardsticks on the
-same studies: the shuffled control (what was asked for another study) and the ceiling (the study's own real image).
-ChexGen shows its annotated generations and trains on them; whether they obey their annotations is measured here.
-"""
+"""Do a model's images show what was requested? A cohort per kind of input (``xgem eval control``)."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import numpy as np
 
-from xgem.eval.asked import FAMILIES
-from xgem.eval.control_run import ControlSettings, Family, NotComputed, Run
-from xgem.eval.record import finite
-from xgem.eval.results import Measure
-from xgem.eval.routes import prepare_folder, settled
-from xgem.metrics.bootstrap import Sampled
-from xgem.pipeline.embedding import Evaluated
-from xgem.types import OutputError
-from xgem.utils import sheets
+from xgem.checkpoints.locate import CONTROL_MODEL, DEFAULT_MODEL
+from xgem.data.manifest import Manifest
+from xgem.data.sets import EvalSet, Item, squares
+from xgem.data.study import Study
+from xgem.eval.cohorts import Cohorts
+from xgem.eval.families import control as family
+from xgem.eval.families.requests import MIN_STUDIES, Annotated, Judges, Requested
+from xgem.eval.instruments import Instruments, or_reason
+from xgem.eval.record import FamilyResult
+from xgem.eval.route import Route
+from xgem.eval.routes import COHORTS, RunSettings, write_sheet
+from xgem.eval.studies import Studies, answered, pixels_of, read_training, samples
+from xgem.judges.classifier import ClassifierConfig
+from xgem.judges.segmenter import SegmenterConfig
+from xgem.pipeline.embedding import Evaluated, PromptEncoders, open_model
+from xgem.types import DataError, InputError, NotComputed
+from xgem.utils.devices import resolve_device
 
-if TYPE_CHECKING:
-    from xgem.data.manifest import Manifest
-
-RESULTS: Final = "control.json"
-SHOWN_OF_TEXT: Final = ("prompt_agreement", "target_agreement", "classifier_agreement", "label_auc")
-"""The measures of the text route that the table shows; the JSON holds all."""
-
-
-def reached(measure: Measure) -> Sampled | None:
-    """The share of the way from the shuffled control (0) to the ceiling (1); None where either is missing."""
-    ceiling, low = measure.reference.get("ceiling"), measure.shuffled
-    if ceiling is None or low is None:
-        return None
-    own, way = measure.value - low, ceiling - low
-    draws = np.divide(own.draws, way.draws, out=np.full(len(own.draws), np.nan), where=way.draws != 0)
-    return Sampled(own.value / way.value if way.value else float("nan"), draws, own.n)
+VIEW: Final = "frontal"
+HAS: Final[Mapping[str, Callable[[Study], bool]]] = {
+    "mask": lambda study: bool(study.masks),
+    "boxes": lambda study: bool(study.boxes),
+    "severity": lambda study: study.severity is not None,
+    "demographics": lambda study: study.sex is not None or study.age is not None,
+}
+"""Whether a study carries the input."""
 
 
 @dataclass(frozen=True)
-class ControlEvaluation:
-    """The whole run: settings, the families of measures, and why others were not computed."""
+class ControlSettings(RunSettings):
+    """Settings of an evaluation with the judges of shapes and of the patient's age and sex."""
 
-    settings: Mapping[str, Any]
-    families: Mapping[str, Family]
-    not_computed: Mapping[str, str]
-
-    def json(self) -> str:
-        record = {
-            "format": "xgem-eval-control",
-            "format_version": 1,
-            "settings": dict(self.settings),
-            "families": {name: _described(family) for name, family in self.families.items()},
-            "not_computed": dict(self.not_computed),
-        }
-        return json.dumps(finite(record), indent=2, ensure_ascii=False)
-
-    def markdown(self) -> str:
-        """The table, as the model card has it."""
-        lines = [
-            "What was asked for beside what is seen, each input alone: "
-            f"seed {self.settings['seed']}, mean of {self.settings['num_samples']} samples a study; [95 %]",
-            "",
-            "| input | measure | n | value | shuffled | difference | real | share reached |",
-            "|---|---|---|---|---|---|---|---|",
-        ]
-        for name, family in self.families.items():
-            for title, measure in family.measures.items():
-                difference = measure.difference
-                if difference is None or (name == "text" and title not in SHOWN_OF_TEXT):
-                    continue
-                ceiling, share = measure.reference.get("ceiling"), reached(measure)
-                cells = [str(measure.value.estimate()), f"{measure.shuffled.value:.3f}" if measure.shuffled else "-"]
-                cells += [f"{difference.value:+.3f} [{difference.low:+.3f}, {difference.high:+.3f}]"]
-                cells += [f"{ceiling.value:.3f}" if ceiling else "-", str(share.estimate()) if share else "-"]
-                lines.append(f"| {name} | {title} | {measure.value.n} | {' | '.join(cells)} |")
-        lines += ["", *(f"Not computed: {name} ({reason})." for name, reason in self.not_computed.items())]
-        return "\n".join(lines).strip() + "\n"
-
-    def write(self, out: Path) -> None:
-        """control.json, control.md and a contact sheet of each family into the run folder.
-
-        Raises:
-            OutputError: the folder cannot be written.
-        """
-        try:
-            (out / RESULTS).write_text(self.json() + "\n", encoding="utf-8")
-            (out / "control.md").write_text(self.markdown(), encoding="utf-8")
-            for name, family in self.families.items():
-                sheets.write_sheet(out / f"control_{name}.png", family.columns, rows=self.settings["sheet_rows"])
-        except OSError as error:
-            raise OutputError(f"{out}: cannot be written ({error.strerror}); choose another folder") from None
-
-
-def _described(family: Family) -> dict[str, Any]:
-    measures: dict[str, Any] = {}
-    for name, measure in family.measures.items():
-        share = reached(measure)
-        measures[name] = measure.as_dict() | ({"reached": share.estimate().as_dict()} if share else {})
-    return {
-        "n": family.n,
-        "measures": measures,
-        "details": dict(family.details),
-        "not_computed": dict(family.left_out),
-    }
+    diversity_prompts: int = 0
+    segmenter: SegmenterConfig = field(default_factory=SegmenterConfig)
+    patient: ClassifierConfig = field(default_factory=lambda: ClassifierConfig(size=64, epochs=15, batch_size=32))
 
 
 def evaluate_control(
-    evaluated: Evaluated,
-    judge: Evaluated,
-    manifest: Manifest,
-    *,
-    split: str = "val",
+    model: str | None,
+    data: Path,
     out: Path,
+    *,
+    judge: str | None = None,
+    split: str = "val",
     settings: ControlSettings | None = None,
     cache: Path | None = None,
-    overwrite: bool = False,
-    device: str = "cpu",
+    device: str | None = None,
+    dtype: str | None = None,
     progress: bool = True,
-) -> ControlEvaluation:
-    """Ask for what the studies of a split are annotated with, measure what comes, and write to the folder ``out``.
+) -> tuple[dict[str, Any], list[FamilyResult]]:
+    """Request what the studies of a split are annotated with, each kind alone, and measure what comes.
+
+    Masks, boxes, severity scores and demographics are measured by the family ``control``, reports by those of
+    :func:`xgem.eval.routes.evaluate_routes`. Judges learn from all training studies, whatever the limit.
 
     Args:
-        evaluated: makes a ``frontal``; its ``inputs`` say which of ``mask``, ``boxes``, ``severity``, ``demographics``
-            and ``report`` it takes, ``pipe([{"mask": {...}}, ...], ["frontal"], ...)`` gets one of them at a time.
-        judge: a checkpoint whose encoders of frontals and reports embed what was made, as ``eval routes`` does with
-            the model's own.
-        cache: folder for prepared images and trained judges; ``out/cache`` by default.
-        overwrite: replace the results of an earlier run in ``out``.
-        device: where the judges train and run.
+        model: name, folder or hub id of a model that makes frontals; the embedded one with control by default.
+        judge: a checkpoint whose prompt encoders embed frontals and reports; the embedded default.
+
+    Returns:
+        what all results share, and the results; a kind that cannot be measured says why.
 
     Raises:
-        OutputError: ``out`` holds results already or cannot be written. ImageError: an annotation cannot be read.
-        DataError: a split has no images.
+        InputError: the model makes no frontals. ImageError: an annotation cannot be read.
+        CheckpointError, ManifestError, OutputError: as :func:`xgem.eval.routes.evaluate_routes`.
     """
-    settings = settings or ControlSettings()
-    prepare_folder(out, RESULTS, overwrite=overwrite)
-    run = Run(evaluated, judge, manifest, split, settings, cache or out / "cache", device, progress)
-    families: dict[str, Family] = {}
-    not_computed: dict[str, str] = {}
-    for name, measured in FAMILIES.items():
-        try:
-            families[name] = measured(run)
-        except NotComputed as reason:
-            not_computed[name] = str(reason)
-    own = settled(settings, evaluated, split) | {
-        "judge": {"name": judge.name, "hash": judge.hash},
-        "report_sections": list(evaluated.sections),
+    settings, name, judged_by = settings or ControlSettings(), model or CONTROL_MODEL, judge or DEFAULT_MODEL
+    opened, looks = open_model(name, device=device, dtype=dtype), open_model(judged_by, device=device)
+    if VIEW not in opened.images:
+        raise InputError(f"{opened.name}: makes {', '.join(opened.modalities)}; expected a model of frontals")
+    manifest = Manifest.read(data)
+    manifest.check()
+    sampling, folder, place = settings.sampling, cache or out / "cache", str(resolve_device(device))
+    options: dict[str, Any] = {"sections": opened.sections, "device": device, "dtype": dtype, "progress": progress}
+    cohorts = Cohorts(name, opened.pipe, data, split, out / COHORTS, sampling, **options)
+    encoders = _encoders(opened, looks)
+    instruments = Instruments(
+        judged_by,
+        encoders,
+        read_training(data, encoders),
+        None,
+        folder,
+        place,
+        settings.bootstrap,
+        sampling.seed,
+        settings.classifier,
+    )
+    judges = Judges(
+        opened.transform,
+        PromptEncoders.of(looks, VIEW),
+        instruments.judge(VIEW),
+        folder,
+        place,
+        settings.segmenter,
+        settings.patient,
+        settings.bootstrap,
+        sampling.seed,
+    )
+    studies = _Studies(manifest, opened, cohorts, settings.num_samples)
+    results: list[FamilyResult] = []
+    for kind in family.KINDS:
+        route = Route((kind,), (VIEW,)).short
+        found = or_reason(lambda kind=kind: family.evaluate(kind, studies.requested(kind), judges))
+        results.append(
+            FamilyResult.missing(family.FAMILY, found, route=route)
+            if isinstance(found, NotComputed)
+            else replace(found, route=route)
+        )
+    results += _of_reports(encoders, opened, instruments, cohorts, settings, out)
+    about = {
+        "model": {"name": opened.name, "hash": opened.hash},
+        "judge": {"name": looks.name, "hash": looks.hash},
+        "split": split,
+        **{key: value for key, value in asdict(settings).items() if key != "sampling"},
+        "sampling": {**opened.sampling, **{key: value for key, value in asdict(sampling).items() if value is not None}},
     }
-    evaluation = ControlEvaluation(own, families, not_computed)
-    evaluation.write(out)
-    return evaluation
+    return about, results
+
+
+def _encoders(model: Evaluated, looks: Evaluated) -> Evaluated:
+    """The judge's encoders behind the evaluated model's own preprocessing and codec."""
+
+    def embed(modality: str, values: Any) -> Any:
+        images = isinstance(values, np.ndarray)
+        return looks.embed(modality, squares(values, looks.transform.size) if images else values)
+
+    own = {"transform": model.transform, "reconstruct": model.reconstruct, "sections": model.sections}
+    return replace(looks, images=(VIEW,), embed=embed, **own)
+
+
+@dataclass(frozen=True)
+class _Studies:
+    """Annotated studies of a manifest, and what a model makes of their annotations."""
+
+    manifest: Manifest
+    model: Evaluated
+    cohorts: Cohorts
+    count: int
+
+    def requested(self, kind: str) -> Requested:
+        """Every annotated study, generated from one kind of input alone.
+
+        Raises:
+            NotComputed: the model does not take the input, or too few studies have it.
+        """
+        if kind not in self.model.inputs:
+            raise NotComputed(f"{self.model.name} takes no {kind}")
+        real, training = self._annotated(self.cohorts.split, kind), self._annotated("train", kind)
+        for one, split, least in ((real, self.cohorts.split, MIN_STUDIES), (training, "train", 1)):
+            if len(one) < least:
+                raise NotComputed(f"split {split!r} has {len(one)} studies with {kind}: expected at least {least}")
+        plan = or_reason(lambda: self.cohorts.plan(f"{kind}_to_{VIEW}", [kind], [VIEW], count=self.count), InputError)
+        if isinstance(plan, NotComputed):
+            raise plan
+        known = EvalSet(f"real, {kind}", tuple(Item(study.id, study.images[VIEW][0]) for study in real), pad=True)
+        matched, generated = samples(known, self.cohorts.sets(plan)[VIEW])
+        by_id = {study.id: study for study in real}
+        return Requested(
+            Annotated(tuple(by_id[item.id] for item in matched.items), pixels_of(matched, self.model)),
+            [pixels_of(one, self.model) for one in generated],
+            Annotated(tuple(training), pixels_of(_frontals(training), self.model)),
+        )
+
+    def _annotated(self, split: str, kind: str) -> list[Study]:
+        return [study for study in self.manifest.studies(split) if VIEW in study.images and HAS[kind](study)]
+
+
+def _frontals(studies: list[Study]) -> EvalSet:
+    return EvalSet("training", tuple(Item(study.id, study.images[VIEW][0]) for study in studies), pad=True)
+
+
+def _of_reports(
+    encoders: Evaluated,
+    model: Evaluated,
+    instruments: Instruments,
+    cohorts: Cohorts,
+    settings: ControlSettings,
+    out: Path,
+) -> list[FamilyResult]:
+    """The route from report to frontal, by the families that measure any route."""
+    route = Route(("report",), (VIEW,))
+    if "report" not in model.inputs:
+        return [FamilyResult.missing("agreement", f"{model.name} takes no report", route=route.short)]
+    real = or_reason(lambda: Studies.read(cohorts.data, encoders, cohorts.split), DataError)
+    plan = or_reason(lambda: cohorts.plan_of(route, count=settings.num_samples), InputError)
+    for reason in (real, plan):
+        if isinstance(reason, NotComputed):
+            return [FamilyResult.missing("agreement", reason, route=route.short)]
+    assert not isinstance(real, NotComputed)
+    assert not isinstance(plan, NotComputed)
+    generated = cohorts.sets(plan)[VIEW]
+    real = real.of(answered(real.ids, [generated]))
+    write_sheet(out, route, real, generated, encoders, rows=settings.sheet_rows)
+    return [replace(one, route=route.short) for one in instruments.of_images(real, generated, route.inputs, VIEW)]

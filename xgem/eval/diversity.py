@@ -37,8 +37,8 @@ def similarity_of_seeds(
 ) -> list[Metric]:
     """SSIM and multi-scale SSIM over the pairs of a prompt's samples, averaged per prompt; the lower, the more diverse.
 
-    Beside it stands the similarity of different real images (``between real``), read at the generations' size, on
-    which the measure depends. Never more than one prompt's samples are in memory.
+    The reference is the similarity of ``different real images``, read at the generations' size, on which the measure
+    depends. Never more than one prompt's samples are in memory.
 
     Args:
         findings: which generated items have each, for an average over those prompts too; one that no chosen prompt has
@@ -63,13 +63,13 @@ def similarity_of_seeds(
             metrics.append(Metric.missing(name, error))
             continue
         options = {"seed": seed, "draws": draws}
-        references = {"between real": mean_estimate(between, **options)} if couples else {}
+        references = {"different real images": mean_estimate(between, **options)} if couples else {}
         for of, columns in {"": np.ones(len(generated), np.bool_), **(findings or {})}.items():
             own = values[[bool(columns[rows[0]]) for rows in chosen]]
             if len(own):
                 value = mean_estimate(own, **options)
-                beside = {} if of else references
-                metrics.append(Metric(name, value, of=of, higher_is_better=False, references=beside, settings=options))
+                unpaired = {} if of else references
+                metrics.append(Metric.measured(name, value, unpaired=unpaired, of=of, settings=options))
     return metrics
 
 

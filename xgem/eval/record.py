@@ -1,29 +1,52 @@
-"""What a family of measures found, as plain data: every number with its n, interval, extractor and settings."""
+"""The result type of every evaluation: metrics with their n, interval, references, extractor and settings."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from xgem.metrics.bootstrap import Estimate
+from xgem.eval.registry import MetricSpec, spec
+from xgem.metrics.bootstrap import Comparison, Estimate, Sampled
+from xgem.types import InputError
 
-FORMAT: Final = "xgem-measures"
+Number = Estimate | Sampled | None
+SHUFFLED, CEILING = "shuffled", "ceiling"
 
 
-FORMAT_VERSION: Final = 1
+@dataclass(frozen=True)
+class Reference:
+    """What a metric is read against: a control, a baseline, or what real data reach.
+
+    Attributes:
+        value: the reference itself.
+        difference: the metric minus the reference, paired over the same studies; None where they are not paired.
+        p: two-sided p-value of that difference by ``test`` (Wilcoxon's signed-rank test, a bootstrap).
+    """
+
+    value: Estimate
+    difference: Estimate | None = None
+    p: float | None = None
+    test: str = ""
 
 
 @dataclass(frozen=True)
 class Metric:
     """One number.
 
-    ``value`` is None where it could not be computed; ``reason`` then says why. ``of`` is what it is of, where that is
-    not the whole set (a finding, a subgroup). ``extractor`` names the feature space or the judge, ``weights`` its
-    weights' hash. ``references`` are yardsticks on real data (``floor``, ``ceiling``) or controls (``shuffled``).
+    Attributes:
+        name: registered in :mod:`xgem.eval.registry`, which knows its direction and source.
+        value: None where it could not be computed; ``reason`` then says why.
+        of: a part of the set (a finding, a subgroup, a training protocol); empty for the whole set.
+        extractor: the feature space, the judge of images or the labeller of reports.
+        weights: hash or version of the extractor.
+        references: by name. ``shuffled``: prompts of other studies; ``floor`` and ``ceiling``: what real images reach,
+            of a distance and of a score; ``constant``, ``ridge``: baselines; ``independent``: outputs sampled
+            separately; others are free.
+        share_of_ceiling: (value - shuffled) / (ceiling - shuffled), where both are paired with the value.
     """
 
     name: str
@@ -32,26 +55,99 @@ class Metric:
     of: str = ""
     extractor: str = ""
     weights: str = ""
-    higher_is_better: bool | None = None
-    references: Mapping[str, Estimate] = field(default_factory=dict[str, Estimate])
+    references: Mapping[str, Reference] = field(default_factory=dict[str, Reference])
+    share_of_ceiling: Estimate | None = None
     settings: Mapping[str, Any] = field(default_factory=dict[str, Any])
+
+    def __post_init__(self) -> None:
+        spec(self.name)
 
     @classmethod
     def missing(cls, name: str, reason: object, **options: Any) -> Metric:
-        """The number that could not be computed."""
+        """A metric that could not be computed."""
         return cls(name, None, reason=str(reason), **options)
 
-    def as_dict(self) -> dict[str, Any]:
-        found: dict[str, Any] = {"name": self.name}
-        found |= {key: value for key in ("of", "extractor", "weights") if (value := getattr(self, key))}
-        if self.value is None:
-            return found | {"value": None, "not_computed": self.reason}
-        found |= {"value": self.value.value, "interval": list(self.value.interval), "n": self.value.n}
-        if self.higher_is_better is not None:
-            found["higher_is_better"] = self.higher_is_better
-        if self.references:
-            found["references"] = {name: one.as_dict() for name, one in self.references.items()}
-        return found | ({"settings": dict(self.settings)} if self.settings else {})
+    @classmethod
+    def measured(
+        cls,
+        name: str,
+        value: Estimate | Sampled | Comparison,
+        *,
+        paired: Mapping[str, Number] | None = None,
+        unpaired: Mapping[str, Number] | None = None,
+        tests: Mapping[str, tuple[float, str]] | None = None,
+        n: int | None = None,
+        **options: Any,
+    ) -> Metric:
+        """A metric with its references; one that is None is left out.
+
+        Args:
+            value: a comparison brings the reference ``shuffled``.
+            paired: numbers of the same studies by the same bootstrap: their difference from the value is computed.
+            unpaired: numbers of other data.
+            tests: p-value and name of the test, by the name of a paired reference.
+            n: number of studies behind all these, where that is not all of the bootstrap's (others have no label).
+            options: ``of``, ``extractor``, ``weights``, ``settings``.
+
+        Raises:
+            InputError: the metric is not registered, or a paired reference has another n or number of draws.
+        """
+        same = dict(paired or {})
+        if isinstance(value, Comparison):
+            same = {SHUFFLED: value.shuffled, **same}
+            value = value.matched
+        own = _estimate(value)
+        references: dict[str, Reference] = {}
+        for key, other in same.items():
+            if other is None:
+                continue
+            reference = _estimate(other)
+            difference = own.minus(reference)
+            if difference is None:
+                raise InputError(f"{name}: reference {key!r} is of other studies or draws; give it as unpaired")
+            p, test = (tests or {}).get(key, (None, ""))
+            references[key] = Reference(_sized(reference, n), _sized(difference, n), p, test)
+        for key, other in (unpaired or {}).items():
+            if other is not None:
+                references[key] = Reference(_estimate(other))
+        share = _share_of_ceiling(own, same.get(SHUFFLED), same.get(CEILING))
+        return cls(
+            name,
+            _sized(own, n),
+            references=references,
+            share_of_ceiling=None if share is None else _sized(share, n),
+            **options,
+        )
+
+    @property
+    def spec(self) -> MetricSpec:
+        """What the registry knows of it."""
+        return spec(self.name)
+
+    @property
+    def higher_is_better(self) -> bool | None:
+        return self.spec.higher_is_better
+
+
+def _estimate(number: Estimate | Sampled) -> Estimate:
+    return number.estimate() if isinstance(number, Sampled) else number
+
+
+def _sized(estimate: Estimate, n: int | None) -> Estimate:
+    return estimate if n is None else Estimate(estimate.value, estimate.low, estimate.high, n, estimate.draws)
+
+
+def _share_of_ceiling(value: Estimate, shuffled: Number, ceiling: Number) -> Estimate | None:
+    """The share of the way from the shuffled control (0) to the ceiling (1); draws without a way are left out."""
+    if shuffled is None or ceiling is None:
+        return None
+    low, high = _estimate(shuffled), _estimate(ceiling)
+    if value.draws is None or low.draws is None or high.draws is None:
+        return None
+    own, way = value.draws - low.draws, high.draws - low.draws
+    draws = np.divide(own, way, out=np.full(len(own), np.nan), where=way != 0)
+    total = high.value - low.value
+    return Sampled((value.value - low.value) / total if total else float("nan"), draws, value.n).estimate()
 
 
 @dataclass(frozen=True)
@@ -64,10 +160,15 @@ class Example:
 
 @dataclass(frozen=True)
 class FamilyResult:
-    """All numbers of one family (fidelity, text, ...), with what the report shows beside them.
+    """All metrics of one family (fidelity, text, ...) on one pair of sets.
 
-    ``settings`` holds the seed, the sets' names, sizes and hashes; ``details`` what is no single number, as JSON
-    values; ``plots`` maps titles to PNG files' bytes; ``tables`` maps file names to CSV text in others' columns.
+    Attributes:
+        settings: seed, names, sizes and hashes of the sets, and whatever else the numbers depend on.
+        details: what is not a single number, as JSON values.
+        plots: PNG files' bytes by title; ``examples``: images to look at; both are in the HTML report alone.
+        tables: CSV text by file name, such as values case by case or columns that a paper's code writes.
+        route: what the generated set was made from and is, such as ``report->frontal``; empty for sets given by file.
+        reason: why nothing of the family could be computed.
     """
 
     family: str
@@ -77,29 +178,54 @@ class FamilyResult:
     plots: Mapping[str, bytes] = field(default_factory=dict[str, bytes])
     examples: Sequence[Example] = ()
     tables: Mapping[str, str] = field(default_factory=dict[str, str])
+    route: str = ""
+    reason: str = ""
+
+    def __post_init__(self) -> None:
+        for metric in self.metrics:
+            if self.family not in metric.spec.families:
+                raise InputError(
+                    f"metric {metric.name!r} is registered for {', '.join(metric.spec.families)}, not {self.family}"
+                )
+
+    @classmethod
+    def missing(cls, family: str, reason: object, **options: Any) -> FamilyResult:
+        """A family of which nothing could be computed; ``options`` as ``settings`` and ``route``."""
+        return cls(family, (), **{"settings": {}, **options}, reason=str(reason))
+
+    @property
+    def title(self) -> str:
+        """The family and its route, for headings."""
+        return f"{self.family.capitalize()}, {self.route}" if self.route else self.family.capitalize()
+
+    def find(self, name: str, *, of: str = "", extractor: str | None = None) -> Metric:
+        """The metric of this name; ``extractor`` where several have it.
+
+        Raises:
+            KeyError: there is none, or several that differ by extractor.
+        """
+        matching = [
+            metric
+            for metric in self.metrics
+            if metric.name == name and metric.of == of and extractor in (None, metric.extractor)
+        ]
+        if len(matching) != 1:
+            by = ", ".join(metric.extractor or "(none)" for metric in matching)
+            raise KeyError(f"{name}/{of}: {len(matching)} metrics in {self.title}" + (f", by {by}" if by else ""))
+        return matching[0]
 
     def __getitem__(self, name: str) -> Metric:
-        """The metric of the whole set by name, or ``name/of``."""
-        for metric in self.metrics:
-            if name == (f"{metric.name}/{metric.of}" if metric.of else metric.name):
-                return metric
-        raise KeyError(name)
-
-    def as_dict(self) -> dict[str, Any]:
-        return {
-            "family": self.family,
-            "settings": dict(self.settings),
-            "metrics": [metric.as_dict() for metric in self.metrics],
-            "details": dict(self.details),
-        }
+        """The only metric of this name, or ``name/of``; see :meth:`find`."""
+        key, _, of = name.partition("/")
+        return self.find(key, of=of)
 
 
 def finite(value: Any) -> Any:
     """The same as JSON values: NaN and infinities become None, numpy's numbers Python's."""
     if isinstance(value, Mapping):
-        return {str(key): finite(one) for key, one in value.items()}
+        return {str(key): finite(part) for key, part in value.items()}
     if isinstance(value, list | tuple):
-        return [finite(one) for one in value]
+        return [finite(part) for part in value]
     if isinstance(value, np.generic):
         value = value.item()
     return None if isinstance(value, float) and not np.isfinite(value) else value

@@ -23,6 +23,7 @@ __all__ = ["FAMILIES", "MetricSpec", "as_rows", "metrics", "register", "register
 
 _NAME = re.compile(r"[a-z][a-z0-9_+]*")
 _METRICS: dict[str, MetricSpec] = {}
+_KEYS = {"pearson_r": "pearson"}
 
 
 def register(metric: MetricSpec) -> MetricSpec:
@@ -75,7 +76,8 @@ def metrics(family: str | None = None) -> Iterator[MetricSpec]:
 
 def key_of(title: str) -> str:
     """The key of a metric from the name that a task gives it: ``AUROC macro`` -> ``auroc_macro``."""
-    return title.strip().lower().replace(" ", "_").replace("-", "_")
+    key = title.strip().lower().replace(" ", "_").replace("-", "_")
+    return _KEYS.get(key, key)
 
 
 def as_rows(family: str | None = None) -> list[dict[str, Any]]:

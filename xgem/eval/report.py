@@ -1,15 +1,10 @@
-"""A self-contained HTML report of measures: tables, plots and images inside one file."""
+"""Evaluation results as files: one JSON record, one CSV, one Markdown and one HTML report for every command."""
 
 from __future__ import annotations
 
 import base64
-import csv
-import html
 import io
-import json
-import platform
-import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -17,139 +12,134 @@ import numpy as np
 from numpy.typing import NDArray
 
 from xgem._version import __version__
-from xgem.eval.record import FORMAT, FORMAT_VERSION, Example, FamilyResult, Metric, finite
+from xgem.eval.record import FamilyResult
+from xgem.eval.registry import registered, spec
+from xgem.eval.schema import FamilyEntry, MetricEntry, NumberEntry, Record, family_entry, record_of
 from xgem.labels.vocabulary import CHEXPERT_CLASSES
 from xgem.types import OutputError
+from xgem.utils.tables import csv_text, markdown_table
 
-_STYLE: Final = """
-body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 72rem; padding: 0 1rem; color: #222; }
-table { border-collapse: collapse; margin: 1rem 0; }
-th, td { border-bottom: 1px solid #ddd; padding: 0.3rem 0.7rem; text-align: left; vertical-align: top; }
-td.number { font-variant-numeric: tabular-nums; white-space: nowrap; }
-.missing { color: #888; }
-figure { display: inline-block; margin: 0.5rem 1rem 0.5rem 0; max-width: 100%; vertical-align: top; }
-figure img { max-width: 100%; }
-figure.example img { height: 128px; image-rendering: pixelated; margin-right: 4px; }
-figcaption { font-size: 0.85rem; max-width: 36rem; }
-pre { background: #f5f5f5; overflow-x: auto; padding: 0.7rem; }
-"""
+TEMPLATE: Final = "report.html.jinja"
+_HEADS: Final = ("metric", "value [95 %]", "n", "reference", "extractor")
+_CSV_HEADS: Final = (
+    "family", "route", "metric", "of", "extractor", "weights", "number", "value", "low", "high", "n", "p",
+    "not_computed",
+)  # fmt: skip
 
 
-_NOTE: Final = (
-    "Synthetic radiographs, for research only, not for diagnosis. Intervals are 95 % bootstrap intervals unless the "
-    "settings say otherwise. Images in this file may be of real patients: keep it where the data may lie."
-)
-
-
-def as_html(
-    results: Sequence[FamilyResult], *, about: Mapping[str, Any] | None = None, title: str = "xgem: measures"
-) -> str:
-    """The report as one HTML document that loads nothing from elsewhere; ``about`` is what the families share."""
-    links = " | ".join(f'<a href="#{html.escape(one.family)}">{html.escape(one.family)}</a>' for one in results)
-    parts = [_folded("What was measured", about)] if about else []
-    body = "\n".join([*parts, *map(_family, results)])
-    return (
-        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{html.escape(title)}</title>'
-        f"<style>{_STYLE}</style></head>\n<body><h1>{html.escape(title)}</h1><p>{_NOTE}</p>"
-        f"<p>xgem {__version__}: {links}</p>\n{body}\n</body></html>\n"
-    )
-
-
-def _family(result: FamilyResult) -> str:
-    parts = [f'<h2 id="{html.escape(result.family)}">{html.escape(result.family.capitalize())}</h2>']
-    if result.metrics:
-        rows = "\n".join(_row(metric) for metric in result.metrics)
-        heads = "".join(f"<th>{name}</th>" for name in ("measure", "value [95 %]", "n", "beside", "space or judge"))
-        parts.append(f"<table><tr>{heads}</tr>\n{rows}</table>")
-    parts += [_figure(png, name) for name, png in result.plots.items()]
-    if result.examples:
-        parts.append("<h3>To look at</h3>" + "".join(_example(one) for one in result.examples))
-    parts += [_folded(name, one) for name, one in (("Details", result.details), ("Settings", result.settings)) if one]
-    return "\n".join(parts)
-
-
-def _folded(title: str, values: Mapping[str, Any]) -> str:
-    text = html.escape(json.dumps(finite(values), indent=2, ensure_ascii=False))
-    return f"<details><summary>{title}</summary><pre>{text}</pre></details>\n"
-
-
-def _row(metric: Metric) -> str:
-    name = html.escape(f"{metric.name}, {metric.of}" if metric.of else metric.name)
-    space = html.escape(" ".join(part for part in (metric.extractor, metric.weights[:12]) if part))
-    if metric.value is None:
-        why = f"not computed: {html.escape(metric.reason)}"
-        return f'<tr class="missing"><td>{name}</td><td colspan="3">{why}</td><td>{space}</td></tr>'
-    beside = "<br>".join(html.escape(f"{key} {one}") for key, one in metric.references.items())
-    return (
-        f'<tr><td>{name}</td><td class="number">{metric.value}</td><td class="number">{metric.value.n}</td>'
-        f'<td class="number">{beside}</td><td>{space}</td></tr>'
-    )
-
-
-def _figure(png: bytes, caption: str) -> str:
-    text = html.escape(caption)
-    return f'<figure><img alt="{text}" src="{_uri(png)}"><figcaption>{text}</figcaption></figure>'
-
-
-def _example(example: Example) -> str:
-    images = "".join(f'<img alt="" src="{_uri(_png(image))}">' for image in example.images)
-    return f'<figure class="example">{images}<figcaption>{html.escape(example.caption)}</figcaption></figure>'
-
-
-def _png(image: NDArray[np.uint8]) -> bytes:
-    from PIL import Image
-
-    stream = io.BytesIO()
-    Image.fromarray(image).save(stream, format="PNG")
-    return stream.getvalue()
-
-
-def _uri(png: bytes) -> str:
-    return "data:image/png;base64," + base64.b64encode(png).decode()
-
-
-def as_json(results: Sequence[FamilyResult], about: Mapping[str, Any] | None = None) -> str:
-    """One JSON document of several families; NaN becomes null. ``about`` is what they have in common."""
-    record = {
-        "format": FORMAT,
-        "format_version": FORMAT_VERSION,
-        "xgem": __version__,
-        "python": platform.python_version(),
-        "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        **({"settings": dict(about)} if about else {}),
-        "families": [result.as_dict() for result in results],
-    }
-    return json.dumps(finite(record), indent=2, ensure_ascii=False)
+def as_json(results: Sequence[FamilyResult], settings: Mapping[str, Any] | None = None) -> str:
+    """The record (:mod:`xgem.eval.schema`) of several families; ``settings`` is what they share."""
+    return record_of(results, settings).json_text()
 
 
 def as_csv(results: Sequence[FamilyResult]) -> str:
-    """One row a number."""
-    stream = io.StringIO()
-    table = csv.writer(stream, lineterminator="\n")
-    table.writerow(["family", "metric", "of", "value", "low", "high", "n", "extractor", "weights", "not_computed"])
-    for result in results:
-        for one in result.metrics:
-            number = ["", "", "", ""] if one.value is None else [one.value.value, *one.value.interval, one.value.n]
-            table.writerow([result.family, one.name, one.of, *number, one.extractor, one.weights, one.reason])
-    return stream.getvalue()
+    """One row a number: a metric's ``value``, its references, the differences from these (``minus shuffled``)."""
+    rows: list[Sequence[Any]] = []
+    for family in map(family_entry, results):
+        if family.not_computed:
+            rows.append([family.family, family.route, *[None] * 10, family.not_computed])
+        for metric in family.metrics:
+            head = [family.family, family.route, metric.name, metric.of, metric.extractor, metric.weights]
+            if metric.value is None:
+                rows.append([*head, "value", *[None] * 5, metric.not_computed])
+            rows += [[*head, name, x.value, x.low, x.high, x.n, p, None] for name, x, p in _numbers(metric)]
+    return csv_text(_CSV_HEADS, rows)
 
 
-def as_markdown(results: Sequence[FamilyResult]) -> str:
-    """One table a family; the numbers of single findings are left to CSV and HTML."""
+def _numbers(metric: MetricEntry) -> Iterator[tuple[str, NumberEntry, float | None]]:
+    """Every number of a metric with its name and, of a difference, its p-value."""
+    if metric.value is not None:
+        yield "value", metric.value, None
+    for name, reference in metric.references.items():
+        yield name, reference.value, None
+        if reference.difference is not None:
+            yield f"minus {name}", reference.difference, reference.p
+    if metric.share_of_ceiling is not None:
+        yield "share of ceiling", metric.share_of_ceiling, None
+
+
+def as_markdown(record: Record | Sequence[FamilyResult]) -> str:
+    """A table for each family and route, then one line for each reason why metrics were not computed.
+
+    The numbers of single findings are left to CSV and HTML.
+    """
+    families = record.families if isinstance(record, Record) else [family_entry(result) for result in record]
     parts: list[str] = []
-    for result in results:
-        parts += ["", f"### {result.family.capitalize()}", "", "| measure | value [95 %] | n | beside | space |"]
-        parts.append("|---|---|---|---|---|")
-        for one in result.metrics:
-            if one.of.rpartition(", ")[2] in CHEXPERT_CLASSES:
-                continue
-            name = f"{one.name}, {one.of}" if one.of else one.name
-            value = f"not computed: {one.reason}" if one.value is None else str(one.value)
-            beside = "; ".join(f"{key} {reference}" for key, reference in one.references.items())
-            parts.append(
-                f"| {name} | {value} | {'' if one.value is None else one.value.n} | {beside} | {one.extractor} |"
-            )
-    return "\n".join(parts).strip() + "\n"
+    for family in families:
+        parts.append(f"### {family.title}")
+        shown = [metric for metric in family.metrics if metric.of.rpartition(", ")[2] not in CHEXPERT_CLASSES]
+        rows = [_row(metric) for metric in shown if metric.value is not None]
+        if rows:
+            parts.append(markdown_table(_HEADS, rows))
+        reasons = _reasons(family, shown)
+        if reasons:
+            parts.append("\n".join(f"- Not computed: {names} ({reason})." for reason, names in reasons.items()))
+    return "\n\n".join(parts) + "\n"
+
+
+def _row(metric: MetricEntry) -> list[Any]:
+    n = "" if metric.value is None else metric.value.n
+    return [name_of(metric), metric.value, n, "; ".join(references_of(metric)), metric.extractor]
+
+
+def name_of(metric: MetricEntry) -> str:
+    """The title of a metric, and what it is of."""
+    title = spec(metric.name).label if registered(metric.name) else metric.name
+    return f"{title}, {metric.of}" if metric.of else title
+
+
+def references_of(metric: MetricEntry) -> list[str]:
+    """A text for each reference, such as ``shuffled 0.21 [0.20, 0.22], minus shuffled +0.02 [0.01, 0.03], p 0.02``."""
+    texts: list[str] = []
+    for name, reference in metric.references.items():
+        parts = [f"{name} {reference.value}"]
+        if reference.difference is not None:
+            parts.append(f"minus {name} {reference.difference.signed}")
+        if reference.p is not None:
+            parts.append(f"p {reference.p:.2g}" + (f" ({reference.test})" if reference.test else ""))
+        texts.append(", ".join(parts))
+    if metric.share_of_ceiling is not None:
+        texts.append(f"share of ceiling {metric.share_of_ceiling}")
+    return texts
+
+
+def _reasons(family: FamilyEntry, metrics: Sequence[MetricEntry]) -> dict[str, str]:
+    """By reason, the names of what was not computed for it."""
+    if family.not_computed:
+        return {family.not_computed: "all metrics"}
+    names: dict[str, list[str]] = {}
+    for metric in metrics:
+        if metric.value is None:
+            text = f"{name_of(metric)} ({metric.extractor})" if metric.extractor else name_of(metric)
+            names.setdefault(metric.not_computed, []).append(text)
+    return {reason: ", ".join(texts) for reason, texts in names.items()}
+
+
+def as_html(
+    results: Sequence[FamilyResult], settings: Mapping[str, Any] | None = None, *, title: str = "xgem evaluation"
+) -> str:
+    """The report as one HTML document that loads nothing from elsewhere: tables, plots and images."""
+    from jinja2 import Environment, PackageLoader
+
+    environment = Environment(
+        loader=PackageLoader("xgem.eval", "."), autoescape=True, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters |= {"name_of": name_of, "references_of": references_of, "uri": _uri}
+    entries = record_of(results, settings)
+    return environment.get_template(TEMPLATE).render(
+        title=title, version=__version__, record=entries, families=list(zip(entries.families, results, strict=True))
+    )
+
+
+def _uri(image: bytes | NDArray[np.uint8]) -> str:
+    """A PNG file's bytes, or an image (h, w), as a data URI."""
+    if not isinstance(image, bytes):
+        from PIL import Image
+
+        stream = io.BytesIO()
+        Image.fromarray(image).save(stream, format="PNG")
+        image = stream.getvalue()
+    return "data:image/png;base64," + base64.b64encode(image).decode()
 
 
 def check_results_folder(out: Path, stem: str, *, overwrite: bool = False) -> None:
@@ -169,23 +159,27 @@ def write_results(
     out: Path,
     stem: str,
     *,
-    about: Mapping[str, Any] | None = None,
+    settings: Mapping[str, Any] | None = None,
     overwrite: bool = False,
 ) -> Path:
     """Write ``stem.json``, ``.csv``, ``.md``, ``.html`` and the families' own tables into ``out``.
 
-    Raises:
-        OutputError: results of an earlier run lie there and not ``overwrite``, or the place cannot be written.
-    """
-    from xgem.eval.report import as_html
+    Args:
+        settings: what all families share, such as the model and the data.
 
+    Returns:
+        the path of the JSON record.
+
+    Raises:
+        OutputError: results of an earlier run are there and not ``overwrite``, or the folder cannot be written.
+    """
     check_results_folder(out, stem, overwrite=overwrite)
-    record = out / f"{stem}.json"
     files = {f"{stem}.csv": as_csv(results), f"{stem}.md": as_markdown(results)}
-    files[f"{stem}.html"] = as_html(results, about=about)
+    files[f"{stem}.html"] = as_html(results, settings)
     for result in results:
-        files |= result.tables
-    files[record.name] = as_json(results, about)  # last: where it is, the rest is whole
+        prefix = f"{file_stem(result.route)}_" if result.route else ""
+        files |= {f"{prefix}{name}": text for name, text in result.tables.items()}
+    files[f"{stem}.json"] = as_json(results, settings)  # last: where the record is, all other files are
     try:
         out.mkdir(parents=True, exist_ok=True)
         for name, text in files.items():
@@ -194,4 +188,9 @@ def write_results(
             temporary.replace(out / name)
     except OSError as error:
         raise OutputError(f"{out}: cannot be written ({error.strerror or error})") from error
-    return record
+    return out / f"{stem}.json"
+
+
+def file_stem(route: str) -> str:
+    """A route as part of a file's name: ``frontal+lateral->report`` becomes ``frontal_lateral_to_report``."""
+    return route.replace("->", "_to_").replace("+", "_").replace(", ", "_").replace(" ", "_")

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from xgem.data.sets import EvalSet
 from xgem.eval.features import Features, extract
 from xgem.eval.record import Metric
+from xgem.eval.registry import spec
 from xgem.judges.extractors import Extractor
 from xgem.metrics import fidelity
 from xgem.metrics.bootstrap import Estimate
@@ -122,9 +123,9 @@ class Space:
         used = min(len(real), len(generated), s.subset_size or len(real))
         kernel = {"draws": s.bootstrap, "subsets": s.subsets, "subset_size": used}
         return [
-            *self._both(fid, ("fid",), sets, yardstick, of, base | {"draws": s.frechet_draws}, higher=False),
-            *self._both(kid, ("kid",), sets, yardstick, of, base | kernel, higher=False),
-            *self._both(prdc, PRDC, sets, yardstick, of, base | {"draws": s.bootstrap, "k": s.k}, higher=True),
+            *self._both(fid, ("fid",), sets, yardstick, of, base | {"draws": s.frechet_draws}),
+            *self._both(kid, ("kid",), sets, yardstick, of, base | kernel),
+            *self._both(prdc, PRDC, sets, yardstick, of, base | {"draws": s.bootstrap, "k": s.k}),
             *self._alignment(rows, columns, of),
         ]
 
@@ -136,24 +137,21 @@ class Space:
         yardstick: tuple[Features, Features],
         of: str,
         settings: Mapping[str, Any],
-        *,
-        higher: bool,
     ) -> list[Metric]:
-        """The measure and its yardstick; too few images are the reason that stands in place of a number."""
+        """The measure and the same of real images; where there are too few images, the reason in place of a number."""
         try:
             found = measure(*sets)
         except InputError as error:
             return [Metric.missing(name, error, **self._named(of)) for name in names]
         try:
-            beside = measure(*yardstick)
+            of_real = measure(*yardstick)
         except InputError as error:
-            beside, settings = {}, dict(settings) | {"yardstick": f"not computed: {error}"}
+            of_real, settings = {}, dict(settings) | {"yardstick": f"not computed: {error}"}
         return [
-            Metric(
+            Metric.measured(
                 name,
                 found[name],
-                higher_is_better=higher,
-                references={"ceiling" if higher else "floor": beside[name]} if beside else {},
+                unpaired={"ceiling" if spec(name).higher_is_better else "floor": of_real.get(name)},
                 settings=settings,
                 **self._named(of),
             )
@@ -175,11 +173,7 @@ class Space:
             own = self.real[reported], self.reports.vectors[reported]
             references["ceiling"] = fidelity.alignment(*own, **options)
         value = fidelity.alignment(*sets, **options)
-        return [
-            Metric(
-                "alignment", value, higher_is_better=True, references=references, settings=options, **self._named(of)
-            )
-        ]
+        return [Metric.measured("alignment", value, unpaired=references, settings=options, **self._named(of))]
 
-    def _named(self, of: str) -> dict[str, str]:
+    def _named(self, of: str) -> dict[str, Any]:
         return {"of": of, "extractor": self.extractor.name, "weights": self.extractor.weights}

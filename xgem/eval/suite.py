@@ -3,39 +3,34 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
-from xgem.checkpoints.locate import DEFAULT_MODEL
-from xgem.cohort.check import check
-from xgem.cohort.items import expand
 from xgem.cohort.plan import Plan
-from xgem.cohort.run import run
 from xgem.data.set_files import read_set
-from xgem.data.sets import EvalSet, check_disjoint
+from xgem.data.sets import EvalSet
+from xgem.eval.cohorts import Cohorts, Sampling
 from xgem.eval.diversity import similarity_of_seeds
-from xgem.eval.families import consistency, factual, fidelity, privacy, text, utility
+from xgem.eval.families import consistency, factual, fidelity, privacy, utility
 from xgem.eval.families import fairness as fairness_family
-from xgem.eval.record import FamilyResult, Metric
+from xgem.eval.instruments import Weights, judges_of, open_extractors, or_reason, xrv_of
+from xgem.eval.record import FamilyResult
+from xgem.eval.route import Route
+from xgem.eval.routes import Setup, seeds_plan
 from xgem.eval.spaces import Settings
+from xgem.eval.studies import samples
 from xgem.eval.subgroups import AXES, mitigation
-from xgem.judges.chexbert import load_chexbert
-from xgem.judges.external_text import ExternalMetric
-from xgem.judges.extractors import NAMES, Extractor, open_extractor
-from xgem.judges.judge import OWN_JUDGE, Judge, train_judge
-from xgem.judges.reid import load_reid
-from xgem.judges.report_labellers import ReportLabeller, RuleLabeller
+from xgem.judges.classifier import ClassifierConfig
+from xgem.judges.extractors import Extractor
+from xgem.judges.judge import Judge
+from xgem.judges.reid import Reid, load_reid
 from xgem.judges.settings import UtilitySettings, preset
-from xgem.judges.xrv import load_xrv
-from xgem.pipeline.embedding import PromptEncoders, open_model
+from xgem.pipeline.embedding import PromptEncoders
 from xgem.types import InputError, NotComputed
-from xgem.utils.devices import resolve_device
 
-T = TypeVar("T")
 VIEW: Final = "frontal"
-FEWEST: Final = 8
 
 
 @dataclass(frozen=True)
@@ -43,18 +38,20 @@ class SuiteSettings:
     """What is generated, and how much.
 
     Attributes:
-        limit: at most so many studies of the split; None takes all.
-        training_limit: generations from training prompts, one a prompt: for privacy, and to train on for utility.
+        limit: maximum number of studies of the split; None takes all.
+        samples: of each study's report; numbers are means over them.
+        training_limit: generations from training prompts, one per prompt: for privacy, and to train on for utility.
         seeds, seeds_limit: samples of each of so many prompts, for diversity.
-        utility_runs: trainings of each protocol.
+        utility_runs: training runs of each protocol.
     """
 
     seed: int = 0
     bootstrap: int = 1000
     limit: int | None = None
+    samples: int = 3
     training_limit: int = 1000
     seeds: int = 4
-    seeds_limit: int = 32
+    seeds_limit: int = 16
     batch_size: int = 32
     utility_runs: int = 3
 
@@ -66,86 +63,152 @@ class SuiteSettings:
 
 
 @dataclass(frozen=True)
-class Weights:
-    """Where the networks and packages are that measure; what is None is looked for in caches, or not computed.
+class _Sets:
+    """What is generated, checked before anything is; a plan that the model or the manifest does not allow says why.
 
     Attributes:
-        extractors: feature spaces as :func:`xgem.judges.extractors.open_extractor` takes them; None tries all.
-        reid: as :func:`xgem.judges.reid.load_reid`; xrv: as :func:`xgem.judges.xrv.load_xrv`.
-        chexbert, chexbert_vocabulary: as :func:`xgem.judges.chexbert.load_chexbert`.
-        radgraph_python, ratescore_python: Pythons that have these packages.
+        images, reports: from reports to frontals and back; ``known``: from training reports, for privacy and utility.
+        seeds: several frontals of some reports, for diversity.
+        joint, separate: a frontal and a report from laterals, jointly and by the routes to each.
     """
 
-    extractors: Sequence[str] | None = None
-    reid: Path | None = None
-    xrv: Path | None = None
-    chexbert: Path | None = None
-    chexbert_vocabulary: Path | None = None
-    radgraph_python: Path | None = None
-    ratescore_python: Path | None = None
+    images: Plan
+    seeds: Plan
+    known: Plan
+    reports: Plan | NotComputed
+    joint: Plan | NotComputed
+    separate: Sequence[Plan] | NotComputed
 
-    def labellers(self, device: str) -> dict[str, ReportLabeller | text.Tables | NotComputed]:
-        """Of reports, by the name under which their numbers stand."""
-        chexbert = or_reason(lambda: load_chexbert(self.chexbert, self.chexbert_vocabulary, device=device))
-        return {RuleLabeller().name: RuleLabeller(), "CheXbert": chexbert}
-
-    def external(self) -> dict[str, ExternalMetric | NotComputed]:
-        """Of reports, by packages that live in Pythons of their own."""
-        pythons = {"radgraph": self.radgraph_python, "ratescore": self.ratescore_python}
-        return {name: ExternalMetric(name, python) for name, python in pythons.items() if python is not None}
+    @classmethod
+    def of(cls, cohorts: Cohorts, settings: SuiteSettings) -> _Sets:
+        """Raises InputError where the model makes no frontals from reports, or too few studies are there."""
+        images, both = Route(("report",), (VIEW,)), Route(("lateral",), (VIEW, "report"), joint=True)
+        limit = settings.training_limit
+        return cls(
+            images=cohorts.plan_of(images),
+            seeds=seeds_plan(cohorts, images, settings.seeds_limit, settings.seeds),
+            known=cohorts.plan("training_prompts", images.inputs, images.outputs, split="train", limit=limit),
+            reports=or_reason(lambda: cohorts.plan_of(Route((VIEW,), ("report",)), count=settings.samples), InputError),
+            joint=or_reason(lambda: cohorts.plan_of(both), InputError),
+            separate=or_reason(lambda: [cohorts.plan_of(one) for one in both.apart], InputError),
+        )
 
 
 @dataclass(frozen=True)
-class _Cohorts:
-    """Cohorts of one checkpoint, each made once; ``out/cohorts`` keeps them."""
+class _Suite:
+    """One model's evaluation by all families: what is opened, and the real sets."""
 
-    model: str
-    pipe: Any
-    data: Path
-    split: str
-    out: Path
+    setup: Setup
+    weights: Weights
     settings: SuiteSettings
-    device: str | None
-    progress: bool
+    sets: _Sets
+    reid: Reid | None
+    judges: Mapping[str, Judge | NotComputed]
 
-    def plan(
-        self,
-        name: str,
-        inputs: Sequence[str],
-        outputs: Sequence[str],
-        *,
-        split: str | None = None,
-        limit: int | None = None,
-        count: int = 1,
-        joint: bool | None = None,
-    ) -> Plan:
-        """Matched to the split, and checked against the model.
+    @property
+    def training(self) -> EvalSet:
+        return self.setup.instruments.training[VIEW]
 
-        Raises:
-            InputError: the model cannot do it, or no study of the manifest has the inputs.
-        """
-        of = {"manifest": str(self.data), "split": split or self.split, "inputs": inputs, "count": count}
-        values: dict[str, Any] = {
-            "name": name,
-            "model": self.model,
-            "outputs": outputs,
-            "seed": self.settings.seed,
-            "batch_size": self.settings.batch_size,
-            "joint": joint,
-            "matched": of | {"limit": limit},
-        }
-        plan = Plan.model_validate(values)
-        cohort = expand(plan)
-        check(cohort, self.pipe)
-        if len(cohort) < FEWEST:
-            raise InputError(f"{self.data}: {len(cohort)} studies for {name!r}; the measures need at least {FEWEST}")
-        return plan
+    @property
+    def cache(self) -> Path:
+        return self.setup.instruments.cache
 
-    def made(self, plan: Plan) -> EvalSet:
-        """Generated, or what of it is missing yet."""
-        folder = self.out / "cohorts" / plan.name
-        run(plan, folder, device=self.device, progress=self.progress)
-        return read_set(folder, name=plan.name)
+    @property
+    def device(self) -> str:
+        return self.setup.instruments.device
+
+    @property
+    def options(self) -> dict[str, Any]:
+        return self.setup.instruments.bootstrap
+
+    def made(self, plan: Plan) -> dict[str, EvalSet]:
+        return self.setup.cohorts.sets(plan)
+
+    def images(self, spaces: Mapping[str, Extractor | NotComputed]) -> list[FamilyResult]:
+        """Fidelity with diversity, and factual correctness, of frontals from reports."""
+        seeds = self.made(self.sets.seeds)[VIEW]
+        real, (generated, *_) = samples(self.setup.real[VIEW], self.made(self.sets.images)[VIEW])
+        looks = Settings(seed=self.settings.seed, bootstrap=self.settings.bootstrap)
+        found = fidelity.evaluate(
+            real, generated, extractors=spaces, training=self.training, cache=self.cache, settings=looks
+        )
+        kept = [one for one in found.metrics if one.name not in ("ssim", "ms_ssim")]
+        diversity = similarity_of_seeds(real, seeds, **self.options)
+        return [
+            replace(found, metrics=[*kept, *diversity], route="T->F"),
+            replace(factual.evaluate(real, generated, judges=self.judges, **self.options), route="T->F"),
+        ]
+
+    def reports(self) -> list[FamilyResult]:
+        """Text measures of reports from frontals."""
+        if isinstance(self.sets.reports, NotComputed):
+            return [FamilyResult.missing("text", self.sets.reports)]
+        instruments = self.setup.instruments
+        found = instruments.words(
+            self.setup.real["report"],
+            self.made(self.sets.reports)["report"],
+            "report",
+            labellers=self.weights.labellers(self.device),
+            external=self.weights.external(),
+        )
+        return [replace(found, route="F->T")]
+
+    def consistency(self) -> list[FamilyResult]:
+        """Of a frontal and a report that are generated together from a lateral."""
+        joint, separate = self.sets.joint, self.sets.separate
+        for reason in (joint, separate):
+            if isinstance(reason, NotComputed):
+                return [FamilyResult.missing("consistency", reason)]
+        assert not isinstance(joint, NotComputed)
+        assert not isinstance(separate, NotComputed)
+        encoders = PromptEncoders.of(self.setup.model, VIEW)
+        apart = {name: one for plan in separate for name, one in self.made(plan).items()}
+        found = consistency.evaluate_outputs(
+            self.setup.real.sets,
+            self.made(joint),
+            views={VIEW: consistency.View(encoders, self.judges)},
+            independent=apart,
+            **self.options,
+        )
+        return [replace(found, route="L->F+T")]
+
+    def privacy(self, known: EvalSet, real: EvalSet, spaces: Mapping[str, Extractor | NotComputed]) -> FamilyResult:
+        """Of frontals from training reports, against the training images."""
+        found = privacy.evaluate(
+            known,
+            self.training,
+            real,
+            extractors=spaces,
+            reid=self.reid,
+            cache=self.cache,
+            seed=self.settings.seed,
+            bootstrap=self.settings.bootstrap,
+            device=self.device,
+        )
+        return replace(found, route="T->F")
+
+    def use(self, known: EvalSet, real: EvalSet) -> list[FamilyResult]:
+        """Utility and fairness of classifiers that learn from frontals from training reports."""
+        learning = replace(
+            preset("classification", "small"),
+            runs=self.settings.utility_runs,
+            seed=self.settings.seed,
+            draws=self.settings.bootstrap,
+        )
+        training = self.training
+        bare = next((one for one in (training, known, real) if not any(item.labels for item in one.items)), None)
+        if bare is not None:
+            reason = f"{bare.name}: none of its {len(bare)} items has labels to learn from"
+            return [FamilyResult.missing(family, reason, route="T->F") for family in ("utility", "fairness")]
+        usable = utility.make_task(learning, training).usable
+        share = len(usable(known)) / len(usable(training))
+        amounts = {"multiples": (min(1.0, math.floor(100 * share) / 100 or share),)}
+        options: dict[str, Any] = {"cache": self.cache, "device": self.device}
+        found = [
+            utility.evaluate(training, known, real, learning, suite_options=amounts, **options),
+            fairness(training, known, real, learning, **options),
+        ]
+        return [replace(one, route="T->F") for one in found]
 
 
 def evaluate_all(
@@ -165,6 +228,7 @@ def evaluate_all(
     Images are made from reports, reports from images, and both from laterals (jointly, and apart as the control);
     images from training prompts serve privacy and utility. A measure that lacks weights, whose data the manifest
     has not (laterals, labels, demographics), or that asks for what the model cannot do, is recorded as not computed.
+    The cohorts are those of ``eval routes`` and ``joint`` where these lie in the same ``out``.
 
     Returns:
         what was measured and how (the record's ``settings``), and the families' results.
@@ -173,132 +237,42 @@ def evaluate_all(
         InputError: the model makes no frontal images from reports, or too few studies; before anything is made.
         DataError: the manifest lacks studies. OutputError: ``out`` holds cohorts of another checkpoint or plan.
     """
-    if split == "train":
-        raise InputError("split 'train': models are measured on studies that they have not seen; expected val or test")
     settings, weights = settings or SuiteSettings(), weights or Weights()
-    name = model or DEFAULT_MODEL
-    evaluated = open_model(name, device=device)
-    folder = cache or out / "cache"
-    cohorts = _Cohorts(name, evaluated.pipe, data, split, out, settings, device, progress)
-    place = str(resolve_device(device))
-    options: dict[str, Any] = {"draws": settings.bootstrap, "seed": settings.seed}
-    # Opened before anything is made: a wrong file must not end hours of work
+    sampling = Sampling(seed=settings.seed, limit=settings.limit, batch_size=settings.batch_size)
+    setup = Setup.of(
+        model,
+        data,
+        out,
+        split=split,
+        sampling=sampling,
+        bootstrap=settings.bootstrap,
+        classifier=ClassifierConfig(),
+        cache=cache,
+        device=device,
+        progress=progress,
+    )
+    place, folder = setup.instruments.device, setup.instruments.cache
+    # Opened and checked before anything is generated: a wrong file must not end hours of work
     reid = None if weights.reid is None else load_reid(weights.reid, device=place)
-    told: dict[str, Any] = {"labellers": weights.labellers(place), "external": weights.external(), **options}
     xrv = xrv_of(weights.xrv, place)
+    weights.labellers(place)
+    sets = _Sets.of(setup.cohorts, settings)
+    judges = judges_of(setup.instruments.training.get(VIEW), xrv, folder, place)
+    suite = _Suite(setup, weights, settings, sets, reid, judges)
 
-    few: dict[str, Any] = {"limit": settings.limit}
-    of_images = cohorts.plan("images", ["report"], [VIEW], **few)
-    prompts = min(settings.seeds_limit, settings.limit or settings.seeds_limit)
-    of_seeds = cohorts.plan("seeds", ["report"], [VIEW], limit=prompts, count=settings.seeds)
-    of_known = cohorts.plan("training-prompts", ["report"], [VIEW], split="train", limit=settings.training_limit)
-    of_reports = or_reason(lambda: cohorts.plan("reports", [VIEW], ["report"], **few), InputError)
-    of_both = or_reason(
-        lambda: [
-            cohorts.plan(title, ["lateral"], [VIEW, "report"], joint=joint, **few)
-            for title, joint in (("joint", True), ("apart", False))
-        ],
-        InputError,
-    )
-
-    real = read_set(data, split=split, pad=True, name="real")
-    training = read_set(data, split="train", pad=True, name="training")
-    check_disjoint(real, training)
-    images, seeds, known = (cohorts.made(plan) for plan in (of_images, of_seeds, of_known))
-
-    spaces, missing = open_extractors(weights.extractors, VIEW, training, folder, place, model=name)
-    looks = Settings(seed=settings.seed, bootstrap=settings.bootstrap)
-    fidelity_result = fidelity.evaluate(
-        real, images, extractors=spaces, training=training, cache=folder, settings=looks
-    )
-    diversity = similarity_of_seeds(real, seeds, seed=settings.seed, draws=settings.bootstrap)
-    kept = [one for one in fidelity_result.metrics if one.name not in {metric.name for metric in diversity}]
-    results = [replace(fidelity_result, metrics=[*kept, *diversity, *missing])]
-    if isinstance(of_reports, NotComputed):
-        results.append(_none("text", of_reports))
-    else:
-        real_reports, training_reports = (
-            read_set(data, split=one, labels="reports", pad=True, name=name).with_reports()
-            for one, name in ((split, "real reports"), ("train", "training reports"))
-        )
-        results.append(text.evaluate(real_reports, cohorts.made(of_reports), training=training_reports, **told))
-    judges = judges_of(training, xrv, folder, place)
-    results.append(factual.evaluate(real, images, judges=judges, **options))
-    if isinstance(of_both, NotComputed):
-        results.append(_none("consistency", of_both))
-    else:
-        together, apart = map(cohorts.made, of_both)
-        encoders = PromptEncoders.of(evaluated, VIEW)
-        results.append(
-            consistency.evaluate(
-                real.with_images().with_reports(),
-                together,
-                encoders=encoders,
-                judges=judges,
-                independent=apart,
-                **options,
-            )
-        )
-    results.append(
-        privacy.evaluate(
-            known,
-            training,
-            real,
-            extractors=spaces,
-            reid=reid,
-            cache=folder,
-            seed=settings.seed,
-            bootstrap=settings.bootstrap,
-            device=place,
-        )
-    )
-    learning = replace(
-        preset("classification", "small"),
-        runs=settings.utility_runs,
-        seed=settings.seed,
-        draws=settings.bootstrap,
-    )
-    bare = next((one for one in (training, known, real) if not any(item.labels for item in one.items)), None)
-    if bare is not None:
-        reason = NotComputed(f"{bare.name}: none of its {len(bare)} items has labels, which are what is learnt")
-        results += [_none("utility", reason), _none("fairness", reason)]
-    else:
-        usable = utility.make_task(learning, training).usable
-        share = len(usable(known)) / len(usable(training))
-        amounts = {"multiples": (min(1.0, math.floor(100 * share) / 100 or share),)}
-        results.append(
-            utility.evaluate(training, known, real, learning, suite_options=amounts, cache=folder, device=place)
-        )
-        results.append(fairness(training, known, real, learning, cache=folder, device=place))
-    about = {
-        "model": {"name": evaluated.name, "hash": evaluated.hash},
-        "split": split,
-        "suite": asdict(settings),
-        "data": {one.name: {"n": len(one), "sha256": one.sha256} for one in (real, training)},
-    }
-    return about, results
-
-
-def _none(family: str, reason: NotComputed) -> FamilyResult:
-    return FamilyResult(family, [Metric.missing("all measures", reason)], {})
-
-
-def xrv_of(path: Path | None, device: str) -> Judge | NotComputed:
-    """TorchXRayVision's judge, or why there is none."""
-    return or_reason(lambda: load_xrv(path, device=device))
-
-
-def judges_of(
-    training: EvalSet | None, xrv: Judge | NotComputed, cache: Path, device: str
-) -> dict[str, Judge | NotComputed]:
-    """xgem's own judge, trained on real training images, or why there is none; and ``xrv``."""
-
-    def own() -> Judge:
-        if training is None:
-            raise NotComputed("it is trained on real training images, of which none were given (--training)")
-        return train_judge(training, folder=cache / "judges", device=device)
-
-    return {OWN_JUDGE: or_reason(own), "xrv": xrv}
+    known = suite.made(sets.known)[VIEW]
+    everyone = read_set(data, split=split, pad=True, name="real").with_images()
+    spaces = open_extractors(weights.extractors, VIEW, suite.training, folder, place, model=setup.cohorts.model)
+    distances, findings = suite.images(spaces)
+    results = [
+        distances,
+        *suite.reports(),
+        findings,
+        *suite.consistency(),
+        suite.privacy(known, everyone, spaces),
+        *suite.use(known, everyone),
+    ]
+    return setup.about(settings), results
 
 
 def fairness(
@@ -320,8 +294,8 @@ def fairness(
         axis for axis in axes if all(any(getattr(item, axis) is not None for item in one.items) for one in (real, test))
     ]
     if not known:
-        reason = f"{', '.join(axes)} of no patient of {real.name} or {test.name} is known: subgroups go by them"
-        return FamilyResult("fairness", [Metric.missing("weighted_f1 gap", reason)], {"axes": list(axes)})
+        reason = f"no {' or '.join(axes)} is given in {real.name} or {test.name}; cannot form subgroups"
+        return FamilyResult.missing("fairness", reason, settings={"axes": list(axes)})
     plan, judged, scores = mitigation(
         real, synthetic, test, settings, axes=known, share=share, cache=cache, device=device
     )
@@ -336,36 +310,3 @@ def fairness(
         judge=settings.network,
         plan=plan,
     )
-
-
-def extractor_names(view: str, training: EvalSet | None, model: str | None = None) -> list[str]:
-    """The published spaces, whose weights may be missing, and xgem's own: a prompt encoder's, and a judge's."""
-    own = [f"xgem:{model or DEFAULT_MODEL}/{view}", *(["xgem-classifier"] if training is not None else [])]
-    return [*own, *(name for name in NAMES if not name.startswith("xgem"))]
-
-
-def open_extractors(
-    names: Sequence[str] | None,
-    view: str,
-    training: EvalSet | None,
-    cache: Path,
-    device: str | None,
-    model: str | None = None,
-) -> tuple[list[Extractor], list[Metric]]:
-    """Those that can be opened, and for each of the others a metric that says why not."""
-    opened: list[Extractor] = []
-    missing: list[Metric] = []
-    for name in names or extractor_names(view, training, model):
-        try:
-            opened.append(open_extractor(name, device=device, training=training, cache=cache))
-        except NotComputed as reason:
-            missing.append(Metric.missing("distances in this space", reason, extractor=name.partition("=")[0]))
-    return opened, missing
-
-
-def or_reason(make: Callable[[], T], *errors: type[Exception]) -> T | NotComputed:
-    """What ``make`` gives, or the reason why it cannot: its ``NotComputed``, or one of ``errors``."""
-    try:
-        return make()
-    except (NotComputed, *errors) as reason:
-        return NotComputed(str(reason))

@@ -1,9 +1,13 @@
-"""Do a generated image and a generated report of one request agree? Cosines and label sets, beside real pairs."""
+"""Do the outputs of one request agree? Cosines, label sets and the rank of the own image, beside real pairs.
+
+XGeM 4.3 (Eq. 5, Table 7, Fig. 5), with the controls, intervals and tests that the paper leaves out.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from itertools import combinations
 from typing import Any, Final
 
 import numpy as np
@@ -11,21 +15,90 @@ from numpy.typing import NDArray
 
 from xgem.data.sets import EvalSet
 from xgem.eval import plots
-from xgem.eval.pairing import as_table, described, numbers, one_each
+from xgem.eval.pairing import paired_settings
 from xgem.eval.record import Example, FamilyResult, Metric
+from xgem.eval.route import letter
+from xgem.eval.studies import samples
 from xgem.judges.judge import Judge, scores_of, thresholds_of
 from xgem.judges.report_labellers import ReportLabeller, RuleLabeller
 from xgem.labels.vocabulary import XGEM_10
-from xgem.metrics.bootstrap import Array, Bootstrap, Comparison, derangements
+from xgem.metrics.agreement import own_rank_scores
+from xgem.metrics.bootstrap import Array, Bootstrap, Comparison, average, derangements
 from xgem.metrics.classification import Uncertain, as_binary, columns
 from xgem.metrics.consistency import compare_cosine, compare_hamming, cosines, hamming_distances
-from xgem.metrics.significance import wilcoxon
+from xgem.metrics.significance import PairedTest, wilcoxon
 from xgem.pipeline.embedding import PromptEncoders
 from xgem.types import DataError, NotComputed
+from xgem.utils.tables import csv_text
 
 FAMILY: Final = "consistency"
 CASES: Final = "consistency_cases.csv"
+REAL, GENERATED, INDEPENDENT = "real pairs", "generated", "independent"
 _WORST: Final = 8
+
+Outputs = Mapping[str, EvalSet]
+"""The outputs of the same requests by modality: images of one view, or reports. Items answer to studies by ``pair``."""
+Labels = NDArray[np.bool_]
+Sources = Mapping[str, Sequence[Outputs]]
+"""Real pairs, generated, independent: the outputs of each sample, row by row the same studies."""
+
+
+@dataclass(frozen=True)
+class View:
+    """What looks at images of one view: prompt encoders, and judges by name; where one cannot be had, the reason."""
+
+    encoders: PromptEncoders | NotComputed
+    judges: Mapping[str, Judge | NotComputed]
+
+
+@dataclass(frozen=True)
+class Labelling:
+    """How label sets are taken: of reports by ``labeller``, of images at ``size`` (None: their own)."""
+
+    labeller: ReportLabeller
+    uncertain: Uncertain
+    size: int | None
+
+
+@dataclass(frozen=True)
+class _Measured:
+    """One number of a pair of outputs: by source the comparison, and each study's values (n,) by sample.
+
+    ``shuffled`` (n,): values of the first sample with the second output of other requests, where they are shown.
+    """
+
+    name: str
+    compared: Mapping[str, Comparison]
+    by_sample: Mapping[str, Sequence[Array]]
+    extractor: str
+    weights: str
+    settings: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    shuffled: Array | None = None
+
+    @property
+    def values(self) -> dict[str, Array]:
+        """By source, each study's mean over samples, (n,)."""
+        return {source: np.mean(one, axis=0) for source, one in self.by_sample.items()}
+
+    @property
+    def test(self) -> PairedTest | None:
+        """Generated against independent outputs, study by study."""
+        values = self.values
+        return wilcoxon(values[GENERATED], values[INDEPENDENT]) if INDEPENDENT in values else None
+
+    def metric(self, of: str) -> Metric:
+        """The generated pairs' number beside shuffled, independent and real pairs."""
+        apart = self.compared.get(INDEPENDENT)
+        return Metric.measured(
+            self.name,
+            self.compared[GENERATED],
+            paired={INDEPENDENT: None if apart is None else apart.matched, REAL: self.compared[REAL].matched},
+            tests={INDEPENDENT: (self.test.p, "Wilcoxon")} if self.test else {},
+            of=of,
+            extractor=self.extractor,
+            weights=self.weights,
+            settings=self.settings,
+        )
 
 
 def evaluate(
@@ -34,158 +107,258 @@ def evaluate(
     *,
     encoders: PromptEncoders | NotComputed,
     judges: Mapping[str, Judge | NotComputed],
-    labeller: ReportLabeller | None = None,
     independent: EvalSet | None = None,
+    **options: Any,
+) -> FamilyResult:
+    """Agreement of the image and the report of each generation, of sets whose items have both.
+
+    Args:
+        real: studies with an image and a report each, the reference ``real pairs``.
+        encoders: for the cosine; judges: for the label sets, by name. Where one cannot be had, the reason in its place.
+        independent: generations of the same studies whose image and report were sampled separately.
+        options: of :func:`evaluate_outputs`.
+
+    Raises:
+        DataError: an item lacks an image or a report, or no generation names a real study.
+    """
+
+    for one in (real, generated, *([] if independent is None else [independent])):
+        lacking = next((item.id for item in one.items if item.file is None or not item.report.strip()), None)
+        if lacking is not None:
+            raise DataError(f"{one.name}: item {lacking} lacks an image or a report; this family needs both")
+
+    def both(items: EvalSet) -> Outputs:
+        return {"image": items, "report": items}
+
+    apart = None if independent is None else both(independent)
+    views = {"image": View(encoders, judges)}
+    return evaluate_outputs(both(real), both(generated), views=views, independent=apart, **options)
+
+
+def evaluate_outputs(
+    real: Outputs,
+    generated: Outputs,
+    *,
+    views: Mapping[str, View],
+    independent: Outputs | None = None,
+    labeller: ReportLabeller | None = None,
     uncertain: Uncertain = "positive",
     size: int | None = None,
     draws: int = 1000,
     seed: int = 0,
 ) -> FamilyResult:
-    """Agreement of the image and the report of each generation.
+    """Agreement of every two outputs of a request; of several samples of a study, the mean.
+
+    Two images are compared by their cosine and the rank of the own image; an image and a report by their cosine and by
+    the Hamming distance of their label sets.
 
     Args:
-        real: studies with an image and a report each, the yardstick ``real pairs``.
-        generated: items with both, of one request each.
-        encoders: for the cosine; judges: for the label sets, by the name under which their numbers stand. Where one
-            cannot be had, the reason in its place.
+        real: the same modalities of real studies, row by row; the reference ``real pairs``.
+        views: what looks at the images of each view; any other modality is a report.
+        independent: outputs of the same requests that were sampled separately; every number then has their own as
+            reference, with the paired difference and a two-sided Wilcoxon test.
         labeller: of reports; by default xgem's rules. A class that a report does not mention counts as absent.
-        independent: generations of the same studies whose image and report were made apart; each number then has its
-            own beside it and a two-sided Wilcoxon test of the pairs.
         uncertain: what an uncertain label of a report counts as; not ``ignore``, for label sets must be whole.
-        size: side at which the judges' images are read; None keeps their own.
+        size: side at which judges read images; None keeps the images' own.
 
     Raises:
-        DataError: an item lacks an image or a report, or no generation names a real study.
+        DataError: an item lacks its image or report, no generation names a study, ``independent`` lacks some.
     """
     if uncertain == "ignore":
         raise DataError("uncertain 'ignore': a Hamming distance needs whole label sets; expected positive or negative")
-    sources: dict[str, EvalSet] = dict(zip(("real pairs", "generated"), one_each(real, generated), strict=True))
-    if independent is not None:
-        apart = one_each(sources["real pairs"], independent)[1]
-        if len(apart) != len(sources["generated"]):
-            raise DataError(
-                f"{independent.name}: answers {len(apart)} of the {len(sources['generated'])} studies; expected all"
-            )
-        sources["independent"] = apart
-    for one in sources.values():
-        lacking = next((item.id for item in one.items if item.file is None or not item.report.strip()), None)
-        if lacking is not None:
-            raise DataError(f"{one.name}: item {lacking} lacks an image or a report; this family needs both")
-    bootstrap = Bootstrap(len(sources["generated"]), draws=draws, seed=seed)
-    labeller = labeller or RuleLabeller()
+    sources = _sources(real, generated, independent, views)
+    names = list(generated)
+    n = len(sources[REAL][0][names[0]])
+    bootstrap = Bootstrap(n, draws=draws, seed=seed)
+    labelling = Labelling(labeller or RuleLabeller(), uncertain, size)
     metrics: list[Metric] = []
     cases: dict[str, Array] = {}
     details: dict[str, Any] = {}
     charts: dict[str, bytes] = {}
-
-    if isinstance(encoders, NotComputed):
-        metrics.append(Metric.missing("cosine", encoders))
-    else:
-        vectors = {
-            name: (
-                np.concatenate([encoders.images(batch) for batch in one.batches(encoders.size)]),
-                encoders.reports(one.reports),
-            )
-            for name, one in sources.items()
-        }
-        own = {name: cosines(*pair) for name, pair in vectors.items()}
-        compared = {name: compare_cosine(*pair, bootstrap) for name, pair in vectors.items()}
-        common = {"extractor": encoders.name, "weights": encoders.weights, "higher_is_better": True}
-        metrics.append(_metric("cosine", compared, own, bootstrap, details, common))
-        cases["cosine"] = own["generated"]
-        charts["Cosine of image and report"] = plots.histogram(own, label="cosine")
-    for name, judge in judges.items():
-        title = f"{name} hamming"
-        if isinstance(judge, NotComputed):
-            metrics.append(Metric.missing(title, judge))
-            continue
-        classes = [one for one in judge.classes if one in XGEM_10]
-        sets = {key: _label_sets(judge, labeller, one, classes, uncertain, size) for key, one in sources.items()}
-        own = {key: hamming_distances(*pair).astype(np.float64) for key, pair in sets.items()}
-        compared = {key: compare_hamming(*pair, bootstrap) for key, pair in sets.items()}
-        spaces = f"{judge.name} and {labeller.name} {labeller.version[:16]}, {len(classes)} labels"
-        common = {"extractor": spaces, "weights": judge.weights, "higher_is_better": False}
-        metrics.append(_metric(title, compared, own, bootstrap, details, common))
-        details[f"{title}: labels"] = classes
-        cases[title] = own["generated"]
-        order = derangements(bootstrap.n, 1, seed)[0]
-        images, reports = sets["generated"]
-        shown = own | {"shuffled": hamming_distances(images[order], reports)}
-        charts[f"Labels in which image and report differ, {name} (XGeM, Fig. 5)"] = plots.histogram(
-            shown, label="Hamming distance", bins=len(classes) + 1
-        )
-        details[f"{title}: studies at distance 0, 1, ..."] = {
-            key: np.bincount(one.astype(int), minlength=len(classes) + 1).tolist() for key, one in shown.items()
-        }
-    ids = [item.id for item in sources["real pairs"].items]
+    for pair in combinations(names, 2):
+        of = "" if len(names) == 2 else "-".join(map(letter, pair))
+        found, missing = _pair(pair, sources, views, labelling, bootstrap)
+        metrics += [*(one.metric(of) for one in found), *(replace(one, of=of) for one in missing)]
+        for one in found:
+            title = ", ".join(filter(None, (one.name, one.extractor if one.name == "hamming" else "", of)))
+            cases[title] = one.values[GENERATED]
+            if one.test is not None:
+                test = asdict(one.test) | {"difference": one.test.difference.as_dict()}
+                details[f"{title}: generated minus independent"] = test
+            if one.shuffled is not None:
+                details[f"{title}: studies at distance 0, 1, ..."] = _distances(one)
+            figure = " (XGeM, Fig. 5)" if one.name == "hamming" else ""
+            charts[f"{title}{figure}"] = plots.histogram(_shown(one), label=one.name)
+    ids = [item.id for item in sources[REAL][0][names[0]].items]
+    about = paired_settings(next(iter(real.values())), next(iter(generated.values())), n=n, draws=draws, seed=seed)
     return FamilyResult(
         FAMILY,
         metrics,
-        described(
-            real,
-            generated,
-            n=bootstrap.n,
-            draws=draws,
-            seed=seed,
-            independent=None if independent is None else {"name": independent.name, "sha256": independent.sha256},
-            uncertain=uncertain,
-            size=size,
-            thresholds={
-                name: thresholds_of(one).tolist() for name, one in judges.items() if not isinstance(one, NotComputed)
+        about
+        | {
+            "pairs": f"mean of {len(sources[GENERATED])} samples per study",
+            "outputs": names,
+            "independent": None if independent is None else [one.described for one in independent.values()],
+            "uncertain": uncertain,
+            "size": size,
+            "thresholds": {
+                f"{judge.name}, {view}": thresholds_of(judge).tolist()
+                for view, one in views.items()
+                for judge in one.judges.values()
+                if not isinstance(judge, NotComputed)
             },
-        ),
+        },
         details=details,
         plots=charts,
-        examples=_worst(sources["generated"], cases),
-        tables={CASES: as_table(["id", *cases], zip(ids, *cases.values(), strict=True))} if cases else {},
+        examples=_worst(sources[GENERATED][0], views, cases),
+        tables={CASES: csv_text(["id", *cases], zip(ids, *cases.values(), strict=True))} if cases else {},
     )
 
 
-def _metric(
-    title: str,
-    compared: Mapping[str, Comparison],
-    own: Mapping[str, Array],
+def _sources(real: Outputs, generated: Outputs, independent: Outputs | None, views: Mapping[str, View]) -> Sources:
+    """All sources' outputs by sample, on the studies that the generations answer to."""
+    name, first = next(iter(generated.items()))
+    studies = samples(real[name], first)[0].items
+    order = {item.id: row for row, item in enumerate(real[name].items)}
+    rows = [order[item.id] for item in studies]
+    actual = {key: real[key].subset(rows) for key in generated}
+    sources: dict[str, list[Outputs]] = {REAL: [actual], GENERATED: _by_sample(actual, generated)}
+    if independent is not None:
+        sources[INDEPENDENT] = _by_sample(actual, {key: independent[key] for key in generated})
+    for outputs in (one for by_sample in sources.values() for one in by_sample):
+        for view in views.keys() & outputs.keys():
+            lacking = next((item.id for item in outputs[view].items if item.file is None), None)
+            if lacking is not None:
+                raise DataError(f"{outputs[view].name}: item {lacking} lacks an image")
+    return sources
+
+
+def _by_sample(real: Outputs, outputs: Outputs) -> list[Outputs]:
+    """The k-th outputs of every study, for as many samples as every output has."""
+    answers = {name: samples(real[name], one)[1] for name, one in outputs.items()}
+    for name, (one, *_) in answers.items():
+        if len(one) != len(real[name]):
+            raise DataError(f"{one.name}: answers {len(one)} of the {len(real[name])} studies; expected all")
+    return [{name: one[k] for name, one in answers.items()} for k in range(min(map(len, answers.values())))]
+
+
+def _pair(
+    pair: tuple[str, str],
+    sources: Sources,
+    views: Mapping[str, View],
+    labelling: Labelling,
     bootstrap: Bootstrap,
-    details: dict[str, Any],
-    common: Mapping[str, Any],
-) -> Metric:
-    """The generated pairs' number; beside it shuffled and real pairs, and generations made apart where there are."""
-    joint = compared["generated"].matched
-    beside = {"real pairs": compared["real pairs"].matched}
-    if "independent" in compared:
-        beside |= {
-            "independent": compared["independent"].matched,
-            "less independent": joint - compared["independent"].matched,
-        }
-        details[f"{title}: Wilcoxon, generated against independent"] = asdict(
-            wilcoxon(own["generated"], own["independent"])
-        )
-    value, references = numbers(compared["generated"], beside=beside)
-    return Metric(title, value, references=references, **common)
+) -> tuple[list[_Measured], list[Metric]]:
+    """All numbers of two outputs, and those that cannot be computed."""
+    images = [name for name in pair if name in views]
+    found: list[_Measured] = []
+    missing: list[Metric] = []
+    lacking = next((one for name in images if isinstance(one := views[name].encoders, NotComputed)), None)
+    if lacking is not None or not images:
+        missing.append(Metric.missing("cosine", lacking or f"{' and '.join(pair)}: no image among them"))
+    else:
+        found += _embedded(pair, images, sources, views, bootstrap)
+    if len(images) == 1:
+        (view,), (report,) = images, [name for name in pair if name not in views]
+        for name, judge in views[view].judges.items():
+            if isinstance(judge, NotComputed):
+                missing.append(Metric.missing("hamming", judge, extractor=name))
+            else:
+                found.append(_labels_compared(judge, view, report, sources, labelling, bootstrap))
+    return found, missing
+
+
+def _embedded(
+    pair: tuple[str, str], images: Sequence[str], sources: Sources, views: Mapping[str, View], bootstrap: Bootstrap
+) -> list[_Measured]:
+    """The cosine of two outputs; of two images also the rank of the own image of the first among all requests'."""
+
+    def vectors(name: str, items: EvalSet) -> Array:
+        encoders = views[name if name in views else images[0]].encoders
+        assert isinstance(encoders, PromptEncoders)
+        if name not in views:
+            return encoders.reports(items.reports)
+        return np.concatenate([encoders.images(batch) for batch in items.batches(encoders.size)])
+
+    encoders = views[images[0]].encoders
+    assert isinstance(encoders, PromptEncoders)
+    embedded = {
+        source: [(vectors(pair[0], one[pair[0]]), vectors(pair[1], one[pair[1]])) for one in by_sample]
+        for source, by_sample in sources.items()
+    }
+    named = (encoders.name, encoders.weights)
+    compared = {key: _mean([compare_cosine(*one, bootstrap) for one in parts]) for key, parts in embedded.items()}
+    found = [_Measured("cosine", compared, {key: [cosines(*one) for one in v] for key, v in embedded.items()}, *named)]
+    if len(images) == 2:
+        ranks = {key: [own_rank_scores(*one) for one in parts] for key, parts in embedded.items()}
+        compared = {key: _mean([bootstrap.matched_and_shuffled(one) for one in v]) for key, v in ranks.items()}
+        values = {key: [np.diag(one) for one in parts] for key, parts in ranks.items()}
+        found.append(_Measured("own_image_rank", compared, values, *named))
+    return found
+
+
+def _labels_compared(
+    judge: Judge, view: str, report: str, sources: Sources, labelling: Labelling, bootstrap: Bootstrap
+) -> _Measured:
+    classes = [one for one in judge.classes if one in XGEM_10]
+    sets = {
+        source: [_label_sets(judge, one[view], one[report], classes, labelling) for one in by_sample]
+        for source, by_sample in sources.items()
+    }
+    first, second = sets[GENERATED][0]
+    order = derangements(bootstrap.n, 1)[0]
+    labeller = labelling.labeller
+    return _Measured(
+        "hamming",
+        {key: _mean([compare_hamming(*one, bootstrap) for one in parts]) for key, parts in sets.items()},
+        {key: [hamming_distances(*one).astype(np.float64) for one in parts] for key, parts in sets.items()},
+        judge.name,
+        judge.weights,
+        {"labeller": f"{labeller.name} {labeller.version[:16]}", "findings": classes},
+        hamming_distances(first[order], second).astype(np.float64),
+    )
+
+
+def _mean(parts: Sequence[Comparison]) -> Comparison:
+    return Comparison(average([one.matched for one in parts]), average([one.shuffled for one in parts]))
 
 
 def _label_sets(
-    judge: Judge,
-    labeller: ReportLabeller,
-    items: EvalSet,
-    classes: list[str],
-    uncertain: Uncertain,
-    size: int | None,
-) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    judge: Judge, images: EvalSet, reports: EvalSet, classes: Sequence[str], labelling: Labelling
+) -> tuple[Labels, Labels]:
     """(n, classes) of the images and of the reports."""
     kept = [list(judge.classes).index(name) for name in classes]
-    of_images = (scores_of(judge, items, size) > thresholds_of(judge))[:, kept]
-    labels = as_binary(labeller.label(items.reports), uncertain=uncertain, blank="negative")
+    of_images = (scores_of(judge, images, labelling.size) > thresholds_of(judge))[:, kept]
+    labels = as_binary(labelling.labeller.label(reports.reports), uncertain=labelling.uncertain, blank="negative")
     return of_images, columns(labels, classes) == 1
 
 
-def _worst(generated: EvalSet, cases: Mapping[str, Array]) -> list[Example]:
-    """The generations whose image and report agree least, by the first measure."""
+def _shown(measured: _Measured) -> dict[str, Array]:
+    """Values of all samples by source, for a histogram."""
+    shown = {source: np.concatenate(one) for source, one in measured.by_sample.items()}
+    return shown if measured.shuffled is None else shown | {"shuffled": measured.shuffled}
+
+
+def _distances(measured: _Measured) -> dict[str, list[float]]:
+    """How many studies have label sets 0, 1, 2, ... apart, by source; the mean over samples."""
+    assert measured.shuffled is not None
+    shown = {**measured.by_sample, "shuffled": [measured.shuffled]}
+    bins = 1 + int(max(one.max() for parts in shown.values() for one in parts))
+    return {
+        source: (np.bincount(np.concatenate(parts).astype(int), minlength=bins) / len(parts)).round(2).tolist()
+        for source, parts in shown.items()
+    }
+
+
+def _worst(outputs: Outputs, views: Mapping[str, View], cases: Mapping[str, Array]) -> list[Example]:
+    """The generations whose outputs agree least, by the first measure."""
     if not cases:
         return []
-    name, values = next(iter(cases.items()))
-    order = np.argsort(values if name == "cosine" else -values, kind="stable")[:_WORST]
-    return [
-        Example(f"{name} {values[row]:.2f}: {generated.items[row].report}", [generated.subset([int(row)]).images()[0]])
-        for row in order
-    ]
+    title, values = next(iter(cases.items()))
+    found: list[Example] = []
+    for row in np.argsort(-values if title.startswith("hamming") else values, kind="stable")[:_WORST]:
+        items = {name: one.subset([int(row)]) for name, one in outputs.items()}
+        images = [one.images()[0] for name, one in items.items() if name in views]
+        reports = [one.reports[0] for name, one in items.items() if name not in views]
+        found.append(Example(" ".join((f"{title} {values[row]:.2f}:", *reports)), images))
+    return found

@@ -10,8 +10,9 @@ import numpy as np
 
 from xgem.data.sets import EvalSet
 from xgem.eval import plots
-from xgem.eval.pairing import as_table, described, numbers, one_each
+from xgem.eval.pairing import one_each, paired_settings
 from xgem.eval.record import Example, FamilyResult, Metric
+from xgem.eval.registry import spec
 from xgem.judges.judge import Judge, scores_of, thresholds_of
 from xgem.labels.vocabulary import XGEM_10
 from xgem.metrics.auc import AucScores, auc, auc_scores, compare_auc_scores
@@ -19,6 +20,7 @@ from xgem.metrics.bootstrap import Array, Bootstrap, Comparison, Estimate, Sampl
 from xgem.metrics.classification import Uncertain, as_binary, compare_f1_by_class, compare_f1_scores
 from xgem.metrics.correlation import compare_pearson
 from xgem.types import InputError, NotComputed
+from xgem.utils.tables import csv_text
 
 FAMILY: Final = "factual"
 CASES: Final = "factual_cases.csv"
@@ -32,11 +34,17 @@ _CONSTANT: Final = "the judge gives all images of one side the same score"
 class _Judged:
     """One judge's scores of both sets (n, classes), and the labels of those classes that have some."""
 
+    name: str
     judge: Judge
     real: Array
     generated: Array
     columns: tuple[int, ...]
     labels: Array
+
+    @property
+    def extractor(self) -> dict[str, Any]:
+        """What its metrics are by."""
+        return {"extractor": self.name, "weights": self.judge.weights}
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -56,51 +64,45 @@ def evaluate(
     seed: int = 0,
     permutations: int = 10,
 ) -> FamilyResult:
-    """Scores of generated images against their studies' labels and against those of the real images.
+    """Scores of generated images against their studies' labels and against the scores of the real images.
 
     Args:
         real: with images and labels, which are the truth.
-        judges: by the name under which their numbers stand (:func:`xgem.judges.judge.train_judge`,
-            :func:`~xgem.judges.xrv.load_xrv`); where one cannot be had, the reason in its place.
+        judges: by the name under which their numbers are reported (:func:`xgem.judges.judge.train_judge`,
+            :func:`~xgem.judges.xrv.load_xrv`); for one that is not available, the reason.
         uncertain, blank: what -1 and a label that is not mentioned count as; the paper scores a class only where its
             label is defined, which is ``ignore``.
         size: side at which images are read; None keeps their own.
 
-    ``ceiling`` is the same judge on the real images. F1 counts a score above the judge's threshold as present.
+    The reference ``ceiling`` is the same judge on the real images. F1 counts a score above the judge's threshold as
+    present.
 
     Raises:
         DataError: no generation with an image names a real study with one.
     """
-    own_real, own = one_each(real.with_images(), generated.with_images())
-    bootstrap = Bootstrap(len(own), draws=draws, seed=seed)
+    truth, outputs = one_each(real.with_images(), generated.with_images())
+    bootstrap = Bootstrap(len(outputs), draws=draws, seed=seed)
     options = {"seed": seed, "permutations": permutations}
-    ids = [item.id for item in own_real.items]
-    metrics: list[Metric] = []
-    rows: list[list[Any]] = []
+    all_of = _Part()
     cases: dict[str, Array] = {}
-    charts: dict[str, bytes] = {}
     examples: list[Example] = []
     for name, judge in judges.items():
         if isinstance(judge, NotComputed):
-            metrics += [
-                Metric.missing(f"{name} {one}", judge) for one in ("auc_macro", "f1_macro", "pearson_flattened")
-            ]
+            all_of.metrics.extend(Metric.missing(key, judge, extractor=name) for key in _HEADLINES)
             continue
-        found = _judged(judge, own_real, own, uncertain, blank, size)
-        parts = _against_labels(name, found, bootstrap, options)
-        for part in (*parts, _against_real(name, found, bootstrap, options)):
-            metrics += part.metrics
-            rows += part.rows
-            charts |= part.charts
-        distance = np.abs(found.real - found.generated).mean(axis=1)
+        judged = _judged(name, judge, truth, outputs, uncertain, blank, size)
+        for part in (*_against_labels(judged, bootstrap, options), _against_real(judged, bootstrap, options)):
+            all_of.metrics.extend(part.metrics)
+            all_of.rows.extend(part.rows)
+            all_of.charts.update(part.charts)
+        distance = np.abs(judged.real - judged.generated).mean(axis=1)
         cases[f"{name} score distance"] = distance
-        examples += _worst(name, own_real, own, distance, size)
-    heads = ["measure", "class", "n", "positives", "value", "low", "high", "shuffled", "ceiling"]
+        examples += _worst(name, truth, outputs, distance, size)
     settings = {
         "uncertain": uncertain,
         "not mentioned": blank,
         "size": size,
-        "labels": own_real.labelled_by,
+        "labels": truth.labelled_by,
         "permutations": permutations,
         "judges": {
             name: {"classes": list(one.classes), "thresholds": thresholds_of(one).tolist(), "weights": one.weights}
@@ -108,20 +110,28 @@ def evaluate(
             if not isinstance(one, NotComputed)
         },
     }
+    ids = [item.id for item in truth.items]
     return FamilyResult(
         FAMILY,
-        metrics,
-        described(real, generated, n=bootstrap.n, draws=draws, seed=seed, **settings),
-        plots=charts,
+        all_of.metrics,
+        paired_settings(real, generated, n=bootstrap.n, draws=draws, seed=seed, **settings),
+        plots=all_of.charts,
         examples=examples,
         tables={
-            FINDINGS: as_table(heads, rows),
-            CASES: as_table(["id", *cases], zip(ids, *cases.values(), strict=True)),
+            FINDINGS: csv_text(_HEADS, all_of.rows),
+            CASES: csv_text(["id", *cases], zip(ids, *cases.values(), strict=True)),
         },
     )
 
 
+_HEADLINES: Final = ("auroc_macro", "f1_macro", "pearson_flattened")
+_HEADS: Final = (
+    "judge", "metric", "class", "n", "positives", "value", "low", "high", "shuffled", "ceiling"
+)  # fmt: skip
+
+
 def _judged(
+    name: str,
     judge: Judge,
     real: EvalSet,
     generated: EvalSet,
@@ -131,7 +141,7 @@ def _judged(
 ) -> _Judged:
     kept = tuple(k for k, name in enumerate(judge.classes) if name in XGEM_10)
     labels = as_binary(real.labels([judge.classes[k] for k in kept]), uncertain=uncertain, blank=blank)
-    return _Judged(judge, scores_of(judge, real, size), scores_of(judge, generated, size), kept, labels)
+    return _Judged(name, judge, scores_of(judge, real, size), scores_of(judge, generated, size), kept, labels)
 
 
 @dataclass(frozen=True)
@@ -141,74 +151,77 @@ class _Part:
     charts: dict[str, bytes] = field(default_factory=dict[str, bytes])
 
 
-def _against_labels(name: str, found: _Judged, bootstrap: Bootstrap, options: Mapping[str, int]) -> list[_Part]:
-    common = {"extractor": found.judge.name, "weights": found.judge.weights, "higher_is_better": True}
-    scores, real = (one[:, found.columns] for one in (found.generated, found.real))
+def _against_labels(judged: _Judged, bootstrap: Bootstrap, options: Mapping[str, int]) -> list[_Part]:
+    """AUROC and F1 of the scores of generated images with the studies' labels: means, and finding by finding."""
+    scores, real = (values[:, judged.columns] for values in (judged.generated, judged.real))
     try:
-        aucs = compare_auc_scores(scores, found.labels, bootstrap, **options)
+        aucs = compare_auc_scores(scores, judged.labels, bootstrap, **options)
     except InputError as error:
-        titles = [f"{name} {measure}_macro" for measure in ("auc", "f1")]
-        return [_Part([Metric.missing(title, error, **common) for title in titles])]
-    thresholds = thresholds_of(found.judge)[list(found.columns)]
-    called, called_real = (np.where(one > thresholds, 1.0, 0.0) for one in (scores, real))
-    f1s = compare_f1_scores(found.labels, called, bootstrap)
-    f1_ceiling = compare_f1_scores(found.labels, called_real, bootstrap)
-    auc_ceiling = auc_scores(real, found.labels, bootstrap)
-    known = int(np.isfinite(found.labels).any(axis=1).sum())
+        return [_Part([Metric.missing(f"{key}_macro", error, **judged.extractor) for key in ("auroc", "f1")])]
+    thresholds = thresholds_of(judged.judge)[list(judged.columns)]
+    called, called_real = (np.where(values > thresholds, 1.0, 0.0) for values in (scores, real))
+    f1s = compare_f1_scores(judged.labels, called, bootstrap)
+    f1_ceiling = compare_f1_scores(judged.labels, called_real, bootstrap)
+    auc_ceiling = auc_scores(real, judged.labels, bootstrap)
+    known = int(np.isfinite(judged.labels).any(axis=1).sum())
 
-    metrics: list[Metric] = []
+    # Means over findings
+    means = _Part()
     for mean in ("micro", "macro", "weighted"):
         compared: Comparison = getattr(aucs, mean)
-        for title, one, ceiling in (
-            (f"{name} auc_{mean}", compared, auc_ceiling[mean]),
-            (f"{name} f1_{mean}", f1s[f"{mean}_f1"], f1_ceiling[f"{mean}_f1"].matched),
+        for key, comparison, ceiling in (
+            (f"auroc_{mean}", compared, auc_ceiling[mean]),
+            (f"f1_{mean}", f1s[f"{mean}_f1"], f1_ceiling[f"{mean}_f1"].matched),
         ):
-            value, references = numbers(one, n=known, beside={"ceiling": ceiling})
-            metrics.append(Metric(title, value, references=references, **common))
-    f1_by_class = compare_f1_by_class(found.labels, called, bootstrap)
-    auc_best = [_auc(real[:, k], found.labels[:, k], bootstrap) for k in range(len(found.columns))]
-    f1_best = [one and one.matched for one in compare_f1_by_class(found.labels, called_real, bootstrap)]
-    by_auc = _by_finding(f"{name} auc", aucs.by_class, auc_best, found, common)
-    by_f1 = _by_finding(f"{name} f1", [one or _NO_POSITIVE for one in f1_by_class], f1_best, found, common)
-    roc = {f"{name}: ROC of generated images": _roc(found.classes, scores, found.labels, aucs)}
-    return [_Part(metrics), by_auc, by_f1, _Part(charts=roc)]
+            paired = {"ceiling": ceiling}
+            means.metrics.append(Metric.measured(key, comparison, paired=paired, n=known, **judged.extractor))
+
+    # Finding by finding
+    f1_by_class = [one or _NO_POSITIVE for one in compare_f1_by_class(judged.labels, called, bootstrap)]
+    auc_best = [_auc(real[:, k], judged.labels[:, k], bootstrap) for k in range(len(judged.columns))]
+    f1_best = [one and one.matched for one in compare_f1_by_class(judged.labels, called_real, bootstrap)]
+    by_auc = _by_finding("auroc", aucs.by_class, auc_best, judged)
+    by_f1 = _by_finding("f1", f1_by_class, f1_best, judged)
+    roc = {f"{judged.name}: ROC of generated images": _roc(judged.classes, scores, judged.labels, aucs)}
+    return [means, by_auc, by_f1, _Part(charts=roc)]
 
 
 def _by_finding(
-    title: str,
-    compared: Sequence[Comparison | str],
-    ceilings: Sequence[Sampled | None],
-    found: _Judged,
-    common: Mapping[str, Any],
+    key: str, compared: Sequence[Comparison | str], ceilings: Sequence[Sampled | None], judged: _Judged
 ) -> _Part:
-    """One number a finding, or the reason why there is none."""
+    """A metric for each finding, or the reason why there is none."""
     part = _Part()
     shown: dict[str, list[Estimate | None]] = {"generated": [], "ceiling": [], "shuffled": []}
-    positives = [int(count) for count in (found.labels == 1).sum(axis=0)]
-    for finding, one, ceiling, label, count in zip(
-        found.classes, compared, ceilings, found.labels.T, positives, strict=True
+    positives = [int(count) for count in (judged.labels == 1).sum(axis=0)]
+    for finding, comparison, ceiling, labels, count in zip(
+        judged.classes, compared, ceilings, judged.labels.T, positives, strict=True
     ):
-        n = int(np.isfinite(label).sum())
-        if isinstance(one, str):
-            part.metrics.append(Metric.missing(title, one, of=finding, **common))
-            beside: dict[str, Estimate] = {}
-            value = None
+        n = int(np.isfinite(labels).sum())
+        options: dict[str, Any] = {"of": finding, **judged.extractor}
+        if isinstance(comparison, str):
+            metric = Metric.missing(key, comparison, **options)
         else:
-            value, beside = numbers(one, n=n, beside={"ceiling": ceiling})
-            part.metrics.append(Metric(title, value, of=finding, references=beside, **common))
-        for series, estimate in zip(shown.values(), (value, *map(beside.get, ("ceiling", "shuffled"))), strict=True):
-            series.append(estimate)
-        part.rows.append(_row(title, finding, n, count, value, beside))
-    part.charts[f"{title} by finding (n: positives)"] = plots.bars(found.classes, shown, label=title, counts=positives)
+            metric = Metric.measured(key, comparison, paired={"ceiling": ceiling}, n=n, **options)
+        part.metrics.append(metric)
+        part.rows.append(_row(metric, n, count))
+        shown["generated"].append(metric.value)
+        for name in ("ceiling", "shuffled"):
+            reference = metric.references.get(name)
+            shown[name].append(reference and reference.value)
+    label = spec(key).label
+    title = f"{judged.name}: {label} by finding (n: positives)"
+    part.charts[title] = plots.bars(judged.classes, shown, label=label, counts=positives)
     return part
 
 
-def _row(
-    title: str, finding: str, n: int, positives: int | None, value: Estimate | None, beside: Mapping[str, Estimate]
-) -> list[Any]:
-    others = [beside[key].value if key in beside else None for key in ("shuffled", "ceiling")]
-    number = [None, None, None] if value is None else [value.value, *value.interval]
-    return [title, finding, n, positives, *number, *others]
+def _row(metric: Metric, n: int, positives: int | None) -> list[Any]:
+    references = [metric.references.get(name) for name in ("shuffled", "ceiling")]
+    numbers = [None, None, None] if metric.value is None else [metric.value.value, *metric.value.interval]
+    return [
+        *(metric.extractor, metric.name, metric.of, n, positives),
+        *numbers,
+        *(reference and reference.value.value for reference in references),
+    ]
 
 
 def _auc(scores: Array, labels: Array, bootstrap: Bootstrap) -> Sampled | None:
@@ -227,44 +240,37 @@ def _roc(classes: Sequence[str], scores: Array, labels: Array, aucs: AucScores) 
     return plots.curves(lines, x="false positives", y="true positives", diagonal=True)
 
 
-def _against_real(name: str, found: _Judged, bootstrap: Bootstrap, options: Mapping[str, int]) -> _Part:
+def _against_real(judged: _Judged, bootstrap: Bootstrap, options: Mapping[str, int]) -> _Part:
     """Pearson's r with the scores of the real images, pooled over all of the judge's classes and by class."""
-    common = {"extractor": found.judge.name, "weights": found.judge.weights, "higher_is_better": True}
-    part = _Part()
-    pooled = compare_pearson(found.real, found.generated, bootstrap, **options)
+    pooled = compare_pearson(judged.real, judged.generated, bootstrap, **options)
     by_class = [
         compare_pearson(real, generated, bootstrap, **options)
-        for real, generated in zip(found.real.T, found.generated.T, strict=True)
+        for real, generated in zip(judged.real.T, judged.generated.T, strict=True)
     ]
     varying = [one for one in by_class if np.isfinite(one.matched.value)]
-    titles: dict[str, Comparison] = {f"{name} pearson_flattened": pooled}
+    compared: list[tuple[str, str, Comparison]] = [("pearson_flattened", "", pooled)]
     if varying:
-        titles[f"{name} pearson_macro"] = Comparison(
-            average([one.matched for one in varying]), average([one.shuffled for one in varying])
-        )
-    for title, one in titles.items():
-        if np.isfinite(one.matched.value):
-            value, references = numbers(one)
-            part.metrics.append(Metric(title, value, references=references, **common))
+        macro = Comparison(average([one.matched for one in varying]), average([one.shuffled for one in varying]))
+        compared.append(("pearson_macro", "", macro))
+    compared += [("pearson", finding, one) for finding, one in zip(judged.judge.classes, by_class, strict=True)]
+    part = _Part()
+    for key, finding, comparison in compared:
+        options_of: dict[str, Any] = {"of": finding, **judged.extractor}
+        if np.isfinite(comparison.matched.value):
+            metric = Metric.measured(key, comparison, **options_of)
         else:
-            part.metrics.append(Metric.missing(title, _CONSTANT, **common))
-    for finding, one in zip(found.judge.classes, by_class, strict=True):
-        title = f"{name} pearson"
-        if not np.isfinite(one.matched.value):
-            part.metrics.append(Metric.missing(title, _CONSTANT, of=finding, **common))
-            part.rows.append(_row(title, finding, bootstrap.n, None, None, {}))
-            continue
-        value, references = numbers(one)
-        part.metrics.append(Metric(title, value, of=finding, references=references, **common))
-        part.rows.append(_row(title, finding, bootstrap.n, None, value, references))
+            metric = Metric.missing(key, _CONSTANT, **options_of)
+        part.metrics.append(metric)
+        if finding:
+            part.rows.append(_row(metric, bootstrap.n, None))
     return part
 
 
 def _worst(name: str, real: EvalSet, generated: EvalSet, distance: Array, size: int | None) -> list[Example]:
-    """The pairs whose scores lie farthest apart: the real image, then the generated one."""
-    found: list[Example] = []
+    """The pairs whose scores differ most: the real image, then the generated one."""
+    examples: list[Example] = []
     for row in np.argsort(-distance, kind="stable")[:_WORST]:
-        images = [one.subset([int(row)]).images(size)[0] for one in (real, generated)]
+        images = [items.subset([int(row)]).images(size)[0] for items in (real, generated)]
         caption = f"{name}: {real.items[row].id}, mean distance of scores {distance[row]:.2f}; real, generated"
-        found.append(Example(caption, images))
-    return found
+        examples.append(Example(caption, images))
+    return examples

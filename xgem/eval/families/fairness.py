@@ -1,24 +1,29 @@
-"""Whether a judge serves all groups of patients alike, on real and on paired synthetic images (ChexGen)."""
+"""Performance of a classifier by subgroup of patients, on real and on paired synthetic images (ChexGen)."""
 
 from __future__ import annotations
 
-import csv
-import io
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
 
 import numpy as np
+from numpy.typing import NDArray
 
 from xgem.data.sets import EvalSet
 from xgem.eval import plots
 from xgem.eval.record import FamilyResult, Metric
-from xgem.eval.subgroups import AXES, TopUp, subgroups
+from xgem.eval.registry import spec
+from xgem.eval.subgroups import AXES, TopUp, group_of, subgroups
 from xgem.labels.vocabulary import CHEXPERT_CLASSES
 from xgem.metrics.bootstrap import Array, Bootstrap
 from xgem.metrics.fairness import MEASURES, MIN_N, Gap, Group, MeasureName, by_group, gap, group_correlation
 from xgem.types import InputError, ShapeError
+from xgem.utils.tables import csv_text
 
-FAMILY = "fairness"
+FAMILY: Final = "fairness"
+TABLE: Final = "fairness_subgroups.csv"
+_KEYS: Final[dict[MeasureName, str]] = {"weighted F1": "f1_weighted", "AUROC macro": "auroc_macro"}
+_HEADS: Final = ("metric", "judge", "axis", "group", "n", "value", "low", "high", "not_computed")
 
 
 def evaluate(
@@ -39,82 +44,57 @@ def evaluate(
     weights: str = "",
     plan: TopUp | None = None,
 ) -> FamilyResult:
-    """Measures of one or several judges by subgroup, on real test images, and how far synthetic ones tell the same.
+    """Metrics of one or several classifiers by subgroup, on real test images and on synthetic ones.
 
     Args:
         test: real images with labels and sex, race or age.
-        scores: by the judge's name, such as ``real`` and ``topped up`` (:func:`xgem.eval.subgroups.mitigation`): (n,
-            classes) or (runs, n, classes) probabilities of ``test``. The first is what others are compared with.
+        scores: by the classifier's name, such as ``real`` and ``topped up`` (:func:`xgem.eval.subgroups.mitigation`):
+            (n, classes) or (runs, n, classes) probabilities of ``test``. The first is what others are compared with.
         synthetic: by the same names, scores of a synthetic image for each of ``test``, row by row
             (:func:`xgem.data.sets.pairs`).
         threshold: of the F1, one or one a class.
-        unmentioned: ``negative`` counts a class that nothing is said of as absent; -1 (uncertain) is never counted.
+        unmentioned: ``negative`` counts a class that is not mentioned as absent; -1 (uncertain) is never counted.
         min_n: smaller subgroups are named, not computed.
         judge, weights: for the record: what gave the scores, and its weights' hash.
         plan: how the training images were topped up, for the record.
 
     Raises:
         ShapeError: scores of another shape.
-        InputError: no judge, unknown axes, or nothing is known of any patient.
+        InputError: no scores, unknown axes, or no sex, race or age is given.
     """
     labels = np.asarray(test.labels(classes))
     if unmentioned == "negative":
         labels = np.where(np.isnan(labels), 0.0, labels)
     labels = np.where(labels == -1, np.nan, labels)
-    if not scores:
-        raise InputError("no scores: give at least one judge's")
-    for name, one in [*scores.items(), *(synthetic or {}).items()]:
-        if one.shape[-2:] != labels.shape or one.ndim not in (2, 3):
-            raise ShapeError(f"scores {name!r} of {one.shape}: expected {labels.shape}, one row a test image")
+    _check_scores(scores, synthetic, labels.shape)
     rows = subgroups(test, axes, intersections=intersections)
     if not rows:
-        raise InputError(f"{test.name}: {', '.join(axes)} of no patient is known; subgroups go by them")
-    bootstrap = Bootstrap(len(test), draws=draws, seed=seed)
-    options: dict[str, Any] = {"extractor": judge, "weights": weights}
-    first = next(iter(scores))
+        raise InputError(f"{test.name}: no {', '.join(axes)} is given; cannot form subgroups")
+    measured = _Measured(
+        scores,
+        synthetic or {},
+        labels,
+        Bootstrap(len(test), draws=draws, seed=seed),
+        threshold,
+        min_n,
+        permutations,
+        seed,
+        {"extractor": judge, "weights": weights},
+    )
     metrics: list[Metric] = []
     table: list[list[Any]] = []
-    shown: dict[str, bytes] = {}
+    charts: dict[str, bytes] = {}
     for measure in MEASURES:
         for axis, members in rows.items():
-
-            def of(values: Array, members: Any = members, measure: MeasureName = measure) -> list[Group]:
-                return by_group(measure, values, labels, members, bootstrap, threshold=threshold, min_n=min_n)
-
-            groups = {name: of(one) for name, one in scores.items()}
-            generated = {name: of(one) for name, one in (synthetic or {}).items()}
-            gaps = {
-                name: gap(
-                    measure,
-                    groups[name],
-                    scores[name],
-                    labels,
-                    members,
-                    threshold=threshold,
-                    permutations=permutations,
-                    seed=seed,
-                )
-                for name in scores
-            }
-            for name in scores:
-                metrics += _of_groups(measure, axis, name, groups[name], options)
-                metrics += _of_gap(measure, axis, name, groups, gaps, first, options)
-                if name in generated:
-                    metrics += _of_groups(measure, axis, f"{name}, synthetic images", generated[name], options)
-                    metrics.append(_of_correlation(measure, axis, name, groups[name], generated[name], options))
-            every = groups | {f"{name}, synthetic images": found for name, found in generated.items()}
-            table += [_row(measure, axis, name, one) for name, found in every.items() for one in found]
-            if any(one.value for one in groups[first]):
-                series = {
-                    name: [one.value.estimate() if one.value else None for one in found]
-                    for name, found in every.items()
-                }
-                names = [one.name for one in groups[first]]
-                shown[f"{measure} by {axis}"] = plots.bars(
-                    names, series, label=measure, counts=[one.n for one in groups[first]]
-                )
-    unknown = {axis: sum(_unknown(item, axis) for item in test.items) for axis in axes}
-    details: dict[str, Any] = {"without": unknown}
+            groups = measured.groups(measure, members)
+            metrics += measured.metrics(measure, axis, members, groups)
+            table += [_row(measure, axis, name, group) for name, several in groups.items() for group in several]
+            chart = _chart(measure, groups)
+            if chart is not None:
+                charts[f"{spec(_KEYS[measure]).label} by {axis}"] = chart
+    details: dict[str, Any] = {
+        "without": {axis: sum(group_of(item, (axis,)) is None for item in test.items) for axis in axes}
+    }
     if plan is not None:
         details["top_up"] = {
             "axes": list(plan.axes),
@@ -135,104 +115,120 @@ def evaluate(
         "weights": weights,
         "test": {"name": test.name, "n": len(test), "sha256": test.sha256, "labelled_by": test.labelled_by},
     }
-    return FamilyResult(FAMILY, metrics, settings, details, shown, tables={"fairness_subgroups.csv": _csv(table)})
+    return FamilyResult(FAMILY, metrics, settings, details, charts, tables={TABLE: csv_text(_HEADS, table)})
 
 
-def _of_groups(
-    measure: str, axis: str, judge: str, groups: Sequence[Group], options: Mapping[str, Any]
-) -> list[Metric]:
-    return [
-        Metric.missing(measure, one.reason, of=f"{judge}, {axis}: {one.name}", **options)
-        if one.value is None
-        else Metric(
-            measure,
-            one.value.estimate(),
-            of=f"{judge}, {axis}: {one.name}",
-            higher_is_better=True,
-            **options,
-        )
-        for one in groups
-    ]
+def _check_scores(scores: Mapping[str, Array], synthetic: Mapping[str, Array] | None, shape: tuple[int, ...]) -> None:
+    """Raises InputError without scores, ShapeError where they are not (n, classes) or (runs, n, classes)."""
+    if not scores:
+        raise InputError("no scores: give those of at least one classifier")
+    for name, values in [*scores.items(), *(synthetic or {}).items()]:
+        if values.shape[-2:] != shape or values.ndim not in (2, 3):
+            raise ShapeError(f"scores {name!r} of {values.shape}: expected {shape}, one row a test image")
 
 
-def _of_gap(
-    measure: str,
-    axis: str,
-    judge: str,
-    groups: Mapping[str, Sequence[Group]],
-    gaps: Mapping[str, Gap | None],
-    first: str,
-    options: Mapping[str, Any],
-) -> list[Metric]:
-    found, of = gaps[judge], f"{judge}, {axis}"
-    if found is None:
-        reason = "fewer than two subgroups could be computed"
-        return [Metric.missing(f"{measure}: {what}", reason, of=of, **options) for what in ("gap", "worst group")]
-    worst = next(one.value for one in groups[judge] if one.name == found.worst)
-    assert worst is not None
-    metrics = [
-        Metric(
-            f"{measure}: gap",
-            found.value.estimate(),
+@dataclass(frozen=True)
+class _Measured:
+    """Scores of real and of synthetic images by classifier, and how they are measured."""
+
+    scores: Mapping[str, Array]
+    synthetic: Mapping[str, Array]
+    labels: Array
+    bootstrap: Bootstrap
+    threshold: float | Array
+    min_n: int
+    permutations: int
+    seed: int
+    extractor: Mapping[str, Any]
+
+    def groups(self, measure: MeasureName, members: Mapping[str, NDArray[np.int64]]) -> dict[str, list[Group]]:
+        """A measure of every subgroup, by classifier; of synthetic images under a name of their own."""
+        options: dict[str, Any] = {"threshold": self.threshold, "min_n": self.min_n}
+        named = {**self.scores, **{_synthetic(name): values for name, values in self.synthetic.items()}}
+        return {
+            name: by_group(measure, values, self.labels, members, self.bootstrap, **options)
+            for name, values in named.items()
+        }
+
+    def metrics(
+        self,
+        measure: MeasureName,
+        axis: str,
+        members: Mapping[str, NDArray[np.int64]],
+        groups: Mapping[str, Sequence[Group]],
+    ) -> Iterator[Metric]:
+        """Of every classifier: each subgroup, the gap, the worst group, the correlation with synthetic images."""
+        first: Gap | None = None
+        key = _KEYS[measure]
+        for name, values in self.scores.items():
+            yield from self._of_groups(key, axis, name, groups[name])
+            options: dict[str, Any] = {"threshold": self.threshold, "permutations": self.permutations}
+            between = gap(measure, groups[name], values, self.labels, members, seed=self.seed, **options)
+            yield from self._of_gap(key, axis, name, groups[name], between, first)
+            first = first or between
+            if name in self.synthetic:
+                generated = groups[_synthetic(name)]
+                yield from self._of_groups(key, axis, _synthetic(name), generated)
+                yield self._of_correlation(key, axis, name, groups[name], generated)
+
+    def _of_groups(self, key: str, axis: str, name: str, groups: Sequence[Group]) -> Iterator[Metric]:
+        for group in groups:
+            of = f"{name}, {axis}: {group.name}"
+            if group.value is None:
+                yield Metric.missing(key, group.reason, of=of, **self.extractor)
+            else:
+                yield Metric.measured(key, group.value, of=of, **self.extractor)
+
+    def _of_gap(
+        self, key: str, axis: str, name: str, groups: Sequence[Group], between: Gap | None, first: Gap | None
+    ) -> Iterator[Metric]:
+        of = f"{name}, {axis}"
+        if between is None:
+            reason = "fewer than two subgroups could be computed"
+            for suffix in ("gap", "worst_group"):
+                yield Metric.missing(f"{key}_{suffix}", reason, of=of, **self.extractor)
+            return
+        worst = next(group.value for group in groups if group.name == between.worst)
+        assert worst is not None
+        yield Metric.measured(
+            f"{key}_gap",
+            between.value,
             of=of,
-            higher_is_better=False,
-            references={"chance": found.chance.estimate()},
-            settings={"best": found.best, "worst": found.worst, "permutation_p": found.p},
-            **options,
-        ),
-        Metric(
-            f"{measure}: worst group",
-            worst.estimate(),
-            of=of,
-            higher_is_better=True,
-            settings={"group": found.worst},
-            **options,
-        ),
-    ]
-    before = gaps[first]
-    if judge != first and before is not None:
-        metrics.append(
-            Metric(
-                f"{measure}: change of the gap",
-                (found.value - before.value).estimate(),
-                of=f"{judge} - {first}, {axis}",
-                higher_is_better=False,
-                **options,
-            )
+            paired={} if first is None else {next(iter(self.scores)): first.value},
+            unpaired={"chance": between.chance},
+            settings={"best": between.best, "worst": between.worst, "permutation_p": between.p},
+            **self.extractor,
         )
-    return metrics
+        yield Metric.measured(f"{key}_worst_group", worst, of=of, settings={"group": between.worst}, **self.extractor)
+
+    def _of_correlation(
+        self, key: str, axis: str, name: str, real: Sequence[Group], synthetic: Sequence[Group]
+    ) -> Metric:
+        options: dict[str, Any] = {"of": f"{name}, {axis}", **self.extractor}
+        correlation = group_correlation(real, synthetic)
+        if correlation is None:
+            reason = "fewer than three subgroups: r could only be 1 or -1"
+            return Metric.missing(f"{key}_group_correlation", reason, **options)
+        return Metric.measured(f"{key}_group_correlation", correlation, **options)
 
 
-def _of_correlation(
-    measure: str,
-    axis: str,
-    judge: str,
-    real: Sequence[Group],
-    synthetic: Sequence[Group],
-    options: Mapping[str, Any],
-) -> Metric:
-    name, of = f"{measure}: r of real and synthetic", f"{judge}, {axis}"
-    found = group_correlation(real, synthetic)
-    if found is None:
-        return Metric.missing(name, "fewer than three subgroups: r could only be 1 or -1", of=of, **options)
-    return Metric(name, found.estimate(), of=of, higher_is_better=True, **options)
+def _synthetic(name: str) -> str:
+    return f"{name}, synthetic images"
 
 
-def _unknown(item: Any, axis: str) -> bool:
-    from xgem.eval.subgroups import group_of
+def _chart(measure: MeasureName, groups: Mapping[str, Sequence[Group]]) -> bytes | None:
+    """Bars of every subgroup by classifier; None where the first classifier has no number."""
+    first = next(iter(groups.values()))
+    if not any(group.value for group in first):
+        return None
+    series = {
+        name: [group.value.estimate() if group.value else None for group in several] for name, several in groups.items()
+    }
+    label = spec(_KEYS[measure]).label
+    return plots.bars([group.name for group in first], series, label=label, counts=[group.n for group in first])
 
-    return group_of(item, (axis,)) is None
 
-
-def _row(measure: str, axis: str, judge: str, group: Group) -> list[Any]:
-    one = None if group.value is None else group.value.estimate()
-    numbers = ["", "", ""] if one is None else [one.value, one.low, one.high]
-    return [measure, judge, axis, group.name, group.n, *numbers, group.reason]
-
-
-def _csv(rows: Sequence[Sequence[Any]]) -> str:
-    stream = io.StringIO()
-    table = csv.writer(stream, lineterminator="\n")
-    table.writerow(["measure", "judge", "axis", "group", "n", "value", "low", "high", "not_computed"])
-    table.writerows(rows)
-    return stream.getvalue()
+def _row(measure: MeasureName, axis: str, name: str, group: Group) -> list[Any]:
+    estimate = None if group.value is None else group.value.estimate()
+    numbers = [None, None, None] if estimate is None else [estimate.value, *estimate.interval]
+    return [_KEYS[measure], name, axis, group.name, group.n, *numbers, group.reason]

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -21,13 +19,14 @@ from xgem.metrics.bootstrap import Estimate
 from xgem.metrics.memorisation import Memorisation, authenticity, memorisation_test
 from xgem.metrics.privacy import DELTA, Closest, Rows
 from xgem.types import DataError, InputError, NotComputed
+from xgem.utils.tables import csv_text
 
 if TYPE_CHECKING:
     from xgem.judges.reid import Reid
 
 EXAMPLES: Final = 8
 FLAGGED: Final = 100
-_HELD_OUT: Final = "no held-out real images were given: a distance alone does not tell memory from likeness"
+_HELD_OUT: Final = "no held-out real images were given: a distance alone does not tell memorisation from similarity"
 _NO_REID: Final = "no re-identification network was given: train one with `xgem train reid`, or name published weights"
 
 _DISTANCES: Final = ("distance", "distance_per_prompt", "distance_min", "authenticity", "nearer", "near")
@@ -44,7 +43,7 @@ def evaluate(
     training: EvalSet,
     held_out: EvalSet | None,
     *,
-    extractors: Sequence[Extractor] = (),
+    extractors: Sequence[Extractor] | Mapping[str, Extractor | NotComputed] = (),
     reid: Reid | None = None,
     delta: float = DELTA,
     own_prompt: bool = False,
@@ -58,20 +57,21 @@ def evaluate(
 ) -> FamilyResult:
     """Distances of generations to the closest training images, re-identification, and tests of memorisation.
 
-    CheXGenBench 2.3 and 3.2: means over all generations, and over the prompts of each one's worst seed. Generations of
-    one prompt are those that name one training image (``pair``), or have the same prompt. Beside the paper's pixel
-    distance stands the ``aligned`` one, which finds copies that were shifted or exposed otherwise.
+    CheXGenBench 2.3 and 3.2: means over all generations, and over the prompts of each one's worst sample. Generations
+    of one prompt are those that name one training image (``pair``), or have the same prompt. Besides the paper's pixel
+    distance there is the ``aligned`` one, which detects copies with a small shift or another exposure.
 
     Args:
-        generated: several seeds of a prompt are several items.
-        training: what the model was trained on, all of it.
-        held_out: real images of other patients, of the same source; None leaves the tests out.
-        extractors: feature spaces of the latent distance; the paper's is RAD-DINO.
+        generated: several samples of a prompt are several items.
+        training: all images that the model was trained on.
+        held_out: real images of other patients, from the same source; None leaves the tests out.
+        extractors: feature spaces of the latent distance, or by name with the reason for those that are not available;
+            the paper's is RAD-DINO.
         reid: :func:`xgem.judges.reid.load_reid`.
-        delta: margin of the re-identification score.
+        delta: threshold of the re-identification score.
         own_prompt: compare a generation only with the training image that it names (``pair``), as the published code
-            does, instead of the closest. The tests of memorisation stay with the closest.
-        size: side in pixels at which all images are read; the generations' own unless given.
+            does, instead of the closest. The tests of memorisation still use the closest.
+        size: side in pixels at which all images are read; that of the generations unless given.
         quantile: of the held-out distances, below which a generation counts as near.
         cache: folder of features.
 
@@ -87,19 +87,27 @@ def evaluate(
     side = size or max(next(generated.batches(None, 1)).shape[1:])
     own = _named(generated, training) if own_prompt else None
     run = Run(generated, training, held_out, prompts, own, side, cache, bootstrap, seed, quantile, batch_size, device)
+
+    # Distances in pixels and in every feature space
     spaces = [closest.pixel_space(run), closest.aligned_space(run)]
     missing = [Metric.missing(name, "no feature extractor was given") for name in _names("latent") if not extractors]
-    for extractor in extractors:
+    by_name = extractors if isinstance(extractors, Mapping) else {one.name: one for one in extractors}
+    for name, extractor in by_name.items():
         try:
+            if isinstance(extractor, NotComputed):
+                raise extractor
             spaces.append(closest.latent_space(run, extractor))
         except NotComputed as reason:
-            missing += [Metric.missing(name, reason, extractor=extractor.name) for name in _names("latent")]
-    scores = None if reid is None else closest.same_patient(run, reid, generated, own)
-    missing += [Metric.missing(name, _NO_REID) for name in _REID if scores is None]
+            missing += [Metric.missing(key, reason, extractor=name) for key in _names("latent")]
     tests = {space.title: _tested(run, space) for space in spaces}
     metrics = [metric for space in spaces for metric in _distances(run, space, tests[space.title])]
+
+    # Re-identification
+    scores = None if reid is None else closest.same_patient(run, reid, generated, own)
     if reid is not None and scores is not None:
         metrics += _reidentified(run, reid, scores, delta)
+    else:
+        missing += [Metric.missing(name, _NO_REID) for name in _REID]
     return FamilyResult(
         family="privacy",
         metrics=[*metrics, *missing],
@@ -111,20 +119,22 @@ def evaluate(
             "quantile": quantile,
             "compared with": "the training image of the own prompt" if own_prompt else "the closest training image",
             "prompts": len(set(prompts)),
-            "sets": {one.name: {"n": len(one), "sha256": one.sha256} for one in (generated, training, held_out) if one},
+            "sets": {
+                items.name: {"n": len(items), "sha256": items.sha256}
+                for items in (generated, training, held_out)
+                if items
+            },
         },
         details={space.title: _detail(run, space, tests[space.title]) for space in spaces},
-        plots={
-            f"Distance to the closest training image, {space.title}": histogram(
-                {"generated": space.closest.values}
-                | ({} if space.held_out is None else {"held-out real": space.held_out.values}),
-                label=space.unit,
-            )
-            for space in spaces
-        },
+        plots={f"Distance to the closest training image, {space.title}": _histogram(space) for space in spaces},
         examples=_worst(run, spaces[-1]),
         tables={"privacy_metrics.csv": _table(run, spaces, scores)},
     )
+
+
+def _histogram(space: Space) -> bytes:
+    held_out = {} if space.held_out is None else {"held-out real": space.held_out.values}
+    return histogram({"generated": space.closest.values} | held_out, label=space.unit)
 
 
 def _check_held_out(training: EvalSet, held_out: EvalSet) -> None:
@@ -132,7 +142,7 @@ def _check_held_out(training: EvalSet, held_out: EvalSet) -> None:
     if shared:
         raise DataError(
             f"{held_out.name}: {len(shared)} of its patients are in {training.name} too (first: {min(shared)}); "
-            "held-out images must be of others"
+            "held-out images must be of other patients"
         )
     check_disjoint(training, held_out)
 
@@ -140,11 +150,11 @@ def _check_held_out(training: EvalSet, held_out: EvalSet) -> None:
 def _named(generated: EvalSet, training: EvalSet) -> Rows:
     places = {item.id: row for row, item in enumerate(training.items)}
     names = [item.pair or item.id for item in generated.items]
-    strangers = [name for name in names if name not in places]
-    if strangers:
+    unknown = [name for name in names if name not in places]
+    if unknown:
         raise DataError(
-            f"{generated.name}: {len(strangers)} of {len(names)} generations name no image of {training.name} "
-            f"(first: {strangers[0]!r}); own_prompt takes a column `pair` with the image whose prompt was used"
+            f"{generated.name}: {len(unknown)} of {len(names)} generations name no image of {training.name} "
+            f"(first: {unknown[0]!r}); own_prompt needs a column `pair` with the image whose prompt was used"
         )
     return np.array([places[name] for name in names], dtype=np.int64)
 
@@ -172,101 +182,97 @@ def _detail(run: Run, space: Space, test: Memorisation | NotComputed) -> dict[st
         return {"not_computed": str(test)}
     values, rows = space.closest.values, space.closest.rows
     order = np.argsort(values, kind="stable")
-    found = [int(i) for i in order[:FLAGGED] if values[i] < space.held_out.values.min()]
     flagged = [
         {
             "generated": run.generated.items[i].id,
             "training": run.training.items[int(rows[i])].id,
             "distance": float(values[i]),
         }
-        for i in found
+        for i in order[:FLAGGED]
+        if values[i] < space.held_out.values.min()
     ]
     return {key: getattr(test, key) for key in _TESTED} | {"nearer than any held-out": flagged}
 
 
 def _distances(run: Run, space: Space, test: Memorisation | NotComputed) -> list[Metric]:
-    mean, worst, least, authentic, nearer, near = _names(space.name)
+    """All metrics of one space."""
+    mean, per_prompt, least, authentic, nearer, near = _names(space.name)
     common: dict[str, Any] = {"extractor": space.extractor, "weights": space.weights}
     values = space.compared.values
-    prompts = privacy.per_prompt(values, run.prompts, np.min)
-    unseen = (
-        {}
-        if space.held_out is None or space.own is not None
-        else {"held-out real": run.estimate(space.held_out.values)}
-    )
-    higher: dict[str, Any] = {**common, "higher_is_better": True}
-    found = [
-        Metric(mean, run.estimate(values, seeds=True), references=unseen, **higher),
-        Metric(worst, run.estimate(prompts), settings={"over": "prompts, the nearest seed of each"}, **higher),
-        Metric(least, run.estimate(values, np.min, seeds=True), **higher),
+    unseen = None if space.held_out is None or space.own is not None else run.estimate(space.held_out.values)
+    nearest_samples = run.estimate(privacy.per_prompt(values, run.prompts, np.min))
+    metrics = [
+        Metric.measured(mean, run.estimate(values, seeds=True), unpaired={"held-out real": unseen}, **common),
+        Metric(per_prompt, nearest_samples, settings={"over": "prompts, the nearest sample of each"}, **common),
+        Metric(least, run.estimate(values, np.min, seeds=True), **common),
         Metric(
             authentic,
             authenticity(space.closest.values, space.neighbours, groups=run.prompts, draws=run.draws, seed=run.seed),
-            **higher,
+            **common,
         ),
     ]
     if isinstance(test, NotComputed):
-        return found + [Metric.missing(name, test, **common) for name in (nearer, near)]
-    said = {key: getattr(test, key) for key in _TESTED}
-    lower: dict[str, Any] = {**common, "higher_is_better": False, "settings": said}
-    return [*found, Metric(nearer, test.nearer, **lower), Metric(near, test.share, **lower)]
+        return metrics + [Metric.missing(name, test, **common) for name in (nearer, near)]
+    common["settings"] = {key: getattr(test, key) for key in _TESTED}
+    return [*metrics, Metric(nearer, test.nearer, **common), Metric(near, test.share, **common)]
 
 
 def _reidentified(run: Run, reid: Reid, scores: Closest, delta: float) -> list[Metric]:
     prompts = privacy.per_prompt(scores.values, run.prompts, np.max)
-    common: dict[str, Any] = {"extractor": reid.name, "weights": reid.weights, "higher_is_better": False}
+    common: dict[str, Any] = {"extractor": reid.name, "weights": reid.weights}
     above = privacy.count_above(delta)
+    worst = "prompts, the worst sample of each"
+    unseen = {"held-out real": _held_out_score(run, reid)}
     numbers = (
-        (run.estimate(scores.values, seeds=True), _unseen_scores(run, reid), {}),
-        (run.estimate(prompts), {}, {"over": "prompts, the worst seed of each"}),
+        (run.estimate(scores.values, seeds=True), unseen, {}),
+        (run.estimate(prompts), {}, {"over": worst}),
         (run.estimate(scores.values, np.max, seeds=True), {}, {}),
         (run.estimate(scores.values, above, seeds=True), {}, {"delta": delta}),
-        (run.estimate(prompts, above), {}, {"delta": delta, "over": "prompts, the worst seed of each"}),
+        (run.estimate(prompts, above), {}, {"delta": delta, "over": worst}),
     )
     return [
-        Metric(name, value, references=references, settings=settings, **common)
-        for name, (value, references, settings) in zip(_REID, numbers, strict=True)
+        Metric.measured(name, value, unpaired=unpaired, settings=settings, **common)
+        for name, (value, unpaired, settings) in zip(_REID, numbers, strict=True)
     ]
 
 
-def _unseen_scores(run: Run, reid: Reid) -> Mapping[str, Estimate]:
-    """What the network says of real images of other patients: how many closest images are taken for the same."""
+def _held_out_score(run: Run, reid: Reid) -> Estimate | None:
+    """The mean score of real images of other patients with their closest training image, for comparison."""
     if run.held_out is None or run.own is not None:
-        return {}
-    return {"held-out real": run.estimate(closest.same_patient(run, reid, run.held_out).values)}
+        return None
+    return run.estimate(closest.same_patient(run, reid, run.held_out).values)
 
 
 def _worst(run: Run, space: Space) -> list[Example]:
     """The generations nearest to training, each beside its closest training image."""
     order = np.argsort(space.closest.values, kind="stable")[:EXAMPLES]
-    ours = run.generated.subset(order)
-    theirs = run.training.subset(space.closest.rows[order])
-    rows = zip(order, ours.items, theirs.items, ours.images(run.size), theirs.images(run.size), strict=True)
+    generated = run.generated.subset(order)
+    training = run.training.subset(space.closest.rows[order])
+    rows = zip(
+        order, generated.items, training.items, generated.images(run.size), training.images(run.size), strict=True
+    )
     return [
-        Example(f"{one.id} (generated), {two.id} (training): {space.closest.values[i]:.4g} {space.title}", (x, y))
-        for i, one, two, x, y in rows
+        Example(f"{a.id} (generated), {b.id} (training): {space.closest.values[i]:.4g} {space.title}", (x, y))
+        for i, a, b, x, y in rows
     ]
 
 
 def _table(run: Run, spaces: Sequence[Space], scores: Closest | None) -> str:
-    """One row a prompt in CheXGenBench's columns; the path is that of the training image at the nearest seed."""
+    """One row a prompt in CheXGenBench's columns; the path is that of the training image at the nearest sample."""
     pixel = spaces[0].compared
     latent = next((space.compared for space in spaces if space.name == "latent"), None)
-    rows: dict[str, list[int]] = {}
+    by_prompt: dict[str, list[int]] = {}
     for row, prompt in enumerate(run.prompts):
-        rows.setdefault(prompt, []).append(row)
-    stream = io.StringIO()
-    table = csv.writer(stream, lineterminator="\n")
-    table.writerow(_COLUMNS)
-    for found in rows.values():
-        nearest = found[int(np.argmin(pixel.values[found]))]
-        file, prompt = run.training.items[int(pixel.rows[nearest])].file, run.generated.items[found[0]].prompt
-        numbers: list[float | str] = []
-        for values, worst in ((scores, np.max), (pixel, np.min), (latent, np.min)):
-            numbers += (
-                ["", ""]
-                if values is None
-                else [float(np.mean(values.values[found])), float(worst(values.values[found]))]
-            )
-        table.writerow([file, prompt, *numbers])
-    return stream.getvalue()
+        by_prompt.setdefault(prompt, []).append(row)
+    lines: list[list[Any]] = []
+    for rows in by_prompt.values():
+        nearest = rows[int(np.argmin(pixel.values[rows]))]
+        numbers: list[float | None] = []
+        for distances, worst in ((scores, np.max), (pixel, np.min), (latent, np.min)):
+            if distances is None:
+                numbers += [None, None]
+            else:
+                numbers += [float(np.mean(distances.values[rows])), float(worst(distances.values[rows]))]
+        file = run.training.items[int(pixel.rows[nearest])].file
+        lines.append([file, run.generated.items[rows[0]].prompt, *numbers])
+    return csv_text(_COLUMNS, lines)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -16,9 +14,12 @@ from xgem.data.sets import EvalSet
 from xgem.data.study import Study
 from xgem.eval import plots
 from xgem.eval.record import Example, FamilyResult, Metric
+from xgem.eval.registry import key_of, spec
 from xgem.labels.vocabulary import CHEXPERT_CLASSES
-from xgem.metrics.bootstrap import Bootstrap, Estimate, Sampled
+from xgem.metrics.bootstrap import Bootstrap
+from xgem.metrics.significance import signed_ranks
 from xgem.types import InputError, NotComputed
+from xgem.utils.tables import csv_text
 
 if TYPE_CHECKING:
     import torch
@@ -30,7 +31,12 @@ if TYPE_CHECKING:
 
 FAMILY = "utility"
 _SHOWN = 4
-_IN_TABLE = ("protocol", "measure", "of", "value", "low", "high", "n", "sd_over_runs", "against", "difference")
+_HEADS = (
+    "protocol", "metric", "of", "value", "low", "high", "n", "sd_over_runs", "against", "difference", "difference_low",
+    "difference_high", "p", "test",
+)  # fmt: skip
+# What is drawn class by class: the first of these that the task gives
+_PER_CLASS = ("auroc", "positive_dice", "ap50")
 
 
 def evaluate(
@@ -46,7 +52,7 @@ def evaluate(
     cache: Path | None = None,
     device: str = "cpu",
 ) -> FamilyResult:
-    """Train networks on real and synthetic images as the suite's protocols say, and test them on real ones.
+    """Train networks on real and synthetic images by the suite's protocols, and test them on real images.
 
     Args:
         real, synthetic: what may be trained on; ``test``: real images of other subjects.
@@ -54,13 +60,13 @@ def evaluate(
         suite: one of :data:`xgem.eval.utility.protocols.SUITES`; ``suite_options`` are its amounts.
         classes: findings, structures or classes of boxes; by default CheXpert's, or all that ``real`` is annotated
             with. ``imbalance`` by default looks at the five commonest (XGeM, Table 9).
-        studies: where masks and boxes are found, by id (:func:`xgem.judges.tasks.data.studies_of`).
-        cache: keeps every network's answers, so that a stopped evaluation goes on.
+        studies: the studies with masks and boxes, by id (:func:`xgem.judges.tasks.data.studies_of`).
+        cache: keeps every network's predictions, so that a stopped evaluation resumes.
 
-    Every protocol's measures stand with intervals over test cases and runs. Of the task's headline measure there is
-    also the paired difference from the protocol that it is compared with, with a bootstrap p; and that of a score which
-    every case has by itself (the Brier score of a classification), with Wilcoxon's p over cases. The two may differ:
-    the Brier score also sees how well probabilities are calibrated, an AUROC only their order.
+    The metrics of every protocol have intervals over test cases and runs, and as reference the protocol that it is
+    compared with. The difference of the task's headline metric has a bootstrap p; that of a score which every case has
+    by itself (the Brier score of a classification) has Wilcoxon's p over cases. The two may differ: the Brier score
+    also depends on how well probabilities are calibrated, an AUROC only on their order.
 
     Raises:
         DataError: training and test images overlap.
@@ -76,31 +82,31 @@ def evaluate(
         task = make_task(settings, real, classes, studies)
         real, synthetic, test = task.usable(real), task.usable(synthetic), task.usable(test)
         if suite in ("imbalance", "few-shot") and settings.task != "classification":
-            raise InputError(f"suite {suite!r} goes by findings; expected the task classification")
+            raise InputError(f"suite {suite!r} is defined by findings: expected the task classification")
         protocols = protocols_of(suite, real, synthetic, task.classes, **(suite_options or {}))
-        extra = _looks(task) if settings.task == "classification" else None
+        extra = _grad_cam(task) if settings.task == "classification" else None
         tested = run_protocols(
             task, protocols, (real, synthetic), test, cache=cache, device=device, extra=extra and ("gradcam", extra)
         )
         metrics, rows, values = _metrics(tested)
     except NotComputed as reason:
-        return FamilyResult(FAMILY, [Metric.missing(settings.task, reason)], {"settings": asdict(settings)})
+        return FamilyResult.missing(FAMILY, reason, settings={"settings": asdict(settings)})
     sets = {
-        name: one.described | {"labelled_by": one.labelled_by}
-        for name, one in (("real", real), ("synthetic", synthetic), ("test", test))
+        name: items.described | {"labelled_by": items.labelled_by}
+        for name, items in (("real", real), ("synthetic", synthetic), ("test", test))
     }
     details: dict[str, Any] = {
         name: {
-            "images": one.size,
-            "pretraining": one.pretraining,
-            "notes": list(one.notes),
+            "images": runs.size,
+            "pretraining": runs.pretraining,
+            "notes": list(runs.notes),
             "values_by_run": values[name],
         }
-        for name, one in tested.runs.items()
+        for name, runs in tested.runs.items()
     }
     details["subjects"] = {
-        name: "known" if all(item.subject for item in one.items) else "not all known: overlap checked by id and image"
-        for name, one in (("real", real), ("test", test))
+        name: "known" if all(item.subject for item in items.items) else "not all known: overlap checked by id and image"
+        for name, items in (("real", real), ("test", test))
     }
     return FamilyResult(
         FAMILY,
@@ -109,7 +115,7 @@ def evaluate(
         details,
         _plots(tested, metrics),
         _examples(tested),
-        {f"utility_{settings.task}_{suite}.csv": _csv(rows)},
+        {f"utility_{settings.task}_{suite}.csv": csv_text(_HEADS, rows)},
     )
 
 
@@ -133,7 +139,7 @@ def make_task(
 
         return Severity(settings)
     if studies is None:
-        raise InputError(f"{settings.task} needs the manifests' studies, where masks and boxes are; give studies")
+        raise InputError(f"{settings.task} needs the masks or boxes of the manifests' studies; give studies")
     from xgem.judges.tasks.data import annotated
 
     own = [study for study in annotated(real, studies) if study is not None]
@@ -151,140 +157,127 @@ def make_task(
 
 
 def _metrics(tested: Tested) -> tuple[list[Metric], list[dict[str, Any]], dict[str, dict[str, list[float]]]]:
-    """The record's numbers, the table's rows, and every run's values."""
+    """The record's metrics, the table's rows, and every run's values."""
+    from xgem.eval.utility.runner import bootstrap_p
+
     task, bootstrap = tested.task, tested.bootstrap()
-    found = {name: tested.measures(name, bootstrap) for name in tested.runs}
-    judge: dict[str, Any] = {
+    pooled = {name: tested.measures(name, bootstrap) for name in tested.runs}
+    network: dict[str, Any] = {
         "extractor": f"{task.settings.network} {task.settings.size} px",
         "weights": task.settings.of_training()["weights"] or "",
     }
     metrics: list[Metric] = []
     rows: list[dict[str, Any]] = []
-    for name, (measures, values) in found.items():
+    for name, (measures, values) in pooled.items():
         against = tested.runs[name].protocol.against
-        others = found[against][0] if against in found else {}
+        others = pooled[against][0] if against in pooled else {}
+        of_protocol: list[tuple[str, Metric]] = []
         for (measure, of), sampled in measures.items():
-            better = measure not in task.lower_is_better
-            label = f"{name}, {of}" if of else name
-            spread = float(np.std(values[measure, of], ddof=1)) if len(values[measure, of]) > 1 else math.nan
-            other = others.get((measure, of))
-            difference = None if other is None else (sampled - other).estimate()
-            references = {} if other is None else {against: other.estimate()}
-            kept = {"runs": len(values[measure, of]), "sd_over_runs": spread}
-            metrics.append(
-                Metric(
-                    measure,
-                    sampled.estimate(),
-                    of=label,
-                    **judge,
-                    higher_is_better=better,
-                    references=references,
-                    settings=kept,
-                )
-            )
-            row = {"protocol": name, "measure": measure, "of": of, **sampled.estimate().as_dict(), "against": against}
-            rows.append(row | {"sd_over_runs": spread} | _difference_columns(difference))
+            other, tests = others.get((measure, of)), {}
             if other is not None and measure == task.headline:
-                added, tests = _compared(tested, name, against, sampled - other, bootstrap, judge)
-                metrics += added
-                rows[-1] |= tests
-    metrics += [Metric.missing(task.headline, reason, of=name, **judge) for name, reason in tested.failed.items()]
-    metrics += [Metric.missing(name, reason, of=of) for (name, of), reason in tested.task.missing(tested.test).items()]
+                tests = {against: (bootstrap_p(sampled - other), "bootstrap")}
+            label, settings = f"{name}, {of}" if of else name, _over_runs(values[measure, of])
+            options = {"paired": {against: other}, "tests": tests, "of": label, "settings": settings, **network}
+            of_protocol.append((of, Metric.measured(key_of(measure), sampled, **options)))
+        of_protocol.append(("", _case_by_case(tested, name, against, bootstrap, network)))
+        metrics += [metric for _, metric in of_protocol]
+        rows += [_columns(name, of, metric, against) for of, metric in of_protocol]
+    metrics += [
+        Metric.missing(key_of(task.headline), reason, of=name, **network) for name, reason in tested.failed.items()
+    ]
+    untested = tested.task.missing(tested.test)
+    metrics += [Metric.missing(key_of(name), reason, of=of) for (name, of), reason in untested.items()]
     by_run = {
-        name: {f"{measure} {of}".strip(): each for (measure, of), each in values.items()}
-        for name, (_, values) in found.items()
+        name: {f"{key_of(measure)} {of}".strip(): runs for (measure, of), runs in values.items()}
+        for name, (_, values) in pooled.items()
     }
     return metrics, rows, by_run
 
 
-def _compared(
-    tested: Tested, name: str, against: str, difference: Sampled, bootstrap: Bootstrap, judge: Mapping[str, Any]
-) -> tuple[list[Metric], dict[str, float]]:
-    """What one protocol adds to another: in the headline measure, and case by case. Each with its own test."""
-    from xgem.eval.utility.runner import bootstrap_p, pool
-    from xgem.metrics.significance import signed_ranks
-
-    task, of = tested.task, f"{name} - {against}"
-    first, second = tested.cases(name), tested.cases(against)
-    by_case = pool([bootstrap.mean(a - b) for a, b in zip(first, second, strict=True)], task.settings.seed)
-    each = first.mean(axis=0) - second.mean(axis=0)
-    _, _, p, _ = signed_ranks(each[np.isfinite(each)])
-    tests = {"bootstrap_p": bootstrap_p(difference), "wilcoxon_p": p}
-    return [
-        Metric(
-            f"{measure}: difference",
-            one.estimate(),
-            of=of,
-            higher_is_better=measure not in task.lower_is_better,
-            settings={test: tests[test]},
-            **judge,
-        )
-        for measure, one, test in (
-            (task.headline, difference, "bootstrap_p"),
-            (task.per_case, by_case, "wilcoxon_p"),
-        )
-    ], tests
+def _over_runs(values: Sequence[float]) -> dict[str, Any]:
+    return {"runs": len(values), "sd_over_runs": float(np.std(values, ddof=1)) if len(values) > 1 else math.nan}
 
 
-def _difference_columns(difference: Estimate | None) -> dict[str, float]:
-    if difference is None:
-        return {}
-    return {"difference": difference.value, "difference_low": difference.low, "difference_high": difference.high}
+def _case_by_case(tested: Tested, name: str, against: str, bootstrap: Bootstrap, network: Mapping[str, Any]) -> Metric:
+    """The score that each test case has by itself, with Wilcoxon's test of what the protocol adds to another."""
+    from xgem.eval.utility.runner import pool
+
+    task, cases = tested.task, tested.cases(name)
+    key, seed = key_of(task.per_case), tested.task.settings.seed
+    settings = _over_runs([bootstrap.mean(run).value for run in cases])
+    if against not in tested.runs:
+        return Metric.measured(key, pool(list(map(bootstrap.mean, cases)), seed), of=name, settings=settings, **network)
+    others = tested.cases(against)
+    # Cases that either protocol gives no score are left out of both
+    both = np.isfinite(cases) & np.isfinite(others)
+    own, other = (
+        pool([bootstrap.mean(run) for run in np.where(both, scores, np.nan)], seed) for scores in (cases, others)
+    )
+    difference = cases.mean(axis=0) - others.mean(axis=0)
+    _, _, p, _ = signed_ranks(difference[np.isfinite(difference)])
+    options = {"paired": {against: other}, "tests": {against: (p, "Wilcoxon")}, "of": name, "settings": settings}
+    return Metric.measured(key, own, **options, **network)
 
 
-def _csv(rows: Sequence[dict[str, Any]]) -> str:
-    stream = io.StringIO()
-    columns = [*_IN_TABLE, "difference_low", "difference_high", "bootstrap_p", "wilcoxon_p"]
-    table = csv.DictWriter(stream, columns, restval="", lineterminator="\n")
-    table.writeheader()
-    table.writerows(rows)
-    return stream.getvalue()
+def _columns(name: str, of: str, metric: Metric, against: str) -> dict[str, Any]:
+    """A metric as a row of the table."""
+    assert metric.value is not None
+    row = {"protocol": name, "metric": metric.name, "of": of, **metric.value.as_dict(), "against": against}
+    row["sd_over_runs"] = metric.settings["sd_over_runs"]
+    reference = metric.references.get(against)
+    if reference is None or reference.difference is None:
+        return row
+    difference = reference.difference
+    row |= {"difference": difference.value, "difference_low": difference.low, "difference_high": difference.high}
+    return row | {"p": reference.p, "test": reference.test}
 
 
 def _plots(tested: Tested, metrics: Sequence[Metric]) -> dict[str, bytes]:
-    headline = tested.task.headline
-    values = {(one.name, one.of): one.value for one in metrics}
+    headline = key_of(tested.task.headline)
+    label = spec(headline).label
+    values = {(metric.name, metric.of): metric.value for metric in metrics}
     names = list(tested.runs)
     if not names:
         return {}
-    found = {
-        f"{headline} by protocol": plots.bars(
+    drawn = {
+        f"{label} by protocol": plots.bars(
             names,
-            {headline: [values.get((headline, name)) for name in names]},
-            label=headline,
-            counts=[one.size for one in tested.runs.values()],
+            {label: [values.get((headline, name)) for name in names]},
+            label=label,
+            counts=[runs.size for runs in tested.runs.values()],
         )
     }
-    per_class = next((one for one in ("AUROC", "positive Dice", "AP50") if any(m.name == one for m in metrics)), None)
+    per_class = next((key for key in _PER_CLASS if any(metric.name == key for metric in metrics)), None)
     if per_class and len(names) <= 6:
-        of = [one for one in tested.task.classes if values.get((per_class, f"{names[0]}, {one}"))]
+        of = [name for name in tested.task.classes if values.get((per_class, f"{names[0]}, {name}"))]
         if of:
-            series = {name: [values.get((per_class, f"{name}, {one}")) for one in of] for name in names}
-            found[f"{per_class} by class"] = plots.bars(of, series, label=per_class)
+            series = {name: [values.get((per_class, f"{name}, {part}")) for part in of] for name in names}
+            title = spec(per_class).label
+            drawn[f"{title} by class"] = plots.bars(of, series, label=title)
     lines: dict[str, list[tuple[float, float]]] = {}
     for name, runs in tested.runs.items():
         value = values.get((headline, name))
         if runs.protocol.line and value is not None:
             lines.setdefault(runs.protocol.line, []).append((runs.protocol.at, value.value))
     if any(len(points) > 1 for points in lines.values()):
-        series_of = {line: ([x for x, _ in sorted(one)], [y for _, y in sorted(one)]) for line, one in lines.items()}
+        curves = {line: tuple(map(list, zip(*sorted(points), strict=True))) for line, points in lines.items()}
         amount = "times as many synthetic images" if "with synthetic" in lines else "real images (% or shots)"
-        found[f"{headline} by amount"] = plots.curves(series_of, x=amount, y=headline)
-    return found
+        drawn[f"{label} by amount"] = plots.curves({k: (x, y) for k, (x, y) in curves.items()}, x=amount, y=label)
+    return drawn
 
 
 def _shown(test: Data) -> list[tuple[int, int]]:
     """Test images to look at, each with a class that it shows: the first of each class, no image twice."""
-    found: dict[int, int] = {}
+    classes: dict[int, int] = {}
     for k, labels in enumerate(test.targets["labels"].T):
-        row = next((int(row) for row in np.flatnonzero(labels == 1) if int(row) not in found), None)
-        if row is not None and len(found) < _SHOWN:
-            found[row] = k
-    return list(found.items())
+        row = next((int(row) for row in np.flatnonzero(labels == 1) if int(row) not in classes), None)
+        if row is not None and len(classes) < _SHOWN:
+            classes[row] = k
+    return list(classes.items())
 
 
-def _looks(task: Task) -> Extra:
-    """Grad-CAM of the shown test images, as the runner's extra question."""
+def _grad_cam(task: Task) -> Extra:
+    """Grad-CAM of the shown test images, for the runner to ask of each protocol's first network."""
 
     def ask(network: torch.nn.Module, test: Data, device: torch.device) -> Predictions:
         import torch
@@ -304,14 +297,14 @@ def _looks(task: Task) -> Extra:
 
 
 def _examples(tested: Tested) -> list[Example]:
-    looked = {name: runs.extra["gradcam"] for name, runs in tested.runs.items() if "gradcam" in runs.extra}
-    if not looked:
+    heat = {name: runs.extra["gradcam"] for name, runs in tested.runs.items() if "gradcam" in runs.extra}
+    if not heat:
         return []
-    heard = "Grad-CAM of networks trained on "
+    networks = "; ".join(heat)
     return [
         Example(
-            f"{tested.task.classes[k]}: the image; {heard}{'; '.join(looked)}",
-            [tested.test.images[row], *(heat[place].astype(np.uint8) for heat in looked.values())],
+            f"{tested.task.classes[k]}: the image; Grad-CAM of networks trained on {networks}",
+            [tested.test.images[row], *(maps[place].astype(np.uint8) for maps in heat.values())],
         )
         for place, (row, k) in enumerate(_shown(tested.test))
     ]

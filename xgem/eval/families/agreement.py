@@ -1,0 +1,180 @@
+"""Do outputs agree with what they were made from, and with the study's real image or report?
+
+Cosines are of a model's own prompt encoders (XGeM, Eq. 2 and 5), so they are no independent judge of that model; pixels
+and the judge's scores are. Every number stands beside the same with the outputs of other studies (``shuffled``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Final
+
+import numpy as np
+
+from xgem.data.sets import EvalSet
+from xgem.eval.pairing import paired_settings
+from xgem.eval.record import FamilyResult, Metric
+from xgem.eval.studies import Studies, pixels_of, samples
+from xgem.judges.judge import Judge, scores_of
+from xgem.metrics import agreement
+from xgem.metrics.bootstrap import Array, Bootstrap, Comparison, Sampled, average
+from xgem.metrics.text import most_frequent
+from xgem.pipeline.embedding import Evaluated
+
+FAMILY: Final = "agreement"
+GRID: Final = f"standardised {agreement.GRID} x {agreement.GRID} pixels"
+
+
+def evaluate(
+    real: Studies,
+    generated: EvalSet,
+    *,
+    inputs: Sequence[str],
+    output: str,
+    encoders: Evaluated,
+    judge: Judge | None = None,
+    training: Studies | None = None,
+    draws: int = 1000,
+    seed: int = 0,
+) -> FamilyResult:
+    """Agreement of generated images or reports with their prompts and targets; means over the samples of a study.
+
+    Args:
+        real: the studies that the generations answer to, with all of ``inputs`` and ``output``.
+        inputs: modalities of the prompts.
+        output: the generated modality.
+        encoders: prompt encoders, codec and preprocessing of a model.
+        judge: a classifier whose scores of generated and real images are correlated, class by class.
+        training: real training studies. Images: ridge regression from the prompt images to the target is a baseline;
+            reports: the most frequent one is.
+
+    Raises:
+        DataError: no generation names a real study.
+    """
+    target, outputs = samples(real[output], generated)
+    real = real.of([item.id for item in target.items])
+    bootstrap = Bootstrap(len(real), draws=draws, seed=seed)
+    if output in encoders.images:
+        metrics = _of_images(real, inputs, output, outputs, encoders, judge, training, bootstrap)
+    else:
+        metrics = _of_reports(real, inputs, output, outputs, encoders, training, bootstrap)
+    about = paired_settings(real[output], generated, n=bootstrap.n, draws=draws, seed=seed)
+    about |= {
+        "pairs": f"mean of {len(outputs)} samples per study",
+        "inputs": list(inputs),
+        "output": output,
+        "encoders": {"name": encoders.name, "hash": encoders.hash},
+    }
+    return FamilyResult(FAMILY, metrics, about)
+
+
+def prompt_vectors(real: Studies, inputs: Sequence[str], encoders: Evaluated) -> Array:
+    """Mean of the prompts' pooled vectors (XGeM, Eq. 2), (n, d)."""
+    return np.mean([_embedded(real[name], name, encoders) for name in inputs], axis=0)
+
+
+def _embedded(items: EvalSet, modality: str, encoders: Evaluated) -> Array:
+    image = modality in encoders.images
+    return encoders.embed(modality, pixels_of(items, encoders) if image else items.reports)
+
+
+def _mean(scores: Iterable[Array], bootstrap: Bootstrap) -> Comparison:
+    """Of (n, n) scores of each sample: (i, j) rates the output for study j against study i."""
+    found = [bootstrap.matched_and_shuffled(one) for one in scores]
+    return Comparison(average([one.matched for one in found]), average([one.shuffled for one in found]))
+
+
+def _of_images(
+    real: Studies,
+    inputs: Sequence[str],
+    output: str,
+    outputs: Sequence[EvalSet],
+    encoders: Evaluated,
+    judge: Judge | None,
+    training: Studies | None,
+    bootstrap: Bootstrap,
+) -> list[Metric]:
+    images = [pixels_of(one, encoders) for one in outputs]
+    found = _cosines(real, inputs, output, [encoders.embed(output, one) for one in images], encoders, bootstrap)
+    # Pixels: the rank of the own image among those of all studies, and the correlation with it
+    target = agreement.coarse(pixels_of(real[output], encoders))
+    coarse = [agreement.coarse(one) for one in images]
+    line = _ridge(real, training, inputs, output, encoders)
+    for name, score in (("one_minus_own_rank", agreement.own_rank_scores), ("pixel_correlation", _correlation)):
+        ridge = None if line is None else _mean([score(target, line)], bootstrap).matched
+        value = _mean((score(target, one) for one in coarse), bootstrap)
+        found.append(Metric.measured(name, value, paired={"ridge": ridge}, extractor=GRID))
+    if judge is not None:
+        actual = _logits(scores_of(judge, real[output]))
+        scores = (agreement.logit_scores(actual, _logits(scores_of(judge, one))) for one in outputs)
+        value = _mean(scores, bootstrap)
+        found.append(Metric.measured("classifier_agreement", value, extractor=judge.name, weights=judge.weights))
+    return found
+
+
+def _of_reports(
+    real: Studies,
+    inputs: Sequence[str],
+    output: str,
+    outputs: Sequence[EvalSet],
+    encoders: Evaluated,
+    training: Studies | None,
+    bootstrap: Bootstrap,
+) -> list[Metric]:
+    constant: Sampled | None = None
+    if training is not None:
+        fixed = encoders.embed(output, [most_frequent(training[output].reports)])
+        constant = bootstrap.mean(agreement.cosine(_embedded(real[output], output, encoders), fixed)[:, 0])
+    vectors = [encoders.embed(output, one.reports) for one in outputs]
+    return _cosines(real, inputs, output, vectors, encoders, bootstrap, constant)
+
+
+def _cosines(
+    real: Studies,
+    inputs: Sequence[str],
+    output: str,
+    vectors: Sequence[Array],
+    encoders: Evaluated,
+    bootstrap: Bootstrap,
+    constant: Sampled | None = None,
+) -> list[Metric]:
+    """Of the outputs' vectors with those of the prompts, whose ceiling is the real target's, and with the target's."""
+    prompts, target = prompt_vectors(real, inputs, encoders), _embedded(real[output], output, encoders)
+    ceiling = _mean([agreement.cosine(prompts, target)], bootstrap).matched
+    return [
+        Metric.measured(
+            name,
+            _mean((agreement.cosine(other, one) for one in vectors), bootstrap),
+            paired=paired,
+            extractor=f"prompt encoders of {encoders.name}",
+            weights=encoders.hash,
+        )
+        for name, other, paired in (
+            ("prompt_agreement", prompts, {"ceiling": ceiling}),
+            ("target_agreement", target, {"constant": constant}),
+        )
+    ]
+
+
+def _correlation(target: Array, output: Array) -> Array:
+    return target @ output.T / target.shape[1]
+
+
+def _logits(scores: Array) -> Array:
+    inside = np.clip(scores, 1e-9, 1 - 1e-9)
+    return np.log(inside / (1 - inside))
+
+
+def _ridge(
+    real: Studies, training: Studies | None, inputs: Sequence[str], output: str, encoders: Evaluated
+) -> Array | None:
+    """Coarse targets (n, 256) by ridge regression from the prompt images; None where no prompt is an image."""
+    views = [name for name in inputs if name in encoders.images]
+    if training is None or not views:
+        return None
+
+    def stacked(studies: Studies) -> Array:
+        return np.concatenate([agreement.coarse(pixels_of(studies[view], encoders)) for view in views], axis=1)
+
+    target = agreement.coarse(pixels_of(training[output], encoders))
+    return agreement.ridge_prediction(stacked(real), stacked(training), target)

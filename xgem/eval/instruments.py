@@ -1,0 +1,252 @@
+"""What measures the sets of one model: judges, feature spaces, labellers, and the families that use them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any, TypeVar
+
+from xgem.checkpoints.locate import DEFAULT_MODEL
+from xgem.data.sets import EvalSet
+from xgem.eval.combine import averaged, over_samples
+from xgem.eval.diversity import similarity_of_seeds
+from xgem.eval.families import agreement, factual, fidelity, text
+from xgem.eval.families.consistency import View
+from xgem.eval.record import FamilyResult
+from xgem.eval.sharpness import sharpness
+from xgem.eval.spaces import Settings
+from xgem.eval.studies import Studies, samples
+from xgem.judges.chexbert import load_chexbert
+from xgem.judges.classifier import ClassifierConfig
+from xgem.judges.external_text import ExternalMetric
+from xgem.judges.extractors import NAMES, Extractor, open_extractor
+from xgem.judges.extractors.own import prompt_encoder, trained_judge
+from xgem.judges.judge import OWN_JUDGE, Judge, train_judge
+from xgem.judges.report_labellers import ReportLabeller, RuleLabeller
+from xgem.judges.xrv import load_xrv
+from xgem.pipeline.embedding import Evaluated, PromptEncoders
+from xgem.types import NotComputed
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Files of networks and packages that measure; what is None is looked for in caches, or its metrics not computed.
+
+    Attributes:
+        extractors: feature spaces as :func:`xgem.judges.extractors.open_extractor` takes them; None tries all.
+        reid: as :func:`xgem.judges.reid.load_reid`; xrv: as :func:`xgem.judges.xrv.load_xrv`.
+        chexbert, chexbert_vocabulary: as :func:`xgem.judges.chexbert.load_chexbert`.
+        radgraph_python, ratescore_python: Python interpreters with these packages installed.
+    """
+
+    extractors: Sequence[str] | None = None
+    reid: Path | None = None
+    xrv: Path | None = None
+    chexbert: Path | None = None
+    chexbert_vocabulary: Path | None = None
+    radgraph_python: Path | None = None
+    ratescore_python: Path | None = None
+
+    def labellers(self, device: str) -> dict[str, ReportLabeller | text.Tables | NotComputed]:
+        """Of reports, by the name under which their numbers stand."""
+        chexbert = or_reason(lambda: load_chexbert(self.chexbert, self.chexbert_vocabulary, device=device))
+        return {RuleLabeller().name: RuleLabeller(), "CheXbert": chexbert}
+
+    def external(self) -> dict[str, ExternalMetric | NotComputed]:
+        """Of reports, by packages that run in Python interpreters of their own."""
+        pythons = {"radgraph": self.radgraph_python, "ratescore": self.ratescore_python}
+        return {name: ExternalMetric(name, python) for name, python in pythons.items() if python is not None}
+
+
+def or_reason(make: Callable[[], T], *errors: type[Exception]) -> T | NotComputed:
+    """What ``make`` gives, or the reason why it cannot: its ``NotComputed``, or one of ``errors``."""
+    try:
+        return make()
+    except (NotComputed, *errors) as reason:
+        return NotComputed(str(reason))
+
+
+def xrv_of(path: Path | None, device: str) -> Judge | NotComputed:
+    """TorchXRayVision's judge, or why there is none."""
+    return or_reason(lambda: load_xrv(path, device=device))
+
+
+def judges_of(
+    training: EvalSet | None, xrv: Judge | NotComputed, cache: Path, device: str
+) -> dict[str, Judge | NotComputed]:
+    """xgem's own judge, trained on real training images, or why there is none; and ``xrv``."""
+    return {OWN_JUDGE: own_judge(training, cache, device), "xrv": xrv}
+
+
+def own_judge(
+    training: EvalSet | None, cache: Path, device: str, config: ClassifierConfig | None = None
+) -> Judge | NotComputed:
+    """xgem's own judge, trained on real training images, or why there is none."""
+
+    def own() -> Judge:
+        if training is None:
+            raise NotComputed("it is trained on real training images, of which none were given (--training)")
+        return train_judge(training, config=config, folder=cache / "judges", device=device)
+
+    return or_reason(own)
+
+
+def extractor_names(view: str, training: EvalSet | None, model: str | None = None) -> list[str]:
+    """The published spaces, whose weights may be missing, and xgem's own: a prompt encoder's, and a judge's."""
+    own = [f"xgem:{model or DEFAULT_MODEL}/{view}", *(["xgem-classifier"] if training is not None else [])]
+    return [*own, *(name for name in NAMES if not name.startswith("xgem"))]
+
+
+def open_extractors(
+    names: Sequence[str] | None,
+    view: str,
+    training: EvalSet | None,
+    cache: Path,
+    device: str | None,
+    model: str | None = None,
+) -> dict[str, Extractor | NotComputed]:
+    """Feature spaces by name; for one that cannot be opened, the reason."""
+
+    def opened(name: str) -> Extractor:
+        return open_extractor(name, device=device, training=training, cache=cache)
+
+    return {
+        name.partition("=")[0]: or_reason(lambda name=name: opened(name))
+        for name in names or extractor_names(view, training, model)
+    }
+
+
+@dataclass(frozen=True)
+class Instruments:
+    """Judges and spaces for the sets of one model, opened or trained when they are first needed.
+
+    Attributes:
+        encoders: whose prompt encoders embed, whose transform reads and whose codec reconstructs; ``name`` opens it.
+        training: real training images and reports by modality, of which judges learn and baselines are taken.
+        paired: the training studies that have all modalities, for baselines that predict one from another.
+        cache: folder of features and trained judges.
+        draws, seed: of the bootstrap, and of all else that is drawn.
+    """
+
+    name: str
+    encoders: Evaluated
+    training: Mapping[str, EvalSet]
+    paired: Studies | None
+    cache: Path
+    device: str
+    draws: int = 1000
+    seed: int = 0
+    classifier: ClassifierConfig = field(default_factory=ClassifierConfig)
+
+    @property
+    def bootstrap(self) -> dict[str, Any]:
+        return {"draws": self.draws, "seed": self.seed}
+
+    @cached_property
+    def _opened(self) -> dict[str, Any]:
+        return {}
+
+    def _once(self, key: str, make: Callable[[], T]) -> T:
+        if key not in self._opened:
+            self._opened[key] = make()
+        return self._opened[key]
+
+    def judge(self, view: str) -> Judge | NotComputed:
+        """The classifier of findings, trained on the view's real training images."""
+        training = self.training.get(view)
+        return self._once(f"judge {view}", lambda: own_judge(training, self.cache, self.device, self.classifier))
+
+    def spaces(self, view: str) -> dict[str, Extractor | NotComputed]:
+        """The judge's features, and those of the prompt encoder."""
+
+        def own() -> dict[str, Extractor | NotComputed]:
+            training = self.training.get(view)
+            judge = or_reason(lambda: trained_judge(training, self.cache, self.device, config=self.classifier))
+            return {
+                OWN_JUDGE: judge,
+                f"xgem:{self.name}/{view}": prompt_encoder(f"xgem:{self.name}/{view}", self.device),
+            }
+
+        return self._once(f"spaces {view}", own)
+
+    def view(self, view: str) -> View:
+        """What looks at images of a view beside their report."""
+        return View(PromptEncoders.of(self.encoders, view), {OWN_JUDGE: self.judge(view)})
+
+    def of_images(
+        self,
+        real: Studies,
+        generated: EvalSet,
+        inputs: Sequence[str],
+        view: str,
+        seeds: EvalSet | None = None,
+    ) -> list[FamilyResult]:
+        """Fidelity, factual correctness and agreement; without inputs, fidelity alone: nothing was requested.
+
+        Args:
+            seeds: several generations of some prompts, for diversity; None leaves it out.
+        """
+        results = [self._fidelity(real[view], generated, view, seeds)]
+        if inputs:
+            judge = self.judge(view)
+            results += [
+                over_samples(factual.evaluate, real[view], generated, judges={OWN_JUDGE: judge}, **self.bootstrap),
+                self._agreement(real, generated, inputs, view, None if isinstance(judge, NotComputed) else judge),
+            ]
+        return results
+
+    def _fidelity(self, real: EvalSet, generated: EvalSet, view: str, seeds: EvalSet | None) -> FamilyResult:
+        """Distances of the generations that answer to the real images, sharpness and diversity; means over samples."""
+        target, outputs = samples(real, generated)
+        options: dict[str, Any] = {"training": self.training.get(view), "cache": self.cache, "per_finding": False}
+        options |= {"settings": Settings(seed=self.seed, bootstrap=self.draws)}
+        spaces = self.spaces(view)
+        found = averaged([fidelity.evaluate(target, one, extractors=spaces, **options) for one in outputs])
+        sharp = sharpness(real, generated, self.encoders, view, **self.bootstrap)
+        # Alignment with a prompt is agreement's; diversity is of the sets made for it
+        metrics = [one for one in found.metrics if one.name not in ("alignment", "ssim", "ms_ssim")]
+        if seeds is not None:
+            metrics += similarity_of_seeds(real, seeds, **self.bootstrap)
+        return replace(
+            found,
+            metrics=[*metrics, *sharp.metrics],
+            details={**found.details, **sharp.details},
+            plots={**found.plots, **sharp.plots},
+        )
+
+    def of_reports(self, real: Studies, generated: EvalSet, inputs: Sequence[str], report: str) -> list[FamilyResult]:
+        """Text and agreement; nothing without inputs: nothing was requested."""
+        if not inputs:
+            return []
+        return [self.words(real[report], generated, report), self._agreement(real, generated, inputs, report, None)]
+
+    def words(self, real: EvalSet, generated: EvalSet, report: str, **options: Any) -> FamilyResult:
+        """Text measures, means over samples; ``options`` of :func:`xgem.eval.families.text.evaluate`."""
+        options |= {"training": self.training.get(report), **self.bootstrap}
+        return over_samples(text.evaluate, real, generated, **options)
+
+    def _agreement(
+        self, real: Studies, generated: EvalSet, inputs: Sequence[str], output: str, judge: Judge | None
+    ) -> FamilyResult:
+        return agreement.evaluate(
+            real,
+            generated,
+            inputs=inputs,
+            output=output,
+            encoders=self.encoders,
+            judge=judge,
+            training=self.paired,
+            **self.bootstrap,
+        )
+
+    def of_output(
+        self, real: Studies, generated: EvalSet, inputs: Sequence[str], output: str, **options: Any
+    ) -> list[FamilyResult]:
+        """What is measured of one output by itself, an image or a report."""
+        if output in self.encoders.images:
+            return self.of_images(real, generated, inputs, output, **options)
+        return self.of_reports(real, generated, inputs, output)
