@@ -13,11 +13,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from xgem.configs.components import TransformConfig
-from xgem.data import annotations
-from xgem.data.annotations import BACKGROUND, BOX_CLASSES, STRUCTURES, Annotation, Box, render, value_of
+from xgem.data.annotations import Annotation, Box, render
 from xgem.data.read import Radiograph
 from xgem.data.transforms import to_square
+from xgem.labels import spatial
+from xgem.labels.spatial import BACKGROUND, BOX_CLASSES, MAX_ADDED, STRUCTURES, Vocabulary
 from xgem.types import InputError, ShapeError
+
+level = Vocabulary().level
 
 SPANS = st.tuples(st.integers(0, 60), st.integers(1, 60))
 
@@ -123,7 +126,10 @@ def test_parts_that_contradict_each_other_are_refused(one: Annotation, other: An
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: Annotation({"spleen": rectangle(9, 9, slice(3), slice(3))}), "'spleen': expected one of left lung"),
+        (
+            lambda: Annotation({"Left_Lung": rectangle(9, 9, slice(3), slice(3))}),
+            "'Left_Lung': expected a name",
+        ),
         (lambda: Annotation({"device": np.zeros((9, 9), bool)}), "'device' is empty"),
         (
             lambda: Annotation({"device": cast(Any, np.ones((9, 9), np.uint8))}),
@@ -133,7 +139,7 @@ def test_parts_that_contradict_each_other_are_refused(one: Annotation, other: An
         (lambda: Annotation(severity=18.5), "18.5, expected a Brixia score from 0 to 18"),
         (lambda: Annotation(severity=-1), "-1, expected"),
         (lambda: Annotation(severity=math.nan), "nan, expected"),
-        (lambda: Box("fracture", 0, 0, 1, 1), "'fracture': expected one of atelectasis"),
+        (lambda: Box("Fracture", 0, 0, 1, 1), "'Fracture': expected a name in lower case"),
         (lambda: Box("mass", 0.5, 0, 0.6, 1), "outside the image"),
         (lambda: Box("mass", -0.002, 0, 0.6, 1), "outside the image"),
         (lambda: Box("mass", 0, 0, 0, 1), "no area"),
@@ -148,7 +154,7 @@ def test_what_no_image_has_is_refused(make: Any, message: str):
 
 def test_a_box_may_be_rounded_over_the_edge():
     image = render(Annotation(boxes=(Box("mass", -0.0009, 0.5, 1.0018, 0.5009),)), 64, filled=True)
-    assert (image[32:] == value_of("mass", box=True)).all()
+    assert (image[32:] == level("mass", box=True)).all()
 
 
 # ------------------------------------------------------------------------------------------------ the drawing
@@ -156,18 +162,43 @@ def test_a_box_may_be_rounded_over_the_edge():
 
 def test_values_are_the_documented_ones_and_differ():
     """Trained weights rely on them: a change of this table breaks every ControlNet."""
-    rows = re.findall(
-        r"^\| ([a-z ]+) \| (-?\d\.\d+) \| ([a-z ()]+) \| (-?\d\.\d+) \|$", annotations.__doc__ or "", re.M
-    )
+    rows = re.findall(r"^\| ([a-z ]+) \| (-?\d\.\d+) \| ([a-z ()]+) \| (-?\d\.\d+) \|$", spatial.__doc__ or "", re.M)
     masks, values, boxes, others = zip(*rows, strict=True)
     assert masks == STRUCTURES
     assert boxes == (*BOX_CLASSES, "severity (a bar)")
-    assert [float(value) for value in values] == pytest.approx([value_of(name) for name in STRUCTURES], abs=6e-4)
-    drawn = [*(value_of(name, box=True) for name in BOX_CLASSES), value_of("severity")]
+    assert [float(value) for value in values] == pytest.approx([level(name) for name in STRUCTURES], abs=6e-4)
+    drawn = [*(level(name, box=True) for name in BOX_CLASSES), level("severity")]
     assert [float(value) for value in others] == pytest.approx(drawn, abs=6e-4)
-    every = [BACKGROUND, *(value_of(name) for name in STRUCTURES), *drawn]
+    every = [BACKGROUND, *(level(name) for name in STRUCTURES), *drawn]
     assert min(abs(one - other) for one, other in combinations(every, 2)) > 0.1
     assert max(every) == 1
+
+
+RIB = Annotation({"rib": np.ones((32, 32), bool)})
+FRACTURE = Annotation(boxes=(Box("fracture", 0, 0, 1, 1),))
+
+
+def test_names_that_a_model_does_not_know_are_refused_and_listed():
+    for annotation, name, known in ((RIB, "rib", STRUCTURES), (FRACTURE, "fracture", BOX_CLASSES)):
+        with pytest.raises(InputError, match=f"unknown .* '{name}': this model knows {', '.join(known)}"):
+            render(annotation, 32)
+    with pytest.raises(InputError, match="heart and mediastinum is 'cardiomediastinum'"):
+        render(Annotation({"heart": np.ones((32, 32), bool)}), 32)
+
+
+def test_added_names_have_levels_of_their_own_and_change_no_built_in_one():
+    added = [f"thing {number:02}" for number in range(MAX_ADDED)]
+    more = Vocabulary.extended(["rib", *added[1:]], ["fracture", *added[1:]])
+    assert [more.level(name) for name in STRUCTURES] == [level(name) for name in STRUCTURES]
+    assert [more.level(name, box=True) for name in BOX_CLASSES] == [level(name, box=True) for name in BOX_CLASSES]
+    masks = [more.level(name) for name in more.structures]
+    every = [BACKGROUND, level("severity"), *masks, *(more.level(name, box=True) for name in more.box_classes)]
+    assert -1 <= min(every) <= max(every) <= 1
+    assert min(abs(one - other) for one, other in combinations(every, 2)) > 3 / 255  # told apart in 8 bits
+    assert (render(RIB, 32, vocabulary=more) == np.float32(more.level("rib"))).all()
+    assert (render(FRACTURE, 32, vocabulary=more, filled=True) == np.float32(more.level("fracture", box=True))).all()
+    # A name that is appended leaves the levels of those before it.
+    assert Vocabulary.extended(["rib"], []).level("rib") == more.level("rib")
 
 
 def test_small_things_lie_over_large_ones():
@@ -177,11 +208,11 @@ def test_small_things_lie_over_large_ones():
     backwards = dict(reversed(masks.items()))
     image = render(Annotation(backwards), 64)
     assert image.dtype == np.float32
-    assert [image[62 - 4 * i, 0] for i in range(9)] == pytest.approx([value_of(name) for name in STRUCTURES])
+    assert [image[62 - 4 * i, 0] for i in range(9)] == pytest.approx([level(name) for name in STRUCTURES])
     boxes = (Box("mass", 0.4, 0.4, 0.2, 0.2), Box("pneumonia", 0.1, 0.1, 0.8, 0.8))
     drawn = render(Annotation(masks, boxes), 64, filled=True)
-    assert drawn[32, 32] == pytest.approx(value_of("mass", box=True))
-    assert drawn[12, 32] == pytest.approx(value_of("pneumonia", box=True))
+    assert drawn[32, 32] == pytest.approx(level("mass", box=True))
+    assert drawn[12, 32] == pytest.approx(level("pneumonia", box=True))
     assert np.array_equal(drawn, render(Annotation(masks, boxes[::-1]), 64, filled=True))
 
 
@@ -214,7 +245,7 @@ def test_a_box_is_an_outline_inside_its_edges(x: float, y: float, w: float, h: f
 def test_the_bar_grows_with_the_score_and_zero_is_not_nothing(scores: list[int]):
     low, high = sorted(score / 10 for score in scores)
     nothing, zero, one, other, most = (
-        int((render(Annotation(severity=score), 128) == np.float32(value_of("severity"))).sum())
+        int((render(Annotation(severity=score), 128) == np.float32(level("severity"))).sum())
         for score in (None, 0, low, high, 18)
     )
     assert nothing == 0

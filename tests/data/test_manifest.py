@@ -13,9 +13,12 @@ from hypothesis import strategies as st
 from pyarrow import parquet
 from pydantic import ValidationError
 
-from xgem.data.annotations import BOX_CLASSES, STRUCTURES, Box
+from xgem.data.annotations import Box
 from xgem.data.manifest import SCHEMA_VERSION, Manifest, Row, place
+from xgem.labels.spatial import BOX_CLASSES, STRUCTURES
 from xgem.types import ManifestError, OutputError
+
+OUTLINED, BOXED = (*STRUCTURES, "rib"), (*BOX_CLASSES, "fracture")
 
 
 def row(study: str = "s1", **changes: Any) -> Row:
@@ -43,10 +46,13 @@ rows = st.builds(
     sex=st.sampled_from(["F", "M", None]),
     race=st.none() | names,
     severity=st.none() | st.floats(0, 18),
-    masks=st.dictionaries(st.sampled_from(STRUCTURES), st.lists(names, min_size=1, max_size=2).map(tuple), max_size=2),
+    masks=st.dictionaries(st.sampled_from(OUTLINED), st.lists(names, min_size=1, max_size=2).map(tuple), max_size=2),
     boxes=st.lists(
         st.builds(
-            Box, st.sampled_from(BOX_CLASSES), *[st.floats(0, 0.5), st.floats(0, 0.5)], *[st.floats(0.1, 0.5)] * 2
+            Box,
+            st.sampled_from(BOXED),
+            *[st.floats(0, 0.5), st.floats(0, 0.5)],
+            *[st.floats(0.1, 0.5)] * 2,
         ),
         max_size=2,
     ).map(tuple),
@@ -239,7 +245,7 @@ def test_summary_counts_annotations():
         {"severity": -1},
         {"severity": 18.5},
         {"severity": float("nan")},
-        {"masks": {"heart": ["h.png"]}},
+        {"masks": {"Heart": ["h.png"]}},
         {"masks": {"device": []}},
         {"masks": {"device": ["d.png", " "]}},
         {"masks": {"device": "d.png"}},

@@ -185,8 +185,8 @@ def test_published_detector_gives_losses_and_boxes(tmp_path: Path) -> None:
     assert found["box"].shape == (len(found["score"]), 4)
     with pytest.raises(InputError, match="expected small or fasterrcnn"):
         Detection(replace(settings, network="yolo"), ["mass"], studies).network()
-    with pytest.raises(InputError, match="boxes of tumour"):
-        Detection(settings, ["tumour"], studies)
+    with pytest.raises(InputError, match="detection of no class; expected names such as atelectasis"):
+        Detection(settings, [], studies)
 
 
 def test_generations_are_segmented_by_the_mask_that_they_were_asked_with(tmp_path: Path) -> None:
@@ -259,8 +259,8 @@ def test_published_unet(tmp_path: Path) -> None:
     assert task.predict(network, data.images, CPU)["masks"].shape == (len(usable), 1, SIZE * SIZE // 8)
     with pytest.raises(InputError, match="multiple of 32"):
         Segmentation(replace(settings, size=40), ["pneumothorax"], studies)
-    with pytest.raises(InputError, match="structures spleen"):
-        Segmentation(settings, ["spleen"], studies)
+    with pytest.raises(InputError, match="segmentation of no structure; expected names such as left lung"):
+        Segmentation(settings, [], studies)
     with pytest.raises(InputError, match="an image and a mask of device"):
         Segmentation(settings, ["device"], studies).usable(items)
 

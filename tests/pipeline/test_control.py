@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -202,6 +203,42 @@ def test_boxes_are_outlines_or_areas(chexgen_checkpoint: Path, tmp_path: Path) -
     assert np.abs(images[0] - images[1]).max() > 1e-4
 
 
+def test_a_preset_adds_structures_and_box_classes(
+    pipeline: XgemPipeline, chexgen_checkpoint: Path, tmp_path: Path
+) -> None:
+    record = load_preset("debug-chexgen").model_dump(mode="json")
+    record["components"]["control"] |= {"structures": ["rib", "heart"], "box_classes": ["fracture"]}
+    preset = Preset.parse(record, "more")
+    init_checkpoint(tmp_path / "more", preset)
+    for name in ("text_encoder", "image_vae", "frontal_dit"):
+        save_component(tmp_path / "more", name, load_component(chexgen_checkpoint, name))
+    control = load_component(chexgen_checkpoint, "control")
+    control.config = preset.components["control"]
+    save_component(tmp_path / "more", "control", control)
+    more = XgemPipeline.from_pretrained(tmp_path / "more", device="cpu")
+    left = lungs()["left lung"]
+    inputs = {"mask": {"rib": left}, "boxes": [{"label": "Fracture", "bbox": BOX[0]["bbox"]}]}
+    # Built-in names are drawn as before; each new one steers, and differs from the others.
+    assert np.array_equal(made(more, {"mask": lungs()}), made(pipeline, {"mask": lungs()}))
+    images = [made(more, inputs), made(more, {"mask": {"rib": left}}), made(more, {"mask": {"heart": left}})]
+    for one, other in combinations(images, 2):
+        assert np.abs(one - other).max() > 1e-4
+    # What is saved beside an image names its own labels, and replays.
+    more(inputs, "frontal", **QUICK).save(tmp_path / "out")
+    assert list(read_masks(tmp_path / "out" / "frontal.mask.png").masks) == ["rib"]
+    assert read_boxes(tmp_path / "out" / "frontal.boxes.json").boxes[0].label == "fracture"
+    assert replay(tmp_path / "out" / "frontal.png", model=more).identical
+    # Another model refuses them, and lists what it knows.
+    for given, message in (
+        ({"mask": {"rib": left}}, "unknown structure 'rib': this model knows left lung, .*, device"),
+        ({"boxes": inputs["boxes"]}, "unknown class 'fracture': this model knows atelectasis, .*, pneumothorax"),
+    ):
+        with pytest.raises(InputError, match=message):
+            made(pipeline, given)
+    with pytest.raises(InputError, match=r"knows left lung, .*, device, rib, heart"):
+        made(more, {"mask": {"spleen": left}})
+
+
 def test_lungs_on_the_wrong_sides_are_said(pipeline: XgemPipeline) -> None:
     right, left = lungs().values()
     for mask, count in (({"right lung": right, "left lung": left}, 0), ({"right lung": left, "left lung": right}, 1)):
@@ -248,6 +285,13 @@ def test_presets_that_are_wrong() -> None:
         ({"modalities": modalities | {"frontal": {"codec": "image_vae"}}}, "codec and generator"),
         ({"modalities": modalities | {"mask": {"control": "control"}}}, "a generator where there is a control"),
         ({"components": parts | {"control": parts["control"] | {"width": 64}}}, "another architecture"),
+        ({"components": parts | {"control": parts["control"] | {"structures": ["Rib"]}}}, "lower case words"),
+        ({"components": parts | {"control": parts["control"] | {"structures": ["device"]}}}, "is built in"),
+        ({"components": parts | {"control": parts["control"] | {"box_classes": ["rib", "rib"]}}}, "listed twice"),
+        (
+            {"components": parts | {"control": parts["control"] | {"box_classes": [f"n{i}" for i in range(28)]}}},
+            "28 names, expected at most 27",
+        ),
         ({"components": parts | {"control": parts["control"] | {"annotations": ["sketch"]}}}, "unknown annotations"),
         ({"modalities": modalities | {"frontal": modalities["frontal"] | {"control": "image_vae"}}}, "no other"),
     ):

@@ -26,7 +26,7 @@ from xgem.train.corpus import Corpus
 from xgem.train.diffusion import DiffusionStage
 from xgem.train.loop import LoopOptions
 from xgem.train.stages import make_stage, planned, run
-from xgem.types import ConfigError, DataError
+from xgem.types import ConfigError, DataError, InputError
 from xgem.utils.hashing import module_hash
 
 QUIET = LoopOptions(progress=False, tensorboard=False)
@@ -105,6 +105,37 @@ def test_studies_are_drawn_by_what_is_annotated(stage: ControlStage) -> None:
     assert abs(seen[True] - 120) < 5 * 60**0.5  # masks 2, boxes 1, severity 1: half of 240
     assert of_rare > seen[True] * 0.3  # a third for its airways, and a seventh of the others' turns
     assert kept[True] > kept[False] > 0
+
+
+def test_added_names_are_learnt_and_unknown_ones_refused(
+    preset: Preset, annotated: Path, source: Path, tmp_path: Path
+) -> None:
+    manifest = Manifest.read(annotated)
+    rows = [
+        row.model_copy(
+            update={
+                "masks": {"rib" if name == "airways" else name: files for name, files in row.masks.items()},
+                "boxes": tuple(dataclasses.replace(box, label="fracture") for box in row.boxes),
+            }
+        )
+        for row in manifest.rows
+    ]
+    renamed = Manifest(tuple(rows), manifest.root)
+    train, val = (Corpus.load(renamed, split, preset, tmp_path, progress=False) for split in ("train", "val"))
+    with pytest.raises(InputError, match="unknown structure 'rib': this model knows left lung"):
+        make_stage("control", preset, train, val, source, 0)
+    record = preset.model_dump(mode="json")
+    assert not {"structures", "box_classes"} & set(record["components"]["control"])  # so fingerprints stay
+    record["components"]["control"] |= {"structures": ["rib"], "box_classes": ["fracture"]}
+    stage = make_stage("control", Preset.parse(record, "more"), train, val, source, 0)
+    assert isinstance(stage, ControlStage)
+    assert set(stage.train[0].kinds["masks"]) == {"left lung", "right lung", "rib"}
+    assert set(stage.train[0].kinds["boxes"]) == {"fracture"}
+    loss, _ = stage.loss(stage.module, stage.batch(0, 0, 1))
+    loss.backward()
+    assert torch.isfinite(loss)
+    assert any(p.grad is not None and p.grad.abs().max() > 0 for p in stage.model.parameters())
+    assert Preset.parse(record, "more").components["control"].model_dump()["structures"] == ("rib",)
 
 
 def test_every_kind_is_shown_alone_too(stage: ControlStage) -> None:

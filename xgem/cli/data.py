@@ -19,6 +19,7 @@ class Source(StrEnum):
     openi = "openi"
     nih = "nih"
     segmentations = "segmentations"
+    cardiothoracic = "cardiothoracic"
     severity = "severity"
 
 

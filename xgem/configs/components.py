@@ -1,23 +1,33 @@
-"""Configurations of a checkpoint's components, one class a kind."""
+"""Configurations of a checkpoint's components, one class per kind.
+
+How components fit together is checked by what they have in common: a ``role``, and sizes (``fixed_size``,
+``token_dim``, ``latent_shape``) that are None where pretrained weights or the data decide. The order of fields is part
+of a training run's fingerprint: new ones go last, and are left out of the record where they are empty.
+"""
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import (
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationInfo,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 
-
-class Config(BaseModel):
-    """Frozen, and without unknown keys."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
+from xgem.configs.alignment import AlignmentConfig
+from xgem.configs.base import Config, Role
+from xgem.labels.spatial import BOX_CLASSES, STRUCTURES, Vocabulary, check_added
 
 
 class TransformConfig(Config):
     """Preprocessing of images (XGeM 3.1), every step switchable.
 
-    ``pixel_spacing`` in mm (None leaves the spacing alone); ``pad`` fills to a square with zeros instead of
-    squashing; ``voi`` applies a DICOM window or LUT before MONOCHROME1 is inverted.
+    ``pixel_spacing`` in mm (None keeps the file's); ``pad`` pads to a square with zeros instead of stretching;
+    ``voi`` applies a DICOM window or LUT before MONOCHROME1 is inverted.
     """
 
     size: int = Field(default=256, ge=16)
@@ -28,10 +38,27 @@ class TransformConfig(Config):
     interpolation: Literal["bicubic", "area", "bilinear"] = "area"
 
 
-class ImageEncoderConfig(Config):
-    """One ViT for both views. ``pretrained``: an open_clip hub id or local directory; it then sets the sizes.
+class EncoderConfig(Config):
+    """What all prompt encoders have: ``embed_dim`` is the width of their pooled vector."""
 
-    ``resize`` lets it take images of another size than its own, resized with antialiasing.
+    role: ClassVar[Role] = "encoder"
+
+    @property
+    def fixed_size(self) -> int | None:
+        """The side of the images that it takes; None where it resizes them, or reads text."""
+        return None
+
+    @property
+    def token_dim(self) -> int | None:
+        """Width of its tokens; None where pretrained weights decide."""
+        fields = vars(self)  # each kind declares its own, in an order of its own
+        return None if fields["pretrained"] else fields["width"]
+
+
+class ImageEncoderConfig(EncoderConfig):
+    """One ViT for all views. ``pretrained``: an open_clip hub id or local directory; it then sets the sizes.
+
+    ``resize`` accepts images of another size than its own, resized with antialiasing.
     """
 
     kind: Literal["image_encoder"] = "image_encoder"
@@ -46,11 +73,11 @@ class ImageEncoderConfig(Config):
     resize: bool = False
 
     @property
-    def size_is_fixed(self) -> bool:
-        return not (self.resize or self.pretrained)
+    def fixed_size(self) -> int | None:
+        return None if self.resize or self.pretrained else self.image_size
 
 
-class TextEncoderConfig(Config):
+class TextEncoderConfig(EncoderConfig):
     """One text transformer with a padding mask. ``pretrained`` as for images."""
 
     kind: Literal["text_encoder"] = "text_encoder"
@@ -63,13 +90,13 @@ class TextEncoderConfig(Config):
     embed_dim: int = 256
 
 
-class T5EncoderConfig(Config):
+class T5EncoderConfig(EncoderConfig):
     """T5's encoder (T5 v1.1-XXL by default), frozen. ``pretrained``: a transformers hub id or local directory with its
     tokenizer; it then sets the sizes.
 
-    ``width`` is d_model, of which every head has its share; texts are cut after ``max_length`` tokens. ``lowercase``
+    ``width`` is d_model, shared out among the heads; texts are truncated to ``max_length`` tokens. ``lowercase``
     as PixArt and ChexGen do. On small devices: ``quantize`` "4bit" stores linear layers as 4-bit floats on a CUDA
-    device; with ``on_cpu`` it runs on the CPU, wherever the rest is.
+    device; ``on_cpu`` runs it on the CPU, wherever the rest is.
     """
 
     kind: Literal["t5_encoder"] = "t5_encoder"
@@ -103,6 +130,7 @@ class ImageVAEConfig(Config):
     ``latent_mean`` and ``latent_std`` (one a channel) normalise latents; training measures them.
     """
 
+    role: ClassVar[Role] = "codec"
     kind: Literal["image_vae"] = "image_vae"
     pretrained: str | None = None
     image_size: int = 128
@@ -120,7 +148,18 @@ class ImageVAEConfig(Config):
 
     @property
     def downscale(self) -> int:
+        """Pixels per latent position, in each direction."""
         return self.patch * 2 ** (len(self.block_out_channels) - 1)
+
+    @property
+    def fixed_size(self) -> int | None:
+        return self.image_size
+
+    @property
+    def latent_shape(self) -> tuple[int, ...] | None:
+        """Shape of one image's latents; None where pretrained weights decide."""
+        side = self.image_size // self.downscale
+        return None if self.pretrained else (self.latent_channels, side, side)
 
 
 class ReportVAEConfig(Config):
@@ -130,6 +169,7 @@ class ReportVAEConfig(Config):
     diffusion target's standard deviation 1 (4.3108 is the published scale, its reciprocal).
     """
 
+    role: ClassVar[Role] = "codec"
     kind: Literal["report_vae"] = "report_vae"
     pretrained_encoder: str | None = None
     pretrained_decoder: str | None = None
@@ -149,6 +189,15 @@ class ReportVAEConfig(Config):
             raise ValueError("expected pretrained_encoder and pretrained_decoder, or neither")
         return self
 
+    @property
+    def fixed_size(self) -> int | None:
+        return None
+
+    @property
+    def latent_shape(self) -> tuple[int, ...] | None:
+        """Shape of one report's latents."""
+        return (self.latent_dim,)
+
 
 class DiffusionConfig(Config):
     """The forward process. Defaults are Stable Diffusion's, as XGeM uses them."""
@@ -164,6 +213,9 @@ class DiffusionConfig(Config):
 class GeneratorConfig(Config):
     """What all latent diffusion generators have."""
 
+    role: ClassVar[Role] = "generator"
+    reads_pooled: ClassVar[bool] = True
+    """Whether it attends to the prompts' pooled vectors too, or to their tokens alone."""
     modality: str
     prompts: tuple[str, ...]
     context: Literal["pooled", "tokens"] = "tokens"
@@ -194,9 +246,10 @@ class DiTGeneratorConfig(GeneratorConfig):
 
     ``context_dim`` is the width of caption tokens (T5 v1.1-XXL: 4096), of which there are at most ``caption_tokens``.
     ``position_scale`` divides the patches' positions: a grid twice as large spans the same coordinates with scale 2.
-    ``learned_sigma`` doubles the output channels: the second half, a variance, is read by no sampler and gets no loss.
+    ``learned_sigma`` doubles the output channels: the second half, a variance, is used by no sampler and has no loss.
     """
 
+    reads_pooled: ClassVar[bool] = False
     kind: Literal["dit_generator"] = "dit_generator"
     context: Literal["pooled", "tokens"] = "tokens"
     latent_shape: tuple[int, int, int] = (4, 32, 32)
@@ -212,9 +265,9 @@ class DiTGeneratorConfig(GeneratorConfig):
     @model_validator(mode="after")
     def _sizes_divide(self) -> DiTGeneratorConfig:
         if self.width % self.heads:
-            raise ValueError(f"expected a width that {self.heads} heads divide, got {self.width}")
+            raise ValueError(f"expected a width divisible by {self.heads} heads, got {self.width}")
         if any(side % self.patch_size for side in self.latent_shape[1:]):
-            raise ValueError(f"expected sides that patches of {self.patch_size} divide, got {self.latent_shape}")
+            raise ValueError(f"expected sides divisible by the patch size {self.patch_size}, got {self.latent_shape}")
         return self
 
 
@@ -241,9 +294,9 @@ class ReportGeneratorConfig(GeneratorConfig):
     norm_num_groups: int = 32
 
     @model_validator(mode="after")
-    def _one_a_level(self) -> ReportGeneratorConfig:
+    def _one_per_level(self) -> ReportGeneratorConfig:
         if self.attention is not None and len(self.attention) != len(self.channel_mult):
-            raise ValueError(f"expected one attention flag a level, {len(self.channel_mult)}, got {self.attention}")
+            raise ValueError(f"expected one attention flag per level ({len(self.channel_mult)}), got {self.attention}")
         return self
 
     @property
@@ -260,42 +313,19 @@ class ReportGeneratorConfig(GeneratorConfig):
         return self.cross_attention_dim or self.width
 
 
-class AlignedOutput(Config):
-    """What an alignment must know of one output's generator."""
-
-    latent_shape: tuple[int, ...]
-    sites: tuple[int, ...]
-    """Hidden channels at the denoiser's attention sites, its transformer blocks in order."""
-
-
-class AlignmentConfig(Config):
-    """Environment encoders and cross-attention between generators (XGeM 2.3).
-
-    ``tokens`` unit tokens of ``dim`` numbers an output; ``width`` of the encoders; ``heads`` of the attention.
-    ``guided``: the outputs in which classifier-free guidance treats the others as prompts; elsewhere its unconditional
-    half sees them too.
-    """
-
-    kind: Literal["alignment"] = "alignment"
-    outputs: dict[str, AlignedOutput]
-    width: int = 64
-    tokens: int = Field(default=4, ge=1)
-    dim: int = 64
-    heads: int = 2
-    guided: tuple[str, ...] = ()
-
-
 SHARED_WITH_CONTROL = ("latent_shape", "patch_size", "width", "heads", "position_scale")
-"""What a ControlNet and its transformer have alike."""
+"""What a ControlNet and its transformer have in common."""
 
 
 class ControlNetConfig(Config):
     """Trainable copies of a diffusion transformer's first ``blocks`` blocks (ChexGen), steered by ``annotations``.
 
-    ``filled_boxes``: boxes are drawn as areas, not as outlines. The rest is the architecture of the transformer that it
-    is made from.
+    ``filled_boxes``: boxes are drawn as areas, not as outlines. ``structures`` and ``box_classes`` are names that its
+    masks and boxes may have beside the built-in ones (``xgem.labels.spatial``); their order decides their grey levels,
+    so new ones are appended. The rest is the architecture of the transformer that it is made from.
     """
 
+    role: ClassVar[Role] = "control"
     kind: Literal["controlnet"] = "controlnet"
     annotations: tuple[str, ...]
     filled_boxes: bool = False
@@ -305,18 +335,31 @@ class ControlNetConfig(Config):
     width: int = 1152
     heads: int = 16
     position_scale: float = Field(default=1.0, gt=0)
+    structures: tuple[str, ...] = ()
+    box_classes: tuple[str, ...] = ()
 
-    def fits(self, transformer: DiTGeneratorConfig) -> bool:
-        """Whether its blocks are copies of that transformer's first ones."""
-        return self.blocks < transformer.depth and all(
-            getattr(self, n) == getattr(transformer, n) for n in SHARED_WITH_CONTROL
+    @field_validator("structures", "box_classes")
+    @classmethod
+    def _are_new(cls, value: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
+        check_added(value, STRUCTURES if info.field_name == "structures" else BOX_CLASSES)
+        return value
+
+    @model_serializer(mode="wrap")
+    def _without_empty_names(self, serialise: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        record: dict[str, Any] = serialise(self)
+        return {name: value for name, value in record.items() if value or name not in ("structures", "box_classes")}
+
+    @property
+    def vocabulary(self) -> Vocabulary:
+        """The structures and box classes that it can draw, with their grey levels."""
+        return Vocabulary.extended(self.structures, self.box_classes)
+
+    def fits(self, generator: GeneratorConfig) -> bool:
+        """Whether its blocks are copies of that generator's first ones, which only a diffusion transformer has."""
+        depth = getattr(generator, "depth", 0)
+        return self.blocks < depth and all(
+            getattr(self, name) == getattr(generator, name, None) for name in SHARED_WITH_CONTROL
         )
-
-
-ENCODERS = ImageEncoderConfig | TextEncoderConfig | T5EncoderConfig
-
-
-GENERATORS = ImageGeneratorConfig | DiTGeneratorConfig | ReportGeneratorConfig
 
 
 ComponentConfig = Annotated[

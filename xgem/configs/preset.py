@@ -4,27 +4,35 @@ from __future__ import annotations
 
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import yaml
 from pydantic import Field, ValidationError, model_validator
 
+from xgem.configs.alignment import AlignmentConfig
+from xgem.configs.base import Config, Role
 from xgem.configs.components import (
-    ENCODERS,
-    GENERATORS,
     SHARED_WITH_CONTROL,
-    AlignmentConfig,
     ComponentConfig,
-    Config,
     ControlNetConfig,
     DiTGeneratorConfig,
     GeneratorConfig,
     ImageEncoderConfig,
+    ImageGeneratorConfig,
     ImageVAEConfig,
+    ReportGeneratorConfig,
     ReportVAEConfig,
+    T5EncoderConfig,
+    TextEncoderConfig,
     TransformConfig,
 )
+from xgem.labels.spatial import Vocabulary
 from xgem.types import ConfigError
+
+_T = TypeVar("_T")
+_ENCODERS = (ImageEncoderConfig, TextEncoderConfig, T5EncoderConfig)
+_GENERATORS = (ImageGeneratorConfig, DiTGeneratorConfig, ReportGeneratorConfig)
+_CODECS = (ImageVAEConfig, ReportVAEConfig)
 
 
 class ModalityConfig(Config):
@@ -117,48 +125,44 @@ class Preset(Config):
         return self
 
     @model_validator(mode="after")
-    def _sizes_agree(self) -> Preset:
-        """Parts of fresh weights fit together; pretrained ones have sizes of their own, seen when they are loaded."""
-        size = self.transform.size
+    def _components_fit(self) -> Preset:
+        """Components of fresh weights fit together; pretrained ones set their own sizes when they are loaded."""
         for name, modality in self.modalities.items():
             if modality.encoder is not None:
-                encoder = self.components[modality.encoder]
-                if not isinstance(encoder, ENCODERS):
-                    raise ValueError(
-                        f"modality {name!r}: {modality.encoder!r} is a {encoder.kind}, expected an encoder"
-                    )
-                if isinstance(encoder, ImageEncoderConfig) and encoder.size_is_fixed and encoder.image_size != size:
-                    raise ValueError(
-                        f"{modality.encoder!r} takes images of {encoder.image_size}, the transform makes {size}: "
-                        "change one, or set resize"
-                    )
+                encoder = self._in_role(name, modality.encoder, "encoder", _ENCODERS)
+                self._check_size(modality.encoder, encoder.fixed_size)
             if modality.codec is None or modality.generator is None:
                 continue
-            codec, generator = self.components[modality.codec], self.components[modality.generator]
-            if not isinstance(codec, ImageVAEConfig | ReportVAEConfig):
-                raise ValueError(f"modality {name!r}: {modality.codec!r} is a {codec.kind}, expected a VAE")
-            if not isinstance(generator, GENERATORS):
-                raise ValueError(
-                    f"modality {name!r}: {modality.generator!r} is a {generator.kind}, expected a generator"
-                )
+            codec = self._in_role(name, modality.codec, "codec", _CODECS)
+            self._check_size(modality.codec, codec.fixed_size)
+            generator = self._in_role(name, modality.generator, "generator", _GENERATORS)
             if generator.modality != name:
                 raise ValueError(f"generator {modality.generator!r} makes {generator.modality!r}, used for {name!r}")
-            if isinstance(codec, ImageVAEConfig) and codec.image_size != size:
-                raise ValueError(f"{modality.codec!r} takes images of {codec.image_size}, the transform makes {size}")
-            wanted = generator.latent_shape
-            made: tuple[int, ...] = wanted
-            if isinstance(codec, ReportVAEConfig):
-                made = (codec.latent_dim,)
-            elif codec.pretrained is None:
-                made = (codec.latent_channels, *[codec.image_size // codec.downscale] * 2)
-            if made != wanted:
+            made, wanted = codec.latent_shape, generator.latent_shape
+            if made is not None and made != wanted:
                 raise ValueError(f"{modality.codec!r} makes latents {made}, {modality.generator!r} expects {wanted}")
             for prompt in generator.prompts:
-                self._context_agrees(modality.generator, generator, str(self.modalities[prompt].encoder))
-            self._control_agrees(modality, generator)
+                self._check_context(modality.generator, generator, str(self.modalities[prompt].encoder))
+            self._check_control(modality, generator)
         return self
 
-    def _control_agrees(self, modality: ModalityConfig, generator: GENERATORS) -> None:
+    def _in_role(self, modality: str, component: str, role: Role, kinds: type[_T] | tuple[type[_T], ...]) -> _T:
+        """The configuration of a component, which has to have that role."""
+        config: Any = self.components[component]
+        if not isinstance(config, kinds):
+            article = "an" if role == "encoder" else "a"
+            raise ValueError(f"modality {modality!r}: {component!r} is a {config.kind}, expected {article} {role}")
+        return config
+
+    def _check_size(self, name: str, fixed: int | None) -> None:
+        """The transform makes images of the size that a component takes."""
+        size = self.transform.size
+        if fixed not in (None, size):
+            hint = ": change one, or set resize" if self.components[name].role == "encoder" else ""
+            raise ValueError(f"{name!r} takes images of {fixed}, the transform makes {size}{hint}")
+
+    def _check_control(self, modality: ModalityConfig, generator: GeneratorConfig) -> None:
+        """A ControlNet is made of copies of its generator's blocks, and its annotations are modalities."""
         if modality.control is None:
             return
         control = self.components[modality.control]
@@ -186,6 +190,17 @@ class Preset(Config):
         annotations: tuple[str, ...] = () if control is None else getattr(self.components[control], "annotations", ())
         joined = [name for name, modality in self.modalities.items() if modality.joins in prompts]
         return tuple(dict.fromkeys((*prompts, *joined, *annotations)))
+
+    @property
+    def vocabulary(self) -> Vocabulary | None:
+        """The structures and box classes that its ControlNets know; None without a ControlNet."""
+        parts = [part for part in self.components.values() if isinstance(part, ControlNetConfig)]
+        if not parts:
+            return None
+        return Vocabulary(
+            tuple(dict.fromkeys(name for part in parts for name in part.vocabulary.structures)),
+            tuple(dict.fromkeys(name for part in parts for name in part.vocabulary.box_classes)),
+        )
 
     def encoder(self, name: str) -> str:
         """The component that reads modality ``name`` as a prompt; ConfigError where it is none."""
@@ -223,18 +238,16 @@ class Preset(Config):
                 raise ValueError(f"{self.alignment!r} takes {name} latents {output.latent_shape}, they are {wanted}")
         return self
 
-    def _context_agrees(self, name: str, generator: GeneratorConfig, encoder_name: str) -> None:
-        encoder = self.components[encoder_name]
-        if not isinstance(encoder, ENCODERS) or encoder.pretrained is not None:
+    def _check_context(self, name: str, generator: GeneratorConfig, encoder_name: str) -> None:
+        """A prompt's tokens and pooled vector have the widths that the generator attends to."""
+        encoder = self._in_role(generator.modality, encoder_name, "encoder", _ENCODERS)
+        tokens, pooled = encoder.token_dim, encoder.embed_dim
+        if tokens is None:  # pretrained: its widths are known when it is loaded
             return
-        if encoder.embed_dim != generator.pooled_dim and not isinstance(generator, DiTGeneratorConfig):
-            raise ValueError(
-                f"{encoder_name!r} has embed_dim {encoder.embed_dim}, {name!r} pooled_dim {generator.pooled_dim}"
-            )
-        if generator.context == "tokens" and encoder.width != generator.context_dim:
-            raise ValueError(
-                f"{encoder_name!r} has width {encoder.width}, {name!r} context_dim {generator.context_dim}"
-            )
+        if generator.reads_pooled and pooled != generator.pooled_dim:
+            raise ValueError(f"{encoder_name!r} has embed_dim {pooled}, {name!r} pooled_dim {generator.pooled_dim}")
+        if generator.context == "tokens" and tokens != generator.context_dim:
+            raise ValueError(f"{encoder_name!r} has width {tokens}, {name!r} context_dim {generator.context_dim}")
 
     @classmethod
     def parse(cls, data: Any, origin: str) -> Preset:

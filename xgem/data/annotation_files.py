@@ -1,7 +1,8 @@
 """Reading annotations (masks, boxes, severity), and writing masks and boxes as training data.
 
-A mask is an image whose numbers count, so nothing is scaled, and nothing repaired: a mask that was saved as JPEG or
-smoothed is an ``InputError``. Readers take what ``xgem.data.annotations`` describes; that module checks the contents.
+The values of a mask image are labels, so nothing is scaled or repaired: a mask that was saved as JPEG or smoothed is an
+``InputError``. ``xgem.data.annotations`` describes what is read and checks the contents; a name that a model does not
+know is refused by ``check_known``.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import io
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import combinations
 from numbers import Integral
 from pathlib import Path
@@ -17,10 +18,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from xgem.data.annotations import BOX_CLASSES, MAX_SEVERITY, STRUCTURES, Annotation, Box
+from xgem.data.annotations import MAX_SEVERITY, Annotation, Box
 from xgem.data.demographics import number_up_to
 from xgem.data.read import file_bytes, sniff
 from xgem.data.transforms import MAX_SIDE
+from xgem.labels.spatial import BOX_CLASSES, STRUCTURES, in_order, plain_name
 from xgem.types import InputError
 
 if TYPE_CHECKING:
@@ -30,66 +32,55 @@ if TYPE_CHECKING:
 
 LABELS_KEY = "Structures"
 """The text in a PNG that says that its values are labels, whichever they are."""
-_STRUCTURE_ALIASES = {
-    "heart": "cardiomediastinum",
-    "ground glass opacities": "ground glass opacity",
-    "devices": "device",
-}
+_STRUCTURE_ALIASES = {"ground glass opacities": "ground glass opacity", "devices": "device"}
 _CLASS_ALIASES = {"infiltration": "infiltrate", "pleural effusion": "effusion"}
+_LUNGS = "lungs"  # one mask of both
 _MASK_FILES = "a mask as PNG, TIFF, BMP or .npy"
 _SMALLER_LUNG = 0.1  # a part that is smaller than this share of the other is no lung
 
 
-def structure_of(name: str) -> str:
-    """The structure that ``name`` means ("Left_Lung", "heart"); InputError lists the known ones."""
-    plain = _plain(name)
-    structure = _STRUCTURE_ALIASES.get(plain, plain)
-    if structure not in STRUCTURES:
-        raise InputError(f"unknown structure {name!r}: expected one of {', '.join(STRUCTURES)}, or lungs")
-    return structure
+def structure_of(name: str, structures: Sequence[str] = STRUCTURES) -> str:
+    """The structure that ``name`` means; a heart is the cardiomediastinum for a model without structure "heart"."""
+    plain = plain_name(name)
+    if plain == "heart" and plain not in structures and "cardiomediastinum" in structures:
+        return "cardiomediastinum"
+    return _STRUCTURE_ALIASES.get(plain, plain)
 
 
-def read_masks(value: Any) -> Annotation:
+def read_masks(value: Any, structures: Sequence[str] = STRUCTURES) -> Annotation:
     """Masks as an annotation of the image's own size.
 
     Args:
         value: a mapping from structure to binary image (0 and one other value), or one image: of labels (0 for
-            background, i + 1 for ``STRUCTURES[i]``), or a binary file that is named after its structure
+            background, i + 1 for ``structures[i]``), or a binary file that is named after one of ``structures``
             ("pneumothorax.png", "chest.left_lung.png"). An image is a path (PNG, TIFF, BMP or ``.npy``), a PIL image,
             an array or a tensor. "lungs" is one mask of both: its parts left and right of the image's middle are
             the patient's right and left lung. An image of 0 and 1 alone counts as binary, unless it is a PNG that
-            says that it holds labels, as ``write_labels`` makes it; of such a PNG in a mapping, the named structure
-            is taken.
+            names its labels, as ``write_labels`` makes it; of such a PNG in a mapping, the named structure is taken.
+        structures: the names of labels and files. A mapping may name any structure.
 
     Raises:
-        InputError: unreadable, neither binary nor labels, a structure that is unknown, missing or given twice, lungs
-            that cannot be told apart, and what ``Annotation`` refuses.
+        InputError: unreadable, neither binary nor labels, a structure that is missing or given twice, lungs that cannot
+            be told apart, and what ``Annotation`` refuses.
     """
     if isinstance(value, Mapping):
-        if not value:
-            raise InputError("mask: an empty mapping; expected a mask by structure, or leave the mask out")
-        masks: dict[str, Mask] = {}
-        for name, source in value.items():
-            stored, origin, labelled = _stored(source)
-            found = _labelled(str(name), stored, origin) if labelled else _named(str(name), _binary(stored, origin))
-            if masks.keys() & found.keys():
-                raise InputError(f"mask {name!r}: its structure is given twice, expected one mask for each")
-            masks.update(found)
-        return Annotation(masks)
-    stored, origin, labelled = _stored(value)
+        return Annotation(_of_mapping(value, structures))
+    stored, origin, labels = _stored(value)
     values = np.unique(stored)
     if not values.any():
         raise InputError(f"{origin}: an empty mask (0 all over); leave out what the image does not show")
-    name = _plain(Path(origin).stem.rpartition(".")[2])
-    if not labelled and len(values) <= 2:
-        if name == "lungs" or _STRUCTURE_ALIASES.get(name, name) in STRUCTURES:
-            return Annotation(_named(name, _binary(stored, origin)))
-        if set(values) <= {0, 1} or not set(values) <= set(range(len(STRUCTURES) + 1)):
+    if labels is not None:
+        return Annotation(_of_labels(stored, origin, labels))
+    if len(values) <= 2:
+        name = structure_of(Path(origin).stem.rpartition(".")[2], structures)
+        if name == _LUNGS or name in structures:
+            return Annotation(_named(name, _binary(stored, origin), structures))
+        if set(values) <= {0, 1} or not set(values) <= set(range(len(structures) + 1)):
             raise InputError(
                 f"{origin}: a binary mask, but of what? Name the file after its structure, or give a mapping "
-                f"{{structure: mask}}; structures are {', '.join(STRUCTURES)}, or lungs"
+                f"{{structure: mask}}; structures are {', '.join(structures)}, or lungs"
             )
-    return Annotation(_of_labels(stored, origin))
+    return Annotation(_of_labels(stored, origin, dict(enumerate(structures, 1))))
 
 
 def read_boxes(value: Any) -> Annotation:
@@ -131,46 +122,38 @@ def read_severity(value: Any) -> Annotation:
     return Annotation(severity=number_up_to(MAX_SEVERITY, "severity", value))
 
 
-def label_image(masks: Mapping[str, Mask]) -> tuple[NDArray[np.uint8], tuple[tuple[str, str], ...]]:
-    """Masks (h, w) in one image (h, w), 0 for background and i + 1 for ``STRUCTURES[i]``.
+def label_image(masks: Mapping[str, Mask]) -> tuple[NDArray[np.uint8], dict[int, str], tuple[tuple[str, str], ...]]:
+    """Masks (h, w) in one image (h, w): 0 for background, i + 1 for ``STRUCTURES[i]``, then any other names.
 
-    Where masks overlap, the one later in ``STRUCTURES`` is kept; the second result is the pairs that do.
+    Where masks overlap, the later one is kept. Also returns the structure of each label, and the pairs that overlap.
     """
     annotation = Annotation(masks)
     if annotation.size is None:
         raise InputError("no masks to write, expected at least one")
+    numbers = dict(enumerate(in_order((*STRUCTURES, *masks), STRUCTURES), 1))
     labels = np.zeros(annotation.size, np.uint8)
-    for name, mask in annotation.masks.items():
-        labels[mask] = STRUCTURES.index(name) + 1
+    for number, name in numbers.items():
+        if name in annotation.masks:
+            labels[annotation.masks[name]] = number
     pairs = combinations(annotation.masks.items(), 2)
-    return labels, tuple((one, other) for (one, a), (other, b) in pairs if (a & b).any())
+    return labels, numbers, tuple((one, other) for (one, a), (other, b) in pairs if (a & b).any())
 
 
 def write_labels(masks: Mapping[str, Mask], path: Path) -> tuple[tuple[str, str], ...]:
-    """Write ``label_image`` as a PNG that says what it is; returns the pairs of structures that overlap."""
+    """Write ``label_image`` as a PNG that names its labels; returns the pairs of structures that overlap."""
     from PIL import Image
     from PIL.PngImagePlugin import PngInfo
 
-    labels, overlaps = label_image(masks)
+    labels, numbers, overlaps = label_image(masks)
     info = PngInfo()
-    info.add_text(LABELS_KEY, ", ".join(f"{number} {name}" for number, name in enumerate(STRUCTURES, 1)))
+    info.add_text(LABELS_KEY, ", ".join(f"{number} {name}" for number, name in numbers.items()))
     Image.fromarray(labels).save(path, format="PNG", pnginfo=info)
     return overlaps
 
 
-def write_masks(masks: Mapping[str, Mask], directory: Path, stem: str) -> list[Path]:
-    """One 1-bit PNG a structure, ``<stem>.left_lung.png``: nothing is lost where masks overlap."""
-    from PIL import Image
-
-    paths: list[Path] = []
-    for name, mask in Annotation(masks).masks.items():
-        paths.append(directory / f"{stem}.{name.replace(' ', '_')}.png")
-        Image.fromarray(mask).save(paths[-1])
-    return paths
-
-
 def coco(boxes: Sequence[Box], width: int, height: int, file_name: str) -> dict[str, Any]:
     """Boxes of one image of ``width`` x ``height`` pixels in COCO's form, ready for JSON."""
+    categories = in_order((*BOX_CLASSES, *(box.label for box in boxes)), BOX_CLASSES)
     annotations: list[dict[str, Any]] = []
     for number, box in enumerate(boxes, 1):
         pixels = [float(side) for side in (box.x * width, box.y * height, box.w * width, box.h * height)]
@@ -178,7 +161,7 @@ def coco(boxes: Sequence[Box], width: int, height: int, file_name: str) -> dict[
             {
                 "id": number,
                 "image_id": 1,
-                "category_id": BOX_CLASSES.index(box.label) + 1,
+                "category_id": categories.index(box.label) + 1,
                 "bbox": pixels,
                 "area": pixels[2] * pixels[3],
                 "iscrowd": 0,
@@ -187,15 +170,31 @@ def coco(boxes: Sequence[Box], width: int, height: int, file_name: str) -> dict[
     return {
         "images": [{"id": 1, "file_name": file_name, "width": width, "height": height}],
         "annotations": annotations,
-        "categories": [{"id": number, "name": name} for number, name in enumerate(BOX_CLASSES, 1)],
+        "categories": [{"id": number, "name": name} for number, name in enumerate(categories, 1)],
     }
 
 
 # ------------------------------------------------------------------------------------------------ masks
 
 
-def _stored(source: Any) -> tuple[NDArray[Any], str, bool]:
-    """An image's (h, w) numbers as stored, the file it is from or "mask", and whether it says that it holds labels."""
+def _of_mapping(value: Mapping[Any, Any], structures: Sequence[str]) -> dict[str, Mask]:
+    if not value:
+        raise InputError("mask: an empty mapping; expected a mask by structure, or leave the mask out")
+    masks: dict[str, Mask] = {}
+    for name, source in value.items():
+        stored, origin, labels = _stored(source)
+        if labels is None:
+            of_name = _named(str(name), _binary(stored, origin), structures)
+        else:
+            of_name = _labelled(str(name), _of_labels(stored, origin, labels), origin, structures)
+        if masks.keys() & of_name.keys():
+            raise InputError(f"mask {name!r}: its structure is given twice, expected one mask for each")
+        masks.update(of_name)
+    return masks
+
+
+def _stored(source: Any) -> tuple[NDArray[Any], str, dict[int, str] | None]:
+    """An image's (h, w) numbers as stored, the file it is from or "mask", and the labels that it names, if any."""
     from PIL import Image, UnidentifiedImageError
 
     if isinstance(source, str | os.PathLike):
@@ -206,10 +205,10 @@ def _stored(source: Any) -> tuple[NDArray[Any], str, bool]:
                 array = np.load(io.BytesIO(data), allow_pickle=False)
             except (ValueError, EOFError, OSError) as error:
                 raise InputError(f"{origin}: not a usable .npy file ({_brief(error)}); save it again") from error
-            return _plane(array, origin), origin, False
+            return _plane(array, origin), origin, None
         try:
             with Image.open(io.BytesIO(data), formats=("PNG", "TIFF", "BMP", "PPM", "JPEG")) as image:
-                return _of_image(image, origin), origin, LABELS_KEY in image.info
+                return _of_image(image, origin), origin, _labels_of(image, origin)
         except InputError:
             raise
         except UnidentifiedImageError:
@@ -219,7 +218,7 @@ def _stored(source: Any) -> tuple[NDArray[Any], str, bool]:
             raise InputError(f"{origin}: not a readable mask ({_brief(error)}); expected PNG or .npy") from error
     if isinstance(source, Image.Image):
         try:
-            return _of_image(source, "mask"), "mask", LABELS_KEY in source.info
+            return _of_image(source, "mask"), "mask", _labels_of(source, "mask")
         except OSError as error:  # a lazily opened file turns out to be damaged
             raise InputError(f"mask: damaged image ({_brief(error)}); get the file again") from error
     if hasattr(source, "detach"):
@@ -229,7 +228,21 @@ def _stored(source: Any) -> tuple[NDArray[Any], str, bool]:
             f"cannot read a {type(source).__name__} as a mask; expected a path, PIL image, array, tensor, or a mapping "
             "from structure to these"
         )
-    return _plane(source, "mask"), "mask", False
+    return _plane(source, "mask"), "mask", None
+
+
+def _labels_of(image: Any, origin: str) -> dict[int, str] | None:
+    """The labels that a PNG of ``write_labels`` names: ``"1 left lung, 2 right lung"``."""
+    text = image.info.get(LABELS_KEY)
+    if text is None:
+        return None
+    numbers: dict[int, str] = {}
+    for entry in str(text).split(", "):
+        number, _, name = entry.partition(" ")
+        if not number.isdecimal() or name != plain_name(name) or not name:
+            raise InputError(f"{origin}: its text {LABELS_KEY!r} is {str(text)[:60]!r}, expected '1 left lung, ...'")
+        numbers[int(number)] = name
+    return numbers
 
 
 def _of_image(image: Any, origin: str) -> NDArray[Any]:
@@ -267,29 +280,29 @@ def _binary(stored: NDArray[Any], origin: str) -> Mask:
     return stored != 0
 
 
-def _of_labels(stored: NDArray[Any], origin: str) -> dict[str, Mask]:
+def _of_labels(stored: NDArray[Any], origin: str, labels: Mapping[int, str]) -> dict[str, Mask]:
     values = np.unique(stored)
-    strange = [number for number in values if number not in range(len(STRUCTURES) + 1)]
+    strange = [number for number in values if number and number not in labels]
     if strange:
         raise InputError(
             f"{origin}: {len(values)} values, {strange[0]:g} among them; expected a binary mask (0 and one other "
-            f"value), or labels from 0 to {len(STRUCTURES)}; save masks without smoothing, as PNG"
+            f"value), or labels from 0 to {max(labels)}; save masks without smoothing, as PNG"
         )
-    return {STRUCTURES[int(number) - 1]: stored == number for number in values if number}
+    return {labels[int(number)]: stored == number for number in values if number}
 
 
-def _labelled(name: str, stored: NDArray[Any], origin: str) -> dict[str, Mask]:
-    """Of an image of labels the structure ``name``, or both lungs."""
-    masks = _of_labels(stored, origin)
-    wanted = ("left lung", "right lung") if _plain(name) == "lungs" else (structure_of(name),)
+def _labelled(name: str, masks: Mapping[str, Mask], origin: str, structures: Sequence[str]) -> dict[str, Mask]:
+    """Of the masks of a label image the structure ``name``, or both lungs."""
+    lungs = plain_name(name) == _LUNGS
+    wanted: Iterable[str] = ("left lung", "right lung") if lungs else (structure_of(name, structures),)
     for structure in wanted:
         if structure not in masks:
             raise InputError(f"{origin}: shows {', '.join(masks) or 'nothing'}; expected {structure}, as it is named")
     return {structure: masks[structure] for structure in wanted}
 
 
-def _named(name: str, mask: Mask) -> dict[str, Mask]:
-    return _lungs(mask) if _plain(name) == "lungs" else {structure_of(name): mask}
+def _named(name: str, mask: Mask, structures: Sequence[str]) -> dict[str, Mask]:
+    return _lungs(mask) if plain_name(name) == _LUNGS else {structure_of(name, structures): mask}
 
 
 def _lungs(mask: Mask) -> dict[str, Mask]:
@@ -368,22 +381,18 @@ def _is_side(value: Any) -> bool:
 
 def _box(label: Any, bbox: Any, scale: tuple[int, int], where: str) -> Box:
     if not isinstance(label, str):
-        raise InputError(f"{where}: no class; expected one of {', '.join(BOX_CLASSES)} as its label")
+        raise InputError(f"{where}: no class; expected a name as its label, such as {', '.join(BOX_CLASSES)}")
     try:
         if not isinstance(bbox, list | tuple) or any(isinstance(side, str | bool) for side in bbox):
             raise TypeError
         x, y, w, h = (float(side) for side in bbox)
     except (TypeError, ValueError, OverflowError):
         raise InputError(f"{where}: bbox is {str(bbox)[:60]}; expected four numbers: x, y, width, height") from None
-    name = _plain(label)
+    name = plain_name(label)
     try:
         return Box(_CLASS_ALIASES.get(name, name), x / scale[0], y / scale[1], w / scale[0], h / scale[1])
     except InputError as error:
         raise InputError(f"{where}: {error}") from None
-
-
-def _plain(name: str) -> str:
-    return " ".join(name.replace("_", " ").replace("-", " ").split()).lower()
 
 
 def _brief(error: BaseException) -> str:

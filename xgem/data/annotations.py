@@ -1,22 +1,8 @@
 """Spatial annotations of a frontal radiograph: masks by structure, boxes by class, a severity score.
 
-``render`` draws them as one grey image (ChexGen: annotations are formatted as images). Its values never change:
-trained weights rely on them.
-
-| mask | value | box | value |
-|---|---|---|---|
-| left lung | -0.778 | atelectasis | -0.889 |
-| right lung | -0.556 | cardiomegaly | -0.667 |
-| cardiomediastinum | -0.333 | effusion | -0.444 |
-| airways | -0.111 | infiltrate | -0.222 |
-| ground glass opacity | 0.111 | mass | 0.000 |
-| consolidation | 0.333 | nodule | 0.222 |
-| pleural effusion | 0.556 | pneumonia | 0.444 |
-| pneumothorax | 0.778 | pneumothorax | 0.667 |
-| device | 1.000 | severity (a bar) | 0.889 |
-
-The background is -1. Masks are drawn in the order of the table, so that small things lie over large ones; boxes lie
-over masks, large boxes first; the severity bar lies over all.
+``render`` draws them as one grey image (ChexGen: annotations are formatted as images), each in the level that the
+model's vocabulary gives it (``xgem.labels.spatial``). Masks are drawn in the order of the vocabulary, so that small
+structures lie over large ones; boxes lie over masks, large boxes first; the severity bar lies over all.
 
 An annotation states no pixel spacing: its pixels count as square, as a radiograph's do after it was resampled.
 """
@@ -33,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from xgem.data.transforms import pad_square, resize
+from xgem.labels.spatial import BACKGROUND, BOX_CLASSES, SEVERITY, STRUCTURES, Vocabulary, in_order, plain_name
 from xgem.types import InputError, ShapeError
 from xgem.utils.hashing import array_hash
 
@@ -44,33 +31,10 @@ if TYPE_CHECKING:
     Mask = NDArray[np.bool_]
     Size = tuple[int, int]
 
-STRUCTURES: Final = (
-    "left lung",
-    "right lung",
-    "cardiomediastinum",
-    "airways",
-    "ground glass opacity",
-    "consolidation",
-    "pleural effusion",
-    "pneumothorax",
-    "device",
-)
-"""What a mask can outline; sides are the patient's, ``device`` is any line, tube or probe. The order of drawing."""
-BOX_CLASSES: Final = (
-    "atelectasis",
-    "cardiomegaly",
-    "effusion",
-    "infiltrate",
-    "mass",
-    "nodule",
-    "pneumonia",
-    "pneumothorax",
-)
-"""What a box can hold: the classes that NIH's radiologists boxed."""
+__all__ = ["BACKGROUND", "BOX_CLASSES", "MAX_SEVERITY", "STRUCTURES", "Annotation", "Box", "Vocabulary", "render"]
+
 MAX_SEVERITY: Final = 18.0
 """The highest Brixia score."""
-BACKGROUND: Final = -1.0
-
 _OUTSIDE = 1e-3  # how far a box may reach over the image's edge: its numbers were rounded
 _SAME_ASPECT = 0.01  # sizes of one image at two resolutions differ by rounding
 
@@ -79,8 +43,10 @@ _SAME_ASPECT = 0.01  # sizes of one image at two resolutions differ by rounding
 class Box:
     """A rectangle that holds a finding; ``x, y`` is its top left corner. Shares of the image's width and height.
 
+    ``label`` is any class in lower case words; ``xgem.labels.spatial.BOX_CLASSES`` are those that every model knows.
+
     Raises:
-        InputError: the class is unknown, the rectangle has no area or lies outside the image.
+        InputError: the class is no such name, the rectangle has no area or lies outside the image.
     """
 
     label: str
@@ -90,8 +56,8 @@ class Box:
     h: float
 
     def __post_init__(self) -> None:
-        if self.label not in BOX_CLASSES:
-            raise InputError(f"box of unknown class {self.label!r}: expected one of {', '.join(BOX_CLASSES)}")
+        if not self.label or self.label != plain_name(self.label):
+            raise InputError(f"box of class {self.label!r}: expected a name in lower case words, like 'lung opacity'")
         where = f"{self.label} box ({self.x:g}, {self.y:g}, {self.w:g}, {self.h:g})"
         if not all(math.isfinite(number) for number in (self.x, self.y, self.w, self.h)):
             raise InputError(f"{where}: expected finite numbers")
@@ -107,12 +73,12 @@ class Box:
 class Annotation:
     """What is known of an image's contents; each part may be missing.
 
-    ``masks`` (h, w) bool by structure, kept in the order of ``STRUCTURES``; ``boxes`` in shares of the image;
+    ``masks`` (h, w) bool by structure, the built-in ones first; ``boxes`` in shares of the image;
     ``severity`` a Brixia score from 0 to 18. ``size`` is the image's (h, w): that of the masks, or given beside
     boxes, or None where nothing states it. ``annotated`` is the ``size`` before the image was made square.
 
     Raises:
-        InputError: a mask of an unknown structure, an empty mask, masks of different sizes, severity out of range.
+        InputError: a structure that is no plain name, an empty mask, masks of different sizes, severity out of range.
     """
 
     masks: Mapping[str, Mask] = field(default_factory=dict)
@@ -122,10 +88,9 @@ class Annotation:
     annotated: Size | None = None
 
     def __post_init__(self) -> None:
-        unknown = [name for name in self.masks if name not in STRUCTURES]
-        if unknown:
-            raise InputError(f"mask of unknown structure {unknown[0]!r}: expected one of {', '.join(STRUCTURES)}")
         for name, mask in self.masks.items():
+            if not name or name != plain_name(name):
+                raise InputError(f"mask of structure {name!r}: expected a name in lower case words, like 'left lung'")
             if mask.ndim != 2 or mask.dtype != np.bool_:
                 raise ShapeError(f"mask {name!r}: expected (h, w) bool, got {mask.shape} {mask.dtype}")
             if not mask.any():
@@ -139,7 +104,7 @@ class Annotation:
             object.__setattr__(self, "size", size)
         if self.severity is not None and not 0 <= self.severity <= MAX_SEVERITY:
             raise InputError(f"severity is {self.severity:g}, expected a Brixia score from 0 to {MAX_SEVERITY:g}")
-        ordered = {name: self.masks[name] for name in STRUCTURES if name in self.masks}
+        ordered = {name: self.masks[name] for name in in_order(self.masks, STRUCTURES)}
         object.__setattr__(self, "masks", ordered)
 
     @property
@@ -195,49 +160,60 @@ class Annotation:
         return Annotation(masks, boxes, severities[0] if severities else None, size, annotated)
 
 
-def value_of(name: str, *, box: bool = False) -> float:
-    """The grey value in [-1, 1] of a structure's mask, of a class's ``box``, or of ``"severity"``.
+def check_known(annotation: Annotation, vocabulary: Vocabulary) -> None:
+    """Refuse an annotation that a model cannot read.
 
-    Masks are evenly spaced from the background to 1; boxes and the severity bar lie half way between them.
+    Raises:
+        InputError: a structure or class is not in the ``vocabulary``; lists what is.
     """
-    step = 2 / len(STRUCTURES)
-    if name == "severity":
-        return BACKGROUND + step * (len(BOX_CLASSES) + 0.5)
-    return BACKGROUND + step * (BOX_CLASSES.index(name) + 0.5 if box else STRUCTURES.index(name) + 1)
+    for name in annotation.masks:
+        if name not in vocabulary.structures:
+            hint = "; a mask of heart and mediastinum is 'cardiomediastinum'" if name == "heart" else ""
+            known = ", ".join(vocabulary.structures)
+            raise InputError(f"mask of unknown structure {name!r}: this model knows {known}{hint}")
+    for box in annotation.boxes:
+        if box.label not in vocabulary.box_classes:
+            known = ", ".join(vocabulary.box_classes)
+            raise InputError(f"box of unknown class {box.label!r}: this model knows {known}")
 
 
-def render(annotation: Annotation, size: int, *, filled: bool = False) -> NDArray[np.float32]:
-    """The annotation as an image: (size, size) float32 in [-1, 1], in the values of ``value_of``.
+def render(
+    annotation: Annotation, size: int, *, filled: bool = False, vocabulary: Vocabulary | None = None
+) -> NDArray[np.float32]:
+    """The annotation as an image: (size, size) float32 in [-1, 1].
 
     Args:
         annotation: on a grid of ``size`` (``Annotation.squared``).
         size: side in pixels.
         filled: boxes as areas; otherwise as outlines inside their edges, 2 pixels thick at size 128.
+        vocabulary: names and grey levels of the model that reads it; the built-in ones by default.
 
     The severity bar starts with a square of its height, size / 32, in the lower left corner, so that a score of 0 is
     seen; the score's share of 18 is how much of the remaining width it fills.
 
     Raises:
-        ShapeError: the annotation is on another grid.
+        ShapeError: the annotation is on another grid. InputError: it shows what the vocabulary lacks.
     """
+    vocabulary = vocabulary or Vocabulary()
+    check_known(annotation, vocabulary)
     if annotation.size not in (None, (size, size)):
         raise ShapeError(
             f"annotation of {_by(annotation.size)} pixels, expected {size} x {size}: make it square first (squared)"
         )
     image = np.full((size, size), BACKGROUND, np.float32)
-    for name, mask in annotation.masks.items():
-        image[mask] = value_of(name)
+    for name in in_order(annotation.masks, vocabulary.structures):
+        image[annotation.masks[name]] = vocabulary.level(name)
     thickness = math.ceil(size / 64)
     for box in sorted(annotation.boxes, key=lambda box: (-box.w * box.h, box.label, box.x, box.y)):
         rows, columns = _pixels(box.y, box.h, size), _pixels(box.x, box.w, size)
         frame = np.ones_like(image[rows, columns], dtype=bool)
         if not filled:
             frame[thickness:-thickness, thickness:-thickness] = False
-        image[rows, columns][frame] = value_of(box.label, box=True)
+        image[rows, columns][frame] = vocabulary.level(box.label, box=True)
     if annotation.severity is not None:
         height = max(1, size // 32)
         length = height + round((size - height) * annotation.severity / MAX_SEVERITY)
-        image[-height:, :length] = value_of("severity")
+        image[-height:, :length] = vocabulary.level(SEVERITY)
     return image
 
 

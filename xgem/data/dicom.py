@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import math
 import re
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -22,18 +23,25 @@ MODALITIES = frozenset({"CR", "DX", "RG", "SC", "OT"})
 _CHEST = re.compile(r"CHEST|THORAX|TORAX|LUNG|THORACIC CAVITY|RIB", re.IGNORECASE)
 # Pixel spacings outside are typing errors (metres for millimetres, zeros) and are treated as not stated.
 _SPACING_MM = (0.01, 10.0)
-_VIEWS = {"PA": "frontal", "AP": "frontal", "LL": "lateral", "RL": "lateral", "LAT": "lateral", "LATERAL": "lateral"}
-_ANYWAY = "allow_any=True (--allow-any) takes it at your risk"
+_ANYWAY = "allow_any=True (--allow-any) accepts it at your own risk"
 
 
 def decode_dicom(
-    data: bytes, name: str, *, voi: Voi, allow_any: bool, invert_monochrome1: bool, view: str | None = None
+    data: bytes,
+    name: str,
+    *,
+    voi: Voi,
+    allow_any: bool,
+    invert_monochrome1: bool,
+    view: tuple[str, Mapping[str, str]] | None = None,
 ) -> tuple[Floats, tuple[float, float] | None]:
     """Pixels (h, w) in [0, 1] and the (row, column) spacing in mm of a DICOM file's only frame.
 
+    ``view``: the expected one, and the view that each value of ViewPosition means.
+
     Raises:
         ImageError: no DICOM, truncated, without pixels, several frames, or (without ``allow_any``) no chest radiograph
-            or one whose ViewPosition is another than ``view``.
+            or one whose ViewPosition means another view.
     """
     import pydicom
 
@@ -49,7 +57,7 @@ def decode_dicom(
         raise ImageError(f"{name}: damaged, truncated or unsupported DICOM ({text}); export it again") from error
 
 
-def _check_header(ds: Dataset, name: str, allow_any: bool, view: str | None) -> None:
+def _check_header(ds: Dataset, name: str, allow_any: bool, view: tuple[str, Mapping[str, str]] | None) -> None:
     if not len(ds):
         raise ImageError(f"{name}: not a DICOM file that can be read; expected a chest radiograph")
     modality = str(ds.get("Modality", "") or "").strip().upper()
@@ -59,11 +67,12 @@ def _check_header(ds: Dataset, name: str, allow_any: bool, view: str | None) -> 
     if part and not _CHEST.search(part) and not allow_any:
         raise ImageError(f"{name}: DICOM of body part {part}; expected the chest; {_ANYWAY}")
     position = str(ds.get("ViewPosition", "") or "").strip().upper()
-    shown = _VIEWS.get(position)
-    if view is not None and shown is not None and shown != view and not allow_any:
+    expected, positions = view or (None, {})
+    shown = positions.get(position)
+    if shown not in (None, expected) and not allow_any:
         raise ImageError(
-            f"{name}: DICOM of a {shown} view (ViewPosition {position}); expected a {view} one: give it as {shown}; "
-            f"{_ANYWAY}"
+            f"{name}: DICOM of a {shown} view (ViewPosition {position}); expected a {expected} one: give it as "
+            f"{shown}; {_ANYWAY}"
         )
     if "PixelData" not in ds:
         raise ImageError(f"{name}: DICOM without pixels ({_class_name(ds)}); expected a radiograph")

@@ -19,9 +19,9 @@ from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
-from xgem.data.annotations import STRUCTURES
 from xgem.data.rows import ANNOTATIONS, SPLITS, STUDY_FIELDS, Row, Split, one_line
 from xgem.data.study import Study
+from xgem.labels.spatial import STRUCTURES, in_order
 from xgem.types import ManifestError, OutputError
 
 logger = logging.getLogger(__name__)
@@ -204,7 +204,7 @@ class Manifest:
         studies = self.studies()
         masks = Counter(name for study in studies for name, files in study.masks.items() for _ in files)
         annotations = {
-            "masks": {name: masks[name] for name in STRUCTURES if name in masks},
+            "masks": {name: masks[name] for name in in_order(masks, STRUCTURES)},
             "boxes": dict(sorted(Counter(box.label for study in studies for box in study.boxes).items())),
             "severity": sum(study.severity is not None for study in studies),
         }

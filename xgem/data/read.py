@@ -2,7 +2,7 @@
 
 The kind of a file is decided by its content, never by its name's ending. Everything that is not one grey image is an
 ``ImageError`` with one line: what came, what was expected, what to do. Nothing is repaired silently: an image that
-cannot be read is never replaced by a black one.
+cannot be read is never replaced by a black image.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import hashlib
 import io
 import logging
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from xgem.data.pixels import Floats
 
     Source = str | os.PathLike[str] | Image | NDArray[Any] | Tensor
+    ExpectedView = tuple[str, Mapping[str, str]]
 
 
 logger = logging.getLogger(__name__)
@@ -81,6 +83,7 @@ def read_image(
     allow_any: bool = False,
     invert_monochrome1: bool = True,
     view: str | None = None,
+    positions: Mapping[str, str] | None = None,
 ) -> Radiograph:
     """Read a chest radiograph.
 
@@ -92,7 +95,8 @@ def read_image(
             apply the header's first window or LUT, where it has one, after the rescale. Other sources have none.
         allow_any: take DICOM of other modalities, body parts and views too.
         invert_monochrome1: turn MONOCHROME1 (low is bright) around, after the VOI transform.
-        view: ``"frontal"`` or ``"lateral"``, where the image must be that one; a DICOM says which it is.
+        view: the view that the image has to show; a DICOM file states its own.
+        positions: the view that each value of DICOM's ViewPosition means; other values are not compared.
 
     Raises:
         ImageError: the source is missing, empty, truncated, no image, colour, constant, under 32 pixels, holds
@@ -104,7 +108,8 @@ def read_image(
         path = Path(source)
         data = file_bytes(path)
         origin, sha = path.name, hashlib.sha256(data).hexdigest()
-        pixels, spacing = _decode(data, str(path), voi, allow_any, invert_monochrome1, view)
+        expected = None if view is None else (view, positions or {})
+        pixels, spacing = _decode(data, str(path), voi, allow_any, invert_monochrome1, expected)
         return Radiograph(_checked(pixels, str(path)), spacing, sha, origin)
     array, pixels = _in_memory(source)
     return Radiograph(_checked(pixels, "array"), None, array_hash(array), "array")
@@ -139,7 +144,7 @@ def file_bytes(path: Path, expected: str = ACCEPTED) -> bytes:
 
 
 def _decode(
-    data: bytes, name: str, voi: Voi, allow_any: bool, invert: bool, view: str | None
+    data: bytes, name: str, voi: Voi, allow_any: bool, invert: bool, view: ExpectedView | None
 ) -> tuple[Floats, tuple[float, float] | None]:
     kind = sniff(data)
     if kind == "dicom":

@@ -7,7 +7,8 @@ from typing import Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, ValidationError, field_validator, model_validator
 
-from xgem.data.annotations import BOX_CLASSES, MAX_SEVERITY, STRUCTURES, Box
+from xgem.data.annotations import MAX_SEVERITY, Box
+from xgem.labels.spatial import plain_name
 
 Split = Literal["train", "val", "test"]
 View = Literal["frontal", "lateral"]
@@ -33,9 +34,10 @@ class Row(BaseModel):
     (:data:`xgem.labels.vocabulary.SOURCES`; ``chexpert`` where they list every finding by CheXpert's names). ``age`` is
     in years, ``sex`` is ``"F"`` or ``"M"``; None is unknown.
 
-    Annotations belong to the study. ``masks`` maps a structure (``STRUCTURES``) to PNG files, named as ``file`` is,
-    that outline it on the frontal; several are united. ``boxes`` hold findings there (``BOX_CLASSES``), ``severity``
-    is a Brixia score. Empty and None are unknown, not absent.
+    Annotations belong to the study and are of its frontal. ``masks`` maps a structure to PNG files, named as ``file``
+    is, that outline it; several are united. ``boxes`` hold findings; ``severity`` is a Brixia score. Structures and
+    classes are any names in lower case words: which of them a model knows is said in its preset. Empty and None are
+    unknown, not absent.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -103,8 +105,8 @@ class Row(BaseModel):
     @classmethod
     def _outline(cls, value: dict[str, tuple[str, ...]]) -> dict[str, tuple[str, ...]]:
         for structure, files in value.items():
-            if structure not in STRUCTURES:
-                raise ValueError(f"unknown structure {structure!r}; expected one of {', '.join(STRUCTURES)}")
+            if not structure or structure != plain_name(structure):
+                raise ValueError(f"structure {structure!r}: expected a name in lower case words, like 'left lung'")
             if not files or any(not file.strip() for file in files):
                 raise ValueError(f"{structure}: must be paths; leave out a structure without masks")
         return value
@@ -113,8 +115,6 @@ class Row(BaseModel):
     @classmethod
     def _lie_inside(cls, value: tuple[Box, ...]) -> tuple[Box, ...]:
         for box in value:
-            if box.label not in BOX_CLASSES:
-                raise ValueError(f"unknown class {box.label!r}; expected one of {', '.join(BOX_CLASSES)}")
             for start, length in ((box.x, box.w), (box.y, box.h)):
                 # Written so that NaN fails.
                 if not (length > 0 and start >= -_TOLERANCE and start + length <= 1 + _TOLERANCE):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
@@ -19,15 +19,19 @@ if TYPE_CHECKING:
     from xgem.data.annotations import Box, Mask
 
 
+ANNOTATED_VIEW: Final = "frontal"
+"""The view that a manifest's masks, boxes and scores are of."""
+
+
 @dataclass(frozen=True)
 class Study:
     """One imaging study: its images by view, its report, and what is known of the patient.
 
-    ``images`` maps a view (``"frontal"``, ``"lateral"``) to the files of that view; a view that
+    ``images`` maps a view (the name of an image modality) to the files of that view; a view that
     the study lacks is absent. ``findings`` and ``impression`` are cleaned text, empty when missing.
     ``age`` is in years, ``sex`` is ``"F"``, ``"M"`` or ``None``; ``severity`` is a Brixia score, 0 to 18.
     ``masks`` maps a structure to the files that outline it, several of which are united; ``boxes`` hold findings. Both
-    are of the frontal.
+    are of the first image of :data:`ANNOTATED_VIEW`.
     """
 
     id: str
@@ -48,7 +52,7 @@ class Study:
 
     @property
     def annotated(self) -> bool:
-        """Whether there are masks, boxes or a severity score of its frontal."""
+        """Whether it has masks, boxes or a severity score."""
         return bool(self.masks or self.boxes) or self.severity is not None
 
 
@@ -58,7 +62,7 @@ def report_of(study: Study, sections: Sequence[str]) -> str:
 
 
 def read_study(study: Study, config: TransformConfig) -> Annotation:
-    """What is annotated of the study's first frontal image, on the grid that ``config`` makes; nothing may be.
+    """The annotation of the study's first image of the annotated view, on the grid that ``config`` makes; maybe empty.
 
     Raises:
         InputError: a mask cannot be read, is empty, or another size than the others.
@@ -66,13 +70,13 @@ def read_study(study: Study, config: TransformConfig) -> Annotation:
     masks = {structure: _united(structure, files) for structure, files in study.masks.items()}
     size = None
     if study.boxes and not masks:
-        height, width = read_image(study.images["frontal"][0], voi=config.voi).pixels.shape
+        height, width = read_image(study.images[ANNOTATED_VIEW][0], voi=config.voi).pixels.shape
         size = (height, width)
     return Annotation(masks, study.boxes, study.severity, size).squared(config)
 
 
 def _united(structure: str, files: Sequence[Path]) -> Mask:
-    masks = [read_masks({structure: file}).masks[structure] for file in files]
+    masks = [read_masks({structure: file}, (structure,)).masks[structure] for file in files]
     if len({mask.shape for mask in masks}) != 1:
         raise InputError(f"{files[0]}: masks of {structure!r} are of {[mask.shape for mask in masks]}, not of one size")
     return np.logical_or.reduce(masks)

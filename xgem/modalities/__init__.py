@@ -11,8 +11,8 @@ from xgem.types import InputError
 MODALITIES: dict[str, Modality] = {
     modality.name: modality
     for modality in (
-        Radiograph("frontal"),
-        Radiograph("lateral"),
+        Radiograph("frontal", positions=("PA", "AP")),
+        Radiograph("lateral", positions=("LL", "RL", "LAT", "LATERAL")),
         Report(),
         Masks(),
         Boxes(),

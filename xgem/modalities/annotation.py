@@ -1,4 +1,4 @@
-"""What steers a frontal radiograph besides prompts: masks, boxes, a severity score, demographics."""
+"""What conditions a radiograph besides prompts: masks, boxes, a severity score, demographics."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import numpy as np
 
 from xgem.configs.preset import Preset
 from xgem.data.annotation_files import coco, read_boxes, read_masks, read_severity, write_labels
-from xgem.data.annotations import Annotation
+from xgem.data.annotations import Annotation, check_known
 from xgem.data.captions import preface
 from xgem.data.demographics import read_demographics
 from xgem.modalities.base import InputOnly
@@ -24,14 +24,21 @@ from xgem.types import InputError, Prompt
 logger = logging.getLogger(__name__)
 
 
-class _Annotated(InputOnly):
-    """An annotation: whatever its reader takes in, one on the preset's grid inside."""
+class _Spatial(InputOnly):
+    """A modality that steers a ControlNet: its ``Prompt.value`` is an annotation on the preset's grid."""
 
     def annotation(self, value: Annotation) -> Annotation:
         return value
 
+    @staticmethod
+    def squared(given: Annotation, preset: Preset) -> Annotation:
+        """On the preset's grid; InputError where it shows what the preset's ControlNets do not know."""
+        if preset.vocabulary is not None:
+            check_known(given, preset.vocabulary)
+        return given.squared(preset.transform)
 
-class Masks(_Annotated):
+
+class Masks(_Spatial):
     """Masks by structure: a mapping, a label image, or one binary image (``annotation_files.read_masks``)."""
 
     name = "mask"
@@ -39,8 +46,9 @@ class Masks(_Annotated):
 
     def read(self, value: Any, preset: Preset, *, allow_any: bool = False) -> Prompt:
         del allow_any
-        given = read_masks(value)
-        squared = given.squared(preset.transform)
+        known = preset.vocabulary
+        given = read_masks(value) if known is None else read_masks(value, known.structures)
+        squared = self.squared(given, preset)
         notes = () if given.size == squared.size else (_resized(given, squared, preset.transform.pad),)
         if _middle(given.masks.get("left lung")) < _middle(given.masks.get("right lung")):
             notes = (*notes, "left lung lies left of right lung: sides are the patient's, whose left is on the right")
@@ -48,7 +56,7 @@ class Masks(_Annotated):
         return Prompt(squared, given.sha256, ", ".join(dict.fromkeys(origins)), notes)
 
     def write(self, output: Annotation, directory: Path, stem: str, metadata: Mapping[str, Any]) -> Path:
-        """A PNG of labels, i + 1 for ``STRUCTURES[i]``; what is hidden where masks overlap is warned of."""
+        """A PNG of labels that it names itself; warns where masks overlap, because the later one hides the other."""
         del metadata
         path = directory / f"{stem}{self.suffix}"
         for under, over in write_labels(output.masks, path):
@@ -56,7 +64,7 @@ class Masks(_Annotated):
         return path
 
 
-class Boxes(_Annotated):
+class Boxes(_Spatial):
     """Boxes by class: a list in shares of the image, COCO, or a file of either (``annotation_files.read_boxes``)."""
 
     name = "boxes"
@@ -68,28 +76,28 @@ class Boxes(_Annotated):
         height, width = given.size or (1, 1)
         how = "padded" if preset.transform.pad else "stretched"
         notes = () if height == width else (f"boxes of an image of {height} x {width}, which was {how} to a square",)
-        return Prompt(given.squared(preset.transform), given.sha256, _origin(value), notes)
+        return Prompt(self.squared(given, preset), given.sha256, _origin(value), notes)
 
     def write(self, output: Annotation, directory: Path, stem: str, metadata: Mapping[str, Any]) -> Path:
         """COCO, for the image ``<stem>.png`` on whose grid the annotation is."""
         del metadata
         if output.size is None:
-            raise InputError("boxes: of an image of unknown size; make the annotation square first (squared)")
+            raise InputError("boxes: the image's size is unknown; make the annotation square first (squared)")
         height, width = output.size
         path = directory / f"{stem}{self.suffix}"
         path.write_text(json.dumps(coco(output.boxes, width, height, f"{stem}.png"), indent=2) + "\n", encoding="utf-8")
         return path
 
 
-class Severity(_Annotated):
-    """A Brixia score, 0 to 18: drawn, and written in front of the text."""
+class Severity(_Spatial):
+    """A Brixia score, 0 to 18: drawn as a bar, and written in front of the text."""
 
     name = "severity"
 
     def read(self, value: Any, preset: Preset, *, allow_any: bool = False) -> Prompt:
         del allow_any
         given = read_severity(value)
-        return Prompt(given.squared(preset.transform), given.sha256, "text", text=f"{given.severity:g}")
+        return Prompt(self.squared(given, preset), given.sha256, "text", text=f"{given.severity:g}")
 
     def preface(self, value: Annotation) -> dict[str, Any]:
         return {"severity": value.severity}
@@ -103,7 +111,7 @@ class Demographics(InputOnly):
     def read(self, value: Any, preset: Preset, *, allow_any: bool = False) -> Prompt:
         del preset, allow_any
         known = read_demographics(value)
-        text = ", ".join(f"{name}:{value}" for name, value in known.items())
+        text = ", ".join(f"{name}:{field}" for name, field in known.items())
         return Prompt(known, hashlib.sha256(preface(**known).encode("utf-8", "replace")).hexdigest(), "text", text=text)
 
     def preface(self, value: Mapping[str, Any]) -> dict[str, Any]:
@@ -111,7 +119,7 @@ class Demographics(InputOnly):
 
 
 def _origin(value: Any) -> str:
-    """The name of the file that ``value`` is; ``"text"`` for what JSON could say, ``"array"`` for the rest."""
+    """The name of a file; ``"text"`` for what JSON can hold, ``"array"`` for the rest."""
     if isinstance(value, str | os.PathLike):
         return Path(value).name
     return "text" if isinstance(value, Mapping | list | tuple) else "array"

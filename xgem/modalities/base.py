@@ -1,4 +1,4 @@
-"""What a modality knows: how its values come in, form batches, and go out. Everything else is in components."""
+"""What a modality knows: how its values are read, batched and written. Everything else is in components."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ class Modality(ABC):
     name: str
     suffix: str
     """Ending of the files that ``write`` makes."""
-    is_image: bool
-    """Whether a study keeps it among its images, under this name, or in its text."""
+    is_image: bool = False
+    """Whether it is a view: a study keeps its files among the images, under this name."""
     is_output: bool = True
     """Whether it can be generated."""
 
     @abstractmethod
     def read(self, value: Any, preset: Preset, *, allow_any: bool = False) -> Prompt:
-        """A user's value as a prompt, or InputError. ``allow_any`` takes radiographs of other body parts too."""
+        """A user's value as a prompt, or InputError. ``allow_any`` accepts radiographs of other body parts too."""
 
     def preface(self, value: Any) -> dict[str, Any]:
         """What a ``Prompt.value`` writes in front of a text: keyword arguments of ``captions.preface``."""
@@ -35,17 +35,17 @@ class Modality(ABC):
         return {}
 
     def annotation(self, value: Any) -> Annotation | None:
-        """What a ``Prompt.value`` steers a ControlNet with."""
+        """The annotation by which a ``Prompt.value`` steers a ControlNet."""
         del value
         return None
 
     @abstractmethod
     def collate(self, values: Sequence[Any]) -> Any:
-        """``Prompt.value`` s as the batch that encoders and codecs take."""
+        """Several ``Prompt.value`` s as the batch that encoders and codecs take."""
 
     @abstractmethod
     def to_output(self, batch: Any, output_type: OutputType) -> list[Any]:
-        """A decoded batch as what users get."""
+        """A decoded batch as users get it."""
 
     @abstractmethod
     def write(self, output: Any, directory: Path, stem: str, metadata: Mapping[str, Any]) -> Path | None:
@@ -53,10 +53,9 @@ class Modality(ABC):
 
 
 class InputOnly(Modality):
-    """A modality that says how outputs shall be and has neither encoder nor codec of its own."""
+    """A modality that conditions other outputs and has neither encoder nor codec of its own."""
 
     suffix = ""
-    is_image = False
     is_output = False
 
     def collate(self, values: Sequence[Any]) -> Any:
@@ -66,6 +65,6 @@ class InputOnly(Modality):
         raise InputError(f"{self.name}: is an input only; ask for another output")
 
     def write(self, output: Any, directory: Path, stem: str, metadata: Mapping[str, Any]) -> Path | None:
-        """Nothing: a generation's metadata say all of it."""
+        """Nothing: a generation's metadata hold all of it."""
         del output, directory, stem, metadata
         return None

@@ -1,4 +1,4 @@
-"""Chest radiographs: one class, two views."""
+"""Chest radiographs: one class, one instance per view."""
 
 from __future__ import annotations
 
@@ -19,15 +19,23 @@ from xgem.data.transforms import to_square
 from xgem.modalities.base import Modality, OutputType
 from xgem.types import InputError, Prompt
 
+VIEW_POSITIONS: dict[str, str] = {}
+"""The view that each value of DICOM's ViewPosition (0018,5101) means; every ``Radiograph`` adds its own."""
+
 
 class Radiograph(Modality):
-    """A radiograph of one view: a file, PIL image, array or tensor in; (1, s, s) in [-1, 1] inside."""
+    """A radiograph of one view: a file, PIL image, array or tensor in; (1, s, s) in [-1, 1] inside.
+
+    ``positions`` are the values of DICOM's ViewPosition that mean this view: a file that states another view's is
+    refused.
+    """
 
     suffix = ".png"
     is_image = True
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, positions: Sequence[str] = ()) -> None:
         self.name = name
+        VIEW_POSITIONS.update(dict.fromkeys(positions, name))
 
     def read(self, value: Any, preset: Preset, *, allow_any: bool = False) -> Prompt:
         transform = preset.transform
@@ -37,11 +45,13 @@ class Radiograph(Modality):
             invert_monochrome1=transform.invert_monochrome1,
             allow_any=allow_any,
             view=self.name,
+            positions=VIEW_POSITIONS,
         )
-        square = to_square(image, transform)
+        square = to_square(image, transform)  # (s, s)
         return Prompt(torch.from_numpy(square)[None], image.sha256, image.origin)
 
     def collate(self, values: Sequence[Tensor]) -> Tensor:
+        """Images (1, s, s) as (b, 1, s, s)."""
         return torch.stack(list(values))
 
     def to_output(self, batch: Tensor, output_type: OutputType) -> list[Any]:
@@ -55,7 +65,7 @@ class Radiograph(Modality):
         return [Image.fromarray(np.rint(array * 255).astype(np.uint8)) for array in arrays]
 
     def write(self, output: Any, directory: Path, stem: str, metadata: Mapping[str, Any]) -> Path:
-        """A PNG that says in its text chunks that it is synthetic and how to make it again."""
+        """A PNG whose text chunks say that it is synthetic and how to generate it again."""
         if not isinstance(output, Image.Image):
             if not isinstance(output, np.ndarray | Tensor):
                 raise InputError(f"{self.name}: expected an image to write, got {type(output).__name__}")

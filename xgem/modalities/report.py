@@ -14,14 +14,13 @@ from xgem.types import InputError, Prompt
 
 
 class Report(Modality):
-    """A report: text in, text inside, text out."""
+    """A report: text throughout."""
 
     name = "report"
     suffix = ".txt"
-    is_image = False
 
     def read(self, value: Any, preset: Preset, *, allow_any: bool = False) -> Prompt:
-        """Text as it is, with white space folded. InputError where it is no text, empty, or holds no letter."""
+        """Text with white space collapsed. InputError where it is no text, empty, or without a letter or digit."""
         del preset, allow_any
         if not isinstance(value, str):
             raise InputError(f"report: expected text, got {type(value).__name__}")

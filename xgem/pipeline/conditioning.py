@@ -107,7 +107,9 @@ def annotation_latents(model: LoadedModel, prompts: Mapping[str, Prompt], output
         if annotations and control is not None:
             settings = cast(ControlNetConfig, model.preset.components[control])
             merged = annotations[0].united(*annotations[1:])
-            image = render(merged, model.preset.transform.size, filled=settings.filled_boxes)  # (h, w)
+            image = render(  # (h, w)
+                merged, model.preset.transform.size, filled=settings.filled_boxes, vocabulary=settings.vocabulary
+            )
             codec = model.component(model.preset.codec(name))
             latents[name] = codec.encode(torch.tensor(image)[None, None].to(model.device, model.dtype))
     return latents

@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from xgem.configs.components import TransformConfig
-from xgem.data.annotations import Annotation, Box, render
+from xgem.configs.components import ControlNetConfig, TransformConfig
+from xgem.data.annotations import Annotation, Box, check_known, render
 from xgem.data.cache import ArrayCache
 from xgem.data.study import read_study
 from xgem.train.corpus import Corpus
@@ -54,20 +54,21 @@ def annotated_bank(
     cache: ArrayCache,
     device: torch.device,
     *,
-    filled: bool,
+    control: ControlNetConfig,
     vary: bool,
     seed: int,
 ) -> AnnotatedBank:
-    """Draw (boxes ``filled`` or as outlines) and encode the annotated frontal images of a corpus, or take them from
-    the cache.
+    """Draw the annotations of a corpus as ``control`` reads them, encode them and their frontal images, or take both
+    from the cache.
 
     Raises:
-        DataError: no study of the split is annotated.
+        DataError: no study of the split is annotated. InputError: one shows what ``control`` does not know.
     """
     drawn: dict[int, Annotation] = {}
     for index, study in enumerate(corpus.studies):
         if study.annotated and corpus.rows(index, "frontal"):
             drawn[index] = read_study(study, config)
+            check_known(drawn[index], control.vocabulary)
     if not drawn:
         raise DataError("no annotated frontal image in this split: train on a manifest that has some")
     pairs: dict[int, list[tuple[int, int]]] = {}
@@ -95,7 +96,7 @@ def annotated_bank(
     def make() -> dict[str, Tensor]:
         codec.to(device)
         targets, annotations = [], []
-        for image, drawings in _variants(plan, corpus, config, filled, seed):
+        for image, drawings in _variants(plan, corpus, config, control, seed):
             targets.append(image)
             annotations += drawings
         return {
@@ -110,12 +111,14 @@ def annotated_bank(
         "data": corpus.fingerprint(),
         "studies": [corpus.studies[index].id for index in drawn],
         "annotations": [annotation.sha256 for annotation in drawn.values()],
-        "filled": filled,
+        "filled": control.filled_boxes,
         "vary": vary,
         "seed": seed,
         "codec": module_hash(codec),
         "config": codec.config.model_dump(mode="json"),
     }
+    if control.structures or control.box_classes:  # else as it always was: drawn before, found again
+        key["added"] = [control.structures, control.box_classes]
     return AnnotatedBank(**cache.get_or_make("annotated", key, make), pairs=pairs, holds=holds, kinds=kinds)
 
 
@@ -134,9 +137,14 @@ def _by_thing(kind: str, drawn: Mapping[int, Annotation]) -> dict[str, list[int]
 
 
 def _variants(
-    plan: list[tuple[int, int, list[Annotation]]], corpus: Corpus, config: TransformConfig, filled: bool, seed: int
+    plan: list[tuple[int, int, list[Annotation]]],
+    corpus: Corpus,
+    config: TransformConfig,
+    control: ControlNetConfig,
+    seed: int,
 ) -> Iterator[tuple[Tensor, list[Tensor]]]:
     """Every variant of every image (1, 1, s, s) with its annotation images."""
+    how: dict[str, Any] = {"filled": control.filled_boxes, "vocabulary": control.vocabulary}
     for index, variant, shown in plan:
         image = corpus.images.floats(corpus.rows(index, "frontal")[:1])
         rng = random.Random(mix(seed, "moved", corpus.studies[index].id, variant))
@@ -144,8 +152,7 @@ def _variants(
         if variant:
             move = (rng.uniform(0.88, 1.1), rng.uniform(-0.06, 0.06), rng.uniform(-0.06, 0.06))
         drawings = [
-            torch.from_numpy(render(_moved(annotation, *move), config.size, filled=filled))[None, None]
-            for annotation in shown
+            torch.from_numpy(render(_moved(annotation, *move), config.size, **how))[None, None] for annotation in shown
         ]
         yield _moved_image(image + 1, *move, mode="bilinear") - 1, drawings
 

@@ -79,12 +79,12 @@ class ControlStage(Stage):
         (self.prompt,) = self.generator.config.prompts
         weights = self.loss_weights(masks=2, boxes=1, severity=1, caption=0.7)
         self.caption = weights["caption"]
-        store, filled = ArrayCache(cache), settings.filled_boxes
+        store = ArrayCache(cache)
         encoder, codec = parts[preset.encoder(self.prompt)], parts[preset.codec(target)]
         self.codec = codec
         self.train, self.val = (
             (
-                annotated_bank(corpus, preset.transform, codec, store, device, filled=filled, vary=vary, seed=seed),
+                annotated_bank(corpus, preset.transform, codec, store, device, control=settings, vary=vary, seed=seed),
                 prompt_bank(self.prompt, encoder, corpus, store, device, self.generator.config.caption_tokens),
             )
             for corpus, vary in ((train, True), (val, False))

@@ -11,13 +11,14 @@ of them to val.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
-from xgem.data.annotations import STRUCTURES
 from xgem.data.manifest import Manifest, Row, place, split_of
 from xgem.data.sources.cases import case_of
 from xgem.data.sources.tables import image_files, image_size, make_row, read_table, sex_of, years_of
+from xgem.labels.spatial import STRUCTURES
 from xgem.types import DataError
 
 SOURCE = "segmentations"
@@ -31,14 +32,32 @@ _DEVICES = (
     "monitoring probes",
     "tubings",
 )
-_STRUCTURES = (
+
+
+@dataclass(frozen=True)
+class MaskSet:
+    """What differs between sets of this form: ``structures`` by the table's terms, and ``subject`` of a file's stem.
+
+    ``licence`` may have a place ``{}`` for that of the image.
+    """
+
+    source: str
+    licence: str
+    structures: Mapping[str, str]
+    subject: Callable[[str], str]
+
+
+SET = MaskSet(
+    SOURCE,
+    LICENCE,
     {name: name for name in STRUCTURES}
     | {"ground glass opacities": "ground glass opacity"}
-    | dict.fromkeys(_DEVICES, "device")
+    | dict.fromkeys(_DEVICES, "device"),
+    case_of,
 )
 
 
-def prepare(source_dir: Path, out: Path) -> Manifest:
+def prepare(source_dir: Path, out: Path, masks_of: MaskSet = SET) -> Manifest:
     """Make the manifest of a folder of masks, refer to its files where they are, write it to ``out``.
 
     Raises:
@@ -56,7 +75,7 @@ def prepare(source_dir: Path, out: Path) -> Manifest:
         raise DataError(f"{table}: lists no masks; expected one a row")
     root = Path(out).resolve().parent
     images, masks = image_files(source / "images"), image_files(source / "masks")
-    rows = (_row(table, records, images, masks, root) for _, records in sorted(outlined.items()))
+    rows = (_row(masks_of, table, records, images, masks, root) for _, records in sorted(outlined.items()))
     manifest = Manifest(tuple(rows), root)
     manifest.check()
     manifest.write(out)
@@ -64,6 +83,7 @@ def prepare(source_dir: Path, out: Path) -> Manifest:
 
 
 def _row(
+    masks_of: MaskSet,
     table: Path,
     records: list[dict[str, str]],
     images: Mapping[str, Path],
@@ -80,7 +100,7 @@ def _row(
     if first["view"].upper() not in ("PA", "AP"):
         raise DataError(f"{table}: image {name} has view {first['view']!r}; expected PA or AP")
     outlines: dict[str, list[str]] = {}
-    for structure, mask in _outlines(table, records):
+    for structure, mask in _outlines(table, records, masks_of.structures):
         if mask not in masks:
             raise DataError(f"{table}: mask {mask!r} of {name} is not in masks; put it there or take out its row")
         size, expected = image_size(masks[mask]), image_size(images[name])
@@ -88,10 +108,10 @@ def _row(
             raise DataError(f"{masks[mask]}: a mask of {size} pixels for an image of {expected}; make them equal")
         outlines.setdefault(structure, []).append(place(masks[mask], root))
     stem = Path(name).stem
-    subject = case_of(stem)
+    subject = masks_of.subject(stem)
     return make_row(
         f"{table}: image {name}",
-        study=f"{SOURCE}-{stem}",
+        study=f"{masks_of.source}-{stem}",
         subject=subject,
         split=split_of(subject, val=0.2, test=0),
         view="frontal",
@@ -100,18 +120,20 @@ def _row(
         age=years_of(first["age"]),
         sex=sex_of(first["sex"]),
         masks=outlines,
-        source=SOURCE,
-        licence=LICENCE.format(first["image_licence"] or "unknown"),
+        source=masks_of.source,
+        licence=masks_of.licence.format(first["image_licence"] or "unknown"),
     )
 
 
-def _outlines(table: Path, records: Iterable[Mapping[str, str]]) -> Iterable[tuple[str, str]]:
+def _outlines(
+    table: Path, records: Iterable[Mapping[str, str]], structures: Mapping[str, str]
+) -> Iterable[tuple[str, str]]:
     """(structure, mask's name) of each record."""
     for record in records:
-        structure = _STRUCTURES.get(record["structure"].strip().lower())
+        structure = structures.get(record["structure"].strip().lower())
         if structure is None:
             raise DataError(
                 f"{table}: mask {record['mask']} outlines {record['structure']!r}; expected one of "
-                f"{', '.join(_STRUCTURES)}"
+                f"{', '.join(structures)}"
             )
         yield structure, record["mask"]

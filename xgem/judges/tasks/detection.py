@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from xgem.configs.components import TransformConfig
-from xgem.data.annotations import BOX_CLASSES
 from xgem.data.augment import small_exposures
 from xgem.data.sets import EvalSet, Images
 from xgem.data.study import Study, read_study
@@ -19,6 +18,7 @@ from xgem.judges.networks import batches, load_weights
 from xgem.judges.settings import UtilitySettings
 from xgem.judges.tasks.data import Data, Targets, annotated
 from xgem.judges.tasks.task import Predictions, with_targets
+from xgem.labels.spatial import BOX_CLASSES
 from xgem.metrics.bootstrap import Array, Bootstrap
 from xgem.metrics.classification import Measures
 from xgem.metrics.detection import Matches, image_f1, match, precision_and_recall
@@ -29,7 +29,7 @@ class Detection:
     """Faster R-CNN (Ren et al. 2015) of the given classes of boxes.
 
     Args:
-        boxes: classes; of :data:`xgem.data.annotations.BOX_CLASSES`.
+        boxes: classes: :data:`xgem.labels.spatial.BOX_CLASSES` or any others of the manifest.
         studies: where the boxes are (:func:`xgem.judges.tasks.data.studies_of`).
     """
 
@@ -39,9 +39,8 @@ class Detection:
     autocast = False
 
     def __init__(self, settings: UtilitySettings, boxes: Sequence[str], studies: Mapping[str, Study]) -> None:
-        unknown = [name for name in boxes if name not in BOX_CLASSES]
-        if unknown or not boxes:
-            raise InputError(f"boxes of {', '.join(boxes) or '(nothing)'}; expected some of {', '.join(BOX_CLASSES)}")
+        if not boxes:
+            raise InputError(f"detection of no class; expected names such as {', '.join(BOX_CLASSES)}")
         self.settings = settings
         self.classes = tuple(boxes)
         self._studies = studies

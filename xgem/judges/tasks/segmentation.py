@@ -10,7 +10,6 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from xgem.configs.components import TransformConfig
-from xgem.data.annotations import STRUCTURES
 from xgem.data.augment import augmented_with_masks, standardised
 from xgem.data.outlines import Outlines
 from xgem.data.sets import EvalSet, Images
@@ -20,6 +19,7 @@ from xgem.judges.segmenter import UNKNOWN
 from xgem.judges.settings import UtilitySettings
 from xgem.judges.tasks.data import Data, Targets, annotated
 from xgem.judges.tasks.task import Predictions, with_targets
+from xgem.labels.spatial import STRUCTURES
 from xgem.metrics.bootstrap import Array, Bootstrap
 from xgem.metrics.classification import Measures
 from xgem.types import InputError, NotComputed
@@ -29,7 +29,7 @@ class Segmentation:
     """Dice loss and binary cross-entropy of every structure that an image is annotated with.
 
     Args:
-        structures: which; of :data:`xgem.data.annotations.STRUCTURES`.
+        structures: names of masks: :data:`xgem.labels.spatial.STRUCTURES` or any others of the manifest.
         studies: where the masks are (:func:`xgem.judges.tasks.data.studies_of`).
     """
 
@@ -39,10 +39,8 @@ class Segmentation:
     autocast = True
 
     def __init__(self, settings: UtilitySettings, structures: Sequence[str], studies: Mapping[str, Study]) -> None:
-        unknown = [name for name in structures if name not in STRUCTURES]
-        if unknown or not structures:
-            given, known = ", ".join(structures) or "(none)", ", ".join(STRUCTURES)
-            raise InputError(f"structures {given}; expected some of {known}")
+        if not structures:
+            raise InputError(f"segmentation of no structure; expected names such as {', '.join(STRUCTURES)}")
         if settings.size % 32:
             raise InputError(f"segmentation at {settings.size} pixels; expected a multiple of 32")
         self.settings = settings
