@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from xgem.metrics import fidelity
-from xgem.metrics.fidelity import frechet, frechet_distance, kernel_distance, kernel_subsets, real_floor
+from xgem.metrics.fidelity import frechet, frechet_distance, kernel_distance, kernel_subsets
 
 
 def features(n: int, seed: int, shift: float = 0.0) -> np.ndarray:
@@ -42,21 +42,12 @@ def test_the_seed_decides_the_interval_of_a_frechet_distance(rows: int, monkeypa
     [
         lambda seed: kernel_distance(REAL, GENERATED, subsets=3, subset_size=20, seed=seed).interval,
         lambda seed: tuple(kernel_subsets(REAL, GENERATED, subsets=3, subset_size=20, seed=seed)),
-        lambda seed: tuple(real_floor(REAL, GENERATED, draws=3, seed=seed).draws),
-        lambda seed: tuple(fidelity.sampled_frechet(REAL, GENERATED, draws=3, seed=seed).draws),
         lambda seed: fidelity.mean_estimate(REAL[:, 0], seed=seed).interval,
     ],
-    ids=["kernel distance", "kernel subsets", "floor", "sampled Frechet distance", "mean"],
+    ids=["kernel distance", "kernel subsets", "mean"],
 )
 def test_the_seed_decides_what_is_drawn(measure: Callable[[int], tuple[float, ...]]) -> None:
     assert measure(3) == measure(3) != measure(4)
-
-
-def test_a_floor_of_as_many_training_images_takes_each_once() -> None:
-    floor = real_floor(features(50, 2), GENERATED, draws=5)
-    expected = frechet(features(50, 2), GENERATED)
-    assert floor.draws == pytest.approx(np.full(5, expected))
-    assert (floor.value, floor.n) == (pytest.approx(expected), 50)
 
 
 def test_subsets_as_large_as_a_set_take_each_of_its_images_once() -> None:

@@ -132,33 +132,6 @@ def _rooted(mean: Array, covariance: Array) -> tuple[Array, Array]:
     return mean, lower.T
 
 
-def sampled_frechet(first: NDArray[Any], second: NDArray[Any], *, draws: int = 50, seed: int = 0) -> Sampled:
-    """Frechet distance with bootstrap draws of both sets, recentred on the value.
-
-    Resampling repeats samples and so raises the distance in every draw; the spread is kept and the bias is taken off.
-    With more dimensions than a tenth of the samples it is too wide; :func:`frechet_distance` is not.
-    """
-    rng = np.random.default_rng(seed)
-    values = [
-        frechet(first[rng.integers(0, len(first), len(first))], second[rng.integers(0, len(second), len(second))])
-        for _ in range(draws)
-    ]
-    return Sampled(frechet(first, second), np.array(values), len(first)).recentred()
-
-
-def real_floor(training: NDArray[Any], real: NDArray[Any], *, draws: int = 20, seed: int = 0) -> Sampled:
-    """Frechet distance between the n real images and n real training images, over random choices of the latter.
-
-    The least that a generator can be asked for at this n: a Frechet distance grows as n falls.
-    """
-    n = len(real)
-    if len(training) < n:
-        raise InputError(f"{len(training)} training images for a floor at n {n}: give at least as many")
-    rng = np.random.default_rng(seed)
-    values = [frechet(training[rng.choice(len(training), n, replace=False)], real) for _ in range(draws)]
-    return Sampled(float(np.mean(values)), np.array(values), n)
-
-
 def kernel_subsets(
     real: NDArray[Any], generated: NDArray[Any], *, subsets: int = 100, subset_size: int | None = 1000, seed: int = 0
 ) -> Array:
