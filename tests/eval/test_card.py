@@ -11,6 +11,9 @@ from xgem.checkpoints.store import checkpoint_hash
 from xgem.configs.preset import load_preset
 from xgem.convert.random_init import random_checkpoint
 from xgem.eval.card import write_card
+from xgem.eval.record import FamilyResult, Metric
+from xgem.eval.report import write_results
+from xgem.metrics.bootstrap import Estimate
 from xgem.types import InputError
 
 
@@ -21,13 +24,19 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def evaluation(folder: Path, checkpoint: str) -> Path:
-    folder.mkdir()
-    for name, row in (("routes", "F->L"), ("joint", "T->F+L")):
-        record = {"settings": {"model": {"name": "x", "hash": checkpoint}}}
-        (folder / f"{name}.json").write_text(json.dumps(record))
-        (folder / f"{name}.md").write_text(f"| route | n |\n|---|---|\n| {row} | 340 |\n")
+def evaluation(folder: Path, checkpoint: str, names: tuple[str, ...] = ("routes", "joint")) -> Path:
+    """Records of a run: a number of each command's own, and one that could not be computed."""
+    settings = {"model": {"name": "x", "hash": checkpoint}, "split": "val", "sampling": {"seed": 3}}
+    for k, name in enumerate(names):
+        metrics = [
+            Metric("fid", Estimate(k + 1.5, k + 1.0, k + 2.0, 340), extractor="rad-dino"),
+            *(Metric.missing(key, "no weights", extractor="inception-v3") for key in ("fid", "kid")),
+        ]
+        write_results([FamilyResult("fidelity", metrics, {}, route="F->L")], folder, name, settings=settings)
     return folder
+
+
+FIRST, SECOND = (f"| FID (Frechet distance) | {k}.500 [{k}.000, {k + 1}.000] | 340 |  | rad-dino |" for k in (1, 2))
 
 
 def test_it_holds_counts_hash_and_tables(root: Path, tmp_path: Path) -> None:
@@ -41,30 +50,33 @@ def test_it_holds_counts_hash_and_tables(root: Path, tmp_path: Path) -> None:
     assert "old" not in text
     assert text.startswith("before\n")
     assert text.endswith("after\n")
-    for row in ("| F->L | 340 |", "| T->F+L | 340 |"):
+    for row in (FIRST, SECOND, "#### Fidelity, F->L", "split val, seed 3"):
         assert row in card
         assert row in text
+    # One line for all that lacked the same weights
+    assert card.count("- Not computed: FID (Frechet distance) (inception-v3), KID") == 2
 
 
 def test_families_of_measures_go_into_the_card_and_not_into_readme(root: Path, tmp_path: Path) -> None:
     readme = tmp_path / "README.md"
     readme.write_text("<!-- results:begin -->\n<!-- results:end -->\n")
-    measured = evaluation(tmp_path / "eval", checkpoint_hash(root))
-    (measured / "all.json").write_text((measured / "routes.json").read_text())
-    (measured / "all.md").write_text("### Privacy\n\n| measure | value |\n|---|---|\n| pixel distance | 17.5 |\n")
+    measured = evaluation(tmp_path / "eval", checkpoint_hash(root), ("routes", "joint", "all"))
+    third = FIRST.replace("1.500 [1.000, 2.000]", "3.500 [3.000, 4.000]")
     card = write_card(root, measured, readme=readme).read_text()
-    assert "| pixel distance | 17.5 |" in card
-    assert "| F->L | 340 |" in card
-    assert "pixel distance" not in readme.read_text()
-    (measured / "all.json").write_text(json.dumps({"settings": {"model": {"hash": "another"}}}))
+    assert third in card
+    assert FIRST in card
+    assert third not in readme.read_text()
+    record = json.loads((measured / "all.json").read_text())
+    record["settings"]["model"]["hash"] = "another"
+    (measured / "all.json").write_text(json.dumps(record))
     with pytest.raises(InputError, match=r"all\.json: measured checkpoint another"):
         write_card(root, measured)
 
 
 def test_what_is_missing_is_said(root: Path) -> None:
     card = write_card(root, None).read_text()
-    assert "has not been measured" in card
-    assert "Nobody has written down" in card
+    assert "has not been evaluated" in card
+    assert "Training data: not documented." in card
 
 
 def test_notes_become_part_of_it(root: Path, tmp_path: Path) -> None:
@@ -74,7 +86,7 @@ def test_notes_become_part_of_it(root: Path, tmp_path: Path) -> None:
     notes.write_text("## Data and licence\n\nPhantoms {of mine}.\n")
     card = write_card(root, None, notes=notes).read_text()
     assert "Phantoms {of mine}." in card
-    assert "Nobody has written down" not in card
+    assert "not documented" not in card
 
 
 def test_an_evaluation_of_another_checkpoint_is_refused(root: Path, tmp_path: Path) -> None:
@@ -83,9 +95,9 @@ def test_an_evaluation_of_another_checkpoint_is_refused(root: Path, tmp_path: Pa
 
 
 def test_a_missing_evaluation_is_named(root: Path, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"routes\.md"):
+    with pytest.raises(InputError, match=r"expected routes\.json"):
         write_card(root, tmp_path)
     folder = evaluation(tmp_path / "eval", checkpoint_hash(root))
-    (folder / "joint.md").unlink()
-    with pytest.raises(InputError, match=r"joint\.md"):
+    (folder / "joint.json").unlink()
+    with pytest.raises(InputError, match=r"expected joint\.json"):
         write_card(root, folder)

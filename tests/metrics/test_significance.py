@@ -7,9 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from xgem.eval.compare import compare_cases, comparison_table, rank, rank_records, read_cases, read_record
+from xgem.eval.compare import compare_cases, comparison_table, rank, rank_records, read_cases
 from xgem.eval.record import FamilyResult, Metric
 from xgem.eval.report import write_results
+from xgem.eval.schema import Record, read_record
 from xgem.metrics.bootstrap import Estimate
 from xgem.metrics.significance import holm, rank_correlation, wilcoxon
 from xgem.types import DataError, InputError
@@ -146,34 +147,40 @@ def test_rank_correlation_is_that_of_the_papers_table_10() -> None:
     assert rank_correlation(range(14), fidelity)[0] == pytest.approx(0.947, abs=5e-4)
 
 
-def _run(folder: Path, value: float, *, n: int = 50, missing: bool = False) -> dict:
+def _run(folder: Path, value: float, *, n: int = 50, missing: bool = False) -> Record:
     def number(one: float) -> Estimate:
         return Estimate(one, one - 0.1, one + 0.1, n)
 
-    metrics = [
-        Metric("bleu_4", number(value), higher_is_better=True),
-        Metric("fid", number(10 - value), extractor="inception", higher_is_better=False),
-        Metric("tone", number(value)),
-        Metric("f1", number(value), of="Edema", higher_is_better=True),
-        Metric.missing("radgraph", "no Python") if missing else Metric("radgraph", number(1.0), higher_is_better=True),
+    text = [
+        Metric("bleu_4", number(value)),
+        Metric("f1", number(value), of="Edema"),
+        Metric.missing("ratescore", "no Python") if missing else Metric("ratescore", number(1.0)),
     ]
-    return read_record(write_results([FamilyResult("text", metrics, {})], folder, "measures"))
+    images = [
+        Metric("fid", number(10 - value), extractor="inception-v3"),
+        Metric("fid", number(value), extractor="rad-dino"),
+        Metric("band_power_ratio", number(value)),
+    ]
+    results = [FamilyResult("text", text, {}), FamilyResult("fidelity", images, {}, route="report->frontal")]
+    return read_record(write_results(results, folder, "measures"))
 
 
 def test_records_of_several_runs_are_ranked(tmp_path: Path) -> None:
     records = {"weak": _run(tmp_path / "a", 0.2, missing=True), "strong": _run(tmp_path / "b", 0.4)}
     table = rank_records(records)
-    assert table.measures == ("text bleu_4", "text fid")
-    assert table.ranks.tolist() == [[2, 2], [1, 1]]
-    assert "not computed for weak" in table.left_out["text radgraph"]
-    assert "better" in table.left_out["text tone"]
-    assert "text radgraph: not computed" in table.as_markdown()
-    assert "text f1 Edema" in rank_records(records, of=True).measures
+    fid = [f"fidelity report->frontal fid {space}" for space in ("inception-v3", "rad-dino")]
+    assert table.metrics == ("text bleu_4", *fid)
+    assert table.ranks.tolist() == [[2, 2, 1], [1, 1, 2]]  # the lower distance is the better one, space by space
+    assert "not computed for weak" in table.left_out["text ratescore"]
+    assert "better" in table.left_out["fidelity report->frontal band_power_ratio"]
+    assert "text ratescore: not computed" in table.as_markdown()
+    assert "text f1 Edema" in rank_records(records, parts=True).metrics
+    assert rank_records(records, families=["text"]).metrics == ("text bleu_4",)
 
 
 def test_numbers_at_different_n_are_not_ranked(tmp_path: Path) -> None:
     records = {"few": _run(tmp_path / "a", 0.2), "many": _run(tmp_path / "b", 0.4, n=500)}
-    with pytest.raises(DataError, match="different n"):
+    with pytest.raises(DataError, match="n 50, 500: expected one of each"):
         rank_records(records)
 
 

@@ -2,38 +2,30 @@
 
 from __future__ import annotations
 
+from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from xgem.cli import measures_of_use
-from xgem.cli.measure_options import (
-    Chexbert,
-    Draws,
+from xgem.cli.grouped import grouped
+from xgem.cli.options import AsJson, Cache, Data, Device, Draws, Limit, Model, Out, Overwrite, Progress, Seed, Split
+from xgem.cli.set_options import (
     Extractors,
-    Generated,
-    Judging,
-    Labels,
-    LabelSource,
-    Pad,
-    Radgraph,
-    Ratescore,
+    Presets,
     Real,
+    RealTraining,
     Reid,
-    Seed,
-    Split,
+    Runs,
+    Sets,
+    TestSet,
+    TextWeights,
     Training,
-    View,
-    Vocabulary,
     Xrv,
     is_manifest,
-    place_of,
-    read,
-    read_sets,
-    run,
+    training_settings,
+    write_and_print,
 )
-from xgem.cli.options import AsJson, Cache, Device, Out, Overwrite
 from xgem.types import InputError
 
 if TYPE_CHECKING:
@@ -42,199 +34,160 @@ if TYPE_CHECKING:
 app = typer.Typer()
 
 
+class TaskChoice(StrEnum):
+    """Downstream tasks."""
+
+    classification = "classification"
+    segmentation = "segmentation"
+    detection = "detection"
+    severity = "severity"
+
+
 @app.command()
+@grouped
 def fidelity(
     real: Real,
-    generated: Generated,
-    out: Out,
+    sets: Sets,
     training: Training = None,
     extractor: Extractors = None,
-    split: Split = "val",
-    view: View = "frontal",
-    labels: Labels = LabelSource.auto,
-    pad: Pad = False,
     per_finding: Annotated[bool, typer.Option(help="Also for the images of each finding.")] = True,
-    note: Annotated[str, typer.Option("--note", help="Extra Info of CheXGenBench's tables.")] = "",
-    seed: Seed = 0,
-    bootstrap: Draws = 1000,
-    cache: Cache = None,
-    device: Device = None,
-    overwrite: Overwrite = False,
-    as_json: AsJson = False,
+    note: Annotated[
+        str, typer.Option("--note", metavar="TEXT", help="Column `Extra Info` of CheXGenBench's tables.")
+    ] = "",
 ) -> None:
-    """FID, KID, precision, recall, density, coverage, alignment and diversity, whole and per finding, with floors."""
+    """FID, KID, precision, recall, density, coverage, alignment and diversity, overall and per finding."""
     from xgem.eval.families import fidelity as family
     from xgem.eval.instruments import extractor_names
     from xgem.eval.spaces import Settings
 
     def work() -> FamilyResult:
-        found, made, learnt = read_sets(real, generated, training, split, view, labels, pad)
+        truth, generated, known = sets.read_all(real, training)
         return family.evaluate(
-            found,
-            made,
-            extractors=extractor or extractor_names(view, learnt),
-            training=learnt,
-            cache=cache or out / "cache",
+            truth,
+            generated,
+            extractors=extractor or extractor_names(sets.view, known),
+            training=known,
+            cache=sets.folder,
             per_finding=per_finding,
-            settings=Settings(seed=seed, bootstrap=bootstrap),
-            device=place_of(device),
+            settings=Settings(seed=sets.seed, bootstrap=sets.bootstrap),
+            device=sets.place,
             note=note,
         )
 
-    run("fidelity", out, overwrite, as_json, work)
+    sets.run("fidelity", work)
 
 
 @app.command()
+@grouped
 def text(
     real: Real,
-    generated: Generated,
-    out: Out,
+    sets: Sets,
+    weights: TextWeights,
     training: Training = None,
-    split: Split = "val",
-    chexbert: Chexbert = None,
-    chexbert_vocabulary: Vocabulary = None,
     real_labels: Annotated[
         Path | None, typer.Option("--real-labels", metavar="CSV", help="Labels of the real reports, by id.")
     ] = None,
     generated_labels: Annotated[
         Path | None, typer.Option("--generated-labels", metavar="CSV", help="Labels of the generated reports, by id.")
     ] = None,
-    radgraph_python: Radgraph = None,
-    ratescore_python: Ratescore = None,
-    seed: Seed = 0,
-    bootstrap: Draws = 1000,
-    device: Device = None,
-    overwrite: Overwrite = False,
-    as_json: AsJson = False,
 ) -> None:
-    """BLEU, ROUGE-L, label F1 by every labeller that is there, RadGraph-F1, RaTEScore, and BLEU within a study."""
-    from xgem.eval.combine import over_samples
+    """BLEU, ROUGE-L, label F1 by every labeller available, RadGraph-F1, RaTEScore, and BLEU within a study."""
     from xgem.eval.families import text as family
-    from xgem.eval.instruments import Weights
     from xgem.judges.report_labellers import read_label_table
 
     if (real_labels is None) != (generated_labels is None):
         raise InputError("--real-labels and --generated-labels: expected both or neither")
 
     def work() -> FamilyResult:
-        weights = Weights(
-            chexbert=chexbert,
-            chexbert_vocabulary=chexbert_vocabulary,
-            radgraph_python=radgraph_python,
-            ratescore_python=ratescore_python,
-        )
-        labellers = weights.labellers(place_of(device))
+        named = weights.weights()
+        labellers = named.labellers(sets.place)
         if real_labels is not None and generated_labels is not None:
             tables = family.Tables(read_label_table(generated_labels), read_label_table(real_labels))
             labellers[generated_labels.stem] = tables
-        found, made, learnt = read_sets(real, generated, training, split, "frontal", "auto", True)
-        options: dict[str, Any] = {"labellers": labellers, "external": weights.external(), "training": learnt}
-        return over_samples(family.evaluate, found, made, draws=bootstrap, seed=seed, **options)
+        truth, generated, known = sets.read_all(real, training, pad=True)
+        external = named.external()
+        return family.evaluate(truth, generated, training=known, labellers=labellers, external=external, **sets.draws)
 
-    run("text", out, overwrite, as_json, work)
+    sets.run("text", work)
 
 
 @app.command()
-def factual(
-    real: Real,
-    generated: Generated,
-    out: Out,
-    training: Training = None,
-    xrv: Xrv = None,
-    split: Split = "val",
-    view: View = "frontal",
-    labels: Labels = LabelSource.auto,
-    pad: Pad = False,
-    seed: Seed = 0,
-    bootstrap: Draws = 1000,
-    cache: Cache = None,
-    device: Device = None,
-    overwrite: Overwrite = False,
-    as_json: AsJson = False,
-) -> None:
-    """Whether generated images show their studies' findings: AUC, F1 and correlation by judges of real images."""
-    from xgem.eval.combine import over_samples
+@grouped
+def factual(real: Real, sets: Sets, training: Training = None, xrv: Xrv = None) -> None:
+    """Whether generated images show their studies' findings: AUROC, F1 and correlation by judges of real images."""
     from xgem.eval.families import factual as family
     from xgem.eval.instruments import judges_of, xrv_of
 
     def work() -> FamilyResult:
-        found, made, learnt = read_sets(real, generated, training, split, view, labels, pad)
-        place = place_of(device)
-        judges = judges_of(learnt, xrv_of(xrv, place), cache or out / "cache", place)
-        return over_samples(family.evaluate, found, made, judges=judges, draws=bootstrap, seed=seed)
+        truth, generated, known = sets.read_all(real, training)
+        judges = judges_of(known, xrv_of(xrv, sets.place), sets.folder, sets.place)
+        return family.evaluate(truth, generated, judges=judges, **sets.draws)
 
-    run("factual", out, overwrite, as_json, work)
+    sets.run("factual", work)
 
 
 @app.command()
+@grouped
 def consistency(
     real: Real,
-    generated: Generated,
-    out: Out,
+    sets: Sets,
     independent: Annotated[
         Path | None,
-        typer.Option("--independent", metavar="SET", help="The same studies, image and report made apart."),
+        typer.Option("--independent", metavar="SET", help="The same studies, image and report sampled separately."),
     ] = None,
     training: Training = None,
     xrv: Xrv = None,
-    model: Judging = None,
-    split: Split = "val",
-    view: View = "frontal",
-    labels: Labels = LabelSource.auto,
-    pad: Pad = False,
-    seed: Seed = 0,
-    bootstrap: Draws = 1000,
-    cache: Cache = None,
-    device: Device = None,
-    overwrite: Overwrite = False,
-    as_json: AsJson = False,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            "--model", metavar="NAME", help="Checkpoint whose prompt encoders embed.", show_default="openi-128"
+        ),
+    ] = None,
 ) -> None:
-    """Whether the image and the report of one generation agree: cosine of prompt encoders, distance of label sets."""
+    """Whether image and report of one generation agree: cosine of prompt encoders, distance of label sets."""
     from xgem.eval.families import consistency as family
     from xgem.eval.instruments import judges_of, xrv_of
     from xgem.pipeline.embedding import PromptEncoders, open_model
 
     def work() -> FamilyResult:
-        found, made, learnt = read_sets(real, generated, training, split, view, labels, pad)
-        encoders, place = PromptEncoders.of(open_model(model, device=device), view), place_of(device)
+        truth, generated, known = sets.read_all(real, training)
+        encoders = PromptEncoders.of(open_model(model, device=sets.device), sets.view)
         return family.evaluate(
-            found.with_images().with_reports(),
-            made,
+            truth.with_images().with_reports(),
+            generated,
             encoders=encoders,
-            judges=judges_of(learnt, xrv_of(xrv, place), cache or out / "cache", place),
-            independent=None if independent is None else read(independent, None, view, labels, pad, "independent"),
-            draws=bootstrap,
-            seed=seed,
+            judges=judges_of(known, xrv_of(xrv, sets.place), sets.folder, sets.place),
+            independent=None if independent is None else sets.read(independent, "independent"),
+            **sets.draws,
         )
 
-    run("consistency", out, overwrite, as_json, work)
+    sets.run("consistency", work)
 
 
 @app.command()
+@grouped
 def privacy(
-    generated: Generated,
-    training: Annotated[Path, typer.Option("--training", metavar="SET", help="All that the model was trained on.")],
-    out: Out,
+    sets: Sets,
+    training: Annotated[
+        Path, typer.Option("--training", metavar="SET", help="All studies that the model was trained on.")
+    ],
     held_out: Annotated[
         Path | None,
         typer.Option(
-            "--held-out", metavar="SET", help="Real images of others.", show_default="--training's split --split"
+            "--held-out",
+            metavar="SET",
+            help="Real images of patients not in the training set.",
+            show_default="--training's split --split",
         ),
     ] = None,
     extractor: Extractors = None,
     reid: Reid = None,
     own_prompt: Annotated[
-        bool, typer.Option("--own-prompt", help="As the published code: only the image whose prompt was used.")
+        bool,
+        typer.Option(
+            "--own-prompt", help="Compare with the image of the own prompt alone, as the published code does."
+        ),
     ] = False,
-    split: Annotated[str, typer.Option("--split", help="Of a manifest: which studies are the held-out ones.")] = "val",
-    view: View = "frontal",
-    pad: Pad = False,
-    seed: Seed = 0,
-    bootstrap: Draws = 1000,
-    cache: Cache = None,
-    device: Device = None,
-    overwrite: Overwrite = False,
-    as_json: AsJson = False,
 ) -> None:
     """Distance of generations to the closest training image, re-identification, and tests of memorisation."""
     from xgem.eval.families import privacy as family
@@ -242,26 +195,135 @@ def privacy(
     from xgem.judges.reid import load_reid
 
     def work() -> FamilyResult:
-        made = read(generated, None, view, "auto", pad, "generated")
-        learnt = read(training, "train", view, "auto", pad, "training")
+        generated = sets.read(sets.generated, "generated", labels="auto")
+        known = sets.read(training, "training", "train", labels="auto")
         source = held_out or (training if is_manifest(training) else None)
-        spared = None if source is None else read(source, split, view, "auto", pad, "held-out")
-        folder = cache or out / "cache"
-        place = place_of(device)
+        unseen = None if source is None else sets.read(source, "held-out", sets.split, labels="auto")
         return family.evaluate(
-            made,
-            learnt,
-            spared,
-            extractors=open_extractors(extractor, view, learnt, folder, place),
-            reid=None if reid is None else load_reid(reid, device=place),
+            generated,
+            known,
+            unseen,
+            extractors=open_extractors(extractor, sets.view, known, sets.folder, sets.place),
+            reid=None if reid is None else load_reid(reid, device=sets.place),
             own_prompt=own_prompt,
-            cache=folder,
-            seed=seed,
-            bootstrap=bootstrap,
-            device=place,
+            cache=sets.folder,
+            seed=sets.seed,
+            bootstrap=sets.bootstrap,
+            device=sets.place,
         )
 
-    run("privacy", out, overwrite, as_json, work)
+    sets.run("privacy", work)
 
 
-app.registered_commands += measures_of_use.app.registered_commands
+@app.command()
+@grouped
+def utility(
+    real: RealTraining,
+    sets: Sets,
+    test: TestSet = None,
+    task: Annotated[TaskChoice, typer.Option("--task", help="Downstream task.")] = TaskChoice.classification,
+    suite: Annotated[
+        str,
+        typer.Option(
+            "--suite",
+            metavar="NAME",
+            help="augmentation, anonymisation, imbalance, scarcity, pretraining or few-shot.",
+        ),
+    ] = "augmentation",
+    settings: Presets = "small",
+    runs: Runs = None,
+    weights: Annotated[
+        str | None,
+        typer.Option("--weights", metavar="FILE", help="Initial weights: a file, or imagenet.", show_default="random"),
+    ] = None,
+) -> None:
+    """Value of generated studies as training data: networks trained with and without them, tested on real studies."""
+    from xgem.eval.families import utility as family
+    from xgem.judges.tasks.data import studies_of
+
+    how = training_settings(sets, task.value, settings, runs, weights=weights)
+
+    def work() -> FamilyResult:
+        manifests = [path for path in (real, sets.generated, test) if path is not None and is_manifest(path)]
+        return family.evaluate(
+            *sets.read_training(real, test),
+            how,
+            suite=suite,
+            studies=studies_of(manifests) if manifests else None,
+            cache=sets.folder,
+            device=sets.place,
+        )
+
+    sets.run("utility", work)
+
+
+@app.command()
+@grouped
+def fairness(
+    real: RealTraining,
+    sets: Sets,
+    test: TestSet = None,
+    axes: Annotated[
+        str, typer.Option("--axes", metavar="NAMES", help="Axes whose subgroups are topped up: sex, race, age.")
+    ] = "sex,age",
+    share: Annotated[
+        float, typer.Option("--share", metavar="X", help="Top up to this share of the largest subgroup.")
+    ] = 1.0,
+    settings: Presets = "small",
+    runs: Runs = None,
+) -> None:
+    """Gaps between subgroups: of a classifier trained on real studies, and of one with subgroups topped up."""
+    from xgem.eval.suite import fairness as evaluate
+
+    how = training_settings(sets, "classification", settings, runs)
+    names = [name.strip() for name in axes.split(",") if name.strip()]
+    options = {"axes": names, "share": share, "cache": sets.folder, "device": sets.place}
+    sets.run("fairness", lambda: evaluate(*sets.read_training(real, test), how, **options))
+
+
+@app.command(name="all")
+@grouped
+def everything(
+    data: Data,
+    out: Out,
+    weights: TextWeights,
+    model: Model = None,
+    split: Split = "val",
+    extractor: Extractors = None,
+    reid: Reid = None,
+    xrv: Xrv = None,
+    limit: Limit = None,
+    training_limit: Annotated[
+        int,
+        typer.Option(
+            "--training-limit", metavar="N", help="Generations from training prompts, for privacy and utility."
+        ),
+    ] = 1000,
+    runs: Annotated[int, typer.Option("--runs", metavar="N", help="Training runs per protocol of utility.")] = 3,
+    seed: Seed = 0,
+    bootstrap: Draws = 1000,
+    cache: Cache = None,
+    device: Device = None,
+    overwrite: Overwrite = False,
+    progress: Progress = True,
+    as_json: AsJson = False,
+) -> None:
+    """Generate what the metrics need with a checkpoint, and measure all families against a manifest's real studies.
+
+    OUT receives all.json, .csv, .md and a report in one file, all.html, which shows real images. If it was stopped, the
+    same command resumes with the cohorts that are there.
+    """
+    from xgem.eval.suite import SuiteSettings, evaluate_all
+
+    settings = SuiteSettings(
+        seed=seed, bootstrap=bootstrap, limit=limit, training_limit=training_limit, utility_runs=runs
+    )
+    options = {
+        "split": split,
+        "settings": settings,
+        "weights": weights.weights(extractors=extractor, reid=reid, xrv=xrv),
+        "cache": cache or out / "cache",
+        "device": device,
+        "progress": progress,
+    }
+    write_and_print("all", out, overwrite, as_json, lambda: evaluate_all(model, data, out, **options))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,37 +14,63 @@ if TYPE_CHECKING:
     from xgem.configs.preset import Preset
 
 
+def at_least(least: int) -> Callable[[typer.CallbackParam, int], int]:
+    """A callback of an option: numbers below ``least`` are refused in one line."""
+
+    def check(option: typer.CallbackParam, value: int) -> int:
+        if value < least:
+            raise InputError(f"{option.opts[0]} {value}: expected at least {least}")
+        return value
+
+    return check
+
+
 Data = Annotated[Path, typer.Option("--data", metavar="MANIFEST", help="Manifest: .parquet or .jsonl.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the results as JSON.")]
 Out = Annotated[Path, typer.Option("--out", metavar="DIR", help="Run folder for tables, reports and images.")]
 Model = Annotated[
-    str | None, typer.Option("--model", help="Embedded checkpoint, folder or hub id.", show_default="openi-128")
+    str | None,
+    typer.Option("--model", metavar="NAME", help="Embedded checkpoint, folder or hub id.", show_default="openi-128"),
 ]
-Split = Annotated[str, typer.Option("--split", help="Split of the manifest to evaluate on.")]
-Limit = Annotated[int | None, typer.Option("--limit", help="Only so many studies, chosen by the seed.")]
-Seed = Annotated[int, typer.Option("--seed", help="0 or more.")]
+Split = Annotated[str, typer.Option("--split", metavar="NAME", help="Split of the manifest to evaluate on.")]
+Limit = Annotated[
+    int | None, typer.Option("--limit", metavar="N", help="Maximum number of studies, chosen by the seed.")
+]
+Seed = Annotated[int, typer.Option("--seed", metavar="N", callback=at_least(0), help="0 or more.")]
 Steps = Annotated[
-    int | None, typer.Option("--num-inference-steps", help="Sampling steps.", show_default="the preset's")
+    int | None, typer.Option("--num-inference-steps", metavar="N", help="Sampling steps.", show_default="the preset's")
 ]
 Guidance = Annotated[
     str | None,
     typer.Option(
-        "--guidance-scale", help="A number, or one an output: lateral=2,report=1.5", show_default="the preset's"
+        "--guidance-scale",
+        metavar="X",
+        help="Guidance scale, or one per output: lateral=2,report=1.5",
+        show_default="the preset's",
     ),
 ]
 Sampler = Annotated[
     str | None,
-    typer.Option("--sampler", help="dpmsolver++, sde-dpmsolver++, ddim or unipc.", show_default="the preset's"),
+    typer.Option(
+        "--sampler",
+        metavar="NAME",
+        help="dpmsolver++, sde-dpmsolver++, ddim or unipc.",
+        show_default="the preset's",
+    ),
 ]
-BatchSize = Annotated[int, typer.Option("--batch-size", help="Studies generated together.")]
-Draws = Annotated[int, typer.Option("--bootstrap", help="Bootstrap draws.")]
-Epochs = Annotated[int, typer.Option("--classifier-epochs", help="Epochs of the judging classifier.")]
+BatchSize = Annotated[int, typer.Option("--batch-size", metavar="N", help="Maximum batch size.")]
+Draws = Annotated[int, typer.Option("--bootstrap", metavar="N", callback=at_least(1), help="Bootstrap draws.")]
+Epochs = Annotated[int, typer.Option("--classifier-epochs", metavar="N", help="Epochs of the classifier that judges.")]
 Cache = Annotated[
     Path | None,
-    typer.Option("--cache", metavar="DIR", help="Prepared images and classifiers.", show_default="OUT/cache"),
+    typer.Option("--cache", metavar="DIR", help="Folder of features and trained judges.", show_default="OUT/cache"),
 ]
-Device = Annotated[str | None, typer.Option("--device", help="cpu, cuda, ...", show_default="a GPU, or cpu")]
-Dtype = Annotated[str | None, typer.Option("--dtype", help="float32, bfloat16 or float16.", show_default="float32")]
+Device = Annotated[
+    str | None, typer.Option("--device", metavar="NAME", help="cpu, cuda, ...", show_default="a GPU, or cpu")
+]
+Dtype = Annotated[
+    str | None, typer.Option("--dtype", metavar="NAME", help="float32, bfloat16 or float16.", show_default="float32")
+]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the results of an earlier run.")]
 Progress = Annotated[bool, typer.Option("--progress/--no-progress", help="Show progress bars (on stderr).")]
 

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from xgem.checkpoints.store import CARD_NAME, checkpoint_hash, read_index
+from xgem.eval.report import as_markdown
+from xgem.eval.schema import Record, read_record
 from xgem.types import InputError
+from xgem.utils.tables import markdown_table
 
-RESULTS = ("<!-- results:begin -->", "<!-- results:end -->")
+RESULTS: Final = ("<!-- results:begin -->", "<!-- results:end -->")
 
-_UNMEASURED = "This checkpoint has not been measured yet."
-_UNSAID = "Nobody has written down yet what it was trained on, under which licence, and where it fails."
+_UNMEASURED: Final = "This checkpoint has not been evaluated yet."
+_UNDOCUMENTED: Final = "Training data: not documented."
 
-_HEAD = """---
+_HEAD: Final = """---
 library_name: xgem
 license: other
 tags: [chest-radiography, synthetic-data, latent-diffusion, any-to-any]
@@ -25,120 +27,134 @@ tags: [chest-radiography, synthetic-data, latent-diffusion, any-to-any]
 
 {description}
 
-**For research only. Not for diagnosis, nor for any decision about a patient.** Everything it makes is synthetic.
+**For research only. Not for diagnosis, nor for any decision about a patient.** All its outputs are synthetic.
 
 {notes}
 
-## Settings of training
+## Training settings
 
-| stage | steps | batch | learning rate |
-|---|---|---|---|
 {stages}
 
 ## Parameters
 
-| component | parameters |
-|---|---|
 {parameters}
 
 Checkpoint hash `{hash}`.
 
-## Measures
+## Results
 
-n, seed and settings stand in the tables; the classifier is trained on real training images only, reports
-are labelled by xgem's own rules (`xgem-rules`), and Frechet distances are in the named feature spaces, not Inception's.
+`xgem eval metrics` explains each metric. The classifier that judges images is trained on real training images alone,
+reports are labelled by xgem's own rules (`xgem-rules`), and distances are in the named feature spaces.
+References: `shuffled` has the prompts of other studies; `floor` and `ceiling` are what real images reach.
 
 {results}
 """
 
-_FAMILIES = """
-
-## Families of measures
-
-By `xgem eval all`. Images were made from reports, reports from frontals, pairs from laterals; privacy and utility
-look at images made from training reports. What needs weights that do not ship is `not computed`.
-
-"""
+_TITLES: Final = {
+    "routes": "Single outputs",
+    "joint": "Several outputs of one request",
+    "control": "Requested vs. detected findings",
+    "all": "All families of metrics",
+}
+_SETTINGS: Final = ("split", "seed", "num_samples", "num_inference_steps", "sampler", "guidance_scale", "bootstrap")
 
 
 def write_card(root: Path, evaluation: Path | None, *, notes: Path | None = None, readme: Path | None = None) -> Path:
-    """Write ``root/README.md`` from ``evaluation``, and the tables into ``readme``.
+    """Write ``root/README.md`` from the records in ``evaluation``, and their tables into ``readme``.
 
     ``evaluation`` is the folder of ``xgem eval routes`` and, for a model with an alignment, of ``xgem eval joint``; for
-    one that annotations steer, of ``xgem eval control`` alone. What ``xgem eval all`` left there goes into it too.
-    ``notes`` is Markdown with what no command knows: data, licence, limits. Without it, or without ``evaluation``, the
+    one with a ControlNet, of ``xgem eval control`` alone. What ``xgem eval all`` left there goes into the card too.
+    ``notes`` is Markdown on what no command knows: data, licence, limits. Without it, or without ``evaluation``, the
     card says what is missing.
 
     Raises:
         InputError: the notes or the evaluation are missing, or the evaluation is of another checkpoint.
-        CheckpointError: ``root`` is no checkpoint.
+        CheckpointError: ``root`` is not a checkpoint. DataError: a record cannot be read.
     """
     index = read_index(root)
     preset: Mapping[str, Any] = index.preset
-    found = checkpoint_hash(root)
-    measures = ["routes", "joint"] if preset.get("alignment") in index.components else ["routes"]
+    checkpoint = checkpoint_hash(root)
+    commands = ["routes", "joint"] if preset.get("alignment") in index.components else ["routes"]
     if any(entry.kind == "controlnet" for entry in index.components.values()):
-        measures = ["control"]
-    results = _UNMEASURED if evaluation is None else _tables(evaluation, found, measures)
+        commands = ["control"]
+    results = _UNMEASURED if evaluation is None else _tables(evaluation, checkpoint, commands)
     families = ""
     if evaluation is not None and (evaluation / "all.json").is_file():
-        families = _FAMILIES + _tables(evaluation, found, ["all"])
-    stages = "\n".join(
-        f"| {name} | {stage['steps']} | {stage['batch_size']} | {stage['learning_rate']:g} |"
+        families = "\n\n" + _tables(evaluation, checkpoint, ["all"])
+    stages = [
+        (name, stage["steps"], stage["batch_size"], f"{stage['learning_rate']:g}")
         for name, stage in preset["train"].items()
-    )
+    ]
     counts = {name: _parameters(root / name) for name in index.components}
-    rows = [*counts.items(), ("all", sum(counts.values()))]
-    try:
-        said = _UNSAID if notes is None else notes.read_text(encoding="utf-8").strip()
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{notes}: notes cannot be read ({error}); expected Markdown") from None
+    parameters = [(name, f"{count:,}") for name, count in [*counts.items(), ("all", sum(counts.values()))]]
     card = _HEAD.format(
         name=preset["name"],
         description=preset["description"],
-        notes=said,
-        stages=stages,
-        parameters="\n".join(f"| {name} | {count:,} |" for name, count in rows),
-        hash=found,
+        notes=_UNDOCUMENTED if notes is None else _read(notes, "notes").strip(),
+        stages=markdown_table(("stage", "steps", "batch size", "learning rate"), stages),
+        parameters=markdown_table(("component", "parameters"), parameters),
+        hash=checkpoint,
         results=results + families,
     )
     path = root / CARD_NAME
     path.write_text(card, encoding="utf-8")
     if readme is not None:
-        text = readme.read_text(encoding="utf-8")
-        begin, end = RESULTS
-        if begin not in text or end not in text:
-            raise InputError(f"{readme}: expected the marks {begin} and {end}")
-        head, rest = text.split(begin, 1)
-        readme.write_text(f"{head}{begin}\n{results}\n{end}{rest.split(end, 1)[1]}", encoding="utf-8")
+        _put_between(readme, results)
     return path
 
 
-def _tables(evaluation: Path, checkpoint: str, measures: Sequence[str]) -> str:
-    """The Markdown tables of the named evaluations of ``checkpoint``."""
-    found: list[str] = []
-    for name in measures:
-        tables, record = evaluation / f"{name}.md", evaluation / f"{name}.json"
-        if not tables.is_file() or not record.is_file():
-            raise InputError(
-                f"{evaluation}: expected {name}.md and {name}.json; run `xgem eval {name} --out {evaluation}` first"
-            )
-        measured = json.loads(record.read_text(encoding="utf-8"))["settings"]["model"]["hash"]
+def _put_between(readme: Path, results: str) -> None:
+    """Replace what stands between the marks of results."""
+    text = _read(readme, "the file")
+    begin, end = RESULTS
+    if begin not in text or end not in text:
+        raise InputError(f"{readme}: expected the marks {begin} and {end}")
+    head, rest = text.split(begin, 1)
+    readme.write_text(f"{head}{begin}\n{results}\n{end}{rest.split(end, 1)[1]}", encoding="utf-8")
+
+
+def _read(path: Path, what: str) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: {what} cannot be read ({error}); expected Markdown") from None
+
+
+def _tables(evaluation: Path, checkpoint: str, commands: Sequence[str]) -> str:
+    """The tables of the records that the named commands wrote for ``checkpoint``."""
+    parts: list[str] = []
+    for name in commands:
+        path = evaluation / f"{name}.json"
+        if not path.is_file():
+            raise InputError(f"{evaluation}: expected {name}.json; run `xgem eval {name} --out {evaluation}` first")
+        record = read_record(path)
+        measured = record.settings.get("model", {}).get("hash")
         if measured != checkpoint:
-            raise InputError(f"{record}: measured checkpoint {measured}, expected {checkpoint}: run it again")
-        found.append(tables.read_text(encoding="utf-8").strip())
-    return "\n\n".join(found)
+            raise InputError(f"{path}: measured checkpoint {measured}, expected {checkpoint}: run it again")
+        parts.append(f"### {_TITLES[name]}\n\n{_described(record, name)}\n\n{_nested(as_markdown(record)).strip()}")
+    return "\n\n".join(parts)
+
+
+def _described(record: Record, name: str) -> str:
+    """One line on the command and the settings that all its numbers share."""
+    flat = {**record.settings, **record.settings.get("sampling", {})}
+    settings = ", ".join(f"{key} {flat[key]}" for key in _SETTINGS if flat.get(key) is not None)
+    return f"By `xgem eval {name}` (xgem {record.xgem}): {settings}." if settings else f"By `xgem eval {name}`."
+
+
+def _nested(markdown: str) -> str:
+    """The same with its headings one level lower."""
+    return "\n".join(f"#{line}" if line.startswith("### ") else line for line in markdown.splitlines())
 
 
 def _parameters(folder: Path) -> int:
+    """Number of parameters in a component's weights."""
+    import math
+
     from safetensors import safe_open
 
     total = 0
     for file in folder.glob("*.safetensors"):
         with safe_open(file, framework="pt") as tensors:
-            for key in tensors.keys():  # noqa: SIM118 - safe_open is no mapping
-                size = 1
-                for length in tensors.get_slice(key).get_shape():
-                    size *= length
-                total += size
+            total += sum(math.prod(tensors.get_slice(key).get_shape()) for key in list(tensors.keys()))
     return total

@@ -1,52 +1,94 @@
-"""Several models by their records: ranks, and tests case by case."""
+"""Several models by their results: paired tests case by case, and ranks by their records."""
 
 from __future__ import annotations
 
 import csv
-import io
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import ArrayLike
 
-from xgem.eval.schema import MetricEntry, Record
+from xgem.eval.schema import FamilyEntry, MetricEntry, Record
 from xgem.metrics.bootstrap import Array
 from xgem.metrics.significance import NOTE_ON_MANY, PairedTest, holm, wilcoxon
 from xgem.types import DataError, InputError
+from xgem.utils.tables import csv_text, markdown_table
+
+CASES: Final = "_cases.csv"
+"""End of the name of a table of cases, such as ``text_cases.csv``: a column ``id``, and a number for each metric."""
 
 
 def compare_cases(
     first: Mapping[str, ArrayLike], second: Mapping[str, ArrayLike], *, draws: int = 1000, seed: int = 0
 ) -> dict[str, PairedTest]:
-    """:func:`wilcoxon` for every measure that both have, by name, with ``p_holm`` over all of them."""
+    """:func:`wilcoxon` for every metric that both have, by name, with ``p_holm`` over all of them.
+
+    Raises:
+        InputError: no metric in common.
+    """
     names = [name for name in first if name in second]
     if not names:
-        raise InputError(f"measures {', '.join(first)} and {', '.join(second)}: expected one that both have")
+        raise InputError(f"metrics {', '.join(first)} and {', '.join(second)}: expected one that both have")
     tests = {name: wilcoxon(first[name], second[name], draws=draws, seed=seed) for name in names}
-    adjusted = holm([one.p for one in tests.values()])
-    return {
-        name: PairedTest(one.difference, one.n_used, one.statistic, one.p, one.smallest_p, p)
-        for (name, one), p in zip(tests.items(), adjusted, strict=True)
-    }
+    adjusted = holm([test.p for test in tests.values()])
+    return {name: replace(test, p_holm=p) for (name, test), p in zip(tests.items(), adjusted, strict=True)}
+
+
+def compare_runs(first: Path, second: Path, *, draws: int = 1000, seed: int = 0) -> dict[str, PairedTest]:
+    """Paired tests of two runs on the same studies, with ``p_holm`` over all of them.
+
+    Args:
+        first, second: two tables of cases, or two run folders, of which all tables that both have are taken.
+
+    Raises:
+        DataError: not such tables, or no case or no table in common.
+    """
+    tests: dict[str, PairedTest] = {}
+    for name, tables in _tables(first, second).items():
+        a, b, _ = read_cases(*tables)
+        prefix = name.removesuffix(CASES) + ": " if first.is_dir() else ""
+        tests |= {prefix + key: test for key, test in compare_cases(a, b, draws=draws, seed=seed).items()}
+    adjusted = holm([test.p for test in tests.values()])
+    return {name: replace(test, p_holm=p) for (name, test), p in zip(tests.items(), adjusted, strict=True)}
+
+
+def _tables(first: Path, second: Path) -> dict[str, tuple[Path, Path]]:
+    """Both runs' tables of cases by file name."""
+    if not first.is_dir() and not second.is_dir():
+        return {first.name: (first, second)}
+    if not first.is_dir() or not second.is_dir():
+        raise DataError(f"{first} and {second}: expected two tables of cases or two run folders")
+    names = sorted(path.name for path in first.glob(f"*{CASES}") if (second / path.name).is_file())
+    if not names:
+        raise DataError(f"{first} and {second}: no table *{CASES} in both; expected run folders of `xgem eval`")
+    return {name: (first / name, second / name) for name in names}
 
 
 def comparison_table(tests: Mapping[str, PairedTest]) -> str:
-    """A table of :func:`compare_cases`, with the smallest p that each test can give and the note on many tests."""
-    heads = ["measure", "difference [95 %]", "n", "n that differ", "p", "p (Holm)", "smallest possible p"]
-    lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
-    for name, one in tests.items():
-        adjusted = "" if one.p_holm is None else f"{one.p_holm:.2g}"
-        cells = [name, one.difference, one.difference.n, one.n_used, f"{one.p:.2g}", adjusted, f"{one.smallest_p:.2g}"]
-        lines.append("| " + " | ".join(str(cell) for cell in cells) + " |")
-    return "\n".join([*lines, "", NOTE_ON_MANY]) + "\n"
+    """A Markdown table of paired tests, with the smallest p that each can give and the note on many tests."""
+    heads = ("metric", "difference [95 %]", "n", "n that differ", "p", "p (Holm)", "smallest possible p")
+    rows = [
+        [
+            *(name, test.difference, test.difference.n, test.n_used, f"{test.p:.2g}"),
+            *("" if test.p_holm is None else f"{test.p_holm:.2g}", f"{test.smallest_p:.2g}"),
+        ]
+        for name, test in tests.items()
+    ]
+    return f"{markdown_table(heads, rows)}\n\n{NOTE_ON_MANY}\n"
+
+
+def comparison_json(tests: Mapping[str, PairedTest]) -> dict[str, Any]:
+    """The same as JSON values."""
+    return {name: asdict(test) | {"difference": test.difference.as_dict()} for name, test in tests.items()}
 
 
 def read_cases(first: str | Path, second: str | Path) -> tuple[dict[str, Array], dict[str, Array], list[str]]:
-    """Two runs' tables of cases (``text_cases.csv``, ...): numbers by measure for the ids that both have, and the ids.
+    """Two runs' tables of cases (``text_cases.csv``, ...): numbers by metric for the ids that both have, and the ids.
 
-    A case without a number in either (an empty cell) is left out of all measures.
+    A case without a number in either (an empty cell) is left out of all metrics.
 
     Raises:
         DataError: not such a table, or no case in both.
@@ -57,32 +99,32 @@ def read_cases(first: str | Path, second: str | Path) -> tuple[dict[str, Array],
     ids = [name for name in ids if all(table[name][key] is not None for table in tables for key in columns)]
     if not ids or not columns:
         raise DataError(f"{first} and {second}: no case with a number in both; expected runs on the same studies")
-    one, two = ({key: np.array([table[name][key] for name in ids], float) for key in columns} for table in tables)
-    return one, two, ids
+    a, b = ({key: np.array([table[name][key] for name in ids], float) for key in columns} for table in tables)
+    return a, b, ids
 
 
 def _cases(path: Path) -> dict[str, dict[str, float | None]]:
     try:
         with path.open(newline="", encoding="utf-8") as stream:
             rows = list(csv.DictReader(stream))
-        found = {row.pop("id"): {key: float(value) if value else None for key, value in row.items()} for row in rows}
+        cases = {row.pop("id"): {key: float(value) if value else None for key, value in row.items()} for row in rows}
     except (OSError, KeyError, ValueError, TypeError, csv.Error) as error:
         raise DataError(f"{path}: not a table of cases, a column id and numbers ({error})") from None
-    if not found:
-        raise DataError(f"{path}: no case in it")
-    return found
+    if not cases:
+        raise DataError(f"{path}: the table has no case")
+    return cases
 
 
 @dataclass(frozen=True)
 class RankTable:
-    """Models ranked by each measure, 1 the best, ties share their mean (CheXGenBench, Tables 8 and 9).
+    """Models ranked by each metric, 1 the best, ties share their mean (CheXGenBench, Tables 8 and 9).
 
-    ``values`` and ``ranks`` are (models, measures). ``mean_rank`` is the mean over measures, ``overall`` the rank of
-    that ("normalized rank" in Table 8). ``left_out`` says why a measure of some record is not here.
+    ``values`` and ``ranks`` are (models, metrics). ``mean_rank`` is the mean over metrics, ``overall`` the rank of
+    that ("normalized rank" in Table 8). ``left_out`` says why a metric of some record is not here.
     """
 
     models: tuple[str, ...]
-    measures: tuple[str, ...]
+    metrics: tuple[str, ...]
     values: Array
     ranks: Array
     left_out: Mapping[str, str]
@@ -97,26 +139,23 @@ class RankTable:
 
         return rankdata(np.round(self.mean_rank, 9))
 
+    @property
+    def heads(self) -> list[str]:
+        return ["model", *self.metrics, "mean rank", "rank"]
+
     def as_csv(self) -> str:
-        """One row a model: a rank a measure, then the mean and its rank."""
-        stream = io.StringIO()
-        table = csv.writer(stream, lineterminator="\n")
-        table.writerow(["model", *self.measures, "mean rank", "rank"])
-        table.writerows(self._rows())
-        return stream.getvalue()
+        """One row a model: a rank for each metric, then the mean and its rank."""
+        return csv_text(self.heads, self._rows())
 
     def as_markdown(self) -> str:
         """The same as a table, with what was left out below."""
-        heads = ["model", *self.measures, "mean rank", "rank"]
-        lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
-        lines += ["| " + " | ".join(str(cell) for cell in row) + " |" for row in self._rows()]
-        lines += ["", *(f"- left out: {name}: {reason}" for name, reason in self.left_out.items())]
-        return "\n".join(lines).strip() + "\n"
+        left_out = [f"- left out: {name}: {reason}" for name, reason in self.left_out.items()]
+        return "\n".join([markdown_table(self.heads, self._rows()), "", *left_out]).strip() + "\n"
 
     def _rows(self) -> list[list[str]]:
         return [
-            [model, *(f"{one:g}" for one in ranks), f"{mean:.2f}", f"{rank:g}"]
-            for model, ranks, mean, rank in zip(self.models, self.ranks, self.mean_rank, self.overall, strict=True)
+            [model, *(f"{rank:g}" for rank in ranks), f"{mean:.2f}", f"{overall:g}"]
+            for model, ranks, mean, overall in zip(self.models, self.ranks, self.mean_rank, self.overall, strict=True)
         ]
 
 
@@ -125,68 +164,76 @@ def rank(
     values: Mapping[str, tuple[Sequence[float], bool]],
     left_out: Mapping[str, str] | None = None,
 ) -> RankTable:
-    """Rank models by several measures.
+    """Rank models by several metrics.
 
     Args:
-        values: by measure, the models' values in order and whether higher is better.
+        values: by metric, the models' values in order and whether higher is better.
 
     Raises:
-        InputError: no measure, fewer than two models, or a value that is not finite.
+        InputError: no metric, fewer than two models, or a value that is not finite.
     """
     from scipy.stats import rankdata
 
     if len(models) < 2 or not values:
-        raise InputError(f"{len(models)} models and {len(values)} measures: expected at least two and one")
-    table = np.array([one for one, _ in values.values()], dtype=np.float64).reshape(len(values), -1).T
+        raise InputError(f"{len(models)} models and {len(values)} metrics: expected at least two and one")
+    table = np.array([numbers for numbers, _ in values.values()], dtype=np.float64).reshape(len(values), -1).T
     if table.shape[0] != len(models) or not np.isfinite(table).all():
-        raise InputError(f"values of {table.shape[0]} models: expected {len(models)} finite ones a measure")
+        raise InputError(f"values of {table.shape[0]} models: expected {len(models)} finite ones for each metric")
     signs = np.array([-1.0 if higher else 1.0 for _, higher in values.values()])
     return RankTable(tuple(models), tuple(values), table, rankdata(table * signs, axis=0), left_out or {})
 
 
 def rank_records(
-    records: Mapping[str, Record], *, families: Sequence[str] | None = None, of: bool = False
+    records: Mapping[str, Record], *, families: Sequence[str] | None = None, parts: bool = False
 ) -> RankTable:
-    """Rank the models of several records by every number that all of them have.
+    """Rank the models of several records by every metric that all of them have.
 
     Args:
         records: by model's name, as :func:`xgem.eval.schema.read_record` gives them.
         families: only these; by default all.
-        of: rank by the numbers of single findings or subgroups too.
+        parts: rank by the numbers of single findings, subgroups and protocols too.
 
-    A number that some record lacks or that has no better side is left out, with the reason. Numbers of different
-    weights or n are not comparable (a Frechet distance grows as n falls), so they are left out as well.
+    A metric that some record lacks, or of which neither direction is better, is left out, with the reason. Numbers by
+    different weights or at different n are not comparable (a Frechet distance grows as n falls), so they are left out
+    as well.
+
+    Raises:
+        DataError: no metric in common.
     """
-    found = {model: _numbers(record, families, of) for model, record in records.items()}
-    names = list(dict.fromkeys(name for numbers in found.values() for name in numbers))
+    metrics = {model: dict(_numbers(record, families, parts)) for model, record in records.items()}
     kept: dict[str, tuple[list[float], bool]] = {}
     left_out: dict[str, str] = {}
-    for name in names:
-        numbers = {model: one.get(name) for model, one in found.items()}
-        known = {model: one for model, one in numbers.items() if one is not None and one.value is not None}
-        values = [one.value.value for one in known.values() if one.value is not None and one.value.value is not None]
-        spaces = {f"{one.weights or 'no weights'}, n {one.value.n}" for one in known.values() if one.value is not None}
-        better = next((one.higher_is_better for one in known.values()), None)
-        if len(values) < len(numbers):
-            left_out[name] = f"not computed for {', '.join(model for model in numbers if model not in known)}"
-        elif len(spaces) > 1:
-            left_out[name] = f"computed by different judges or at different n: {'; '.join(sorted(spaces))}"
-        elif better is None:
-            left_out[name] = "neither side is the better one"
+    for name in dict.fromkeys(name for numbers in metrics.values() for name in numbers):
+        entries = [numbers.get(name) for numbers in metrics.values()]
+        values = [_value(entry) for entry in entries]
+        known = [entry for entry in entries if entry is not None]
+        lacking = [model for model, value in zip(metrics, values, strict=True) if value is None]
+        weights = sorted({entry.weights for entry in known})
+        counts = sorted({entry.value.n for entry in known if entry.value is not None})
+        higher = known[0].higher_is_better
+        if lacking:
+            left_out[name] = f"not computed for {', '.join(lacking)}"
+        elif len(weights) > 1 or len(counts) > 1:
+            left_out[name] = f"weights {', '.join(weights)}, n {', '.join(map(str, counts))}: expected one of each"
+        elif higher is None:
+            left_out[name] = "neither direction is better"
         else:
-            kept[name] = (values, better)
+            kept[name] = ([value for value in values if value is not None], higher)
     if not kept:
-        reasons = "; ".join(f"{name}: {why}" for name, why in list(left_out.items())[:3])
-        raise DataError(f"{', '.join(found)}: no number in common that ranks them ({reasons or 'no numbers at all'})")
-    return rank(list(found), kept, left_out)
+        reasons = "; ".join(f"{name}: {reason}" for name, reason in list(left_out.items())[:3])
+        raise DataError(f"{', '.join(metrics)}: no metric in common to rank by ({reasons or 'no metrics at all'})")
+    return rank(list(metrics), kept, left_out)
 
 
-def _numbers(record: Record, families: Sequence[str] | None, of: bool) -> dict[str, MetricEntry]:
-    """By family, route, metric, judge or space, and part of the set."""
-    return {
-        " ".join(filter(None, (family.family, family.route, metric.name, metric.extractor, metric.of))): metric
-        for family in record.families
-        if families is None or family.family in families
-        for metric in family.metrics
-        if of or not metric.of
-    }
+def _value(entry: MetricEntry | None) -> float | None:
+    return None if entry is None or entry.value is None else entry.value.value
+
+
+def _numbers(record: Record, families: Sequence[str] | None, parts: bool) -> Iterator[tuple[str, MetricEntry]]:
+    """Every metric by family, route, name, extractor and part."""
+    chosen: list[FamilyEntry] = [one for one in record.families if families is None or one.family in families]
+    for family in chosen:
+        for metric in family.metrics:
+            if parts or not metric.of:
+                names = (family.family, family.route, metric.name, metric.extractor, metric.of)
+                yield " ".join(name for name in names if name), metric

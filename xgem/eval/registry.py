@@ -18,8 +18,20 @@ from typing import Any
 
 from xgem.eval.metric_table import FAMILIES, MetricSpec, rows
 from xgem.types import InputError
+from xgem.utils.tables import markdown_table
 
-__all__ = ["FAMILIES", "MetricSpec", "as_rows", "metrics", "register", "registered", "spec", "unregister"]
+__all__ = [
+    "FAMILIES",
+    "MetricSpec",
+    "as_markdown",
+    "as_rows",
+    "key_of",
+    "metrics",
+    "register",
+    "registered",
+    "spec",
+    "unregister",
+]
 
 _NAME = re.compile(r"[a-z][a-z0-9_+]*")
 _METRICS: dict[str, MetricSpec] = {}
@@ -83,6 +95,20 @@ def key_of(title: str) -> str:
 def as_rows(family: str | None = None) -> list[dict[str, Any]]:
     """The table as plain data, one dictionary a metric, for JSON and documentation."""
     return [asdict(one) | {"families": list(one.families), "title": one.label} for one in metrics(family)]
+
+
+def as_markdown(family: str | None = None) -> str:
+    """The table as Markdown, by family, for documentation."""
+    better = {True: "higher", False: "lower", None: "-"}
+    parts: list[str] = []
+    for name in FAMILIES if family is None else (family,):
+        cells = [
+            (f"`{one.name}`", better[one.higher_is_better], one.range, f"{one.doc} {one.compat}".strip(), one.source)
+            for one in metrics(name)
+        ]
+        heads = ("metric", "better", "range", "definition", "source")
+        parts.append(f"### {name.capitalize()}\n\n{markdown_table(heads, cells)}")
+    return "\n\n".join(parts) + "\n"
 
 
 for _row in rows():

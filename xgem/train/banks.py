@@ -1,4 +1,4 @@
-"""Outputs of frozen components for a whole corpus, computed once and cached: prompt encodings, target latents."""
+"""What frozen components make of a corpus, once: prompt encodings and target latents, kept in the cache."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ _CHUNK = 64
 
 @dataclass(frozen=True)
 class PromptBank:
-    """Outputs of a prompt encoder: ``pooled`` (n, d), ``tokens`` (n, t, c) float16, ``mask`` (n, t) bool.
+    """A prompt encoder's answers: ``pooled`` (n, d), ``tokens`` (n, t, c) float16, ``mask`` (n, t) bool.
 
-    ``rows``: for each study of the corpus, the rows that can serve as its prompt.
+    ``rows`` lists, for each study of the corpus, the rows that it offers as a prompt.
     """
 
     pooled: Tensor
@@ -36,15 +36,15 @@ class PromptBank:
     rows: list[list[int]]
 
     def encoded(self, rows: list[int]) -> Encoded:
-        """Encodings of ``rows``, b in number, without common padding: (b, d), (b, n, c), (b, n)."""
-        mask = self.mask[rows]  # (b, t)
+        """The answers of ``rows``, without the padding that none of them needs."""
+        mask = self.mask[rows]
         width = int(mask.sum(dim=1).max())
         return Encoded(self.pooled[rows].float(), self.tokens[rows, :width].float(), mask[:, :width])
 
 
 @dataclass(frozen=True)
 class TargetBank:
-    """Latents (n, ...) of a codec; ``rows``: for each study, the rows that can serve as its target."""
+    """A codec's latents (n, ...); ``rows`` lists, for each study, the rows that it offers as a target."""
 
     latents: Tensor
     rows: list[list[int]]
@@ -53,12 +53,12 @@ class TargetBank:
 def _items(corpus: Corpus, modality: str, *, as_target: bool) -> tuple[list[list[int]], list[Any]]:
     """Rows by study, and the batches to encode in the order of the rows.
 
-    Images are the same as prompt and as target. Prompt texts are all that describe a study; the target is its report.
+    Images serve both sides. As a prompt, a study's text is any that describes it; as a target, its report.
     """
     studies = range(len(corpus.studies))
     if get_modality(modality).is_image:
-        items = [corpus.rows(index, modality) for index in studies]
-        flat = [row for study_rows in items for row in study_rows]
+        own = [corpus.rows(index, modality) for index in studies]
+        flat = [row for found in own for row in found]
         batches: list[Any] = [
             corpus.images.floats(flat[start : start + _CHUNK]) for start in range(0, len(flat), _CHUNK)
         ]
@@ -66,20 +66,20 @@ def _items(corpus: Corpus, modality: str, *, as_target: bool) -> tuple[list[list
         texts = [[corpus.reports[i]] if as_target and corpus.reports[i] else [] for i in studies]
         if not as_target:
             texts = [corpus.texts(index) for index in studies]
-        items = [list(range(len(study_texts))) for study_texts in texts]
-        joined = [text for study_texts in texts for text in study_texts]
+        own = [list(range(len(found))) for found in texts]
+        joined = [text for found in texts for text in found]
         batches = [joined[start : start + _CHUNK] for start in range(0, len(joined), _CHUNK)]
     if not batches:
-        raise DataError(f"this split has no {modality}: train on a manifest with some")
+        raise DataError(f"no {modality} in this split: train on a manifest that has some")
     rows, offset = [], 0
-    for study_items in items:
-        rows.append(list(range(offset, offset + len(study_items))))
-        offset += len(study_items)
+    for found in own:
+        rows.append(list(range(offset, offset + len(found))))
+        offset += len(found)
     return rows, batches
 
 
 def _key(modality: str, corpus: Corpus, rows: list[list[int]]) -> dict[str, Any]:
-    """Cache key: hash of the data, and of the rows by study, which change if the view of an image is corrected."""
+    """Contents and texts, and which study has which rows: an image whose view was corrected keeps its contents."""
     placed = hashlib.sha256(json.dumps(rows).encode()).hexdigest()
     return {"modality": modality, "data": corpus.fingerprint(), "rows": placed}
 
@@ -91,18 +91,18 @@ def _on(batch: Any, device: torch.device) -> Any:
 def prompt_bank(
     modality: str, encoder: Any, corpus: Corpus, cache: ArrayCache, device: torch.device, limit: int | None = None
 ) -> PromptBank:
-    """Encode every prompt of ``modality``, or load it from the cache, keyed by the hashes of data and encoder.
+    """Encode every prompt of ``modality``, or take it from the cache, keyed by the data's and the encoder's hash.
 
-    A warning gives the number of texts truncated by the encoder, or by a generator that reads ``limit`` tokens.
+    Texts that the encoder cuts, or a generator that reads ``limit`` tokens, are counted in a warning.
     """
     rows, batches = _items(corpus, modality, as_target=False)
 
     @torch.no_grad()
     def make() -> dict[str, Tensor]:
         texts = [text for batch in batches if isinstance(batch, list) for text in batch]
-        truncated = sum(bool(encoder.notes(text, limit)) for text in texts)
-        if truncated:
-            logger.warning("%d of %d texts are too long and were truncated", truncated, len(texts))
+        cut = sum(bool(encoder.notes(text, limit)) for text in texts)
+        if cut:
+            logger.warning("%d of %d texts have more tokens than are read: their ends are cut off", cut, len(texts))
         encoder.to(device)
         parts = [encoder.encode(_on(batch, device)) for batch in batches]
         width = max(part.tokens.shape[1] for part in parts)
@@ -117,7 +117,7 @@ def prompt_bank(
 
 
 def target_bank(modality: str, codec: Any, corpus: Corpus, cache: ArrayCache, device: torch.device) -> TargetBank:
-    """Encode every target of ``modality``, or load it from the cache, keyed by the hashes of data and codec."""
+    """Encode every target of ``modality``, or take it from the cache, keyed by the data's and the codec's hash."""
     rows, batches = _items(corpus, modality, as_target=True)
 
     @torch.no_grad()
@@ -131,5 +131,5 @@ def target_bank(modality: str, codec: Any, corpus: Corpus, cache: ArrayCache, de
 
 
 def _widened(x: Tensor, width: int) -> Tensor:
-    """Pad (b, n, ...) with zeros to (b, width, ...)."""
+    """Zeros behind (b, n, ...) up to (b, width, ...)."""
     return torch.cat([x, x.new_zeros(x.shape[0], width - x.shape[1], *x.shape[2:])], dim=1)

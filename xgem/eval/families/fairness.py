@@ -92,16 +92,6 @@ def evaluate(
             chart = _chart(measure, groups)
             if chart is not None:
                 charts[f"{spec(_KEYS[measure]).label} by {axis}"] = chart
-    details: dict[str, Any] = {
-        "without": {axis: sum(group_of(item, (axis,)) is None for item in test.items) for axis in axes}
-    }
-    if plan is not None:
-        details["top_up"] = {
-            "axes": list(plan.axes),
-            "real": dict(plan.counts),
-            "wanted": dict(plan.wanted),
-            "added": dict(plan.had),
-        }
     settings = {
         "seed": seed,
         "draws": draws,
@@ -115,7 +105,24 @@ def evaluate(
         "weights": weights,
         "test": {"name": test.name, "n": len(test), "sha256": test.sha256, "labelled_by": test.labelled_by},
     }
-    return FamilyResult(FAMILY, metrics, settings, details, charts, tables={TABLE: csv_text(_HEADS, table)})
+    return FamilyResult(
+        FAMILY, metrics, settings, _details(test, axes, plan), charts, tables={TABLE: csv_text(_HEADS, table)}
+    )
+
+
+def _details(test: EvalSet, axes: Sequence[str], plan: TopUp | None) -> dict[str, Any]:
+    """Of how many images an axis is not known, and how the training images were topped up."""
+    details: dict[str, Any] = {
+        "without": {axis: sum(group_of(item, (axis,)) is None for item in test.items) for axis in axes}
+    }
+    if plan is not None:
+        details["top_up"] = {
+            "axes": list(plan.axes),
+            "real": dict(plan.counts),
+            "wanted": dict(plan.wanted),
+            "added": dict(plan.had),
+        }
+    return details
 
 
 def _check_scores(scores: Mapping[str, Array], synthetic: Mapping[str, Array] | None, shape: tuple[int, ...]) -> None:
@@ -165,7 +172,8 @@ class _Measured:
             options: dict[str, Any] = {"threshold": self.threshold, "permutations": self.permutations}
             between = gap(measure, groups[name], values, self.labels, members, seed=self.seed, **options)
             yield from self._of_gap(key, axis, name, groups[name], between, first)
-            first = first or between
+            if name == next(iter(self.scores)):
+                first = between
             if name in self.synthetic:
                 generated = groups[_synthetic(name)]
                 yield from self._of_groups(key, axis, _synthetic(name), generated)

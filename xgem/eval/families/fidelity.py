@@ -64,12 +64,7 @@ def evaluate(
         raise InputError("fidelity: no feature space was given; name at least one, such as rad-dino")
     real, generated = real.with_images(), generated.with_images()
     training = training.with_images() if training else None
-    need = settings.k + 1
-    if min(len(real), len(generated)) < need:
-        raise DataError(
-            f"{real.name} has {len(real)} images and {generated.name} {len(generated)}: fidelity needs at least "
-            f"{need} of each (PRDC with k {settings.k})"
-        )
+    _check_sizes(real, generated, settings.k)
     findings = _findings(real, generated, training) if per_finding else {}
     pool = None if training is None else np.ones(len(training), np.bool_)
     parts = {"": (np.ones(len(real), np.bool_), np.ones(len(generated), np.bool_), pool), **findings}
@@ -109,6 +104,15 @@ def evaluate(
         examples=_farthest(real, generated, spaces[0]) if spaces else (),
         tables=_tables(metrics, list(findings), note),
     )
+
+
+def _check_sizes(real: EvalSet, generated: EvalSet, k: int) -> None:
+    """Raises DataError where a set is too small for PRDC with ``k`` neighbours."""
+    if min(len(real), len(generated)) < k + 1:
+        raise DataError(
+            f"{real.name} has {len(real)} images and {generated.name} {len(generated)}: fidelity needs at least "
+            f"{k + 1} of each (PRDC with k {k})"
+        )
 
 
 def _opened(

@@ -89,16 +89,7 @@ def evaluate(
     run = Run(generated, training, held_out, prompts, own, side, cache, bootstrap, seed, quantile, batch_size, device)
 
     # Distances in pixels and in every feature space
-    spaces = [closest.pixel_space(run), closest.aligned_space(run)]
-    missing = [Metric.missing(name, "no feature extractor was given") for name in _names("latent") if not extractors]
-    by_name = extractors if isinstance(extractors, Mapping) else {one.name: one for one in extractors}
-    for name, extractor in by_name.items():
-        try:
-            if isinstance(extractor, NotComputed):
-                raise extractor
-            spaces.append(closest.latent_space(run, extractor))
-        except NotComputed as reason:
-            missing += [Metric.missing(key, reason, extractor=name) for key in _names("latent")]
+    spaces, missing = _spaces(run, extractors)
     tests = {space.title: _tested(run, space) for space in spaces}
     metrics = [metric for space in spaces for metric in _distances(run, space, tests[space.title])]
 
@@ -130,6 +121,24 @@ def evaluate(
         examples=_worst(run, spaces[-1]),
         tables={"privacy_metrics.csv": _table(run, spaces, scores)},
     )
+
+
+def _spaces(
+    run: Run, extractors: Sequence[Extractor] | Mapping[str, Extractor | NotComputed]
+) -> tuple[list[Space], list[Metric]]:
+    """All spaces, and the metrics of those that cannot be computed."""
+    spaces = [closest.pixel_space(run), closest.aligned_space(run)]
+    keys = _names("latent")
+    missing = [] if extractors else [Metric.missing(key, "no feature extractor was given") for key in keys]
+    by_name = extractors if isinstance(extractors, Mapping) else {one.name: one for one in extractors}
+    for name, extractor in by_name.items():
+        try:
+            if isinstance(extractor, NotComputed):
+                raise extractor
+            spaces.append(closest.latent_space(run, extractor))
+        except NotComputed as reason:
+            missing += [Metric.missing(key, reason, extractor=name) for key in keys]
+    return spaces, missing
 
 
 def _histogram(space: Space) -> bytes:

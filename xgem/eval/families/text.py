@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 import numpy as np
@@ -91,18 +91,11 @@ def evaluate(
     cases: dict[str, Array] = {"rouge_l": text.rouge_l(outputs.reports, truth.reports)}
 
     # Agreement of labels, by each labeller
-    rows: list[list[Any]] = []
-    charts: dict[str, bytes] = {}
-    for name, labeller in (labellers or {RuleLabeller().name: RuleLabeller()}).items():
-        if isinstance(labeller, NotComputed):
-            metrics += [Metric.missing(f"micro_f1_{scope}", labeller, extractor=name) for scope in CLASS_SETS]
-            continue
-        labels = _labels(name, labeller, outputs, truth, constant)
-        of_labels, labels_table, chart = _label_f1(labels, uncertain, bootstrap)
-        metrics += of_labels
-        rows += labels_table
-        charts |= chart
-        cases[f"{name} label agreement"] = _agreement(labels, uncertain)
+    labelled = _by_labellers(
+        labellers or {RuleLabeller().name: RuleLabeller()}, outputs, truth, constant, uncertain, bootstrap
+    )
+    metrics += labelled.metrics
+    cases |= labelled.cases
 
     # Entities, by packages in Pythons of their own
     for name in SCORES:
@@ -130,10 +123,10 @@ def evaluate(
         metrics,
         paired_settings(real, generated, n=bootstrap.n, draws=draws, seed=seed, **settings),
         details=details,
-        plots=charts,
+        plots=labelled.charts,
         examples=_worst(outputs, truth, cases["rouge_l"]),
         tables={
-            LABELS: csv_text(_LABEL_HEADS, rows),
+            LABELS: csv_text(_LABEL_HEADS, labelled.rows),
             CASES: csv_text(["id", *cases], zip(ids, *cases.values(), strict=True)),
         },
     )
@@ -159,6 +152,38 @@ def _overlap(
         Metric.measured(name, comparison, paired={"constant": baseline.get(name)})
         for name, comparison in compared.items()
     ]
+
+
+@dataclass(frozen=True)
+class _Labelled:
+    """What agreement of labels gives: metrics, rows of the table of classes, values case by case, charts."""
+
+    metrics: list[Metric] = field(default_factory=list[Metric])
+    rows: list[list[Any]] = field(default_factory=list[list[Any]])
+    cases: dict[str, Array] = field(default_factory=dict[str, Array])
+    charts: dict[str, bytes] = field(default_factory=dict[str, bytes])
+
+
+def _by_labellers(
+    labellers: Mapping[str, ReportLabeller | Tables | NotComputed],
+    generated: EvalSet,
+    real: EvalSet,
+    constant: str | None,
+    uncertain: Uncertain,
+    bootstrap: Bootstrap,
+) -> _Labelled:
+    result = _Labelled()
+    for name, labeller in labellers.items():
+        if isinstance(labeller, NotComputed):
+            result.metrics.extend(Metric.missing(f"micro_f1_{scope}", labeller, extractor=name) for scope in CLASS_SETS)
+            continue
+        labels = _labels(name, labeller, generated, real, constant)
+        metrics, rows, chart = _label_f1(labels, uncertain, bootstrap)
+        result.metrics.extend(metrics)
+        result.rows.extend(rows)
+        result.charts.update(chart)
+        result.cases[f"{name} label agreement"] = _agreement(labels, uncertain)
+    return result
 
 
 def _labels(

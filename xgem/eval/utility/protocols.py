@@ -221,63 +221,50 @@ def suite(
     if name == "anonymisation":
         return (whole, Protocol("anonymised", lambda seed: anonymised(real, synthetic, seed=seed), "real"))
     if name == "imbalance":
-        return (
-            whole,
-            Protocol("real + balance", lambda seed: balanced(real, synthetic, classes, seed=seed), "real"),
-        )
+        return (whole, Protocol("real + balance", lambda seed: balanced(real, synthetic, classes, seed=seed), "real"))
     if name == "scarcity":
-        share = min(fractions, key=lambda one: abs(one - 0.1))
-        base = f"{100 * share:g} % real"
-        few = [
-            Protocol(
-                f"{base} + {k:.3g}x",
-                lambda seed, k=k: scarce(real, synthetic, share, k, seed=seed),
-                base,
-                "with synthetic",
-                k,
-            )
-            for k in (multiples or MULTIPLES)
-        ]
-        alone = Protocol(base, lambda seed: scarce(real, synthetic, share, seed=seed), line="with synthetic", at=0.0)
-        return (alone, *few, replace(whole, against=base))
+        return _scarcity(real, synthetic, min(fractions, key=lambda share: abs(share - 0.1)), multiples or MULTIPLES)
     if name == "pretraining":
         return tuple(
             protocol
             for share in fractions
-            for protocol in (
-                Protocol(
-                    f"{100 * share:g} % real",
-                    lambda seed, share=share: scarce(real, synthetic, share, seed=seed),
-                    line="from scratch",
-                    at=100 * share,
-                ),
-                Protocol(
-                    f"pretrained, {100 * share:g} % real",
-                    lambda seed, share=share: pretrained(real, synthetic, share, seed=seed),
-                    f"{100 * share:g} % real",
-                    "pretrained",
-                    100 * share,
-                ),
+            for protocol in _with_and_without_pretraining(
+                f"{100 * share:g} % real",
+                100 * share,
+                lambda seed, share=share: scarce(real, synthetic, share, seed=seed),
+                lambda seed, share=share: pretrained(real, synthetic, share, seed=seed),
             )
         )
     if name == "few-shot":
         return tuple(
             protocol
             for k in shots
-            for protocol in (
-                Protocol(
-                    f"{k}-shot",
-                    lambda seed, k=k: few_shot(real, k, classes, seed=seed),
-                    line="from scratch",
-                    at=float(k),
-                ),
-                Protocol(
-                    f"pretrained, {k}-shot",
-                    lambda seed, k=k: few_shot(real, k, classes, pretraining=synthetic, seed=seed),
-                    f"{k}-shot",
-                    "pretrained",
-                    float(k),
-                ),
+            for protocol in _with_and_without_pretraining(
+                f"{k}-shot",
+                float(k),
+                lambda seed, k=k: few_shot(real, k, classes, seed=seed),
+                lambda seed, k=k: few_shot(real, k, classes, pretraining=synthetic, seed=seed),
             )
         )
-    raise InputError(f"no suite {name!r}; expected one of {', '.join(SUITES)}")
+    raise InputError(f"suite {name!r}: expected one of {', '.join(SUITES)}")
+
+
+def _scarcity(real: EvalSet, synthetic: EvalSet, share: float, multiples: Sequence[float]) -> tuple[Protocol, ...]:
+    """A share of the real images alone, with multiples of it in synthetic images, and all real images."""
+    base, line = f"{100 * share:g} % real", "with synthetic"
+    few = [
+        Protocol(f"{base} + {k:.3g}x", lambda seed, k=k: scarce(real, synthetic, share, k, seed=seed), base, line, k)
+        for k in multiples
+    ]
+    alone = Protocol(base, lambda seed: scarce(real, synthetic, share, seed=seed), line=line, at=0.0)
+    return (alone, *few, Protocol("real", lambda seed: real_only(real), base))
+
+
+def _with_and_without_pretraining(
+    name: str, amount: float, scratch: Callable[[int], Training], pretraining: Callable[[int], Training]
+) -> tuple[Protocol, Protocol]:
+    """A protocol from scratch, and the same after pretraining on synthetic images, compared with it."""
+    return (
+        Protocol(name, scratch, line="from scratch", at=amount),
+        Protocol(f"pretrained, {name}", pretraining, name, "pretrained", amount),
+    )
