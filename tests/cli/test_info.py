@@ -55,7 +55,7 @@ def test_params_of_other_settings(xgem: Any) -> None:
         ("frontal_dit.depths=3", "no field 'depths', only"),
         ("frontal_dit.kind=text_encoder", "no field 'kind'"),
         ("frontal_dit.width=wide", "frontal_dit.width=wide: components.frontal_dit"),
-        ("frontal_dit.heads=7", "that 7 heads divide, got 192"),
+        ("frontal_dit.heads=7", "divisible by 7 heads, got 192"),
         ("frontal_dit.context_dim=7", "has width 192"),
         ("frontal_dit.width=[", "not a YAML value"),
         (

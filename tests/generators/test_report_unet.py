@@ -51,5 +51,5 @@ def test_levels_attend_where_they_are_told_to(debug_preset: Any) -> None:
 
 def test_flags_must_fit_the_levels(debug_preset: Any) -> None:
     values = debug_preset.components["report"].model_dump() | {"attention": (True,)}
-    with pytest.raises(ValidationError, match="one attention flag a level, 2"):
+    with pytest.raises(ValidationError, match=r"one attention flag per level \(2\)"):
         ReportGeneratorConfig(**values)
