@@ -57,7 +57,7 @@ def test_texts_that_are_cut_are_counted(
     longer = sum(count > limit for count in counts)
     assert longer
     prompt_bank("report", encoder, train, ArrayCache(tmp_path), CPU, limit)
-    assert f"{longer} of {len(texts)} texts have more tokens than are read" in caplog.text
+    assert f"{longer} of {len(texts)} texts are too long and were truncated" in caplog.text
     caplog.clear()
     prompt_bank("report", encoder, train, ArrayCache(tmp_path / "other"), CPU, counts[-1])
     assert not caplog.text
@@ -106,5 +106,5 @@ def test_a_split_without_the_modality(
     old = Manifest.read(toy)
     rows = [row.model_copy(update={"impression": "", "labels": ()}) for row in old.rows if row.file]
     corpus = Corpus.load(Manifest(tuple(rows), old.root), "train", debug_preset, tmp_path / "images", progress=False)
-    with pytest.raises(DataError, match="no report in this split"):
+    with pytest.raises(DataError, match="this split has no report"):
         target_bank("report", debug_parts["report_vae"], corpus, ArrayCache(tmp_path / "bank"), CPU)

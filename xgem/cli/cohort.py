@@ -14,40 +14,49 @@ if TYPE_CHECKING:
 
 
 def cohort(
-    plan: Annotated[Path, typer.Argument(metavar="PLAN", help="A YAML file that says what to make.")],
+    plan: Annotated[Path, typer.Argument(metavar="PLAN", help="Plan of the cohort, a YAML file.")],
     out: Annotated[
-        Path | None, typer.Option("--out", metavar="DIR", help="Folder: new, empty, or of the same plan.")
+        Path | None,
+        typer.Option("--out", metavar="DIR", help="Folder to write: new, empty, or started with the same plan."),
     ] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only check the plan and print what it makes.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Check the plan and print what it would generate.")
+    ] = False,
     shard: Annotated[
-        str | None, typer.Option("--shard", metavar="I/N", help="Make this part only; torchrun sets it itself.")
+        str | None,
+        typer.Option("--shard", metavar="I/N", help="Generate only part I of N; set automatically under torchrun."),
     ] = None,
-    collect: Annotated[bool, typer.Option("--collect", help="Only write the final files; makes no study.")] = False,
-    slurm: Annotated[bool, typer.Option("--slurm", help="Queue a SLURM job with a shard a task (submitit).")] = False,
-    partition: Annotated[str | None, typer.Option("--partition", help="SLURM's partition.")] = None,
-    nodes: Annotated[int, typer.Option("--nodes", min=1, help="Nodes of the SLURM job.")] = 1,
-    tasks: Annotated[int, typer.Option("--tasks", min=1, help="Shards a node.")] = 1,
-    gpus: Annotated[int | None, typer.Option("--gpus", min=1, help="GPUs a node.", show_default="none")] = None,
-    timeout: Annotated[int, typer.Option("--timeout", min=1, help="Minutes that the SLURM job may take.")] = 60,
+    collect: Annotated[bool, typer.Option("--collect", help="Write only the final files; generate nothing.")] = False,
+    slurm: Annotated[
+        bool, typer.Option("--slurm", help="Submit a SLURM job with one shard per task (needs submitit).")
+    ] = False,
+    partition: Annotated[str | None, typer.Option("--partition", help="SLURM partition.")] = None,
+    nodes: Annotated[int, typer.Option("--nodes", min=1, help="Number of nodes of the SLURM job.")] = 1,
+    tasks: Annotated[int, typer.Option("--tasks", min=1, help="Shards per node.")] = 1,
+    gpus: Annotated[int | None, typer.Option("--gpus", min=1, help="GPUs per node.", show_default="none")] = None,
+    timeout: Annotated[int, typer.Option("--timeout", min=1, help="Time limit of the SLURM job in minutes.")] = 60,
     device: Annotated[
-        str | None, typer.Option("--device", help="cpu, cuda, cuda:1 ...", show_default="a GPU, or cpu")
+        str | None, typer.Option("--device", help="Device: cpu, cuda, cuda:1 ...", show_default="a GPU, or cpu")
     ] = None,
     dtype: Annotated[
-        str | None, typer.Option("--dtype", help="float32, bfloat16 or float16.", show_default="float32")
+        str | None, typer.Option("--dtype", help="Number format: float32, bfloat16 or float16.", show_default="float32")
     ] = None,
     use_compile: Annotated[
-        bool, typer.Option("--compile", help="Compile the diffusion transformer; pays for large cohorts.")
+        bool, typer.Option("--compile", help="Compile the diffusion transformer; worthwhile for large cohorts.")
     ] = False,
     threads: Annotated[
-        int | None, typer.Option("--threads", min=1, help="CPU threads.", show_default="as begun, or torch's")
+        int | None,
+        typer.Option(
+            "--threads", min=1, help="Number of CPU threads.", show_default="that of the earlier run, or PyTorch's"
+        ),
     ] = None,
     progress: Annotated[bool, typer.Option("--progress/--no-progress", help="Show a progress bar (on stderr).")] = True,
 ) -> None:
-    """Make a synthetic data set to specification: findings x demographics x views, or matched to a manifest.
+    """Generate a synthetic data set from a plan: findings x demographics x views, or matched to a manifest.
 
     xgem cohort plan.yaml --out cohort
 
-    Stopped at any moment, the same command goes on, and ends with the same bytes. Shards may run at any time, anywhere;
+    After an interruption, the same command resumes and gives identical files. Shards can run anytime, anywhere;
     the last to finish writes manifest.parquet, metadata.csv, dataset.json and cohort.json.
     """
     from xgem.cohort.plan import read_plan

@@ -1,4 +1,4 @@
-"""``xgem data``: make and check manifests."""
+"""``xgem data``: create and check manifests."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-app = typer.Typer(help="Make and check manifests of studies.", no_args_is_help=True, add_completion=False)
+app = typer.Typer(help="Create and check manifests of studies.", no_args_is_help=True, add_completion=False)
 
 
 class Source(StrEnum):
@@ -25,13 +25,13 @@ class Source(StrEnum):
 
 @app.command()
 def prepare(
-    source: Annotated[Source, typer.Argument(help="The data set's name.")],
+    source: Annotated[Source, typer.Argument(help="Name of the data set.")],
     directory: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of the unpacked data set.")],
     out: Annotated[Path, typer.Option("--out", help="Manifest to write: .parquet or .jsonl.")],
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing manifest.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the counts as JSON.")] = False,
 ) -> None:
-    """Make the manifest of a data set. Images are referred to where they are and never copied."""
+    """Create the manifest of a data set. It refers to the images in place; none is copied."""
     import importlib
 
     from xgem.types import OutputError
@@ -46,11 +46,11 @@ def prepare(
 @app.command()
 def check(
     manifest: Annotated[Path, typer.Argument(help="Manifest to check: .parquet or .jsonl.")],
-    files: Annotated[bool, typer.Option(help="Look for every image on the disk.")] = True,
-    images: Annotated[bool, typer.Option("--images", help="Read every image too; takes minutes.")] = False,
+    files: Annotated[bool, typer.Option(help="Check that every image file exists.")] = True,
+    images: Annotated[bool, typer.Option("--images", help="Also decode every image; takes minutes.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the counts as JSON.")] = False,
 ) -> None:
-    """Check a manifest: schema, duplicates, missing files, subjects in two splits; and count its labels by class."""
+    """Check a manifest for schema errors, duplicates, missing files and subjects in two splits; count labels."""
     from xgem.data.manifest import Manifest
     from xgem.labels.vocabulary import annotated_matrix, count_labels
 
@@ -69,7 +69,7 @@ def merge(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing manifest.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the counts as JSON.")] = False,
 ) -> None:
-    """Make one manifest of several. A study, or an image, in two of them is an error."""
+    """Merge manifests. A study or an image that is in two of them is an error."""
     from xgem.data.manifest import Manifest
     from xgem.data.manifest import merge as merge_manifests
 
@@ -82,19 +82,21 @@ def merge(
 @app.command()
 def outline(
     manifest: Annotated[Path, typer.Argument(help="Manifest with hand-drawn masks in its split train.")],
-    out: Annotated[Path, typer.Option("--out", help="Manifest to write; its masks go into a folder beside it.")],
+    out: Annotated[Path, typer.Option("--out", help="Manifest to write; masks are saved in a folder next to it.")],
     cache: Annotated[
         Path | None,
-        typer.Option("--cache", metavar="DIR", help="Prepared images, segmenter.", show_default="beside OUT"),
+        typer.Option(
+            "--cache", metavar="DIR", help="Folder for prepared images and the segmenter.", show_default="next to OUT"
+        ),
     ] = None,
-    epochs: Annotated[int, typer.Option("--epochs", min=1, help="Epochs of the segmenter.")] = 40,
-    seed: Annotated[int, typer.Option("--seed", min=0, help="Of the segmenter.")] = 1,
+    epochs: Annotated[int, typer.Option("--epochs", min=1, help="Training epochs of the segmenter.")] = 40,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Random seed of the segmenter.")] = 1,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing manifest.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the counts as JSON.")] = False,
 ) -> None:
-    """Outline lungs and heart in training images without annotations, as a segmenter learnt it from those with masks.
+    """Segment lungs and heart in training images without masks, by a segmenter trained on those with masks.
 
-    For training a ControlNet: hand-drawn masks are few. The splits val and test stay as they are.
+    This gives a ControlNet more training data, as hand-drawn masks are rare. Splits val and test are not changed.
     """
     import logging
 

@@ -15,34 +15,34 @@ def train(
             metavar="STAGE", help="image-vae, image-decoder, clip, report-vae, frontal, lateral, report, all, or reid."
         ),
     ],
-    data: Annotated[Path, typer.Option("--data", help="Manifest with the splits train and val.")],
-    out: Annotated[Path, typer.Option("--out", help="Folder of the checkpoint and of the training logs.")],
+    data: Annotated[Path, typer.Option("--data", help="Manifest with splits train and val.")],
+    out: Annotated[Path, typer.Option("--out", help="Folder for the checkpoint and the training logs.")],
     preset: Annotated[
         str | None,
-        typer.Option(
-            "--preset", help="Name of a preset or a YAML file; of reid: small, published.", show_default=False
-        ),
+        typer.Option("--preset", help="Preset name or YAML file; for reid: small or published.", show_default=False),
     ] = None,
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Go on where an earlier run stopped, if there is one.")
-    ] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Resume an earlier run, if there is one.")] = False,
     init: Annotated[
         str | None,
         typer.Option(
-            "--init", help="Start from this checkpoint's weights: embedded, folder or hub id.", show_default="fresh"
+            "--init", help="Initialise from this checkpoint: embedded, folder or hub id.", show_default="random weights"
         ),
     ] = None,
-    seed: Annotated[int, typer.Option("--seed", min=0, help="Decides weights, data order and noise.")] = 0,
-    use_compile: Annotated[bool, typer.Option("--compile", help="Compile the model; pays on long runs.")] = False,
-    precision: Annotated[str, typer.Option("--precision", help="no (float32), bf16 or fp16.")] = "no",
-    threads: Annotated[int | None, typer.Option("--threads", min=1, help="CPU threads; default: all cores.")] = None,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Random seed of weights, data order and noise.")] = 0,
+    use_compile: Annotated[
+        bool, typer.Option("--compile", help="Compile the model; worthwhile for long runs.")
+    ] = False,
+    precision: Annotated[str, typer.Option("--precision", help="Mixed precision: no (float32), bf16 or fp16.")] = "no",
+    threads: Annotated[
+        int | None, typer.Option("--threads", min=1, help="Number of CPU threads; default: all cores.")
+    ] = None,
     progress: Annotated[bool, typer.Option(help="Show a progress bar.")] = True,
 ) -> None:
-    """Train one stage or all of them into --out, which is a checkpoint that `xgem generate --model` takes.
+    """Train one stage, or all of them, and write a checkpoint for `xgem generate --model` to --out.
 
-    Checkpoints are written as it goes; killed at any moment, the same command with --resume ends with the same weights.
+    Progress is saved regularly: after an interruption, the same command with --resume ends with the same weights.
 
-    The stage reid is no part of a preset: the network of xgem eval that tells whether two frontals are of one patient.
+    Stage reid is not part of a preset: it trains the re-identification network that xgem eval privacy uses.
     """
     import logging
 

@@ -1,4 +1,4 @@
-"""Annotated images of a corpus as latents: what a ControlNet learns from."""
+"""Latents of annotated images and of their annotations: training data of a ControlNet."""
 
 from __future__ import annotations
 
@@ -22,21 +22,21 @@ from xgem.utils.hashing import module_hash
 from xgem.utils.random import mix
 
 VERSION = 3
-"""Raise when the same study would give other latents than before."""
+"""To be incremented whenever the same study would give different latents."""
 KINDS = ("masks", "boxes", "severity")
 _VARIANTS, _SUBSETS = 8, 2
-_MANY = 500  # of a thing that so many images show, each is variety enough
+_MANY = 500  # a structure, class or score with this many images needs no augmented variants
 _LEAST_BOX = 0.01
 _CHUNK = 64
 
 
 @dataclass(frozen=True)
 class AnnotatedBank:
-    """``targets`` (v, c, h, w): latents of images; ``annotations`` (a, c, h, w): those of annotation images.
+    """``targets`` (v, c, h, w): latents of images; ``annotations`` (a, c, h, w): latents of annotation images.
 
-    ``pairs`` lists, by study, which image goes with which annotation: every variant of the image (moved and scaled
-    a little, never mirrored) with everything that is annotated in it, with some of it, and with each kind alone.
-    ``holds`` says of every row of ``annotations`` which kinds it shows.
+    ``pairs``: by study, (image row, annotation row): every variant of the image (slightly shifted and scaled, never
+    mirrored) with all of its annotation, with random parts of it, and with each kind alone.
+    ``holds``: for every row of ``annotations``, the kinds that it shows.
     """
 
     targets: Tensor
@@ -44,7 +44,7 @@ class AnnotatedBank:
     pairs: dict[int, list[tuple[int, int]]]
     holds: list[frozenset[str]]
     kinds: dict[str, dict[str, list[int]]]
-    """Of masks, boxes and severity, the studies that have each thing: a structure, a class, a score."""
+    """By kind (masks, boxes, severity): the studies with each structure, class or score."""
 
 
 def annotated_bank(
@@ -58,11 +58,12 @@ def annotated_bank(
     vary: bool,
     seed: int,
 ) -> AnnotatedBank:
-    """Draw the annotations of a corpus as ``control`` reads them, encode them and their frontal images, or take both
-    from the cache.
+    """Encode the annotated frontal images of a corpus and their annotations, drawn as ``control`` specifies, or load
+    both from the cache.
 
     Raises:
-        DataError: no study of the split is annotated. InputError: one shows what ``control`` does not know.
+        DataError: no study of the split is annotated. InputError: a structure or class that
+            ``control`` has no name for.
     """
     drawn: dict[int, Annotation] = {}
     for index, study in enumerate(corpus.studies):
@@ -89,7 +90,7 @@ def annotated_bank(
         for variant in range(_VARIANTS if vary and index in rare else 1):
             plan.append((index, variant, shown))
             pairs[index] += [(images, rows + number) for number in range(len(shown))]
-            holds += [_shows(one) for one in shown]
+            holds += [_shows(part) for part in shown]
             images, rows = images + 1, rows + len(shown)
 
     @torch.no_grad()
@@ -143,7 +144,7 @@ def _variants(
     control: ControlNetConfig,
     seed: int,
 ) -> Iterator[tuple[Tensor, list[Tensor]]]:
-    """Every variant of every image (1, 1, s, s) with its annotation images."""
+    """Every variant of every image (1, 1, s, s) with its annotation images, (1, 1, s, s) each."""
     how: dict[str, Any] = {"filled": control.filled_boxes, "vocabulary": control.vocabulary}
     for index, variant, shown in plan:
         image = corpus.images.floats(corpus.rows(index, "frontal")[:1])
@@ -158,9 +159,9 @@ def _variants(
 
 
 def _some(annotation: Annotation, rng: random.Random) -> Annotation:
-    """A part of what is annotated: each thing with even chance, at least one."""
-    things = [*annotation.masks, *annotation.boxes] + (["severity"] if annotation.severity is not None else [])
-    kept = [thing for thing in things if rng.random() < 0.5] or [rng.choice(things)]
+    """A random part of an annotation: each item with probability 1/2, at least one."""
+    items = [*annotation.masks, *annotation.boxes] + (["severity"] if annotation.severity is not None else [])
+    kept = [item for item in items if rng.random() < 0.5] or [rng.choice(items)]
     return replace(
         annotation,
         masks={name: mask for name, mask in annotation.masks.items() if name in kept},
@@ -180,7 +181,7 @@ def _shows(annotation: Annotation) -> frozenset[str]:
 
 
 def _moved_image(images: Tensor, scale: float, right: float, down: float, *, mode: str) -> Tensor:
-    """(n, 1, s, s) scaled about the middle and shifted by shares of the side; zeros come in from outside."""
+    """Images (n, 1, s, s) scaled about the centre and shifted by fractions of the side, padded with zeros."""
     theta = images.new_tensor([[1 / scale, 0, -2 * right / scale], [0, 1 / scale, -2 * down / scale]])
     grid = F.affine_grid(theta.expand(len(images), 2, 3), list(images.shape), align_corners=False)
     return F.grid_sample(images, grid, mode=mode, align_corners=False)
@@ -197,7 +198,7 @@ def _moved(annotation: Annotation, scale: float, right: float, down: float) -> A
 
 
 def _moved_box(box: Box, scale: float, right: float, down: float) -> Box | None:
-    """None where too little of it remains inside."""
+    """The box after scaling and shifting; None if too little of it remains inside the image."""
 
     def along(start: float, length: float, shift: float) -> tuple[float, float]:
         ends = [min(1.0, max(0.0, 0.5 + scale * (x - 0.5) + shift)) for x in (start, start + length)]

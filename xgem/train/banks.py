@@ -1,4 +1,4 @@
-"""What frozen components make of a corpus, once: prompt encodings and target latents, kept in the cache."""
+"""Outputs of frozen components for a whole corpus, computed once and cached: prompt encodings, target latents."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ _CHUNK = 64
 
 @dataclass(frozen=True)
 class PromptBank:
-    """A prompt encoder's answers: ``pooled`` (n, d), ``tokens`` (n, t, c) float16, ``mask`` (n, t) bool.
+    """Outputs of a prompt encoder: ``pooled`` (n, d), ``tokens`` (n, t, c) float16, ``mask`` (n, t) bool.
 
-    ``rows`` lists, for each study of the corpus, the rows that it offers as a prompt.
+    ``rows``: for each study of the corpus, the rows that can serve as its prompt.
     """
 
     pooled: Tensor
@@ -36,15 +36,15 @@ class PromptBank:
     rows: list[list[int]]
 
     def encoded(self, rows: list[int]) -> Encoded:
-        """The answers of ``rows``, without the padding that none of them needs."""
-        mask = self.mask[rows]
+        """Encodings of ``rows``, b in number, without common padding: (b, d), (b, n, c), (b, n)."""
+        mask = self.mask[rows]  # (b, t)
         width = int(mask.sum(dim=1).max())
         return Encoded(self.pooled[rows].float(), self.tokens[rows, :width].float(), mask[:, :width])
 
 
 @dataclass(frozen=True)
 class TargetBank:
-    """A codec's latents (n, ...); ``rows`` lists, for each study, the rows that it offers as a target."""
+    """Latents (n, ...) of a codec; ``rows``: for each study, the rows that can serve as its target."""
 
     latents: Tensor
     rows: list[list[int]]
@@ -53,12 +53,12 @@ class TargetBank:
 def _items(corpus: Corpus, modality: str, *, as_target: bool) -> tuple[list[list[int]], list[Any]]:
     """Rows by study, and the batches to encode in the order of the rows.
 
-    Images serve both sides. As a prompt, a study's text is any that describes it; as a target, its report.
+    Images are the same as prompt and as target. Prompt texts are all that describe a study; the target is its report.
     """
     studies = range(len(corpus.studies))
     if get_modality(modality).is_image:
-        own = [corpus.rows(index, modality) for index in studies]
-        flat = [row for found in own for row in found]
+        items = [corpus.rows(index, modality) for index in studies]
+        flat = [row for study_rows in items for row in study_rows]
         batches: list[Any] = [
             corpus.images.floats(flat[start : start + _CHUNK]) for start in range(0, len(flat), _CHUNK)
         ]
@@ -66,20 +66,20 @@ def _items(corpus: Corpus, modality: str, *, as_target: bool) -> tuple[list[list
         texts = [[corpus.reports[i]] if as_target and corpus.reports[i] else [] for i in studies]
         if not as_target:
             texts = [corpus.texts(index) for index in studies]
-        own = [list(range(len(found))) for found in texts]
-        joined = [text for found in texts for text in found]
+        items = [list(range(len(study_texts))) for study_texts in texts]
+        joined = [text for study_texts in texts for text in study_texts]
         batches = [joined[start : start + _CHUNK] for start in range(0, len(joined), _CHUNK)]
     if not batches:
-        raise DataError(f"no {modality} in this split: train on a manifest that has some")
+        raise DataError(f"this split has no {modality}: train on a manifest with some")
     rows, offset = [], 0
-    for found in own:
-        rows.append(list(range(offset, offset + len(found))))
-        offset += len(found)
+    for study_items in items:
+        rows.append(list(range(offset, offset + len(study_items))))
+        offset += len(study_items)
     return rows, batches
 
 
 def _key(modality: str, corpus: Corpus, rows: list[list[int]]) -> dict[str, Any]:
-    """Contents and texts, and which study has which rows: an image whose view was corrected keeps its contents."""
+    """Cache key: hash of the data, and of the rows by study, which change if the view of an image is corrected."""
     placed = hashlib.sha256(json.dumps(rows).encode()).hexdigest()
     return {"modality": modality, "data": corpus.fingerprint(), "rows": placed}
 
@@ -91,18 +91,18 @@ def _on(batch: Any, device: torch.device) -> Any:
 def prompt_bank(
     modality: str, encoder: Any, corpus: Corpus, cache: ArrayCache, device: torch.device, limit: int | None = None
 ) -> PromptBank:
-    """Encode every prompt of ``modality``, or take it from the cache, keyed by the data's and the encoder's hash.
+    """Encode every prompt of ``modality``, or load it from the cache, keyed by the hashes of data and encoder.
 
-    Texts that the encoder cuts, or a generator that reads ``limit`` tokens, are counted in a warning.
+    A warning gives the number of texts truncated by the encoder, or by a generator that reads ``limit`` tokens.
     """
     rows, batches = _items(corpus, modality, as_target=False)
 
     @torch.no_grad()
     def make() -> dict[str, Tensor]:
         texts = [text for batch in batches if isinstance(batch, list) for text in batch]
-        cut = sum(bool(encoder.notes(text, limit)) for text in texts)
-        if cut:
-            logger.warning("%d of %d texts have more tokens than are read: their ends are cut off", cut, len(texts))
+        truncated = sum(bool(encoder.notes(text, limit)) for text in texts)
+        if truncated:
+            logger.warning("%d of %d texts are too long and were truncated", truncated, len(texts))
         encoder.to(device)
         parts = [encoder.encode(_on(batch, device)) for batch in batches]
         width = max(part.tokens.shape[1] for part in parts)
@@ -117,7 +117,7 @@ def prompt_bank(
 
 
 def target_bank(modality: str, codec: Any, corpus: Corpus, cache: ArrayCache, device: torch.device) -> TargetBank:
-    """Encode every target of ``modality``, or take it from the cache, keyed by the data's and the codec's hash."""
+    """Encode every target of ``modality``, or load it from the cache, keyed by the hashes of data and codec."""
     rows, batches = _items(corpus, modality, as_target=True)
 
     @torch.no_grad()
@@ -131,5 +131,5 @@ def target_bank(modality: str, codec: Any, corpus: Corpus, cache: ArrayCache, de
 
 
 def _widened(x: Tensor, width: int) -> Tensor:
-    """Zeros behind (b, n, ...) up to (b, width, ...)."""
+    """Pad (b, n, ...) with zeros to (b, width, ...)."""
     return torch.cat([x, x.new_zeros(x.shape[0], width - x.shape[1], *x.shape[2:])], dim=1)

@@ -31,14 +31,14 @@ from xgem.types import Encoded
 from xgem.utils.random import mix
 
 _VIEWS = ("frontal", "lateral")
-_PATCH = 8  # side of the coarse patch that a token has to describe
-_COMMON = 20  # studies that an annotated label needs to be learned
+_PATCH = 8  # side of the coarse patch that each token predicts
+_COMMON = 20  # minimum number of studies with a label for it to be learned
 _LIMITS = {"age": (20, 30, 40, 50, 60, 70), "severity": (3, 6, 9, 12)}
 
 
 class ContrastiveModel(nn.Module):
-    """Both encoders, the temperature, and two linear layers that serve training only: a read-out of patches that keeps
-    tokens local, and one of the annotated labels from the shared space."""
+    """Both encoders, the temperature, and two linear heads used in training only: one predicts patches from tokens, to
+    keep tokens local; one predicts annotated labels from the shared space."""
 
     def __init__(self, image: ImageEncoder, text: TextEncoder, labels: int) -> None:
         super().__init__()
@@ -47,26 +47,26 @@ class ContrastiveModel(nn.Module):
         self.labels = nn.Linear(image.config.embed_dim, labels) if labels else None
 
     def forward(self, images: Tensor, ids: Tensor) -> tuple[Encoded, Encoded, Tensor, Tensor, Tensor | None]:
-        """Images (b, 1, s, s) and ids (b', n): both encoded, the read-out (b, tokens, 64), inverse temperature, and
-        the labels' logits (b + b', labels) of images and texts."""
+        """Images (b, 1, s, s) and ids (b', n) to both encodings, predicted patches (b, tokens, 64), the inverse
+        temperature (), and label logits (b + b', labels) of images, then texts."""
         image, text = self.image(images), self.text(ids)
         logits = None
         if self.labels is not None:
-            vectors = torch.cat([image.pooled, text.pooled])
+            vectors = torch.cat([image.pooled, text.pooled])  # (b + b', d)
             logits = self.labels(vectors * math.sqrt(vectors.shape[1]))  # unit vectors at unit variance
         return image, text, self.read_out(image.tokens), self.temperature(), logits
 
 
 def coarse_patches(x: Tensor, tokens: int) -> Tensor:
-    """What the read-out should say: (b, 1, s, s) as (b, tokens, 64), each token's patch at 8 x 8."""
+    """Target of the patch head: images (b, 1, s, s) as (b, tokens, 64), the patch of each token at 8 x 8."""
     side = round(tokens**0.5)
-    small = F.interpolate(x, size=(side * _PATCH, side * _PATCH), mode="area")
+    small = F.interpolate(x, size=(side * _PATCH, side * _PATCH), mode="area")  # (b, 1, 8 side, 8 side)
     return rearrange(small, "b 1 (h p) (w q) -> b (h w) (p q)", p=_PATCH, q=_PATCH)
 
 
 def written_labels(known: Mapping[str, Any]) -> list[float]:
-    """What ``Corpus.known`` says of a study as labels: female, and whether its age and its score are over some limits;
-    NaN where it is not known."""
+    """The fields of ``Corpus.known`` as binary labels: female, age above each limit, severity above each limit; NaN if
+    unknown."""
     labels = [float(known["sex"] == "F") if "sex" in known else math.nan]
     for field, limits in _LIMITS.items():
         labels += [float(known[field] > limit) if field in known else math.nan for limit in limits]
@@ -74,7 +74,7 @@ def written_labels(known: Mapping[str, Any]) -> list[float]:
 
 
 def common_labels(corpus: Corpus) -> list[str]:
-    """The annotated labels that at least 20 studies have, in alphabetical order."""
+    """Annotated labels with at least 20 studies, in alphabetical order."""
     counts = Counter(label for study in corpus.studies for label in set(study.labels))
     return sorted(label for label, count in counts.items() if count >= _COMMON)
 
@@ -82,11 +82,11 @@ def common_labels(corpus: Corpus) -> list[str]:
 class ClipStage(Stage):
     """Symmetric InfoNCE over frontal-report, lateral-report and frontal-lateral, all three at every step.
 
-    Studies whose annotated findings (or, without them, impressions) are the same are no negatives of one another where
-    a report is involved: half of all chest reports say that nothing is wrong. ``config.loss``: ``patches`` and
-    ``labels``, the weights of the patch read-out and of the common annotated labels, with what the preset writes in
-    front of texts (binary cross-entropy from either encoder's vector, unannotated studies left out); ``known``, the
-    share of samples drawn from studies of which the latter is known.
+    Studies with the same annotated findings (or, without annotations, the same impression) are not negatives of each
+    other in pairs with a report: half of all chest reports are normal. ``config.loss``: ``patches``, weight of the
+    patch head; ``labels``, weight of the binary cross-entropy of annotated labels, and of demographics and severity if
+    the preset adds them to texts, from either encoder's vector (unknown labels masked); ``known``, fraction of samples
+    drawn from studies with known demographics or severity.
     """
 
     name = "clip"
@@ -138,7 +138,12 @@ class ClipStage(Stage):
         return annotated + (written_labels(known) if self.written else [])
 
     def _collate(self, corpus: Corpus, indices: list[int], rng: random.Random | None) -> dict[str, Any]:
-        """``owner`` (images or texts,) says which study of the batch each row belongs to; ``key`` which are alike."""
+        """Batch of the studies ``indices``, b in number; n images (frontals, then laterals) and m texts.
+
+        ``images`` (n, 1, s, s); ``ids`` (m, tokens); ``owner`` by modality: position in the batch of the study of each
+        row; ``key`` (b,): equal for studies that are not negatives of each other; ``labels`` (b, l); ``text_labels``
+        (m, l): only what the text states.
+        """
         rows: dict[str, list[int]] = {view: [] for view in _VIEWS}
         owners: dict[str, list[int]] = {"frontal": [], "lateral": [], "report": []}
         texts: list[str] = []
@@ -147,20 +152,20 @@ class ClipStage(Stage):
         text_labels: list[list[float]] = []
         for position, index in enumerate(indices):
             for view in _VIEWS:
-                if found := corpus.rows(index, view):
-                    rows[view].append(rng.choice(found) if rng else found[0])
+                if candidates := corpus.rows(index, view):
+                    rows[view].append(rng.choice(candidates) if rng else candidates[0])
                     owners[view].append(position)
             study = corpus.studies[index]
             known = corpus.known(index)
             labels.append(self._labels_of(study, known))
-            if found := corpus.texts(index):
-                text = vary(rng.choice(found), rng) if rng else found[0]
+            if descriptions := corpus.texts(index):
+                text = vary(rng.choice(descriptions), rng) if rng else descriptions[0]
                 texts.append(text)
                 owners["report"].append(position)
-                said = {field: value for field, value in known.items() if f"{field}:" in text}
-                text_labels.append(self._labels_of(study, said))
-            alike = "|".join(sorted(study.labels)) or study.impression
-            keys.append(int.from_bytes(hashlib.sha256(alike.encode()).digest()[:6], "big"))
+                stated = {field: value for field, value in known.items() if f"{field}:" in text}
+                text_labels.append(self._labels_of(study, stated))
+            content = "|".join(sorted(study.labels)) or study.impression
+            keys.append(int.from_bytes(hashlib.sha256(content.encode()).digest()[:6], "big"))
         x = corpus.images.floats(rows["frontal"] + rows["lateral"])
         return {
             "images": jitter(x) if rng else x,
@@ -172,18 +177,21 @@ class ClipStage(Stage):
         }
 
     def loss(self, module: nn.Module, batch: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
+        # b studies in the batch, n images, m texts, d shared space; world * b studies over all processes
         image, text, read_out, scale, logits = module(batch["images"], batch["ids"])
         owner, device = batch["owner"], image.pooled.device
         count = len(batch["key"])
         frontals = len(owner["frontal"])
         vectors = {"frontal": image.pooled[:frontals], "lateral": image.pooled[frontals:], "report": text.pooled}
         gather = partial(gathered, training=module.training)
+        # One row per study, zeros if missing, so that every process gathers the same shape
         placed, present = {}, {}
-        for name, value in vectors.items():  # every process gathers the same shape: one row a study, zeros if missing
+        for name, value in vectors.items():  # (world * b, d) and (world * b,)
             rows = owner[name].to(device)
             placed[name] = gather(value.new_zeros(count, value.shape[1]).index_copy(0, rows, value[: len(rows)]))
             present[name] = gather(value.new_zeros(count).index_fill(0, rows, 1.0)) > 0
         key = gather(batch["key"].to(device).double()).long()  # 48 bits: exact as doubles, which can be gathered
+        # InfoNCE of every pair of modalities, over the studies that have both
         terms: dict[str, Tensor] = {}
         for a, b in itertools.combinations(vectors, 2):
             both = present[a] & present[b]
@@ -191,21 +199,23 @@ class ClipStage(Stage):
                 continue
             same = key[both][:, None] == key[both] if b == "report" else None
             terms[f"{a}-{b}"] = info_nce(placed[a][both], placed[b][both], scale, same)
-        # A batch may have no pair with one of the towers; processes expect gradients of all weights from each other.
+        # A batch may have no pair with one of the encoders, but DDP expects gradients of all parameters.
         total = 0 * (image.pooled.sum() + text.pooled.sum())
         if terms:
             total = total + torch.stack(list(terms.values())).mean()
+        # Patch head
         patches = F.mse_loss(read_out, coarse_patches(batch["images"], read_out.shape[1]))
         logged = {k: v.detach() for k, v in terms.items()} | {"patches": patches.detach(), "scale": scale.detach()}
         total = total + self.weights["patches"] * patches
         if logits is not None:
-            imaged = torch.cat([owner[view] for view in _VIEWS]).to(device)
-            truth = torch.cat([batch["labels"].to(device)[imaged], batch["text_labels"].to(device)])
+            # Label head: n images, then m texts; unknown labels are masked
+            image_owner = torch.cat([owner[view] for view in _VIEWS]).to(device)  # (n,)
+            truth = torch.cat([batch["labels"].to(device)[image_owner], batch["text_labels"].to(device)])  # (n + m, l)
             known = truth.isfinite()
             logits = logits.float()[: len(truth)]
             losses = F.binary_cross_entropy_with_logits(logits, truth.nan_to_num(), reduction="none") * known
-            found = losses.sum() / known.sum().clamp(min=1)
-            total, logged = total + self.weights["labels"] * found, logged | {"labels": found.detach()}
+            label_loss = losses.sum() / known.sum().clamp(min=1)
+            total, logged = total + self.weights["labels"] * label_loss, logged | {"labels": label_loss.detach()}
         return total, logged
 
     def validate(self, module: nn.Module) -> dict[str, float]:

@@ -1,4 +1,4 @@
-"""The stage that trains a ControlNet: the transformer frozen, its images steered by annotations (ChexGen)."""
+"""The stage that trains a ControlNet on a frozen diffusion transformer with annotated images (ChexGen)."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ _SHEET = 12
 
 
 class _Steered(nn.Module):
-    """The ControlNet beside its frozen transformer, in one call."""
+    """The ControlNet and its frozen transformer in one ``forward``."""
 
     def __init__(self, control: ControlNet, generator: DiTLatentDiffusion) -> None:
         super().__init__()
         self.control = control
-        self.frozen = [generator]  # in a list: not to be optimised, averaged or copied
+        self.frozen = [generator]  # in a list: not registered as a submodule
 
     def forward(
         self, z: Tensor, t: Tensor, encoded: Mapping[str, Encoded], keep: Mapping[str, Tensor], annotation: Tensor
@@ -49,11 +49,11 @@ class _Steered(nn.Module):
 
 
 class ControlStage(Stage):
-    """The denoising loss of annotated images under control; only the ControlNet learns.
+    """The denoising loss of annotated images under control; only the ControlNet is trained.
 
-    ``config.loss``: ``masks``, ``boxes``, ``severity``, how often such an annotation is drawn, relative to each other
-    (of masks and boxes each structure and class equally often), and ``caption``, the share of samples that keep their
-    text, so that annotations are followed without it.
+    ``config.loss``: ``masks``, ``boxes``, ``severity``, relative sampling frequencies of these annotations (structures
+    of masks and classes of boxes are drawn equally often); ``caption``, fraction of samples that keep their text, so
+    that annotations are also followed without text.
     """
 
     name = "control"
@@ -91,7 +91,7 @@ class ControlStage(Stage):
         )
         self.kinds = {kind: weights[kind] for kind in KINDS if self.train[0].kinds[kind] and weights[kind] > 0}
         if not self.kinds:
-            raise DataError("stage control: nothing that it is to learn is annotated in the training split")
+            raise DataError("stage control: the training split has no annotation of a kind with a positive loss weight")
         self.model = ControlNet.copying(settings, self.generator.net)
         self.module = _Steered(self.model, self.generator)
         self.settings = (settings, *(parts[name].config for name in sorted(parts)))
@@ -105,46 +105,46 @@ class ControlStage(Stage):
         return super().fingerprint() + self.hash
 
     def batch(self, step: int, rank: int, world: int) -> dict[str, Any]:
-        del world  # every process draws on its own
+        del world  # processes draw independently
         rng = random.Random(mix(self.seed, self.name, step, rank))
         bank = self.train[0]
         drawn = rng.choices(list(self.kinds), list(self.kinds.values()), k=self.config.batch_size)
-        # Things take turns, so that a structure which few outline is not lost among lungs, which many images have.
-        things = [rng.choice(list(bank.kinds[kind].values())) for kind in drawn]
-        return self._collate(self.train, [rng.choice(studies) for studies in things], drawn, rng)
+        # Structures and classes are drawn equally often, so that rare ones are not lost among the many lung masks
+        candidates = [rng.choice(list(bank.kinds[kind].values())) for kind in drawn]
+        return self._collate(self.train, [rng.choice(studies) for studies in candidates], drawn, rng)
 
     def _collate(
         self, split: tuple[AnnotatedBank, PromptBank], studies: list[int], kinds: list[str], rng: random.Random
     ) -> dict[str, Any]:
-        """Each study with an annotation that shows its kind, or with any where there are no ``kinds``."""
+        """Each study with an annotation of its kind, or with any annotation if ``kinds`` is empty."""
         bank, prompts = split
-        offered = [bank.pairs[study] for study in studies]
+        candidates = [bank.pairs[study] for study in studies]
         if kinds:
-            offered = [
+            candidates = [
                 [pair for pair in pairs if kind in bank.holds[pair[1]]]
-                for pairs, kind in zip(offered, kinds, strict=True)
+                for pairs, kind in zip(candidates, kinds, strict=True)
             ]
-        pairs = [rng.choice(pairs) for pairs in offered]
+        pairs = [rng.choice(pairs) for pairs in candidates]
         keep = [bool(prompts.rows[study]) and rng.random() < self.caption for study in studies]
         rows = [rng.choice(prompts.rows[study]) if kept else 0 for study, kept in zip(studies, keep, strict=True)]
         return {
-            "z0": bank.targets[[image for image, _ in pairs]],
-            "annotation": bank.annotations[[row for _, row in pairs]],
+            "z0": bank.targets[[image for image, _ in pairs]],  # (b, c, h, w)
+            "annotation": bank.annotations[[row for _, row in pairs]],  # (b, c, h, w)
             "encoded": {self.prompt: prompts.encoded(rows)},
-            "keep": {self.prompt: torch.tensor(keep)},
+            "keep": {self.prompt: torch.tensor(keep)},  # (b,) bool
         }
 
     def loss(self, module: nn.Module, batch: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
-        z0 = batch["z0"]
+        z0 = batch["z0"]  # (b, c, h, w)
         encoded = {name: item.to(z0.device) for name, item in batch["encoded"].items()}
-        t = batch.get("t")
+        t = batch.get("t")  # (b,)
         if t is None:
             t = torch.randint(self.generator.config.diffusion.num_train_timesteps, (len(z0),), device=z0.device)
         z, target = self.generator.noisy(z0, torch.randn_like(z0), t)
         return F.mse_loss(module(z, t, encoded, batch["keep"], batch["annotation"]).float(), target), {}
 
     def validate(self, module: nn.Module) -> dict[str, float]:
-        """The loss of all annotated studies, and with each one's annotation given to the next (``shuffled``)."""
+        """The loss of all annotated studies, and with annotations shifted to the next study (``shuffled``)."""
         device = next(module.parameters()).device
         studies = list(self.val[0].pairs)
         batch = self._collate(self.val, studies, [], random.Random(mix(self.seed, "validate")))
@@ -161,7 +161,7 @@ class ControlStage(Stage):
         return figures
 
     def sheet(self, module: nn.Module) -> Image.Image:
-        """Annotations, their images, and what is made of the annotations without a word."""
+        """Annotations, their real images, and images generated from the annotations without text."""
         assert isinstance(module, _Steered)
         bank = self.val[0]
         image, annotation = (list(rows) for rows in zip(*(pairs[0] for pairs in bank.pairs.values()), strict=True))
@@ -169,8 +169,8 @@ class ControlStage(Stage):
         z0, drawn = bank.targets[image[:_SHEET]].to(device), bank.annotations[annotation[:_SHEET]].to(device)
         noise = torch.randn(z0.shape, generator=torch.Generator().manual_seed(0)).to(device)
         output = Output(self.generator, self.generator.null(len(z0)), noise, control=Control(module.control, drawn))
-        made = sample_together({"": output}, num_inference_steps=20)[""]
-        return contact_sheet([self.codec.decode(latents) for latents in (drawn, z0, made)])
+        generated = sample_together({"": output}, num_inference_steps=20)[""]
+        return contact_sheet([self.codec.decode(latents) for latents in (drawn, z0, generated)])
 
     def finish(self, module: nn.Module, root: Path) -> None:
         assert isinstance(module, _Steered)

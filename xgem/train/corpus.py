@@ -1,4 +1,4 @@
-"""The training corpus: a manifest's studies with prepared images and the texts that each study offers."""
+"""The training corpus: the studies of a manifest with prepared images and all texts that describe them."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ _SENTENCE = re.compile(r"(?<=[.!?])\s+")
 
 
 def sentences(text: str) -> list[str]:
-    """Sentences of cleaned report text."""
+    """Split cleaned report text into sentences."""
     return [part for part in _SENTENCE.split(text.strip()) if part]
 
 
 @dataclass(frozen=True)
 class Corpus:
-    """One split. ``images`` holds every image of it, ``studies`` the studies in the order of their ids.
+    """One split: its ``studies``, ordered by id, and all of their ``images``.
 
-    ``sections``, ``prompt_sections`` and ``joined``: as the preset has them.
+    ``sections``, ``prompt_sections`` and ``joined`` (modalities that are added to report texts): from the preset.
     """
 
     studies: tuple[Study, ...]
@@ -45,7 +45,7 @@ class Corpus:
 
     @classmethod
     def load(cls, manifest: Manifest, split: str, preset: Preset, cache: Path, *, progress: bool = True) -> Corpus:
-        """Read (or take from the cache) one split; DataError where it is empty."""
+        """Read one split, or load it from the cache; DataError if it is empty."""
         studies = tuple(manifest.studies(split))
         if not studies:
             raise DataError(f"the manifest has no studies in split {split!r}: prepare it again with that split")
@@ -54,21 +54,22 @@ class Corpus:
         return cls(studies, images, preset.report_sections, preset.prompt_sections, joined)
 
     def rows(self, index: int, view: str) -> list[int]:
-        """Rows of ``images`` that show study ``index`` from ``view``; empty where it has none."""
+        """Rows of ``images`` with view ``view`` of study ``index``; empty if it has none."""
         return self.images.index.get((self.studies[index].id, view), [])
 
     def texts(self, index: int) -> list[str]:
-        """All distinct texts that describe a study: report, findings, impression and the caption from its labels; or
-        the preset's ``prompt_sections``, and that caption where it has none of them. Each comes with and without what
-        the preset writes in front of it, if that is known; and so does any part of that alone.
+        """All distinct texts that describe a study: report, findings, impression and a caption of its labels; or, if
+        set, the preset's ``prompt_sections``, and the caption only for studies without them. If demographics or
+        severity are known and the preset adds them to texts, each text also comes with them as a prefix, and every
+        non-empty part of the prefix is a text of its own.
         """
         study = self.studies[index]
         caption = caption_from_labels(study.labels)
         if self.prompt_sections is None:
-            found = [self.reports[index], study.impression, study.findings, caption]
+            candidates = [self.reports[index], study.impression, study.findings, caption]
         else:
-            found = [report_of(study, self.prompt_sections) or caption]
-        texts = list(dict.fromkeys(text for text in found if text.strip()))
+            candidates = [report_of(study, self.prompt_sections) or caption]
+        texts = list(dict.fromkeys(text for text in candidates if text.strip()))
         known = self.known(index)
         if known:
             texts += [f"{preface(**known)} {text}" for text in texts]
@@ -76,7 +77,7 @@ class Corpus:
         return texts + [preface(**dict(part)) for part in parts]
 
     def known(self, index: int) -> dict[str, Any]:
-        """What is known of study ``index`` that the preset writes in front of a text: arguments of ``preface``."""
+        """Known demographics and severity of a study that the preset adds to texts: arguments of ``preface``."""
         study = self.studies[index]
         fields = {**dict.fromkeys(("sex", "age", "race"), "demographics"), "severity": "severity"}
         return {
@@ -86,7 +87,7 @@ class Corpus:
         }
 
     def fingerprint(self) -> str:
-        """Changes with any image or text."""
+        """A hash that changes with any image or text."""
         digest = hashlib.sha256(self.images.sha256.encode())
         for index, study in enumerate(self.studies):
             digest.update("\x1f".join([study.id, *self.texts(index)]).encode() + b"\x1e")
@@ -94,19 +95,19 @@ class Corpus:
 
 
 def known_studies(corpus: Corpus, usable: Sequence[int], share: float) -> list[int]:
-    """Of ``usable`` studies, those of which something is known that is written in front of texts.
+    """Those of the ``usable`` studies whose texts have a prefix of demographics or severity.
 
     Raises:
-        DataError: there is none, and a ``share`` of every batch is to be drawn from them.
+        DataError: there are none, and a ``share`` of every batch is to be drawn from them.
     """
-    found = [index for index in usable if corpus.known(index)]
-    if share and not found:
-        raise DataError("no age, sex or score is known of the training studies: set the loss setting known to 0")
-    return found
+    known = [index for index in usable if corpus.known(index)]
+    if share and not known:
+        raise DataError("no age, sex or score is known for any training study: set the loss setting known to 0")
+    return known
 
 
 def vary(text: str, rng: random.Random, *, keep: float = 0.7) -> str:
-    """A training variant of a description: some of its sentences, in another order.
+    """A training variant of a description: a random part of its sentences in random order.
 
     Every sentence of a report is true of its images, so any subset is a valid description of them.
     """
@@ -121,8 +122,8 @@ def vary(text: str, rng: random.Random, *, keep: float = 0.7) -> str:
 def draw_prompts(present: Sequence[str], target: str, rng: random.Random, null_probability: float) -> frozenset[str]:
     """The prompts of one sample: a uniformly drawn non-empty subset of ``present`` without ``target``.
 
-    With n modalities besides the target, each of the 2^n - 1 subsets has the same probability. With
-    ``null_probability``, or where nothing but the target is present, the result is empty: the null context, which
+    With n modalities besides the target, each of the 2^n - 1 subsets has the same probability. With probability
+    ``null_probability``, or if only the target is present, the result is empty: the null context, which
     classifier-free guidance needs. ``target`` is never among the prompts.
     """
     candidates = sorted(set(present) - {target})
@@ -133,5 +134,5 @@ def draw_prompts(present: Sequence[str], target: str, rng: random.Random, null_p
 
 
 def enriched(studies: Sequence[int], rare: Sequence[int], share: float, rng: random.Random) -> list[int]:
-    """``studies``, of which about ``share`` made way for some of ``rare``, drawn with even chance."""
+    """``studies``, each replaced with probability ``share`` by a study drawn uniformly from ``rare``."""
     return [rng.choice(rare) if share and rng.random() < share else study for study in studies]

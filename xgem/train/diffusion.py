@@ -30,7 +30,7 @@ _VALIDATION_TIMES = 8
 
 
 class _Conditional(nn.Module):
-    """Fuse and predict in one call, so that all of it can be wrapped and compiled."""
+    """Fusion and prediction in one ``forward``, so that both are wrapped by DDP and compiled."""
 
     def __init__(self, model: LatentDiffusion) -> None:
         super().__init__()
@@ -42,17 +42,17 @@ class _Conditional(nn.Module):
 
 @dataclass(frozen=True)
 class _Split:
-    """One split as a generator sees it."""
+    """Cached targets and prompts of one split."""
 
     targets: TargetBank
     prompts: Mapping[str, PromptBank]
 
 
 class DiffusionStage(Stage):
-    """Trains the generator of one modality on frozen encoders and codec, whose answers are cached.
+    """Trains the generator of one modality on frozen encoders and codec, whose outputs are cached.
 
-    ``config.loss``: ``known``, the share of samples drawn from studies of which a score, an age or a sex is known and
-    written in front of texts, where they are too few to be learned from in their turn.
+    ``config.loss``: ``known``, the fraction of samples drawn from studies with a known severity score, age or sex that
+    is added to texts; for data where such studies are rare.
     """
 
     def __init__(
@@ -118,23 +118,23 @@ class DiffusionStage(Stage):
                 rows[name].append(rng.choice(split.prompts[name].rows[index]) if name in chosen else 0)
                 keep[name].append(name in chosen)
         return {
-            "z0": split.targets.latents[targets],
+            "z0": split.targets.latents[targets],  # (b, *latent_shape)
             "encoded": {name: split.prompts[name].encoded(rows[name]) for name in self.prompts},
-            "keep": {name: torch.tensor(keep[name]) for name in self.prompts},
+            "keep": {name: torch.tensor(keep[name]) for name in self.prompts},  # (b,) bool
         }
 
     def loss(self, module: nn.Module, batch: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
-        z0 = batch["z0"]
+        z0 = batch["z0"]  # (b, *latent_shape)
         encoded = {name: item.to(z0.device) for name, item in batch["encoded"].items()}
-        t = batch.get("t")
+        t = batch.get("t")  # (b,)
         if t is None:
             t = torch.randint(self.model.config.diffusion.num_train_timesteps, (len(z0),), device=z0.device)
-        z, target = self.model.noisy(z0, torch.randn_like(z0), t)
+        z, target = self.model.noisy(z0, torch.randn_like(z0), t)  # (b, *latent_shape) each
         prediction = module(z, t, encoded, batch["keep"])
         return torch.nn.functional.mse_loss(prediction.float(), target), {}
 
     def validate(self, module: nn.Module) -> dict[str, float]:
-        """The training loss on fixed studies, subsets, noise and evenly spaced timesteps."""
+        """The training loss on fixed studies, prompt subsets and evenly spaced timesteps."""
         device = next(module.parameters()).device
         usable = [i for i, rows in enumerate(self.val.targets.rows) if rows][:256]
         batch = self._collate(self.val, usable, random.Random(mix(self.seed, "validate")))
@@ -164,9 +164,9 @@ class DiffusionStage(Stage):
         z0 = self.val.targets.latents[[self.val.targets.rows[i][0] for i in complete]].to(device)
         noise = torch.randn(z0.shape, generator=torch.Generator().manual_seed(0)).to(device)
         scale = self.preset.sampling.guidance_scale.get(self.target, 1.0)
-        made = sample(model, model.fuse(encoded), noise, num_inference_steps=20, guidance_scale=scale)
+        generated = sample(model, model.fuse(encoded), noise, num_inference_steps=20, guidance_scale=scale)
         codec = self.codec.to(device)
-        real, fake = codec.decode(z0), codec.decode(made)
+        real, fake = codec.decode(z0), codec.decode(generated)
         if isinstance(real, Tensor):
             return contact_sheet([real, fake])
         return "\n".join(f"{a}\n  -> {b}" for a, b in zip(real, fake, strict=True))

@@ -1,4 +1,4 @@
-"""The stage that sharpens the image codec's decoder while its encoder, and so every latent, stays as it is."""
+"""The stage that fine-tunes the image codec's decoder for sharpness; encoder and latents do not change."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ _STEEPEST = 2.0
 def power_divergence(x: Tensor, y: Tensor) -> Tensor:
     """Itakura-Saito divergence of the local power spectra of ``y`` from those of ``x``, images (b, 1, h, w).
 
-    With powers P of ``x`` and Q of ``y``, P/Q - log(P/Q) - 1 is least where Q is the *mean* of the P that a latent
-    leaves open. A difference of logarithms settles for their median, which for noise is log 2 = 0.69 of the mean.
-    Beyond log(P/Q) = 2, P/Q goes on as a line, so that flat windows pull, but do not drown the others.
+    With powers P of ``x`` and Q of ``y``, the expectation of P/Q - log(P/Q) - 1 over all P that a latent allows is
+    lowest where Q is their *mean*. A difference of logarithms is lowest at their median, for noise log 2 = 0.69 of the
+    mean. Beyond log(P/Q) = 2, P/Q is continued linearly, so that flat windows do not dominate the others.
     """
     log_ratio = 2 * (local_spectra(x) - local_spectra(y))
     ratio = log_ratio.clamp(max=_STEEPEST).exp() * (1 + (log_ratio - _STEEPEST).clamp(min=0))
@@ -32,7 +32,7 @@ def power_divergence(x: Tensor, y: Tensor) -> Tensor:
 
 
 class PatchDiscriminator(nn.Sequential):
-    """Images (b, 1, h, w) to one logit for every patch of 34 x 34 pixels, high where it looks real.
+    """Images (b, 1, h, w) to logits (b, 1, h', w'), one per patch of 34 x 34 pixels, high for real patches.
 
     Source: Isola et al. 2017 (3.2, appendix 6.1.2), with group instead of batch normalisation.
     """
@@ -45,20 +45,20 @@ class PatchDiscriminator(nn.Sequential):
 
 
 class _Judged(Autoencoder):
-    """The codec beside its discriminator, in one call."""
+    """The codec and its discriminator in one ``forward``."""
 
     def __init__(self, vae: ImageVAE) -> None:
         super().__init__(vae)
         self.discriminator = PatchDiscriminator()
 
     def judge(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Logits of real and of decoded images, for the discriminator, and of decoded ones, for the decoder.
+        """Logits of real and decoded images for the discriminator's loss, and of decoded ones for the decoder's.
 
-        The first two send no gradient to the codec, the third none to the discriminator: one backward serves both.
+        The first two have no gradient to the codec, the third none to the discriminator: one backward pass serves both.
         """
         real, fake = self.discriminator(torch.cat([x, y.detach()])).float().chunk(2)
-        still = {name: value.detach() for name, value in self.discriminator.named_parameters()}
-        return real, fake, functional_call(self.discriminator, still, (y,)).float()
+        frozen = {name: value.detach() for name, value in self.discriminator.named_parameters()}
+        return real, fake, functional_call(self.discriminator, frozen, (y,)).float()
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         y, mean, logvar = super().forward(x)
@@ -66,10 +66,10 @@ class _Judged(Autoencoder):
 
 
 class ImageDecoderStage(CodecStage):
-    """L1 + gradients + divergence of local power + a patch discriminator (hinge loss), for the decoder alone.
+    """L1 + gradients + divergence of local power + a patch discriminator (hinge loss), for the decoder only.
 
-    It goes on from the codec of its own checkpoint folder. Latents stay as they are, and generators of them valid.
-    ``config.loss``: ``gradient``, ``power``, ``adversarial`` and ``after``, the steps before the discriminator counts.
+    It continues from the codec in its checkpoint folder. Latents do not change, so their generators remain valid.
+    ``config.loss``: ``gradient``, ``power``, ``adversarial``; ``after``, steps before the adversarial loss is applied.
     """
 
     name = "image-decoder"
@@ -90,7 +90,7 @@ class ImageDecoderStage(CodecStage):
         return {}
 
     def fingerprint(self) -> str:
-        """With the encoder, and without the decoder, which a finished run has changed."""
+        """Includes the encoder, but not the decoder, which a finished run has changed."""
         return super().fingerprint() + module_hash(self.vae.vae.encoder)
 
     def batch(self, step: int, rank: int, world: int) -> dict[str, Any]:

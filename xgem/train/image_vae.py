@@ -27,13 +27,14 @@ _SHORTCUT = 1024
 
 
 class Autoencoder(nn.Module):
-    """Encode, draw from the posterior, decode: one call, so that it can be wrapped and compiled."""
+    """Encode, sample the posterior, decode in one ``forward``, so that all is wrapped by DDP and compiled."""
 
     def __init__(self, vae: ImageVAE) -> None:
         super().__init__()
         self.vae = vae
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        """Images (b, 1, s, s) to reconstructions, and mean and log variance (b, c, h, w) of the posterior."""
         mean, logvar = self.vae.moments(x)
         z = mean + torch.randn_like(mean) * (0.5 * logvar).exp() if self.training else mean
         return self.vae.reconstruct(z).float(), mean.float(), logvar.float()
@@ -42,14 +43,14 @@ class Autoencoder(nn.Module):
 def local_spectra(x: Tensor, window: int = 16) -> Tensor:
     """Log amplitudes of Hann-windowed, half-overlapping patches: (b, 1, h, w) to (b, patches, window, window/2 + 1).
 
-    The image counterpart of the multi-resolution STFT loss of vocoders (Yamamoto et al. 2020). It ignores phase, so a
-    decoder is rewarded for texture of the right strength where its exact position cannot be known, the part
-    that a pixel loss turns into blur.
+    The image counterpart of the multi-resolution STFT loss of vocoders (Yamamoto et al. 2020). It ignores phase, so
+    that the decoder is rewarded for texture of the right amplitude even where its exact position is unknown, which a
+    pixel loss turns into blur.
     """
     taper = torch.hann_window(window, periodic=False, dtype=x.dtype, device=x.device)
-    patches = F.unfold(x, window, stride=window // 2).transpose(1, 2).unflatten(2, (window, window))
+    patches = F.unfold(x, window, stride=window // 2).transpose(1, 2).unflatten(2, (window, window))  # (b, p, w, w)
     spectra = torch.fft.rfft2(patches * taper[:, None] * taper, norm="ortho")
-    # The floor, an amplitude of 0.003, lies below a radiograph's noise; without it blur has unbounded gradients.
+    # The floor, an amplitude of 0.003, is below the noise of a radiograph; without it, blur has unbounded gradients
     return 0.5 * torch.log(spectra.real.square() + spectra.imag.square() + 1e-5)
 
 
@@ -60,7 +61,7 @@ def image_terms(x: Tensor, y: Tensor) -> dict[str, Tensor]:
 
 
 class CodecStage(Stage):
-    """What training the image codec has in common: its images, what is measured, its sheets."""
+    """Common base of the stages that train the image codec: batches, validation figures, contact sheets."""
 
     def __init__(
         self, config: StageConfig, train: Corpus, val: Corpus, component: str, vae: ImageVAE, seed: int
@@ -76,11 +77,12 @@ class CodecStage(Stage):
     def batch(self, step: int, rank: int, world: int) -> dict[str, Any]:
         size = self.config.batch_size
         rows = permuted(len(self.train.values), (step * world + rank) * size, size, mix(self.seed, self.name))
-        return {"x": self.train.floats(rows)}
+        return {"x": self.train.floats(rows)}  # (b, 1, s, s) in [-1, 1]
 
     @abstractmethod
     def terms(self, x: Tensor, y: Tensor, *moments: Tensor) -> dict[str, Tensor]:
-        """Parts of the loss: ``l1`` and what ``weights`` names. The moments are mean and log variance, (b, c, h, w)."""
+        """Terms of the loss, ``l1`` and the keys of ``weights``, for images ``x`` and reconstructions ``y``
+        (b, 1, s, s); ``moments``: mean and log variance (b, c, h, w)."""
 
     def total(self, terms: dict[str, Tensor]) -> Tensor:
         return terms["l1"] + sum(weight * terms[name] for name, weight in self.weights.items())
@@ -106,7 +108,7 @@ class CodecStage(Stage):
                 figures[key] = figures.get(key, 0.0) + float(value) / len(chunks)
             square += float((y - x).square().mean()) / len(chunks)
             power += [band_power(images[:, 0].cpu().numpy()).sum() for images in (y, x)]
-        figures["psnr"] = float(10 * torch.log10(torch.tensor(4.0 / square)))
+        figures["psnr"] = float(10 * torch.log10(torch.tensor(4.0 / square)))  # images span 2, from -1 to 1
         figures["upper_power_ratio"] = float(power[0] / power[1])
         return figures
 
@@ -147,6 +149,7 @@ class ImageVAEStage(CodecStage):
         vae = module.vae
         n = len(self.train.values)
         device = next(vae.parameters()).device
+        # Latent statistics over every fourth training image, z (n/4, c, h, w)
         z = torch.cat([vae.moments(self.train.floats(r).to(device))[0].cpu() for r in torch.arange(0, n, 4).split(64)])
         mean, std = z.mean(dim=(0, 2, 3)), z.std(dim=(0, 2, 3))
         if vae.config.shortcut:
@@ -157,12 +160,12 @@ class ImageVAEStage(CodecStage):
         store.save_component(root, self.component, vae)
 
     def _prominence(self, vae: ImageVAE, std: Tensor) -> Tensor:
-        """The standard deviation (c,) that each channel gets, of root mean square 1.
+        """Standard deviation (c,) of each channel of the normalised latents, of root mean square 1.
 
-        Principal components whitened to one variance would ask a generator to draw block means and the finest stripes
-        with the same care and at the same noise levels. The power of ``prominence`` (0: whitened, 1: as in pixels) of
-        what a channel moves in the image lets coarse structure settle first, as in natural images.
+        With all principal components whitened to unit variance, a generator would have to resolve block means and the
+        finest stripes at the same noise levels. Scaling by the channel's amplitude in the image, to the power of
+        ``prominence`` (0: whitened, 1: as in pixels), lets coarse structure form first, as in natural images.
         """
-        moved = vae.leave.weight.detach().flatten(1).norm(dim=1).cpu() * std
-        weight = moved**self.prominence
+        amplitude = vae.leave.weight.detach().flatten(1).norm(dim=1).cpu() * std
+        weight = amplitude**self.prominence
         return weight / weight.square().mean().sqrt()

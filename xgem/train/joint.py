@@ -1,4 +1,4 @@
-"""The stage that trains the alignment: generators frozen, several outputs denoised at once (XGeM 2.3)."""
+"""The stage that trains the alignment on several outputs at once, with frozen generators (XGeM 2.3)."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ _VALIDATION_TIMES = 4
 
 
 class _Frozen(dict[str, LatentDiffusion]):
-    """Generators that are used and not trained: left out of what is optimised, averaged and copied."""
+    """Frozen generators in a plain dict: not registered as submodules, and shared by copies of the module."""
 
     def __deepcopy__(self, memo: Any) -> _Frozen:
         return self
 
 
 class _Together(nn.Module):
-    """The alignment beside its frozen generators, in one call, so that it can be wrapped and compiled."""
+    """The alignment and its frozen generators in one ``forward``, so that it is wrapped by DDP and compiled."""
 
     def __init__(self, alignment: Alignment, generators: _Frozen) -> None:
         super().__init__()
@@ -55,8 +55,9 @@ class _Together(nn.Module):
         contrasted: Mapping[str, Tensor],
         level: Tensor,
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Predictions of all outputs in ``z`` (none: no generator runs), each seeing the others, and an environment
-        vector (b, d) of each in ``contrasted``, latents at timestep ``level`` ()."""
+        """Predictions (b, ...) of all outputs in ``z``, each attending to the others (if empty, no generator runs), and
+        environment vectors (b, d) of the noisy latents ``contrasted`` at the timestep ``level`` ().
+        """
         tokens = self.alignment.tokens(z, t)
         predictions = {}
         for name, latents in z.items():
@@ -73,12 +74,12 @@ def _context(model: LatentDiffusion, encoded: Mapping[str, Encoded], keep: Mappi
 class JointStage(Stage):
     """Denoising losses of all outputs of a group, and InfoNCE between their environment vectors (XGeM 2.3).
 
-    A step trains one group of outputs, drawn uniformly from all pairs and larger sets; prompts are drawn from the rest
-    by Multi-Prompt Training, the null context included; the timestep is shared. ``config.loss``: ``contrastive``, the
-    weight of InfoNCE, ``temperature``, and ``alone``: for so many steps the environment encoders learn by InfoNCE
-    alone, on four batches of complete studies at once. That is quick because no generator runs, and attention learns
-    faster where there is something to see. ``lowest``: the least timestep of the denoising losses; below some noise
-    level a latent says itself all that others could.
+    A step trains one group of outputs, drawn uniformly from all subsets of two or more; prompts are drawn from the
+    other modalities by Multi-Prompt Training, null context included; all outputs share the timestep. ``config.loss``:
+    ``contrastive``, weight of InfoNCE; ``temperature``; ``alone``, number of initial steps with InfoNCE only, on
+    complete studies and four times the batch size (fast, as no generator runs, and it gives the attention informative
+    tokens to start from); ``lowest``, minimum timestep of the denoising losses, as a latent with little noise gains
+    nothing from the others.
     """
 
     name = "joint"
@@ -137,9 +138,9 @@ class JointStage(Stage):
         return super().fingerprint() + self.hash
 
     def usable(self, banks: Mapping[str, tuple[TargetBank, PromptBank]], group: Sequence[str]) -> list[int]:
-        """Studies that have every output of the group."""
+        """Indices of the studies that have every output of the group."""
         rows = [banks[name][0].rows for name in group]
-        return [index for index, found in enumerate(zip(*rows, strict=True)) if all(found)]
+        return [index for index, study_rows in enumerate(zip(*rows, strict=True)) if all(study_rows)]
 
     def batch(self, step: int, rank: int, world: int) -> dict[str, Any]:
         alone = step < self.alone * self.config.gradient_accumulation
@@ -159,7 +160,10 @@ class JointStage(Stage):
         indices: list[int],
         rng: random.Random,
     ) -> dict[str, Any]:
-        """Latents of the group and, by prompt, rows to encode and the draw. Missing prompts point at row 0, unused."""
+        """Latents ``z0`` (b, ...) of the group; encodings of the prompts; ``keep`` (b,) bool, True where one was drawn.
+
+        Prompts that were not drawn point to row 0, which is then masked.
+        """
         rest = [name for name in self.outputs if name not in group]
         targets: dict[str, list[int]] = {name: [] for name in group}
         rows: dict[str, list[int]] = {name: [] for name in rest}
@@ -173,9 +177,9 @@ class JointStage(Stage):
                 rows[name].append(rng.choice(banks[name][1].rows[index]) if name in chosen else 0)
                 keep[name].append(name in chosen)
         return {
-            "z0": {name: banks[name][0].latents[found] for name, found in targets.items()},
-            "encoded": {name: banks[name][1].encoded(found) for name, found in rows.items()},
-            "keep": {name: torch.tensor(found) for name, found in keep.items()},
+            "z0": {name: banks[name][0].latents[chosen] for name, chosen in targets.items()},
+            "encoded": {name: banks[name][1].encoded(chosen) for name, chosen in rows.items()},
+            "keep": {name: torch.tensor(drawn) for name, drawn in keep.items()},
             "alone": False,
         }
 
@@ -183,21 +187,23 @@ class JointStage(Stage):
         device = next(module.parameters()).device
         z0 = {name: value.to(device) for name, value in batch["z0"].items()}
         encoded = {name: item.to(device) for name, item in batch["encoded"].items()}
-        t, level = batch.get("t"), batch.get("level")
+        t, level = batch.get("t"), batch.get("level")  # (b,), ()
         if t is None or level is None:
             t = torch.randint(self.lowest, self.steps, (len(next(iter(z0.values()))),), device=device)
-            # One for the whole batch: otherwise the time itself would tell which vectors belong together.
+            # One for the whole batch: otherwise the timestep alone would identify matching vectors
             level = torch.randint(self.steps, (), device=device)
+        # Noisy latents and targets for denoising, (b, ...) each; other noise for the contrastive loss
         noisy = {} if batch["alone"] else {name: self._noisy(name, value, t) for name, value in z0.items()}
         contrasted = {name: self._noisy(name, value, level)[0] for name, value in z0.items()}
-        z = {name: one for name, (one, _) in noisy.items()}
+        z = {name: latents for name, (latents, _) in noisy.items()}
         predictions, vectors = module(z, t, encoded, batch["keep"], contrasted, level)
+        # InfoNCE between the environment vectors of every pair, (world * b, d) each
         placed = {name: gathered(vector.float(), training=module.training) for name, vector in vectors.items()}
         scale = torch.as_tensor(1 / self.temperature, device=device)
         contrast = torch.stack(
             [info_nce(placed[a], placed[b], scale) for a, b in itertools.combinations(placed, 2)]
         ).mean()
-        if batch["alone"]:  # processes expect gradients of all weights from each other
+        if batch["alone"]:  # DDP expects gradients of all parameters
             return contrast + 0 * sum(p.sum() for p in module.parameters()), {"contrast": contrast.detach()}
         denoising = torch.stack([F.mse_loss(predictions[name].float(), noisy[name][1]) for name in z0]).mean()
         logged = {"denoising": denoising.detach(), "contrast": contrast.detach()}
@@ -207,7 +213,7 @@ class JointStage(Stage):
         return self.generators[name].noisy(z0, torch.randn_like(z0), t)
 
     def validate(self, module: nn.Module) -> dict[str, float]:
-        """The denoising loss of every group on fixed studies, noise and evenly spaced timesteps."""
+        """The denoising loss of every group on fixed studies and evenly spaced timesteps."""
         device = next(module.parameters()).device
         figures = {"loss": 0.0, "contrast": 0.0}
         for group in self.groups:

@@ -1,7 +1,7 @@
-"""Training of the re-identification network on data with several images of a patient.
+"""Training of the re-identification network on data with several images per patient.
 
-As many pairs of one patient as of two. Both kinds start from the same patients, and a pair of two stays within one
-source: else the network could tell data sets apart instead of patients.
+Batches are balanced between pairs of one patient and pairs of two. Both kinds start from the same patients, and both
+patients of a pair are of the same source: otherwise the network could distinguish data sets instead of patients.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ RECORD_NAME: Final = "reid.json"
 VIEW: Final = "frontal"
 PAIRS_A_PATIENT: Final = 10
 NEGATIVES: Final = 10
-"""Pairs of two patients for each pair of one, where the network is judged: a rank does not mind the proportion."""
+"""Pairs of two patients per pair of one in the evaluation; the AUC does not depend on this ratio."""
 
 
 @dataclass(frozen=True)
@@ -63,14 +63,14 @@ PRESETS: Final[dict[str, ReidPreset]] = {
     ),
 }
 """``published``: network, batch (32 pairs) and optimiser (Adam, 1e-4) of Packhaeuser et al., who start from ImageNet's
-weights (here random ones, or ``init``) and vary no image; ``small``: ResNet-18 at 128 pixels."""
+weights (here random ones, or ``init``) and do not augment images; ``small``: ResNet-18 at 128 pixels."""
 
 
 @dataclass(frozen=True)
 class Patients:
-    """Images (n, s, s) uint8 of one or more splits; ``rows`` of each patient, and the ``source`` of each.
+    """Images (n, s, s) uint8 of one or more splits, with the ``rows`` and the ``source`` of each patient.
 
-    ``several`` are the patients with two images or more whose source has another patient.
+    ``several``: patients with at least two images whose source has at least one other patient.
     """
 
     images: Tensor
@@ -84,7 +84,7 @@ class Patients:
         """Read (or take from the cache) the frontals.
 
         Raises:
-            DataError: no patient has two of them.
+            DataError: no patient has two frontal images.
         """
         values: list[Tensor] = []
         rows: dict[str, list[int]] = {}
@@ -104,44 +104,44 @@ class Patients:
         of_source: dict[str, int] = {}
         for patient in rows:
             of_source[source[patient]] = of_source.get(source[patient], 0) + 1
-        several = sorted(p for p, found in rows.items() if len(found) > 1 and of_source[source[p]] > 1)
+        several = sorted(p for p, images in rows.items() if len(images) > 1 and of_source[source[p]] > 1)
         if not several:
             raise DataError(
-                f"no patient of split {' or '.join(splits)} has two {VIEW} images: re-identification takes data with "
-                "several images of a patient, such as ChestX-ray14"
+                f"no patient of split {' or '.join(splits)} has two {VIEW} images: re-identification needs data with "
+                "several images per patient, such as ChestX-ray14"
             )
         digest.update(json.dumps([rows, source], sort_keys=True).encode())
         return cls(torch.cat(values), rows, source, tuple(several), digest.hexdigest())
 
     def pair(self, patient: str, same: bool, rng: np.random.Generator) -> tuple[int, int]:
-        """Rows of two images: of ``patient``, or of ``patient`` and another one of that source."""
-        own = self.rows[patient]
+        """Rows of two images: both of ``patient``, or one of ``patient`` and one of another patient of that source."""
+        rows = self.rows[patient]
         if same:
-            first, second = rng.choice(len(own), 2, replace=False)
-            return own[int(first)], own[int(second)]
+            first, second = rng.choice(len(rows), 2, replace=False)
+            return rows[int(first)], rows[int(second)]
         others = self._others[self.source[patient]]
         other = patient
         while other == patient:
             other = others[int(rng.integers(len(others)))]
-        theirs = self.rows[other]
-        return own[int(rng.integers(len(own)))], theirs[int(rng.integers(len(theirs)))]
+        other_rows = self.rows[other]
+        return rows[int(rng.integers(len(rows)))], other_rows[int(rng.integers(len(other_rows)))]
 
     @cached_property
     def _others(self) -> dict[str, list[str]]:
-        found: dict[str, list[str]] = {}
+        by_source: dict[str, list[str]] = {}
         for patient in sorted(self.rows):
-            found.setdefault(self.source[patient], []).append(patient)
-        return found
+            by_source.setdefault(self.source[patient], []).append(patient)
+        return by_source
 
     def judged(self, seed: int) -> tuple[NDArray[np.int64], NDArray[np.bool_], list[tuple[str, str]]]:
-        """Pairs (k, 2) to judge on, whether each is of one patient, and whose they are."""
+        """Pairs (k, 2) of rows for the evaluation, whether each is of one patient (k,), and the patients of each."""
         rng = np.random.default_rng(mix(seed, "judged"))
-        owner = {row: patient for patient, found in self.rows.items() for row in found}
+        owner = {row: patient for patient, images in self.rows.items() for row in images}
         rows: list[tuple[int, int]] = []
         for patient in self.several:
-            own = self.rows[patient]
-            every = [(a, b) for i, a in enumerate(own) for b in own[i + 1 :]]
-            rows += [every[int(i)] for i in rng.permutation(len(every))[:PAIRS_A_PATIENT]]
+            images = self.rows[patient]
+            pairs = [(a, b) for i, a in enumerate(images) for b in images[i + 1 :]]
+            rows += [pairs[int(i)] for i in rng.permutation(len(pairs))[:PAIRS_A_PATIENT]]
         positives = len(rows)
         for i in range(positives * NEGATIVES):
             rows.append(self.pair(owner[rows[i % positives][0]], False, rng))
@@ -166,7 +166,9 @@ class ReidStage(Stage):
         if init is not None:
             source = load_reid(init)
             if source.config != preset.network:
-                raise ConfigError(f"--init {init}: a network of another config ({source.config}) than the preset's")
+                raise ConfigError(
+                    f"--init {init}: its network configuration ({source.config}) differs from the preset's"
+                )
             self.module.load_state_dict(source.network.state_dict())
             self.origin += source.weights
 
@@ -188,7 +190,7 @@ class ReidStage(Stage):
         return to_input((x + 1) / 2, self.network)
 
     def loss(self, module: nn.Module, batch: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
-        logits = module(batch["first"], batch["second"])
+        logits = module(batch["first"], batch["second"])  # (b,)
         loss = F.binary_cross_entropy_with_logits(logits.float(), batch["same"])
         return loss, {"accuracy": ((logits > 0) == (batch["same"] > 0)).float().mean()}
 
@@ -196,12 +198,12 @@ class ReidStage(Stage):
         from sklearn.metrics import roc_auc_score
 
         logits, same, _ = self._judged(module)
-        # As many of either kind, as in training
+        # Weighted equally, as in training
         losses = [float(np.logaddexp(0, -logits[same]).mean()), float(np.logaddexp(0, logits[~same]).mean())]
         return {"loss": sum(losses) / 2, "auc": float(roc_auc_score(same, logits))}
 
     def _judged(self, module: nn.Module) -> tuple[Array, NDArray[np.bool_], list[tuple[str, str]]]:
-        """Logits of the held-out pairs; each image is looked at once."""
+        """Logits (k,) of the held-out pairs; each image is encoded once."""
         network = cast(SiameseNetwork, module)
         device = network.fc_end.weight.device
         pairs, same, whose = self.held_out.judged(self.seed)
@@ -215,7 +217,7 @@ class ReidStage(Stage):
     def finish(self, module: nn.Module, root: Path) -> None:
         logits, same, whose = self._judged(module)
         auc = pair_auc(logits, same, whose, seed=self.seed)
-        found = {
+        record = {
             "auc": auc.as_dict(),
             "n_is": "held-out patients with several images",
             "pairs": {"of one patient": int(same.sum()), "of two": int((~same).sum())},
@@ -225,20 +227,22 @@ class ReidStage(Stage):
             "seed": self.seed,
         }
         save_reid(root / WEIGHTS_NAME, cast(SiameseNetwork, module), self.network)
-        (root / RECORD_NAME).write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+        (root / RECORD_NAME).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
         log.info("reid: AUC %s on %d held-out patients", auc, auc.n)
 
 
 def pair_auc(
     scores: Array, same: NDArray[np.bool_], whose: Sequence[tuple[str, str]], *, draws: int = 1000, seed: int = 0
 ) -> Estimate:
-    """Area under the ROC curve of telling pairs of one patient from pairs of two.
+    """Area under the ROC curve for pairs of one patient against pairs of two.
 
-    The interval resamples patients, not pairs: a pair counts as often as its patients were drawn (their product where
-    they are two).
+    The bootstrap interval resamples patients, not pairs: a pair is weighted by how often its patient was drawn, or by
+    the product for two patients.
 
     Args:
-        scores: (k,) higher for one patient; same: (k,) whether it is one; whose: the patients of each pair.
+        scores: (k,) higher for pairs of one patient.
+        same: (k,) True for pairs of one patient.
+        whose: the patients of each pair.
 
     Returns:
         The area, 0 to 1, chance 0.5; ``n`` is the number of patients with pairs of their own.
@@ -257,11 +261,11 @@ def pair_auc(
         return float(wins / total) if total else float("nan")
 
     rng = np.random.default_rng([seed, 1])
-    found = np.empty(draws)
+    areas = np.empty(draws)
     for draw in range(draws):
         counts = rng.multinomial(len(patients), np.full(len(patients), 1 / len(patients))).astype(np.float64)
-        found[draw] = area(np.where(same, counts[first], counts[first] * counts[second]))
-    return Sampled(area(np.ones(len(scores))), found, len(np.unique(first[same]))).estimate()
+        areas[draw] = area(np.where(same, counts[first], counts[first] * counts[second]))
+    return Sampled(area(np.ones(len(scores))), areas, len(np.unique(first[same]))).estimate()
 
 
 def run(
@@ -274,18 +278,18 @@ def run(
     init: Path | None = None,
     progress: bool = True,
 ) -> TrainState:
-    """Train the network on the split ``train`` and judge it on the patients of ``val`` and ``test``.
+    """Train the network on split ``train`` and evaluate it on the patients of ``val`` and ``test``.
 
-    Writes ``reid.safetensors`` and ``reid.json`` (the AUC with its interval) into ``root``. No choice is made on the
-    held-out patients: training takes all its steps.
+    Writes ``reid.safetensors`` and ``reid.json`` (the AUC with its interval) into ``root``. The held-out patients are
+    not used for model selection: training always takes all its steps.
 
     Args:
-        preset: a name of :data:`PRESETS`.
-        init: a network to start from, as :func:`xgem.judges.reid.load_reid` reads them; else random weights.
+        preset: a key of :data:`PRESETS`.
+        init: a network to start from, readable by :func:`xgem.judges.reid.load_reid`; None for random weights.
 
     Raises:
-        DataError: no patient with two frontals in ``train``, or in ``val`` and ``test``. ManifestError: as its check.
-        InputError: an unknown preset. CheckpointError, ConfigError: ``init`` or a run that is there already.
+        DataError: no patient with two frontals in ``train``, or in ``val`` and ``test``. ManifestError: invalid
+        manifest. InputError: unknown preset. CheckpointError, ConfigError: ``init`` or an earlier run does not fit.
     """
     if preset not in PRESETS:
         raise InputError(f"unknown preset {preset!r} of reid: expected one of {', '.join(PRESETS)}")

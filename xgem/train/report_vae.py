@@ -22,7 +22,7 @@ _BLOCK = 16
 
 
 def kl_weight(progress: float) -> float:
-    """One cycle (Optimus; Fu et al. 2019): 0 for half of the training, a linear ramp for a quarter, then 1."""
+    """One annealing cycle (Optimus; Fu et al. 2019): 0 for half of training, a linear ramp for a quarter, then 1."""
     return min(1.0, max(0.0, (progress - 0.5) / 0.25))
 
 
@@ -33,11 +33,11 @@ class _Autoencoder(nn.Module):
 
     def forward(self, texts: list[str]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Negative log likelihood (b,), mean and log variance (b, d), and the number of predicted tokens (b,)."""
-        mean, logvar = self.vae.posterior(texts)
+        mean, logvar = self.vae.posterior(texts)  # (b, d) each
         z = mean + torch.randn_like(mean) * (0.5 * logvar).exp() if self.training else mean
-        ids = self.vae.decoder_ids(texts)
+        ids = self.vae.decoder_ids(texts)  # (b, n)
         inputs = ids
-        if self.training and self.hide > 0:  # hidden tokens make the decoder rely on z (Bowman et al. 2016)
+        if self.training and self.hide > 0:  # word dropout makes the decoder rely on z (Bowman et al. 2016)
             hidden = torch.rand(ids.shape, device=ids.device) < self.hide
             hidden[:, 0] = False
             inputs = ids.masked_fill(hidden, self.vae.decoder_tokenizer.pad_token_id)
@@ -48,9 +48,10 @@ class _Autoencoder(nn.Module):
 class ReportVAEStage(Stage):
     """Reconstruction + scheduled KL with free bits.
 
-    Besides whole reports it learns recombined sentences from all sections of the training split, so that the latent
-    space covers statements in combinations that no single report has. ``config.loss``: ``kl``, ``free_bits`` (nats a
-    dimension that are not pushed down), ``hide`` (share of decoder inputs hidden), ``recombined`` (share of the batch).
+    Besides complete reports, it learns random combinations of sentences from all sections of the training split, so
+    that the latent space covers combinations of findings that no single report has. ``config.loss``: ``kl``;
+    ``free_bits``, nats per dimension that are not penalised; ``hide``, fraction of decoder inputs masked;
+    ``recombined``, fraction of the batch.
     """
 
     name = "report-vae"
@@ -65,7 +66,7 @@ class ReportVAEStage(Stage):
         self.train_texts = [text for text in train.reports if text]
         self.val_texts = [text for text in val.reports if text]
         if not self.val_texts:
-            raise DataError("report-vae: the validation split has no report: prepare the manifest with some")
+            raise DataError("report-vae: the validation split has no report: use a manifest with reports in split val")
         texts = [text for index in range(len(train.studies)) for text in train.texts(index)]
         self.pool = [part for text in texts for part in sentences(text)]
         self.module = _Autoencoder(ReportVAE.from_config(settings, None, tokenizer), self.weights["hide"])
@@ -80,7 +81,7 @@ class ReportVAEStage(Stage):
 
     def batch(self, step: int, rank: int, world: int) -> dict[str, Any]:
         size = self.config.batch_size
-        # Texts of like length share a batch, which spares padding: blocks are drawn, sorted, served in random order.
+        # Blocks of 16 batches are drawn and sorted by length, which saves padding, then used in random order
         block, place = divmod(step * world + rank, _BLOCK)
         drawn = permuted(len(self.train_texts), block * _BLOCK * size, _BLOCK * size, mix(self.seed, self.name))
         drawn.sort(key=lambda i: len(self.train_texts[i]))
@@ -96,7 +97,8 @@ class ReportVAEStage(Stage):
         return {"texts": texts, "kl": kl_weight(step / (self.config.steps * self.config.gradient_accumulation))}
 
     def _kl(self, mean: Tensor, logvar: Tensor) -> tuple[Tensor, Tensor]:
-        """KL summed over dimensions, and the same with each dimension's batch mean floored at the free bits."""
+        """KL divergence of posteriors (b, d), summed over dimensions, and the same with the batch mean of each clamped
+        to at least the free bits."""
         kl = 0.5 * (mean.square() + logvar.exp() - 1 - logvar)
         return kl.sum(dim=1).mean(), kl.mean(dim=0).clamp(min=self.weights["free_bits"]).sum()
 
@@ -111,6 +113,7 @@ class ReportVAEStage(Stage):
         texts = self.val_texts[:256]
         nll, mean, logvar, counts = module(texts)
         kl, floored = self._kl(mean, logvar)
+        # Fraction of texts that are decoded verbatim from the posterior mean
         vae, shown = module.vae, texts[:128]
         z = (vae.posterior(shown)[0] - vae.config.latent_mean) / vae.config.latent_std
         decoded = vae.decode(z)
