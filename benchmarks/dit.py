@@ -1,15 +1,15 @@
-"""How much faster xgem samples from a diffusion transformer than diffusers' PixArt pipeline with the same weights.
+"""Speed of xgem's sampling from a diffusion transformer relative to diffusers' PixArt pipeline with the same weights.
 
     python benchmarks/dit.py [--preset chexgen-small] [--batch 2] [--steps 10] [--runs 5] [--threads 2]
 
 Both sides share weights, captions, noise, scheduler and guidance, and must give equal latents. The pipeline projects
-the captions in every step; xgem's sampler does so once a request, keeps every block's keys and values of them, embeds
-all timesteps at once, and runs linear layers by oneDNN. Measured three times: both as they are, ours compiled
-(``xgem.load(..., compile=True)``) against theirs as it is, and both compiled. Compiling is not part of the times. Runs
-alternate, and the ratio is taken run by run, so that a machine whose speed drifts does not decide the result.
+the captions in every step; xgem's sampler does so once per request, caches their keys and values in every block, embeds
+all timesteps at once, and runs linear layers with oneDNN. Three comparisons: neither compiled, only ours compiled
+(``xgem.load(..., compile=True)``), and both compiled. Compilation is not timed. Runs alternate and ratios are taken per
+pair of runs, so that a drift in machine speed does not affect the result.
 
-On a CUDA device, also what `--device-preset` makes there in bfloat16, with random weights: images (latents) a second
-by batch size, their share of the card's peak (`--peak-tflops`), memory, and training steps of `--train-preset`.
+On a CUDA device, also the throughput of `--device-preset` in bfloat16 with random weights: latents per second by batch
+size, fraction of the card's peak (`--peak-tflops`), memory, and training steps of `--train-preset`.
 """
 
 from __future__ import annotations
@@ -77,8 +77,8 @@ def pipeline_of(model: DiTLatentDiffusion, sampler: str) -> Any:
         interpolation_scale=config.position_scale,
     ).eval()
     fusion: Any = model.fusion
-    own = {f"caption_projection.{key}": value for key, value in fusion.project.state_dict().items()}
-    transformer.load_state_dict(model.net.pixart.state_dict() | own)
+    projection = {f"caption_projection.{key}": value for key, value in fusion.project.state_dict().items()}
+    transformer.load_state_dict(model.net.pixart.state_dict() | projection)
     parts: dict[str, Any] = {"tokenizer": None, "text_encoder": None, "vae": None}
     pipeline = PixArtAlphaPipeline(
         transformer=transformer, scheduler=make_scheduler(sampler, config.diffusion), **parts
@@ -95,7 +95,7 @@ def transformer_of(preset: str) -> DiTGeneratorConfig:
 
 
 def against_diffusers(options: argparse.Namespace) -> dict[str, Any]:
-    """Equal latents, and the ratio of times, on the CPU."""
+    """Check that latents are equal, and compare times, on the CPU."""
     config = transformer_of(options.preset)
     ours = as_checkpoint_gives_it(random_component(config))
     pipeline = pipeline_of(ours, options.sampler)
@@ -169,7 +169,7 @@ def _memory(device: torch.device) -> float | None:
 def sampling_rate(
     config: DiTGeneratorConfig, batch: int, steps: int, device: torch.device, peak_flops: float, compiled: bool
 ) -> dict[str, Any]:
-    """Latents a second with guidance in bfloat16, and the share of the peak that their multiplications reach."""
+    """Latents per second with guidance in bfloat16, and the fraction of the peak FLOP/s."""
     model: Any = random_component(config).to(device, torch.bfloat16).requires_grad_(False)
     noise = torch.randn(batch, *model.latent_shape, device=device, dtype=torch.bfloat16)
     item = caption(config, batch)
@@ -197,9 +197,9 @@ def sampling_rate(
 def training_rate(
     config: DiTGeneratorConfig, batch: int, steps: int, device: torch.device, peak_flops: float, compiled: bool
 ) -> dict[str, Any]:
-    """Training steps of float32 weights under bfloat16 autocast with AdamW: samples a second.
+    """Samples per second in training: float32 weights, bfloat16 autocast, AdamW.
 
-    A step's multiplications are three forwards' (the backward pass has two): what checkpointing repeats is not counted.
+    A step counts as three forward passes (the backward pass as two); recomputation by checkpointing is not counted.
     """
     model: Any = random_component(config).to(device).train().requires_grad_(False)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=device.type == "cuda")
@@ -238,7 +238,7 @@ def training_rate(
 
 
 def on_device(options: argparse.Namespace, device: torch.device, compiled: bool = True) -> dict[str, Any]:
-    """What the presets' transformers do on ``device``."""
+    """Sampling and training rates of the presets' transformers on ``device``."""
     found: dict[str, Any] = {"device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type}
     peak = options.peak_tflops * 1e12
     for name, measure, steps, batches in (
@@ -263,7 +263,9 @@ def numbers(text: str) -> list[int]:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--preset", default="chexgen-small", help="whose transformer, with random weights")
+    parser.add_argument(
+        "--preset", default="chexgen-small", help="preset whose transformer is measured, with random weights"
+    )
     parser.add_argument("--batch", type=int, default=2)
     parser.add_argument("--steps", type=int, default=10)
     parser.add_argument("--runs", type=int, default=5)

@@ -1,12 +1,11 @@
-"""What FID, KID and PRDC cost in time and memory, beside torchmetrics and the package prdc.
+"""Time and memory of FID, KID and PRDC, compared with torchmetrics and the package prdc.
 
     python benchmarks/eval.py [--n 100000] [--dim 768] [--prdc-n 10000] [--runs 3] [--threads 1]
 
-Random features, the same for both sides. Every measurement is a process of its own, whose peak memory holds everything:
-interpreter, libraries and both feature sets. Runs alternate, and a ratio is taken run by run, so that a machine whose
-speed drifts does not decide the result; processor time is reported beside it. The package prdc holds three n x n
-matrices, so it is met at --prdc-n; ours also runs once at --n (--prdc-n 0 or --no-large leaves one or the other out).
-What both sides say is compared too.
+Both sides get the same random features. Every measurement runs in its own process; peak memory includes interpreter,
+libraries and both feature sets. Runs alternate and ratios are taken per pair of runs, so that a drift in machine speed
+does not affect the result; CPU time is reported as well. The package prdc holds three n x n matrices, so it is compared
+at --prdc-n; xgem also runs once at --n (--prdc-n 0 or --no-large skips one of them). Both results must agree.
 """
 
 from __future__ import annotations
@@ -31,7 +30,7 @@ from numpy.typing import NDArray
 Features = NDArray[np.float32]
 SUBSETS, SUBSET_SIZE, K = 100, 1000, 5
 TOLERANCE = {"fid": 1e-3, "prdc": 1e-9}
-"""Relative, for what both sides compute alike; KID's subsets are drawn at random, so it is compared by their spread."""
+"""Relative, for deterministic measures; KID draws random subsets, so it is compared within their spread."""
 
 
 def features(n: int, dim: int, seed: int) -> tuple[Features, Features]:
@@ -136,7 +135,7 @@ TASKS: dict[str, Callable[[Features, Features], Any]] = {
 
 
 def measure(task: str, n: int, options: Namespace) -> dict[str, Any]:
-    """Seconds of one call, by the clock and of the processor, this process's peak memory, and what came out."""
+    """Wall-clock and CPU seconds of one call, peak memory of this process, and the result."""
     run = TASKS[task](*features(n, options.dim, options.seed))
     start, busy = time.perf_counter(), time.process_time()
     found = run()
@@ -160,7 +159,7 @@ def apart(task: str, n: int, options: Namespace) -> dict[str, Any]:
 
 
 def compare(name: str, n: int, options: Namespace) -> dict[str, Any]:
-    """Ours and theirs in turn; a ratio above 1 means that ours is faster."""
+    """Alternate ours and theirs; a ratio above 1 means that ours is faster."""
     pairs = [(apart(f"ours {name}", n, options), apart(f"theirs {name}", n, options)) for _ in range(options.runs)]
     for ours, theirs in pairs:
         check(name, ours["found"], theirs["found"])
@@ -182,7 +181,7 @@ def compare(name: str, n: int, options: Namespace) -> dict[str, Any]:
 
 
 def check(name: str, ours: dict[str, float], theirs: dict[str, float]) -> None:
-    """Both sides say the same."""
+    """Check that both results agree."""
     if name == "kid":
         allowed = 5 * (ours["std"] + theirs["std"]) / SUBSETS**0.5 + 1e-5
         assert abs(ours["mean"] - theirs["mean"]) <= allowed, f"kid: {ours} and {theirs} are not close"

@@ -1,10 +1,10 @@
-"""How much faster xgem samples than a plain loop over the same diffusers modules.
+"""Speed of xgem's sampler relative to a plain loop over the same diffusers modules.
 
     python benchmarks/generate.py [--preset openi-128] [--runs 7] [--steps 25] [--batch 1] [--threads 2]
 
-Both sides share weights, contexts, noise, scheduler and guidance. The plain loop calls the UNet twice a step and lets
-it project the context every time; xgem's sampler makes one batched call and keeps what is constant over the steps. Runs
-alternate, and the ratio is taken run by run, so that a machine whose speed drifts does not decide the result.
+Both sides share weights, contexts, noise, scheduler and guidance. The plain loop calls the UNet twice per step
+and projects the context each time; xgem's sampler makes one batched call and caches what is constant over the steps.
+Runs alternate and ratios are taken per pair of runs, so that a drift in machine speed does not affect the result.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from xgem.types import Context, Encoded
 def plain_loop(
     model: ImageLatentDiffusion, context: Context, noise: Tensor, steps: int, guidance_scale: float, sampler: str
 ) -> Tensor:
-    """What one writes by hand with diffusers: two UNet calls a step, nothing kept."""
+    """A hand-written diffusers loop: two UNet calls per step, nothing cached."""
     assert isinstance(model.net, ImageUNet)
     unet = model.net.unet
     scheduler = make_scheduler(sampler, model.config.diffusion)

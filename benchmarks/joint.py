@@ -1,9 +1,9 @@
-"""What it costs that two outputs see each other: joint sampling against the two independent runs.
+"""Cost of joint sampling of two outputs, relative to two independent runs.
 
     python benchmarks/joint.py [--preset openi-128] [--outputs frontal,lateral] [--runs 7] [--steps 25] [--threads 2]
 
-Random weights of the preset's sizes; both sides share contexts, noise, schedulers and guidance. Runs alternate, and the
-ratio is taken run by run, so that a machine whose speed drifts does not decide the result.
+Random weights of the preset's sizes; both sides share contexts, noise, schedulers and guidance. Runs alternate and
+ratios are taken per pair of runs, so that a drift in machine speed does not affect the result.
 """
 
 from __future__ import annotations
