@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from xgem.eval.record import FamilyResult
 
 app = typer.Typer(
-    help="Measure a checkpoint, or sets of generated studies.", no_args_is_help=True, add_completion=False
+    help="Evaluate a checkpoint, or sets of generated studies.", no_args_is_help=True, add_completion=False
 )
 app.registered_commands += measures.app.registered_commands
 
@@ -54,7 +54,7 @@ ReportSamples = Annotated[
 
 @dataclass(frozen=True)
 class Generation:
-    """What is generated for an evaluation, by which settings, and where the results go."""
+    """Data, sampling settings and output folder of an evaluation."""
 
     data: Data
     out: Out
@@ -125,7 +125,10 @@ def routes(
     ] = None,
     report_samples: ReportSamples = None,
     diversity_prompts: Annotated[
-        int, typer.Option("--diversity-prompts", metavar="N", help="Prompts for diversity; 0 skips it.")
+        int,
+        typer.Option(
+            "--diversity-prompts", metavar="N", help="Number of prompts for the diversity measure; 0 skips it."
+        ),
     ] = 16,
 ) -> None:
     """Generate a cohort for every single-output route and measure it, with bootstrap intervals.
@@ -166,14 +169,18 @@ def control(
     judge: Annotated[
         str | None,
         typer.Option(
-            "--judge", metavar="NAME", help="Checkpoint whose encoders judge images.", show_default="openi-128"
+            "--judge", metavar="NAME", help="Checkpoint whose encoders evaluate images.", show_default="openi-128"
         ),
     ] = None,
     segmenter_epochs: Annotated[
-        int, typer.Option("--segmenter-epochs", metavar="N", help="Epochs of the judge of masks.")
+        int,
+        typer.Option("--segmenter-epochs", metavar="N", help="Training epochs of the segmenter that evaluates masks."),
     ] = 40,
     patient_epochs: Annotated[
-        int, typer.Option("--patient-epochs", metavar="N", help="Epochs of the judge of age and sex.")
+        int,
+        typer.Option(
+            "--patient-epochs", metavar="N", help="Training epochs of the network that evaluates age and sex."
+        ),
     ] = 15,
 ) -> None:
     """Measure whether generated frontals show what was requested: masks, boxes, severity, demographics, text.
@@ -192,16 +199,20 @@ def control(
 
 @app.command()
 def card(
-    model: Annotated[Path, typer.Option("--model", metavar="DIR", help="The checkpoint that was measured.")],
+    model: Annotated[Path, typer.Option("--model", metavar="DIR", help="The evaluated checkpoint.")],
     evaluation: Annotated[
         Path | None,
-        typer.Argument(metavar="DIR", help="Run folder of `xgem eval routes` and `joint`; without it: not measured."),
+        typer.Argument(
+            metavar="DIR",
+            help="Run folder of `xgem eval routes` and `joint`; without it, results are marked as not measured.",
+        ),
     ] = None,
     notes: Annotated[
-        Path | None, typer.Option("--notes", help="Markdown on data, licence and limits, to be part of the card.")
+        Path | None,
+        typer.Option("--notes", help="Markdown file on data, licence and limitations, to include in the card."),
     ] = None,
     readme: Annotated[
-        Path | None, typer.Option("--readme", help="Put the tables between its results marks too.")
+        Path | None, typer.Option("--readme", help="README whose results section is also updated.")
     ] = None,
 ) -> None:
     """Write the model card of a checkpoint from its evaluation."""
@@ -213,7 +224,7 @@ def card(
 @app.command()
 def labeller(
     data: Data,
-    split: Annotated[str | None, typer.Option("--split", help="Only this split.", show_default="all")] = None,
+    split: Annotated[str | None, typer.Option("--split", help="Restrict to this split.", show_default="all")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Check the rule labeller against the annotators' labels: precision and recall by class."""
