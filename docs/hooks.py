@@ -71,16 +71,9 @@ def command_line() -> str:
 
 def metric_table() -> str:
     """Every metric of the registry, by family."""
-    from xgem.eval.registry import FAMILIES, metrics
+    from xgem.eval.registry import as_markdown
 
-    better = {True: "higher", False: "lower", None: "-"}
-    parts = []
-    for family in FAMILIES:
-        rows = [
-            (f"`{one.name}`", better[one.higher_is_better], one.range, one.doc, one.source) for one in metrics(family)
-        ]
-        parts.append(f"### {family.capitalize()}\n\n" + _table(("metric", "better", "range", "what", "source"), rows))
-    return "\n\n".join(parts)
+    return as_markdown()
 
 
 def option_table() -> str:
