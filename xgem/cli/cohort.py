@@ -13,23 +13,34 @@ if TYPE_CHECKING:
     from xgem.cohort.items import Cohort
 
 
+Out = Annotated[
+    Path | None,
+    typer.Option("--out", metavar="DIR", help="Folder to write: new, empty, or started with the same plan."),
+]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Check the plan and print what it would generate.")]
+Shard = Annotated[
+    str | None,
+    typer.Option("--shard", metavar="I/N", help="Generate only part I of N; set automatically under torchrun."),
+]
+Slurm = Annotated[bool, typer.Option("--slurm", help="Submit a SLURM job with one shard per task (needs submitit).")]
+Compile = Annotated[
+    bool, typer.Option("--compile", help="Compile the diffusion transformer; worthwhile for large cohorts.")
+]
+Threads = Annotated[
+    int | None,
+    typer.Option(
+        "--threads", min=1, help="Number of CPU threads.", show_default="that of the earlier run, or PyTorch's"
+    ),
+]
+
+
 def cohort(
     plan: Annotated[Path, typer.Argument(metavar="PLAN", help="Plan of the cohort, a YAML file.")],
-    out: Annotated[
-        Path | None,
-        typer.Option("--out", metavar="DIR", help="Folder to write: new, empty, or started with the same plan."),
-    ] = None,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Check the plan and print what it would generate.")
-    ] = False,
-    shard: Annotated[
-        str | None,
-        typer.Option("--shard", metavar="I/N", help="Generate only part I of N; set automatically under torchrun."),
-    ] = None,
+    out: Out = None,
+    dry_run: DryRun = False,
+    shard: Shard = None,
     collect: Annotated[bool, typer.Option("--collect", help="Write only the final files; generate nothing.")] = False,
-    slurm: Annotated[
-        bool, typer.Option("--slurm", help="Submit a SLURM job with one shard per task (needs submitit).")
-    ] = False,
+    slurm: Slurm = False,
     partition: Annotated[str | None, typer.Option("--partition", help="SLURM partition.")] = None,
     nodes: Annotated[int, typer.Option("--nodes", min=1, help="Number of nodes of the SLURM job.")] = 1,
     tasks: Annotated[int, typer.Option("--tasks", min=1, help="Shards per node.")] = 1,
@@ -41,15 +52,8 @@ def cohort(
     dtype: Annotated[
         str | None, typer.Option("--dtype", help="Number format: float32, bfloat16 or float16.", show_default="float32")
     ] = None,
-    use_compile: Annotated[
-        bool, typer.Option("--compile", help="Compile the diffusion transformer; worthwhile for large cohorts.")
-    ] = False,
-    threads: Annotated[
-        int | None,
-        typer.Option(
-            "--threads", min=1, help="Number of CPU threads.", show_default="that of the earlier run, or PyTorch's"
-        ),
-    ] = None,
+    use_compile: Compile = False,
+    threads: Threads = None,
     progress: Annotated[bool, typer.Option("--progress/--no-progress", help="Show a progress bar (on stderr).")] = True,
 ) -> None:
     """Generate a synthetic data set from a plan: findings x demographics x views, or matched to a manifest.
@@ -65,11 +69,11 @@ def cohort(
         raise InputError("--dry-run, --collect, --slurm and --shard: expected one of them")
     if out is None and not dry_run:
         raise InputError("--out is missing: expected a folder for the cohort (or --dry-run)")
-    asked = read_plan(plan)
+    cohort_plan = read_plan(plan)
     if dry_run:
         from xgem.cohort.run import open_cohort
 
-        _show(open_cohort(asked, device=device, dtype=dtype, compile=use_compile)[0])
+        _show(open_cohort(cohort_plan, device=device, dtype=dtype, compile=use_compile)[0])
         return
     assert out is not None
     if collect:
@@ -77,14 +81,14 @@ def cohort(
         from xgem.cohort.folder import Folder
         from xgem.cohort.items import expand
 
-        _say(out, write_final(expand(asked), Folder(out)))
+        _say(out, write_final(expand(cohort_plan), Folder(out)))
         return
     if slurm:
         from xgem.cohort.run import open_cohort
         from xgem.cohort.submit import Work, submit
 
         # The node decides on the device; what the model can do is the same everywhere.
-        open_cohort(asked, device="cpu", compile=use_compile)
+        open_cohort(cohort_plan, device="cpu", compile=use_compile)
         work = Work(str(plan.absolute()), str(out.absolute()), device, dtype, use_compile, threads)
         logs = out.with_name(f"{out.name}.slurm").absolute()
         job = submit(work, logs=logs, partition=partition, nodes=nodes, tasks=tasks, gpus=gpus, timeout_min=timeout)
@@ -95,7 +99,7 @@ def cohort(
 
     part = environment_shard() if shard is None else parse_shard(shard)
     where: dict[str, Any] = {"device": device, "dtype": dtype, "compile": use_compile, "threads": threads}
-    done = run(asked, out, shard=part, progress=progress, **where)
+    done = run(cohort_plan, out, shard=part, progress=progress, **where)
     if done.counts is None:
         typer.echo(f"{out}: {done.made} studies made, {done.missing} are left to other shards")
     else:
