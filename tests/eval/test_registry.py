@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import xgem
@@ -71,7 +72,7 @@ def test_an_unregistered_metric_or_family_is_refused() -> None:
 
 
 def test_a_metric_of_the_users_own(own: MetricSpec) -> None:
-    result = FamilyResult("own family", [Metric.measured("sharpness", ONE([1.0] * 8))], {})
+    result = FamilyResult("own family", [Metric.measured("sharpness", ONE(np.full(8, 1.0)))], {})
     assert result["sharpness"].higher_is_better is True
     assert own.name in {row["name"] for row in as_rows("fidelity")}
     assert register(own) is own  # the same again changes nothing
@@ -102,12 +103,12 @@ def test_tasks_names_have_keys(title: str, key: str) -> None:
 
 
 def test_references_are_paired_and_the_share_of_the_ceiling_is_between_chance_and_real() -> None:
-    value, shuffled, ceiling = (ONE([x, x + 0.1] * 4) for x in (0.5, 0.1, 0.9))
+    value, shuffled, ceiling = (ONE(np.array([x, x + 0.1] * 4)) for x in (0.5, 0.1, 0.9))
     metric = Metric.measured(
         "cosine",
         Comparison(value, shuffled),
         paired={"ceiling": ceiling, "constant": None},
-        unpaired={"floor": Bootstrap(5, draws=9).mean([0.0] * 5)},
+        unpaired={"floor": Bootstrap(5, draws=9).mean(np.full(5, 0.0))},
         tests={"ceiling": (0.03, "Wilcoxon")},
     )
     assert list(metric.references) == ["shuffled", "ceiling", "floor"]
@@ -119,4 +120,4 @@ def test_references_are_paired_and_the_share_of_the_ceiling_is_between_chance_an
     assert metric.share_of_ceiling is not None
     assert metric.share_of_ceiling.value == pytest.approx(0.5)
     with pytest.raises(InputError, match="give it as unpaired"):
-        Metric.measured("cosine", value, paired={"floor": Bootstrap(5, draws=9).mean([0.0] * 5)})
+        Metric.measured("cosine", value, paired={"floor": Bootstrap(5, draws=9).mean(np.full(5, 0.0))})

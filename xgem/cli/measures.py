@@ -11,19 +11,15 @@ import typer
 from xgem.cli.grouped import grouped
 from xgem.cli.options import AsJson, Cache, Data, Device, Draws, Limit, Model, Out, Overwrite, Progress, Seed, Split
 from xgem.cli.set_options import (
+    Downstream,
     Extractors,
-    Presets,
     Real,
-    RealTraining,
     Reid,
-    Runs,
     Sets,
-    TestSet,
     TextWeights,
     Training,
     Xrv,
     is_manifest,
-    training_settings,
     write_and_print,
 )
 from xgem.types import InputError
@@ -218,9 +214,8 @@ def privacy(
 @app.command()
 @grouped
 def utility(
-    real: RealTraining,
+    downstream: Downstream,
     sets: Sets,
-    test: TestSet = None,
     task: Annotated[TaskChoice, typer.Option("--task", help="Downstream task.")] = TaskChoice.classification,
     suite: Annotated[
         str,
@@ -230,8 +225,6 @@ def utility(
             help="augmentation, anonymisation, imbalance, scarcity, pretraining or few-shot.",
         ),
     ] = "augmentation",
-    settings: Presets = "small",
-    runs: Runs = None,
     weights: Annotated[
         str | None,
         typer.Option("--weights", metavar="FILE", help="Initial weights: a file, or imagenet.", show_default="random"),
@@ -241,13 +234,14 @@ def utility(
     from xgem.eval.families import utility as family
     from xgem.judges.tasks.data import studies_of
 
-    how = training_settings(sets, task.value, settings, runs, weights=weights)
+    settings = downstream.training(sets, task.value, weights=weights)
 
     def work() -> FamilyResult:
-        manifests = [path for path in (real, sets.generated, test) if path is not None and is_manifest(path)]
+        paths = (downstream.real, sets.generated, downstream.test)
+        manifests = [path for path in paths if path is not None and is_manifest(path)]
         return family.evaluate(
-            *sets.read_training(real, test),
-            how,
+            *downstream.read(sets),
+            settings,
             suite=suite,
             studies=studies_of(manifests) if manifests else None,
             cache=sets.folder,
@@ -260,25 +254,22 @@ def utility(
 @app.command()
 @grouped
 def fairness(
-    real: RealTraining,
+    downstream: Downstream,
     sets: Sets,
-    test: TestSet = None,
     axes: Annotated[
         str, typer.Option("--axes", metavar="NAMES", help="Axes whose subgroups are topped up: sex, race, age.")
     ] = "sex,age",
     share: Annotated[
         float, typer.Option("--share", metavar="X", help="Top up to this share of the largest subgroup.")
     ] = 1.0,
-    settings: Presets = "small",
-    runs: Runs = None,
 ) -> None:
     """Gaps between subgroups: of a classifier trained on real studies, and of one with subgroups topped up."""
     from xgem.eval.suite import fairness as evaluate
 
-    how = training_settings(sets, "classification", settings, runs)
+    settings = downstream.training(sets, "classification")
     names = [name.strip() for name in axes.split(",") if name.strip()]
     options = {"axes": names, "share": share, "cache": sets.folder, "device": sets.place}
-    sets.run("fairness", lambda: evaluate(*sets.read_training(real, test), how, **options))
+    sets.run("fairness", lambda: evaluate(*downstream.read(sets), settings, **options))
 
 
 @app.command(name="all")

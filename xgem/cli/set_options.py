@@ -28,13 +28,6 @@ class LabelSource(StrEnum):
 
 
 Real = Annotated[Path, typer.Option("--real", metavar="SET", help="Real studies: a manifest, a folder or a CSV.")]
-RealTraining = Annotated[
-    Path, typer.Option("--real", metavar="SET", help="Real training studies (a manifest's split train).")
-]
-TestSet = Annotated[
-    Path | None,
-    typer.Option("--test", metavar="SET", help="Real studies to test on.", show_default="--real's split --split"),
-]
 Training = Annotated[
     Path | None,
     typer.Option("--training", metavar="SET", help="Real training studies.", show_default="--real's split train"),
@@ -55,10 +48,6 @@ Reid = Annotated[
     Path | None,
     typer.Option("--reid", metavar="PATH", help="Re-identification network: trained by xgem or published."),
 ]
-Presets = Annotated[
-    str, typer.Option("--settings", metavar="NAME", help="Training settings: small, xgem, chexgen or chexgenbench.")
-]
-Runs = Annotated[int | None, typer.Option("--runs", metavar="N", help="Training runs per protocol.", show_default="5")]
 
 
 @dataclass(frozen=True)
@@ -133,17 +122,46 @@ class Sets:
         check_disjoint(truth, known)
         return truth, generated, known
 
-    def read_training(self, real: Path, test: Path | None) -> tuple[EvalSet, EvalSet, EvalSet]:
-        """Real and synthetic training studies, and the real ones to test on."""
-        return (
-            self.read(real, "real", "train"),
-            self.read(self.generated, "synthetic"),
-            self.read(test or real, "test", self.split),
-        )
-
     def run(self, family: str, work: Callable[[], FamilyResult]) -> None:
         """Do the work, write its results, and print them."""
         write_and_print(family, self.out, self.overwrite, self.as_json, lambda: ({}, [work()]))
+
+
+@dataclass(frozen=True)
+class Downstream:
+    """Networks of a downstream task: what they are trained and tested on, and how."""
+
+    real: Annotated[
+        Path, typer.Option("--real", metavar="SET", help="Real training studies (a manifest's split train).")
+    ]
+    test: Annotated[
+        Path | None,
+        typer.Option("--test", metavar="SET", help="Real studies to test on.", show_default="--real's split --split"),
+    ] = None
+    settings: Annotated[
+        str,
+        typer.Option("--settings", metavar="NAME", help="Training settings: small, xgem, chexgen or chexgenbench."),
+    ] = "small"
+    runs: Annotated[
+        int | None, typer.Option("--runs", metavar="N", help="Training runs per protocol.", show_default="5")
+    ] = None
+
+    def read(self, sets: Sets) -> tuple[EvalSet, EvalSet, EvalSet]:
+        """Real and synthetic training studies, and the real ones to test on."""
+        return (
+            sets.read(self.real, "real", "train"),
+            sets.read(sets.generated, "synthetic"),
+            sets.read(self.test or self.real, "test", sets.split),
+        )
+
+    def training(self, sets: Sets, task: str, **options: Any) -> UtilitySettings:
+        """How the networks are trained."""
+        from dataclasses import replace
+
+        from xgem.judges.settings import preset
+
+        settings = replace(preset(task, self.settings), **sets.draws, **options)
+        return settings if self.runs is None else replace(settings, runs=self.runs)
 
 
 @dataclass(frozen=True)
@@ -175,16 +193,6 @@ class TextWeights:
 def is_manifest(path: Path) -> bool:
     """Whether the path is one of a manifest, which has splits and views."""
     return path.suffix in {".parquet", ".jsonl"}
-
-
-def training_settings(sets: Sets, task: str, preset_name: str, runs: int | None, **options: Any) -> UtilitySettings:
-    """How networks of a downstream task are trained."""
-    from dataclasses import replace
-
-    from xgem.judges.settings import preset
-
-    settings = replace(preset(task, preset_name), **sets.draws, **options)
-    return settings if runs is None else replace(settings, runs=runs)
 
 
 def write_and_print(
