@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging.config
 import sys
 from pathlib import Path
 
@@ -9,6 +10,12 @@ import pytest
 from importlinter.cli import lint_imports
 
 ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(autouse=True)
+def loggers_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """import-linter configures logging and thereby disables all loggers that exist, for every later test too."""
+    monkeypatch.setattr(logging.config, "dictConfig", lambda config: None)
 
 
 def test_imports_point_downwards_only(capsys: pytest.CaptureFixture[str]) -> None:
