@@ -166,7 +166,7 @@ def test_topping_up_to_parity_or_a_share_of_it() -> None:
     assert len(selected(short, of_sexes("more", F=4))) == 4
     with pytest.raises(InputError, match="at most 1"):
         plan_top_up(real, real, ("sex",), share=2)
-    with pytest.raises(InputError, match="race of no image is known"):
+    with pytest.raises(InputError, match="no image has its race"):
         plan_top_up(real, real, ("race",))
 
 
@@ -215,5 +215,5 @@ def test_topping_up_narrows_a_planted_gap(tmp_path: Path) -> None:
     assert (before.worst, before.p) == ("F", pytest.approx(1 / 21))
     assert (before.value - after.value).estimate().above_zero
     assert after.value.value < before.value.value / 2
-    with pytest.raises(InputError, match="race of no image"):
+    with pytest.raises(InputError, match="no image has its race"):
         mitigation(real, synthetic, test, settings, axes=("race",), classes=["Edema"])

@@ -30,7 +30,7 @@ _MOST_BYTES: Final = 1 << 30
 
 @dataclass(frozen=True)
 class Space:
-    """Distances in one space to training images: of the generations to the ``closest`` and, where asked for, to that
+    """Distances in one space to training images: of the generations to the ``closest`` and, if requested, to that
     of their ``own`` prompt; of held-out real images; of the closest training images to their own ``neighbours``."""
 
     name: str
@@ -53,7 +53,7 @@ class Space:
 
 @dataclass(frozen=True)
 class Run:
-    """Sets to compare, and how. ``prompts`` (n,) names what each generation was asked with, ``own`` (n,) the training
+    """Sets to compare, and how. ``prompts`` (n,) identifies each generation's prompt, ``own`` (n,) the training
     image whose prompt that was; ``size`` is the side in pixels at which every image is read."""
 
     generated: EvalSet

@@ -18,7 +18,7 @@ Similarity = Callable[[NDArray[Any], NDArray[Any]], float]
 
 
 def of_one_prompt(generated: EvalSet) -> list[list[int]]:
-    """Rows of the items that answer to one real item (``pair``), or else to one prompt, where there are several."""
+    """Rows of items with the same real item (``pair``) or else the same prompt, where there are several of them."""
     groups: dict[tuple[str, str], list[int]] = {}
     for row, item in enumerate(generated.items):
         if item.pair or item.prompt.strip():

@@ -28,7 +28,7 @@ from xgem.utils.hashing import canonical
 logger = logging.getLogger(__name__)
 Features = NDArray[np.float32]
 _WAIT_S: Final = 120  # for another process's write, which takes milliseconds
-_ASKED: Final = 500  # rows of one query
+_MOST_PER_QUERY: Final = 500  # rows of one query
 
 
 def extract(
@@ -95,7 +95,9 @@ def _computed(
         found = extractor(images)
         if not np.isfinite(found).all():
             row = start + int(np.flatnonzero(~np.isfinite(found).all(axis=1))[0])
-            raise DataError(f"{items.items[row].file}: {extractor.name} gives features that are not finite for it")
+            raise DataError(
+                f"{items.items[row].file}: {extractor.name} computes features that are not finite for this image"
+            )
         yield start, found
         start += len(found)
 
@@ -144,11 +146,11 @@ def _opened(place: Path) -> Iterator[sqlite3.Connection]:
 def _stored(
     store: sqlite3.Connection, hashes: Sequence[bytes], dim: int
 ) -> Iterator[tuple[bytes, NDArray[np.float32] | None]]:
-    """Each image's vector, None where it is not there; vectors of another length are made again."""
-    for start in range(0, len(hashes), _ASKED):
-        asked = hashes[start : start + _ASKED]
-        marks = ",".join("?" * len(asked))
-        found = dict(store.execute(f"SELECT image, vector FROM features WHERE image IN ({marks})", asked))
-        for digest in asked:
-            stored = found.get(digest, b"")
+    """Each image's vector; None where it is not in the cache or has another length, and is computed again."""
+    for start in range(0, len(hashes), _MOST_PER_QUERY):
+        batch = hashes[start : start + _MOST_PER_QUERY]
+        marks = ",".join("?" * len(batch))
+        vectors = dict(store.execute(f"SELECT image, vector FROM features WHERE image IN ({marks})", batch))
+        for digest in batch:
+            stored = vectors.get(digest, b"")
             yield digest, np.frombuffer(stored, dtype=np.float32) if len(stored) == 4 * dim else None

@@ -80,7 +80,7 @@ class Space:
         settings: Settings,
         cache: Path | None,
     ) -> Space:
-        """Features are taken from the cache where they are there."""
+        """Compute the features, or read them from the cache."""
         texts = extractor.encode_texts is not None
         return cls(
             extractor,
@@ -159,15 +159,15 @@ class Space:
         ]
 
     def _alignment(self, rows: Bools, columns: Bools, of: str) -> list[Metric]:
-        """Cosine with the prompts, beside that of real images with their reports and that of shuffled prompts."""
+        """Cosine with the prompts; references are shuffled prompts, and real images with their reports."""
         if self.prompts is None or self.reports is None:
             return []
-        asked, reported = columns & self.prompts.known, rows & self.reports.known
-        if asked.sum() < 2:
-            reason = f"{int(asked.sum())} generated images have a prompt: alignment needs at least 2"
+        prompted, reported = columns & self.prompts.known, rows & self.reports.known
+        if prompted.sum() < 2:
+            reason = f"{int(prompted.sum())} generated images have a prompt: alignment needs at least 2"
             return [Metric.missing("alignment", reason, **self._named(of))]
         options = {"seed": self.settings.seed, "draws": self.settings.bootstrap}
-        sets = self.generated[asked], self.prompts.vectors[asked]
+        sets = self.generated[prompted], self.prompts.vectors[prompted]
         references = {"shuffled": fidelity.shuffled_alignment(*sets, **options)}
         if reported.any():
             own = self.real[reported], self.reports.vectors[reported]

@@ -29,7 +29,7 @@ AGE_BANDS: Final = ((19, 40), (41, 65), (66, 200))
 
 
 def age_band(age: float | None) -> str | None:
-    """``19-40``, ``41-65`` or ``66+``; None for children and where the age is not known."""
+    """``19-40``, ``41-65`` or ``66+``; None for children and for unknown ages."""
     if age is None or not math.isfinite(age):
         return None
     band = next(((low, high) for low, high in AGE_BANDS if low <= math.floor(age) <= high), None)
@@ -75,7 +75,7 @@ def check_axes(axes: Sequence[str]) -> None:
 
 @dataclass(frozen=True)
 class TopUp:
-    """How many synthetic images each subgroup is to get: ``wanted`` of it, of which ``had`` can be had."""
+    """How many synthetic images each subgroup needs (``wanted``), and how many of these are available (``had``)."""
 
     axes: tuple[str, ...]
     counts: Mapping[str, int]
@@ -93,14 +93,14 @@ def plan_top_up(real: EvalSet, synthetic: EvalSet, axes: Sequence[str], *, share
     Only subgroups that the real images have are topped up.
 
     Raises:
-        InputError: unknown axes, a share outside (0, 1], or real images of whom nothing is known.
+        InputError: unknown axes, a share outside (0, 1], or real images without sex, race or age.
     """
     check_axes(axes)
     if not 0 < share <= 1:
         raise InputError(f"topping up to a share of {share:g} of the largest group; expected more than 0, at most 1")
     counts = _counted(real, axes)
     if not counts:
-        raise InputError(f"{real.name}: {' and '.join(axes)} of no image is known; topping up goes by them")
+        raise InputError(f"{real.name}: no image has its {' and '.join(axes)}; cannot form subgroups to top up")
     goal = math.ceil(share * max(counts.values()) - 1e-9)
     there = _counted(synthetic, axes)
     wanted = {name: max(0, goal - n) for name, n in counts.items()}
@@ -131,7 +131,7 @@ def mitigation(
     cache: Path | None = None,
     device: str = "cpu",
 ) -> tuple[TopUp, EvalSet, dict[str, Array]]:
-    """Train a classifier on the real images, and another on these topped up by a plan, and ask both of the test set.
+    """Train a classifier on the real images, and another on these topped up by a plan, and test both.
 
     Args:
         settings: of a classification (:class:`xgem.judges.settings.UtilitySettings`).

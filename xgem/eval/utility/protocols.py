@@ -16,7 +16,7 @@ from xgem.types import DataError, InputError, NotComputed
 
 @dataclass(frozen=True)
 class Training:
-    """What one network is trained on: ``pretraining`` first, where there is any, then ``main``."""
+    """What one network is trained on: first ``pretraining``, if any, then ``main``."""
 
     main: EvalSet
     pretraining: EvalSet | None = None

@@ -23,12 +23,12 @@ from xgem.types import NotComputed
 logger = logging.getLogger(__name__)
 VERSION = 1
 Extra = Callable[[torch.nn.Module, Data, torch.device], Predictions]
-"""More that a trained network is asked, beside its predictions; only of the first run."""
+"""Further outputs of a trained network, besides its predictions; only of the first run."""
 
 
 @dataclass(frozen=True)
 class Runs:
-    """A protocol's networks, run by run: what they say of the test images.
+    """A protocol's networks, run by run: their predictions for the test images.
 
     ``size``, ``pretraining``: images that the first run's network was trained and pretrained on. ``extra``: of the
     first run.
@@ -44,7 +44,7 @@ class Runs:
 
 @dataclass(frozen=True)
 class Tested:
-    """All protocols on one test set. ``failed`` says of a protocol why it has no runs."""
+    """All protocols on one test set. ``failed`` gives the reason why a protocol has no runs."""
 
     task: Task
     test: Data
