@@ -62,10 +62,7 @@ def evaluate(
         ShapeError: scores of another shape.
         InputError: no scores, unknown axes, or no sex, race or age is given.
     """
-    labels = np.asarray(test.labels(classes))
-    if unmentioned == "negative":
-        labels = np.where(np.isnan(labels), 0.0, labels)
-    labels = np.where(labels == -1, np.nan, labels)
+    labels = _labels(test, classes, unmentioned)
     _check_scores(scores, synthetic, labels.shape)
     rows = subgroups(test, axes, intersections=intersections)
     if not rows:
@@ -108,6 +105,14 @@ def evaluate(
     return FamilyResult(
         FAMILY, metrics, settings, _details(test, axes, plan), charts, tables={TABLE: csv_text(_HEADS, table)}
     )
+
+
+def _labels(test: EvalSet, classes: Sequence[str], unmentioned: str) -> Array:
+    """(n, classes) of 1, 0, or NaN where a label does not count."""
+    labels = np.asarray(test.labels(classes))
+    if unmentioned == "negative":
+        labels = np.where(np.isnan(labels), 0.0, labels)
+    return np.where(labels == -1, np.nan, labels)
 
 
 def _details(test: EvalSet, axes: Sequence[str], plan: TopUp | None) -> dict[str, Any]:

@@ -102,25 +102,28 @@ def evaluate(
     return FamilyResult(
         family="privacy",
         metrics=[*metrics, *missing],
-        settings={
-            "seed": seed,
-            "bootstrap": bootstrap,
-            "size": side,
-            "delta": delta,
-            "quantile": quantile,
-            "compared with": "the training image of the own prompt" if own_prompt else "the closest training image",
-            "prompts": len(set(prompts)),
-            "sets": {
-                items.name: {"n": len(items), "sha256": items.sha256}
-                for items in (generated, training, held_out)
-                if items
-            },
-        },
+        settings=_settings(run, delta),
         details={space.title: _detail(run, space, tests[space.title]) for space in spaces},
         plots={f"Distance to the closest training image, {space.title}": _histogram(space) for space in spaces},
         examples=_worst(run, spaces[-1]),
         tables={"privacy_metrics.csv": _table(run, spaces, scores)},
     )
+
+
+def _settings(run: Run, delta: float) -> dict[str, Any]:
+    """What the numbers depend on."""
+    compared = "the closest training image" if run.own is None else "the training image of the own prompt"
+    sets = (run.generated, run.training, run.held_out)
+    return {
+        "seed": run.seed,
+        "bootstrap": run.draws,
+        "size": run.size,
+        "delta": delta,
+        "quantile": run.quantile,
+        "compared with": compared,
+        "prompts": len(set(run.prompts)),
+        "sets": {items.name: {"n": len(items), "sha256": items.sha256} for items in sets if items},
+    }
 
 
 def _spaces(

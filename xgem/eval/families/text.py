@@ -73,11 +73,7 @@ def evaluate(
         DataError: a real report is empty, or no generation has a report.
         InputError: an external metric of another name.
     """
-    unknown = [name for name in external or {} if name not in SCORES]
-    if unknown:
-        raise InputError(f"external metric {unknown[0]!r}: expected {' or '.join(SCORES)}")
-    if not any(report.strip() for report in generated.reports):
-        raise DataError(f"{generated.name}: no report in it; these metrics need a column report")
+    _check(generated, external or {})
     truth, outputs = one_each(real, generated)
     ids = [item.id for item in truth.items]
     empty = text.check_reports(outputs.reports, truth.reports, ids)
@@ -130,6 +126,15 @@ def evaluate(
             CASES: csv_text(["id", *cases], zip(ids, *cases.values(), strict=True)),
         },
     )
+
+
+def _check(generated: EvalSet, external: Mapping[str, object]) -> None:
+    """Raises InputError where an external metric is unknown, DataError where there is no generated report."""
+    unknown = next((name for name in external if name not in SCORES), None)
+    if unknown is not None:
+        raise InputError(f"external metric {unknown!r}: expected {' or '.join(SCORES)}")
+    if not any(report.strip() for report in generated.reports):
+        raise DataError(f"{generated.name}: no report in it; these metrics need a column report")
 
 
 _LABEL_HEADS: Final = ("labeller", "class", "n", "real", "generated", "f1", "low", "high", "shuffled")
