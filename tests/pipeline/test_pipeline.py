@@ -31,7 +31,7 @@ def test_smoke_all_three_outputs_from_nothing(pipeline: XgemPipeline) -> None:
         assert isinstance(image, Image.Image)
         assert (image.mode, image.size) == ("L", (size, size))
     assert [type(text) for text in made.report] == [str, str]
-    with pytest.raises(AttributeError, match="no 'mask', only: frontal, lateral, report"):
+    with pytest.raises(AttributeError, match="has no output 'mask', only: frontal, lateral, report"):
         _ = made.mask
 
 

@@ -11,6 +11,7 @@ import hashlib
 import io
 import logging
 import os
+import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 
 
 logger = logging.getLogger(__name__)
+_PARSING = threading.Lock()  # NumPy parses headers with ast, which fails in several threads of Python 3.11 (gh-106905)
 
 
 Kind = Literal["dicom", "npy", "image"]
@@ -158,7 +160,8 @@ def _decode(
 
 def _load_npy(data: bytes, name: str) -> NDArray[Any]:
     try:
-        return np.load(io.BytesIO(data), allow_pickle=False)
+        with _PARSING:
+            return np.load(io.BytesIO(data), allow_pickle=False)
     except (ValueError, EOFError, OSError) as error:
         raise ImageError(f"{name}: not a usable .npy file ({_brief(error)}); save it again with numpy.save") from error
 
