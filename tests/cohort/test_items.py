@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections import Counter
 from itertools import product
 from pathlib import Path
@@ -88,8 +89,12 @@ def test_views_choose_the_outputs_and_reports_go_with_all() -> None:
     assert more.sha256 == cohort.sha256
 
 
+def _test_split(manifest: Path) -> dict[str, Any]:
+    return {"manifest": str(manifest), "split": "test"}
+
+
 def matched(manifest: Path, **fields: Any) -> Cohort:
-    return cohort_of(matched={"manifest": str(manifest), "split": "test", **fields})
+    return cohort_of(matched={**_test_split(manifest), **fields})
 
 
 def test_matched_cells_answer_to_the_studies_that_have_the_inputs(manifest: Path) -> None:
@@ -133,6 +138,18 @@ def test_a_limit_draws_studies_by_the_seed(manifest: Path) -> None:
         chosen.add(tuple(names))
     assert len(chosen) > 2
     assert len(matched(manifest, limit=4)) == len(matched(manifest)) == 4
+
+
+def test_the_hash_is_of_what_decides_the_items(manifest: Path, tmp_path: Path) -> None:
+    moved = tmp_path / manifest.name
+    shutil.copy(manifest, moved)
+    same = [matched(moved), matched(manifest, count=7), cohort_of(model="x", matched=_test_split(manifest))]
+    others = [matched(manifest, inputs=["frontal"]), matched(manifest, limit=2), balanced()]
+    others += [cohort_of(**{"matched": _test_split(manifest), **change}) for change in ({"seed": 6}, {"greedy": False})]
+    first = matched(manifest).sha256
+    assert {cohort.sha256 for cohort in same} == {first}
+    assert len({first, *(cohort.sha256 for cohort in others)}) == 6
+    assert balanced(count=9).sha256 == balanced().sha256 != balanced(size=5).sha256
 
 
 def test_no_study_with_the_inputs_is_refused(manifest: Path) -> None:

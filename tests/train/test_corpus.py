@@ -93,6 +93,7 @@ def test_a_variant_has_some_of_the_sentences_in_any_order() -> None:
     rng, text = random.Random(0), "One. Two. Three. Four."
     assert vary("One.", rng, keep=0.0) == "One."
     assert {vary(text, rng, keep=0.0) for _ in range(60)} == {"One.", "Two.", "Three.", "Four."}
+    assert {vary("One. Two.", rng, keep=0.0) for _ in range(60)} == {"One.", "Two."}
     whole = [vary(text, rng, keep=1.0) for _ in range(300)]
     assert {tuple(sorted(sentences(one))) for one in whole} == {("Four.", "One.", "Three.", "Two.")}
     assert len(set(whole)) == 24  # every order
