@@ -5,6 +5,7 @@ from __future__ import annotations
 import fnmatch
 import os
 import re
+import runpy
 import subprocess
 import sys
 import tomllib
@@ -173,6 +174,21 @@ def test_only_small_marked_synthetic_samples_are_tracked(tracked: list[Path], pr
             if file.suffix.lower() in suffixes or is_image(stream.read(132)):
                 images.append(str(file.relative_to(project)))
     assert not images
+
+
+FILE_LINES, FUNCTION_LINES = 400, 80
+
+
+def test_files_and_functions_are_short(project: Path) -> None:
+    structure = runpy.run_path(str(project / "benchmarks" / "structure.py"))
+    files = sorted((project / "xgem").rglob("*.py"))
+    assert len(files) > 200
+    too_long: list[str] = []
+    for file in files:
+        name, lines = file.relative_to(project), len(file.read_text(encoding="utf-8").splitlines())
+        too_long += [f"{name}: {lines} lines"] if lines > FILE_LINES else []
+        too_long += [f"{name}: {f} has {n} lines" for f, n in structure["function_lengths"](file) if n > FUNCTION_LINES]
+    assert not too_long, "\n".join(too_long)
 
 
 def test_ci_runs_the_readme_test_command(project: Path) -> None:
