@@ -21,7 +21,7 @@ from xgem.data.manifest import Manifest, Row
 from xgem.data.prepare import PreparedImages, prepare_images
 from xgem.data.transforms import read_square
 from xgem.types import DataError, ImageError, OutputError
-from xgem.utils.hashing import _digest, canonical, content_hash, module_hash
+from xgem.utils.hashing import arrays_hash, canonical, content_hash, module_hash
 
 
 class Maker:
@@ -64,7 +64,7 @@ def test_entries_of_earlier_versions(tmp_path: Path):
     file = tmp_path / "k" / f"{hashlib.sha256(text.encode()).hexdigest()}.safetensors"
     file.parent.mkdir()
     names = json.dumps(dict.fromkeys(arrays, 0))
-    meta = {"key": text, "arrays": names, "digest": _digest(arrays), "shards": "1", "writing": "0"}
+    meta = {"key": text, "arrays": names, "digest": arrays_hash(arrays), "shards": "1", "writing": "0"}
     save_file(arrays, file, metadata=meta)
     same(cache.get_or_make("k", key, make), Maker(3)())
     assert make.calls == 0

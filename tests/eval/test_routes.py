@@ -17,7 +17,7 @@ from xgem.eval.cohorts import Sampling, outputs_of
 from xgem.eval.families import agreement
 from xgem.eval.record import FamilyResult
 from xgem.eval.route import Route, all_routes, joint_routes, parse_route
-from xgem.eval.routes import RunSettings, lacking
+from xgem.eval.routes import RunSettings, measurable
 from xgem.eval.sharpness import sharpness
 from xgem.eval.studies import Studies, answered, read_training, samples
 from xgem.pipeline.embedding import Evaluated
@@ -154,8 +154,8 @@ def test_a_modality_that_no_study_has_is_left_out(world: World, tmp_path: Path) 
     found = Studies.read(world.data.with_name("frontals.jsonl"), world.model(), "val")
     assert set(found.sets) == {"frontal", "report"}
     assert len(found) == 40
-    assert lacking(found, Route(("lateral",), ("frontal",))) == "no study of the split has a lateral"
-    assert lacking(found, Route(("report",), ("frontal",))) is None
+    lacking, there = Route(("lateral",), ("frontal",)), Route(("report",), ("frontal",))
+    assert measurable(found, [lacking, there]) == ([there], {lacking: "no study of the split has a lateral"})
 
 
 def test_samples_are_aligned_by_study(world: World, real: Studies, tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ import pytest
 import torch
 from PIL import Image
 
+from tests.pipeline.conftest import radiograph
 from xgem.configs.preset import Preset, load_preset
 from xgem.convert.random_init import random_checkpoint
 from xgem.pipeline.generation import Generation
@@ -24,19 +25,6 @@ from xgem.types import CheckpointError, ConfigError, InputError
 QUICK: dict[str, Any] = {"num_inference_steps": 4, "progress": False}
 TEXT = "Large left pleural effusion."
 ALL = ("frontal", "lateral", "report")
-
-
-def grey(seed: int = 0) -> np.ndarray:
-    y, x = np.mgrid[0:64, 0:64] / 64
-    phase = np.random.default_rng(seed).uniform(0, 6, 3)
-    return (0.5 + 0.2 * np.sin(5 * x + phase[0]) + 0.2 * np.cos(7 * y + phase[1] + 3 * x)).astype(np.float32)
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("model") / "random"
-    random_checkpoint(root, load_preset("debug"))
-    return root
 
 
 @pytest.fixture(scope="module")
@@ -112,7 +100,7 @@ def test_outputs_not_asked_for_are_not_loaded(checkpoint: Path, tmp_path: Path) 
 @pytest.mark.parametrize("output", ["lateral", "report"])
 def test_replay_of_joint_outputs(pipeline: XgemPipeline, tmp_path: Path, output: str) -> None:
     file = tmp_path / "f.png"
-    Image.fromarray(np.uint8(grey() * 255)).save(file)
+    Image.fromarray(np.uint8(radiograph() * 255)).save(file)
     inputs = [{"frontal": file}, {"frontal": file}]
     options: dict[str, Any] = {"num_samples": 2, "guidance_scale": {"report": 3.0}}
     made = pipeline(inputs, ["lateral", "report"], seed=[7, 8], **options, **QUICK)[1]
@@ -127,7 +115,7 @@ def test_replay_of_joint_outputs(pipeline: XgemPipeline, tmp_path: Path, output:
 
 def test_less_strength_stays_closer(pipeline: XgemPipeline) -> None:
     codec: Any = pipeline.component("image_vae")
-    kept = grey(3)
+    kept = radiograph(3)
     distances = []
     for strength in (0.25, 0.5, 1.0):
         made = pipeline(
@@ -152,7 +140,7 @@ def _rebuilt(pipeline: XgemPipeline, codec: Any, image: np.ndarray) -> np.ndarra
 def test_a_kept_output_speaks_to_the_others_only_when_sampled_jointly(pipeline: XgemPipeline) -> None:
     def laterals(joint: bool) -> list[Any]:
         options: dict[str, Any] = {"seed": 1, "strength": 0.5, "output_type": "np", "joint": joint, **QUICK}
-        starts = ({"frontal": grey(seed)} for seed in (1, 2))
+        starts = ({"frontal": radiograph(seed)} for seed in (1, 2))
         return [
             pipeline({"report": TEXT}, ["frontal", "lateral"], image=start, **options).lateral[0] for start in starts
         ]
@@ -167,7 +155,7 @@ def test_a_kept_output_speaks_to_the_others_only_when_sampled_jointly(pipeline: 
 @pytest.mark.parametrize("sampler", ["dpmsolver++", "sde-dpmsolver++", "ddim", "unipc"])
 def test_replay_of_a_kept_output(pipeline: XgemPipeline, tmp_path: Path, sampler: str) -> None:
     file = tmp_path / "start.png"
-    Image.fromarray(np.uint8(grey() * 255)).save(file)
+    Image.fromarray(np.uint8(radiograph() * 255)).save(file)
     options: dict[str, Any] = {"image": {"frontal": file}, "strength": 0.5, "sampler": sampler}
     made = pipeline({"report": TEXT}, ["frontal", "lateral"], seed=7, **options, **QUICK)
     made.save(tmp_path / "out")
@@ -177,7 +165,7 @@ def test_replay_of_a_kept_output(pipeline: XgemPipeline, tmp_path: Path, sampler
     with pytest.raises(InputError, match=r"its start image 'frontal' was 'start\.png'.*--image frontal"):
         replay(tmp_path / "out" / "frontal.png", model=pipeline, progress=False)
     other = tmp_path / "other.png"
-    Image.fromarray(np.uint8(grey(9) * 255)).save(other)
+    Image.fromarray(np.uint8(radiograph(9) * 255)).save(other)
     with pytest.raises(InputError, match="start image 'frontal' is not the recorded one"):
         replay(tmp_path / "out" / "frontal.png", model=pipeline, image={"frontal": other}, progress=False)
 
@@ -189,13 +177,13 @@ def test_replay_of_a_kept_output(pipeline: XgemPipeline, tmp_path: Path, sampler
     ("options", "message"),
     [
         ({"strength": 0.5}, "without an image to start from"),
-        ({"image": {"frontal": grey()}, "strength": 0.0}, "expected a finite number above 0, up to 1"),
-        ({"image": {"frontal": grey()}, "strength": 1.01}, "expected a finite number above 0, up to 1"),
-        ({"image": {"frontal": grey()}, "strength": float("nan")}, "expected a finite number above 0"),
-        ({"image": {"frontal": grey()}, "strength": "half"}, "expected a finite number above 0"),
-        ({"image": {"frontal": grey()}, "strength": 0.01}, "is less than one step"),
-        ({"image": {"lateral": grey()}}, "image is for 'lateral', which is not among the outputs"),
-        ({"image": [{"frontal": grey()}] * 2}, "image has 2 items for 1 inputs"),
+        ({"image": {"frontal": radiograph()}, "strength": 0.0}, "expected a finite number above 0, up to 1"),
+        ({"image": {"frontal": radiograph()}, "strength": 1.01}, "expected a finite number above 0, up to 1"),
+        ({"image": {"frontal": radiograph()}, "strength": float("nan")}, "expected a finite number above 0"),
+        ({"image": {"frontal": radiograph()}, "strength": "half"}, "expected a finite number above 0"),
+        ({"image": {"frontal": radiograph()}, "strength": 0.01}, "is less than one step"),
+        ({"image": {"lateral": radiograph()}}, "image is for 'lateral', which is not among the outputs"),
+        ({"image": [{"frontal": radiograph()}] * 2}, "image has 2 items for 1 inputs"),
     ],
 )
 def test_what_cannot_be_kept(pipeline: XgemPipeline, options: dict[str, Any], message: str) -> None:

@@ -20,7 +20,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from xgem.utils.files import replacing
-from xgem.utils.hashing import _digest, canonical
+from xgem.utils.hashing import arrays_hash, canonical
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -28,10 +28,6 @@ if TYPE_CHECKING:
 
 
 logger = logging.getLogger(__name__)
-
-
-# Raise when the same file and config would give other pixels than before.
-PREPARE_VERSION = 1
 
 
 class ArrayCache:
@@ -79,7 +75,7 @@ def _read(file: Path, text: str) -> dict[str, Tensor] | None:
             arrays = {name: stream.get_tensor(name) for name in stream.keys()}  # noqa: SIM118 - no mapping
         if metadata.get("key") != text:
             raise ValueError("it was made with another key")
-        if _digest(arrays) != metadata.get("digest"):
+        if arrays_hash(arrays) != metadata.get("digest"):
             raise ValueError("its data is damaged")
     except (SafetensorError, OSError, ValueError) as error:
         logger.warning("cache: %s cannot be used (%s); making it again", file, error)
@@ -89,7 +85,7 @@ def _read(file: Path, text: str) -> dict[str, Tensor] | None:
 
 def _write(file: Path, text: str, arrays: Mapping[str, Tensor]) -> None:
     with replacing(file) as partial:
-        save_file(dict(arrays), partial, metadata={"key": text, "digest": _digest(arrays)})
+        save_file(dict(arrays), partial, metadata={"key": text, "digest": arrays_hash(arrays)})
     # Entries over 1 GiB were once written as several files, which are not read any more
     for old in file.parent.glob(f"{file.stem}-*-of-*.safetensors"):
         old.unlink(missing_ok=True)

@@ -13,17 +13,21 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from xgem.data.cache import PREPARE_VERSION, ArrayCache
+from xgem.data.cache import ArrayCache
 from xgem.data.manifest import Manifest
 from xgem.data.transforms import read_square
 from xgem.types import DataError, ImageError
-from xgem.utils.hashing import _threads, canonical, content_hash
+from xgem.utils.hashing import canonical, content_hash, reading_threads
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
 
     from xgem.configs.components import TransformConfig
+
+
+# Raise when the same file and config would give other pixels than before.
+PREPARE_VERSION = 1
 
 
 @dataclass(frozen=True)
@@ -96,7 +100,7 @@ def _prepare(paths: Sequence[Path], config: TransformConfig, title: str, progres
             raise ImageError(f"{paths[row]}: cannot be prepared ({error})") from error
         values[row] = np.rint((square + 1) * 127.5).astype(np.uint8)
 
-    with ThreadPoolExecutor(_threads()) as pool:
+    with ThreadPoolExecutor(reading_threads()) as pool:
         rows = pool.map(one, range(len(paths)))
         shown = track(
             rows,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -19,7 +19,7 @@ from xgem.eval.families.requests import MIN_STUDIES, Annotated, Judges, Requeste
 from xgem.eval.instruments import Instruments, or_reason
 from xgem.eval.record import FamilyResult
 from xgem.eval.route import Route
-from xgem.eval.routes import COHORTS, RunSettings, write_sheet
+from xgem.eval.routes import COHORTS, RunSettings, described, write_sheet
 from xgem.eval.studies import Studies, answered, pixels_of, read_training, samples
 from xgem.judges.classifier import ClassifierConfig
 from xgem.judges.segmenter import SegmenterConfig
@@ -118,14 +118,7 @@ def evaluate_control(
             else replace(found, route=route)
         )
     results += _of_reports(encoders, opened, instruments, cohorts, settings, out)
-    about = {
-        "model": {"name": opened.name, "hash": opened.hash},
-        "judge": {"name": looks.name, "hash": looks.hash},
-        "split": split,
-        **{key: value for key, value in asdict(settings).items() if key != "sampling"},
-        "sampling": {**opened.sampling, **{key: value for key, value in asdict(sampling).items() if value is not None}},
-    }
-    return about, results
+    return {**described(settings, opened, cohorts), "judge": {"name": looks.name, "hash": looks.hash}}, results
 
 
 def _encoders(model: Evaluated, looks: Evaluated) -> Evaluated:
@@ -163,21 +156,20 @@ class _Studies:
         plan = or_reason(lambda: self.cohorts.plan(f"{kind}_to_{VIEW}", [kind], [VIEW], count=self.count), InputError)
         if isinstance(plan, NotComputed):
             raise plan
-        known = EvalSet(f"real, {kind}", tuple(Item(study.id, study.images[VIEW][0]) for study in real), pad=True)
-        matched, generated = samples(known, self.cohorts.sets(plan)[VIEW])
+        matched, generated = samples(_frontals(real, f"real, {kind}"), self.cohorts.sets(plan)[VIEW])
         by_id = {study.id: study for study in real}
         return Requested(
             Annotated(tuple(by_id[item.id] for item in matched.items), pixels_of(matched, self.model)),
             [pixels_of(one, self.model) for one in generated],
-            Annotated(tuple(training), pixels_of(_frontals(training), self.model)),
+            Annotated(tuple(training), pixels_of(_frontals(training, "training"), self.model)),
         )
 
     def _annotated(self, split: str, kind: str) -> list[Study]:
         return [study for study in self.manifest.studies(split) if VIEW in study.images and HAS[kind](study)]
 
 
-def _frontals(studies: list[Study]) -> EvalSet:
-    return EvalSet("training", tuple(Item(study.id, study.images[VIEW][0]) for study in studies), pad=True)
+def _frontals(studies: list[Study], name: str) -> EvalSet:
+    return EvalSet(name, tuple(Item(study.id, study.images[VIEW][0]) for study in studies), pad=True)
 
 
 def _of_reports(

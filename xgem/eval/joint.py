@@ -12,7 +12,7 @@ from xgem.eval.combine import beside
 from xgem.eval.families import consistency
 from xgem.eval.record import FamilyResult
 from xgem.eval.route import Route, joint_routes
-from xgem.eval.routes import RunSettings, Setup, lacking, route_sets
+from xgem.eval.routes import RunSettings, Setup, measurable, missing_routes, route_sets
 from xgem.eval.studies import Studies, answered
 from xgem.types import InputError
 
@@ -38,23 +38,11 @@ def evaluate_joint(
     """
     settings = settings or RunSettings()
     setup = Setup.of(
-        model,
-        data,
-        out,
-        split=split,
-        sampling=settings.sampling,
-        bootstrap=settings.bootstrap,
-        classifier=settings.classifier,
-        cache=cache,
-        device=device,
-        dtype=dtype,
-        progress=progress,
+        model, data, out, settings, split=split, cache=cache, device=device, dtype=dtype, progress=progress
     )
     if not setup.cohorts.pipe.aligned:
         raise InputError(f"{setup.model.name}: has no trained alignment, so nothing is sampled jointly")
-    routes = joint_routes(setup.model.modalities)
-    missing = {route: reason for route in routes if (reason := lacking(setup.real, route)) is not None}
-    routes = [route for route in routes if route not in missing]
+    routes, missing = measurable(setup.real, joint_routes(setup.model.modalities))
     n = len(setup.real)
     plans = {route: setup.cohorts.plan_of(route, count=settings.num_samples, n=n) for route in routes}
     apart = route_sets(setup, [one for route in routes for one in route.apart], settings)
@@ -65,8 +53,7 @@ def evaluate_joint(
     for route, outputs in joint.items():
         separate = {one.outputs[0]: apart[one] for one in route.apart}
         results += [replace(one, route=route.short) for one in _measured(setup, real, route, outputs, separate)]
-    results += [FamilyResult.missing("consistency", why, route=route.short) for route, why in missing.items()]
-    return setup.about(settings), results
+    return setup.about(settings), [*results, *missing_routes("consistency", missing)]
 
 
 def _measured(

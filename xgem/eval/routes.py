@@ -17,7 +17,7 @@ from xgem.eval.cohorts import Cohorts, Sampling, at_least
 from xgem.eval.combine import beside_best
 from xgem.eval.instruments import Instruments, or_reason
 from xgem.eval.record import FamilyResult
-from xgem.eval.route import Route, all_routes
+from xgem.eval.route import Route, all_routes, parse_route
 from xgem.eval.studies import Studies, answered, pixels_of, read_training, samples
 from xgem.judges.classifier import ClassifierConfig
 from xgem.pipeline.embedding import Evaluated, open_model
@@ -77,11 +77,9 @@ class Setup:
         model: str | None,
         data: Path,
         out: Path,
+        settings: RunSettings,
         *,
         split: str,
-        sampling: Sampling,
-        bootstrap: int,
-        classifier: ClassifierConfig,
         cache: Path | None = None,
         device: str | None = None,
         dtype: str | None = None,
@@ -104,7 +102,7 @@ class Setup:
                 check_disjoint(real[view], training[view])
         paired = or_reason(lambda: Studies.read(data, opened, "train", name="training"), DataError)
         options = {"sections": opened.sections, "device": device, "dtype": dtype, "progress": progress}
-        cohorts = Cohorts(name, opened.pipe, data, split, out / COHORTS, sampling, **options)
+        cohorts = Cohorts(name, opened.pipe, data, split, out / COHORTS, settings.sampling, **options)
         instruments = Instruments(
             name,
             opened,
@@ -112,9 +110,9 @@ class Setup:
             None if isinstance(paired, NotComputed) else paired,
             cache or out / "cache",
             str(resolve_device(device)),
-            bootstrap,
-            sampling.seed,
-            classifier,
+            settings.bootstrap,
+            settings.sampling.seed,
+            settings.classifier,
         )
         return cls(opened, real, cohorts, instruments)
 
@@ -122,18 +120,24 @@ class Setup:
         """What all results of the run share: settings with the model's own defaults, model, data, versions."""
         import torch
 
-        stated = {key: value for key, value in asdict(settings).items() if key != "sampling"}
-        chosen = {key: value for key, value in asdict(self.cohorts.sampling).items() if value is not None}
         return {
-            "model": {"name": self.model.name, "hash": self.model.hash},
-            "split": self.cohorts.split,
-            **stated,
-            "sampling": {**self.model.sampling, **chosen},
+            **described(settings, self.model, self.cohorts),
             "studies": {"n": len(self.real), "report_sections": list(self.model.sections)},
             "torch": torch.__version__,
             "machine": platform.machine(),
             "xgem_version": __version__,
         }
+
+
+def described(settings: Any, model: Evaluated, cohorts: Cohorts) -> dict[str, Any]:
+    """Model, split and settings, with the model's own defaults for sampling where the settings leave it open."""
+    chosen = {key: value for key, value in asdict(cohorts.sampling).items() if value is not None}
+    return {
+        "model": {"name": model.name, "hash": model.hash},
+        "split": cohorts.split,
+        **{key: value for key, value in asdict(settings).items() if key != "sampling"},
+        "sampling": {**model.sampling, **chosen},
+    }
 
 
 def evaluate_routes(
@@ -167,26 +171,13 @@ def evaluate_routes(
         InputError, DataError, CheckpointError, ManifestError: as :meth:`Setup.of`.
         OutputError: ``out`` holds cohorts of another plan or checkpoint, or cannot be written.
     """
-    from xgem.eval.route import parse_route
-
     settings = settings or RunSettings()
     setup = Setup.of(
-        model,
-        data,
-        out,
-        split=split,
-        sampling=settings.sampling,
-        bootstrap=settings.bootstrap,
-        classifier=settings.classifier,
-        cache=cache,
-        device=device,
-        dtype=dtype,
-        progress=progress,
+        model, data, out, settings, split=split, cache=cache, device=device, dtype=dtype, progress=progress
     )
     modalities = setup.model.modalities
     wanted = [parse_route(one, modalities) for one in routes] if routes else all_routes(modalities)
-    missing = {route: reason for route in wanted if (reason := lacking(setup.real, route)) is not None}
-    measured = [route for route in wanted if route not in missing]
+    measured, missing = measurable(setup.real, wanted)
     sets, seeds = route_sets(setup, measured, settings), _seed_sets(setup, measured, settings)
     real = setup.real.of(answered(setup.real.ids, list(sets.values())))
     results: dict[Route, list[FamilyResult]] = {}
@@ -199,16 +190,22 @@ def evaluate_routes(
     found = [
         replace(one, route=route.short) for route in measured for one in _beside_singles(route, results[route], results)
     ]
-    return setup.about(settings), [
-        *found,
-        *(FamilyResult.missing("agreement", why, route=one.short) for one, why in missing.items()),
-    ]
+    return setup.about(settings), [*found, *missing_routes("agreement", missing)]
 
 
-def lacking(real: Studies, route: Route) -> str | None:
-    """Why a route cannot be measured on these studies."""
-    names = [name for name in (*route.inputs, *route.outputs) if name not in real.sets]
-    return f"no study of the split has a {' or a '.join(names)}" if names else None
+def measurable(real: Studies, routes: Sequence[Route]) -> tuple[list[Route], dict[Route, str]]:
+    """The routes whose modalities these studies have, and why each of the others cannot be measured."""
+    missing: dict[Route, str] = {}
+    for route in routes:
+        names = [name for name in (*route.inputs, *route.outputs) if name not in real.sets]
+        if names:
+            missing[route] = f"no study of the split has a {' or a '.join(names)}"
+    return [route for route in routes if route not in missing], missing
+
+
+def missing_routes(family: str, reasons: Mapping[Route, str]) -> list[FamilyResult]:
+    """A result for each route that cannot be measured."""
+    return [FamilyResult.missing(family, why, route=route.short) for route, why in reasons.items()]
 
 
 def route_sets(setup: Setup, routes: Sequence[Route], settings: RunSettings) -> dict[Route, EvalSet]:

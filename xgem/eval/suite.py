@@ -15,17 +15,18 @@ from xgem.eval.cohorts import Cohorts, Sampling
 from xgem.eval.diversity import similarity_of_seeds
 from xgem.eval.families import consistency, factual, fidelity, privacy, utility
 from xgem.eval.families import fairness as fairness_family
+from xgem.eval.families.text import Tables
 from xgem.eval.instruments import Weights, judges_of, open_extractors, or_reason, xrv_of
 from xgem.eval.record import FamilyResult
 from xgem.eval.route import Route
-from xgem.eval.routes import Setup, seeds_plan
+from xgem.eval.routes import RunSettings, Setup, seeds_plan
 from xgem.eval.spaces import Settings
 from xgem.eval.studies import samples
 from xgem.eval.subgroups import AXES, mitigation
-from xgem.judges.classifier import ClassifierConfig
 from xgem.judges.extractors import Extractor
 from xgem.judges.judge import Judge
 from xgem.judges.reid import Reid, load_reid
+from xgem.judges.report_labellers import ReportLabeller
 from xgem.judges.settings import UtilitySettings, preset
 from xgem.pipeline.embedding import PromptEncoders
 from xgem.types import InputError, NotComputed
@@ -104,6 +105,7 @@ class _Suite:
     sets: _Sets
     reid: Reid | None
     judges: Mapping[str, Judge | NotComputed]
+    labellers: Mapping[str, ReportLabeller | Tables | NotComputed]
 
     @property
     def training(self) -> EvalSet:
@@ -148,7 +150,7 @@ class _Suite:
             self.setup.real["report"],
             self.made(self.sets.reports)["report"],
             "report",
-            labellers=self.weights.labellers(self.device),
+            labellers=self.labellers,
             external=self.weights.external(),
         )
         return [replace(found, route="F->T")]
@@ -239,26 +241,16 @@ def evaluate_all(
     """
     settings, weights = settings or SuiteSettings(), weights or Weights()
     sampling = Sampling(seed=settings.seed, limit=settings.limit, batch_size=settings.batch_size)
-    setup = Setup.of(
-        model,
-        data,
-        out,
-        split=split,
-        sampling=sampling,
-        bootstrap=settings.bootstrap,
-        classifier=ClassifierConfig(),
-        cache=cache,
-        device=device,
-        progress=progress,
-    )
+    run = RunSettings(sampling=sampling, bootstrap=settings.bootstrap)
+    setup = Setup.of(model, data, out, run, split=split, cache=cache, device=device, progress=progress)
     place, folder = setup.instruments.device, setup.instruments.cache
     # Opened and checked before anything is generated: a wrong file must not end hours of work
     reid = None if weights.reid is None else load_reid(weights.reid, device=place)
     xrv = xrv_of(weights.xrv, place)
-    weights.labellers(place)
+    labellers = weights.labellers(place)
     sets = _Sets.of(setup.cohorts, settings)
     judges = judges_of(setup.instruments.training.get(VIEW), xrv, folder, place)
-    suite = _Suite(setup, weights, settings, sets, reid, judges)
+    suite = _Suite(setup, weights, settings, sets, reid, judges, labellers)
 
     known = suite.made(sets.known)[VIEW]
     everyone = read_set(data, split=split, pad=True, name="real").with_images()

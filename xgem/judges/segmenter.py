@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from xgem.data.augment import augmented_with_masks, standardised, to_input
 from xgem.data.outlines import Outlines
 from xgem.judges.fit import fit, train_or_load
-from xgem.judges.networks import DEPTH, small_unet
+from xgem.judges.networks import DEPTH, batches, small_unet
 from xgem.judges.settings import JudgeConfig
 from xgem.types import InputError
 from xgem.utils.hashing import array_hash, module_hash
@@ -55,12 +55,11 @@ class Segmenter:
     @torch.inference_mode()
     def masks(self, images: NDArray[np.uint8], batch_size: int = 64) -> NDArray[np.bool_]:
         """(n, s, s) uint8 -> (n, structures, s, s): where each structure is more likely than not."""
-        found: list[Tensor] = []
-        for start in range(0, len(images), batch_size):
-            x = torch.from_numpy(np.array(images[start : start + batch_size])).to(self.device)
-            logits = self._network(standardised(to_input(x, self.config.size)))
-            found.append((F.interpolate(logits, size=x.shape[1:], mode="bilinear") > 0).cpu())
-        return torch.cat(found).numpy()
+        masks: list[Tensor] = []
+        for x in batches(images, self.config.size, self.device, batch_size):
+            logits = self._network(standardised(x))  # (b, structures, t, t)
+            masks.append((F.interpolate(logits, size=images.shape[1:], mode="bilinear") > 0).cpu())
+        return torch.cat(masks).numpy()
 
 
 def train_segmenter(

@@ -49,7 +49,7 @@ def content_hash(paths: Iterable[str | os.PathLike[str]]) -> str:
             raise DataError(f"{os.fspath(path)}: cannot be read ({error.strerror}); run `xgem data check`") from error
 
     total = hashlib.sha256()
-    with ThreadPoolExecutor(_threads()) as pool:
+    with ThreadPoolExecutor(reading_threads()) as pool:
         for digest in pool.map(one, paths):
             total.update(digest)
     return total.hexdigest()
@@ -57,10 +57,11 @@ def content_hash(paths: Iterable[str | os.PathLike[str]]) -> str:
 
 def module_hash(module: nn.Module) -> str:
     """SHA-256 over a module's state dict: names, dtypes, shapes and bytes."""
-    return _digest(module.state_dict())
+    return arrays_hash(module.state_dict())
 
 
-def _digest(arrays: Mapping[str, Tensor]) -> str:
+def arrays_hash(arrays: Mapping[str, Tensor]) -> str:
+    """SHA-256 over named arrays: names, dtypes, shapes and bytes, by name."""
     digest = hashlib.sha256()
     for name in sorted(arrays):
         array = arrays[name].detach().cpu().contiguous()
@@ -69,7 +70,8 @@ def _digest(arrays: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
-def _threads() -> int:
+def reading_threads() -> int:
+    """Threads that read files side by side: one per core, at most 8."""
     return max(1, min(8, os.cpu_count() or 1))
 
 

@@ -171,13 +171,14 @@ def evaluate_outputs(
     n = len(sources[REAL][0][names[0]])
     bootstrap = Bootstrap(n, draws=draws, seed=seed)
     labelling = Labelling(labeller or RuleLabeller(), uncertain, size)
+    embedder = _Embedder(views)
     metrics: list[Metric] = []
     cases: dict[str, Array] = {}
     details: dict[str, Any] = {}
     charts: dict[str, bytes] = {}
     for pair in combinations(names, 2):
         of = "" if len(names) == 2 else "-".join(map(letter, pair))
-        found, missing = _pair(pair, sources, views, labelling, bootstrap)
+        found, missing = _pair(pair, sources, embedder, labelling, bootstrap)
         metrics += [*(one.metric(of) for one in found), *(replace(one, of=of) for one in missing)]
         for one in found:
             title = ", ".join(filter(None, (one.name, one.extractor if one.name == "hamming" else "", of)))
@@ -245,11 +246,12 @@ def _by_sample(real: Outputs, outputs: Outputs) -> list[Outputs]:
 def _pair(
     pair: tuple[str, str],
     sources: Sources,
-    views: Mapping[str, View],
+    embedder: _Embedder,
     labelling: Labelling,
     bootstrap: Bootstrap,
 ) -> tuple[list[_Measured], list[Metric]]:
     """All numbers of two outputs, and those that cannot be computed."""
+    views = embedder.views
     images = [name for name in pair if name in views]
     found: list[_Measured] = []
     missing: list[Metric] = []
@@ -257,7 +259,7 @@ def _pair(
     if lacking is not None or not images:
         missing.append(Metric.missing("cosine", lacking or f"{' and '.join(pair)}: no image among them"))
     else:
-        found += _embedded(pair, images, sources, views, bootstrap)
+        found += _embedded(pair, images, sources, embedder, bootstrap)
     if len(images) == 1:
         (view,), (report,) = images, [name for name in pair if name not in views]
         for name, judge in views[view].judges.items():
@@ -269,21 +271,16 @@ def _pair(
 
 
 def _embedded(
-    pair: tuple[str, str], images: Sequence[str], sources: Sources, views: Mapping[str, View], bootstrap: Bootstrap
+    pair: tuple[str, str], images: Sequence[str], sources: Sources, embedder: _Embedder, bootstrap: Bootstrap
 ) -> list[_Measured]:
     """The cosine of two outputs; of two images also the rank of the own image of the first among all requests'."""
-
-    def vectors(name: str, items: EvalSet) -> Array:
-        encoders = views[name if name in views else images[0]].encoders
-        assert isinstance(encoders, PromptEncoders)
-        if name not in views:
-            return encoders.reports(items.reports)
-        return np.concatenate([encoders.images(batch) for batch in items.batches(encoders.size)])
-
-    encoders = views[images[0]].encoders
-    assert isinstance(encoders, PromptEncoders)
+    encoders = embedder.encoders(images[0])
+    first, second = pair
     embedded = {
-        source: [(vectors(pair[0], one[pair[0]]), vectors(pair[1], one[pair[1]])) for one in by_sample]
+        source: [
+            (embedder.vectors(first, one[first], images[0]), embedder.vectors(second, one[second], images[0]))
+            for one in by_sample
+        ]
         for source, by_sample in sources.items()
     }
     named = (encoders.name, encoders.weights)
@@ -295,6 +292,31 @@ def _embedded(
         values = {key: [np.diag(one) for one in parts] for key, parts in ranks.items()}
         found.append(_Measured("own_image_rank", compared, values, *named))
     return found
+
+
+@dataclass(frozen=True)
+class _Embedder:
+    """Outputs by the views' prompt encoders; each is read and embedded once, in however many pairs it is."""
+
+    views: Mapping[str, View]
+    known: dict[tuple[str, str, int], Array] = field(default_factory=dict[tuple[str, str, int], Array])
+
+    def encoders(self, view: str) -> PromptEncoders:
+        encoders = self.views[view].encoders
+        assert isinstance(encoders, PromptEncoders)
+        return encoders
+
+    def vectors(self, name: str, items: EvalSet, view: str) -> Array:
+        """(n, d) of the output ``name``; a report by the encoders of the image ``view`` that it is compared with."""
+        encoders = self.encoders(name if name in self.views else view)
+        key = encoders.weights, name, id(items)  # the sources keep the sets alive
+        if key not in self.known:
+            self.known[key] = (
+                np.concatenate([encoders.images(batch) for batch in items.batches(encoders.size)])
+                if name in self.views
+                else encoders.reports(items.reports)
+            )
+        return self.known[key]
 
 
 def _labels_compared(
