@@ -9,7 +9,7 @@ import pytest
 
 from xgem.cli.info import count_parameters
 from xgem.configs.preset import load_preset, preset_names
-from xgem.train.stages import STAGES, _architecture
+from xgem.train.stages import _architecture, stages
 
 
 @cache
@@ -39,7 +39,7 @@ def test_it_serves_every_modality_and_trains_every_stage(name: str) -> None:
     assert set(preset.outputs) == {"frontal", "lateral", "report"}
     assert set(preset.sampling.guidance_scale) == set(preset.outputs)
     frozen = {"image-vae", "image-decoder"} if getattr(preset.components["image_vae"], "pretrained", None) else set()
-    assert set(preset.train) == set(STAGES) - {"control"} - frozen
+    assert set(preset.train) == set(stages()) - {"control"} - frozen
 
 
 def test_sizes_grow_from_debug_to_paper() -> None:

@@ -12,15 +12,15 @@ import torch
 from xgem.configs.preset import Preset
 from xgem.data.manifest import Manifest
 from xgem.train.clip import ClipStage, common_labels
+from xgem.train.context import StageContext
 from xgem.train.corpus import Corpus
-from xgem.train.stages import _tokenizer
 
 
 def stage_of(preset: Preset, corpora: tuple[Corpus, Corpus], weight: float) -> ClipStage:
     torch.manual_seed(0)
     config = preset.train["clip"].model_copy(update={"loss": {"labels": weight}, "batch_size": 8})
-    tokenizer = _tokenizer(corpora[0], preset.components["text_encoder"])
-    return ClipStage(preset, config, *corpora, tokenizer, seed=0)
+    preset = preset.model_copy(update={"train": {"clip": config}})
+    return ClipStage(StageContext(preset, *corpora, Path("root"), seed=0))
 
 
 def test_only_common_labels_are_learned(

@@ -21,6 +21,7 @@ from xgem.data.annotations import Annotation, Box, render
 from xgem.data.manifest import Manifest
 from xgem.data.study import read_study
 from xgem.train.annotated import _moved, _moved_image
+from xgem.train.context import StageContext
 from xgem.train.control import ControlStage
 from xgem.train.corpus import Corpus
 from xgem.train.diffusion import DiffusionStage
@@ -79,7 +80,7 @@ def corpora(annotated: Path, preset: Preset, tmp_path_factory: pytest.TempPathFa
 
 @pytest.fixture(scope="module")
 def stage(preset: Preset, corpora: tuple[Corpus, Corpus], source: Path) -> ControlStage:
-    made = make_stage("control", preset, *corpora, source, 0)
+    made = make_stage("control", StageContext(preset, *corpora, source, 0))
     assert isinstance(made, ControlStage)
     return made
 
@@ -123,11 +124,11 @@ def test_added_names_are_learnt_and_unknown_ones_refused(
     renamed = Manifest(tuple(rows), manifest.root)
     train, val = (Corpus.load(renamed, split, preset, tmp_path, progress=False) for split in ("train", "val"))
     with pytest.raises(InputError, match="unknown structure 'rib': this model knows left lung"):
-        make_stage("control", preset, train, val, source, 0)
+        make_stage("control", StageContext(preset, train, val, source, 0))
     record = preset.model_dump(mode="json")
     assert not {"structures", "box_classes"} & set(record["components"]["control"])  # so fingerprints stay
     record["components"]["control"] |= {"structures": ["rib"], "box_classes": ["fracture"]}
-    stage = make_stage("control", Preset.parse(record, "more"), train, val, source, 0)
+    stage = make_stage("control", StageContext(Preset.parse(record, "more"), train, val, source, 0))
     assert isinstance(stage, ControlStage)
     assert set(stage.train[0].kinds["masks"]) == {"left lung", "right lung", "rib"}
     assert set(stage.train[0].kinds["boxes"]) == {"fracture"}
@@ -200,7 +201,7 @@ def test_studies_of_known_patients_can_be_drawn_more_often(
 ) -> None:
     record = preset.model_dump(mode="json")
     record["train"]["frontal"] |= {"batch_size": 100, "loss": {"known": share}}
-    stage = make_stage("frontal", Preset.parse(record, "known"), *corpora, source, 0)
+    stage = make_stage("frontal", StageContext(Preset.parse(record, "known"), *corpora, source, 0))
     assert isinstance(stage, DiffusionStage)
     known = [i for i, study in enumerate(corpora[0].studies) if study.sex and i in stage.usable]
     latents = stage.train.targets.latents[[row for i in known for row in stage.train.targets.rows[i]]]
@@ -307,7 +308,7 @@ def test_stage_two_from_stage_one_starts_lower_than_from_scratch(
         assert module_hash(load_component(parts, name)) == module_hash(load_component(source, name))
     losses = []
     for init in (None, tmp_path / "one"):
-        stage = make_stage("frontal", larger, train, val, parts, 0, init)
+        stage = make_stage("frontal", StageContext(larger, train, val, parts, 0, init))
         losses.append(stage.validate(stage.module)["loss"])
     assert losses[1] < 0.9 * losses[0]
 
@@ -319,10 +320,10 @@ def test_what_cannot_be_trained(
     manifest = Manifest.read(toy)
     plain = [Corpus.load(manifest, split, preset, tmp_path, progress=False) for split in ("train", "val")]
     with pytest.raises(DataError, match="no annotated frontal image"):
-        make_stage("control", preset, plain[0], plain[1], source, 0)
+        make_stage("control", StageContext(preset, plain[0], plain[1], source, 0))
     record = preset.model_dump(mode="json")
     record["train"]["frontal"]["loss"] = {"known": 0.5}
     with pytest.raises(DataError, match="setting known to 0"):
-        make_stage("frontal", Preset.parse(record, "known"), plain[0], plain[1], source, 0)
+        make_stage("frontal", StageContext(Preset.parse(record, "known"), plain[0], plain[1], source, 0))
     with pytest.raises(ConfigError, match="no training settings for stage 'control'"):
-        make_stage("control", load_preset("debug"), *corpora, source, 0)
+        make_stage("control", StageContext(load_preset("debug"), *corpora, source, 0))

@@ -11,6 +11,7 @@ import torch
 from xgem.checkpoints.store import load_component
 from xgem.convert.random_init import random_checkpoint
 from xgem.data.manifest import Manifest
+from xgem.train.context import StageContext
 from xgem.train.corpus import Corpus
 from xgem.train.image_decoder import ImageDecoderStage, power_divergence
 from xgem.train.loop import LoopOptions
@@ -26,7 +27,7 @@ def source(debug_preset: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def stage(debug_preset: Any, corpora: tuple[Corpus, Corpus], source: Path) -> ImageDecoderStage:
-    made = make_stage("image-decoder", debug_preset, *corpora, source, 0)
+    made = make_stage("image-decoder", StageContext(debug_preset, *corpora, source, 0))
     assert isinstance(made, ImageDecoderStage)
     return made
 

@@ -18,10 +18,10 @@ from xgem.configs.preset import ModalityConfig, Preset, StageConfig
 from xgem.convert.random_init import random_checkpoint
 from xgem.data.manifest import Manifest
 from xgem.encoders.tokenizer import train_tokenizer
-from xgem.train import stages
+from xgem.train.context import StageContext
 from xgem.train.corpus import Corpus
 from xgem.train.loop import LoopOptions
-from xgem.train.stages import STAGES, make_stage, run
+from xgem.train.stages import make_stage, run, stages
 from xgem.types import ConfigError
 from xgem.utils.hashing import module_hash
 
@@ -55,12 +55,14 @@ def source(debug_preset: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize(
-    "name", [name for name in STAGES if name not in ("image-decoder", "control")]
+    "name", [name for name in stages() if name not in ("image-decoder", "control")]
 )  # it goes on from its folder
 def test_a_stage_starts_from_the_given_weights(
     name: str, debug_preset: Any, corpora: tuple[Corpus, Corpus], source: Path
 ) -> None:
-    fresh, again, started = (make_stage(name, debug_preset, *corpora, source, 0, init) for init in (None, None, source))
+    fresh, again, started = (
+        make_stage(name, StageContext(debug_preset, *corpora, source, 0, init)) for init in (None, None, source)
+    )
     assert fresh.fingerprint() == again.fingerprint() != started.fingerprint()
     for part, module in started.fresh.items():
         wanted = load_component(source, part)
@@ -123,17 +125,17 @@ def test_pretrained_frozen_parts_are_taken_and_let_go(
         train={"frontal": StageConfig(steps=1, batch_size=2, learning_rate=1e-3)},
     )  # fmt: skip
     seen: dict[str, weakref.ref[Any]] = {}
-    original = stages._part
+    original = StageContext._part
 
-    def watched(root: Path, name: str, stage: str) -> Any:
-        part = original(root, name, stage)
+    def watched(context: StageContext, name: str, stage: str) -> Any:
+        part = original(context, name, stage)
         seen[name] = weakref.ref(part)
         return part
 
-    monkeypatch.setattr(stages, "_part", watched)
+    monkeypatch.setattr(StageContext, "_part", watched)
     root = tmp_path / "root"
     init_checkpoint(root, preset)
-    stage: Any = make_stage("frontal", preset, *corpora, root, 0)
+    stage: Any = make_stage("frontal", StageContext(preset, *corpora, root, 0))
     gc.collect()
     assert seen["t5"]() is None
     assert seen["vae"]() is stage.codec  # shows what was generated

@@ -12,6 +12,7 @@ import torch
 from xgem.checkpoints.store import load_component, read_index
 from xgem.convert.random_init import random_checkpoint
 from xgem.data.manifest import Manifest
+from xgem.train.context import StageContext
 from xgem.train.corpus import Corpus
 from xgem.train.joint import JointStage
 from xgem.train.loop import LoopOptions
@@ -28,7 +29,7 @@ def source(debug_preset: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def stage(debug_preset: Any, corpora: tuple[Corpus, Corpus], source: Path) -> JointStage:
-    made = make_stage("joint", debug_preset, *corpora, source, 0)
+    made = make_stage("joint", StageContext(debug_preset, *corpora, source, 0))
     assert isinstance(made, JointStage)
     return made
 
@@ -63,7 +64,7 @@ def test_environment_encoders_may_learn_alone_first(
 ) -> None:
     config = debug_preset.train["joint"].model_copy(update={"loss": {"alone": 2}})
     preset = debug_preset.model_copy(update={"train": debug_preset.train | {"joint": config}})
-    stage: Any = make_stage("joint", preset, *corpora, source, 0)
+    stage: Any = make_stage("joint", StageContext(preset, *corpora, source, 0))
     assert [stage.batch(step, 0, 1)["alone"] for step in range(4)] == [True, True, False, False]
     batch = stage.batch(0, 0, 1)
     assert tuple(batch["z0"]) == stage.groups[-1]
@@ -105,7 +106,7 @@ def test_training_changes_the_alignment_alone(debug_preset: Any, toy: Path, sour
 def test_fresh_weights_denoise_as_the_generators_alone(
     debug_preset: Any, corpora: tuple[Corpus, Corpus], source: Path
 ) -> None:
-    stage: Any = make_stage("joint", debug_preset, *corpora, source, 0)
+    stage: Any = make_stage("joint", StageContext(debug_preset, *corpora, source, 0))
     batch = stage.batch(3, 0, 1)
     t = torch.randint(stage.steps, (len(next(iter(batch["z0"].values()))),))
     torch.manual_seed(0)

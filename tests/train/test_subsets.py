@@ -12,7 +12,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from xgem.convert.random_init import random_checkpoint
 from xgem.train.banks import PromptBank
+from xgem.train.context import StageContext
 from xgem.train.corpus import Corpus, draw_prompts
 from xgem.train.diffusion import DiffusionStage
 
@@ -83,14 +85,12 @@ def test_the_share_of_null_contexts(null: float) -> None:
 def stage(
     request: pytest.FixtureRequest,
     debug_preset: Any,
-    debug_parts: dict[str, Any],
     corpora: tuple[Corpus, Corpus],
     tmp_path_factory: pytest.TempPathFactory,
 ) -> DiffusionStage:
-    settings, cache = debug_preset.train[request.param], tmp_path_factory.mktemp("bank")
-    return DiffusionStage(
-        debug_preset, settings, *corpora, request.param, debug_parts, cache, torch.device("cpu"), seed=0
-    )
+    root = tmp_path_factory.mktemp("model") / "random"
+    random_checkpoint(root, debug_preset)
+    return DiffusionStage(StageContext(debug_preset, *corpora, root, seed=0), request.param)
 
 
 def has(corpus: Corpus, index: int, name: str) -> bool:

@@ -13,8 +13,8 @@ from torch.nn.parallel import DistributedDataParallel
 from xgem.configs.preset import load_preset
 from xgem.data.prepare import PreparedImages
 from xgem.data.study import Study
-from xgem.encoders.tokenizer import train_tokenizer
 from xgem.train.clip import ClipStage
+from xgem.train.context import StageContext
 from xgem.train.corpus import Corpus
 
 # Frontal, lateral, report; process r takes studies r, r + 2, ...: each has its own mix of what is missing.
@@ -36,9 +36,7 @@ def make_stage() -> ClipStage:
         studies.append(Study(name, name, "train", impression=impression, labels=(label,) if "R" in present else ()))
     images = PreparedImages(torch.randint(0, 256, (count, 32, 32)).byte(), index, (), "toy")
     corpus = Corpus(tuple(studies), images, ("impression",))
-    preset = load_preset("debug")
-    tokenizer = train_tokenizer([study.impression for study in studies if study.impression], 300)
-    return ClipStage(preset, preset.train["clip"], corpus, corpus, tokenizer, 0)
+    return ClipStage(StageContext(load_preset("debug"), corpus, corpus, Path("root"), seed=0))
 
 
 def batch_of(stage: ClipStage, rank: int, world: int) -> dict[str, Any]:

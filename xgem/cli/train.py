@@ -12,7 +12,8 @@ def train(
     stage: Annotated[
         str,
         typer.Argument(
-            metavar="STAGE", help="image-vae, image-decoder, clip, report-vae, frontal, lateral, report, all, or reid."
+            metavar="STAGE",
+            help="image-vae, image-decoder, clip, report-vae, frontal, lateral, report, joint, control, all, or reid.",
         ),
     ],
     data: Annotated[Path, typer.Option("--data", help="Manifest with splits train and val.")],
@@ -52,13 +53,13 @@ def train(
     from xgem.configs import load_preset
     from xgem.data.manifest import Manifest
     from xgem.train.loop import LoopOptions
-    from xgem.train.stages import STAGES, planned, run
+    from xgem.train.stages import planned, run, stages
     from xgem.types import InputError
 
     if precision not in {"no", "bf16", "fp16"}:
         raise InputError(f"--precision {precision}: expected no, bf16 or fp16")
-    if stage not in ("all", "reid", *STAGES):
-        raise InputError(f"unknown stage {stage!r}: expected all, reid or one of {', '.join(STAGES)}")
+    if stage not in ("all", "reid", *stages()):
+        raise InputError(f"unknown stage {stage!r}: expected all, reid or one of {', '.join(stages())}")
     if preset is None and stage != "reid":
         raise InputError(f"stage {stage!r} is one of a preset: name it with --preset")
     if threads is not None:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-import itertools
 import math
 import random
 from collections import Counter
 from collections.abc import Mapping
 from functools import partial
+from itertools import chain, combinations
 from pathlib import Path
 from typing import Any
 
@@ -19,18 +19,17 @@ from torch import Tensor, nn
 
 from xgem.checkpoints import store
 from xgem.configs.components import ImageEncoderConfig, TextEncoderConfig
-from xgem.configs.preset import Preset, StageConfig
 from xgem.data.augment import jitter
 from xgem.data.study import Study
 from xgem.encoders.contrastive import Temperature, gathered, info_nce
 from xgem.encoders.image import ImageEncoder
 from xgem.encoders.text import TextEncoder
+from xgem.train.context import StageContext
 from xgem.train.corpus import Corpus, enriched, known_studies, vary
 from xgem.train.loop import Stage, permuted
 from xgem.types import Encoded
 from xgem.utils.random import mix
 
-_VIEWS = ("frontal", "lateral")
 _PATCH = 8  # side of the coarse patch that each token predicts
 _COMMON = 20  # minimum number of studies with a label for it to be learned
 _LIMITS = {"age": (20, 30, 40, 50, 60, 70), "severity": (3, 6, 9, 12)}
@@ -80,7 +79,9 @@ def common_labels(corpus: Corpus) -> list[str]:
 
 
 class ClipStage(Stage):
-    """Symmetric InfoNCE over frontal-report, lateral-report and frontal-lateral, all three at every step.
+    """Symmetric InfoNCE over all pairs at every step: frontal-report, lateral-report and frontal-lateral.
+
+    Further views take part if they share the first one's encoder.
 
     Studies with the same annotated findings (or, without annotations, the same impression) are not negatives of each
     other in pairs with a report: half of all chest reports are normal. ``config.loss``: ``patches``, weight of the
@@ -91,19 +92,21 @@ class ClipStage(Stage):
 
     name = "clip"
 
-    def __init__(
-        self, preset: Preset, config: StageConfig, train: Corpus, val: Corpus, tokenizer: Any, seed: int
-    ) -> None:
-        self.config, self.seed, self.train, self.val = config, seed, train, val
+    def __init__(self, context: StageContext) -> None:
+        preset, train = context.preset, context.train
+        self.config, self.seed, self.train, self.val = context.config(self.name), context.seed, train, context.val
         self.weights = self.loss_weights(patches=1.0, labels=0.0, known=0.0)
         self.labels = common_labels(train) if self.weights["labels"] else []
         self.written = bool(self.weights["labels"] and train.joined)
         count = len(self.labels) + (len(written_labels({})) if self.written else 0)
-        self.names = (preset.encoder("frontal"), preset.encoder("report"))
+        self.text = context.text
+        self.names = (preset.encoder(context.view), preset.encoder(self.text))
+        self.views = tuple(name for name, modality in preset.modalities.items() if modality.encoder == self.names[0])
         image, text = (preset.components[name] for name in self.names)
         assert isinstance(image, ImageEncoderConfig)
         assert isinstance(text, TextEncoderConfig)
         self.settings = (image, text)
+        tokenizer = context.tokenizer(self.names[1])
         image_encoder = ImageEncoder.from_config(image)
         text_encoder = TextEncoder.from_config(text, None, tokenizer)
         self.tokenize = text_encoder.tokenize
@@ -119,9 +122,8 @@ class ClipStage(Stage):
         assert isinstance(self.module, ContrastiveModel)
         return dict(zip(self.names, (self.module.image, self.module.text), strict=True))
 
-    @staticmethod
-    def _parts(corpus: Corpus, index: int) -> int:
-        return sum(bool(corpus.rows(index, view)) for view in _VIEWS) + bool(corpus.texts(index))
+    def _parts(self, corpus: Corpus, index: int) -> int:
+        return sum(bool(corpus.rows(index, view)) for view in self.views) + bool(corpus.texts(index))
 
     def fingerprint(self) -> str:
         return super().fingerprint() + self.train.fingerprint()
@@ -138,20 +140,20 @@ class ClipStage(Stage):
         return annotated + (written_labels(known) if self.written else [])
 
     def _collate(self, corpus: Corpus, indices: list[int], rng: random.Random | None) -> dict[str, Any]:
-        """Batch of the studies ``indices``, b in number; n images (frontals, then laterals) and m texts.
+        """Batch of the studies ``indices``, b in number; n images (view by view) and m texts.
 
         ``images`` (n, 1, s, s); ``ids`` (m, tokens); ``owner`` by modality: position in the batch of the study of each
         row; ``key`` (b,): equal for studies that are not negatives of each other; ``labels`` (b, l); ``text_labels``
         (m, l): only what the text states.
         """
-        rows: dict[str, list[int]] = {view: [] for view in _VIEWS}
-        owners: dict[str, list[int]] = {"frontal": [], "lateral": [], "report": []}
+        rows: dict[str, list[int]] = {view: [] for view in self.views}
+        owners: dict[str, list[int]] = {name: [] for name in (*self.views, self.text)}
         texts: list[str] = []
         keys: list[int] = []
         labels: list[list[float]] = []
         text_labels: list[list[float]] = []
         for position, index in enumerate(indices):
-            for view in _VIEWS:
+            for view in self.views:
                 if candidates := corpus.rows(index, view):
                     rows[view].append(rng.choice(candidates) if rng else candidates[0])
                     owners[view].append(position)
@@ -161,12 +163,12 @@ class ClipStage(Stage):
             if descriptions := corpus.texts(index):
                 text = vary(rng.choice(descriptions), rng) if rng else descriptions[0]
                 texts.append(text)
-                owners["report"].append(position)
+                owners[self.text].append(position)
                 stated = {field: value for field, value in known.items() if f"{field}:" in text}
                 text_labels.append(self._labels_of(study, stated))
             content = "|".join(sorted(study.labels)) or study.impression
             keys.append(int.from_bytes(hashlib.sha256(content.encode()).digest()[:6], "big"))
-        x = corpus.images.floats(rows["frontal"] + rows["lateral"])
+        x = corpus.images.floats(list(chain.from_iterable(rows.values())))
         return {
             "images": jitter(x) if rng else x,
             "ids": self.tokenize(texts or ["normal"]),
@@ -181,8 +183,8 @@ class ClipStage(Stage):
         image, text, read_out, scale, logits = module(batch["images"], batch["ids"])
         owner, device = batch["owner"], image.pooled.device
         count = len(batch["key"])
-        frontals = len(owner["frontal"])
-        vectors = {"frontal": image.pooled[:frontals], "lateral": image.pooled[frontals:], "report": text.pooled}
+        by_view = image.pooled.split([len(owner[view]) for view in self.views])
+        vectors = dict(zip(self.views, by_view, strict=True)) | {self.text: text.pooled}
         gather = partial(gathered, training=module.training)
         # One row per study, zeros if missing, so that every process gathers the same shape
         placed, present = {}, {}
@@ -193,11 +195,11 @@ class ClipStage(Stage):
         key = gather(batch["key"].to(device).double()).long()  # 48 bits: exact as doubles, which can be gathered
         # InfoNCE of every pair of modalities, over the studies that have both
         terms: dict[str, Tensor] = {}
-        for a, b in itertools.combinations(vectors, 2):
+        for a, b in combinations(vectors, 2):
             both = present[a] & present[b]
             if both.sum() < 2:
                 continue
-            same = key[both][:, None] == key[both] if b == "report" else None
+            same = key[both][:, None] == key[both] if b == self.text else None
             terms[f"{a}-{b}"] = info_nce(placed[a][both], placed[b][both], scale, same)
         # A batch may have no pair with one of the encoders, but DDP expects gradients of all parameters.
         total = 0 * (image.pooled.sum() + text.pooled.sum())
@@ -209,7 +211,7 @@ class ClipStage(Stage):
         total = total + self.weights["patches"] * patches
         if logits is not None:
             # Label head: n images, then m texts; unknown labels are masked
-            image_owner = torch.cat([owner[view] for view in _VIEWS]).to(device)  # (n,)
+            image_owner = torch.cat([owner[view] for view in self.views]).to(device)  # (n,)
             truth = torch.cat([batch["labels"].to(device)[image_owner], batch["text_labels"].to(device)])  # (n + m, l)
             known = truth.isfinite()
             logits = logits.float()[: len(truth)]

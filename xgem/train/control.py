@@ -13,19 +13,17 @@ from PIL import Image
 from torch import Tensor, nn
 
 from xgem.checkpoints import store
-from xgem.configs.components import ControlNetConfig
-from xgem.configs.preset import Preset, StageConfig
-from xgem.data.cache import ArrayCache
+from xgem.configs.components import ControlNetConfig, DiTGeneratorConfig
+from xgem.configs.preset import Preset
 from xgem.generators.controlnet import ControlNet
 from xgem.generators.latent_diffusion import DiTLatentDiffusion
 from xgem.generators.sampling import Control, Output, sample_together
 from xgem.train.annotated import KINDS, AnnotatedBank, annotated_bank
 from xgem.train.banks import PromptBank, prompt_bank
-from xgem.train.corpus import Corpus
-from xgem.train.loop import Stage, spread_over
+from xgem.train.context import DependentStage, StageContext
+from xgem.train.loop import spread_over
 from xgem.train.sheets import contact_sheet
-from xgem.types import DataError, Encoded
-from xgem.utils.hashing import module_hash
+from xgem.types import ConfigError, DataError, Encoded
 from xgem.utils.random import mix
 
 _VALIDATION_TIMES = 8
@@ -48,7 +46,15 @@ class _Steered(nn.Module):
             return generator(z, t, generator.fuse(encoded, keep))
 
 
-class ControlStage(Stage):
+def _controlled(preset: Preset) -> str:
+    """The output whose generator a ControlNet steers."""
+    controlled = [name for name in preset.outputs if preset.modalities[name].control is not None]
+    if len(controlled) != 1:
+        raise ConfigError(f"preset {preset.name!r} has {len(controlled)} outputs with a control, expected one to train")
+    return controlled[0]
+
+
+class ControlStage(DependentStage):
     """The denoising loss of annotated images under control; only the ControlNet is trained.
 
     ``config.loss``: ``masks``, ``boxes``, ``severity``, relative sampling frequencies of these annotations (structures
@@ -58,51 +64,38 @@ class ControlStage(Stage):
 
     name = "control"
 
-    def __init__(
-        self,
-        preset: Preset,
-        config: StageConfig,
-        train: Corpus,
-        val: Corpus,
-        target: str,
-        parts: Mapping[str, Any],
-        cache: Path,
-        device: torch.device,
-        seed: int,
-    ) -> None:
-        self.config, self.seed = config, seed
+    def __init__(self, context: StageContext) -> None:
+        preset, device, cache = context.preset, context.device, context.cache
+        self.config, self.seed = context.config(self.name), context.seed
+        target = _controlled(preset)
         self.component = str(preset.modalities[target].control)
-        settings = preset.components[self.component]
+        settings, generator = preset.components[self.component], preset.components[preset.generator(target)]
         assert isinstance(settings, ControlNetConfig)
+        assert isinstance(generator, DiTGeneratorConfig)
+        (self.prompt,) = generator.prompts
+        needed = preset.encoder(self.prompt), preset.codec(target), preset.generator(target)
+        parts = context.parts(needed, self.name)
         self.generator: DiTLatentDiffusion = parts[preset.generator(target)].to(device)
         assert not any(p.requires_grad for p in self.generator.parameters())
-        (self.prompt,) = self.generator.config.prompts
         weights = self.loss_weights(masks=2, boxes=1, severity=1, caption=0.7)
         self.caption = weights["caption"]
-        store = ArrayCache(cache)
         encoder, codec = parts[preset.encoder(self.prompt)], parts[preset.codec(target)]
         self.codec = codec
         self.train, self.val = (
             (
-                annotated_bank(corpus, preset.transform, codec, store, device, control=settings, vary=vary, seed=seed),
-                prompt_bank(self.prompt, encoder, corpus, store, device, self.generator.config.caption_tokens),
+                annotated_bank(
+                    corpus, preset.transform, codec, cache, device, control=settings, vary=vary, seed=self.seed
+                ),
+                prompt_bank(self.prompt, encoder, corpus, cache, device, self.generator.config.caption_tokens),
             )
-            for corpus, vary in ((train, True), (val, False))
+            for corpus, vary in ((context.train, True), (context.val, False))
         )
         self.kinds = {kind: weights[kind] for kind in KINDS if self.train[0].kinds[kind] and weights[kind] > 0}
         if not self.kinds:
             raise DataError("stage control: the training split has no annotation of a kind with a positive loss weight")
         self.model = ControlNet.copying(settings, self.generator.net)
         self.module = _Steered(self.model, self.generator)
-        self.settings = (settings, *(parts[name].config for name in sorted(parts)))
-        self.hash = train.fingerprint() + "".join(module_hash(parts[name]) for name in sorted(parts))
-
-    @property
-    def fresh(self) -> dict[str, nn.Module]:
-        return {self.component: self.model}
-
-    def fingerprint(self) -> str:
-        return super().fingerprint() + self.hash
+        self.identify(settings, parts, context)
 
     def batch(self, step: int, rank: int, world: int) -> dict[str, Any]:
         del world  # processes draw independently

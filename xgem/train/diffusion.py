@@ -14,16 +14,14 @@ from torch import Tensor, nn
 
 from xgem.checkpoints import store
 from xgem.checkpoints.component import component_class
-from xgem.configs.preset import Preset, StageConfig
-from xgem.data.cache import ArrayCache
 from xgem.generators.latent_diffusion import LatentDiffusion
 from xgem.generators.sampling import sample
 from xgem.train.banks import PromptBank, TargetBank, prompt_bank, target_bank
+from xgem.train.context import DependentStage, StageContext
 from xgem.train.corpus import Corpus, draw_prompts, enriched, known_studies
-from xgem.train.loop import Stage, permuted, spread_over
+from xgem.train.loop import permuted, spread_over
 from xgem.train.sheets import contact_sheet
 from xgem.types import Encoded
-from xgem.utils.hashing import module_hash
 from xgem.utils.random import mix
 
 _VALIDATION_TIMES = 8
@@ -48,54 +46,38 @@ class _Split:
     prompts: Mapping[str, PromptBank]
 
 
-class DiffusionStage(Stage):
+class DiffusionStage(DependentStage):
     """Trains the generator of one modality on frozen encoders and codec, whose outputs are cached.
 
     ``config.loss``: ``known``, the fraction of samples drawn from studies with a known severity score, age or sex that
     is added to texts; for data where such studies are rare.
     """
 
-    def __init__(
-        self,
-        preset: Preset,
-        config: StageConfig,
-        train: Corpus,
-        val: Corpus,
-        target: str,
-        parts: Mapping[str, Any],
-        cache: Path,
-        device: torch.device,
-        seed: int,
-    ) -> None:
-        self.name, self.preset, self.config, self.seed, self.target = target, preset, config, seed, target
-        self.component = preset.generator(target)
-        self.prompts = preset.components[self.component].prompts  # type: ignore[union-attr]
+    def __init__(self, context: StageContext, target: str) -> None:
+        preset = context.preset
+        self.name, self.preset, self.config, self.seed = target, preset, context.config(target), context.seed
+        self.target, self.component = target, preset.generator(target)
+        settings = preset.components[self.component]
+        self.prompts: tuple[str, ...] = getattr(settings, "prompts", ())
         assert target not in self.prompts
+        parts = context.parts({preset.codec(target), *map(preset.encoder, self.prompts)}, self.name)
+        context.seed_weights(self.name)
         self.codec = parts[preset.codec(target)]
-        store = ArrayCache(cache)
-        self.train, self.val = (self._split(corpus, parts, store, device) for corpus in (train, val))
+        self.train, self.val = (self._split(corpus, parts, context) for corpus in (context.train, context.val))
         self.usable = [i for i, rows in enumerate(self.train.targets.rows) if rows]
         self.share = self.loss_weights(known=0.0)["known"]
-        self.known = known_studies(train, self.usable, self.share)
-        settings = preset.components[self.component]
+        self.known = known_studies(context.train, self.usable, self.share)
         model = component_class(settings.kind).from_config(settings)
         assert isinstance(model, LatentDiffusion)
-        self.settings = (settings, *(parts[name].config for name in sorted(parts)))
         self.module, self.model = _Conditional(model), model
-        self.hash = train.fingerprint() + "".join(module_hash(parts[name]) for name in sorted(parts))
+        self.identify(settings, parts, context)
 
-    def _split(self, corpus: Corpus, parts: Mapping[str, Any], store: ArrayCache, device: torch.device) -> _Split:
+    def _split(self, corpus: Corpus, parts: Mapping[str, Any], context: StageContext) -> _Split:
         encoders = {name: parts[self.preset.encoder(name)] for name in self.prompts}
         limit = getattr(self.preset.components[self.component], "caption_tokens", None)
-        prompts = {name: prompt_bank(name, encoder, corpus, store, device, limit) for name, encoder in encoders.items()}
-        return _Split(target_bank(self.target, self.codec, corpus, store, device), prompts)
-
-    @property
-    def fresh(self) -> dict[str, nn.Module]:
-        return {self.component: self.model}
-
-    def fingerprint(self) -> str:
-        return super().fingerprint() + self.hash
+        where = corpus, context.cache, context.device
+        prompts = {name: prompt_bank(name, encoder, *where, limit) for name, encoder in encoders.items()}
+        return _Split(target_bank(self.target, self.codec, *where), prompts)
 
     def batch(self, step: int, rank: int, world: int) -> dict[str, Any]:
         size = self.config.batch_size

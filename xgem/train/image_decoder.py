@@ -10,9 +10,8 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from xgem.checkpoints import store
-from xgem.configs.preset import StageConfig
 from xgem.generators.image_vae import ImageVAE
-from xgem.train.corpus import Corpus
+from xgem.train.context import StageContext
 from xgem.train.image_vae import Autoencoder, CodecStage, image_terms, local_spectra
 from xgem.utils.hashing import module_hash
 
@@ -74,10 +73,9 @@ class ImageDecoderStage(CodecStage):
 
     name = "image-decoder"
 
-    def __init__(
-        self, config: StageConfig, train: Corpus, val: Corpus, component: str, vae: ImageVAE, seed: int
-    ) -> None:
-        super().__init__(config, train, val, component, vae, seed)
+    def __init__(self, context: StageContext) -> None:
+        (vae,) = context.parts([context.preset.codec(context.view)], self.name).values()
+        super().__init__(context, vae)
         self.weights = self.loss_weights(gradient=0.5, power=0.02, adversarial=0.01, after=150)
         self.adversarial, self.after = self.weights.pop("adversarial"), self.weights.pop("after")
         decoder = set(vae.decoder_parameters())

@@ -14,10 +14,9 @@ from torch import Tensor, nn
 
 from xgem.checkpoints import store
 from xgem.configs.components import ImageVAEConfig
-from xgem.configs.preset import Preset, StageConfig
 from xgem.generators.image_vae import ImageVAE
 from xgem.metrics.spectrum import band_power
-from xgem.train.corpus import Corpus
+from xgem.train.context import StageContext
 from xgem.train.loop import Stage, permuted
 from xgem.train.sheets import contact_sheet
 from xgem.utils.random import mix
@@ -63,11 +62,10 @@ def image_terms(x: Tensor, y: Tensor) -> dict[str, Tensor]:
 class CodecStage(Stage):
     """Common base of the stages that train the image codec: batches, validation figures, contact sheets."""
 
-    def __init__(
-        self, config: StageConfig, train: Corpus, val: Corpus, component: str, vae: ImageVAE, seed: int
-    ) -> None:
-        self.config, self.seed, self.component, self.settings = config, seed, component, (vae.config,)
-        self.train, self.val = train.images, val.images
+    def __init__(self, context: StageContext, vae: ImageVAE) -> None:
+        self.config, self.seed, self.settings = context.config(self.name), context.seed, (vae.config,)
+        self.component = context.preset.codec(context.view)
+        self.train, self.val = context.train.images, context.val.images
         self.vae, self.module = vae, Autoencoder(vae)
         self.weights: dict[str, float] = {}
 
@@ -122,12 +120,10 @@ class ImageVAEStage(CodecStage):
 
     name = "image-vae"
 
-    def __init__(
-        self, preset: Preset, config: StageConfig, train: Corpus, val: Corpus, component: str, seed: int
-    ) -> None:
-        settings = preset.components[component]
+    def __init__(self, context: StageContext) -> None:
+        settings = context.preset.components[context.preset.codec(context.view)]
         assert isinstance(settings, ImageVAEConfig)
-        super().__init__(config, train, val, component, ImageVAE.from_config(settings), seed)
+        super().__init__(context, ImageVAE.from_config(settings))
         self.weights = self.loss_weights(gradient=0.5, spectral=0.02, kl=0.001, prominence=0.5)
         self.prominence = self.weights.pop("prominence")
         if settings.shortcut:

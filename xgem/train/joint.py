@@ -16,15 +16,13 @@ from xgem.alignment.environment import summary
 from xgem.alignment.model import Alignment
 from xgem.checkpoints import store
 from xgem.configs.components import AlignmentConfig
-from xgem.configs.preset import Preset, StageConfig
-from xgem.data.cache import ArrayCache
 from xgem.encoders.contrastive import gathered, info_nce
 from xgem.generators.latent_diffusion import LatentDiffusion
 from xgem.train.banks import PromptBank, TargetBank, prompt_bank, target_bank
+from xgem.train.context import DependentStage, StageContext
 from xgem.train.corpus import Corpus, draw_prompts
-from xgem.train.loop import Stage, permuted, spread_over
+from xgem.train.loop import permuted, spread_over
 from xgem.types import ConfigError, Encoded
-from xgem.utils.hashing import module_hash
 from xgem.utils.random import mix
 
 _VALIDATION = 96
@@ -71,7 +69,7 @@ def _context(model: LatentDiffusion, encoded: Mapping[str, Encoded], keep: Mappi
     return model.fuse(encoded, keep) if encoded else model.null(batch)
 
 
-class JointStage(Stage):
+class JointStage(DependentStage):
     """Denoising losses of all outputs of a group, and InfoNCE between their environment vectors (XGeM 2.3).
 
     A step trains one group of outputs, drawn uniformly from all subsets of two or more; prompts are drawn from the
@@ -84,25 +82,21 @@ class JointStage(Stage):
 
     name = "joint"
 
-    def __init__(
-        self,
-        preset: Preset,
-        config: StageConfig,
-        train: Corpus,
-        val: Corpus,
-        component: str,
-        parts: Mapping[str, Any],
-        cache: Path,
-        device: torch.device,
-        seed: int,
-    ) -> None:
-        self.config, self.seed, self.component = config, seed, component
+    def __init__(self, context: StageContext) -> None:
+        preset, device = context.preset, context.device
+        self.config, self.seed = context.config(self.name), context.seed
+        if preset.alignment is None:
+            raise ConfigError(f"preset {preset.name!r} has no alignment to train")
+        self.component = preset.alignment
+        settings = preset.components[self.component]
+        assert isinstance(settings, AlignmentConfig)
+        self.outputs = tuple(settings.outputs)
+        needed = [part(name) for name in self.outputs for part in (preset.encoder, preset.codec, preset.generator)]
+        parts = context.parts(needed, self.name)
+        context.seed_weights(self.name)
         weights = self.loss_weights(contrastive=0.02, temperature=0.1, alone=0, lowest=0)
         self.contrastive, self.temperature = weights["contrastive"], weights["temperature"]
         self.alone, self.lowest = weights["alone"], int(weights["lowest"])
-        settings = preset.components[component]
-        assert isinstance(settings, AlignmentConfig)
-        self.outputs = tuple(settings.outputs)
         self.generators = _Frozen({n: parts[preset.generator(n)].to(device) for n in self.outputs})
         assert not any(p.requires_grad for model in self.generators.values() for p in model.parameters())
         self.model = Alignment(settings)
@@ -110,32 +104,24 @@ class JointStage(Stage):
         self.groups = [
             group for k in range(2, len(self.outputs) + 1) for group in itertools.combinations(self.outputs, k)
         ]
-        store = ArrayCache(cache)
-        self.train, self.val = (self._banks(preset, corpus, parts, store, device) for corpus in (train, val))
+        self.train, self.val = (self._banks(corpus, parts, context) for corpus in (context.train, context.val))
         self.null = max(model.config.null_probability for model in self.generators.values())
         self.steps = min(model.config.diffusion.num_train_timesteps for model in self.generators.values())
         if not 0 <= self.lowest < self.steps:
             raise ConfigError(f"stage joint: lowest timestep {self.lowest}, expected 0 to {self.steps - 1}")
-        self.settings = (settings, *(parts[name].config for name in sorted(parts)))
-        self.hash = train.fingerprint() + "".join(module_hash(parts[name]) for name in sorted(parts))
+        self.identify(settings, parts, context)
 
     def _banks(
-        self, preset: Preset, corpus: Corpus, parts: Mapping[str, Any], store: ArrayCache, device: torch.device
+        self, corpus: Corpus, parts: Mapping[str, Any], context: StageContext
     ) -> dict[str, tuple[TargetBank, PromptBank]]:
+        preset, where = context.preset, (corpus, context.cache, context.device)
         return {
             name: (
-                target_bank(name, parts[preset.codec(name)], corpus, store, device),
-                prompt_bank(name, parts[preset.encoder(name)], corpus, store, device),
+                target_bank(name, parts[preset.codec(name)], *where),
+                prompt_bank(name, parts[preset.encoder(name)], *where),
             )
             for name in self.outputs
         }
-
-    @property
-    def fresh(self) -> dict[str, nn.Module]:
-        return {self.component: self.model}
-
-    def fingerprint(self) -> str:
-        return super().fingerprint() + self.hash
 
     def usable(self, banks: Mapping[str, tuple[TargetBank, PromptBank]], group: Sequence[str]) -> list[int]:
         """Indices of the studies that have every output of the group."""

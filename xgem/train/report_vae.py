@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from xgem.checkpoints import store
 from xgem.configs.components import ReportVAEConfig
-from xgem.configs.preset import Preset, StageConfig
 from xgem.generators.report_vae import ReportVAE
-from xgem.train.corpus import Corpus, sentences
+from xgem.train.context import StageContext
+from xgem.train.corpus import sentences
 from xgem.train.loop import Stage, permuted
 from xgem.types import DataError
 from xgem.utils.random import mix
@@ -56,12 +56,14 @@ class ReportVAEStage(Stage):
 
     name = "report-vae"
 
-    def __init__(
-        self, preset: Preset, config: StageConfig, train: Corpus, val: Corpus, component: str, tokenizer: Any, seed: int
-    ) -> None:
-        settings = preset.components[component]
+    def __init__(self, context: StageContext) -> None:
+        self.config, self.seed = context.config(self.name), context.seed
+        self.component = context.preset.codec(context.text)
+        settings = context.preset.components[self.component]
         assert isinstance(settings, ReportVAEConfig)
-        self.config, self.seed, self.component, self.corpus, self.settings = config, seed, component, train, (settings,)
+        tokenizer = context.tokenizer(self.component)
+        train, val = context.train, context.val
+        self.corpus, self.settings = train, (settings,)
         self.weights = self.loss_weights(kl=1.0, free_bits=0.5, hide=0.2, recombined=0.3)
         self.train_texts = [text for text in train.reports if text]
         self.val_texts = [text for text in val.reports if text]

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
 from accelerate import PartialState
 
 from xgem.checkpoints import store
 from xgem.checkpoints.component import component_class
-from xgem.configs.components import ReportVAEConfig, TextEncoderConfig
-from xgem.configs.preset import Preset, StageConfig
+from xgem.configs.preset import Preset
 from xgem.data.manifest import Manifest
-from xgem.encoders.tokenizer import train_tokenizer
+from xgem.modalities import MODALITIES, get_modality
 from xgem.train.clip import ClipStage
+from xgem.train.context import StageContext, is_pretrained, save_pretrained
 from xgem.train.control import ControlStage
 from xgem.train.corpus import Corpus
 from xgem.train.diffusion import DiffusionStage
@@ -25,133 +25,56 @@ from xgem.train.image_vae import ImageVAEStage
 from xgem.train.joint import JointStage
 from xgem.train.loop import LoopOptions, Stage, TrainState, train
 from xgem.train.report_vae import ReportVAEStage
-from xgem.types import CheckpointError, ConfigError, InputError
+from xgem.types import ConfigError, InputError
 from xgem.utils.hashing import module_hash
-from xgem.utils.random import mix
 
 log = logging.getLogger(__name__)
 
-STAGES = ("image-vae", "image-decoder", "clip", "report-vae", "frontal", "lateral", "report", "joint", "control")
+Builder = Callable[[StageContext], Stage]
+_BEFORE: dict[str, Builder] = {
+    "image-vae": ImageVAEStage,
+    "image-decoder": ImageDecoderStage,
+    "clip": ClipStage,
+    "report-vae": ReportVAEStage,
+}
+_AFTER: dict[str, Builder] = {"joint": JointStage, "control": ControlStage}
+
+
+def stages() -> dict[str, Builder]:
+    """What builds each stage; between codecs, encoders and what steers them, one for every modality's generator."""
+    generators = {name: partial(DiffusionStage, target=name) for name, one in MODALITIES.items() if one.is_output}
+    return {**_BEFORE, **generators, **_AFTER}
 
 
 def planned(preset: Preset) -> tuple[str, ...]:
     """The stages that make all of a preset's components; a pretrained codec is taken as it is at the first."""
-    codec = preset.modalities["frontal"].codec
-    pretrained = codec is not None and getattr(preset.components[codec], "pretrained", None) is not None
-    return tuple(name for name in STAGES if name in preset.train or (name == "image-vae" and pretrained))
+    codecs = [preset.codec(name) for name in preset.outputs if get_modality(name).is_image]
+    pretrained = any(getattr(preset.components[codec], "pretrained", None) is not None for codec in codecs)
+    return tuple(name for name in stages() if name in preset.train or (name == "image-vae" and pretrained))
 
 
-def _tokenizer(corpus: Corpus, config: Any, init: Any = None) -> Any:
-    """That of ``init`` or one from the training split's texts; pretrained towers bring their own."""
-    if init is not None:
-        return init.tokenizer if isinstance(config, TextEncoderConfig) else init.decoder_tokenizer
-    if isinstance(config, TextEncoderConfig) and config.pretrained is not None:
-        return None
-    if isinstance(config, ReportVAEConfig) and config.pretrained_encoder is not None:
-        return None
-    texts = [text for index in range(len(corpus.studies)) for text in corpus.texts(index)]
-    return train_tokenizer(texts, config.vocab_size, lowercase=isinstance(config, TextEncoderConfig))
-
-
-def _part(root: Path, name: str, stage: str) -> Any:
-    try:
-        return store.load_component(root, name, device="cpu", dtype=torch.float32).eval().requires_grad_(False)
-    except CheckpointError as error:
-        raise CheckpointError(f"stage {stage!r} needs component {name!r}: train it first ({error})") from None
-
-
-def make_stage(
-    name: str,
-    preset: Preset,
-    train_split: Corpus,
-    val_split: Corpus,
-    root: Path,
-    seed: int,
-    init: Path | None = None,
-) -> Stage:
-    """Build a stage with freshly initialised weights, or those of the checkpoint ``init``.
+def make_stage(name: str, context: StageContext) -> Stage:
+    """Build a stage with freshly initialised weights, or those of the checkpoint ``context.init``.
 
     Raises:
         InputError: an unknown name; lists the known ones. ConfigError: the preset does not train it.
         CheckpointError: a component that the stage builds on has not been trained.
     """
-    if name not in STAGES:
-        raise InputError(f"unknown stage {name!r}: expected all or one of {', '.join(STAGES)}")
-    if name not in preset.train:
-        raise ConfigError(f"preset {preset.name!r} has no training settings for stage {name!r}")
-    stage = _fresh_stage(name, preset, train_split, val_split, root, seed, init)
-    if init is not None:
-        there = store.read_index(init).components
+    if name not in stages():
+        raise InputError(f"unknown stage {name!r}: expected all or one of {', '.join(stages())}")
+    context.config(name)
+    context.seed_weights(name)
+    stage = stages()[name](context)
+    if context.init is not None:
+        there = store.read_index(context.init).components
         for part, module in stage.fresh.items():
             if part not in there:
                 log.info("%s: --init has no %r, which starts fresh", name, part)
                 continue
-            loaded = store.load_component(init, part)
+            loaded = store.load_component(context.init, part)
             module.load_state_dict(loaded.state_dict())
             stage.origin += module_hash(loaded)
     return stage
-
-
-def _fresh_stage(
-    name: str, preset: Preset, train_split: Corpus, val_split: Corpus, root: Path, seed: int, init: Path | None
-) -> Stage:
-    config = preset.train[name]
-    torch.manual_seed(mix(seed, name, "initialise"))
-    if name == "image-vae":
-        return ImageVAEStage(preset, config, train_split, val_split, preset.codec("frontal"), seed)
-    if name == "image-decoder":
-        codec = preset.codec("frontal")
-        return ImageDecoderStage(config, train_split, val_split, codec, _part(root, codec, name), seed)
-    if name in ("clip", "report-vae"):
-        text = preset.encoder("report") if name == "clip" else preset.codec("report")
-        source = None if init is None else store.load_component(init, text)
-        tokenizer = _tokenizer(train_split, preset.components[text], source)
-        if name == "clip":
-            return ClipStage(preset, config, train_split, val_split, tokenizer, seed)
-        return ReportVAEStage(preset, config, train_split, val_split, text, tokenizer, seed)
-    if name == "joint":
-        return _joint(preset, config, train_split, val_split, root, seed)
-    if name == "control":
-        return _control(preset, config, train_split, val_split, root, seed)
-    prompts = preset.components[preset.generator(name)].prompts  # type: ignore[union-attr]
-    needed = {preset.encoder(prompt) for prompt in prompts} | {preset.codec(name)}
-    for part in sorted(needed):
-        if _is_taken_as_it_is(part, preset):
-            _save_pretrained(part, preset, root)
-    parts = {part: _part(root, part, name) for part in sorted(needed)}
-    device = PartialState().device
-    assert device is not None
-    torch.manual_seed(mix(seed, name, "initialise"))
-    return DiffusionStage(preset, config, train_split, val_split, name, parts, root / "cache", device, seed)
-
-
-def _joint(
-    preset: Preset, config: StageConfig, train_split: Corpus, val_split: Corpus, root: Path, seed: int
-) -> JointStage:
-    if preset.alignment is None:
-        raise ConfigError(f"preset {preset.name!r} has no alignment to train")
-    outputs: Sequence[str] = tuple(preset.components[preset.alignment].outputs)  # type: ignore[union-attr]
-    needed = {part(output) for output in outputs for part in (preset.encoder, preset.codec, preset.generator)}
-    parts = {part: _part(root, part, "joint") for part in sorted(needed)}
-    device = PartialState().device
-    assert device is not None
-    torch.manual_seed(mix(seed, "joint", "initialise"))
-    return JointStage(preset, config, train_split, val_split, preset.alignment, parts, root / "cache", device, seed)
-
-
-def _control(
-    preset: Preset, config: StageConfig, train_split: Corpus, val_split: Corpus, root: Path, seed: int
-) -> ControlStage:
-    steered = [name for name in preset.outputs if preset.modalities[name].control is not None]
-    if len(steered) != 1:
-        raise ConfigError(f"preset {preset.name!r} has {len(steered)} outputs with a control, expected one to train")
-    (target,) = steered
-    (prompt,) = preset.components[preset.generator(target)].prompts  # type: ignore[union-attr]
-    needed = {preset.encoder(prompt), preset.codec(target), preset.generator(target)}
-    parts = {part: _part(root, part, "control") for part in sorted(needed)}
-    device = PartialState().device
-    assert device is not None
-    return ControlStage(preset, config, train_split, val_split, target, parts, root / "cache", device, seed)
 
 
 _NOT_ARCHITECTURE = {"latent_mean", "latent_std"}
@@ -198,31 +121,14 @@ def _start_from(init: Path, preset: Preset, root: Path) -> None:
     process.wait_for_everyone()
 
 
-def _is_taken_as_it_is(component: str, preset: Preset) -> bool:
-    """Whether a component is pretrained and frozen: T5, and a codec (XGeM 3.2.2: AutoKL) that no stage trains."""
-    config = preset.components[component]
-    frozen = config.kind == "t5_encoder" or (config.kind == "image_vae" and "image-vae" not in preset.train)
-    return frozen and getattr(config, "pretrained", None) is not None
-
-
-def _save_pretrained(component: str, preset: Preset, root: Path) -> None:
-    """Put a component that is taken as it is into ``root``, where it lacks it."""
-    process = PartialState()
-    if process.is_main_process and component not in store.read_index(root).components:
-        log.info("%s: pretrained, taken as it is", component)
-        config = preset.components[component]
-        store.save_component(root, component, component_class(config.kind).from_config(config))
-    process.wait_for_everyone()
-
-
 def _is_left_out(name: str, preset: Preset, root: Path) -> bool:
     """Whether a codec's stage is left out because the codec is taken as it is; then it is saved."""
     if name not in ("image-vae", "image-decoder") or name in preset.train:
         return False
-    codec = preset.codec("frontal")
-    if not _is_taken_as_it_is(codec, preset):
+    codec = preset.codec(next(view for view in preset.modalities if get_modality(view).is_image))
+    if not is_pretrained(codec, preset):
         return False
-    _save_pretrained(codec, preset, root)
+    save_pretrained(codec, preset, root)
     return True
 
 
@@ -247,12 +153,13 @@ def run(
     train_split, val_split = (
         Corpus.load(manifest, split, preset, root / "cache", progress=options.progress) for split in ("train", "val")
     )
+    context = StageContext(preset, train_split, val_split, root, seed, init)
     states: dict[str, TrainState] = {}
     for name in names:
         if _is_left_out(name, preset, root):
             states[name] = TrainState()
             continue
-        stage = make_stage(name, preset, train_split, val_split, root, seed, init)
+        stage = make_stage(name, context)
         log.info("%s: %d steps of %d", name, stage.config.steps, stage.config.batch_size)
         states[name] = train(stage, root, options)
     return states
