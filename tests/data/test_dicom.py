@@ -25,7 +25,7 @@ from pydicom.uid import (
 
 from xgem.data.dicom import window
 from xgem.data.read import read_image
-from xgem.modalities.cxr import VIEW_POSITIONS
+from xgem.labels.views import VIEWS
 from xgem.types import ImageError
 
 LOSSLESS = [
@@ -192,7 +192,7 @@ def test_grey_stored_as_rgb_is_taken_and_colour_is_not(chest, write_dicom):
 )
 def test_other_files_are_refused_in_one_line(chest, write_dicom, tags: dict[str, Any], words: str):
     with pytest.raises(ImageError, match=words) as caught:
-        read_image(write_dicom(chest(), **tags), view="frontal", positions=VIEW_POSITIONS)
+        read_image(write_dicom(chest(), **tags), view="frontal")
     assert "\n" not in str(caught.value)
 
 
@@ -200,15 +200,22 @@ def test_other_files_are_refused_in_one_line(chest, write_dicom, tags: dict[str,
     ("position", "view"), [("PA", "frontal"), ("AP", "frontal"), ("LL", "lateral"), ("", "lateral"), ("OBL", "frontal")]
 )
 def test_views_that_do_not_contradict_are_taken(chest, write_dicom, position: str, view: str):
-    assert read_image(
-        write_dicom(chest(), ViewPosition=position), view=view, positions=VIEW_POSITIONS
-    ).pixels.shape == (96, 80)
+    assert read_image(write_dicom(chest(), ViewPosition=position), view=view).pixels.shape == (96, 80)
+
+
+def test_a_view_that_is_added_is_told_from_the_others(chest, write_dicom, monkeypatch: pytest.MonkeyPatch):
+    file = write_dicom(chest(), ViewPosition="LAO")
+    assert read_image(file, view="frontal").pixels.shape == (96, 80)
+    monkeypatch.setitem(VIEWS, "oblique", ("LAO", "RAO"))
+    assert read_image(file, view="oblique").pixels.shape == (96, 80)
+    with pytest.raises(ImageError, match=r"oblique view \(ViewPosition LAO\); expected a frontal one"):
+        read_image(file, view="frontal")
 
 
 @pytest.mark.parametrize("tags", [{"Modality": "CT"}, {"BodyPartExamined": "HAND"}, {"ViewPosition": "LL"}])
 def test_allow_any_takes_other_modalities_and_body_parts(chest, write_dicom, tags: dict[str, Any]):
     path = write_dicom(chest(), **tags)
-    assert read_image(path, allow_any=True, view="frontal", positions=VIEW_POSITIONS).pixels.shape == (96, 80)
+    assert read_image(path, allow_any=True, view="frontal").pixels.shape == (96, 80)
 
 
 @pytest.mark.parametrize("tags", [{"NumberOfFrames": 3}, {"PixelData": None}])

@@ -27,9 +27,10 @@ def stages(outputs: Sequence[str], inputs: Sequence[str]) -> list[tuple[tuple[st
 
     If a report is both input and output, it is generated afterwards, from the generated images.
     """
-    if "report" in outputs and "report" in inputs and len(outputs) > 1:
-        images = tuple(name for name in outputs if name != "report")
-        return [(images, tuple(inputs)), (("report",), images)]
+    texts = tuple(name for name in outputs if name in inputs and not get_modality(name).is_image)
+    if texts and len(outputs) > len(texts):
+        images = tuple(name for name in outputs if name not in texts)
+        return [(images, tuple(inputs)), (texts, images)]
     return [(tuple(outputs), tuple(inputs))]
 
 

@@ -20,6 +20,7 @@ from xgem.data.annotations import Box
 from xgem.data.manifest import Manifest
 from xgem.data.rows import Row
 from xgem.labels.vocabulary import CHEXPERT_CLASSES, annotated_labels
+from xgem.modalities import get_modality
 from xgem.types import OutputError
 from xgem.utils.files import file_sha256, locked
 
@@ -46,7 +47,7 @@ class _Study:
 
     @property
     def images(self) -> dict[str, str]:
-        return {name: file for name, file in self.made.files.items() if name != "report"}
+        return {name: file for name, file in self.made.files.items() if get_modality(name).is_image}
 
 
 def collect(cohort: Cohort, folder: Folder) -> Counts:

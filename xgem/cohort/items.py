@@ -16,8 +16,12 @@ from pathlib import Path
 from typing import Any
 
 from xgem.cohort.plan import Balanced, Finding, Matched, Plan
+from xgem.data.manifest import Manifest
 from xgem.data.study import Study
+from xgem.modalities import get_modality
 from xgem.types import InputError
+from xgem.utils.files import file_sha256
+from xgem.utils.random import derived_seed
 
 
 @dataclass(frozen=True)
@@ -94,8 +98,6 @@ class Cohort:
 
     def item(self, index: int) -> Item:
         """The item of that number, from 0; its seed is a function of the plan's seed and the number alone."""
-        from xgem.utils.random import derived_seed
-
         cell, turn = self.cells[index % len(self.cells)], index // len(self.cells)
         age = None
         if cell.ages is not None:
@@ -112,7 +114,7 @@ class Cohort:
         if cell.severity is not None:
             inputs["severity"] = cell.severity
         if cell.study is not None:
-            inputs |= {name: getattr(cell.study, _HELD[name]) for name in cell.annotations}
+            inputs |= {name: get_modality(name).of_study(cell.study, ()) for name in cell.annotations}
         seed = derived_seed(self.plan.seed, "cohort", index, "item")
         return Item(index, f"{self.plan.name}-{index:08d}", cell, seed, inputs, prompt, age)
 
@@ -135,9 +137,6 @@ class Cohort:
         )
 
 
-_HELD = {"mask": "masks", "boxes": "boxes"}
-
-
 def expand(plan: Plan) -> Cohort:
     """The cohort that a plan describes; a matched plan's manifest is read, its files are not.
 
@@ -151,12 +150,12 @@ def expand(plan: Plan) -> Cohort:
 
 
 def _balanced(plan: Plan, part: Balanced) -> Iterator[Cell]:
-    every = tuple(name for name in plan.outputs if name != "report")
+    every = tuple(name for name in plan.outputs if get_modality(name).is_image)
     findings: Sequence[Finding | None] = part.findings or (None,)
     axes = (findings, part.sexes or (None,), part.ages or (None,), part.races or (None,), part.severities or (None,))
     for finding, sex, ages, race, severity, views in product(*axes, part.views or (every,)):
         yield Cell(
-            outputs=tuple(name for name in plan.outputs if name in views or name == "report"),
+            outputs=tuple(name for name in plan.outputs if name in views or name not in every),
             finding="" if finding is None else finding.name,
             texts=() if finding is None else finding.prompts,
             labels=() if finding is None else finding.labels,
@@ -169,49 +168,45 @@ def _balanced(plan: Plan, part: Balanced) -> Iterator[Cell]:
 
 
 def _matched(plan: Plan, part: Matched) -> Cohort:
-    from xgem.data.manifest import Manifest
-    from xgem.utils.files import file_sha256
-
     studies = Manifest.read(part.manifest).studies(part.split)
     left_out: Counter[str] = Counter()
-    usable: list[tuple[Study, str]] = []
+    usable: list[Study] = []
+    # Demographics are given as far as they are known, and are only missed where nothing else is given
+    needed = [name for name in part.inputs if name != "demographics"] or part.inputs
     for study in studies:
-        report = " ".join(text for section in part.sections if (text := str(getattr(study, section)).strip()))
-        held = {**study.images, "report": any(map(str.isalnum, report)), "mask": study.masks, "boxes": study.boxes}
-        told = part.inputs != ("demographics",) or any(x is not None for x in (study.sex, study.age, study.race))
-        held |= {"severity": study.severity is not None, "demographics": told}
-        lacking = next((name for name in part.inputs if not held.get(name)), None)
-        if lacking is None:
-            usable.append((study, report))
+        missing = next((name for name in needed if get_modality(name).of_study(study, part.sections) is None), None)
+        if missing is None:
+            usable.append(study)
         else:
-            left_out[f"without {lacking}"] += 1
+            left_out[f"without {missing}"] += 1
     if part.limit is not None and len(usable) > part.limit:
         left_out[f"beyond the limit of {part.limit}"] = len(usable) - part.limit
-        chosen = sorted(usable, key=lambda one: hashlib.sha256(f"{plan.seed}:{one[0].id}".encode()).digest())
-        usable = sorted(chosen[: part.limit], key=lambda one: one[0].id)
+        chosen = sorted(usable, key=lambda study: hashlib.sha256(f"{plan.seed}:{study.id}".encode()).digest())
+        usable = sorted(chosen[: part.limit], key=lambda study: study.id)
     if not usable:
         raise InputError(
             f"{part.manifest}: none of the {len(studies)} studies of split {part.split!r} has what the plan takes as "
             f"inputs ({', '.join(part.inputs)})"
         )
-    cells = tuple(_match(plan, part, study, report) for study, report in usable)
+    cells = tuple(_match(plan, part, study) for study in usable)
     return Cohort(plan, cells, dict(sorted(left_out.items())), file_sha256(part.manifest))
 
 
-def _match(plan: Plan, part: Matched, study: Study, report: str) -> Cell:
-    images = {name: study.images[name][0] for name in part.inputs if name in ("frontal", "lateral")}
+def _match(plan: Plan, part: Matched, study: Study) -> Cell:
+    given = {name: get_modality(name).of_study(study, part.sections) for name in part.inputs}
+    images = {name: given[name] for name in part.inputs if get_modality(name).is_image}
     tells = "demographics" in part.inputs
     known = tells or bool(images)
     return Cell(
         outputs=plan.outputs,
-        texts=(report,) if "report" in part.inputs else (),
+        texts=(given["report"],) if "report" in given else (),
         labels=study.labels,
         sex=study.sex if known else None,
         ages=(study.age, study.age) if known and study.age is not None else None,
         race=study.race if known else None,
-        severity=study.severity if "severity" in part.inputs else None,
+        severity=given.get("severity"),
         tells=tells,
         images=images,
-        annotations=tuple(name for name in part.inputs if name in _HELD),
+        annotations=tuple(name for name in part.inputs if name in ("mask", "boxes")),
         study=study,
     )

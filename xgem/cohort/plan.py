@@ -1,4 +1,4 @@
-"""The plan of a cohort: the fields of ``plan.yaml``, checked before anything is generated. Imports no torch.
+"""The plan of a cohort: the fields of ``plan.yaml``, checked before anything is generated.
 
 ::
 
@@ -26,7 +26,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
@@ -44,16 +44,12 @@ from pydantic import (
 
 from xgem.data.captions import NORMAL_CAPTION
 from xgem.data.demographics import MAX_AGE
-from xgem.data.rows import Split, View
+from xgem.data.rows import Split
+from xgem.labels.views import VIEWS
 from xgem.labels.vocabulary import CHEXPERT_CLASSES, NO_FINDING
+from xgem.modalities import MODALITIES
 from xgem.pipeline.options import MAX_SEED, RENAMED, SamplingOptions, renamed
 from xgem.types import InputError
-
-Output = Literal["frontal", "lateral", "report"]
-
-
-Input = Literal["frontal", "lateral", "report", "mask", "boxes", "severity", "demographics"]
-
 
 logger = logging.getLogger(__name__)
 
@@ -86,13 +82,32 @@ def _range(value: Any) -> Any:
     return value if isinstance(value, list | tuple) else [value, value]
 
 
-def _in_one_order(views: tuple[View, ...]) -> tuple[View, ...]:
+def _one_of(name: str, known: Iterable[str]) -> str:
+    names = list(known)
+    if name not in names:
+        raise ValueError(f"unknown {name!r}: expected one of {', '.join(names)}")
+    return name
+
+
+def _in_one_order(views: tuple[str, ...]) -> tuple[str, ...]:
     _once("views", views)
     return tuple(sorted(views))
 
 
 Ages = Annotated[tuple[int, int], BeforeValidator(_range)]
 """Whole years from, to; both may be drawn."""
+
+
+Input = Annotated[str, AfterValidator(lambda name: _one_of(name, MODALITIES))]
+
+
+Output = Annotated[
+    str,
+    AfterValidator(lambda name: _one_of(name, (other for other, made in MODALITIES.items() if made.is_output))),
+]
+
+
+View = Annotated[str, AfterValidator(lambda name: _one_of(name, VIEWS))]
 
 
 Views = Annotated[tuple[View, ...], BeforeValidator(_listed), AfterValidator(_in_one_order), Field(min_length=1)]
@@ -236,7 +251,7 @@ class Plan(SamplingOptions):
             raise ValueError(f"guidance_scale names {sorted(strange)[0]!r}, which is not among the outputs")
         if self.balanced is not None and self.balanced.views:
             wanted = {view for views in self.balanced.views for view in views}
-            if wanted != set(self.outputs) - {"report"}:
+            if wanted != set(self.outputs) & VIEWS.keys():
                 raise ValueError(f"views are {_names(wanted)}, outputs {_names(self.outputs)}: expected the same views")
         return self
 

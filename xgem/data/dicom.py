@@ -5,11 +5,11 @@ from __future__ import annotations
 import io
 import math
 import re
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from xgem.labels.views import view_of
 from xgem.types import ImageError
 
 if TYPE_CHECKING:
@@ -33,11 +33,11 @@ def decode_dicom(
     voi: Voi,
     allow_any: bool,
     invert_monochrome1: bool,
-    view: tuple[str, Mapping[str, str]] | None = None,
+    view: str | None = None,
 ) -> tuple[Floats, tuple[float, float] | None]:
     """Pixels (h, w) in [0, 1] and the (row, column) spacing in mm of a DICOM file's only frame.
 
-    ``view``: the expected one, and the view that each value of ViewPosition means.
+    ``view``: the expected one; None takes any.
 
     Raises:
         ImageError: no DICOM, truncated, without pixels, several frames, or (without ``allow_any``) no chest radiograph
@@ -57,7 +57,7 @@ def decode_dicom(
         raise ImageError(f"{name}: damaged, truncated or unsupported DICOM ({text}); export it again") from error
 
 
-def _check_header(ds: Dataset, name: str, allow_any: bool, view: tuple[str, Mapping[str, str]] | None) -> None:
+def _check_header(ds: Dataset, name: str, allow_any: bool, view: str | None) -> None:
     if not len(ds):
         raise ImageError(f"{name}: not a DICOM file that can be read; expected a chest radiograph")
     modality = str(ds.get("Modality", "") or "").strip().upper()
@@ -67,11 +67,10 @@ def _check_header(ds: Dataset, name: str, allow_any: bool, view: tuple[str, Mapp
     if part and not _CHEST.search(part) and not allow_any:
         raise ImageError(f"{name}: DICOM of body part {part}; expected the chest; {_ANYWAY}")
     position = str(ds.get("ViewPosition", "") or "").strip().upper()
-    expected, positions = view or (None, {})
-    shown = positions.get(position)
-    if shown not in (None, expected) and not allow_any:
+    shown = view_of(position)
+    if view is not None and shown not in (None, view) and not allow_any:
         raise ImageError(
-            f"{name}: DICOM of a {shown} view (ViewPosition {position}); expected a {expected} one: give it as "
+            f"{name}: DICOM of a {shown} view (ViewPosition {position}); expected a {view} one: give it as "
             f"{shown}; {_ANYWAY}"
         )
     if "PixelData" not in ds:

@@ -12,7 +12,6 @@ import io
 import logging
 import os
 import threading
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -31,7 +30,6 @@ if TYPE_CHECKING:
     from xgem.data.pixels import Floats
 
     Source = str | os.PathLike[str] | Image | NDArray[Any] | Tensor
-    ExpectedView = tuple[str, Mapping[str, str]]
 
 
 logger = logging.getLogger(__name__)
@@ -85,7 +83,6 @@ def read_image(
     allow_any: bool = False,
     invert_monochrome1: bool = True,
     view: str | None = None,
-    positions: Mapping[str, str] | None = None,
 ) -> Radiograph:
     """Read a chest radiograph.
 
@@ -97,8 +94,7 @@ def read_image(
             apply the header's first window or LUT, where it has one, after the rescale. Other sources have none.
         allow_any: take DICOM of other modalities, body parts and views too.
         invert_monochrome1: turn MONOCHROME1 (low is bright) around, after the VOI transform.
-        view: the view that the image has to show; a DICOM file states its own.
-        positions: the view that each value of DICOM's ViewPosition means; other values are not compared.
+        view: the view that the image has to show; a DICOM file whose ViewPosition means another one is refused.
 
     Raises:
         ImageError: the source is missing, empty, truncated, no image, colour, constant, under 32 pixels, holds
@@ -110,8 +106,7 @@ def read_image(
         path = Path(source)
         data = file_bytes(path)
         origin, sha = path.name, hashlib.sha256(data).hexdigest()
-        expected = None if view is None else (view, positions or {})
-        pixels, spacing = _decode(data, str(path), voi, allow_any, invert_monochrome1, expected)
+        pixels, spacing = _decode(data, str(path), voi, allow_any, invert_monochrome1, view)
         return Radiograph(_checked(pixels, str(path)), spacing, sha, origin)
     array, pixels = _in_memory(source)
     return Radiograph(_checked(pixels, "array"), None, array_hash(array), "array")
@@ -146,7 +141,7 @@ def file_bytes(path: Path, expected: str = ACCEPTED) -> bytes:
 
 
 def _decode(
-    data: bytes, name: str, voi: Voi, allow_any: bool, invert: bool, view: ExpectedView | None
+    data: bytes, name: str, voi: Voi, allow_any: bool, invert: bool, view: str | None
 ) -> tuple[Floats, tuple[float, float] | None]:
     kind = sniff(data)
     if kind == "dicom":

@@ -9,9 +9,9 @@ from pydantic import BaseModel, ConfigDict, ValidationError, field_validator, mo
 
 from xgem.data.annotations import MAX_SEVERITY, Box
 from xgem.labels.spatial import plain_name
+from xgem.labels.views import VIEWS
 
 Split = Literal["train", "val", "test"]
-View = Literal["frontal", "lateral"]
 SPLITS: tuple[str, ...] = get_args(Split)
 ANNOTATIONS = ("race", "severity", "masks", "boxes")
 # What all rows of one study must agree on, because it belongs to the study and not to the image.
@@ -27,12 +27,12 @@ _TOLERANCE = 1e-3
 class Row(BaseModel):
     """One image of a study, or the report of a study without images (``view`` and ``file`` None).
 
-    ``file`` is absolute, or relative to the manifest's folder. ``view`` is None with a file where the source does
-    not tell the view; such an image is kept in the manifest and used by nothing. ``findings`` and ``impression`` are
-    cleaned text, empty when missing; an absent impression is never filled from the findings. ``labels`` carry the
-    source's own names; ``source`` says whose they are, and so what is absent where they do not name it
-    (:data:`xgem.labels.vocabulary.SOURCES`; ``chexpert`` where they list every finding by CheXpert's names). ``age`` is
-    in years, ``sex`` is ``"F"`` or ``"M"``; None is unknown.
+    ``file`` is absolute, or relative to the manifest's folder. ``view`` is one of :data:`xgem.labels.views.VIEWS`, or
+    None with a file where the source does not tell; such an image is kept in the manifest and used by nothing.
+    ``findings`` and ``impression`` are cleaned text, empty when missing; an absent impression is never filled from the
+    findings. ``labels`` carry the source's own names; ``source`` says whose they are, and so what is absent where they
+    do not name it (:data:`xgem.labels.vocabulary.SOURCES`; ``chexpert`` where they list every finding by CheXpert's
+    names). ``age`` is in years, ``sex`` is ``"F"`` or ``"M"``; None is unknown.
 
     Annotations belong to the study and are of its frontal. ``masks`` maps a structure to PNG files, named as ``file``
     is, that outline it; several are united. ``boxes`` hold findings; ``severity`` is a Brixia score. Structures and
@@ -45,7 +45,7 @@ class Row(BaseModel):
     study: str
     subject: str
     split: Split
-    view: View | None = None
+    view: str | None = None
     file: str | None = None
     findings: str = ""
     impression: str = ""
@@ -64,6 +64,13 @@ class Row(BaseModel):
     def _is_named(cls, value: str) -> str:
         if not value.strip() or value != value.strip():
             raise ValueError("must be a name without surrounding blanks")
+        return value
+
+    @field_validator("view")
+    @classmethod
+    def _is_known(cls, value: str | None) -> str | None:
+        if value is not None and value not in VIEWS:
+            raise ValueError(f"expected {', '.join(VIEWS)} or null, where the view is unknown")
         return value
 
     @field_validator("file")

@@ -21,6 +21,7 @@ from xgem.data.set_files import read_set
 from xgem.data.sets import EvalSet
 from xgem.eval.route import Route
 from xgem.eval.studies import FEWEST
+from xgem.modalities import get_modality
 from xgem.types import InputError
 
 _NUMBER: Final = re.compile(r"-([0-9]{8})(?=-|$)")  # of an item in its id
@@ -144,10 +145,10 @@ def outputs_of(folder: Path, outputs: Sequence[str], studies: Sequence[str] = ()
         answers = (replace(item, pair=studies[k % len(studies)]) for item, k in zip(items.items, numbers, strict=True))
         items = replace(items, items=tuple(answers))
     found: dict[str, EvalSet] = {}
-    for view in (name for name in outputs if name != "report"):
+    for view in (name for name in outputs if get_modality(name).is_image):
         # A cohort names an image NUMBER-VIEW.png
         rows = [k for k, item in enumerate(items.items) if item.file and item.file.stem.endswith(f"-{view}")]
         found[view] = items.subset(rows, f"{folder.name}, {view}")
-    if "report" in outputs:
-        found["report"] = replace(next(iter(found.values()), items), name=f"{folder.name}, report")
+    for text in (name for name in outputs if name not in found):
+        found[text] = replace(next(iter(found.values()), items), name=f"{folder.name}, {text}")
     return {name: found[name] for name in outputs}

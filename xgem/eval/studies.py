@@ -12,6 +12,7 @@ import numpy as np
 
 from xgem.data.set_files import read_set
 from xgem.data.sets import EvalSet, Images, pairs
+from xgem.data.study import ANNOTATED_VIEW
 from xgem.data.transforms import read_square
 from xgem.pipeline.embedding import Evaluated
 from xgem.types import DataError
@@ -78,7 +79,7 @@ def read_training(data: Path, model: Evaluated, *, split: str = "train") -> dict
 def _read(data: Path, model: Evaluated, split: str, modality: str, name: str) -> EvalSet:
     image = modality in model.images
     labels: Literal["auto", "reports"] = "auto" if image else "reports"
-    view = modality if image else next(iter(model.images), "frontal")
+    view = modality if image else next(iter(model.images), ANNOTATED_VIEW)
     found = read_set(
         data, split=split, view=view, labels=labels, sections=model.sections, pad=True, name=f"{name}, {modality}"
     )

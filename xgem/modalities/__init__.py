@@ -1,7 +1,8 @@
-"""The registry of modalities. A new one is one file in this folder and one line here."""
+"""The registry of modalities. A new one is one file in this folder and one line here; a view only needs its line."""
 
 from __future__ import annotations
 
+from xgem.labels.views import VIEWS
 from xgem.modalities.annotation import Boxes, Demographics, Masks, Severity
 from xgem.modalities.base import Modality
 from xgem.modalities.cxr import Radiograph
@@ -11,8 +12,7 @@ from xgem.types import InputError
 MODALITIES: dict[str, Modality] = {
     modality.name: modality
     for modality in (
-        Radiograph("frontal", positions=("PA", "AP")),
-        Radiograph("lateral", positions=("LL", "RL", "LAT", "LATERAL")),
+        *map(Radiograph, VIEWS),
         Report(),
         Masks(),
         Boxes(),

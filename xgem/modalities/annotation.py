@@ -7,7 +7,7 @@ import json
 import logging
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +15,10 @@ import numpy as np
 
 from xgem.configs.preset import Preset
 from xgem.data.annotation_files import coco, read_boxes, read_masks, read_severity, write_labels
-from xgem.data.annotations import Annotation, check_known
+from xgem.data.annotations import Annotation, Box, check_known
 from xgem.data.captions import preface
 from xgem.data.demographics import read_demographics
+from xgem.data.study import Study
 from xgem.modalities.base import InputOnly
 from xgem.types import InputError, Prompt
 
@@ -43,6 +44,11 @@ class Masks(_Spatial):
 
     name = "mask"
     suffix = ".mask.png"
+
+    def of_study(self, study: Study, sections: Sequence[str]) -> Mapping[str, tuple[Path, ...]] | None:
+        """The files of each structure."""
+        del sections
+        return study.masks or None
 
     def read(self, value: Any, preset: Preset, *, allow_any: bool = False) -> Prompt:
         del allow_any
@@ -70,6 +76,10 @@ class Boxes(_Spatial):
     name = "boxes"
     suffix = ".boxes.json"
 
+    def of_study(self, study: Study, sections: Sequence[str]) -> tuple[Box, ...] | None:
+        del sections
+        return study.boxes or None
+
     def read(self, value: Any, preset: Preset, *, allow_any: bool = False) -> Prompt:
         del allow_any
         given = read_boxes(value)
@@ -94,6 +104,10 @@ class Severity(_Spatial):
 
     name = "severity"
 
+    def of_study(self, study: Study, sections: Sequence[str]) -> float | None:
+        del sections
+        return study.severity
+
     def read(self, value: Any, preset: Preset, *, allow_any: bool = False) -> Prompt:
         del allow_any
         given = read_severity(value)
@@ -107,6 +121,12 @@ class Demographics(InputOnly):
     """Sex, age and race, as far as known: written in front of the text."""
 
     name = "demographics"
+
+    def of_study(self, study: Study, sections: Sequence[str]) -> dict[str, Any] | None:
+        """Sex, age and race, as far as known."""
+        del sections
+        known = {"sex": study.sex, "age": study.age, "race": study.race}
+        return {name: value for name, value in known.items() if value is not None} or None
 
     def read(self, value: Any, preset: Preset, *, allow_any: bool = False) -> Prompt:
         del preset, allow_any

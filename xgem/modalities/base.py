@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from xgem.configs.preset import Preset
 from xgem.data.annotations import Annotation
+from xgem.data.study import Study
 from xgem.types import InputError, Prompt
 
 OutputType = Literal["pil", "np", "pt"]
@@ -24,6 +25,14 @@ class Modality(ABC):
     """Whether it is a view: a study keeps its files among the images, under this name."""
     is_output: bool = True
     """Whether it can be generated."""
+
+    def of_study(self, study: Study, sections: Sequence[str]) -> Any:
+        """What a study of a manifest has of it, as ``read`` takes it; None where it has none.
+
+        ``sections`` of the report make its text.
+        """
+        del study, sections
+        return None
 
     @abstractmethod
     def read(self, value: Any, preset: Preset, *, allow_any: bool = False) -> Prompt:

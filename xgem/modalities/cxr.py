@@ -15,27 +15,27 @@ from torch import Tensor
 
 from xgem.configs.preset import Preset
 from xgem.data.read import read_image
+from xgem.data.study import Study
 from xgem.data.transforms import to_square
+from xgem.labels.views import VIEWS, add_view
 from xgem.modalities.base import Modality, OutputType
 from xgem.types import InputError, Prompt
-
-VIEW_POSITIONS: dict[str, str] = {}
-"""The view that each value of DICOM's ViewPosition (0018,5101) means; every ``Radiograph`` adds its own."""
 
 
 class Radiograph(Modality):
     """A radiograph of one view: a file, PIL image, array or tensor in; (1, s, s) in [-1, 1] inside.
 
-    ``positions`` are the values of DICOM's ViewPosition that mean this view: a file that states another view's is
-    refused.
+    A view that is not in :data:`xgem.labels.views.VIEWS` is added to them, with the values of DICOM's ViewPosition that
+    mean it (``positions``).
     """
 
     suffix = ".png"
     is_image = True
 
     def __init__(self, name: str, positions: Sequence[str] = ()) -> None:
+        if name not in VIEWS:
+            add_view(name, positions)
         self.name = name
-        VIEW_POSITIONS.update(dict.fromkeys(positions, name))
 
     def read(self, value: Any, preset: Preset, *, allow_any: bool = False) -> Prompt:
         transform = preset.transform
@@ -45,10 +45,14 @@ class Radiograph(Modality):
             invert_monochrome1=transform.invert_monochrome1,
             allow_any=allow_any,
             view=self.name,
-            positions=VIEW_POSITIONS,
         )
         square = to_square(image, transform)  # (s, s)
         return Prompt(torch.from_numpy(square)[None], image.sha256, image.origin)
+
+    def of_study(self, study: Study, sections: Sequence[str]) -> Path | None:
+        """The study's first image of this view."""
+        del sections
+        return next(iter(study.images.get(self.name, ())), None)
 
     def collate(self, values: Sequence[Tensor]) -> Tensor:
         """Images (1, s, s) as (b, 1, s, s)."""

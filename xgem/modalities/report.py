@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from xgem.configs.preset import Preset
+from xgem.data.study import Study, report_of
 from xgem.modalities.base import Modality, OutputType
 from xgem.types import InputError, Prompt
 
@@ -28,6 +29,11 @@ class Report(Modality):
         if not any(character.isalnum() for character in text):
             raise InputError(f"report: expected text, got {value[:20]!r}: leave the report out to generate without it")
         return Prompt(text, hashlib.sha256(text.encode("utf-8", "replace")).hexdigest(), "text", text=text)
+
+    def of_study(self, study: Study, sections: Sequence[str]) -> str | None:
+        """The sections, joined; None where they say nothing."""
+        text = report_of(study, sections)
+        return text if any(map(str.isalnum, text)) else None
 
     def collate(self, values: Sequence[str]) -> list[str]:
         return list(values)

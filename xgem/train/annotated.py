@@ -15,7 +15,7 @@ from torch import Tensor
 from xgem.configs.components import ControlNetConfig, TransformConfig
 from xgem.data.annotations import Annotation, Box, check_known, render
 from xgem.data.cache import ArrayCache
-from xgem.data.study import read_study
+from xgem.data.study import ANNOTATED_VIEW, read_study
 from xgem.train.corpus import Corpus
 from xgem.types import DataError
 from xgem.utils.hashing import module_hash
@@ -67,7 +67,7 @@ def annotated_bank(
     """
     drawn: dict[int, Annotation] = {}
     for index, study in enumerate(corpus.studies):
-        if study.annotated and corpus.rows(index, "frontal"):
+        if study.annotated and corpus.rows(index, ANNOTATED_VIEW):
             drawn[index] = read_study(study, config)
             check_known(drawn[index], control.vocabulary)
     if not drawn:
@@ -147,7 +147,7 @@ def _variants(
     """Every variant of every image (1, 1, s, s) with its annotation images, (1, 1, s, s) each."""
     how: dict[str, Any] = {"filled": control.filled_boxes, "vocabulary": control.vocabulary}
     for index, variant, shown in plan:
-        image = corpus.images.floats(corpus.rows(index, "frontal")[:1])
+        image = corpus.images.floats(corpus.rows(index, ANNOTATED_VIEW)[:1])
         rng = random.Random(mix(seed, "moved", corpus.studies[index].id, variant))
         move = (1.0, 0.0, 0.0)
         if variant:

@@ -21,7 +21,7 @@ from xgem.data.manifest import Manifest, place
 from xgem.data.outlines import Outlines
 from xgem.data.prepare import prepare_images
 from xgem.data.read import read_image
-from xgem.data.study import Study, read_study
+from xgem.data.study import ANNOTATED_VIEW, Study, read_study
 from xgem.judges.segmenter import SegmenterConfig, train_segmenter
 from xgem.types import DataError, OutputError
 
@@ -58,7 +58,7 @@ def outline(
     config = config or SegmenterConfig()
     transform = TransformConfig(size=config.size)
     prepared = prepare_images(manifest, "train", transform, cache, progress=progress)
-    studies = [study for study in manifest.studies("train") if "frontal" in study.images]
+    studies = [study for study in manifest.studies("train") if ANNOTATED_VIEW in study.images]
     drawn = [study for study in studies if all(name in study.masks for name in structures)]
     if not drawn:
         raise DataError(
@@ -66,7 +66,7 @@ def outline(
         )
 
     def images(of: Sequence[Study]) -> NDArray[np.uint8]:
-        return prepared.values[[prepared.index[study.id, "frontal"][0] for study in of]].numpy()
+        return prepared.values[[prepared.index[study.id, ANNOTATED_VIEW][0] for study in of]].numpy()
 
     known = Outlines.stacked([read_study(study, transform).masks for study in drawn], structures, config.size)
     segmenter = train_segmenter(images(drawn), known, config=config, cache=cache, device=device)
@@ -88,7 +88,7 @@ def _written(
     study: Study, found: NDArray[np.bool_], structures: Sequence[str], folder: Path, root: Path
 ) -> dict[str, tuple[str, ...]]:
     """The study's masks (structures, s, s) as files on its image's own grid, without the square's padding."""
-    height, width = read_image(study.images["frontal"][0]).pixels.shape
+    height, width = read_image(study.images[ANNOTATED_VIEW][0]).pixels.shape
     side = max(height, width)
     top, left = (side - height) // 2, (side - width) // 2
     files: dict[str, tuple[str, ...]] = {}
