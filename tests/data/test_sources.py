@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from xgem.cli.data import app
 from xgem.data.annotations import Box
-from xgem.data.manifest import Manifest, merge
+from xgem.data.manifest import Manifest, merge, split_of
 from xgem.data.sources import nih, openi, segmentations, severity
 from xgem.data.sources.cases import case_of
 from xgem.data.sources.tables import read_table, years_of
@@ -116,7 +116,7 @@ def test_openi_from_the_indiana_csvs(csvs: Path, tmp_path: Path):
     (csvs / "indiana_projections.csv").write_text("uid,filename,projection\n1,1_f.png,Frontal\n1,1_l.png,Lateral\n")
     made = openi.prepare(csvs, tmp_path / "m.jsonl")
     assert set(made.studies()[0].images) == {"frontal", "lateral"}
-    assert made.studies()[0].split == openi.split_of("openi-1")
+    assert made.studies()[0].split == split_of("openi-1")
 
 
 def test_openi_from_xml_with_projections(tmp_path: Path, chest):
@@ -300,7 +300,7 @@ def test_segmentations(masks: Path, tmp_path: Path):
     assert (second.labels, second.age, second.sex) == ((), None, None)
     assert [row.licence for row in made.rows] == ["masks CC BY 4.0, image CC BY", "masks CC BY 4.0, image unknown"]
     assert first.subject == second.subject
-    assert first.split == segmentations.split_of(first.subject, val=0.2, test=0)
+    assert first.split == split_of(first.subject, val=0.2, test=0)
     assert made.summary()["masks"] == {"left lung": 1, "right lung": 1, "ground glass opacity": 1, "device": 2}
 
 
@@ -359,7 +359,7 @@ def test_severity(brixia: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
         ("severity-a.v1", "severity/images/a.v1.png", 17.5),
         ("severity-b", "severity/images/b.png", 0),
     ]
-    assert [row.split for row in made.rows] == [severity.split_of(row.subject, val=0.2, test=0) for row in made.rows]
+    assert [row.split for row in made.rows] == [split_of(row.subject, val=0.2, test=0) for row in made.rows]
     assert made.studies()[0].severity == 17.5
 
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 import inspect
 import json
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 import typer
 
+from xgem.cli.grouped import grouped
 from xgem.cli.options import parse_guidance
 from xgem.pipeline.options import RENAMED, CallOptions, option
 from xgem.types import InputError
@@ -53,6 +55,31 @@ Dtype = Annotated[str | None, typer.Option("--dtype", help="float32, bfloat16 or
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the results of an earlier run in the folder.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the metadata as JSON instead of the files' names.")]
 Progress = Annotated[bool, typer.Option("--progress/--no-progress", help="Show progress bars (on stderr).")]
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """The inputs of a request that either command takes, by modality."""
+
+    frontal: Frontal = None
+    lateral: Lateral = None
+    report: Report = None
+    mask: Mask = None
+    boxes: Boxes = None
+
+    def inputs(self, more: list[str] | None, **others: Any) -> dict[str, Any]:
+        """Those that are given, with ``others`` and those that ``--input`` names.
+
+        Raises:
+            InputError: one is given twice, or is not of the form that its option expects.
+        """
+        named = vars(self) | {"mask": _mask(self.mask)} | others
+        inputs = {name: value for name, value in named.items() if value is not None}
+        for name, value in _named(more, "--input").items():
+            if name in inputs:
+                raise InputError(f"input {name!r} is given twice")
+            inputs[name] = value
+        return inputs
 
 
 def _with_options(function: Callable[..., None]) -> Callable[..., None]:
@@ -132,15 +159,12 @@ def _parsed(given: dict[str, Any]) -> dict[str, Any]:
     return given
 
 
+@grouped
 @_with_options
 def generate(
     outputs: Annotated[str, typer.Option("--outputs", metavar="NAMES", help="What to generate: lateral,report")],
     out: Out,
-    frontal: Frontal = None,
-    lateral: Lateral = None,
-    report: Report = None,
-    mask: Mask = None,
-    boxes: Boxes = None,
+    prompts: Prompts,
     severity: Severity = None,
     demographics: Demographics = None,
     more: More = None,
@@ -176,9 +200,7 @@ def generate(
     from xgem.utils.files import check_output_folder
 
     # Check what can be checked before anything is loaded.
-    named = {"frontal": frontal, "lateral": lateral, "report": report, "mask": _mask(mask)}
-    named |= {"boxes": boxes, "severity": severity, "demographics": demographics}
-    inputs = _inputs(named, more)
+    inputs = prompts.inputs(more, severity=severity, demographics=demographics)
     names = [name.strip() for name in outputs.split(",") if name.strip()]
     check_output_folder(out, overwrite=overwrite)
     gate = _gate(privacy_gate, privacy_threshold, save_privacy_index)
@@ -195,14 +217,11 @@ def generate(
     _save(pipeline(inputs, names, privacy_gate=gate, **options), out, overwrite, as_json)
 
 
+@grouped
 def replay(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="PNG or report written by xgem.")],
     out: Out,
-    frontal: Frontal = None,
-    lateral: Lateral = None,
-    report: Report = None,
-    mask: Mask = None,
-    boxes: Boxes = None,
+    prompts: Prompts,
     more: More = None,
     image: Image = None,
     keep: Keep = None,
@@ -220,9 +239,7 @@ def replay(
     """
     from xgem.utils.files import check_output_folder
 
-    inputs = _inputs(
-        {"frontal": frontal, "lateral": lateral, "report": report, "mask": _mask(mask), "boxes": boxes}, more
-    )
+    inputs = prompts.inputs(more)
     images = _parsed({name: value for name, value in (("image", image), ("keep", keep)) if value})
     check_output_folder(out, overwrite=overwrite)
 
@@ -272,15 +289,6 @@ def _save(generation: Any, out: Path, overwrite: bool, as_json: bool) -> None:
         return
     for path in files:
         typer.echo(str(out / path.name))
-
-
-def _inputs(named: dict[str, Any], more: list[str] | None) -> dict[str, Any]:
-    inputs = {name: value for name, value in named.items() if value is not None}
-    for name, value in _named(more, "--input").items():
-        if name in inputs:
-            raise InputError(f"input {name!r} is given twice")
-        inputs[name] = value
-    return inputs
 
 
 def _mask(texts: list[str] | None) -> Any:

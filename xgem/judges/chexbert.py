@@ -36,7 +36,7 @@ HEADS: Final[tuple[str, ...]] = (
     "Support Devices",
     NO_FINDING,
 )
-"""The heads' order in the checkpoint."""
+"""The heads' order in the checkpoint: its authors' own, written out since ``CHEXPERT_CLASSES`` has another."""
 _LABELS: Final = (float("nan"), 1.0, 0.0, -1.0)  # a head's classes: blank, positive, negative, uncertain
 _HEAD_WIDTH: Final = 64  # of BERT's attention, whatever the model's size
 _POSITIONS: Final = "embeddings.position_ids"  # 0, 1, 2, ...: a buffer that only older checkpoints hold

@@ -55,8 +55,6 @@ def image_network(settings: UtilitySettings, outputs: int) -> nn.Module:
         NotComputed: ImageNet's weights are neither on this machine nor to be had.
     """
     if settings.network == "small":
-        from xgem.judges.networks import SmallResNet
-
         network: nn.Module = SmallResNet(outputs, settings.width, 0.2)
         if settings.weights:
             load_weights(network, settings.weights, head="head")

@@ -222,6 +222,10 @@ def brier(scores: Array, labels: Array) -> Array:
     A score that each case has by itself, as a test over cases needs it. A case's share in the AUROC is none: all
     negatives of a rare class stand or fall with its few positives.
     """
-    error = (scores - labels) ** 2
-    known = np.isfinite(error).sum(axis=1)
-    return np.divide(np.nansum(error, axis=1), known, out=np.full(len(error), np.nan), where=known > 0)
+    return known_mean((scores - labels) ** 2)
+
+
+def known_mean(values: Array) -> Array:
+    """(n, k) -> (n,): each row's mean over its finite values, NaN without any."""
+    known = np.isfinite(values).sum(axis=1)
+    return np.divide(np.nansum(values, axis=1), known, out=np.full(len(values), np.nan), where=known > 0)

@@ -26,7 +26,7 @@ from pathlib import Path
 
 from xgem.data.annotations import Box
 from xgem.data.manifest import Manifest, Row, Split, place, split_of
-from xgem.data.sources.tables import image_files, make_row, number_of, read_table, sex_of, years_of
+from xgem.data.sources.tables import image_files, make_row, number_of, read_table, sex_of, write_manifest, years_of
 from xgem.types import DataError, InputError
 
 logger = logging.getLogger(__name__)
@@ -86,10 +86,7 @@ def prepare(source_dir: Path, out: Path) -> Manifest:
                     licence=LICENCE,
                 )
             )
-    manifest = Manifest(tuple(rows), root)
-    manifest.check()
-    manifest.write(out)
-    return manifest
+    return write_manifest(rows, root, out)
 
 
 def _split(patient: str, subject: str, tested: frozenset[str] | None) -> Split:

@@ -32,7 +32,7 @@ from pathlib import Path
 
 from xgem.data.cleaning import clean_report
 from xgem.data.manifest import Manifest, Row, place, split_of
-from xgem.data.sources.tables import image_files, read_table
+from xgem.data.sources.tables import image_files, read_table, write_manifest
 from xgem.labels.vocabulary import is_silent
 from xgem.types import DataError
 
@@ -82,12 +82,10 @@ def prepare(source_dir: Path, out: Path) -> Manifest:
             "indiana_reports.csv, or NLMCXR_png + ecgen-radiology"
         )
     root = Path(out).resolve().parent
-    manifest = Manifest(tuple(_rows(images, reports, root)), root)
-    if not manifest.rows:
+    rows = list(_rows(images, reports, root))
+    if not rows:
         raise DataError(f"{source}: no images and no reports found")
-    manifest.check()
-    manifest.write(out)
-    return manifest
+    return write_manifest(rows, root, out)
 
 
 def labels_from_problems(problems: Iterable[str]) -> tuple[str, ...]:

@@ -15,9 +15,9 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from xgem.data.manifest import Manifest, Row, place, split_of
+from xgem.data.manifest import Manifest, Row, place
 from xgem.data.sources.cases import case_of
-from xgem.data.sources.tables import image_files, image_size, make_row, read_table, sex_of, years_of
+from xgem.data.sources.tables import image_files, image_size, make_case, read_table, sex_of, write_manifest, years_of
 from xgem.labels.spatial import STRUCTURES
 from xgem.types import DataError
 
@@ -76,10 +76,7 @@ def prepare(source_dir: Path, out: Path, masks_of: MaskSet = SET) -> Manifest:
     root = Path(out).resolve().parent
     images, masks = image_files(source / "images"), image_files(source / "masks")
     rows = (_row(masks_of, table, records, images, masks, root) for _, records in sorted(outlined.items()))
-    manifest = Manifest(tuple(rows), root)
-    manifest.check()
-    manifest.write(out)
-    return manifest
+    return write_manifest(rows, root, out)
 
 
 def _row(
@@ -108,19 +105,16 @@ def _row(
             raise DataError(f"{masks[mask]}: a mask of {size} pixels for an image of {expected}; make them equal")
         outlines.setdefault(structure, []).append(place(masks[mask], root))
     stem = Path(name).stem
-    subject = masks_of.subject(stem)
-    return make_row(
+    return make_case(
         f"{table}: image {name}",
-        study=f"{masks_of.source}-{stem}",
-        subject=subject,
-        split=split_of(subject, val=0.2, test=0),
-        view="frontal",
+        masks_of.source,
+        stem,
+        masks_of.subject(stem),
         file=place(images[name], root),
         labels=tuple(dict.fromkeys(label.strip() for label in first["finding"].split(",") if label.strip())),
         age=years_of(first["age"]),
         sex=sex_of(first["sex"]),
         masks=outlines,
-        source=masks_of.source,
         licence=masks_of.licence.format(first["image_licence"] or "unknown"),
     )
 

@@ -16,9 +16,9 @@ import logging
 from pathlib import Path
 
 from xgem.data.annotations import MAX_SEVERITY
-from xgem.data.manifest import Manifest, Row, place, split_of
+from xgem.data.manifest import Manifest, Row, place
 from xgem.data.sources.cases import case_of
-from xgem.data.sources.tables import image_files, make_row, number_of, read_table
+from xgem.data.sources.tables import image_files, make_case, number_of, read_table, write_manifest
 from xgem.types import DataError
 
 logger = logging.getLogger(__name__)
@@ -51,17 +51,14 @@ def prepare(source_dir: Path, out: Path) -> Manifest:
         # Each by itself: a mean can hide a score that cannot be.
         if not all(0 <= score <= MAX_SEVERITY for score in scores):
             raise DataError(f"{table}: {name} has scores {scores}; expected 0 to {MAX_SEVERITY:g}")
-        subject = case_of(stem)
         rows.append(
-            make_row(
+            make_case(
                 f"{table}: image {name}",
-                study=f"{SOURCE}-{stem}",
-                subject=subject,
-                split=split_of(subject, val=0.2, test=0),
-                view="frontal",
+                SOURCE,
+                stem,
+                case_of(stem),
                 file=place(images[stem], root),
                 severity=sum(scores) / len(scores),
-                source=SOURCE,
                 licence=LICENCE,
             )
         )
@@ -71,7 +68,4 @@ def prepare(source_dir: Path, out: Path) -> Manifest:
         logger.warning(
             "severity: %d of %d scored images are not there and are left out", len(records) - len(rows), len(records)
         )
-    manifest = Manifest(tuple(rows), root)
-    manifest.check()
-    manifest.write(out)
-    return manifest
+    return write_manifest(rows, root, out)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,18 +14,18 @@ from xgem.configs.components import TransformConfig
 from xgem.data.augment import small_exposures
 from xgem.data.sets import EvalSet, Images
 from xgem.data.study import Study, read_study
-from xgem.judges.networks import batches, load_weights
+from xgem.judges.networks import SmallResNet, batches, load_weights
 from xgem.judges.settings import UtilitySettings
-from xgem.judges.tasks.data import Data, Targets, annotated
-from xgem.judges.tasks.task import Predictions, with_targets
+from xgem.judges.tasks.data import Data, Targets
+from xgem.judges.tasks.task import OfStudies, Predictions
 from xgem.labels.spatial import BOX_CLASSES
 from xgem.metrics.bootstrap import Array, Bootstrap
-from xgem.metrics.classification import Measures
+from xgem.metrics.classification import Measures, known_mean
 from xgem.metrics.detection import Matches, image_f1, match, precision_and_recall
 from xgem.types import InputError
 
 
-class Detection:
+class Detection(OfStudies[NDArray[np.float32]]):
     """Faster R-CNN (Ren et al. 2015) of the given classes of boxes.
 
     Args:
@@ -33,6 +33,7 @@ class Detection:
         studies: where the boxes are (:func:`xgem.judges.tasks.data.studies_of`).
     """
 
+    what = "box"
     headline = "mAP50"
     per_case = "F1 by image"
     lower_is_better: frozenset[str] = frozenset()
@@ -41,41 +42,31 @@ class Detection:
     def __init__(self, settings: UtilitySettings, boxes: Sequence[str], studies: Mapping[str, Study]) -> None:
         if not boxes:
             raise InputError(f"detection of no class; expected names such as {', '.join(BOX_CLASSES)}")
-        self.settings = settings
-        self.classes = tuple(boxes)
-        self._studies = studies
-        self._boxes: dict[str, NDArray[np.float32]] = {}
+        super().__init__(settings, boxes, studies)
 
-    def usable(self, items: EvalSet) -> EvalSet:
-        has = [
-            study is not None
-            and (self.settings.absent == "empty" or any(box.label in self.classes for box in study.boxes))
-            for study in annotated(items, self._studies)
-        ]
-        return with_targets(items, has, f"a box of {' or '.join(self.classes)}")
+    def names(self, study: Study) -> Iterable[str]:
+        return (box.label for box in study.boxes)
 
     def targets(self, items: EvalSet) -> Targets:
         """``boxes`` (n, k, 5): label, x1, y1, x2, y2 in pixels of the grid; label -1 fills up."""
-        own = [self._of(study) for study in annotated(items, self._studies) if study is not None]
+        own = self.annotations(items)
         most = max((len(one) for one in own), default=0)
         boxes = np.full((len(own), most, 5), -1, dtype=np.float32)
         for row, one in zip(boxes, own, strict=True):
             row[: len(one)] = one
         return {"boxes": boxes}
 
-    def _of(self, study: Study) -> NDArray[np.float32]:
-        if study.id not in self._boxes:
-            size = self.settings.size
-            only = Study(study.id, study.subject, study.split, study.images, boxes=study.boxes)
-            found = [
-                (self.classes.index(box.label), box.x, box.y, box.x + box.w, box.y + box.h)
-                for box in read_study(only, TransformConfig(size=size)).boxes
-                if box.label in self.classes
-            ]
-            boxes = np.array(found, dtype=np.float32).reshape(-1, 5)
-            boxes[:, 1:] = np.clip(boxes[:, 1:] * size, 0, size)
-            self._boxes[study.id] = boxes
-        return self._boxes[study.id]
+    def read(self, study: Study) -> NDArray[np.float32]:
+        size = self.settings.size
+        only = Study(study.id, study.subject, study.split, study.images, boxes=study.boxes)
+        found = [
+            (self.classes.index(box.label), box.x, box.y, box.x + box.w, box.y + box.h)
+            for box in read_study(only, TransformConfig(size=size)).boxes
+            if box.label in self.classes
+        ]
+        boxes = np.array(found, dtype=np.float32).reshape(-1, 5)
+        boxes[:, 1:] = np.clip(boxes[:, 1:] * size, 0, size)
+        return boxes
 
     def presence(self, targets: Targets) -> NDArray[np.bool_]:
         labels = targets["boxes"][:, :, 0]
@@ -100,9 +91,6 @@ class Detection:
             min_size=self.settings.size,
             max_size=self.settings.size,
         )
-
-    def prepare(self, network: nn.Module, targets: Targets) -> None:
-        """Nothing follows from the targets."""
 
     def _input(self, x: Tensor) -> list[Tensor]:
         x = (x + 1) / 2
@@ -143,9 +131,7 @@ class Detection:
         found: Measures = {}
         for name, part in (("AP50", 0), ("AR50", 1)):
             values = np.stack([one[part] for one in each], axis=1)
-            count = np.isfinite(values).sum(axis=1)
-            mean = np.divide(np.nansum(values, axis=1), count, out=np.full(len(values), np.nan), where=count > 0)
-            found[f"m{name}", ""] = bootstrap.sampled(mean)
+            found[f"m{name}", ""] = bootstrap.sampled(known_mean(values))
             for column, k in enumerate(tested):
                 found[name, self.classes[k]] = bootstrap.sampled(values[:, column])
         return found
@@ -168,8 +154,6 @@ def _small(settings: UtilitySettings, classes: int) -> nn.Module:
     from torchvision.models.detection.anchor_utils import AnchorGenerator
     from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
     from torchvision.ops import MultiScaleRoIAlign
-
-    from xgem.judges.networks import SmallResNet
 
     body: Any = SmallResNet(1, settings.width, 0.0).body[:8]
     body.out_channels = 2 * settings.width

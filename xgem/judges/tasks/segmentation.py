@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -17,15 +17,15 @@ from xgem.data.study import Study, read_study
 from xgem.judges.networks import batches, load_weights, small_unet
 from xgem.judges.segmenter import UNKNOWN
 from xgem.judges.settings import UtilitySettings
-from xgem.judges.tasks.data import Data, Targets, annotated
-from xgem.judges.tasks.task import Predictions, with_targets
+from xgem.judges.tasks.data import Data, Targets
+from xgem.judges.tasks.task import OfStudies, Predictions
 from xgem.labels.spatial import STRUCTURES
 from xgem.metrics.bootstrap import Array, Bootstrap
-from xgem.metrics.classification import Measures
+from xgem.metrics.classification import Measures, known_mean
 from xgem.types import InputError, NotComputed
 
 
-class Segmentation:
+class Segmentation(OfStudies[Mapping[str, NDArray[np.bool_]]]):
     """Dice loss and binary cross-entropy of every structure that an image is annotated with.
 
     Args:
@@ -33,6 +33,7 @@ class Segmentation:
         studies: where the masks are (:func:`xgem.judges.tasks.data.studies_of`).
     """
 
+    what = "mask"
     headline = "Dice macro"
     per_case = "Dice by image"
     lower_is_better: frozenset[str] = frozenset()
@@ -43,31 +44,21 @@ class Segmentation:
             raise InputError(f"segmentation of no structure; expected names such as {', '.join(STRUCTURES)}")
         if settings.size % 32:
             raise InputError(f"segmentation at {settings.size} pixels; expected a multiple of 32")
-        self.settings = settings
-        self.classes = tuple(structures)
-        self._studies = studies
-        self._masks: dict[str, dict[str, NDArray[np.bool_]]] = {}
+        super().__init__(settings, structures, studies)
 
-    def usable(self, items: EvalSet) -> EvalSet:
-        has = [
-            study is not None and (self.settings.absent == "empty" or any(name in study.masks for name in self.classes))
-            for study in annotated(items, self._studies)
-        ]
-        return with_targets(items, has, f"a mask of {' or '.join(self.classes)}")
+    def names(self, study: Study) -> Iterable[str]:
+        return study.masks
 
     def targets(self, items: EvalSet) -> Targets:
         """``masks`` (n, structures, s, s) and ``known`` (n, structures), bool."""
-        masks = [self._of(study) for study in annotated(items, self._studies) if study is not None]
-        outlines = Outlines.stacked(masks, self.classes, self.settings.size)
+        outlines = Outlines.stacked(self.annotations(items), self.classes, self.settings.size)
         known = np.ones_like(outlines.known) if self.settings.absent == "empty" else outlines.known
         return {"masks": outlines.masks, "known": known}
 
-    def _of(self, study: Study) -> dict[str, NDArray[np.bool_]]:
-        if study.id not in self._masks:
-            wanted = {name: files for name, files in study.masks.items() if name in self.classes}
-            only = Study(study.id, study.subject, study.split, study.images, masks=wanted)
-            self._masks[study.id] = dict(read_study(only, TransformConfig(size=self.settings.size)).masks)
-        return self._masks[study.id]
+    def read(self, study: Study) -> Mapping[str, NDArray[np.bool_]]:
+        wanted = {name: files for name, files in study.masks.items() if name in self.classes}
+        only = Study(study.id, study.subject, study.split, study.images, masks=wanted)
+        return read_study(only, TransformConfig(size=self.settings.size)).masks
 
     def presence(self, targets: Targets) -> NDArray[np.bool_]:
         return np.asarray(targets["masks"].any(axis=(2, 3)))
@@ -87,9 +78,6 @@ class Segmentation:
         if settings.weights:
             load_weights(network, settings.weights, head="segmentation_head")
         return network
-
-    def prepare(self, network: nn.Module, targets: Targets) -> None:
-        """Nothing follows from the targets."""
 
     def loss(self, network: nn.Module, x: Tensor, targets: dict[str, Tensor]) -> Tensor:
         from segmentation_models_pytorch.losses import DiceLoss, SoftBCEWithLogitsLoss
@@ -125,18 +113,18 @@ class Segmentation:
 
     def measures(self, predictions: Predictions, test: Data, bootstrap: Bootstrap) -> Measures:
         dice, there = self.dice(predictions, test)
-        found: Measures = {("Dice macro", ""): bootstrap.mean(_over_classes(dice))}
+        found: Measures = {("Dice macro", ""): bootstrap.mean(known_mean(dice))}
         for name, rows in (("positive Dice", there), ("negative Dice", ~there)):
             kept = np.where(rows, dice, np.nan)
             if np.isfinite(kept).any():
-                found[name, ""] = bootstrap.mean(_over_classes(kept))
+                found[name, ""] = bootstrap.mean(known_mean(kept))
             for k, structure in enumerate(self.classes):
                 if np.isfinite(kept[:, k]).any():
                     found[name, structure] = bootstrap.mean(kept[:, k])
         return found
 
     def cases(self, predictions: Predictions, test: Data) -> Array:
-        return _over_classes(self.dice(predictions, test)[0])
+        return known_mean(self.dice(predictions, test)[0])
 
     def missing(self, test: Data) -> dict[tuple[str, str], str]:
         there, known = self.presence(test.targets), test.targets["known"]
@@ -147,9 +135,3 @@ class Segmentation:
             if not (known[:, k] & ~there[:, k]).any():
                 found["negative Dice", structure] = "no test image is annotated as free of it"
         return found
-
-
-def _over_classes(values: Array) -> Array:
-    """(n, structures) -> (n,): mean over those with a value, NaN without any."""
-    count = np.isfinite(values).sum(axis=1)
-    return np.divide(np.nansum(values, axis=1), count, out=np.full(len(values), np.nan), where=count > 0)
