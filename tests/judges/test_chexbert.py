@@ -113,6 +113,6 @@ class _Harmful:
 
 
 def test_nothing_in_a_checkpoint_is_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(CheckpointError, match="without running it"):
+    with pytest.raises(CheckpointError, match="without running code"):
         load_chexbert(*_save(tmp_path, _state(), extra=_Harmful()))
     assert "run" not in capsys.readouterr().out

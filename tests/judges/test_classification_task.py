@@ -285,7 +285,7 @@ def test_imagenet_weights_are_torchvisions_or_a_reason(monkeypatch: pytest.Monke
         raise URLError("no network")
 
     monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", offline)
-    with pytest.raises(NotComputed, match="cannot be had"):
+    with pytest.raises(NotComputed, match="cannot be downloaded"):
         image_network(settings, 2)
 
 

@@ -389,7 +389,7 @@ def test_unknown_names_and_wrong_images() -> None:
     one = Extractor("mean", "w", 1, 8, "none", lambda x: x.mean(axis=(1, 2))[:, None])
     with pytest.raises(ShapeError, match=r"expected \(b, h, w\)"):
         one(cast(Images, np.zeros((2, 8, 8), dtype=np.float32)))
-    with pytest.raises(InputError, match="images alone"):
+    with pytest.raises(InputError, match="images only"):
         one.texts(["Clear."])
     assert "biovil-t" in NAMES
 

@@ -104,14 +104,14 @@ def test_what_is_no_network(network: SiameseNetwork, tmp_path: Path, capsys: pyt
     with pytest.raises(CheckpointError, match="no such file; train one"):
         load_reid(tmp_path)
     (tmp_path / "a.pth").write_bytes(pickle.dumps({"model": Evil()}, protocol=2))
-    with pytest.raises(CheckpointError, match="tensors alone"):
+    with pytest.raises(CheckpointError, match="tensors only"):
         load_reid(tmp_path / "a.pth")
     assert "executed" not in capsys.readouterr().out
     torch.save([torch.zeros(1)], tmp_path / "b.pth")
     with pytest.raises(CheckpointError, match="got list"):
         load_reid(tmp_path / "b.pth")
     (tmp_path / "c.safetensors").write_bytes(b"nothing")
-    with pytest.raises(CheckpointError, match="no readable re-identification network"):
+    with pytest.raises(CheckpointError, match="not a readable re-identification network"):
         load_reid(tmp_path / "c.safetensors")
 
 

@@ -50,8 +50,8 @@ def test_a_table_of_labels_is_read_by_id(tmp_path: Path) -> None:
     [
         ([{"id": "a", "Edema": "2"}], None, "line 2: Edema is '2'"),
         ([{"id": "a", "Edema": "yes"}], None, "line 2: Edema is 'yes'"),
-        ([{"id": "a"}, {"id": "a"}], None, "line 3: id 'a'"),
-        ([{"id": ""}], None, "line 2: id ''"),
+        ([{"id": "a"}, {"id": "a"}], None, "line 3: duplicate id 'a'"),
+        ([{"id": ""}], None, "line 2: no id"),
         ([{"id": "a"}], ["id", *CHEXPERT_CLASSES[1:]], "'No Finding'"),
         ([], ["report", *CHEXPERT_CLASSES], "'id'"),
     ],

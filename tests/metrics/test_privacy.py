@@ -197,7 +197,7 @@ def test_what_is_refused() -> None:
         pixel_distance(images, images, own_prompt=[0, 2])
     with pytest.raises(InputError, match="NaN"):
         latent_distance(np.full((1, 3), np.nan), np.zeros((1, 3)))
-    with pytest.raises(ShapeError, match="one number a feature"):
+    with pytest.raises(ShapeError, match="one per feature"):
         reidentification_score(np.zeros((1, 3)), np.zeros((1, 3)), np.zeros(2), 0.0)
 
 
@@ -208,7 +208,7 @@ def test_the_worst_over_the_seeds_of_a_prompt() -> None:
     values, prompts = np.array([3.0, 1.0, 5.0, 2.0]), ["b", "a", "b", "a"]
     np.testing.assert_array_equal(per_prompt(values, prompts, np.min), [3, 1])
     np.testing.assert_array_equal(per_prompt(values, prompts, np.max), [5, 2])
-    with pytest.raises(ShapeError, match="one prompt a value"):
+    with pytest.raises(ShapeError, match="one prompt per value"):
         per_prompt(values, prompts[:3], np.min)
 
 

@@ -181,7 +181,7 @@ def test_bleu_within_a_study_sees_only_its_own_reports() -> None:
     three = [["a b", "a b", "c d"], ["a b", "a b"]]
     # Study 0: of six ordered pairs two match both words of two; study 1: both of two pairs
     assert intra_study_bleu(three, bootstrap)["bleu_1"].value == pytest.approx((2 * 2 + 2 * 2) / (6 * 2 + 2 * 2))
-    with pytest.raises(InputError, match="two or more"):
+    with pytest.raises(InputError, match="at least 2"):
         intra_study_bleu([["a", "b"], ["a"]], bootstrap)
 
 

@@ -56,7 +56,7 @@ def test_ranks_give_the_area_that_pairs_give(
     labels[:9] = np.nan
     bootstrap = Bootstrap(90, draws=40)
     expected = auc(scores, labels, bootstrap)
-    monkeypatch.setattr("xgem.metrics.agreement._BLOCK", 500)  # several blocks of draws
+    monkeypatch.setattr("xgem.metrics.auc._BLOCK", 500)  # several blocks of draws
     found = auc_draws(scores, labels, bootstrap.weights)
     np.testing.assert_allclose(found, [expected.value, *expected.draws])
 
@@ -87,7 +87,7 @@ def test_a_class_of_one_kind_is_said_to_be_untestable_and_has_no_part(case: tupl
 
 
 def test_scores_of_another_shape_are_refused() -> None:
-    with pytest.raises(ShapeError, match="one column a class"):
+    with pytest.raises(ShapeError, match="one column per class"):
         classification_measures(np.zeros((4, 2)), np.zeros((4, 3)), CLASSES, Bootstrap(4))
 
 

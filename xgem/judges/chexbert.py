@@ -1,7 +1,7 @@
-"""CheXbert (Smit et al. 2020): labels of reports by a BERT with 14 linear heads, from its published checkpoint.
+"""CheXbert (Smit et al. 2020): report labels from a BERT with 14 linear heads, loaded from its published checkpoint.
 
-xgem ships no weights of it. A checkpoint is a file of ``torch.save`` with ``model_state_dict``, its keys
-``module.bert.*`` and ``module.linear_heads.N.{weight,bias}``; the vocabulary is BERT's own ``vocab.txt``.
+xgem does not ship its weights. The checkpoint is a file written by ``torch.save`` with a ``model_state_dict`` whose
+keys are ``module.bert.*`` and ``module.linear_heads.N.{weight,bias}``; the vocabulary is BERT's own ``vocab.txt``.
 """
 
 from __future__ import annotations
@@ -36,10 +36,10 @@ HEADS: Final[tuple[str, ...]] = (
     "Support Devices",
     NO_FINDING,
 )
-"""The heads' order in the checkpoint: its authors' own, written out since ``CHEXPERT_CLASSES`` has another."""
+"""The order of the heads in the checkpoint, which differs from ``CHEXPERT_CLASSES``."""
 _LABELS: Final = (float("nan"), 1.0, 0.0, -1.0)  # a head's classes: blank, positive, negative, uncertain
-_HEAD_WIDTH: Final = 64  # of BERT's attention, whatever the model's size
-_POSITIONS: Final = "embeddings.position_ids"  # 0, 1, 2, ...: a buffer that only older checkpoints hold
+_HEAD_WIDTH: Final = 64  # of one attention head, in BERT of any size
+_POSITIONS: Final = "embeddings.position_ids"  # 0, 1, 2, ...: a buffer that only older checkpoints have
 
 
 class CheXbert:
@@ -57,21 +57,23 @@ class CheXbert:
     def label(self, reports: Sequence[str], batch_size: int = 16) -> Array:
         """n reports to (n, 14) of 1, 0, -1 (uncertain), NaN (blank), columns as ``CHEXPERT_CLASSES``.
 
-        White space is joined; a report longer than the model's positions (512 tokens) is cut, as its authors do.
+        White space is collapsed; a report longer than the model's positions (512 tokens) is truncated, as its authors
+        do.
         """
+        # Each distinct text once, in batches of similar length
         unique = sorted({" ".join(text.split()) for text in reports}, key=len)
-        found: dict[str, list[float]] = {}
+        labels_by_text: dict[str, list[float]] = {}
         for start in range(0, len(unique), batch_size):
             texts = unique[start : start + batch_size]
             tokens = self._tokenizer(
                 texts, padding=True, truncation=True, max_length=self._network.positions, return_tensors="pt"
             )
             heads = self._network(tokens["input_ids"].to(self.device), tokens["attention_mask"].to(self.device))
-            chosen = torch.stack([head.argmax(dim=1) for head in heads], dim=1).tolist()
+            chosen = torch.stack([head.argmax(dim=1) for head in heads], dim=1).tolist()  # (b, 14)
             for text, row in zip(texts, chosen, strict=True):
                 by_class: dict[str, int] = dict(zip(HEADS, row, strict=True))
-                found[text] = [_LABELS[by_class[name]] for name in CHEXPERT_CLASSES]
-        rows = [found[" ".join(text.split())] for text in reports]
+                labels_by_text[text] = [_LABELS[by_class[name]] for name in CHEXPERT_CLASSES]
+        rows = [labels_by_text[" ".join(text.split())] for text in reports]
         return np.array(rows, dtype=np.float64).reshape(len(rows), len(HEADS))
 
 
@@ -80,18 +82,20 @@ def load_chexbert(checkpoint: str | Path | None, vocab: str | Path | None, *, de
 
     Args:
         checkpoint: ``chexbert.pth`` as published; nothing in it is executed (``weights_only``).
-        vocab: ``vocab.txt`` of BERT base, uncased, one word piece a line.
+        vocab: ``vocab.txt`` of BERT base, uncased, one word piece per line.
 
     Raises:
-        NotComputed: a file is not given or not there.
-        CheckpointError: the file is of another format; names the tensor.
+        NotComputed: a file is not given or does not exist.
+        CheckpointError: the file has another format; the message names the tensor.
     """
+    # The network, with the sizes that the tensors have
     for path, what in ((checkpoint, "CheXbert's checkpoint"), (vocab, "BERT's vocab.txt")):
         if path is None or not Path(path).is_file():
             raise NotComputed(f"{what} is not {'given' if path is None else f'at {path}'}")
     place = Path(str(checkpoint))
     state = _state(place)
     network = _Network.of(state, place)
+    # The tokenizer, whose vocabulary must fit the embedding
     words = Path(str(vocab)).read_text(encoding="utf-8").splitlines()
     rows = network.bert.config.vocab_size
     if len(words) != rows or not {"[PAD]", "[UNK]", "[CLS]", "[SEP]"} <= set(words):
@@ -103,12 +107,13 @@ def load_chexbert(checkpoint: str | Path | None, vocab: str | Path | None, *, de
 
 
 def _state(path: Path) -> dict[str, Tensor]:
+    """The checkpoint's tensors by name, without the prefix of data-parallel training."""
     try:
-        found: Any = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # a broken file raises whatever the reader happens to meet
+        loaded: Any = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # a damaged file can raise nearly any exception
         reason = str(error).split("\n", 1)[0][:120]
-        raise CheckpointError(f"{path}: not a checkpoint that can be read without running it ({reason})") from None
-    state = found.get("model_state_dict") if isinstance(found, Mapping) else None
+        raise CheckpointError(f"{path}: cannot be read as a checkpoint without running code ({reason})") from None
+    state = loaded.get("model_state_dict") if isinstance(loaded, Mapping) else None
     if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
         raise CheckpointError(f"{path}: no model_state_dict of tensors; expected CheXbert's published checkpoint")
     return {str(key).removeprefix("module."): value for key, value in state.items()}
@@ -125,13 +130,13 @@ class _Network(nn.Module):
         return int(self.bert.config.max_position_embeddings)
 
     def forward(self, tokens: Tensor, mask: Tensor) -> list[Tensor]:
-        """(b, n) token ids and mask -> 14 of (b, 4), the last (b, 2)."""
-        first = self.bert(tokens, attention_mask=mask).last_hidden_state[:, 0]
-        return [head(first) for head in self.linear_heads]
+        """(b, n) token ids and mask -> 14 logits of (b, 4), the last (b, 2)."""
+        cls_token = self.bert(tokens, attention_mask=mask).last_hidden_state[:, 0]  # (b, n, hidden) -> (b, hidden)
+        return [head(cls_token) for head in self.linear_heads]
 
     @classmethod
     def of(cls, state: Mapping[str, Tensor], path: Path) -> _Network:
-        """The network whose sizes are the tensors' own; every tensor must be there, of its shape, and no other."""
+        """The network with the sizes of the tensors; every tensor must be present, with its shape, and no other."""
         from transformers import BertConfig, BertModel
 
         def shape(key: str) -> tuple[int, ...]:
@@ -139,8 +144,9 @@ class _Network(nn.Module):
                 raise CheckpointError(f"{path}: no tensor {key}; expected CheXbert's published checkpoint")
             return tuple(state[key].shape)
 
+        # Sizes from the tensors
         words, hidden = shape("bert.embeddings.word_embeddings.weight")
-        layers = [int(found[1]) for key in state if (found := re.match(r"bert\.encoder\.layer\.(\d+)\.", key))]
+        layers = [int(match[1]) for key in state if (match := re.match(r"bert\.encoder\.layer\.(\d+)\.", key))]
         config = BertConfig(
             vocab_size=words,
             hidden_size=hidden,
@@ -151,6 +157,7 @@ class _Network(nn.Module):
             type_vocab_size=shape("bert.embeddings.token_type_embeddings.weight")[0],
         )
         network = cls(BertModel(config), hidden)
+        # A strict load that names what does not fit
         expected = {key: tuple(value.shape) for key, value in network.state_dict().items()}
         for key, size in expected.items():
             if shape(key) != size:

@@ -1,7 +1,7 @@
-"""An independent judge of images: a small residual CNN trained on real training images alone.
+"""An independent judge of images: a small residual CNN, trained on real training images only.
 
 It gives label scores (for AUC and for the agreement of generated with real images) and a named feature space
-(for Frechet distances). It never sees a generated image in training, nor an image of the evaluated split.
+(for Frechet distances). In training it never sees a generated image, nor an image of the evaluated split.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ VERSION: Final = 2
 
 
 def learnable(labels: Array) -> list[int]:
-    """The columns of (n, classes) labels that hold both positives and negatives."""
+    """The columns of (n, classes) labels that have both positives and negatives."""
     return [k for k, column in enumerate(labels.T) if {0.0, 1.0} <= set(column)]
 
 
@@ -41,7 +41,7 @@ class ClassifierConfig(JudgeConfig):
 
 
 class Classifier:
-    """A trained judge. ``hash`` stands for its weights, ``classes`` names its outputs."""
+    """A trained judge. ``hash`` identifies its weights, ``classes`` names its outputs."""
 
     def __init__(
         self, network: nn.Module, classes: Sequence[str], config: ClassifierConfig, device: torch.device
@@ -57,7 +57,7 @@ class Classifier:
         return self._run(images, batch_size)[1]
 
     def features(self, images: NDArray[np.uint8], batch_size: int = 128) -> Array:
-        """(n, s, s) uint8 -> (n, d) features of the last layer but one."""
+        """(n, s, s) uint8 -> (n, d) features of the penultimate layer."""
         return self._run(images, batch_size)[0]
 
     @torch.inference_mode()
@@ -81,35 +81,37 @@ def train_classifier(
     folder: Path | None = None,
     device: str | torch.device = "cpu",
 ) -> Classifier:
-    """Train the judge, or take it from ``folder`` where the same data and settings have trained it before.
+    """Train the judge, or load it from ``folder`` if it was trained there on the same data with the same settings.
 
     Args:
         images: (n, s, s) uint8, real training images of one view.
         labels: (n, classes) of 1, 0, NaN (unknown: no loss).
         folder: cache, keyed by a hash of images, labels and settings; an interrupted training resumes after its
-            last whole epoch and ends as the unbroken one. None keeps nothing.
+            last complete epoch with the same result as an uninterrupted one. None keeps nothing.
 
     Raises:
-        InputError: shapes that do not fit, or no class with both kinds of labels.
+        InputError: the shapes do not match, or no class has both positives and negatives.
     """
     config = config or ClassifierConfig()
     if images.ndim != 3 or labels.shape != (len(images), len(classes)):
         raise InputError(f"images {images.shape} and labels {labels.shape}: expected (n, s, s) and (n, {len(classes)})")
     if not learnable(labels):
-        raise InputError("the training images' labels hold no class with both positives and negatives")
+        raise InputError("the training images' labels have no class with both positives and negatives")
     place = torch.device(device)
+    # Initial weights that depend on the seed alone
     with torch.random.fork_rng():
         torch.manual_seed(config.seed)
         network = SmallResNet(len(classes), config.width, config.dropout).to(place)
     data, truth = torch.from_numpy(images), torch.from_numpy(labels).float()
 
     def loss(rows: Tensor) -> Tensor:
-        logits = network(augmented(to_input(data[rows].to(place), config.size))).float()
+        logits = network(augmented(to_input(data[rows].to(place), config.size))).float()  # (b, classes)
         return label_loss(logits, truth[rows].to(place))
 
     def train(partial: Path | None) -> None:
         fit(network, loss, len(data), config.stage, seed=config.seed, device=place, name="classifier", folder=partial)
 
+    # What the weights depend on
     key: dict[str, Any] = {
         "version": VERSION,
         "config": asdict(config),
@@ -128,14 +130,14 @@ def train_findings(
     folder: Path | None = None,
     device: str | torch.device = "cpu",
 ) -> Classifier:
-    """The judge of findings: :func:`train_classifier` on those of CheXpert's classes that can be learned.
+    """The judge of findings: :func:`train_classifier` on the CheXpert classes that can be learned.
 
     Args:
         labels: (n, 14) of 1, 0, NaN (unknown: no loss), columns as ``CHEXPERT_CLASSES``. A class without both
             positives and negatives is left out, and is not among the judge's ``classes``.
 
     Raises:
-        InputError: shapes that do not fit, or no class with both kinds of labels.
+        InputError: the shapes do not match, or no class has both positives and negatives.
     """
     if labels.shape != (len(images), len(CHEXPERT_CLASSES)):
         raise InputError(f"labels {labels.shape}: expected ({len(images)}, {len(CHEXPERT_CLASSES)})")
@@ -145,5 +147,5 @@ def train_findings(
 
 
 def columns_of(judge: Classifier) -> list[int]:
-    """Where a judge's classes stand among ``CHEXPERT_CLASSES``."""
+    """The positions of a judge's classes in ``CHEXPERT_CLASSES``."""
     return [CHEXPERT_CLASSES.index(name) for name in judge.classes]

@@ -1,9 +1,9 @@
-"""RadGraph-F1 and RaTEScore, each in a Python environment of its own: their packages need an older transformers.
+"""RadGraph-F1 and RaTEScore, each in a Python environment of its own, as their packages need an older transformers.
 
-The user names a Python that has the package; a short program runs there that reads pairs of reports as JSON lines from
-its standard input and answers with JSON lines: first the package's version, then the scores of each pair. Where the
-package gets its models from is the package's own affair (``options`` may name local folders); with
-``HF_HUB_OFFLINE=1`` in the environment it downloads nothing.
+The user gives a Python interpreter with the package installed. A short program runs there, reads pairs of reports as
+JSON lines from standard input and answers with JSON lines: first the package's version, then the scores of each pair.
+The package itself decides where its models come from (``options`` may name local folders); with ``HF_HUB_OFFLINE=1``
+in the environment it downloads nothing.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ SCORES: Final[dict[str, tuple[str, ...]]] = {
     RADGRAPH: ("radgraph_simple", "radgraph_partial", "radgraph_complete"),
     RATESCORE: ("ratescore",),
 }
-"""What each metric gives for a pair of reports, F1 in [0, 1]."""
+"""The scores of each metric for a pair of reports, F1 in [0, 1]."""
 _DEFAULTS: Final[dict[str, dict[str, Any]]] = {RADGRAPH: {"model_type": "radgraph"}, RATESCORE: {"use_gpu": False}}
 
 _START: Final = """
@@ -39,7 +39,7 @@ lines = [json.loads(line) for line in sys.stdin.buffer.read().decode("utf-8").sp
 options, pairs = lines[0], lines[1:]
 outputs, references = [p["output"] for p in pairs], [p["reference"] for p in pairs]
 """
-# "all" came as three lists of F1 in earlier versions of the package, later as (precision, recall, F1) by pair and level
+# "all" gives three lists of F1 in older versions of the package, (precision, recall, F1) by pair and level in newer
 _RADGRAPH: Final = """
 from radgraph import F1RadGraph
 rewards = F1RadGraph(reward_level="all", **options)(hyps=outputs, refs=references)[1]
@@ -69,15 +69,15 @@ _PROGRAMS: Final = {RADGRAPH: _START + _RADGRAPH + _END, RATESCORE: _START + _RA
 
 @dataclass(frozen=True)
 class ExternalMetric:
-    """A metric of reports that another Python computes.
+    """A report metric that another Python interpreter computes.
 
     Attributes:
         metric: ``radgraph`` or ``ratescore``.
-        python: a Python interpreter that has the package.
+        python: path to a Python interpreter with the package installed.
         options: arguments of the package's scorer; by default RadGraph's model of 2021 (``model_type="radgraph"``) and
-            RaTEScore on the processor. A path must be absolute.
-        environment: environment variables of the other Python; None passes those of this one on.
-        timeout: seconds.
+            RaTEScore on the CPU. Paths must be absolute.
+        environment: environment variables of the other interpreter; None passes on those of this process.
+        timeout: in seconds.
     """
 
     metric: str
@@ -97,34 +97,35 @@ class ExternalMetric:
     def score(self, outputs: Sequence[str], references: Sequence[str]) -> tuple[dict[str, Array], str]:
         """Score n pairs of reports, at least one.
 
-        An empty output has score 0 and is not sent: the packages disagree on what to do with it (RaTEScore gives 0.5).
+        An empty output scores 0 and is not sent: the packages disagree on how to score it (RaTEScore gives 0.5).
 
         Returns:
             (n,) values in [0, 1] by the names of :data:`SCORES`, and the package with its version.
 
         Raises:
-            NotComputed: no such Python, no such package, or it failed; with the last line that it wrote.
+            NotComputed: the interpreter or the package does not exist, or it failed; with its last line of output.
         """
         rows = [row for row, output in enumerate(outputs) if output.strip()]
         pairs = [{"output": outputs[row], "reference": references[row]} for row in rows]
         answers = self._ask([dict(self.settings), *pairs])
         names = SCORES[self.metric]
-        found = np.zeros((len(outputs), len(names)))
+        scores = np.zeros((len(outputs), len(names)))
         try:
             version, values = str(answers[0]), np.array(answers[1:], dtype=np.float64).reshape(len(rows), len(names))
         except (IndexError, ValueError, TypeError):
             raise NotComputed(f"{self.python}: {len(answers) - 1} answers for {len(rows)} pairs of reports") from None
         if not ((values >= 0) & (values <= 1 + 1e-6)).all():
             raise NotComputed(f"{self.python}: {version} gave a score outside [0, 1]: {_first_outside(values)}")
-        found[rows] = values
-        return dict(zip(names, found.T, strict=True)), version
+        scores[rows] = values
+        return dict(zip(names, scores.T, strict=True)), version
 
     def _ask(self, lines: Sequence[Mapping[str, Any]]) -> list[Any]:
+        """Send JSON lines to the other interpreter, and return the decoded JSON lines that it answers."""
         text = "".join(json.dumps(line) + "\n" for line in lines)
         try:
-            # In an empty folder, so that no file lying about is taken for a package
+            # In an empty folder, so that no file of the working directory is imported in place of a package
             with tempfile.TemporaryDirectory() as folder:
-                done = subprocess.run(
+                process = subprocess.run(
                     [str(self.python), "-c", _PROGRAMS[self.metric]],
                     input=text,
                     capture_output=True,
@@ -139,14 +140,15 @@ class ExternalMetric:
             raise NotComputed(f"{self.python}: cannot be run ({error.strerror})") from None
         except subprocess.TimeoutExpired:
             raise NotComputed(f"{self.python}: {self.metric} gave no answer in {self.timeout:g} s") from None
-        if done.returncode:
-            said = done.stderr.strip().splitlines()
-            raise NotComputed(f"{self.python}: {self.metric} failed: {said[-1][:200] if said else done.returncode}")
+        if process.returncode:
+            messages = process.stderr.strip().splitlines()
+            reason = messages[-1][:200] if messages else process.returncode
+            raise NotComputed(f"{self.python}: {self.metric} failed: {reason}")
         try:
-            return [json.loads(line) for line in done.stdout.splitlines()]
+            return [json.loads(line) for line in process.stdout.splitlines()]
         except json.JSONDecodeError:
-            raise NotComputed(f"{self.python}: {self.metric} answered with something else than JSON lines") from None
+            raise NotComputed(f"{self.python}: {self.metric} answered with something other than JSON lines") from None
 
 
 def _first_outside(values: Array) -> float:
-    return next(float(one) for one in values.ravel() if math.isnan(one) or not 0 <= one <= 1 + 1e-6)
+    return next(float(value) for value in values.ravel() if math.isnan(value) or not 0 <= value <= 1 + 1e-6)

@@ -1,7 +1,7 @@
 """Judges of images: classifiers whose scores say which findings an image shows.
 
-Two are here: xgem's own, trained on real training images, and TorchXRayVision's DenseNet from a local file. Anything
-that is a :class:`Judge` can be given in their place.
+xgem's own judge, trained on real training images, is here; TorchXRayVision's DenseNet is in :mod:`xgem.judges.xrv`. Any
+:class:`Judge` can take their place.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ MOST_IMAGES: Final = 20_000
 
 
 class Judge(Protocol):
-    """A classifier of images of any size, which it brings to ``size``, the side that its network wants.
+    """A classifier of images of any size, which it resizes to ``size``, the side that its network expects.
 
-    ``weights`` is a hash. It may have ``thresholds`` (classes,), else they are 0.5.
+    ``weights`` is a hash. A judge may have ``thresholds`` (classes,); otherwise they are 0.5.
     """
 
     @property
@@ -47,12 +47,12 @@ class Judge(Protocol):
     def classes(self) -> Sequence[str]: ...
 
     def scores(self, images: Images) -> Array:
-        """(n, h, w) uint8 to (n, classes) in [0, 1]."""
+        """(n, h, w) uint8 -> (n, classes) in [0, 1]."""
         ...
 
 
 def thresholds_of(judge: Judge) -> Array:
-    """(classes,) scores above which the judge calls a finding present."""
+    """(classes,) scores above which the judge considers a finding present."""
     return np.asarray(getattr(judge, "thresholds", np.full(len(judge.classes), 0.5)), dtype=np.float64)
 
 
@@ -60,32 +60,33 @@ def scores_of(judge: Judge, images: EvalSet, size: int | None = None) -> Array:
     """Scores (n, classes) of all images of a set, in order.
 
     Args:
-        size: side that images are brought to before the judge resizes them; by default their own, or the judge's
-            for a set of several sizes.
+        size: side to which images are resized before the judge gets them; by default their own, or the judge's for a
+            set of images of several sizes.
 
     Raises:
-        InputError: the judge gives another shape, or a score that is not finite.
+        InputError: the judge gives scores of another shape, or one that is not finite.
     """
     side = size or (judge.size if images.pad else None)
-    found = np.concatenate([np.asarray(judge.scores(batch), np.float64) for batch in images.batches(side)])
-    if found.shape != (len(images.with_images()), len(judge.classes)) or not np.isfinite(found).all():
-        raise InputError(f"{judge.name}: scores of shape {found.shape}: expected (n, {len(judge.classes)}), all finite")
-    return found
+    scores = np.concatenate([np.asarray(judge.scores(batch), np.float64) for batch in images.batches(side)])
+    if scores.shape != (len(images.with_images()), len(judge.classes)) or not np.isfinite(scores).all():
+        expected = f"(n, {len(judge.classes)}), all finite"
+        raise InputError(f"{judge.name}: scores of shape {scores.shape}: expected {expected}")
+    return scores
 
 
 def prevalence_thresholds(scores: Array, labels: Array) -> Array:
-    """By class, the score that as many images exceed as are labelled positive.
+    """For each class, the threshold at which the predicted prevalence equals that of the labels, (classes,).
 
     Args:
         scores, labels: (n, classes) of real training images; labels 1, 0 or NaN (unknown).
     """
-    share = np.nanmean(labels, axis=0)
-    return np.array([np.quantile(own, 1 - p) for own, p in zip(scores.T, share, strict=True)])
+    prevalence = np.nanmean(labels, axis=0)  # (classes,)
+    return np.array([np.quantile(column, 1 - p) for column, p in zip(scores.T, prevalence, strict=True)])
 
 
 @dataclass(frozen=True)
 class OwnJudge:
-    """xgem's own classifier with CheXpert's class names; thresholds fixed on the real training images."""
+    """xgem's own classifier with CheXpert's class names; its thresholds are set on the real training images."""
 
     classifier: Classifier
     thresholds: Array
@@ -115,11 +116,10 @@ def train_judge(
     folder: Path | None = None,
     device: str = "cpu",
 ) -> OwnJudge:
-    """Train xgem's classifier on real training images with CheXpert's labels, or take it from ``folder``.
+    """Train xgem's classifier on real training images with CheXpert's labels, or load it from ``folder``.
 
-    At most 20,000 images are taken, chosen by the classifier's seed, and read at its size. Uncertain labels and those
-    that are not mentioned give no loss. A class is left out where ``training`` does not hold
-    both positives and negatives of it; it is then not among the judge's classes.
+    At most 20,000 images are used, chosen by the classifier's seed, and read at its size. Uncertain and unmentioned
+    labels give no loss. A class for which ``training`` lacks positives or negatives is not among the judge's classes.
 
     Raises:
         NotComputed: no class is left.
@@ -133,8 +133,8 @@ def train_judge(
     labels[labels == -1] = np.nan
     if not learnable(labels):
         raise NotComputed(
-            f"{training.name}: no CheXpert class with positives and negatives, which a judge learns from; of a "
-            "manifest, its source tells what is absent where labels do not name it"
+            f"{training.name}: no CheXpert class with positives and negatives, as a judge needs for training; in a "
+            "manifest, the source tells which unlabelled findings are absent"
         )
     images = training.images(config.size)
     classifier = train_findings(images, labels, config=config, folder=folder, device=device)

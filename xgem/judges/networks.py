@@ -1,4 +1,4 @@
-"""Networks of the downstream tasks: published ones on grey images, and where their weights come from."""
+"""Networks of the downstream tasks: published ones for greyscale images, small ones, and loading of their weights."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from xgem.judges.settings import UtilitySettings
 from xgem.types import CheckpointError, InputError, NotComputed
 
 HEADS: Final = {"resnet18": "fc", "resnet50": "fc", "densenet121": "classifier"}
-"""torchvision's networks that can be asked for, with the name of their last layer."""
+"""The torchvision networks that can be chosen, with the name of their last layer."""
 
 
 _LAST: Final = {"resnet18": "layer4", "resnet50": "layer4", "densenet121": "features"}
@@ -31,7 +31,7 @@ _STD: Final = (0.229, 0.224, 0.225)
 
 
 class Grey(nn.Module):
-    """A network of colour images that is given grey ones, (b, 1, s, s) in [-1, 1], normalised as ImageNet's."""
+    """A network for colour images applied to greyscale ones, (b, 1, s, s) in [-1, 1], normalised as ImageNet."""
 
     mean: Tensor
     std: Tensor
@@ -52,7 +52,7 @@ def image_network(settings: UtilitySettings, outputs: int) -> nn.Module:
     Raises:
         InputError: unknown network.
         CheckpointError: the weights do not fit it.
-        NotComputed: ImageNet's weights are neither on this machine nor to be had.
+        NotComputed: ImageNet's weights are neither on this machine nor can be downloaded.
     """
     if settings.network == "small":
         network: nn.Module = SmallResNet(outputs, settings.width, 0.2)
@@ -65,17 +65,16 @@ def image_network(settings: UtilitySettings, outputs: int) -> nn.Module:
 
     network = torchvision.models.get_model(settings.network, weights=None, num_classes=outputs)
     if settings.weights == "imagenet":
-        known = _imagenet(settings.network)
-        load_tensors(network, known, HEADS[settings.network], "imagenet")
+        load_tensors(network, _imagenet(settings.network), HEADS[settings.network], "imagenet")
     elif settings.weights:
         load_weights(network, settings.weights, head=HEADS[settings.network])
     return Grey(network)
 
 
 def last_layer(settings: UtilitySettings, network: nn.Module) -> nn.Module:
-    """The layer whose activations a class activation map looks at: the last; the small network's last stage but one.
+    """The layer for class activation maps: the last convolutional one; the small network's penultimate stage.
 
-    There an image of 128 pixels has 8 x 8 places, about as one of 224 has in the last layer of a published network.
+    There an image of 128 pixels has 8 x 8 positions, about as many as one of 224 in a published network's last layer.
     """
     return network.get_submodule(
         "body.9" if settings.network == "small" else f"network.{_LAST[settings.network]}",
@@ -83,10 +82,10 @@ def last_layer(settings: UtilitySettings, network: nn.Module) -> nn.Module:
 
 
 def load_weights(network: nn.Module, path: str | Path, *, head: str) -> None:
-    """Load a state dict of ``.safetensors`` or torch's form (never unpickled) into a network.
+    """Load a state dict from ``.safetensors`` or torch's format (tensors only, no pickled code) into a network.
 
     Raises:
-        CheckpointError: no such file, not a state dict, or of another network.
+        CheckpointError: no such file, not a state dict, or one of another network.
     """
     place = Path(path)
     try:
@@ -96,7 +95,7 @@ def load_weights(network: nn.Module, path: str | Path, *, head: str) -> None:
             tensors: Any = load_file(place)
         else:
             tensors = torch.load(place, map_location="cpu", weights_only=True)
-    except Exception as error:  # damaged files raise whatever they like
+    except Exception as error:  # a damaged file can raise nearly any exception
         raise CheckpointError(f"{place}: weights cannot be read ({error!s:.100}); expected a state dict") from error
     if not isinstance(tensors, Mapping):
         raise CheckpointError(f"{place}: holds a {type(tensors).__name__}, expected a state dict")
@@ -104,26 +103,26 @@ def load_weights(network: nn.Module, path: str | Path, *, head: str) -> None:
 
 
 def load_tensors(network: nn.Module, tensors: Mapping[str, Tensor], head: str, origin: str) -> None:
-    """All of a state dict but a last layer of another size, which keeps its random weights.
+    """Load a whole state dict, except for a last layer of another size, which keeps its random weights.
 
     Raises:
-        CheckpointError: anything else is missing, left over, or of another shape.
+        CheckpointError: anything else is missing, unexpected, or of another shape.
     """
-    own = network.state_dict()
+    expected = network.state_dict()
     given = {
         name: value
         for name, value in ((_renamed(name), value) for name, value in tensors.items())
-        if not (name.startswith(f"{head}.") and (name not in own or value.shape != own[name].shape))
+        if not (name.startswith(f"{head}.") and (name not in expected or value.shape != expected[name].shape))
     }
-    counters = ".num_batches_tracked"  # older files lack them, and nothing depends on them
-    wrong = [name for name in own if name not in given and not name.startswith(f"{head}.")]
+    counters = ".num_batches_tracked"  # older files lack them, and no output depends on them
+    wrong = [name for name in expected if name not in given and not name.startswith(f"{head}.")]
     wrong = [name for name in wrong if not name.endswith(counters)]
-    wrong += [name for name in given if name not in own or given[name].shape != own[name].shape]
+    wrong += [name for name in given if name not in expected or given[name].shape != expected[name].shape]
     if wrong:
         raise CheckpointError(
             f"{origin}: {len(wrong)} tensors do not fit the network, first {wrong[0]!r}; give weights of this network"
         )
-    network.load_state_dict(own | given)
+    network.load_state_dict(expected | given)
 
 
 def _imagenet(name: str) -> Mapping[str, Tensor]:
@@ -133,11 +132,11 @@ def _imagenet(name: str) -> Mapping[str, Tensor]:
     try:
         return weights.get_state_dict(progress=False, check_hash=True, weights_only=True)
     except (URLError, OSError, RuntimeError) as error:
-        raise NotComputed(f"torchvision's weights {weights} cannot be had ({error!s:.100})") from error
+        raise NotComputed(f"torchvision's weights {weights} cannot be downloaded ({error!s:.100})") from error
 
 
 def _renamed(name: str) -> str:
-    """torchvision's files of DenseNet call ``norm1`` still ``norm.1``."""
+    """torchvision's DenseNet files still use ``norm.1`` for ``norm1``."""
     return re.sub(r"(denselayer\d+\.(?:norm|conv))\.([12]\.)", r"\1\2", name)
 
 
@@ -148,12 +147,12 @@ DEPTH: Final = 4
 
 
 def small_unet(structures: int, width: int) -> nn.Module:
-    """A U-Net on a ResNet-18 of another width: ``width`` channels in the first stage, where it has 64."""
+    """A U-Net on a ResNet-18 of another width: ``width`` channels in the first stage in place of 64."""
     try:
         import segmentation_models_pytorch as smp
     except ImportError as error:
         raise InputError(
-            "masks are judged with the package segmentation-models-pytorch, which is not installed: install xgem[eval]"
+            "segmentation needs the package segmentation-models-pytorch, which is not installed: install xgem[eval]"
         ) from error
     return smp.create_model(
         "unet",
@@ -168,7 +167,7 @@ def small_unet(structures: int, width: int) -> nn.Module:
 
 
 class SmallResNet(nn.Module):
-    """ResNet-18 (torchvision's blocks) of another width: ``width`` channels in the first stage, where it has 64."""
+    """ResNet-18 (torchvision's blocks) of another width: ``width`` channels in the first stage in place of 64."""
 
     def __init__(self, classes: int, width: int, dropout: float) -> None:
         super().__init__()
@@ -196,7 +195,7 @@ class SmallResNet(nn.Module):
 
     def features(self, x: Tensor) -> Tensor:
         """(b, 1, s, s) in [-1, 1] -> (b, 8 * width)."""
-        return self.body(standardised(x)).mean(dim=(2, 3))
+        return self.body(standardised(x)).mean(dim=(2, 3))  # of (b, 8 * width, s / 32, s / 32)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.head(self.dropout(self.features(x)))

@@ -1,7 +1,7 @@
-"""Re-identification: whether two frontal radiographs are of one patient (Packhaeuser et al., Sci. Rep. 2022).
+"""Re-identification: whether two frontal radiographs show the same patient (Packhaeuser et al., Sci. Rep. 2022).
 
 A Siamese network: ResNet to 128 features, sigmoid, absolute difference, one linear layer, sigmoid. Published weights
-are read from a local file; ``xgem train reid`` trains others (:mod:`xgem.train.reid`).
+are read from a local file; ``xgem train reid`` trains new ones (:mod:`xgem.train.reid`).
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 class ReidConfig(BaseModel):
-    """A network: ``block`` and ``layers`` as torchvision's ResNet takes them, ``size`` in pixels at which it looks.
+    """A network: ``block`` and ``layers`` as for torchvision's ResNet, ``size`` of its input in pixels.
 
-    ``normalise``: with ImageNet's mean and deviation, as in the original.
+    ``normalise``: with ImageNet's mean and standard deviation, as in the original.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -69,17 +69,17 @@ class SiameseNetwork(nn.Module):
         return torch.sigmoid(self.model(x))
 
     def forward(self, first: Tensor, second: Tensor) -> Tensor:
-        """Two (b, 3, s, s) -> logits (b,) that both are of one patient."""
-        both = self.embed(torch.cat([first, second]))
+        """Two (b, 3, s, s) -> logits (b,) that both show the same patient."""
+        both = self.embed(torch.cat([first, second]))  # (2 * b, features)
         return self.fc_end((both[: len(first)] - both[len(first) :]).abs())[:, 0]
 
 
 class Reid:
-    """A trained network as an extractor: images to features, and the ``head`` that compares two of them.
+    """A trained network as a feature extractor, with the head that compares two features.
 
     Attributes:
-        name, weights, dim: what it is, its weights' hash, the number of features.
-        weight, bias: the head, (dim,) and a number: ``sigmoid(weight . |a - b| + bias)``.
+        name, weights, dim: the network's name, the hash of its weights, the number of features.
+        weight, bias: the head, (dim,) and a scalar: ``sigmoid(weight . |a - b| + bias)``.
     """
 
     def __init__(self, network: SiameseNetwork, config: ReidConfig, device: str | torch.device = "cpu") -> None:
@@ -95,7 +95,7 @@ class Reid:
 
     @property
     def extractor(self) -> Extractor:
-        """Its features as a space."""
+        """Its features as a feature space."""
         steps = f"antialiased to {self.config.size}, {'ImageNet' if self.config.normalise else 'no'} normalisation"
         return Extractor(self.name, self.weights, self.dim, self.config.size, steps, self)
 
@@ -104,16 +104,16 @@ class Reid:
         """(b, h, w) uint8 -> (b, dim) features.
 
         Raises:
-            ShapeError: other than (b, h, w).
+            ShapeError: images of another shape.
         """
         if images.ndim != 3:
             raise ShapeError(f"images of shape {images.shape}: expected (b, h, w)")
-        x = torch.from_numpy(np.array(images)).to(self.device).unsqueeze(1).float() / 255
+        x = torch.from_numpy(np.array(images)).to(self.device).unsqueeze(1).float() / 255  # (b, 1, h, w)
         return self.network.embed(to_input(x, self.config)).float().cpu().numpy()
 
 
 def to_input(images: Tensor, config: ReidConfig) -> Tensor:
-    """(b, 1, h, w) in [0, 1] -> (b, 3, size, size): antialiased resize, three equal channels, normalised."""
+    """(b, 1, h, w) in [0, 1] -> (b, 3, size, size): antialiased resize, three identical channels, normalised."""
     side = (config.size, config.size)
     if images.shape[-2:] != side:
         images = F.interpolate(images, side, mode="bilinear", antialias=True, align_corners=False)
@@ -125,7 +125,7 @@ def to_input(images: Tensor, config: ReidConfig) -> Tensor:
 
 
 def save_reid(file: Path, network: SiameseNetwork, config: ReidConfig) -> None:
-    """Write weights and config as one safetensors file, in one piece."""
+    """Write weights and configuration to one safetensors file, atomically."""
     from safetensors.torch import save_file
 
     tensors = {key: value.detach().cpu().contiguous() for key, value in network.state_dict().items()}
@@ -134,16 +134,16 @@ def save_reid(file: Path, network: SiameseNetwork, config: ReidConfig) -> None:
 
 
 def load_reid(path: str | Path, *, preprocessing: Preprocessing = "own", device: str | torch.device = "cpu") -> Reid:
-    """Read a network: a folder that ``xgem train reid`` wrote, its ``.safetensors``, or published weights.
+    """Read a network: a folder written by ``xgem train reid``, its ``.safetensors``, or published weights.
 
     Args:
         path: published weights are a state dict of the ResNet-50 network as torch saves it (``.pth``, ``.pt``), or
-            the same under the key ``state_dict``. Nothing is unpickled but tensors.
-        preprocessing: ``own`` as the network was trained; ``chexgenbench`` as that benchmark's code feeds it, 224
+            the same under the key ``state_dict``. Only tensors are unpickled.
+        preprocessing: ``own`` as the network was trained; ``chexgenbench`` as that benchmark's code preprocesses, 224
             pixels without normalisation, which is not how the published weights were trained.
 
     Raises:
-        CheckpointError: no such file, not readable, or weights that do not fit; names the first keys.
+        CheckpointError: no such file, not readable, or weights that do not fit; the message names the first keys.
     """
     file = Path(path) / WEIGHTS_NAME if Path(path).is_dir() else Path(path)
     if not file.is_file():
@@ -157,20 +157,21 @@ def load_reid(path: str | Path, *, preprocessing: Preprocessing = "own", device:
 
 
 def _read(file: Path) -> tuple[ReidConfig, Mapping[str, Tensor]]:
+    """Configuration and state dict of a weights file; files without a configuration are the published network."""
     from safetensors import SafetensorError, safe_open
 
     if file.suffix == ".safetensors":
         try:
             with safe_open(str(file), framework="pt") as stream:
                 text = (stream.metadata() or {}).get("config")
-                state = {key: stream.get_tensor(key) for key in stream.keys()}  # noqa: SIM118 - no mapping
+                state = {key: stream.get_tensor(key) for key in stream.keys()}  # noqa: SIM118 - not a mapping
             return (PUBLISHED if text is None else ReidConfig.model_validate(json.loads(text))), state
         except (SafetensorError, OSError, ValueError, ValidationError) as error:
-            raise CheckpointError(f"{file}: no readable re-identification network ({one_line(error)})") from None
+            raise CheckpointError(f"{file}: not a readable re-identification network ({one_line(error)})") from None
     try:
         loaded: Any = torch.load(file, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, OSError, EOFError, ValueError) as error:
-        raise CheckpointError(f"{file}: no readable weights, expected tensors alone ({one_line(error)})") from None
+        raise CheckpointError(f"{file}: not readable weights, expected tensors only ({one_line(error)})") from None
     if isinstance(loaded, dict) and isinstance(loaded.get("state_dict"), dict):
         loaded = loaded["state_dict"]
     if not isinstance(loaded, dict) or not all(isinstance(value, Tensor) for value in loaded.values()):
@@ -179,6 +180,7 @@ def _read(file: Path) -> tuple[ReidConfig, Mapping[str, Tensor]]:
 
 
 def _fill(network: SiameseNetwork, state: Mapping[str, Tensor], file: Path) -> None:
+    """Strict load; CheckpointError names the first keys that do not fit."""
     expected = network.state_dict()
     missing, unknown = sorted(expected.keys() - state.keys()), sorted(state.keys() - expected.keys())
     if missing or unknown:

@@ -1,6 +1,6 @@
-"""Where the labels of reports come from: xgem's own rules, CheXbert, or a CSV that another labeller wrote.
+"""Where the labels of reports come from: xgem's own rules, CheXbert, or a CSV written by another labeller.
 
-Each source keeps its own name, so that no number of one stands under the name of another.
+Each source keeps its own name, so that a result never carries the name of another labeller.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from xgem.types import DataError
 
 
 class ReportLabeller(Protocol):
-    """``name`` and ``version`` (a number or the weights' hash) stand beside every number that it gives."""
+    """``name`` and ``version`` (a number or the weights' hash) are reported with every result of the labeller."""
 
     @property
     def name(self) -> str: ...
@@ -44,16 +44,16 @@ class RuleLabeller:
 
     def label(self, reports: Sequence[str]) -> Array:
         """As :class:`ReportLabeller`; an empty report mentions nothing."""
-        found = {text: label_report(text) for text in set(reports)}
-        rows = [[_number(found[text][name]) for name in CHEXPERT_CLASSES] for text in reports]
+        by_text = {text: label_report(text) for text in set(reports)}
+        rows = [[_number(by_text[text][name]) for name in CHEXPERT_CLASSES] for text in reports]
         return np.array(rows, dtype=np.float64).reshape(len(rows), len(CHEXPERT_CLASSES))
 
 
 @dataclass(frozen=True)
 class LabelTable:
-    """Labels of reports by id, as another labeller wrote them into a CSV.
+    """Labels of reports by id, as written to a CSV by another labeller.
 
-    ``name`` is the file's, ``sha256`` of its bytes.
+    ``name`` is the file's name, ``sha256`` the hash of its bytes.
     """
 
     name: str
@@ -73,12 +73,12 @@ class LabelTable:
 
 
 def read_label_table(path: str | Path) -> LabelTable:
-    """Read a CSV with a column ``id`` (or ``study``, ``study_id``) and CheXpert's 14 classes, one row a report.
+    """Read a CSV with a column ``id`` (or ``study``, ``study_id``) and CheXpert's 14 classes, one row per report.
 
-    A cell is 1, 0, -1 (uncertain) or empty (not mentioned), as CheXpert-labeler and CheXbert write them.
+    A cell is 1, 0, -1 (uncertain) or empty (not mentioned), as written by CheXpert-labeler and CheXbert.
 
     Raises:
-        DataError: no such file, a column is missing, an id stands there twice, a label is another value.
+        DataError: no such file, a missing column, a duplicate id, or a label with another value.
     """
     place = Path(path)
     try:
@@ -87,17 +87,18 @@ def read_label_table(path: str | Path) -> LabelTable:
         columns, rows = list(reader.fieldnames or []), list(reader)
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"{place}: not a readable CSV in UTF-8 ({error})") from None
-    key = next((one for one in ("id", "study", "study_id") if one in columns), None)
+    key = next((column for column in ("id", "study", "study_id") if column in columns), None)
     absent = [name for name in CHEXPERT_CLASSES if name not in columns]
     if key is None or absent:
         raise DataError(f"{place}: no column {'id' if key is None else absent[0]!r}; expected id and CheXpert's 14")
-    found: dict[str, tuple[float, ...]] = {}
+    labels: dict[str, tuple[float, ...]] = {}
     for number, row in enumerate(rows, start=2):
         name = (row[key] or "").strip()
-        if not name or name in found:
-            raise DataError(f"{place}: line {number}: id {name!r}; expected one that stands there once")
-        found[name] = tuple(_cell(row[one], f"{place}: line {number}: {one}") for one in CHEXPERT_CLASSES)
-    return LabelTable(place.name, hashlib.sha256(content).hexdigest(), found)
+        if not name or name in labels:
+            fault = f"duplicate id {name!r}" if name else "no id"
+            raise DataError(f"{place}: line {number}: {fault}; expected one row per report")
+        labels[name] = tuple(_cell(row[label], f"{place}: line {number}: {label}") for label in CHEXPERT_CLASSES)
+    return LabelTable(place.name, hashlib.sha256(content).hexdigest(), labels)
 
 
 def _cell(text: str | None, where: str) -> float:
@@ -108,7 +109,7 @@ def _cell(text: str | None, where: str) -> float:
     except ValueError:
         label = math.inf
     if not math.isnan(label) and label not in (1.0, 0.0, -1.0):
-        raise DataError(f"{where} is {text!r}, expected 1, 0, -1 (uncertain) or nothing")
+        raise DataError(f"{where} is {text!r}, expected 1, 0, -1 (uncertain) or empty")
     return label
 
 

@@ -1,7 +1,7 @@
-"""An independent judge of shapes: a small U-Net that finds structures, trained on real training images alone.
+"""An independent judge of anatomy: a small U-Net that segments structures, trained on real training images only.
 
-Of a generated image it says where the lungs and the heart are, to be compared with the requested mask. Its
-weights start at random, and it sees no generated image in training, nor an image of the evaluated split.
+It segments the lungs and the heart in a generated image, for comparison with the requested mask. Its weights are
+initialised at random; in training it sees neither generated images nor images of the evaluated split.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ VERSION: Final = 2
 
 
 UNKNOWN: Final = -1
-"""The target's value where a study has no mask of a structure: no loss."""
+"""Target value where a study has no mask of a structure: no loss."""
 
 
 @dataclass(frozen=True)
 class SegmenterConfig(JudgeConfig):
-    """Settings of the judge of shapes."""
+    """Settings of the segmenter."""
 
     epochs: int = 40
     batch_size: int = 8
@@ -41,7 +41,7 @@ class SegmenterConfig(JudgeConfig):
 
 
 class Segmenter:
-    """A trained judge. ``hash`` stands for its weights, ``structures`` names its outputs."""
+    """A trained segmenter. ``hash`` identifies its weights, ``structures`` names its outputs."""
 
     def __init__(
         self, network: nn.Module, structures: tuple[str, ...], config: SegmenterConfig, device: torch.device
@@ -54,7 +54,7 @@ class Segmenter:
 
     @torch.inference_mode()
     def masks(self, images: NDArray[np.uint8], batch_size: int = 64) -> NDArray[np.bool_]:
-        """(n, s, s) uint8 -> (n, structures, s, s): where each structure is more likely than not."""
+        """(n, s, s) uint8 -> (n, structures, s, s) bool: pixels with a probability above 0.5."""
         masks: list[Tensor] = []
         for x in batches(images, self.config.size, self.device, batch_size):
             logits = self._network(standardised(x))  # (b, structures, t, t)
@@ -70,16 +70,16 @@ def train_segmenter(
     cache: Path | None = None,
     device: str | torch.device = "cpu",
 ) -> Segmenter:
-    """Train the judge, or take it from ``cache`` where the same data and settings have trained it before.
+    """Train the segmenter, or load it from ``cache`` if it was trained on the same data with the same settings.
 
-    An interrupted training with a cache resumes after its last whole epoch and ends as the unbroken one.
+    With a cache, an interrupted training resumes after its last complete epoch, with the same result.
 
     Args:
         images: (n, s, s) uint8, real training images.
-        outlines: their masks, on the same grid; a structure that a study lacks has no loss there.
+        outlines: their masks, on the same grid; a structure without a mask in a study has no loss there.
 
     Raises:
-        InputError: shapes that do not fit, or the package segmentation-models-pytorch is missing.
+        InputError: the shapes do not match, or the package segmentation-models-pytorch is missing.
     """
     config = config or SegmenterConfig()
     n, side = len(images), min(images.shape[-1], config.size)
@@ -88,28 +88,31 @@ def train_segmenter(
     if side % 2**DEPTH:
         raise InputError(f"images of {side} x {side}: expected sides divisible by {2**DEPTH}")
     if n < config.batch_size:
-        raise InputError(f"{n} images: expected at least a batch of {config.batch_size}")
+        raise InputError(f"{n} images: expected at least one batch of {config.batch_size}")
     from segmentation_models_pytorch.losses import DiceLoss, SoftBCEWithLogitsLoss
 
+    # Initial weights that depend on the seed alone
     place = torch.device(device)
     with torch.random.fork_rng():
         torch.manual_seed(config.seed)
         network = small_unet(len(outlines.structures), config.width).to(place)
-    overlap = DiceLoss("multilabel", ignore_index=UNKNOWN)
-    likelihood = SoftBCEWithLogitsLoss(ignore_index=UNKNOWN)
+    # Dice and binary cross-entropy on the masks at the network's size
+    dice_loss = DiceLoss("multilabel", ignore_index=UNKNOWN)
+    cross_entropy = SoftBCEWithLogitsLoss(ignore_index=UNKNOWN)
     data = to_input(torch.from_numpy(images), config.size)  # (n, 1, s, s)
     masks = F.interpolate(torch.from_numpy(outlines.masks).float(), size=data.shape[-2:], mode="area")  # (n, k, s, s)
-    known = torch.from_numpy(outlines.known)[:, :, None, None]
+    known = torch.from_numpy(outlines.known)[:, :, None, None]  # (n, k, 1, 1)
 
     def loss(rows: Tensor) -> Tensor:
-        x, moved = augmented_with_masks(data[rows].to(place), masks[rows].to(place))
-        target = torch.where(known[rows].to(place), moved, UNKNOWN)
+        x, moved_masks = augmented_with_masks(data[rows].to(place), masks[rows].to(place))
+        target = torch.where(known[rows].to(place), moved_masks, UNKNOWN)
         logits = network(standardised(x)).float()
-        return overlap(logits, target) + likelihood(logits, target)
+        return dice_loss(logits, target) + cross_entropy(logits, target)
 
     def train(partial: Path | None) -> None:
         fit(network, loss, n, config.stage, seed=config.seed, device=place, name="segmenter", folder=partial)
 
+    # What the weights depend on
     key: dict[str, Any] = {
         "version": VERSION,
         "config": asdict(config),

@@ -1,4 +1,4 @@
-"""How downstream networks are trained: the papers' settings, and small ones for a laptop."""
+"""Training settings of downstream networks: those of the papers, and small ones for a laptop."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ TaskName = Literal["classification", "segmentation", "detection", "severity"]
 
 @dataclass(frozen=True)
 class Stage:
-    """One training: either ``epochs`` or ``steps`` (updates, the same for every training set) is given.
+    """One training run of ``epochs`` or of ``steps`` (updates, the same for every training set), never both.
 
-    ``schedule`` is of the learning rate: constant, a cosine to zero, or a warm-up for a tenth and then a cosine.
+    ``schedule`` of the learning rate: constant, a cosine to zero, or a warm-up over the first tenth and then a cosine.
     """
 
     epochs: int | None = None
@@ -30,16 +30,15 @@ class Stage:
         if (self.epochs is None) == (self.steps is None) or min(self.epochs or 1, self.steps or 1, self.batch_size) < 1:
             raise InputError(
                 f"a training of {self.epochs} epochs, {self.steps} steps, batches of {self.batch_size}: expected "
-                "either epochs or steps, and no number below 1"
+                "either epochs or steps, and all of them at least 1"
             )
 
 
 @dataclass(frozen=True)
 class JudgeConfig:
-    """Settings of a judge that is trained here.
+    """Settings of a judge that xgem trains.
 
-    ``size``: side in pixels at which it looks, ``width``: channels of the first stage. The learning rate warms up and
-    falls in one cycle.
+    ``size``: side of its input in pixels, ``width``: channels of the first stage. The learning rate follows one cycle.
     """
 
     size: int = 128
@@ -67,18 +66,19 @@ class UtilitySettings:
     """Settings of one task.
 
     Attributes:
-        network: ``small`` (``width`` channels in the first stage), or the name of a published one.
-        size: side in pixels at which the network looks.
-        training: of a network that starts from ``weights``.
-        pretraining, finetuning: of a network that first sees synthetic images alone.
-        weights: None starts at random; ``imagenet`` is torchvision's; else a file, ``.safetensors`` or a state dict.
-        sampling: ``balanced`` draws images so that all classes come equally often (ChexGen).
-        augment: small moves and exposures, never a mirror image: the heart is on the left.
-        unmentioned: what a class that nothing is said of counts as; -1 (uncertain) is never counted.
+        network: ``small`` (``width`` channels in the first stage), or the name of a published network.
+        size: side of the network's input in pixels.
+        training: settings for a network that starts from ``weights``.
+        pretraining, finetuning: settings for a network that is pretrained on synthetic images only.
+        weights: None is random initialisation, ``imagenet`` torchvision's; else a file, ``.safetensors`` or a state
+            dict.
+        sampling: ``balanced`` draws images such that all classes are equally frequent (ChexGen).
+        augment: small shifts, rotations and changes of exposure, never mirroring: the heart is on the left.
+        unmentioned: what an unmentioned class counts as; -1 (uncertain) is never counted.
         absent: what a study without a mask or box of a class counts as: not annotated, or annotated as free of it.
-        threshold: from which probability on a class counts as found.
-        runs: trainings of each protocol, with seeds ``seed``, ``seed + 1``, ...
-        draws: resamplings of a bootstrap interval.
+        threshold: probability from which on a class is predicted.
+        runs: training runs per protocol, with seeds ``seed``, ``seed + 1``, ...
+        draws: number of bootstrap resamplings.
     """
 
     task: TaskName
@@ -102,11 +102,11 @@ class UtilitySettings:
         if self.runs < 1 or self.size < 16 or not 0 < self.threshold < 1:
             raise InputError(
                 f"{self.runs} runs at {self.size} pixels with threshold {self.threshold:g}: expected at least 1 run, "
-                "16 pixels, and a threshold between 0 and 1"
+                "at least 16 pixels, and a threshold between 0 and 1"
             )
 
     def of_training(self) -> dict[str, Any]:
-        """What a trained network's answers depend on, for the cache's key."""
+        """The settings on which a trained network's outputs depend, for the cache key."""
         settings = asdict(self)
         for name in ("runs", "draws", "seed", "threshold"):
             del settings[name]
@@ -131,7 +131,7 @@ PRESETS: Final[dict[tuple[TaskName, str], UtilitySettings]] = {
         unmentioned="negative",
         augment=False,
     ),
-    # ChexGen, Methods, "Disease Classification": the learning rate is not stated, taken from its pretraining
+    # ChexGen, Methods, "Disease Classification": the learning rate is not stated; that of its pretraining is used
     ("classification", "chexgen"): UtilitySettings(
         "classification",
         "densenet121",
@@ -142,7 +142,7 @@ PRESETS: Final[dict[tuple[TaskName, str], UtilitySettings]] = {
         sampling="balanced",
         unmentioned="negative",
     ),
-    # XGeM, section 4.4: DenseNet-121 from scratch at the model's 256 pixels; nothing else is stated, taken from ChexGen
+    # XGeM, section 4.4: DenseNet-121 from scratch at the model's 256 pixels; the rest is not stated, taken from ChexGen
     ("classification", "xgem"): UtilitySettings(
         "classification",
         "densenet121",
@@ -172,7 +172,7 @@ PRESETS: Final[dict[tuple[TaskName, str], UtilitySettings]] = {
     ),
     ("severity", "small"): UtilitySettings("severity", "small", 128, replace(_SMALL, epochs=20)),
 }
-"""By task and name. What a paper does not state is said beside it."""
+"""By task and name. Comments say what a paper does not state."""
 
 
 def preset(task: str, name: str = "small", **changes: Any) -> UtilitySettings:
@@ -181,8 +181,8 @@ def preset(task: str, name: str = "small", **changes: Any) -> UtilitySettings:
     Raises:
         InputError: no such task or preset.
     """
-    found = next((one for (of, called), one in PRESETS.items() if (of, called) == (task, name)), None)
-    if found is None:
-        known = ", ".join(f"{of} {called}" for of, called in PRESETS)
-        raise InputError(f"no settings {name!r} for task {task!r}; expected one of {known}")
-    return replace(found, **changes)
+    settings = next((value for key, value in PRESETS.items() if key == (task, name)), None)
+    if settings is None:
+        available = ", ".join(f"{of_task} {preset_name}" for of_task, preset_name in PRESETS)
+        raise InputError(f"no settings {name!r} for task {task!r}; expected one of {available}")
+    return replace(settings, **changes)

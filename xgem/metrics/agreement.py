@@ -1,7 +1,7 @@
 """Agreement of generated images with real ones, as (n, n) score matrices.
 
-``scores[i, j]`` rates the output made from study j's prompts against study i, so that the diagonal is matched and
-all else is the shuffled control (:meth:`xgem.metrics.bootstrap.Bootstrap.matched_and_shuffled`).
+``scores[i, j]`` rates the output generated from study j's prompts against study i: the diagonal holds the matched
+pairs, the other entries are the shuffled control (:meth:`xgem.metrics.bootstrap.Bootstrap.matched_and_shuffled`).
 """
 
 from __future__ import annotations
@@ -17,62 +17,60 @@ from xgem.metrics.bootstrap import Array
 from xgem.types import InputError
 
 GRID = 16
-"""Side of the coarse images that pixel measures look at."""
-
-
-_BLOCK = 4_000_000  # numbers at once: resamplings that fit in little memory
+"""Side in pixels of the coarse images that pixel measures compare."""
 
 
 def coarse(images: NDArray[np.uint8]) -> Array:
-    """(n, s, s) -> (n, 256): mean over a 16 x 16 grid, each image standardised to mean 0 and variance 1."""
+    """(n, s, s) -> (n, 256): means over a 16 x 16 grid, each image standardised to mean 0 and variance 1."""
     n, height, width = images.shape
     if height % GRID or width % GRID:
         raise InputError(f"images of {height} x {width}: expected sides divisible by {GRID}")
-    blocks = images.reshape(n, GRID, height // GRID, GRID, width // GRID).astype(np.float64)
-    flat = blocks.mean(axis=(2, 4)).reshape(n, -1)
+    blocks = images.reshape(n, GRID, height // GRID, GRID, width // GRID).astype(np.float64)  # (n, row, h, column, w)
+    flat = blocks.mean(axis=(2, 4)).reshape(n, -1)  # (n, GRID * GRID)
     return standardised(flat)
 
 
 def standardised(rows: Array) -> Array:
-    """Each row to mean 0 and variance 1; constant rows become zeros."""
+    """Standardise each row to mean 0 and variance 1; constant rows become zeros."""
     centred = rows - rows.mean(axis=1, keepdims=True)
     spread = centred.std(axis=1, keepdims=True)
     return np.divide(centred, spread, out=np.zeros_like(centred), where=spread > 1e-9)
 
 
 def cosine(first: Array, second: Array) -> Array:
-    """(n, d), (m, d) -> (n, m) cosines; those of a zero vector, such as a constant image's, are 0."""
+    """(n, d), (m, d) -> (n, m) cosine similarities; 0 with a zero vector, such as that of a constant image."""
     a, b = (rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12) for rows in (first, second))
     return a @ b.T
 
 
 def own_rank_scores(target: Array, output: Array) -> Array:
-    """1 - own-patient rank: the share of other studies' real targets that are farther from the output than the own.
+    """1 - own-patient rank: the share of other studies' real targets that are farther from the output than its own.
 
     Args:
-        target, output: (n, d) of real targets and outputs; the distance is Euclidean.
+        target, output: (n, d) features of real targets and of outputs; the distance is Euclidean.
 
     Returns:
-        (n, n): entry (i, j) takes target i for output j's own. Chance 0.5, 1 where the own target is the closest;
+        (n, n): entry (i, j) treats target i as output j's own. Chance is 0.5; 1 where the own target is the nearest;
         ties count half.
     """
-    distance = cdist(output, target)
+    distance = cdist(output, target)  # (output j, target i)
     rank = (rankdata(distance, axis=1) - 1) / (len(target) - 1)  # (output j, target i)
     return 1 - rank.T
 
 
 def logit_scores(real: Array, generated: Array) -> Array:
-    """Agreement of a classifier's logits on real (n, k) and generated (n, k) images.
+    """Agreement of a classifier's logits on real (n, k) and generated (n, k) images, (n, n).
 
-    Each class is standardised over each set, so the mean of the diagonal is Pearson's r, averaged over classes.
+    Each class is standardised within each set, so the mean of the diagonal is Pearson's r, averaged over classes.
     """
     return standardised(real.T).T @ standardised(generated.T) / real.shape[1]
 
 
 def ridge_prediction(prompt: Array, prompt_train: Array, target_train: Array) -> Array:
-    """The straight line that a generator has to beat: ridge regression from the prompt's coarse pixels to the target's.
+    """The linear baseline that a generator has to beat: ridge regression from the prompt's coarse pixels.
 
-    The penalty is chosen on the training studies by leave-one-out cross-validation; returns (n, d) predictions.
+    The penalty is chosen on the training studies by leave-one-out cross-validation. Returns standardised (n, d)
+    predictions of the target's coarse pixels.
     """
     from sklearn.linear_model import RidgeCV
 

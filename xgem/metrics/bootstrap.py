@@ -25,8 +25,8 @@ LEVEL = 0.95
 class Estimate:
     """A number with its bootstrap interval and the number of studies behind it.
 
-    ``draws`` are the resamplings behind the interval, where they are known: two estimates of the same studies with the
-    same bootstrap are compared in pairs by them (:meth:`minus`). They are in no record.
+    ``draws`` are the values on the resamplings behind the interval, where they are available: they give the paired
+    difference of two estimates of the same studies with the same bootstrap (:meth:`minus`). Records do not hold them.
     """
 
     value: float
@@ -40,9 +40,9 @@ class Estimate:
         return {"value": self.value, "low": self.low, "high": self.high, "n": self.n}
 
     def minus(self, other: Estimate) -> Estimate | None:
-        """The paired difference; None where the two do not share their draws' number and n.
+        """The paired difference; None where the two differ in n or in the number of draws.
 
-        Both must be of the same studies in the same order, and of the same bootstrap seed: that is the caller's to see.
+        Both must be of the same studies in the same order and of the same bootstrap seed; the caller ensures this.
         """
         if self.draws is None or other.draws is None or self.n != other.n or self.draws.shape != other.draws.shape:
             return None
@@ -58,15 +58,15 @@ class Estimate:
         return self.low > 0
 
     def __str__(self) -> str:
-        """To three decimals, or to three digits where all are below 0.1."""
-        top = max((abs(x) for x in (self.value, self.low, self.high) if math.isfinite(x)), default=1.0)
-        places = 3 if top >= 0.1 or top == 0 else 2 - math.floor(math.log10(top))
+        """To three decimals, or to three significant digits where all are below 0.1."""
+        largest = max((abs(x) for x in (self.value, self.low, self.high) if math.isfinite(x)), default=1.0)
+        places = 3 if largest >= 0.1 or largest == 0 else 2 - math.floor(math.log10(largest))
         return f"{self.value:.{places}f} [{self.low:.{places}f}, {self.high:.{places}f}]"
 
 
 @dataclass(frozen=True)
 class Sampled:
-    """A measure with its bootstrap draws (one value a resampling)."""
+    """A measure with its bootstrap draws (one value per resampling)."""
 
     value: float
     draws: Array
@@ -82,7 +82,7 @@ class Sampled:
         return Sampled(self.value - other.value, self.draws - other.draws, self.n)
 
     def estimate(self, level: float = LEVEL) -> Estimate:
-        """The percentile interval; draws in which the measure is not defined (NaN) are left out."""
+        """The percentile interval; draws in which the measure is undefined (NaN) are left out."""
         draws = self.draws[np.isfinite(self.draws)]
         if not len(draws):
             return Estimate(self.value, float("nan"), float("nan"), self.n)
@@ -90,7 +90,7 @@ class Sampled:
         return Estimate(float(self.value), float(low), float(high), self.n, self.draws)
 
     def recentred(self) -> Sampled:
-        """The draws shifted onto the value: for measures whose bootstrap is biased, as Frechet distances are."""
+        """The draws shifted so that their mean is the value: for measures with a biased bootstrap, as Frechet's."""
         finite = self.draws[np.isfinite(self.draws)]
         shift = self.value - float(finite.mean()) if len(finite) else 0.0
         return Sampled(self.value, self.draws + shift, self.n)
@@ -98,7 +98,7 @@ class Sampled:
 
 @dataclass(frozen=True)
 class Comparison:
-    """A measure with matched prompts, the same with shuffled prompts, and their paired difference."""
+    """A measure with matched prompts, the same measure with shuffled prompts, and their paired difference."""
 
     matched: Sampled
     shuffled: Sampled
@@ -152,8 +152,8 @@ class Bootstrap:
             scores: (n, n); ``scores[i, j]`` rates the output made from study j's prompts against study i.
 
         The shuffled control is the mean over all pairs of *different* studies: the exact mean of what random
-        derangements would give. Both axes are resampled together, as a U-statistic asks; two copies of one study in
-        a resampling are no different pair.
+        derangements would give. Both axes are resampled together, as for any U-statistic; two copies of one study in
+        a resampling do not count as a pair of different studies.
         """
         scores = np.asarray(scores, dtype=np.float64)
         if scores.shape != (self.n, self.n):
@@ -161,9 +161,10 @@ class Bootstrap:
         diagonal = np.diag(scores)
         matched = self.sampled(self.weights @ diagonal / self.n)
         squares = self.weights**2
-        every = np.einsum("bi,bi->b", self.weights @ scores, self.weights) - squares @ diagonal
+        # b draws, i studies: the sum over all pairs less that over pairs of a study with itself
+        total = np.einsum("bi,bi->b", self.weights @ scores, self.weights) - squares @ diagonal
         pairs = self.n**2 - squares.sum(axis=1)
-        return Comparison(matched, self.sampled(every / pairs))
+        return Comparison(matched, self.sampled(total / pairs))
 
 
 def derangements(n: int, count: int, seed: int = 0) -> NDArray[np.int64]:
@@ -179,10 +180,10 @@ def derangements(n: int, count: int, seed: int = 0) -> NDArray[np.int64]:
 
 
 def average(parts: list[Sampled]) -> Sampled:
-    """Mean of measures that share their bootstrap; a part that a draw does not define is left out of that draw."""
+    """Mean of measures that share their bootstrap; a measure that is undefined in a draw is left out of that draw."""
     if not parts:
         raise InputError("no measures to average: give at least one")
-    draws = np.stack([part.draws for part in parts])
+    draws = np.stack([part.draws for part in parts])  # (parts, draws)
     count = np.isfinite(draws).sum(axis=0)
     total = np.nansum(draws, axis=0)
     mean = np.divide(total, count, out=np.full(len(total), np.nan), where=count > 0)

@@ -1,4 +1,4 @@
-"""Average precision and recall of boxes at IoU 0.5, by pycocotools' matching, on every resampling of the images."""
+"""Average precision and recall of bounding boxes at IoU 0.5, matched by pycocotools, on each resampling of images."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from xgem.types import NotComputed
 
 IOU: Final = 0.5
 MOST: Final = 100
-"""Detections an image that count, the best first (COCO)."""
+"""Maximum number of detections per image that count, by score (COCO)."""
 
 
 @dataclass(frozen=True)
 class Matches:
-    """Detections of n images matched with the truth.
+    """Detections in n images matched with the ground truth.
 
-    ``image``, ``label`` (m,) int, ``score`` (m,), ``hit`` (m,) bool; ``boxes`` (n, classes): how many are there.
+    ``image``, ``label`` (m,) int, ``score`` (m,), ``hit`` (m,) bool; ``boxes`` (n, classes): numbers of true boxes.
     """
 
     image: NDArray[np.int64]
@@ -33,11 +33,11 @@ class Matches:
 
 
 def match(found: dict[str, NDArray[Any]], truth: NDArray[Any], classes: int, size: int) -> Matches:
-    """Match detections with annotated boxes, class by class and best score first, at IoU 0.5.
+    """Match detections with annotated boxes at IoU 0.5, class by class, in order of descending score.
 
     Args:
         found: ``image``, ``label``, ``score`` (m,), ``box`` (m, 4) as x1, y1, x2, y2 in pixels.
-        truth: (n, k, 5) of label, x1, y1, x2, y2; rows of label -1 are no boxes.
+        truth: (n, k, 5) of label, x1, y1, x2, y2; rows of label -1 are padding.
 
     Raises:
         NotComputed: pycocotools is not installed.
@@ -48,49 +48,53 @@ def match(found: dict[str, NDArray[Any]], truth: NDArray[Any], classes: int, siz
     except ImportError as error:
         raise NotComputed("the package pycocotools is not installed") from error
 
-    def corners(image: int, label: int, box: Any, score: float, number: int) -> dict[str, Any]:
-        x, y, right, bottom = (float(one) for one in box)
-        sides = [x, y, right - x, bottom - y]
-        area = sides[2] * sides[3]
+    def annotation(image: int, label: int, box: Any, score: float, number: int) -> dict[str, Any]:
+        """One box in COCO's form: x, y, width, height."""
+        x, y, right, bottom = (float(edge) for edge in box)
+        bbox = [x, y, right - x, bottom - y]
+        area = bbox[2] * bbox[3]
         return {
             "id": number,
             "image_id": image,
             "category_id": label,
-            "bbox": sides,
+            "bbox": bbox,
             "area": area,
             "score": score,
             "iscrowd": 0,
         }
 
-    rows = [(image, int(row[0]), row[1:], 1.0) for image, own in enumerate(truth) for row in own if row[0] >= 0]
+    # True boxes and detections as (image, label, box, score)
+    annotated = [(image, int(row[0]), row[1:], 1.0) for image, rows in enumerate(truth) for row in rows if row[0] >= 0]
     detections = list(zip(found["image"].tolist(), found["label"].tolist(), found["box"], found["score"], strict=True))
     counts = np.zeros((len(truth), classes), dtype=np.int64)
-    for image, label, _, _ in rows:
+    for image, label, _, _ in annotated:
         counts[image, label] += 1
+    # Let COCOeval match them
     with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints
         sides: list[Any] = []
-        for boxes in (rows, detections):
+        for boxes in (annotated, detections):
             side: Any = COCO()
             side.dataset = {
                 "images": [{"id": k, "width": size, "height": size} for k in range(len(truth))],
                 "categories": [{"id": k, "name": str(k)} for k in range(classes)],
                 "annotations": [
-                    corners(image, label, box, float(score), number)
+                    annotation(image, label, box, float(score), number)
                     for number, (image, label, box, score) in enumerate(boxes, start=1)
                 ],
             }
             side.createIndex()
             sides.append(side)
-        judge: Any = COCOeval(sides[0], sides[1], "bbox")
-        judge.params.iouThrs = np.array([IOU])
-        judge.params.maxDets = [MOST]
-        judge.params.areaRng, judge.params.areaRngLbl = [[0, 1e10]], ["all"]
-        judge.evaluate()
-    results = [one for one in judge.evalImgs if one is not None]
+        evaluator: Any = COCOeval(sides[0], sides[1], "bbox")
+        evaluator.params.iouThrs = np.array([IOU])
+        evaluator.params.maxDets = [MOST]
+        evaluator.params.areaRng, evaluator.params.areaRngLbl = [[0, 1e10]], ["all"]
+        evaluator.evaluate()
+    # One result per image and class; row 0 of the matches is the only IoU threshold
+    results = [result for result in evaluator.evalImgs if result is not None]
     parts = [
-        (one["image_id"], one["category_id"], score, matched > 0)
-        for one in results
-        for score, matched in zip(one["dtScores"], one["dtMatches"][0], strict=True)
+        (result["image_id"], result["category_id"], score, matched > 0)
+        for result in results
+        for score, matched in zip(result["dtScores"], result["dtMatches"][0], strict=True)
     ]
     image, label, score, hit = zip(*parts, strict=True) if parts else ((), (), (), ())
     return Matches(
@@ -107,28 +111,31 @@ def precision_and_recall(matches: Matches, label: int, weights: Array) -> tuple[
 
     ``weights`` (b, n): how often each image counts. NaN where a resampling has no box of the class.
     """
+    # The class's detections, best first
     rows = np.flatnonzero(matches.label == label)
     rows = rows[np.argsort(-matches.score[rows], kind="stable")]
-    there = weights @ matches.boxes[:, label].astype(np.float64)
+    box_counts = weights @ matches.boxes[:, label].astype(np.float64)  # (b,)
     points = np.linspace(0, 1, 101)
-    precision, recall = np.full(len(weights), np.nan), np.full(len(weights), np.nan)
-    for b in np.flatnonzero(there):
+    average_precision, recall = np.full(len(weights), np.nan), np.full(len(weights), np.nan)
+    for b in np.flatnonzero(box_counts):
+        # Recall and precision after each detection
         counted = weights[b, matches.image[rows]]
         hits = (counted * matches.hit[rows]).cumsum()
-        share = hits / there[b]
-        precise = hits / (counted.cumsum() + np.spacing(1))
-        highest = np.maximum.accumulate(precise[::-1])[::-1]
-        at = np.searchsorted(share, points, side="left")
-        precision[b] = np.where(at < len(rows), np.append(highest, 0.0)[at], 0.0).mean()
-        recall[b] = share[-1] if len(rows) else 0.0
-    return precision, recall
+        recalls = hits / box_counts[b]
+        precisions = hits / (counted.cumsum() + np.spacing(1))
+        # Interpolated precision: the highest at this recall or above
+        highest = np.maximum.accumulate(precisions[::-1])[::-1]
+        at = np.searchsorted(recalls, points, side="left")
+        average_precision[b] = np.where(at < len(rows), np.append(highest, 0.0)[at], 0.0).mean()
+        recall[b] = recalls[-1] if len(rows) else 0.0
+    return average_precision, recall
 
 
 def image_f1(matches: Matches, threshold: float) -> Array:
-    """F1 of each image's boxes with scores from ``threshold`` on, (n,); 1 where none is there and none was found."""
+    """F1 of each image's boxes with scores of at least ``threshold``, (n,); 1 for an image without any box."""
     n = len(matches.boxes)
-    sure = matches.score >= threshold
-    found = np.bincount(matches.image[sure], minlength=n)
-    hits = np.bincount(matches.image[sure & matches.hit], minlength=n)
-    total = found + matches.boxes.sum(axis=1)
+    kept = matches.score >= threshold
+    detected = np.bincount(matches.image[kept], minlength=n)
+    hits = np.bincount(matches.image[kept & matches.hit], minlength=n)
+    total = detected + matches.boxes.sum(axis=1)
     return np.divide(2.0 * hits, total, out=np.ones(n), where=total > 0)

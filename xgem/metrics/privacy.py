@@ -1,7 +1,7 @@
 """How close generated images come to training images: pixel and latent distances, re-identification.
 
-CheXGenBench, section 2.3. The paper takes the *closest* training image; its published code takes only the one whose
-prompt was used, which is the mode ``own_prompt`` here and finds no copy of any other training image.
+CheXGenBench, section 2.3. The paper compares with the *closest* training image; its published code only with the one
+whose prompt was used, which is the mode ``own_prompt`` here and misses copies of any other training image.
 """
 
 from __future__ import annotations
@@ -20,22 +20,22 @@ from xgem.types import InputError, ShapeError
 Rows = NDArray[np.int64]
 Statistic = Callable[[Array], float]
 DELTA: Final = 0.85
-"""CheXGenBench's margin of the re-identification score, above which a generated image counts as re-identified."""
+"""CheXGenBench's threshold of the re-identification score, above which a generated image counts as re-identified."""
 ALIGNED_SIZE: Final = 64
-"""Side in pixels at which :func:`aligned_distance` finds copies: enough for anatomy, few enough for 25 shifts."""
+"""Side in pixels at which :func:`aligned_distance` finds copies: shows the anatomy, and 25 shifts stay affordable."""
 _BLOCK_BYTES: Final = 1 << 27
 _BLOCK_ROWS: Final = 2048
 
 
 @dataclass(frozen=True)
 class Closest:
-    """Of each of n generated images the closest training image: how close, (n,), and which ``rows``, (n,)."""
+    """The closest training image of each of n generated images: distances or scores (n,), and its ``rows`` (n,)."""
 
     values: Array
     rows: Rows
 
     def estimate(self, statistic: Statistic = np.mean, **options: Any) -> Estimate:
-        """A statistic over the n images with its interval; options as :func:`estimate`."""
+        """A statistic of the n values with its interval; options as :func:`estimate`."""
         return estimate(self.values, statistic, **options)
 
 
@@ -48,18 +48,18 @@ def pixel_distance(
     wraparound: bool = False,
     device: str = "cpu",
 ) -> Closest:
-    """Distance to the closest training image (CheXGenBench 2.3): root of the mean squared difference of the pixels.
+    """Distance to the closest training image (CheXGenBench 2.3): root mean squared difference of the pixels.
 
-    In grey levels, 0 (equal) to 255 (black against white). Squares are summed in float64, in which whole numbers are
+    In grey levels, 0 (identical) to 255 (black against white). Squares are summed in float64, in which integers are
     exact, so blocks of any size give the same result.
 
     Args:
         generated: (n, h, w) uint8.
-        training: (m, h, w) uint8, or batches of such that are read once and need not fit into memory together.
-        own_prompt: (n,) rows of ``training``: compare each image with that one alone, as the published code does.
-        exclude: (n,) a row of ``training`` that each image is not compared with, such as itself.
-        wraparound: with ``own_prompt`` only: training minus generated modulo 256, as the published code's uint8 arrays
-            have it. There a grey level too bright counts as 255; for comparison with published numbers alone.
+        training: (m, h, w) uint8, or batches of such arrays, which are read once and need not fit into memory together.
+        own_prompt: (n,) rows of ``training``: compare each image with that row only, as the published code does.
+        exclude: (n,) the row of ``training`` that each image is not compared with, such as itself.
+        wraparound: only with ``own_prompt``: training minus generated modulo 256, as in the published code's uint8
+            arrays, where one grey level too bright counts as 255; only for comparison with published numbers.
 
     Raises:
         ShapeError: images of other shapes. InputError: other than uint8, no training images, rows out of range.
@@ -69,7 +69,9 @@ def pixel_distance(
     queries = _rows(generated, 3)
     size = queries.shape[1]
     if own_prompt is None:
-        return _root(_left(_nearest(queries, _blocks(training, generated.shape[1:], 3), exclude, device)), size)
+        nearest = _nearest(queries, _blocks(training, generated.shape[1:], 3), exclude, device)
+        return _root(_checked(nearest), size)
+    # The published code: the training image of the own prompt alone
     images, rows = _own(training, own_prompt, generated)
     others, values = _rows(images, 3), np.empty(len(queries))
     for i, row in enumerate(rows):
@@ -88,19 +90,19 @@ def latent_distance(
 ) -> Closest:
     """Euclidean distance in a feature space to the closest training image, divided by the root of its dimension.
 
-    CheXGenBench 2.3 with RAD-DINO, where that is the root of 768. 0 is equal; there is no upper limit.
+    CheXGenBench 2.3 with RAD-DINO, of dimension 768. 0 for equal features; there is no upper limit.
 
     Args:
         generated, training: (n, d) and (m, d) features, or batches of the latter.
-        own_prompt, exclude: as :func:`pixel_distance`.
+        own_prompt, exclude: as in :func:`pixel_distance`.
 
     Raises:
         ShapeError, InputError: as :func:`pixel_distance`; features that are not finite.
     """
     queries = _rows(generated, 2)
     if own_prompt is None:
-        found = _nearest(queries, _blocks(training, generated.shape[1:], 2), exclude, device)
-        return _root(_left(found), queries.shape[1])
+        nearest = _nearest(queries, _blocks(training, generated.shape[1:], 2), exclude, device)
+        return _root(_checked(nearest), queries.shape[1])
     features, rows = _own(training, own_prompt, generated)
     difference = queries.astype(np.float64) - _rows(features, 2)[rows]
     return _root(Closest(np.square(difference).sum(axis=1), rows), queries.shape[1])
@@ -114,15 +116,15 @@ def aligned_distance(
     exclude: Sequence[int] | Rows | None = None,
     device: str = "cpu",
 ) -> Closest:
-    """Pixel distance that small shifts and other exposures of a copy do not raise; xgem's own, of no paper.
+    """Pixel distance invariant to small shifts and to exposure; xgem's own measure, not from a paper.
 
-    All that lies ``margin`` pixels inside a training image, against the same window anywhere in the generated one,
-    the nearest of them; each window brought to mean 0 and variance 1. 0 (equal up to brightness and contrast) to 2
-    (the negative). Meant for small images: see :data:`ALIGNED_SIZE`.
+    Compares the training image without a border of ``margin`` pixels with a window of the same size at every position
+    in the generated image, and takes the smallest distance; each window is standardised to mean 0 and variance 1. 0
+    (equal up to brightness and contrast) to 2 (inverted). Meant for small images: see :data:`ALIGNED_SIZE`.
 
     Args:
-        generated, training, exclude: as :func:`pixel_distance`.
-        margin: the largest shift in pixels, each way.
+        generated, training, exclude: as in :func:`pixel_distance`.
+        margin: the largest shift in pixels, in each direction.
 
     Raises:
         ShapeError, InputError: as :func:`pixel_distance`; images that are no larger than the margins.
@@ -131,31 +133,34 @@ def aligned_distance(
     height, width = (side - 2 * margin for side in generated.shape[1:])
     if min(height, width) < 1 or margin < 0:
         raise InputError(
-            f"images of {generated.shape[2]} x {generated.shape[1]} with margin {margin}: give larger ones"
+            f"images of {generated.shape[2]} x {generated.shape[1]} with margin {margin}: too small; give larger ones"
         )
 
     def window(images: NDArray[Any], top: int, left: int) -> NDArray[np.float32]:
+        """(b, h, w) -> (b, height * width), standardised."""
         flat = images[:, top : top + height, left : left + width].reshape(len(images), -1).astype(np.float32)
         flat -= flat.mean(axis=1, keepdims=True)
         return flat / (flat.std(axis=1, keepdims=True) + np.float32(1e-6))
 
     shifts = list(product(range(2 * margin + 1), repeat=2))
     step = max(1, _BLOCK_ROWS // len(shifts))
-    best, at = np.full(len(generated), np.inf), np.full(len(generated), -1, dtype=np.int64)
-    start = 0
+    best, best_rows = np.full(len(generated), np.inf), np.full(len(generated), -1, dtype=np.int64)
+    start = 0  # row of the block's first training image
     for block in _blocks(training, generated.shape[1:], 3):
         for values in _parts(block):
-            theirs = window(values.reshape(-1, *generated.shape[1:]), margin, margin)
+            centres = window(values.reshape(-1, *generated.shape[1:]), margin, margin)
             for first in range(0, len(generated), step):
                 part = slice(first, first + step)
-                ours = np.concatenate([window(generated[part], top, left) for top, left in shifts])
-                own = None if exclude is None else np.tile(np.asarray(exclude)[part] - start, len(shifts))
-                found = _nearest(ours, iter([theirs]), own, device)
-                table = found.values.reshape(len(shifts), -1)
-                place = table.argmin(axis=0), np.arange(table.shape[1])
-                _improve(best, at, part, table[place], start + found.rows.reshape(table.shape)[place])
+                # All windows of some generated images: (shifts * images, height * width)
+                windows = np.concatenate([window(generated[part], top, left) for top, left in shifts])
+                excluded = None if exclude is None else np.tile(np.asarray(exclude)[part] - start, len(shifts))
+                nearest = _nearest(windows, iter([centres]), excluded, device)
+                # The best shift of each image
+                by_shift = nearest.values.reshape(len(shifts), -1)  # (shifts, images)
+                place = by_shift.argmin(axis=0), np.arange(by_shift.shape[1])
+                _improve(best, best_rows, part, by_shift[place], start + nearest.rows.reshape(by_shift.shape)[place])
             start += len(values)
-    return _root(_left(Closest(best, at)), height * width)
+    return _root(_checked(Closest(best, best_rows)), height * width)
 
 
 def reidentification_score(
@@ -167,29 +172,29 @@ def reidentification_score(
     own_prompt: Sequence[int] | Rows | None = None,
     device: str = "cpu",
 ) -> Closest:
-    """The highest probability that a generated and a training image are of one patient (CheXGenBench 2.3).
+    """The highest probability that a generated and a training image show the same patient (CheXGenBench 2.3).
 
     ``sigmoid(weight . |a - b| + bias)`` of the network's features (Packhaeuser et al. 2022), 0 to 1; the maximum over
     the training images. See :class:`xgem.judges.reid.Reid` for features, weight and bias.
 
     Args:
         generated, training: (n, d) and (m, d) features.
-        weight, bias: (d,) and a number: the last layer.
-        own_prompt: as :func:`pixel_distance`.
+        weight, bias: (d,) and a scalar: the last layer.
+        own_prompt: as in :func:`pixel_distance`.
     """
     import torch
 
     queries, weights = _rows(generated, 2), np.asarray(weight, dtype=np.float64)
     if weights.shape != (queries.shape[1],):
-        raise ShapeError(f"weight of shape {weights.shape}: expected ({queries.shape[1]},), one number a feature")
+        raise ShapeError(f"weight of shape {weights.shape}: expected ({queries.shape[1]},), one per feature")
     if own_prompt is not None:
         features, rows = _own(training, own_prompt, generated)
         logits = np.abs(queries.astype(np.float64) - _rows(features, 2)[rows]) @ weights + bias
         return Closest(_sigmoid(logits), rows)
-    # w . |a - b| is a difference of two L1 distances: over the features of positive and of negative weight.
+    # w . |a - b| is the difference of two L1 distances: over the features with positive and with negative weight
     scales = [torch.as_tensor(np.clip(sign * weights, 0, None), device=device) for sign in (1, -1)]
-    best, at = np.full(len(queries), np.inf), np.zeros(len(queries), dtype=np.int64)
-    start = 0
+    best, best_rows = np.full(len(queries), np.inf), np.zeros(len(queries), dtype=np.int64)
+    start = 0  # row of the block's first training image
     for block in _blocks(training, generated.shape[1:], 2):
         for y in _parts(block):
             right = [torch.as_tensor(y, dtype=torch.float64, device=device) * scale for scale in scales]
@@ -197,10 +202,10 @@ def reidentification_score(
                 part = slice(first, first + _BLOCK_ROWS)
                 x = torch.as_tensor(np.array(queries[part]), dtype=torch.float64, device=device)
                 up, down = (torch.cdist(x * scale, other, p=1) for scale, other in zip(scales, right, strict=True))
-                lowest, found = (down - up).min(1)
-                _improve(best, at, part, lowest.cpu().numpy(), start + found.cpu().numpy())
+                lowest, rows = (down - up).min(1)  # of (queries, training): the negated logit without its bias
+                _improve(best, best_rows, part, lowest.cpu().numpy(), start + rows.cpu().numpy())
             start += len(y)
-    return Closest(_sigmoid(bias - best), at)
+    return Closest(_sigmoid(bias - best), best_rows)
 
 
 def estimate(
@@ -211,30 +216,30 @@ def estimate(
     draws: int = 1000,
     seed: int = 0,
 ) -> Estimate:
-    """A statistic of (n,) values with its percentile bootstrap interval (of an extreme: to one side only).
+    """A statistic of (n,) values with its percentile bootstrap interval (one-sided for an extreme).
 
     Args:
-        groups: n names; what has one name is drawn together, as the seeds of a prompt are not independent.
+        groups: n names; values of one name are drawn together, as the seeds of one prompt are not independent.
 
     Raises:
-        InputError: fewer than two values or groups. ShapeError: another number of groups than values.
+        InputError: fewer than two values or groups. ShapeError: the numbers of groups and values differ.
     """
     names = range(len(values)) if groups is None else groups
     rows = _grouped(values, names)
     if len(rows) < 2:
         raise InputError(f"{len(rows)} independent values: a bootstrap needs at least 2, so evaluate more images")
     rng, n = np.random.default_rng(seed), len(rows)
-    found = np.empty(draws)
+    statistics = np.empty(draws)
     for draw in range(draws):
-        picked = rng.integers(0, n, n)
-        sample = values[picked] if groups is None else values[np.concatenate([rows[i] for i in picked])]
-        found[draw] = statistic(sample)
-    return Sampled(float(statistic(values)), found, len(values)).estimate()
+        drawn = rng.integers(0, n, n)
+        sample = values[drawn] if groups is None else values[np.concatenate([rows[i] for i in drawn])]
+        statistics[draw] = statistic(sample)
+    return Sampled(float(statistic(values)), statistics, len(values)).estimate()
 
 
 def _grouped(values: Array, names: Sequence[Hashable]) -> list[list[int]]:
     if len(values) != len(names):
-        raise ShapeError(f"{len(values)} values of {len(names)} prompts: expected one prompt a value")
+        raise ShapeError(f"{len(values)} values of {len(names)} prompts: expected one prompt per value")
     groups: dict[Hashable, list[int]] = {}
     for row, name in enumerate(names):
         groups.setdefault(name, []).append(row)
@@ -242,7 +247,7 @@ def _grouped(values: Array, names: Sequence[Hashable]) -> list[list[int]]:
 
 
 def count_above(delta: float = DELTA) -> Statistic:
-    """How many scores lie above ``delta`` (CheXGenBench's C; the paper's text once says "at least", its equation >)."""
+    """The number of scores above ``delta`` (CheXGenBench's C; the text once says "at least", the equation ``>``)."""
     return lambda values: float(np.count_nonzero(values > delta))
 
 
@@ -250,10 +255,11 @@ def per_prompt(values: Array, prompts: Sequence[Hashable], worst: Callable[[Arra
     """The worst (``np.min`` of distances, ``np.max`` of scores) over the seeds of each prompt (CheXGenBench 3.2).
 
     Args:
-        values: (n,), prompts: n of anything that names a prompt.
+        values: (n,).
+        prompts: n identifiers of prompts.
 
     Returns:
-        (p,), in the order in which the prompts first come.
+        (p,), in the order of the prompts' first occurrence.
     """
     return np.array([worst(values[rows]) for rows in _grouped(values, prompts)], dtype=np.float64)
 
@@ -262,38 +268,41 @@ def per_prompt(values: Array, prompts: Sequence[Hashable], worst: Callable[[Arra
 
 
 def _rows(values: NDArray[Any], ndim: int) -> NDArray[Any]:
-    """(n, ...) as (n, d), images (``ndim`` 3) of uint8, features (2) finite."""
-    wanted = "(n, h, w)" if ndim == 3 else "(n, d)"
+    """(n, ...) as (n, d), checked: images (``ndim`` 3) are uint8, features (2) finite."""
+    expected = "(n, h, w)" if ndim == 3 else "(n, d)"
     if values.ndim != ndim:
-        raise ShapeError(f"array of shape {values.shape}: expected {wanted}")
+        raise ShapeError(f"array of shape {values.shape}: expected {expected}")
     if ndim == 3 and values.dtype != np.uint8:
         raise InputError(f"images of {values.dtype}: expected uint8, 0 to 255")
     if ndim == 2 and not np.isfinite(values).all():
-        raise InputError("features hold NaN or infinite values: look for images that the extractor cannot take")
+        raise InputError("features contain NaN or infinity: look for images that the extractor cannot process")
     return values.reshape(len(values), -1)
 
 
 def _blocks(
     training: NDArray[Any] | Iterable[NDArray[Any]], shape: tuple[int, ...], ndim: int
 ) -> Iterator[NDArray[Any]]:
-    some = False
+    """The training images or features block by block, flat and checked; InputError where there are none."""
+    any_rows = False
     for block in [training] if isinstance(training, np.ndarray) else training:
         if block.shape[1:] != shape:
             raise ShapeError(f"training of shape {block.shape}, generated of (n, {', '.join(map(str, shape))})")
         if len(block):
-            some = True
+            any_rows = True
             yield _rows(block, ndim)
-    if not some:
+    if not any_rows:
         raise InputError("no training images: expected at least one to compare with")
 
 
 def _parts(block: NDArray[Any]) -> Iterator[NDArray[Any]]:
+    """A block (m, d) in pieces that fit into memory as float64."""
     step = min(_BLOCK_ROWS, max(1, _BLOCK_BYTES // (8 * block.shape[1])))
     for start in range(0, len(block), step):
         yield np.array(block[start : start + step])
 
 
 def _own(training: Any, own_prompt: Any, generated: NDArray[Any]) -> tuple[NDArray[Any], Rows]:
+    """The training array and the rows (n,) of each generated image's own prompt, checked."""
     rows = np.asarray(own_prompt, dtype=np.int64)
     if not isinstance(training, np.ndarray) or training.shape[1:] != generated.shape[1:]:
         raise ShapeError(
@@ -305,44 +314,46 @@ def _own(training: Any, own_prompt: Any, generated: NDArray[Any]) -> tuple[NDArr
 
 
 def _nearest(queries: NDArray[Any], blocks: Iterator[NDArray[Any]], exclude: Any, device: str) -> Closest:
-    """Squared Euclidean distances to the closest rows: products find them, differences measure them (a copy is 0)."""
+    """Squared Euclidean distances to the closest rows: products find them, differences measure them (0 for a copy)."""
     import torch
 
-    best, at = np.full(len(queries), np.inf), np.full(len(queries), -1, dtype=np.int64)
+    best, best_rows = np.full(len(queries), np.inf), np.full(len(queries), -1, dtype=np.int64)
     step = min(_BLOCK_ROWS, max(1, _BLOCK_BYTES // (8 * queries.shape[1])))
-    start = 0
+    start = 0  # row of the block's first training image
     for block in blocks:
         for values in _parts(block):
             y = torch.as_tensor(values).to(device, torch.float64)
             for first in range(0, len(queries), step):
                 part = slice(first, first + step)
                 x = torch.as_tensor(np.array(queries[part])).to(device, torch.float64)
-                squared = x.square().sum(1, keepdim=True) + y.square().sum(1) - 2 * x @ y.T
+                squared = x.square().sum(1, keepdim=True) + y.square().sum(1) - 2 * x @ y.T  # (queries, training)
                 if exclude is not None:
-                    own = torch.as_tensor(np.asarray(exclude)[part], device=device)[:, None]
-                    squared[own == start + torch.arange(len(y), device=device)] = torch.inf
-                found = squared.argmin(1)
-                exact = (x - y[found]).square().sum(1)
-                exact[squared.gather(1, found[:, None])[:, 0].isinf()] = torch.inf
-                _improve(best, at, part, exact.cpu().numpy(), start + found.cpu().numpy())
+                    excluded = torch.as_tensor(np.asarray(exclude)[part], device=device)[:, None]
+                    squared[excluded == start + torch.arange(len(y), device=device)] = torch.inf
+                nearest = squared.argmin(1)
+                exact = (x - y[nearest]).square().sum(1)
+                exact[squared.gather(1, nearest[:, None])[:, 0].isinf()] = torch.inf
+                _improve(best, best_rows, part, exact.cpu().numpy(), start + nearest.cpu().numpy())
             start += len(values)
-    return Closest(best, at)
+    return Closest(best, best_rows)
 
 
-def _left(found: Closest) -> Closest:
-    if np.isinf(found.values).any():
-        raise InputError("no training image is left to compare with: exclude leaves out the only one")
-    return found
+def _checked(closest: Closest) -> Closest:
+    """``closest``; InputError where an image has no training image to be compared with."""
+    if np.isinf(closest.values).any():
+        raise InputError("no training image is left to compare with: exclude removes the only one")
+    return closest
 
 
-def _improve(best: Array, at: Rows, part: slice, values: Array, rows: Rows) -> None:
-    """Take over, in place, what is lower than all before it; of equals the first stays."""
+def _improve(best: Array, best_rows: Rows, part: slice, values: Array, rows: Rows) -> None:
+    """Replace, in place, the values that are higher than the new ones, and their rows; ties keep the earlier."""
     lower = values < best[part]
     best[part][lower] = values[lower]
-    at[part][lower] = rows[lower]
+    best_rows[part][lower] = rows[lower]
 
 
 def _root(squared: Closest, size: int) -> Closest:
+    """Root mean square from sums of ``size`` squares."""
     return Closest(np.sqrt(squared.values / size), squared.rows)
 
 

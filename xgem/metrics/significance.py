@@ -1,4 +1,4 @@
-"""Comparisons of models: paired tests per case, correction for many tests, ranks over several runs' records."""
+"""Comparisons of models: paired tests over cases, correction for multiple tests, rank correlation."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ NOTE_ON_MANY: Final = (
 class PairedTest:
     """A two-sided Wilcoxon signed-rank test of paired cases.
 
-    ``difference`` is the mean of first less second with its bootstrap interval; ``n_used`` counts the cases that
-    differ. ``smallest_p`` is the least that the test can give with so many: above the level, no result is possible.
+    ``difference`` is the mean of first minus second with its bootstrap interval; ``n_used`` counts the cases that
+    differ. ``smallest_p`` is the smallest p possible with that number: above the level, no result can be significant.
     """
 
     difference: Estimate
@@ -35,13 +35,13 @@ class PairedTest:
 
 
 def wilcoxon(first: ArrayLike, second: ArrayLike, *, draws: int = 1000, seed: int = 0) -> PairedTest:
-    """Wilcoxon's signed-rank test (1945) of (n,) paired values, one a case; cases without a difference are left out.
+    """Wilcoxon's signed-rank test (1945) of (n,) paired values, one per case; cases without a difference are left out.
 
     The p-value is exact up to 50 cases without ties (and up to 13 with ties), else by the normal approximation
-    (``scipy.stats.wilcoxon``). With five runs instead of cases it cannot fall below 0.0625.
+    (``scipy.stats.wilcoxon``). With five runs in place of cases it cannot fall below 0.0625.
 
     Raises:
-        InputError: shapes that differ, fewer than two cases, a value that is not finite.
+        InputError: the shapes differ, there are fewer than two cases, or a value is not finite.
     """
     a, b = np.asarray(first, dtype=np.float64), np.asarray(second, dtype=np.float64)
     if a.ndim != 1 or a.shape != b.shape or not (np.isfinite(a) & np.isfinite(b)).all():
@@ -52,7 +52,7 @@ def wilcoxon(first: ArrayLike, second: ArrayLike, *, draws: int = 1000, seed: in
 
 
 def signed_ranks(difference: Array) -> tuple[int, float, float, float]:
-    """The test of :func:`wilcoxon` on (n,) finite differences: cases that differ, statistic, p, the smallest p."""
+    """The test of :func:`wilcoxon` on (n,) finite differences: cases that differ, statistic, p, smallest possible p."""
     from scipy import stats
 
     used = difference[difference != 0]
@@ -63,7 +63,7 @@ def signed_ranks(difference: Array) -> tuple[int, float, float, float]:
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """p adjusted for many tests (Holm 1979): step-down, never above 1, in the given order."""
+    """p-values adjusted for multiple tests (Holm 1979): step-down, at most 1, in the given order."""
     p = np.asarray(p_values, dtype=np.float64)
     if p.ndim != 1 or not ((p >= 0) & (p <= 1)).all():
         raise InputError(f"p-values {p.tolist()}: expected a list of numbers in [0, 1]")
@@ -75,11 +75,11 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def rank_correlation(first: ArrayLike, second: ArrayLike) -> tuple[float, float]:
-    """Spearman's rank correlation of (n,) values and its two-sided p, such as of classes' counts and their FID.
+    """Spearman's rank correlation of (n,) values and its two-sided p, for example of class counts and class FID.
 
-    CheXGenBench D (Table 10) ranks the commonest class and the lowest FID first; so negate the counts.
+    CheXGenBench D (Table 10) ranks the most frequent class and the lowest FID first, so negate the counts.
     """
     from scipy.stats import spearmanr
 
-    found: Any = spearmanr(np.asarray(first, dtype=np.float64), np.asarray(second, dtype=np.float64))
-    return float(found.statistic), float(found.pvalue)
+    result: Any = spearmanr(np.asarray(first, dtype=np.float64), np.asarray(second, dtype=np.float64))
+    return float(result.statistic), float(result.pvalue)

@@ -1,4 +1,4 @@
-"""Sharpness as radial power: does an image have the fine structure of a real one of its size?"""
+"""Sharpness as radial power: does an image have the fine detail of a real one of its size?"""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ def radial_power(images: NDArray[Any], *, bins: int = 32) -> tuple[Array, Array]
     """Radial power curves.
 
     Args:
-        images: (n, s, s) in any fixed range; the mean is taken off and a Hann window put on before the FFT.
-        bins: equal rings of radial frequency between 0 and Nyquist.
+        images: (n, s, s) in any fixed range; the mean is subtracted and a Hann window applied before the FFT.
+        bins: number of rings of equal width in radial frequency between 0 and Nyquist.
 
     Returns:
         frequencies (bins,), the rings' centres in units of Nyquist, and (n, bins) summed power of each ring. Corners
@@ -28,13 +28,13 @@ def radial_power(images: NDArray[Any], *, bins: int = 32) -> tuple[Array, Array]
     frequency, power = _spectrum(images)
     inside = frequency <= 1.0
     ring = np.minimum((frequency[inside] * bins).astype(int), bins - 1)
-    flat = power[:, inside]
+    flat = power[:, inside]  # (n, frequencies)
     curves = np.stack([np.bincount(ring, weights=row, minlength=bins) for row in flat]).astype(np.float64)
     return (np.arange(bins, dtype=np.float64) + 0.5) / bins, curves
 
 
 def band_power(images: NDArray[Any], band: tuple[float, float] = BAND) -> Array:
-    """Summed power of each image (n,) at the radial frequencies of ``band`` (units of Nyquist, ends included)."""
+    """Summed power of each image (n,) at the radial frequencies in ``band`` (units of Nyquist, ends included)."""
     frequency, power = _spectrum(images)
     return power[:, (frequency >= band[0]) & (frequency <= band[1])].sum(axis=1)
 
@@ -45,7 +45,7 @@ def band_ratio(
     bootstrap: Bootstrap,
     band: tuple[float, float] = BAND,
 ) -> Sampled:
-    """Mean band power of ``images`` over that of ``real``: 1 is as sharp as real, below 1 blurred, above noisy.
+    """Mean band power of ``images`` over that of ``real``: 1 is as sharp as real, below 1 blurred, above 1 noisy.
 
     Both are (n, s, s) of the same n studies.
     """

@@ -26,12 +26,12 @@ def _bleu() -> BLEU:
         from sacrebleu.metrics.bleu import BLEU
     except ImportError as error:
         raise InputError("BLEU needs the package sacrebleu, which is not installed: install xgem[eval]") from error
-    # effective_order keeps short sentences' counts; the corpus score below never smooths
+    # effective_order keeps the counts of short sentences; the corpus score below is never smoothed
     return BLEU(lowercase=True, tokenize="13a", smooth_method="none", effective_order=True)
 
 
 def bleu_signature() -> str:
-    """How BLEU is computed, in sacrebleu's words, with its version."""
+    """How BLEU is computed, in sacrebleu's notation, with its version."""
     import sacrebleu
 
     return f"corpus BLEU-1..4, cumulative, case:lc, tok:13a, smooth:none, sacrebleu {sacrebleu.__version__}"
@@ -70,16 +70,16 @@ def compare_bleu(
     outputs: Sequence[str], references: Sequence[str], bootstrap: Bootstrap, *, seed: int = 0, permutations: int = 10
 ) -> dict[str, Comparison]:
     """BLEU-1..4 of matched pairs, and of outputs randomly reassigned across studies (mean over derangements)."""
-    own = bleu_statistics(outputs, references)
+    statistics = bleu_statistics(outputs, references)  # (n, 10)
     weights = bootstrap.weights
-    dealt = [
+    reassigned = [
         weights @ bleu_statistics([outputs[int(j)] for j in order], references)
         for order in derangements(len(outputs), permutations, seed)
     ]
     result: dict[str, Comparison] = {}
     for order in range(1, MAX_ORDER + 1):
-        matched = bootstrap.sampled(bleu_from_statistics(weights @ own, order))
-        shuffled = bootstrap.sampled(np.mean([bleu_from_statistics(d, order) for d in dealt], axis=0))
+        matched = bootstrap.sampled(bleu_from_statistics(weights @ statistics, order))
+        shuffled = bootstrap.sampled(np.mean([bleu_from_statistics(d, order) for d in reassigned], axis=0))
         result[f"bleu_{order}"] = Comparison(matched, shuffled)
     return result
 
@@ -92,7 +92,7 @@ def rouge_signature() -> str:
 def rouge_l(outputs: Sequence[str], references: Sequence[str]) -> Array:
     """ROUGE-L (Lin 2004): F1 of the longest common subsequence of words, (n,) in [0, 1], 0 for an empty output.
 
-    One sequence a report, sentences not split; lower case, anything but letters and digits parts words, no stemming.
+    Each report is one sequence, not split into sentences; lower case, words of letters and digits, no stemming.
     """
     try:
         from rouge_score.rouge_scorer import RougeScorer
@@ -115,22 +115,22 @@ def compare_mean(
     seed: int = 0,
     permutations: int = 10,
 ) -> Comparison:
-    """The mean over studies of a score of single pairs, and that of outputs randomly reassigned (derangements).
+    """The mean over studies of a score per pair, and that of outputs randomly reassigned (derangements).
 
     Args:
-        score: outputs and references, n each, to (n,), such as :func:`rouge_l`.
+        score: n outputs and n references to (n,), such as :func:`rouge_l`.
     """
-    dealt = [
+    reassigned = [
         score([outputs[int(j)] for j in order], references) for order in derangements(len(outputs), permutations, seed)
     ]
-    return Comparison(bootstrap.mean(score(outputs, references)), bootstrap.mean(np.mean(dealt, axis=0)))
+    return Comparison(bootstrap.mean(score(outputs, references)), bootstrap.mean(np.mean(reassigned, axis=0)))
 
 
 def intra_study_bleu(studies: Sequence[Sequence[str]], bootstrap: Bootstrap) -> dict[str, Sampled]:
-    """BLEU-1..4 of several generated reports of one study against each other (XGeM, Table A2).
+    """BLEU-1..4 between several generated reports of one study (XGeM, Table A2).
 
-    Every ordered pair of a study's reports is one output and one reference; the n-gram counts of all pairs are summed,
-    and studies are resampled whole. Brevity and tokens as in :func:`compare_bleu`; the paper states neither.
+    Every ordered pair of a study's reports serves as output and reference; the n-gram counts of all pairs are summed,
+    and whole studies are resampled. Brevity penalty and tokens as in :func:`compare_bleu`; the paper states neither.
 
     Args:
         studies: n studies of at least two reports each.
@@ -140,9 +140,7 @@ def intra_study_bleu(studies: Sequence[Sequence[str]], bootstrap: Bootstrap) -> 
     """
     short = [row for row, reports in enumerate(studies) if len(reports) < 2]
     if short:
-        raise InputError(
-            f"study {short[0]} has {len(studies[short[0]])} reports: BLEU within a study needs two or more"
-        )
+        raise InputError(f"study {short[0]} has {len(studies[short[0]])} reports: BLEU within a study needs at least 2")
     rows: list[Array] = []
     for reports in studies:
         pairs = list(permuted(reports, 2))
@@ -152,47 +150,47 @@ def intra_study_bleu(studies: Sequence[Sequence[str]], bootstrap: Bootstrap) -> 
 
 
 def check_reports(outputs: Sequence[str], references: Sequence[str], ids: Sequence[str]) -> int:
-    """How many outputs are empty; each of them has zero overlap and stays in every mean.
+    """The number of empty outputs; each has zero overlap and stays in every mean.
 
     Raises:
-        DataError: a reference is empty; names its study. Nothing can be compared with it.
+        DataError: a reference is empty, so that nothing can be compared with it; the message names its study.
     """
     for text, name in zip(references, ids, strict=True):
         if not text.strip():
-            raise DataError(f"study {name}: its real report is empty; expected text, so leave the study out")
+            raise DataError(f"study {name}: its real report is empty; leave the study out")
     return sum(not text.strip() for text in outputs)
 
 
 def compare_f1(truth: NDArray[np.bool_], predicted: NDArray[np.bool_], bootstrap: Bootstrap) -> dict[str, Comparison]:
-    """``micro_f1`` and ``macro_f1`` of :func:`compare_f1_scores` for labels that are all known."""
-    found = compare_f1_scores(truth.astype(np.float64), predicted.astype(np.float64), bootstrap)
-    return {name: found[name] for name in ("micro_f1", "macro_f1")}
+    """``micro_f1`` and ``macro_f1`` of :func:`compare_f1_scores`, for labels without unknowns."""
+    scores = compare_f1_scores(truth.astype(np.float64), predicted.astype(np.float64), bootstrap)
+    return {name: scores[name] for name in ("micro_f1", "macro_f1")}
 
 
 def class_f1(
     truth: NDArray[np.bool_], predicted: NDArray[np.bool_], classes: Sequence[str]
 ) -> dict[str, dict[str, Any]]:
-    """F1, support and number of predictions of each class; F1 is None where the class is nowhere affirmed."""
+    """F1, support and number of predictions of each class; F1 is None where there is neither of both."""
     result: dict[str, dict[str, Any]] = {}
     for k, name in enumerate(classes):
-        hits, support, called = (
+        hits, support, predictions = (
             int((truth[:, k] & predicted[:, k]).sum()),
             int(truth[:, k].sum()),
             int(predicted[:, k].sum()),
         )
-        f1 = 2 * hits / (support + called) if support + called else None
-        result[name] = {"f1": f1, "support": support, "predicted": called}
+        f1 = 2 * hits / (support + predictions) if support + predictions else None
+        result[name] = {"f1": f1, "support": support, "predicted": predictions}
     return result
 
 
 def most_frequent(reports: Sequence[str]) -> str:
-    """The report that occurs most often (ties: the one that comes first); the constant baseline."""
+    """The most frequent report (ties: the first one); the constant baseline."""
     counts = Counter(report for report in reports if report.strip())
     if not counts:
-        raise InputError("no report at all: the constant baseline needs training impressions")
+        raise InputError("no reports: the constant baseline needs training impressions")
     return counts.most_common(1)[0][0]
 
 
 def distinct(reports: Sequence[str]) -> int:
-    """Number of different reports, ignoring case and white space."""
+    """Number of distinct reports, ignoring case and white space."""
     return len({" ".join(report.lower().split()) for report in reports})

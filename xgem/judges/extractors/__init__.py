@@ -1,18 +1,18 @@
-"""Feature extractors by name: the spaces in which sets of images are compared.
+"""Feature extractors by name: the feature spaces in which sets of images are compared.
 
-A space is written ``name`` or ``name=source``: ``source`` is a local file or folder, or a hub id where the network
-is of the hub's layout. Without a source only what lies in the libraries' own local caches is used, never the network.
+A space is written ``name`` or ``name=source``: ``source`` is a local file or folder, or a hub id for networks in the
+hub's layout. Without a source only the libraries' own local caches are searched, and nothing is downloaded.
 
 =================== ====================================================== =====
 name                network                                                dims
 =================== ====================================================== =====
-inception-v3        the Inception of the FID (TensorFlow's of 2015)         2048
+inception-v3        the Inception of the FID (TensorFlow's, of 2015)        2048
 rad-dino            microsoft/rad-dino, ``pooler_output``                    768
 clip-vit-l-14       openai/clip-vit-large-patch14, image projection          768
-xrv-densenet-all    TorchXRayVision's DenseNet-121 of all its sources       1024
-xrv-densenet-mimic  the same of MIMIC-CXR                                   1024
+xrv-densenet-all    TorchXRayVision's DenseNet-121 trained on all its data  1024
+xrv-densenet-mimic  the same trained on MIMIC-CXR                           1024
 biovil-t            microsoft/BiomedVLP-BioViL-T, image and text             128
-xgem-classifier     xgem's judge, trained on real training images          192
+xgem-classifier     xgem's judge, trained on real training images           192
 xgem:MODEL/MODALITY a prompt encoder of an xgem checkpoint, image and text     -
 =================== ====================================================== =====
 """
@@ -42,11 +42,11 @@ class Extractor:
     Attributes:
         name: as in the table above.
         weights: hash of the network's weights.
-        dim: length of a feature.
-        size: side in pixels of what the network sees.
-        preprocessing: what is done to an image before.
+        dim: length of a feature vector.
+        size: side of the network's input in pixels.
+        preprocessing: description of what is done to an image before.
         encode: (b, h, w) uint8 -> (b, dim).
-        encode_texts: texts -> (b, dim) of the same space, where it is one of images and texts.
+        encode_texts: texts -> (b, dim) in the same space, if it is a joint space of images and texts.
     """
 
     name: str
@@ -67,18 +67,18 @@ class Extractor:
         """n texts -> (n, dim) float32.
 
         Raises:
-            InputError: the space has no texts.
+            InputError: the space is of images only.
         """
         if self.encode_texts is None:
-            raise InputError(f"{self.name}: is a space of images alone, so texts have no place in it")
+            raise InputError(f"{self.name}: a feature space of images only; it cannot embed texts")
         starts = range(0, len(texts), batch_size)
         parts = [np.asarray(self.encode_texts(texts[start : start + batch_size])) for start in starts]
         return self._shaped(np.concatenate(parts), len(texts))
 
-    def _shaped(self, found: NDArray[Any], n: int) -> NDArray[np.float32]:
-        if found.shape != (n, self.dim):
-            raise ShapeError(f"{self.name}: features {found.shape}, expected {(n, self.dim)}")
-        return np.ascontiguousarray(found, dtype=np.float32)
+    def _shaped(self, features: NDArray[Any], n: int) -> NDArray[np.float32]:
+        if features.shape != (n, self.dim):
+            raise ShapeError(f"{self.name}: features {features.shape}, expected {(n, self.dim)}")
+        return np.ascontiguousarray(features, dtype=np.float32)
 
 
 def open_extractor(
@@ -87,11 +87,11 @@ def open_extractor(
     """Load the extractor of ``name``, ``name=source`` or ``xgem:MODEL/MODALITY``.
 
     Args:
-        device: torch's; the CPU by default.
-        training, cache: real training images for ``xgem-classifier``, and where to keep what was trained.
+        device: torch device; the CPU by default.
+        training, cache: real training images for ``xgem-classifier``, and the folder that keeps the trained network.
 
     Raises:
-        NotComputed: weights or a package are missing, or a file holds other weights; the message says which and where
+        NotComputed: weights or a package are missing, or a file holds other weights; the message says which, and where
             to put them.
         InputError: no such name.
     """
@@ -159,4 +159,4 @@ _LOADERS: Final[dict[str, Callable[[str | None, str], Extractor]]] = {
 }
 NAMES: Final = (*_LOADERS, "xgem-classifier", "xgem:MODEL/MODALITY")
 WITH_TEXTS: Final = ("biovil-t", "xgem:")
-"""How the names of spaces of images and texts begin."""
+"""Prefixes of the names of joint spaces of images and texts."""

@@ -1,8 +1,8 @@
-"""BioViL-T's joint space of images and texts (Bannur et al. 2023), without the code that its hub page wants to run.
+"""BioViL-T's joint space of images and texts (Bannur et al. 2023), without running the code on its hub page.
 
-Of the image tower only what a single image passes through is built: ResNet-50, a projection to 256 channels beside
-the learned embedding that stands for a missing prior image, and the projector of patches, whose mean is the image's
-vector. The text tower is BERT with a projection of its first token.
+Of the image tower only the path of a single image is built: ResNet-50, a projection to 256 channels, concatenated with
+the learned embedding of a missing prior image, and the projector of patches, whose mean is the image's vector. The text
+tower is BERT with a projection of its first token.
 """
 
 from __future__ import annotations
@@ -38,18 +38,20 @@ _UNUSED: Final = (
 
 
 def biovil_t(source: str | None, device: str) -> Extractor:
-    """The 128-d projections of both towers, as CheXGenBench's alignment takes them.
+    """The 128-d projections of both towers, as used for CheXGenBench's alignment.
 
-    An image's range is stretched to 0..255 (as the authors' reader does), its shorter side resized to 512 (bilinear,
-    antialiased), the central 448 x 448 taken. Marks at a text's end are dropped, texts are cut at the tower's length.
+    An image's range is stretched to 0..255 (as by the authors' reader), its shorter side resized to 512 (bilinear,
+    antialiased), and the central 448 x 448 cropped. Punctuation at the end of a text is dropped, and texts are
+    truncated to the tower's maximum length.
 
     Args:
         source: a folder with ``biovil_t_image_model_proj_size_128.pt``, ``config.json``, ``vocab.txt`` and
             ``model.safetensors`` or ``pytorch_model.bin``, all of microsoft/BiomedVLP-BioViL-T; or that hub id.
     """
+    # Both towers from local files
     folder = folder_of("biovil-t", source, _DEFAULT, (IMAGE_FILE, "*.json", "vocab.txt", *_TEXT_FILES))
-    text_file = next((folder / one for one in _TEXT_FILES if (folder / one).is_file()), None)
-    absent = [one for one in (IMAGE_FILE, "config.json", "vocab.txt") if not (folder / one).is_file()]
+    text_file = next((folder / name for name in _TEXT_FILES if (folder / name).is_file()), None)
+    absent = [name for name in (IMAGE_FILE, "config.json", "vocab.txt") if not (folder / name).is_file()]
     if absent or text_file is None:
         raise NotComputed(f"biovil-t: {folder} lacks {', '.join(absent) or ' and '.join(_TEXT_FILES)}; see {_DEFAULT}")
     image_tower = _loaded(ImageTower(), read_state(folder / IMAGE_FILE), folder / IMAGE_FILE)
@@ -81,7 +83,7 @@ def prepare(images: Tensor) -> Tensor:
     """(b, h, w) uint8 -> (b, 3, 448, 448) in [0, 1]."""
     from torchvision.transforms.v2 import functional as transforms
 
-    x = images.float().unsqueeze(1)
+    x = images.float().unsqueeze(1)  # (b, 1, h, w)
     x = x - x.amin(dim=(2, 3), keepdim=True)
     x = torch.floor(x / x.amax(dim=(2, 3), keepdim=True).clamp(min=1e-6) * 255)
     x = transforms.resize(x, [512], antialias=True).round()
@@ -100,6 +102,7 @@ class _Encoder(nn.Module):
         self.missing_previous_emb = nn.Parameter(torch.zeros(1, 256, 1, 1))
 
     def forward(self, x: Tensor) -> Tensor:
+        """(b, 3, h, w) -> (b, 512, h / 32, w / 32)."""
         net = self.encoder
         x = net.maxpool(net.relu(net.bn1(net.conv1(x))))
         x = self.backbone_to_vit(net.layer4(net.layer3(net.layer2(net.layer1(x)))))
@@ -123,7 +126,8 @@ class ImageTower(nn.Module):
         self.projector = _Projector(128)
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.normalize(self.projector.model(self.encoder(x)).mean(dim=(2, 3)), dim=1)
+        patches = self.projector.model(self.encoder(x))  # (b, 128, h / 32, w / 32)
+        return F.normalize(patches.mean(dim=(2, 3)), dim=1)
 
 
 class _Head(nn.Module):
@@ -144,17 +148,19 @@ class TextTower(nn.Module):
         super().__init__()
         from transformers import BertConfig, BertModel
 
-        known = BertConfig(**{key: value for key, value in config.items() if key not in {"model_type", "auto_map"}})
-        self.length = known.max_position_embeddings
-        self.bert = BertModel(known, add_pooling_layer=False)
-        self.cls_projection_head = _Head(known.hidden_size, int(config.get("projection_size", 128)))
+        settings = {key: value for key, value in config.items() if key not in {"model_type", "auto_map"}}
+        bert_config = BertConfig(**settings)
+        self.length = bert_config.max_position_embeddings
+        self.bert = BertModel(bert_config, add_pooling_layer=False)
+        self.cls_projection_head = _Head(bert_config.hidden_size, int(config.get("projection_size", 128)))
 
     def forward(self, ids: Tensor, mask: Tensor) -> Tensor:
-        first = self.bert(input_ids=ids, attention_mask=mask).last_hidden_state[:, 0]
-        return F.normalize(self.cls_projection_head(first), dim=1)
+        cls_token = self.bert(input_ids=ids, attention_mask=mask).last_hidden_state[:, 0]  # (b, n, d) -> (b, d)
+        return F.normalize(self.cls_projection_head(cls_token), dim=1)
 
 
 def _loaded(tower: Any, state: dict[str, Tensor], file: Path) -> Any:
+    """The tower with the weights that it uses, in evaluation mode."""
     used = {key: value for key, value in state.items() if not key.startswith(_UNUSED)}
     try:
         tower.load_state_dict(used)

@@ -26,11 +26,11 @@ XRV_SIZE: Final = 224
 def inception(source: str | None, device: str) -> Extractor:
     """The FID's Inception-v3 (Heusel et al. 2017), pooled features, 2048-d.
 
-    Images are stretched to 299 x 299 as TensorFlow 1 did (bilinear, no antialiasing), which the published FIDs of
-    others rest on. Torchvision's ImageNet Inception is another network: its weights are refused.
+    Images are stretched to 299 x 299 as by TensorFlow 1 (bilinear, no antialiasing), which published FIDs are based
+    on. Torchvision's ImageNet Inception is another network: its weights are refused.
 
     Args:
-        source: the weights' file of torch-fidelity or pytorch-fid (one and the same), or a folder that holds it; by
+        source: the weights file of torch-fidelity or pytorch-fid (both are the same), or a folder that contains it; by
             default the folder of torch.hub.
     """
     try:
@@ -38,7 +38,7 @@ def inception(source: str | None, device: str) -> Extractor:
     except ImportError as error:
         raise NotComputed("inception-v3 needs the package torch-fidelity, which is not installed") from error
     file = _file("inception-v3", source, Path(torch.hub.get_dir()) / "checkpoints", _INCEPTION_FILES)
-    # The package loads weights by unpickling; so it gets a buffer that was written here from a restricted load.
+    # The package unpickles its weights, so it gets a buffer written here from tensors that were loaded safely.
     buffer = io.BytesIO()
     torch.save(read_state(file), buffer)
     buffer.seek(0)
@@ -65,15 +65,15 @@ def inception(source: str | None, device: str) -> Extractor:
 
 
 def densenet(which: str, source: str | None, device: str) -> Extractor:
-    """TorchXRayVision's DenseNet-121 (Cohen et al. 2022), pooled features, 1024-d (not 512, as ChexGen's text has it).
+    """TorchXRayVision's DenseNet-121 (Cohen et al. 2022), pooled features, 1024-d (not 512, as ChexGen states).
 
     The image's central square is resized to 224 (bilinear, antialiased) and scaled to [-1024, 1024].
 
     Args:
-        which: ``all`` or ``mimic`` (the one of CheXpert's labels, ``mimic_ch``).
-        source: the package's weights file, a state dict of it (safetensors too), or the package's cache folder;
+        which: ``all`` or ``mimic`` (the one trained on CheXpert's labels, ``mimic_ch``).
+        source: the package's weights file, its state dict (also as safetensors), or the package's cache folder;
             by default its own folder in the home directory. Modules in torch's format before 1.6 cannot be read
-            without running code of the file; the error says how to make a state dict of them.
+            without running code from the file; the error says how to convert them to a state dict.
     """
     name = f"xrv-densenet-{which}"
     network: Any = xrv_network(name, source, _DENSENETS[which]).to(device)
@@ -100,25 +100,27 @@ def xrv_network(name: str, source: str | None, model: str) -> nn.Module:
     Args:
         name: for messages.
         source: as :func:`densenet`.
-        model: what the package calls it behind ``densenet121-res224-``.
+        model: the package's name for it after ``densenet121-res224-``.
 
     Raises:
         NotComputed: the package or the weights are missing.
         CheckpointError: the file holds something else.
     """
-    with warnings.catch_warnings():  # the package switches all warnings off
+    # The weights file
+    with warnings.catch_warnings():  # importing the package switches all warnings off
         try:
             from torchxrayvision import models
         except ImportError as error:
             raise NotComputed(f"{name} needs the package torchxrayvision, which is not installed") from error
     published = f"densenet121-res224-{model}"
-    named = models.model_urls[published]["weights_url"].rpartition("/")[2]
-    file = _file(name, source, Path.home() / ".torchxrayvision" / "models_data", (named,))
+    file_name = models.model_urls[published]["weights_url"].rpartition("/")[2]
+    file = _file(name, source, Path.home() / ".torchxrayvision" / "models_data", (file_name,))
     try:
         state = read_state(file, _layers(models))
     except CheckpointError as error:
         form = f'torchxrayvision.models.DenseNet(weights="{published}")'
         raise CheckpointError(f"{error}; if you trust it, torch.save({form}.state_dict(), FILE) makes one") from error
+    # A strict load; the operating points are not weights
     state.pop("op_threshs", None)
     network = models.DenseNet(num_classes=18, in_channels=1)
     try:
@@ -129,18 +131,19 @@ def xrv_network(name: str, source: str | None, model: str) -> nn.Module:
 
 
 def _layers(models: Any) -> list[Any]:
-    """What a pickled DenseNet may consist of; nothing else is built from the file."""
-    own = [models.DenseNet, models._DenseBlock, models._DenseLayer, models._Transition]
-    return [*own, nn.Sequential, nn.Conv2d, nn.BatchNorm2d, nn.ReLU, nn.MaxPool2d, nn.AvgPool2d, nn.Linear, set]
+    """The classes that a pickled DenseNet may consist of; nothing else is built from the file."""
+    package_layers = [models.DenseNet, models._DenseBlock, models._DenseLayer, models._Transition]
+    layers = [nn.Sequential, nn.Conv2d, nn.BatchNorm2d, nn.ReLU, nn.MaxPool2d, nn.AvgPool2d, nn.Linear]
+    return [*package_layers, *layers, set]
 
 
 def read_state(file: Path, classes: list[Any] | None = None) -> dict[str, Tensor]:
-    """A state dict from safetensors, or from torch's format without running code of the file.
+    """A state dict from safetensors, or from torch's format without running code from the file.
 
-    A whole module may be in it if it consists of ``classes``.
+    The file may hold a whole module if that consists of ``classes``.
 
     Raises:
-        CheckpointError: neither.
+        CheckpointError: the file holds neither.
     """
     if file.suffix == ".safetensors":
         from safetensors.torch import load_file
@@ -149,8 +152,8 @@ def read_state(file: Path, classes: list[Any] | None = None) -> dict[str, Tensor
     try:
         with torch.serialization.safe_globals(classes or []):
             loaded = torch.load(file, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises many kinds for files that are none of its own
-        raise CheckpointError(f"{file}: not weights that load without running the file's code") from error
+    except Exception as error:  # a foreign file can raise nearly any exception
+        raise CheckpointError(f"{file}: weights cannot be loaded without running the file's code") from error
     return dict(loaded.state_dict() if isinstance(loaded, nn.Module) else loaded)
 
 
@@ -160,14 +163,15 @@ def _file(name: str, source: str | None, default: Path, names: tuple[str, ...]) 
     if place.is_file():
         return place
     for folder in (place, place / "models_data"):
-        for one in names:
-            if (folder / one).is_file():
-                return folder / one
+        for file_name in names:
+            if (folder / file_name).is_file():
+                return folder / file_name
     where = f"{source} holds none" if source else "none in the library's cache"
     raise NotComputed(f"{name}: no weights ({where}); get {names[0]} and give its path")
 
 
 def _central_square(x: Tensor) -> Tensor:
+    """(..., h, w) -> (..., side, side)."""
     h, w = x.shape[-2:]
     side = min(h, w)
     top, left = (h - side) // 2, (w - side) // 2
@@ -175,7 +179,7 @@ def _central_square(x: Tensor) -> Tensor:
 
 
 def _runner(encode: Callable[[Tensor], Tensor], device: str) -> Callable[[Images], NDArray[Any]]:
-    """(b, h, w) uint8 -> features, through a function of (b, 1, h, w) uint8 tensors."""
+    """(b, h, w) uint8 -> (b, dim) features, by a function of (b, 1, h, w) uint8 tensors."""
 
     @torch.inference_mode()
     def run(images: Images) -> NDArray[Any]:

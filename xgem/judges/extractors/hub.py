@@ -1,4 +1,4 @@
-"""RAD-DINO and CLIP: networks in the hub's layout, with the preprocessing that lies beside their weights."""
+"""RAD-DINO and CLIP: networks in the hub's layout, with the preprocessing stored with their weights."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from xgem.utils.hashing import module_hash
 
 _HUB_ID: Final = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _FILES: Final = ("*.json", "*.safetensors")
-_PATIENCE_S: Final = 10
+_TIMEOUT_S: Final = 10
 
 
 def rad_dino(source: str | None, device: str) -> Extractor:
-    """RAD-DINO (Perez-Garcia et al. 2024), ``pooler_output``, 768-d, as CheXGenBench takes it."""
+    """RAD-DINO (Perez-Garcia et al. 2024), ``pooler_output``, 768-d, as in CheXGenBench."""
     from transformers import AutoModel
 
     model, prepare, size, steps = _load("rad-dino", source, "microsoft/rad-dino", AutoModel)
@@ -38,7 +38,7 @@ def rad_dino(source: str | None, device: str) -> Extractor:
 
 
 def clip(source: str | None, device: str) -> Extractor:
-    """CLIP's ViT-L/14 (Radford et al. 2021), projected image embedding, 768-d, as ChexGen takes it."""
+    """CLIP's ViT-L/14 (Radford et al. 2021), projected image embedding, 768-d, as in ChexGen."""
     from transformers import CLIPVisionModelWithProjection
 
     model, prepare, size, steps = _load(
@@ -54,37 +54,38 @@ def clip(source: str | None, device: str) -> Extractor:
 
 
 def folder_of(name: str, source: str | None, default: str, files: Sequence[str] = _FILES) -> Path:
-    """The network's local folder; a hub id that the user gave is fetched, the default one only taken from the cache.
+    """The network's local folder; a hub id given by the user is fetched, the default one only looked up in the cache.
 
     Raises:
-        NotComputed: it is not there.
+        NotComputed: it cannot be found.
     """
     if source and Path(source).is_dir():
         return Path(source)
     if source and not _HUB_ID.fullmatch(source):
-        raise NotComputed(f"{name}: {source} is no folder and no hub id")
+        raise NotComputed(f"{name}: {source} is neither a folder nor a hub id")
     from huggingface_hub import snapshot_download
 
     try:
-        found = snapshot_download(
+        folder = snapshot_download(
             source or default,
             allow_patterns=list(files),
-            etag_timeout=_PATIENCE_S,
+            etag_timeout=_TIMEOUT_S,
             local_files_only=source is None,
         )
-    except Exception as error:  # the hub client raises many kinds; all mean that it is out of reach
-        why = "the hub did not give it" if source else "it is not in the local cache"
+    except Exception as error:  # the hub client raises many exceptions; all mean that it cannot be reached
+        why = "the hub did not provide it" if source else "it is not in the local cache"
         raise NotComputed(
             f"{name}: no weights ({source or default}: {why}, {type(error).__name__}); "
             f"give {name}=FOLDER, or {name}={source or default} to fetch it"
         ) from error
-    return Path(found)
+    return Path(folder)
 
 
 def _load(name: str, source: str | None, default: str, kind: Any) -> tuple[Any, Any, int, str]:
-    """The model, images -> pixel values, the side that it sees, and the preprocessing in words."""
+    """The model, its function of images (b, h, w) to pixel values, its input's side, the preprocessing in words."""
     from transformers import AutoImageProcessor
 
+    # The network and its processor, from local files
     folder = folder_of(name, source, default)
     try:
         model, info = kind.from_pretrained(
@@ -96,14 +97,15 @@ def _load(name: str, source: str | None, default: str, kind: Any) -> tuple[Any, 
     absent = sorted(info["missing_keys"])
     if absent:
         raise NotComputed(f"{name}: {folder} lacks {len(absent)} of the network's weights, first {absent[0]}")
+    # The processor's settings as the description of the preprocessing
     settings = json.loads(json.dumps(processor.to_dict(), default=str))
     steps = ", ".join(
         f"{key} {settings[key]}" for key in sorted(settings) if key in _STEPS and settings[key] is not None
     )
 
     def prepare(images: Images) -> torch.Tensor:
-        colours = [np.repeat(one[:, :, None], 3, axis=2) for one in images]
-        return processor(images=colours, return_tensors="pt", input_data_format="channels_last")["pixel_values"]
+        colour_images = [np.repeat(image[:, :, None], 3, axis=2) for image in images]  # (h, w, 3) each
+        return processor(images=colour_images, return_tensors="pt", input_data_format="channels_last")["pixel_values"]
 
     side = prepare(np.zeros((1, 64, 64), dtype=np.uint8)).shape[-1]
     return model.eval(), prepare, int(side), steps

@@ -1,4 +1,4 @@
-"""Spaces of xgem's own: a checkpoint's prompt encoders, and the judge that is trained on real training images."""
+"""xgem's own feature spaces: a checkpoint's prompt encoders, and the judge trained on real training images."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from xgem.types import InputError, NotComputed
 def prompt_encoder(name: str, device: str) -> Extractor:
     """The pooled vector of a checkpoint's prompt encoder: ``xgem:MODEL/MODALITY``, as ``xgem:openi-128/frontal``.
 
-    Texts are of the model's first report modality: both live in one space, in which the encoders were aligned. A model
-    is no independent judge of what it generated itself; say so beside the number.
+    Texts are encoded as the model's first report modality, in the same space, in which the encoders were aligned. A
+    model is not an independent judge of its own outputs; report this with the number.
     """
     model, slash, modality = name.removeprefix("xgem:").rpartition("/")
     if not slash or not model or not modality:
@@ -40,17 +40,17 @@ def prompt_encoder(name: str, device: str) -> Extractor:
 
     dim = encode(np.zeros((1, size, size), dtype=np.uint8)).shape[1]
     steps = f"padded to a square, area to {size}, scaled to [-1, 1]"
-    named = f"xgem:{evaluated.name}/{modality}"  # not the path of a folder
-    return Extractor(named, evaluated.hash[:16], dim, size, steps, encode, encode_texts if report else None)
+    public_name = f"xgem:{evaluated.name}/{modality}"  # not the path of a folder
+    return Extractor(public_name, evaluated.hash[:16], dim, size, steps, encode, encode_texts if report else None)
 
 
 def trained_judge(
     training: EvalSet | None, cache: Path | None, device: str, *, config: ClassifierConfig | None = None
 ) -> Extractor:
-    """The last layer but one of xgem's own judge (:func:`xgem.judges.judge.train_judge`).
+    """The penultimate layer of xgem's own judge (:func:`xgem.judges.judge.train_judge`).
 
     Raises:
-        NotComputed: no training set, or one without labels to learn from.
+        NotComputed: no training set, or one without usable labels.
     """
     if training is None:
         raise NotComputed("xgem-classifier needs real training images with labels: none were given")
