@@ -1,12 +1,14 @@
-"""What all tests share: the real studies where they are, one thread a worker, the same random numbers every time."""
+"""What all tests share: the real studies where they are, one thread a worker, the same random numbers every time,
+tiny checkpoints, and the command line run in this process."""
 
 from __future__ import annotations
 
 import os
 import random
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 # Before anything imports torch: the suite runs one worker a core, and tests never ask a hub for anything.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -77,6 +79,16 @@ def debug_parts(debug_preset: Preset) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="session")
+def debug_checkpoint(tmp_path_factory: pytest.TempPathFactory, debug_preset: Preset) -> Path:
+    """A checkpoint of the tiny preset with random weights; read only."""
+    from xgem.convert.random_init import random_checkpoint
+
+    root = tmp_path_factory.mktemp("model") / "random"
+    random_checkpoint(root, debug_preset)
+    return root
+
+
+@pytest.fixture(scope="session")
 def chexgen_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A checkpoint of the tiny preset with transformer and ControlNet, with random weights; read only."""
     from xgem.configs.preset import load_preset
@@ -85,6 +97,27 @@ def chexgen_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("model") / "control"
     random_checkpoint(root, load_preset("debug-chexgen"))
     return root
+
+
+class Ran(NamedTuple):
+    """What a command did: its exit code, and what it wrote where."""
+
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def xgem(capsys: pytest.CaptureFixture[str]) -> Callable[..., Ran]:
+    """Runs a command in this process."""
+    from xgem.cli import main
+
+    def run(*arguments: object) -> Ran:
+        code = main([str(argument) for argument in arguments])
+        captured = capsys.readouterr()
+        return Ran(code, captured.out, captured.err)
+
+    return run
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

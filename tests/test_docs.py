@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.test_readme import BLOCK, Block, check_long_command, execute, folder
 from tests.test_readme import BLOCKS as README_BLOCKS
+from tests.test_readme import Block, blocks_of, check_long_command, each, execute, folder
 
 __all__ = ["folder"]
 
@@ -37,48 +37,27 @@ needs_kernel = pytest.mark.skipif(
 )
 
 
-def blocks_of_docs() -> list[Block]:
-    """Every Python and bash block of the pages, in order."""
-    found = []
-    for path in PAGES:
-        text = path.read_text(encoding="utf-8")
-        for match in BLOCK.finditer(text):
-            place = f"{path.relative_to(PROJECT)}:{text[: match.start('code')].count(chr(10)) + 1}"
-            if match["language"] in {"python", "bash"}:
-                found.append(Block(place, match["mark"], match["language"], match["code"]))
-    return found
+BLOCKS = [block for block in blocks_of(*PAGES) if block.language in {"python", "bash"}]
+OWN = [block for block in BLOCKS if block.code not in {one.code for one in README_BLOCKS}]
 
 
-BLOCKS = blocks_of_docs()
-
-
-def marked(mark: str, language: str) -> pytest.MarkDecorator:
-    """Parametrises a test over the blocks with ``mark`` in ``language``, except those that README has too."""
-    there = {block.code for block in README_BLOCKS}
-    chosen = [
-        block for block in BLOCKS if block.mark == mark and block.language == language and block.code not in there
-    ]
-    assert chosen, f"no block of docs is marked {mark} in {language}"
-    return pytest.mark.parametrize("block", chosen, ids=[block.place for block in chosen])
-
-
-@pytest.mark.parametrize("block", BLOCKS, ids=[block.place for block in BLOCKS])
+@each(BLOCKS)
 def test_every_example_of_docs_is_tested(block: Block) -> None:
     assert block.mark in {"run", "dry-run"}
     assert (block.language, block.mark) != ("python", "dry-run")
 
 
-@marked("run", "python")
+@each(OWN, "run", "python")
 def test_python_example_of_docs_runs(block: Block, folder: Path) -> None:
     execute([sys.executable, "-c", block.code], folder)
 
 
-@marked("run", "bash")
+@each(OWN, "run", "bash")
 def test_shell_example_of_docs_runs(block: Block, folder: Path) -> None:
     execute(["bash", "-euo", "pipefail", "-c", block.code], folder)
 
 
-@marked("dry-run", "bash")
+@each(OWN, "dry-run", "bash")
 def test_long_command_of_docs_is_one_that_exists(block: Block, tmp_path: Path) -> None:
     check_long_command(block, tmp_path)
 

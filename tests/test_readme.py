@@ -41,28 +41,28 @@ class Block:
         return [line for line in words if line]
 
 
-def blocks() -> list[Block]:
+def blocks_of(*paths: Path) -> list[Block]:
     """Every fenced block of the documents, in order."""
     found = []
-    for name in ("README.md", "CONTRIBUTING.md"):
-        text = (PROJECT / name).read_text(encoding="utf-8")
+    for path in paths:
+        text = path.read_text(encoding="utf-8")
         for match in BLOCK.finditer(text):
-            line = text[: match.start("code")].count("\n") + 1
-            found.append(Block(f"{name}:{line}", match["mark"], match["language"], match["code"]))
+            place = f"{path.relative_to(PROJECT)}:{text[: match.start('code')].count(chr(10)) + 1}"
+            found.append(Block(place, match["mark"], match["language"], match["code"]))
     return found
 
 
-BLOCKS = blocks()
-
-
-def marked(mark: str, *languages: str) -> pytest.MarkDecorator:
-    """Parametrises a test over the blocks with ``mark`` in one of ``languages``."""
-    chosen = [block for block in BLOCKS if block.mark == mark and block.language in languages]
-    assert chosen, f"no block is marked {mark} in {languages}"
+def each(blocks: list[Block], mark: str | None = None, language: str | None = None) -> pytest.MarkDecorator:
+    """Parametrises a test over the blocks, or over those of a mark and a language."""
+    chosen = [block for block in blocks if mark in (None, block.mark) and language in (None, block.language)]
+    assert chosen, f"no block is marked {mark} in {language}"
     return pytest.mark.parametrize("block", chosen, ids=[block.place for block in chosen])
 
 
-@pytest.mark.parametrize("block", BLOCKS, ids=[block.place for block in BLOCKS])
+BLOCKS = blocks_of(PROJECT / "README.md", PROJECT / "CONTRIBUTING.md")
+
+
+@each(BLOCKS)
 def test_every_example_is_tested(block: Block) -> None:
     assert block.language in {"bash", "python"}
     assert block.mark in {"run", "dry-run"}
@@ -97,12 +97,12 @@ def execute(command: list[str], folder: Path) -> None:
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
 
 
-@marked("run", "python")
+@each(BLOCKS, "run", "python")
 def test_python_example_runs(block: Block, folder: Path) -> None:
     execute([sys.executable, "-c", block.code], folder)
 
 
-@marked("run", "bash")
+@each(BLOCKS, "run", "bash")
 def test_shell_example_runs(block: Block, folder: Path) -> None:
     execute(["bash", "-euo", "pipefail", "-c", block.code], folder)
 
@@ -152,7 +152,7 @@ def check_long_command(block: Block, tmp_path: Path) -> None:
                 assert command[command.index("--preset") + 1] in preset_names()
 
 
-@marked("dry-run", "bash")
+@each(BLOCKS, "dry-run", "bash")
 def test_long_command_is_one_that_exists(block: Block, tmp_path: Path) -> None:
     check_long_command(block, tmp_path)
 

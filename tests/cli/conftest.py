@@ -1,4 +1,4 @@
-"""A tiny checkpoint of random weights, and the command line run in this process."""
+"""Drawn studies, and what commands write of them."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import csv
 import json
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +13,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from xgem.cli import main
-from xgem.configs.preset import load_preset
-from xgem.convert.random_init import random_checkpoint
 from xgem.data.manifest import Manifest
 from xgem.data.rows import Row
 
@@ -29,33 +25,9 @@ STUDIES = 12
 QUICK = ("--bootstrap", 20)
 
 
-@dataclass(frozen=True)
-class Ran:
-    """What a command did: its exit code, and what it wrote where."""
-
-    code: int
-    out: str
-    err: str
-
-
-Xgem = Callable[..., Ran]
-
-
-@pytest.fixture
-def xgem(capsys: pytest.CaptureFixture[str]) -> Xgem:
-    def run(*arguments: object) -> Ran:
-        code = main([str(argument) for argument in arguments])
-        captured = capsys.readouterr()
-        return Ran(code, captured.out, captured.err)
-
-    return run
-
-
 @pytest.fixture(scope="session")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("model") / "random"
-    random_checkpoint(root, load_preset("debug"))
-    return root
+def model(debug_checkpoint: Path) -> Path:
+    return debug_checkpoint
 
 
 @pytest.fixture

@@ -1,9 +1,8 @@
-"""Tiny checkpoints of random weights, a drawn manifest, and ``xgem cohort`` run in this process."""
+"""Tiny checkpoints of random weights, plans of them, and a drawn manifest."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,46 +11,20 @@ import pytest
 import yaml
 from PIL import Image
 
-from xgem.cli import main
-from xgem.configs.preset import load_preset
-from xgem.convert.random_init import random_checkpoint
 from xgem.data.annotations import Box
 from xgem.data.manifest import Manifest
 from xgem.data.rows import Row
 
 
-@dataclass(frozen=True)
-class Ran:
-    """What a command did: its exit code, and what it wrote where."""
-
-    code: int
-    out: str
-    err: str
-
-
-@pytest.fixture
-def xgem(capsys: pytest.CaptureFixture[str]) -> Callable[..., Ran]:
-    def run(*arguments: object) -> Ran:
-        code = main([str(argument) for argument in arguments])
-        captured = capsys.readouterr()
-        return Ran(code, captured.out, captured.err)
-
-    return run
+@pytest.fixture(scope="session")
+def model(debug_checkpoint: Path) -> Path:
+    return debug_checkpoint
 
 
 @pytest.fixture(scope="session")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("model") / "random"
-    random_checkpoint(root, load_preset("debug"))
-    return root
-
-
-@pytest.fixture(scope="session")
-def control(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def control(chexgen_checkpoint: Path) -> Path:
     """A model of frontals alone that takes demographics and annotations."""
-    root = tmp_path_factory.mktemp("control") / "steered"
-    random_checkpoint(root, load_preset("debug-chexgen"))
-    return root
+    return chexgen_checkpoint
 
 
 @pytest.fixture

@@ -1,3 +1,5 @@
+"""Control by annotations: a painter that obeys its request is told from one that ignores it."""
+
 from __future__ import annotations
 
 from collections.abc import Mapping
@@ -7,28 +9,22 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
-from scipy.stats import pearsonr, spearmanr
 
 from xgem.configs.components import TransformConfig
 from xgem.data.annotations import Box
-from xgem.data.augment import small_moves
-from xgem.data.outlines import Outlines, united
+from xgem.data.outlines import united
 from xgem.data.study import Study
 from xgem.eval.families.control import KINDS, evaluate, permuted
 from xgem.eval.families.requests import Annotated, Judges, Requested
 from xgem.eval.record import FamilyResult, Metric
-from xgem.judges import segmenter as shapes
 from xgem.judges.classifier import ClassifierConfig, train_classifier
 from xgem.judges.judge import OwnJudge
-from xgem.judges.segmenter import SegmenterConfig, train_segmenter
-from xgem.metrics import spatial
+from xgem.judges.segmenter import SegmenterConfig
 from xgem.metrics.agreement import coarse
 from xgem.metrics.bootstrap import Bootstrap
-from xgem.metrics.correlation import compare_correlation, correlation
 from xgem.pipeline.embedding import PromptEncoders
-from xgem.types import InputError, NotComputed
+from xgem.types import NotComputed
 
 SIZE = 32
 TRAINED, JUDGED = 96, 24
@@ -255,130 +251,6 @@ def test_a_structure_that_is_rarely_outlined_is_left_out(world: World) -> None:
     found = evaluate("mask", rare, replace(judges, segmenter=replace(judges.segmenter, epochs=1)))
     assert {metric.of for metric in found.metrics if metric.value is not None} == {"lungs"}
     assert "expected at least 5 and 16" in found["dice/heart"].reason
-
-
-def square(rng: np.random.Generator, count: int) -> tuple[np.ndarray, np.ndarray]:
-    images = rng.integers(60, 120, (count, SIZE, SIZE), dtype=np.uint8)
-    masks = np.zeros((count, 1, SIZE, SIZE), dtype=bool)
-    for image, mask in zip(images, masks[:, 0], strict=True):
-        y, x = rng.integers(4, 16, 2)
-        mask[y : y + 12, x : x + 12] = True
-        image[mask] += 100
-    return images, masks
-
-
-def test_segmenter_is_cached_by_content(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    images, masks = square(np.random.default_rng(0), 32)
-    outlines = Outlines(("square",), masks, np.ones((32, 1), dtype=bool))
-    config = SegmenterConfig(width=8, epochs=10)
-    torch.manual_seed(5)
-    expected = torch.rand(3)
-    torch.manual_seed(5)
-    first = train_segmenter(images, outlines, config=config, cache=tmp_path)
-    assert torch.equal(torch.rand(3), expected), "the random state outside is left alone"
-    test, truth = square(np.random.default_rng(1), 16)
-    dice, iou = spatial.overlaps(first.masks(test)[:, 0], truth[:, 0])
-    assert np.diag(dice).mean() > 0.9
-    assert np.diag(iou).mean() > 0.8
-    assert train_segmenter(images, outlines, config=config).hash == first.hash
-
-    def fail(*_: Any, **__: Any) -> None:
-        raise AssertionError("trained again")
-
-    monkeypatch.setattr(shapes, "fit", fail)
-    again = train_segmenter(images, outlines, config=config, cache=tmp_path)
-    assert again.hash == first.hash
-    np.testing.assert_array_equal(again.masks(test), first.masks(test))
-    with pytest.raises(AssertionError, match="trained again"):
-        train_segmenter(images, Outlines(("square",), ~masks, outlines.known), config=config, cache=tmp_path)
-
-
-def test_unknown_masks_have_no_say() -> None:
-    images, masks = square(np.random.default_rng(0), 16)
-    known = np.arange(16)[:, None] % 2 == 0
-    config = SegmenterConfig(width=8, epochs=1)
-    wrong = np.where(known[..., None, None], masks, ~masks)
-    hashes = {train_segmenter(images, Outlines(("a",), one, known), config=config).hash for one in (masks, wrong)}
-    assert len(hashes) == 1
-    everything = Outlines(("a",), wrong, np.ones_like(known))
-    assert train_segmenter(images, everything, config=config).hash not in hashes
-
-
-def test_segmenter_refuses_what_it_cannot_use() -> None:
-    images, masks = square(np.random.default_rng(0), 16)
-    outlines = Outlines(("a",), masks, np.ones((16, 1), dtype=bool))
-    with pytest.raises(InputError, match=r"expected \(n, k, s, s\)"):
-        train_segmenter(images[:8], outlines)
-    with pytest.raises(InputError, match="divisible by 16"):
-        train_segmenter(images[:, :30, :30], replace(outlines, masks=masks[..., :30, :30]))
-    with pytest.raises(InputError, match="at least one batch"):
-        train_segmenter(images, outlines, config=SegmenterConfig(batch_size=32))
-
-
-def test_augmentation_never_mirrors() -> None:
-    torch.manual_seed(0)
-    grid = small_moves(torch.zeros(2000, 1, 8, 8))
-    assert (grid[:, :, 1:, 0] > grid[:, :, :-1, 0]).all()
-    assert (grid[:, 1:, :, 1] > grid[:, :-1, :, 1]).all()
-
-
-def test_overlaps_by_hand() -> None:
-    found, asked = np.zeros((2, 4, 4), dtype=bool), np.zeros((2, 4, 4), dtype=bool)
-    found[0, :2], asked[0, 1:3], asked[1, 0] = True, True, True
-    dice, iou = spatial.overlaps(found, asked)
-    np.testing.assert_allclose(dice, [[0.5, 2 / 3], [0, 0]])
-    np.testing.assert_allclose(iou, [[1 / 3, 0.5], [0, 0]])
-    with pytest.raises(InputError, match="is empty"):
-        spatial.overlaps(asked, found)
-
-
-def test_places_of_boxes() -> None:
-    box = Box("mass", 0.25, 0.5, 0.25, 0.25)
-    inside = spatial.region(box, 16)
-    assert np.argwhere(inside).min(axis=0).tolist() == [8, 4]
-    assert inside.sum() == 16
-    assert spatial.ring(box, 16).sum() == 36 - 16
-    assert np.argwhere(spatial.mirrored(box, 16)).min(axis=0).tolist() == [8, 8]
-    assert not (spatial.ring(box, 16) & inside).any()
-    assert not spatial.mirrored(Box("cardiomegaly", 0.25, 0.5, 0.5, 0.25), 16).any()
-    assert spatial.region(Box("nodule", 0.999, 0.5, 0.001, 0.001), 16).sum() == 1
-
-
-def test_contrast_and_response_are_those_of_the_box() -> None:
-    boxes = [[Box("nodule", 0.25, 0.25, 0.25, 0.25)], [Box("nodule", 0.25, 0.5, 0.5, 0.25)]]
-    images = np.full((2, 16, 16), 100, dtype=np.uint8)
-    images[0, spatial.region(boxes[0][0], 16)] += 51
-    scores = spatial.contrasts(images, boxes, spatial.ring)
-    assert scores[0, 0] == pytest.approx(0.2)
-    assert scores[1].tolist() == pytest.approx([0, 0])
-    other = spatial.contrasts(images, boxes, spatial.mirrored)
-    assert other[0, 0] == pytest.approx(0.2)
-    assert np.isnan(other[:, 1]).all(), "a box across the middle has no other side"
-
-    def logits(shown: np.ndarray) -> np.ndarray:
-        return np.stack([np.zeros(len(shown)), shown[:, 4:8, 4:8].mean(axis=(1, 2))], axis=1)
-
-    known = [[(box, 1) for box in own] for own in boxes]
-    found = spatial.responses(images, known, logits)
-    assert found[0, 0] > 20
-    assert found[0, 1] == found[1, 0] == found[1, 1] == 0
-
-
-def test_correlation_is_scipys_on_every_resampling() -> None:
-    rng = np.random.default_rng(0)
-    x = rng.integers(0, 6, 15).astype(float)
-    y = x + rng.normal(0, 2, 15).round()
-    bootstrap = Bootstrap(15, draws=20)
-    for ranks, reference in ((False, pearsonr), (True, spearmanr)):
-        found = correlation(x, y, bootstrap, ranks=ranks)
-        for weights, value in zip(bootstrap.weights, [found.value, *found.draws], strict=True):
-            rows = np.repeat(np.arange(15), weights.astype(int))
-            expected: Any = reference(x[rows], y[rows])
-            assert value == pytest.approx(expected.statistic)
-    assert np.isnan(correlation(x, np.ones(15), bootstrap).value)
-    compared = compare_correlation(x, y, bootstrap, permutations=200)
-    assert compared.difference.estimate().low > 0
-    assert compared.shuffled.value == pytest.approx(0, abs=0.12)
 
 
 def test_permutation_test_of_nothing_and_of_something() -> None:

@@ -12,8 +12,6 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from xgem.cli.evaluate import app
-from xgem.configs.preset import load_preset
-from xgem.convert.random_init import random_checkpoint
 from xgem.data.manifest import Manifest, Row
 from xgem.eval.schema import read_record
 from xgem.types import InputError, OutputError
@@ -51,11 +49,9 @@ def manifest(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("model") / "random"
-    random_checkpoint(root, load_preset("debug"))
-    return root
+@pytest.fixture(scope="session")
+def model(debug_checkpoint: Path) -> Path:
+    return debug_checkpoint
 
 
 def run(command: str, model: Path, manifest: Path, out: Path, *more: str) -> dict[str, Any]:

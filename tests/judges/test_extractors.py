@@ -322,23 +322,13 @@ def test_biovil_t_names_the_file_that_is_missing(biovil: Path, file: str) -> Non
 # xgem's own
 
 
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from xgem.configs.preset import load_preset
-    from xgem.convert.random_init import random_checkpoint
-
-    folder = tmp_path_factory.mktemp("xgem") / "model"
-    random_checkpoint(folder, load_preset("debug"))
-    return folder
-
-
-def test_prompt_encoder_of_a_checkpoint(checkpoint: Path, images: Images) -> None:
-    extractor = open_extractor(f"xgem:{checkpoint}/frontal")
+def test_prompt_encoder_of_a_checkpoint(debug_checkpoint: Path, images: Images) -> None:
+    extractor = open_extractor(f"xgem:{debug_checkpoint}/frontal")
     checked(extractor, images, extractor.dim)
     assert extractor.texts(["Clear lungs.", "Large effusion."]).shape == (2, extractor.dim)
-    assert extractor.weights != open_extractor(f"xgem:{checkpoint}/lateral").name
+    assert extractor.weights != open_extractor(f"xgem:{debug_checkpoint}/lateral").name
     with pytest.raises(InputError, match="image modalities frontal, lateral"):
-        open_extractor(f"xgem:{checkpoint}/report")
+        open_extractor(f"xgem:{debug_checkpoint}/report")
     with pytest.raises(InputError, match="expected xgem:MODEL/MODALITY"):
         open_extractor("xgem:frontal")
 

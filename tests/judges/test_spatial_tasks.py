@@ -29,6 +29,12 @@ SIZE = 64
 CPU = torch.device("cpu")
 
 
+def small(task: str, steps: int, learning_rate: float, *, batch_size: int = 8, **others: Any) -> UtilitySettings:
+    """Settings with which a small network learns the squares in seconds."""
+    training = Stage(steps=steps, batch_size=batch_size, learning_rate=learning_rate, schedule="one_cycle")
+    return UtilitySettings(task, "small", SIZE, training, draws=50, **others)
+
+
 def squares(folder: Path, name: str, n: int, seed: int, *, empty: float = 0.0) -> tuple[EvalSet, dict[str, Study]]:
     """A bright square is the finding: its mask, its box, and half its side the severity."""
     rng = np.random.default_rng(seed)
@@ -154,15 +160,7 @@ def test_average_precision_is_that_of_pycocotools() -> None:
 def test_detects_a_planted_square(tmp_path: Path) -> None:
     training, studies = squares(tmp_path, "training", 48, 0)
     test, more = squares(tmp_path, "test", 24, 1)
-    settings = UtilitySettings(
-        "detection",
-        "small",
-        SIZE,
-        Stage(steps=90, batch_size=8, learning_rate=3e-3, schedule="one_cycle"),
-        width=8,
-        draws=50,
-    )
-    task = Detection(settings, ["mass"], studies | more)
+    task = Detection(small("detection", 90, 3e-3, width=8), ["mass"], studies | more)
     images = ImageStore(SIZE)
     images.add(training)
     images.add(test)
@@ -200,16 +198,7 @@ def test_generations_are_segmented_by_the_mask_that_they_were_asked_with(tmp_pat
             for k, (item, row) in enumerate(zip(synthetic.items, rows, strict=True))
         ]
         sets[name] = EvalSet(name, tuple(items))
-    settings = UtilitySettings(
-        "segmentation",
-        "small",
-        SIZE,
-        Stage(steps=40, batch_size=8, learning_rate=5e-3, schedule="one_cycle"),
-        width=6,
-        absent="empty",
-        runs=1,
-        draws=50,
-    )
+    settings = small("segmentation", 40, 5e-3, width=6, absent="empty", runs=1)
     task = Segmentation(settings, ["pneumothorax"], studies | more)
     asked = [study.id for study in annotated(sets["wrong"], studies) if study]
     assert asked == [synthetic.items[row].id for row in order]
@@ -269,16 +258,7 @@ def test_severity_is_learnt_in_its_own_unit(tmp_path: Path) -> None:
     sets: Mapping[str, EvalSet] = {
         name: squares(tmp_path, name, n, seed)[0] for seed, (name, n) in enumerate((("real", 80), ("test", 40)))
     }
-    settings = UtilitySettings(
-        "severity",
-        "small",
-        SIZE,
-        Stage(steps=100, batch_size=16, learning_rate=3e-3, schedule="one_cycle"),
-        width=6,
-        augment=False,
-        runs=1,
-        draws=50,
-    )
+    settings = small("severity", 100, 3e-3, batch_size=16, width=6, augment=False, runs=1)
     task = Severity(settings)
     tested = run_protocols(task, suite("augmentation", sets["real"], sets["real"])[:1], [sets["real"]], sets["test"])
     found = tested.measures("real", tested.bootstrap())[0]

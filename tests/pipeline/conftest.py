@@ -1,4 +1,4 @@
-"""A tiny checkpoint of random weights, its pipeline, and images to give it."""
+"""The pipeline of a tiny checkpoint, and images to give it."""
 
 from __future__ import annotations
 
@@ -9,8 +9,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from xgem.configs.preset import load_preset
-from xgem.convert.random_init import random_checkpoint
 from xgem.pipeline.pipeline import XgemPipeline
 
 QUICK: dict[str, Any] = {"num_inference_steps": 2, "progress": False}
@@ -25,11 +23,9 @@ def radiograph(seed: int = 0, size: int = 64) -> np.ndarray:
     return (0.5 + 0.2 * np.sin(5 * x + phase[0]) + 0.2 * np.cos(7 * y + phase[1] + 3 * x)).astype(np.float32)
 
 
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("model") / "random"
-    random_checkpoint(root, load_preset("debug"))
-    return root
+@pytest.fixture(scope="session")
+def checkpoint(debug_checkpoint: Path) -> Path:
+    return debug_checkpoint
 
 
 @pytest.fixture(scope="module")

@@ -18,8 +18,6 @@ import xgem
 from xgem.cli import main
 from xgem.cohort.check import options as planned
 from xgem.cohort.plan import Plan
-from xgem.configs.preset import load_preset
-from xgem.convert.random_init import random_checkpoint
 from xgem.pipeline import pipeline as pipeline_module
 from xgem.pipeline.generation import read_metadata
 from xgem.pipeline.metadata import FORMAT, upgraded
@@ -74,13 +72,6 @@ VALUES: dict[str, Any] = {
     ),
 }
 """A value of each option that is not its default (but for ``device``, which has one here)."""
-
-
-@pytest.fixture(scope="module")
-def pipeline(tmp_path_factory: pytest.TempPathFactory) -> XgemPipeline:
-    root = tmp_path_factory.mktemp("model") / "random"
-    random_checkpoint(root, load_preset("debug"))
-    return XgemPipeline.from_pretrained(root, device="cpu")
 
 
 @pytest.fixture

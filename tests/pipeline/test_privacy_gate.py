@@ -32,13 +32,6 @@ def smooth(n: int, seed: int) -> np.ndarray:
     return np.stack([np.asarray(Image.fromarray(one).resize((32, 32), Image.Resampling.BICUBIC)) for one in small])
 
 
-@pytest.fixture(scope="module")
-def pipeline(tmp_path_factory: pytest.TempPathFactory) -> XgemPipeline:
-    root = tmp_path_factory.mktemp("model") / "random"
-    random_checkpoint(root, load_preset("debug"))
-    return XgemPipeline.from_pretrained(root, device="cpu")
-
-
 def manifest_of(folder: Path, images: dict[str, list[np.ndarray]]) -> Path:
     rows: list[Row] = []
     for split, found in images.items():

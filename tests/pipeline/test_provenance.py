@@ -29,13 +29,6 @@ def write_image(path: Path, seed: int = 0) -> Path:
 
 
 @pytest.fixture(scope="module")
-def pipeline(tmp_path_factory: pytest.TempPathFactory) -> XgemPipeline:
-    root = tmp_path_factory.mktemp("model") / "random"
-    random_checkpoint(root, load_preset("debug"))
-    return XgemPipeline.from_pretrained(root, device="cpu")
-
-
-@pytest.fixture(scope="module")
 def made(pipeline: XgemPipeline, tmp_path_factory: pytest.TempPathFactory) -> Generation:
     path = write_image(tmp_path_factory.mktemp("input") / "f.png")
     return pipeline({"frontal": path}, ["lateral", "report"], seed=7, guidance_scale={"report": 3}, **QUICK)
