@@ -47,6 +47,15 @@ def data_dir() -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def cases() -> Path:
+    """Made-up inputs that users of neighbouring projects met; the test is skipped where they are absent."""
+    folder = real_data().parent / "cases"
+    if not folder.is_dir():
+        pytest.skip("no folder of cases beside the real studies: set XGEM_DATA")
+    return folder
+
+
 @pytest.fixture(autouse=True)
 def same_random_numbers() -> None:
     """Seeds every generator of the process, and keeps torch (once it is imported) to one thread."""

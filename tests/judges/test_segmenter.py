@@ -74,7 +74,7 @@ def test_segmenter_refuses_what_it_cannot_use() -> None:
         train_segmenter(images[:8], outlines)
     with pytest.raises(InputError, match="divisible by 16"):
         train_segmenter(images[:, :30, :30], replace(outlines, masks=masks[..., :30, :30]))
-    with pytest.raises(InputError, match="at least a batch"):
+    with pytest.raises(InputError, match="at least one batch"):
         train_segmenter(images, outlines, config=SegmenterConfig(batch_size=32))
 
 

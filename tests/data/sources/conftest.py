@@ -49,7 +49,9 @@ def masks(tmp_path: Path, chest) -> Path:
         image(source / "images" / name, chest)
     (source / "masks").mkdir()
     for number in range(5):
-        Image.new("1", (40, 40), number % 2).save(source / "masks" / f"m{number}.png")
+        mask = Image.new("1", (40, 40))
+        mask.paste(1, (8, 8, 20 + number, 20))
+        mask.save(source / "masks" / f"m{number}.png")
     (source / "masks.csv").write_text(MASKS)
     return source
 

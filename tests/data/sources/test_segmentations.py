@@ -11,7 +11,7 @@ from tests.data.sources.conftest import MASKS
 from xgem.data.manifest import Manifest, split_of
 from xgem.data.sources import segmentations
 from xgem.data.sources.cases import case_of
-from xgem.data.sources.tables import read_table
+from xgem.data.tables import read_table
 from xgem.types import DataError
 
 
@@ -58,7 +58,7 @@ def test_segmentations_refusals(masks: Path, tmp_path: Path, old: str, new: str,
 
 
 def test_segmentations_refuse_files_that_are_no_masks(masks: Path, tmp_path: Path):
-    Image.new("1", (40, 39)).save(masks / "masks/m1.png")
+    Image.new("1", (40, 39), 1).save(masks / "masks/m1.png")
     with pytest.raises(DataError, match=r"m1\.png: a mask of \(40, 39\) pixels for an image of \(40, 40\)"):
         segmentations.prepare(masks, tmp_path / "m.jsonl")
     (masks / "masks/m1.png").write_bytes(b"no PNG")
@@ -85,7 +85,7 @@ def test_real_segmentations(data_dir: Path, tmp_path: Path):
         "device": 62,
     }
     pages: dict[str, set[str]] = {}
-    for record in read_table(data_dir / "segmentations/masks.csv", "image", "image_url"):
+    for record in read_table(data_dir / "segmentations/masks.csv", "image", "image_url").rows:
         pages.setdefault(record["image_url"], set()).add(case_of(Path(record["image"]).stem))
     assert [page for page, subjects in pages.items() if len(subjects) > 1] == []
     assert 10 <= sum(row.split == "val" for row in made.rows) <= 30

@@ -32,7 +32,7 @@ def test_severity(brixia: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
     ("old", "new", "words"),
     [
         ("18,17", "19,17", r"a\.v1\.jpeg has scores \[19\.0, 17\.0\]; expected 0 to 18"),
-        ("18,17", "nan,17", "expected 0 to 18"),
+        ("18,17", "nan,17", r"S-Global of a\.v1\.jpeg is ''; expected a number"),
         ("18,17", ",17", r"S-Global of a\.v1\.jpeg is ''; expected a number"),
         ("J-Global", "J", "column 'J-Global'"),
         (BRIXIA[BRIXIA.index("a.v1") :], "gone.jpg,1,2,3\n", "none of its 1 images is in"),

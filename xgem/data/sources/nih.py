@@ -6,13 +6,14 @@ Two layouts are read:
 
 * ``labels.csv`` (file, patient_id, age, sex, view, labels) + ``images/``; ``boxes.csv`` there (file, label, x, y, w, h
   in shares of width and height) gives boxes;
-* the original ``Data_Entry_2017*.csv`` + folders of PNG; ``test_list.txt`` there gives the test split, and
-  ``BBox_List_2017.csv`` (in pixels of 1024 x 1024) boxes.
+* the original ``Data_Entry_2017*.csv`` (with "Patient Gender" or, since 2020, "Patient Sex") + folders of PNG;
+  ``test_list.txt`` there gives the test split, and ``BBox_List_2017*.csv`` (in pixels of 1024 x 1024) boxes.
 
 Decisions: every image is a study of its own, all of them frontal (PA and AP); the subject is the patient. Splits are
 by patient: the published test list where it lies in the folder, otherwise (and for train and val) a fixed hash of the
-patient. Labels keep the source's names with blanks for underscores ("Pleural Thickening"); "No Finding" stays. There
-are no reports. Ages that cannot be ("414") are unknown. Listed images that are not there are an error in the first
+patient. Names in the test list and in the table of boxes may carry folders and other endings; one that names no listed
+image is an error. Labels keep the source's names with blanks for underscores ("Pleural Thickening"); "No Finding" stays.
+There are no reports. Ages that cannot be ("414") are unknown. Listed images that are not there are an error in the first
 layout and are skipped with a warning in the original, whose archives are mostly unpacked in part; so are boxes of
 images that are not listed, without the warning.
 """
@@ -22,11 +23,13 @@ from __future__ import annotations
 import logging
 from collections import defaultdict
 from collections.abc import Mapping, Set
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from xgem.data.annotations import Box
+from xgem.data.image_files import ImageFiles
 from xgem.data.manifest import Manifest, Row, Split, place, split_of
-from xgem.data.sources.tables import image_files, make_row, number_of, read_table, sex_of, write_manifest, years_of
+from xgem.data.sources.rows import make_row, write_manifest
+from xgem.data.tables import number_of, read_table, sex_of, years_of
 from xgem.types import DataError, InputError
 
 logger = logging.getLogger(__name__)
@@ -50,11 +53,12 @@ def prepare(source_dir: Path, out: Path) -> Manifest:
         table, columns = source / "labels.csv", ("file", "patient_id", "age", "sex", "labels")
     elif original:
         table = original[0]
-        columns = ("Image Index", "Patient ID", "Patient Age", "Patient Gender", "Finding Labels")
+        sex = "Patient Sex" if "Patient Sex" in read_table(table).header else "Patient Gender"
+        columns = ("Image Index", "Patient ID", "Patient Age", sex, "Finding Labels")
     else:
         raise DataError(f"{source}: not a ChestX-ray14 folder; expected labels.csv or Data_Entry_2017.csv")
-    records = read_table(table, *columns)
-    places = image_files(source)
+    records = read_table(table, *columns).rows
+    places = ImageFiles(source).found((record[columns[0]] for record in records), any_ending=True)
     missing = [record[columns[0]] for record in records if record[columns[0]] not in places]
     if missing and (not original or len(missing) == len(records)):
         raise DataError(f"{table}: {len(missing)} images are not in {source}, the first is {missing[0]}")
@@ -99,24 +103,43 @@ def _test_patients(source: Path, patients: Mapping[str, str]) -> frozenset[str] 
     listed = source / "test_list.txt"
     if not listed.is_file():
         return None
-    return frozenset(patients[name] for name in listed.read_text(encoding="utf-8").split() if name in patients)
+    of_stem = {_stem(name): patient for name, patient in patients.items()}
+    names = listed.read_text(encoding="utf-8-sig").split()
+    tested = frozenset(of_stem[_stem(name)] for name in names if _stem(name) in of_stem)
+    if not tested:
+        raise DataError(f"{listed}: none of its {len(names)} images is in the table of labels; correct or remove it")
+    return tested
+
+
+def _stem(name: str) -> str:
+    """An image's name without folders and ending."""
+    return PurePosixPath(name.replace("\\", "/")).stem
 
 
 def _boxes(source: Path, listed: Set[str]) -> dict[str, list[Box]]:
-    """Boxes by image from either layout's table; none where it has none."""
+    """Boxes by image, from either layout's table; none where it has none."""
     original = not (source / "labels.csv").is_file()
-    # The header's "Bbox [x,y,w,h]" is four cells.
+    # The original's header "Bbox [x,y,w,h]" is four cells
     columns = ("Image Index", "Finding Label", "Bbox [x", "y", "w", "h]") if original else ("file", "label", *"xywh")
-    table = source / ("BBox_List_2017.csv" if original else "boxes.csv")
+    table = next(iter(sorted(source.glob("BBox_List_2017*.csv" if original else "boxes.csv"))), None)
+    if table is None:
+        return {}
+    of_stem = {_stem(name): name for name in listed}
     boxes: dict[str, list[Box]] = defaultdict(list)
-    for record in read_table(table, *columns) if table.is_file() else ():
+    for record in read_table(table, *columns).rows:
         name, label, *sides = (record[column] for column in columns)
-        if name in listed:
-            x, y, w, h = (number_of(side, f"{table}: a box of {name}") / (_PIXELS if original else 1) for side in sides)
-            try:
-                boxes[name].append(Box(label.strip().lower(), x, y, w, h))
-            except InputError as error:
-                raise DataError(f"{table}: image {name}: {error}") from None
-        elif not original:
-            raise DataError(f"{table}: a box of {name}, which labels.csv does not list; add it there or drop the box")
+        image = of_stem.get(_stem(name))
+        if image is None:
+            if not original:
+                raise DataError(
+                    f"{table}: a box of {name}, which labels.csv does not list; add it there or drop the box"
+                )
+            continue
+        x, y, w, h = (number_of(side, f"{table}: a box of {name}") / (_PIXELS if original else 1) for side in sides)
+        try:
+            boxes[image].append(Box(label.strip().lower(), x, y, w, h))
+        except InputError as error:
+            raise DataError(f"{table}: image {name}: {error}") from None
+    if not boxes:
+        raise DataError(f"{table}: none of its boxes is of an image in the table of labels; correct or remove it")
     return boxes

@@ -26,13 +26,15 @@ from __future__ import annotations
 import logging
 import re
 import xml.etree.ElementTree as ElementTree
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 
 from xgem.data.cleaning import clean_report
+from xgem.data.image_files import ImageFiles
 from xgem.data.manifest import Manifest, Row, place, split_of
-from xgem.data.sources.tables import image_files, read_table, write_manifest
+from xgem.data.sources.rows import make_row, write_manifest
+from xgem.data.tables import read_table, split_of_name
 from xgem.labels.vocabulary import is_silent
 from xgem.types import DataError
 
@@ -82,6 +84,7 @@ def prepare(source_dir: Path, out: Path) -> Manifest:
             "indiana_reports.csv, or NLMCXR_png + ecgen-radiology"
         )
     root = Path(out).resolve().parent
+    _check_join(source, {image.uid for image in images}, reports.keys())
     rows = list(_rows(images, reports, root))
     if not rows:
         raise DataError(f"{source}: no images and no reports found")
@@ -138,14 +141,25 @@ def _rows(images: Sequence[_Image], reports: Mapping[str, _Report], root: Path) 
             "licence": LICENCE,
         }
         if not study_images:
-            yield Row.model_validate(common)
+            yield make_row(f"study {uid}", **common)
         for image in study_images:
-            yield Row.model_validate(common | {"view": image.view, "file": place(image.file, root)})
+            yield make_row(f"study {uid}", **common, view=image.view, file=place(image.file, root))
+
+
+def _check_join(source: Path, images: Set[str], reports: Set[str]) -> None:
+    """Refuse images and reports whose study ids have nothing in common: "1" in one table is "1.0" in the other."""
+    if images and reports and not images & reports:
+        raise DataError(
+            f"{source}: no study id of the images is among those of the reports, {min(images)!r} for one against "
+            f"{min(reports)!r}; write them alike in both tables"
+        )
+    if alone := images - reports:
+        logger.warning("openi: %d of %d studies with images have no report", len(alone), len(images))
 
 
 def _read_reports(path: Path) -> dict[str, _Report]:
     reports: dict[str, _Report] = {}
-    for row in read_table(path, "uid", "Problems", "findings", "impression"):
+    for row in read_table(path, "uid", "Problems", "findings", "impression").rows:
         if row["uid"] in reports:
             raise DataError(f"{path}: study {row['uid']} is listed twice")
         reports[row["uid"]] = _Report(row["Problems"].split(";"), row["findings"], row["impression"])
@@ -156,24 +170,28 @@ def _listed(source: Path, path: Path) -> list[_Image]:
     """Images listed by either kind of CSV; columns (uid, view, file, split) or (uid, filename, projection)."""
     ours = path.name == "images.csv"
     file, view = ("file", "view") if ours else ("filename", "projection")
-    places = image_files(source)
+    files = ImageFiles(source)
     images: list[_Image] = []
-    for row in read_table(path, "uid", file, view):
+    for row in read_table(path, "uid", file, view).rows:
         name = row[file]
-        if name not in places:
+        found = files.find(name) if name else None
+        if found is None:
             raise DataError(f"{path}: image {name} of study {row['uid']} is not in {source}")
         if row[view].lower() not in ("frontal", "lateral"):
             raise DataError(f"{path}: image {name} has view {row[view]!r}; expected frontal or lateral")
-        images.append(_Image(row["uid"], row[view].lower(), places[name], row.get("split") or None))
+        split = row.get("split") or None
+        if split is not None and split_of_name(split) is None:
+            raise DataError(f"{path}: image {name} is in split {split!r}; expected train, val or test")
+        images.append(_Image(row["uid"], row[view].lower(), found, split_of_name(split or "")))
     return images
 
 
 def _read_xml(source: Path) -> tuple[list[_Image], dict[str, _Report]]:
-    places = {path.stem: path for path in image_files(source).values()}
+    files = ImageFiles(source)
     known = source / "indiana_projections.csv"
     views: dict[str, str] = {}
     if known.is_file():
-        for row in read_table(known, "uid", "filename", "projection"):
+        for row in read_table(known, "uid", "filename", "projection").rows:
             stem = row["filename"].removesuffix(".png").removesuffix(".dcm")
             # "1_IM-0001-4001.dcm.png" there is "CXR1_1_IM-0001-4001.png" in the original.
             views[f"CXR{row['uid']}_{stem}"] = row["projection"].lower()
@@ -194,10 +212,11 @@ def _read_xml(source: Path) -> tuple[list[_Image], dict[str, _Report]]:
         reports[uid] = _Report(problems, texts.get("FINDINGS", ""), texts.get("IMPRESSION", ""))
         for node in root.iter("parentImage"):
             stem = node.get("id") or ""
-            if stem not in places:
+            found = files.find(f"{stem}.png", any_ending=True)
+            if found is None:
                 raise DataError(f"{path}: image {stem} is not in {source}; unpack NLMCXR_png there")
             view = views.get(stem) or _view_from_caption(node.findtext("caption") or "")
-            images.append(_Image(uid, view, places[stem]))
+            images.append(_Image(uid, view, found))
     return images, reports
 
 

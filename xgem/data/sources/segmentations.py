@@ -11,15 +11,18 @@ of them to val.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from xgem.data.annotation_files import read_masks
+from xgem.data.image_files import ImageFiles, image_size
 from xgem.data.manifest import Manifest, Row, place
 from xgem.data.sources.cases import case_of
-from xgem.data.sources.tables import image_files, image_size, make_case, read_table, sex_of, write_manifest, years_of
+from xgem.data.sources.rows import make_case, write_manifest
+from xgem.data.tables import read_table, sex_of, years_of
 from xgem.labels.spatial import STRUCTURES
-from xgem.types import DataError
+from xgem.types import DataError, InputError
 
 SOURCE = "segmentations"
 LICENCE = "masks CC BY 4.0, image {}"
@@ -68,13 +71,13 @@ def prepare(source_dir: Path, out: Path, masks_of: MaskSet = SET) -> Manifest:
     table = source / "masks.csv"
     if not table.is_file():
         raise DataError(f"{source}: not a folder of masks; expected masks.csv, images and masks in it")
-    outlined: dict[str, list[dict[str, str]]] = {}
-    for record in read_table(table, "image", "mask", "structure", *_IMAGE_COLUMNS):
+    outlined: dict[str, list[Mapping[str, str]]] = {}
+    for record in read_table(table, "image", "mask", "structure", *_IMAGE_COLUMNS).rows:
         outlined.setdefault(record["image"], []).append(record)
     if not outlined:
         raise DataError(f"{table}: lists no masks; expected one a row")
     root = Path(out).resolve().parent
-    images, masks = image_files(source / "images"), image_files(source / "masks")
+    images, masks = ImageFiles(source / "images"), ImageFiles(source / "masks")
     rows = (_row(masks_of, table, records, images, masks, root) for _, records in sorted(outlined.items()))
     return write_manifest(rows, root, out)
 
@@ -82,14 +85,15 @@ def prepare(source_dir: Path, out: Path, masks_of: MaskSet = SET) -> Manifest:
 def _row(
     masks_of: MaskSet,
     table: Path,
-    records: list[dict[str, str]],
-    images: Mapping[str, Path],
-    masks: Mapping[str, Path],
+    records: Sequence[Mapping[str, str]],
+    images: ImageFiles,
+    masks: ImageFiles,
     root: Path,
 ) -> Row:
     first = records[0]
     name = first["image"]
-    if name not in images:
+    image = images.find(name)
+    if image is None:
         raise DataError(f"{table}: image {name!r} is not in images; put it there or take out its rows")
     for column in _IMAGE_COLUMNS:
         if len(values := {record[column] for record in records}) > 1:
@@ -98,19 +102,23 @@ def _row(
         raise DataError(f"{table}: image {name} has view {first['view']!r}; expected PA or AP")
     outlines: dict[str, list[str]] = {}
     for structure, mask in _outlines(table, records, masks_of.structures):
-        if mask not in masks:
+        file = masks.find(mask)
+        if file is None:
             raise DataError(f"{table}: mask {mask!r} of {name} is not in masks; put it there or take out its row")
-        size, expected = image_size(masks[mask]), image_size(images[name])
-        if size != expected:
-            raise DataError(f"{masks[mask]}: a mask of {size} pixels for an image of {expected}; make them equal")
-        outlines.setdefault(structure, []).append(place(masks[mask], root))
+        try:
+            height, width = read_masks({structure: file}, (structure,)).masks[structure].shape
+        except InputError as error:
+            raise DataError(f"{table}: mask {mask!r} of {name}: {error}") from None
+        if (width, height) != (expected := image_size(image)):
+            raise DataError(f"{file}: a mask of {(width, height)} pixels for an image of {expected}; make them equal")
+        outlines.setdefault(structure, []).append(place(file, root))
     stem = Path(name).stem
     return make_case(
         f"{table}: image {name}",
         masks_of.source,
         stem,
         masks_of.subject(stem),
-        file=place(images[name], root),
+        file=place(image, root),
         labels=tuple(dict.fromkeys(label.strip() for label in first["finding"].split(",") if label.strip())),
         age=years_of(first["age"]),
         sex=sex_of(first["sex"]),

@@ -16,9 +16,11 @@ import logging
 from pathlib import Path
 
 from xgem.data.annotations import MAX_SEVERITY
+from xgem.data.image_files import ImageFiles
 from xgem.data.manifest import Manifest, Row, place
 from xgem.data.sources.cases import case_of
-from xgem.data.sources.tables import image_files, make_case, number_of, read_table, write_manifest
+from xgem.data.sources.rows import make_case, write_manifest
+from xgem.data.tables import number_of, read_table
 from xgem.types import DataError
 
 logger = logging.getLogger(__name__)
@@ -38,14 +40,15 @@ def prepare(source_dir: Path, out: Path) -> Manifest:
     table = source / "brixia.csv"
     if not table.is_file():
         raise DataError(f"{source}: not a folder of Brixia scores; expected brixia.csv and images in it")
-    records = read_table(table, "filename", *_READERS)
-    images = {path.stem: path for path in image_files(source / "images").values()}
+    records = read_table(table, "filename", *_READERS).rows
+    images = ImageFiles(source / "images")
     root = Path(out).resolve().parent
     rows: list[Row] = []
     for record in records:
         name = record["filename"]
         stem = Path(name).stem
-        if stem not in images:
+        image = images.find(name, any_ending=True)
+        if image is None:
             continue
         scores = [number_of(record[reader], f"{table}: {reader} of {name}") for reader in _READERS]
         # Each by itself: a mean can hide a score that cannot be.
@@ -57,7 +60,7 @@ def prepare(source_dir: Path, out: Path) -> Manifest:
                 SOURCE,
                 stem,
                 case_of(stem),
-                file=place(images[stem], root),
+                file=place(image, root),
                 severity=sum(scores) / len(scores),
                 licence=LICENCE,
             )

@@ -1,18 +1,10 @@
-"""Cells of published tables, and patients told by the names of images."""
+"""Patients told by the names of images."""
 
 from __future__ import annotations
 
 import pytest
 
 from xgem.data.sources.cases import case_of
-from xgem.data.sources.tables import years_of
-
-
-@pytest.mark.parametrize(
-    ("text", "years"), [("61", 61), ("061Y", 61), ("006M", 0.5), ("414", None), ("", None), ("old", None)]
-)
-def test_ages(text: str, years: float | None):
-    assert years_of(text) == years
 
 
 @pytest.mark.parametrize(
