@@ -58,7 +58,8 @@ def test_segmentations_refusals(masks: Path, tmp_path: Path, old: str, new: str,
 
 
 def test_segmentations_refuse_files_that_are_no_masks(masks: Path, tmp_path: Path):
-    Image.new("1", (40, 39), 1).save(masks / "masks/m1.png")
+    with Image.open(masks / "masks/m1.png") as mask:
+        mask.crop((0, 0, 40, 39)).save(masks / "masks/m1.png")
     with pytest.raises(DataError, match=r"m1\.png: a mask of \(40, 39\) pixels for an image of \(40, 40\)"):
         segmentations.prepare(masks, tmp_path / "m.jsonl")
     (masks / "masks/m1.png").write_bytes(b"no PNG")

@@ -12,10 +12,10 @@ Two layouts are read:
 Decisions: every image is a study of its own, all of them frontal (PA and AP); the subject is the patient. Splits are
 by patient: the published test list where it lies in the folder, otherwise (and for train and val) a fixed hash of the
 patient. Names in the test list and in the table of boxes may carry folders and other endings; one that names no listed
-image is an error. Labels keep the source's names with blanks for underscores ("Pleural Thickening"); "No Finding" stays.
-There are no reports. Ages that cannot be ("414") are unknown. Listed images that are not there are an error in the first
-layout and are skipped with a warning in the original, whose archives are mostly unpacked in part; so are boxes of
-images that are not listed, without the warning.
+image is an error. Labels keep the source's names with blanks for underscores ("Pleural Thickening"); "No Finding"
+stays. There are no reports. Ages that cannot be ("414") are unknown. Listed images that are not there are an error in
+the first layout and are skipped with a warning in the original, whose archives are mostly unpacked in part; so are
+boxes of images that are not listed, without the warning.
 """
 
 from __future__ import annotations
