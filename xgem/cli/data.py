@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Mapping
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -21,24 +22,77 @@ class Source(StrEnum):
     segmentations = "segmentations"
     cardiothoracic = "cardiothoracic"
     severity = "severity"
+    csv = "csv"
 
 
 @app.command()
 def prepare(
-    source: Annotated[Source, typer.Argument(help="Name of the data set.")],
-    directory: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of the unpacked data set.")],
+    source: Annotated[Source, typer.Argument(help="Name of the data set; csv for a table of your own.")],
+    directory: Annotated[
+        Path,
+        typer.Argument(metavar="PATH", help="Folder of the unpacked data set; for csv: .csv, .tsv, .xlsx or .parquet."),
+    ],
     out: Annotated[Path, typer.Option("--out", help="Manifest to write: .parquet or .jsonl.")],
+    column: Annotated[
+        list[str] | None,
+        typer.Option("--column", metavar="FIELD=COLUMN", help="csv: the column of a field; the others are guessed."),
+    ] = None,
+    value: Annotated[
+        list[str] | None,
+        typer.Option("--value", metavar="FIELD:CELL=MEANING", help="csv: what a cell stands for: view:P=frontal."),
+    ] = None,
+    constant: Annotated[
+        list[str] | None,
+        typer.Option("--constant", metavar="FIELD=VALUE", help="csv: a field's value for all rows: view=frontal."),
+    ] = None,
+    images: Annotated[
+        Path | None,
+        typer.Option("--images", metavar="DIR", help="csv: folder of the images.", show_default="that of the table"),
+    ] = None,
+    val: Annotated[
+        float | None, typer.Option("--val", help="csv: share of the subjects in split val.", show_default="0.1")
+    ] = None,
+    test: Annotated[
+        float | None, typer.Option("--test", help="csv: share of the subjects in split test.", show_default="0.1")
+    ] = None,
+    labels_from_reports: Annotated[
+        bool, typer.Option("--labels-from-reports", help="csv: label reports by xgem's rules.")
+    ] = False,
+    mapping: Annotated[
+        Path | None, typer.Option("--mapping", metavar="FILE", help="csv: YAML file with all of these; options win.")
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="csv: show the guess and the counts, print the mapping; write nothing.")
+    ] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing manifest.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the counts as JSON.")] = False,
 ) -> None:
-    """Create the manifest of a data set. It refers to the images in place; none is copied."""
+    """Create the manifest of a data set. It refers to the images in place; none is copied.
+
+    For csv, what of the table cannot be used is listed with its line and reason in OUT.left-out.csv.
+    """
     import importlib
 
-    from xgem.types import OutputError
+    from xgem.types import InputError, OutputError
 
     # Asked before the work, not after it.
-    if out.exists() and not overwrite:
+    if out.exists() and not overwrite and not dry_run:
         raise OutputError(f"{out}: exists already; choose another name or pass --overwrite")
+    told = {
+        "columns": _pairs(column, "--column"),
+        "values": _values(value),
+        "constants": _pairs(constant, "--constant"),
+        "images": images,
+        "val": val,
+        "test": test,
+        "labels_from_reports": labels_from_reports or None,
+    }
+    told = {name: given for name, given in told.items() if given}
+    if source is Source.csv:
+        prepare_table(directory, out, told, mapping, dry_run=dry_run, as_json=as_json)
+        return
+    if told or mapping or dry_run:
+        raise InputError(f"{next(iter(told), 'mapping')}: an option of csv, a table of your own; leave it out")
     manifest = importlib.import_module(f"xgem.data.sources.{source.value}").prepare(directory, out)
     _show(manifest.summary() | {"manifest": str(out)}, as_json)
 
@@ -116,6 +170,60 @@ def outline(
     )
     outlined.write(out, overwrite=overwrite)
     _show(outlined.summary() | {"manifest": str(out)}, as_json)
+
+
+def prepare_table(
+    path: Path, out: Path, told: Mapping[str, Any], file: Path | None, *, dry_run: bool, as_json: bool
+) -> None:
+    """``xgem data prepare csv``."""
+    from xgem.data.own_table import TableMapping, manifest_of
+    from xgem.utils.files import replacing
+    from xgem.utils.tables import csv_text
+
+    kept = {} if file is None else TableMapping.read(file).model_dump(exclude_defaults=True)
+    merged = {
+        name: {**kept.get(name, {}), **given} if isinstance(given, Mapping) else given for name, given in told.items()
+    }
+    made = manifest_of(path, TableMapping.parse({**kept, **merged}, "xgem data prepare csv"), out.resolve().parent)
+    reasons = Counter(one.reason for one in made.left_out)
+    summary = made.manifest.summary() | ({"left out": dict(reasons)} if reasons else {})
+    if dry_run:
+        typer.echo(f"# {path}, {made.table.how}, {len(made.table.rows)} rows; keep this and pass it by --mapping")
+        typer.echo(made.mapping.written(), nl=False)
+        _show(summary, as_json)
+        return
+    listed = out.with_name(f"{out.stem}.left-out.csv")
+    if made.left_out:
+        with replacing(listed) as partial:
+            partial.write_text(
+                csv_text(["line", "reason", "cell"], [tuple(vars(one).values()) for one in made.left_out])
+            )
+    made.manifest.write(out)
+    _show(summary | {"manifest": str(out)} | ({"listed in": str(listed)} if reasons else {}), as_json)
+
+
+def _pairs(given: list[str] | None, option: str) -> dict[str, str]:
+    from xgem.types import InputError
+
+    pairs: dict[str, str] = {}
+    for text in given or ():
+        name, equals, value = text.partition("=")
+        if not equals:
+            raise InputError(f"{option} {text}: expected {'FIELD=COLUMN' if option == '--column' else 'FIELD=VALUE'}")
+        pairs[name] = value
+    return pairs
+
+
+def _values(given: list[str] | None) -> dict[str, dict[str, str]]:
+    from xgem.types import InputError
+
+    values: dict[str, dict[str, str]] = {}
+    for text in given or ():
+        (field, colon, rest), (_, equals, meaning) = text.partition(":"), text.rpartition("=")
+        if not colon or not equals:
+            raise InputError(f"--value {text}: expected FIELD:CELL=MEANING, as in view:P=frontal")
+        values.setdefault(field, {})[rest.rpartition("=")[0]] = meaning
+    return values
 
 
 def _read_all(paths: list[Path]) -> None:
