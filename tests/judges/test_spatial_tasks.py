@@ -15,7 +15,7 @@ from xgem.data.sets import EvalSet, Item
 from xgem.data.study import Study
 from xgem.eval.utility.protocols import Protocol, suite, synthetic_only
 from xgem.eval.utility.runner import run_protocols
-from xgem.judges.settings import Stage, UtilitySettings
+from xgem.judges.settings import Stage, TaskName, UtilitySettings
 from xgem.judges.tasks.data import Data, ImageStore, annotated
 from xgem.judges.tasks.detection import Detection
 from xgem.judges.tasks.segmentation import Segmentation
@@ -29,7 +29,7 @@ SIZE = 64
 CPU = torch.device("cpu")
 
 
-def small(task: str, steps: int, learning_rate: float, *, batch_size: int = 8, **others: Any) -> UtilitySettings:
+def small(task: TaskName, steps: int, learning_rate: float, *, batch_size: int = 8, **others: Any) -> UtilitySettings:
     """Settings with which a small network learns the squares in seconds."""
     training = Stage(steps=steps, batch_size=batch_size, learning_rate=learning_rate, schedule="one_cycle")
     return UtilitySettings(task, "small", SIZE, training, draws=50, **others)

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, cast
 
-from xgem.types import CheckpointError, OutputError
-from xgem.utils.files import file_sha256, read_json, sync, write_json
+from xgem.types import CheckpointError
+from xgem.utils.files import file_sha256, read_json, replacing, sync, write_json
 
 INDEX_NAME = "model_index.json"
 
@@ -205,11 +204,6 @@ def listed_files(folder: Path) -> list[str]:
 
 def write_index(root: Path, index: CheckpointIndex) -> None:
     """Replace the index of ``root`` in one step; ``OutputError`` where that cannot be."""
-    temporary = root / f".{INDEX_NAME}.{os.getpid()}"
-    try:
-        write_json(temporary, index.to_json())
-        sync(root, [temporary.name])
-        temporary.replace(root / INDEX_NAME)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise OutputError(f"{root / INDEX_NAME}: cannot be written ({error.strerror})") from error
+    with replacing(root / INDEX_NAME) as partial:
+        write_json(partial, index.to_json())
+        sync(root, [partial.name])

@@ -6,7 +6,6 @@ stands, all of it stands.
 
 from __future__ import annotations
 
-import csv
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -23,6 +22,7 @@ from xgem.labels.vocabulary import CHEXPERT_CLASSES, annotated_labels
 from xgem.modalities import get_modality
 from xgem.types import OutputError
 from xgem.utils.files import file_sha256, locked
+from xgem.utils.tables import csv_text
 
 RECORD, MANIFEST, TABLE, DECATHLON = FINAL
 COLUMNS: Final = ("file", "id", "pair", "prompt", "report", "sex", "age", "race", "severity", "subject", "view")
@@ -111,7 +111,7 @@ def _write(cohort: Cohort, folder: Folder, begun: Mapping[str, Any], studies: Se
     manifest.check()
     manifest.write(folder.root / MANIFEST)
     with folder.writing(TABLE) as partial:
-        _write_table(partial, studies, images=bool(counts.images))
+        partial.write_text(_table(studies, images=bool(counts.images)), encoding="utf-8", newline="")
     folder.write_json(DECATHLON, _decathlon(cohort, studies, licence))
     record = {
         "name": cohort.plan.name,
@@ -167,28 +167,27 @@ def _rows(study: _Study, cohort: Cohort, licence: str) -> list[Row]:
     return [Row(**common, **image) for image in images or [{}]]
 
 
-def _write_table(path: Path, studies: Sequence[_Study], *, images: bool) -> None:
+def _table(studies: Sequence[_Study], *, images: bool) -> str:
     columns = [name for name in COLUMNS if images or name not in ("file", "view")]
-    with path.open("w", newline="", encoding="utf-8") as stream:
-        table = csv.DictWriter(stream, [*columns, *CHEXPERT_CLASSES], extrasaction="ignore", lineterminator="\n")
-        table.writeheader()
-        for study in studies:
-            item = study.item
-            row: dict[str, Any] = {
-                "pair": item.pair,
-                "prompt": item.prompt,
-                "report": study.report,
-                "sex": item.cell.sex,
-                "age": None if item.age is None else f"{item.age:g}",
-                "race": item.cell.race,
-                "severity": None if item.cell.severity is None else f"{item.cell.severity:g}",
-                "subject": item.id,
-                **{name: f"{value:g}" for name, value in annotated_labels(item.cell.labels, SOURCE).items()},
-            }
-            for view, file in study.images.items() or [("", "")]:
-                # An id is a row's own: where a study has several images it says which.
-                name = item.id if len(study.images) < 2 else f"{item.id}-{view}"
-                table.writerow({**row, "file": file, "view": view, "id": name})
+    rows: list[dict[str, Any]] = []
+    for study in studies:
+        item = study.item
+        row: dict[str, Any] = {
+            "pair": item.pair,
+            "prompt": item.prompt,
+            "report": study.report,
+            "sex": item.cell.sex,
+            "age": None if item.age is None else f"{item.age:g}",
+            "race": item.cell.race,
+            "severity": None if item.cell.severity is None else f"{item.cell.severity:g}",
+            "subject": item.id,
+            **{name: f"{value:g}" for name, value in annotated_labels(item.cell.labels, SOURCE).items()},
+        }
+        for view, file in study.images.items() or [("", "")]:
+            # An id is a row's own: where a study has several images it says which.
+            name = item.id if len(study.images) < 2 else f"{item.id}-{view}"
+            rows.append({**row, "file": file, "view": view, "id": name})
+    return csv_text([*columns, *CHEXPERT_CLASSES], rows)
 
 
 def _decathlon(cohort: Cohort, studies: Sequence[_Study], licence: str) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from xgem.eval.registry import registered, spec
 from xgem.eval.schema import FamilyEntry, MetricEntry, NumberEntry, Record, family_entry, record_of
 from xgem.labels.vocabulary import CHEXPERT_CLASSES
 from xgem.types import OutputError
+from xgem.utils.files import replacing
 from xgem.utils.tables import csv_text, markdown_table
 
 TEMPLATE: Final = "report.html.jinja"
@@ -180,14 +181,9 @@ def write_results(
         prefix = f"{file_stem(result.route)}_" if result.route else ""
         files |= {f"{prefix}{name}": text for name, text in result.tables.items()}
     files[f"{stem}.json"] = as_json(results, settings)  # last: where the record is, all other files are
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        for name, text in files.items():
-            temporary = out / f".{name}.part"
-            temporary.write_text(text, encoding="utf-8")
-            temporary.replace(out / name)
-    except OSError as error:
-        raise OutputError(f"{out}: cannot be written ({error.strerror or error})") from error
+    for name, text in files.items():
+        with replacing(out / name) as partial:
+            partial.write_text(text, encoding="utf-8")
     return out / f"{stem}.json"
 
 

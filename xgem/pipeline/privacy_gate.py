@@ -26,7 +26,8 @@ from xgem.data.transforms import read_square, resize
 from xgem.metrics.privacy import ALIGNED_SIZE, aligned_distance, latent_distance
 from xgem.modalities import get_modality
 from xgem.pipeline.conditioning import embed
-from xgem.types import InputError, OutputError
+from xgem.types import InputError
+from xgem.utils.files import replacing
 
 if TYPE_CHECKING:
     from xgem.pipeline.model import LoadedModel
@@ -207,13 +208,8 @@ class PrivacyGate:
         for view, index in self.indexes.items():
             tensors |= {f"{view}.pixels": index.pixels, f"{view}.latents": index.latents}
             said[view] = {name: getattr(index, name) for name in ("encoder", "latent_threshold", "pixel_threshold")}
-        partial = file.with_name(f".{file.name}.part")
-        try:
-            file.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(file) as partial:
             save_file(tensors, partial, metadata={FORMAT: json.dumps(said)})
-            partial.replace(file)
-        except OSError as error:
-            raise OutputError(f"{file}: cannot be written ({error.strerror or error}); choose another path") from error
 
     def check(self, model: LoadedModel, view: str, value: Any) -> Verdict:
         """The verdict on one output as the pipeline returns it (PIL image, array or tensor), by the view's index."""

@@ -145,16 +145,16 @@ def read_state(file: Path, classes: list[Any] | None = None) -> dict[str, Tensor
     Raises:
         CheckpointError: the file holds neither.
     """
-    if file.suffix == ".safetensors":
-        from safetensors.torch import load_file
+    from safetensors.torch import load_file
 
-        return load_file(file)
     try:
+        if file.suffix == ".safetensors":
+            return load_file(file)
         with torch.serialization.safe_globals(classes or []):
             loaded = torch.load(file, map_location="cpu", weights_only=True)
+        return dict(loaded.state_dict() if isinstance(loaded, nn.Module) else loaded)
     except Exception as error:  # a foreign file can raise nearly any exception
         raise CheckpointError(f"{file}: weights cannot be loaded without running the file's code") from error
-    return dict(loaded.state_dict() if isinstance(loaded, nn.Module) else loaded)
 
 
 def _file(name: str, source: str | None, default: Path, names: tuple[str, ...]) -> Path:
