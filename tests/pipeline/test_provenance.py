@@ -140,7 +140,7 @@ def test_places_that_cannot_be_written(made: Generation, tmp_path: Path) -> None
     (tmp_path / "file").write_text("")
     with pytest.raises(OutputError, match="is a file"):
         made.save(tmp_path / "file")
-    with pytest.raises(OutputError, match="no writable folder"):
+    with pytest.raises(OutputError, match="not a writable folder"):
         made.save(tmp_path / "file" / "below")
 
 
