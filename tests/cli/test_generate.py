@@ -68,7 +68,7 @@ def test_any_modality_can_be_given_by_name(xgem: Any, model: Path, cxr: Path, tm
         (("--frontal", "CXR", "--outputs", "lateral", "--sampler", "euler"), 2, "sampler 'euler'"),
         (("--frontal", "CXR", "--outputs", "lateral", "--device", "cuda:99"), 1, "not available here"),
         (("--frontal", "CXR", "--outputs", "lateral", "--dtype", "float16", "--device", "cpu"), 1, "not available"),
-        (("--frontal", "CXR", "--outputs", "lateral", "--model", "no-such-model"), 1, "no folder, no hub id"),
+        (("--frontal", "CXR", "--outputs", "lateral", "--model", "no-such-model"), 1, "neither a folder nor a hub id"),
     ],
 )
 def test_bad_requests_end_in_one_line_and_write_nothing(
@@ -128,7 +128,7 @@ def test_annotations_come_as_files(xgem: Any, chexgen_checkpoint: Path, tmp_path
         "generate", "--mask", tmp_path / "right_lung.png", "--mask", tmp_path / "boxes.json", *options, "--out", "x"
     )
     assert ran.code == 2
-    assert "boxes.json: no image; expected a mask as PNG" in ran.err
+    assert "boxes.json: not an image; expected a mask as PNG" in ran.err
 
 
 def test_replay_makes_the_same_bytes(xgem: Any, model: Path, cxr: Path, tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ def test_severity(brixia: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
     with caplog.at_level(logging.WARNING):
         made = severity.prepare(brixia, tmp_path / "m.parquet")
     assert [record.getMessage() for record in caplog.records] == [
-        "severity: 1 of 3 scored images are not there and are left out"
+        "severity: 1 of 3 scored images are missing and are left out"
     ]
     assert Manifest.read(tmp_path / "m.parquet") == made
     assert [(row.study, row.file, row.severity) for row in made.rows] == [
