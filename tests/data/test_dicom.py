@@ -208,7 +208,7 @@ def test_a_view_that_is_added_is_told_from_the_others(chest, write_dicom, monkey
     assert read_image(file, view="frontal").pixels.shape == (96, 80)
     monkeypatch.setitem(VIEWS, "oblique", ("LAO", "RAO"))
     assert read_image(file, view="oblique").pixels.shape == (96, 80)
-    with pytest.raises(ImageError, match=r"oblique view \(ViewPosition LAO\); expected a frontal one"):
+    with pytest.raises(ImageError, match=r"oblique view \(ViewPosition LAO\); expected a frontal view"):
         read_image(file, view="frontal")
 
 

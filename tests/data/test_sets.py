@@ -1,11 +1,13 @@
 """Sets read from manifests, folders and CSVs; what is wrong with them is said."""
 
 import csv
+import json
 import math
 
 import numpy as np
 import pytest
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from xgem.data.manifest import Manifest
 from xgem.data.rows import Row
@@ -136,13 +138,13 @@ def test_an_unreadable_image_is_named_never_black(tmp_path):
     ("row", "says"),
     [
         ({"file": "none.png"}, "1 of 1 files are missing"),
-        ({"images": "1.png"}, "columns images; expected one of file"),
+        ({"images": "1.png"}, r"columns images \(read as UTF-8, comma\); expected one of file"),
         ({"file": "1.png", "Edema": "2"}, "line 2: Edema is '2', expected 1, 0, -1"),
         ({"file": "1.png", "chexpert_labels": "{'Edema': 3}"}, "Edema is 3, expected"),
         ({"file": "1.png", "chexpert_labels": "{'Oedema': 1}"}, "unknown class 'Oedema'"),
         ({"file": "1.png", "chexpert_labels": "__import__('os')"}, "expected a dict"),
-        ({"file": "1.png", "age": "old"}, "age is 'old', expected a number"),
-        ({"file": ""}, "line 2: no file name"),
+        ({"file": "1.png", "age": "old"}, "age is 'old'; expected a number"),
+        ({"file": "", "age": "3"}, "line 2: no file name"),
     ],
 )
 def test_bad_csv(tmp_path, row, says):
@@ -205,3 +207,65 @@ def test_the_hash_follows_content(tmp_path):
     assert read_set(tmp_path).sha256 == first
     image(tmp_path / "a.png", 2)
     assert read_set(tmp_path).sha256 != first
+
+
+def test_a_table_of_several_views_is_read_view_by_view(tmp_path):
+    rows = [
+        {"file": f"{i}-{view}.png", "id": f"{i}-{view}", "view": view, "report": "Clear."}
+        for i in range(3)
+        for view in ("frontal", "lateral")
+    ]
+    for row in rows:
+        image(tmp_path / row["file"])
+    file = table(tmp_path / "metadata.csv", rows)
+    assert [item.id for item in read_set(tmp_path).items] == ["0-frontal", "1-frontal", "2-frontal"]
+    assert [item.id for item in read_set(file, view="lateral").items] == ["0-lateral", "1-lateral", "2-lateral"]
+    assert len(read_set(file, view=None)) == 6
+    table(file, rows[1::2])
+    with pytest.raises(DataError, match=r"no row of view frontal; it has lateral 3: choose"):
+        read_set(file)
+
+
+def test_a_folder_of_generations_is_read_view_by_view(tmp_path):
+    for name in ("frontal", "lateral"):
+        info = PngInfo()
+        info.add_itxt("xgem", json.dumps({"output": name}))
+        Image.new("L", (40, 40)).save(tmp_path / f"{name}.png", pnginfo=info)
+    for name in ("real.png", "real.mask.png", "._real.png", "__MACOSX/real.png", ".cache/real.png"):
+        image(tmp_path / name)
+    assert [item.id for item in read_set(tmp_path).items] == ["frontal", "real"]
+    assert [item.id for item in read_set(tmp_path, view="lateral").items] == ["lateral", "real"]
+
+
+def test_names_of_columns_in_any_case(cases):
+    found = read_set(cases / "evalcsv" / "half_caps")
+    assert [(item.sex, item.age, item.race) for item in found.items[:2]] == [("F", 50, "White"), ("F", 51, "White")]
+    assert found.items[0].report.startswith("Cardiomegaly")
+
+
+def test_values_out_of_range_are_refused_with_their_line(cases, tmp_path):
+    with pytest.raises(DataError, match=r"line 3: age is 'inf'"):
+        read_set(cases / "evalcsv" / "age_inf")
+    assert [item.sex for item in read_set(cases / "evalcsv" / "sex_words").items[:3]] == ["F", "M", None]
+    for row, words in (
+        ({"id": "a", "report": "x", "age": "121"}, "age is '121', expected a number from 0 to 120"),
+        ({"id": "a", "report": "x", "severity": "-1"}, "severity is '-1', expected a number from 0 to 18"),
+        ({"id": "a", "report": "x", "sex": "yes"}, "sex is 'yes', expected F, M or empty"),
+    ):
+        with pytest.raises(DataError, match=words):
+            read_set(table(tmp_path / "t.csv", [row]))
+
+
+@pytest.mark.parametrize(
+    ("name", "reports"),
+    [("gen_tsv.tsv", 8), ("gen_upper.CSV", 8), ("gen_emoji.csv", 8), ("gen_nan.csv", 4), ("gen_dot.csv", 4)],
+)
+def test_tables_of_reports(cases, name, reports):
+    found = read_set(cases / "evalcsv" / "text" / name)
+    assert len(found) == 8
+    assert sum(bool(report) for report in found.reports) == reports
+
+
+def test_a_comma_that_is_not_quoted_is_refused(cases):
+    with pytest.raises(DataError, match=r"line 2 has 3 cells, the header \(UTF-8, comma\) has 2"):
+        read_set(cases / "evalcsv" / "text" / "gen_unquoted.csv")

@@ -61,9 +61,9 @@ class Sets:
     split: Annotated[
         str, typer.Option("--split", metavar="NAME", help="Split of the real studies when they are a manifest.")
     ] = "val"
-    view: Annotated[
-        str, typer.Option("--view", metavar="NAME", help="View to read when the set is a manifest: frontal or lateral.")
-    ] = "frontal"
+    view: Annotated[str, typer.Option("--view", metavar="NAME", help="View to measure, where a set has several.")] = (
+        "frontal"
+    )
     labels: Annotated[
         LabelSource,
         typer.Option(

@@ -8,25 +8,29 @@ a Python dict).
 from __future__ import annotations
 
 import ast
-import csv
+import json
 import math
+import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final, Literal
 
+from PIL import Image
+
+from xgem.data.image_files import IMAGE_ENDINGS, is_data
 from xgem.data.manifest import Manifest
 from xgem.data.sets import EvalSet, Item
-from xgem.data.study import Study
+from xgem.data.study import ANNOTATED_VIEW, Study, report_of
+from xgem.data.tables import number_of, read_table, sex_of
 from xgem.labels.rules import LABELLER, label_report
 from xgem.labels.vocabulary import CHEXPERT_CLASSES, annotated_labels
 from xgem.types import DataError
 
-IMAGE_ENDINGS: Final = frozenset({".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".dcm", ".npy", ".jp2"})
-
-
 COLUMNS: Final[dict[str, tuple[str, ...]]] = {
-    "file": ("file", "synthetic_filename", "img_savename", "filename", "path", "image"),
+    "file": ("file", "file_name", "synthetic_filename", "img_savename", "filename", "path", "image"),
+    "view": ("view",),
     "id": ("id", "study"),
     "pair": ("pair", "source_id"),
     "prompt": ("prompt", "annotated_prompt"),
@@ -38,9 +42,13 @@ COLUMNS: Final[dict[str, tuple[str, ...]]] = {
     "race": ("race",),
     "severity": ("severity",),
 }
-"""Accepted names of a CSV's columns, the first one found is used; the 14 CheXpert classes may be columns too."""
+"""Accepted names of a table's columns in any case, the first one found is used; the 14 CheXpert classes may be columns
+too."""
 
 
+_TABLES: Final = (".csv", ".tsv", ".txt", ".xlsx")
+_UNKNOWN_SEX: Final = ("", "unknown", "unk", "u", "other", "o")
+_MAX_AGE, _MAX_SEVERITY = 120.0, 18.0
 _ALLOWED_LABELS: Final = (-1.0, 0.0, 1.0)
 
 
@@ -48,7 +56,7 @@ def read_set(
     path: str | Path,
     *,
     split: str | None = None,
-    view: str = "frontal",
+    view: str | None = "frontal",
     labels: Literal["auto", "file", "reports"] = "auto",
     sections: Sequence[str] = ("impression",),
     pad: bool = False,
@@ -57,10 +65,13 @@ def read_set(
     """Read a set from a manifest, a folder, or a CSV.
 
     Args:
-        path: a ``.parquet`` or ``.jsonl`` manifest; a folder of images with at most one CSV; a CSV with paths of files
-            relative to its own folder. :data:`COLUMNS` lists the names that columns may have.
-        split, view, sections: only for a manifest: its studies, the view of which the first image is used, and the
-            sections that make up the report.
+        path: a ``.parquet`` or ``.jsonl`` manifest; a folder of images with at most one table; a table
+            (:func:`xgem.data.tables.read_table`) with paths of files relative to its own folder. :data:`COLUMNS` lists
+            the names that columns may have.
+        split, sections: only for a manifest: its studies, and the sections that make up the report.
+        view: the view of which images are taken: of a manifest's study the first one; of a table the rows that its
+            column ``view`` gives it, or leaves open; of a folder the images that do not say that they are of another
+            view, as those that xgem generated do. None takes all of a table or a folder.
         labels: ``file`` uses those in the file (in a manifest, its annotators' terms translated to CheXpert's classes:
             :func:`xgem.labels.vocabulary.annotated_labels`), ``reports`` labels the reports by xgem's own rules,
             ``auto`` does so if the file has no labels.
@@ -74,17 +85,19 @@ def read_set(
     # The items, by the form of the path
     place = Path(path)
     if place.suffix in {".parquet", ".jsonl"}:
-        items, labelled_by = _of_manifest(place, split, view, sections), "annotators"
+        items, labelled_by = _of_manifest(place, split, view or ANNOTATED_VIEW, sections), "annotators"
     elif place.is_dir():
-        tables = sorted(place.glob("*.csv"))
+        tables = sorted(file for file in place.glob("*") if file.suffix.lower() == ".csv" and is_data(Path(file.name)))
         if len(tables) > 1:
             names = ", ".join(table.name for table in tables)
             raise DataError(f"{place}: several CSVs ({names}); expected at most one: give the path of the CSV itself")
-        items, labelled_by = _of_csv(tables[0]) if tables else _of_folder(place), "file"
-    elif place.suffix == ".csv" and place.is_file():
-        items, labelled_by = _of_csv(place), "file"
+        items, labelled_by = _of_table(tables[0], view) if tables else _of_folder(place, view), "file"
+    elif place.suffix.lower() in _TABLES and place.is_file():
+        items, labelled_by = _of_table(place, view), "file"
     else:
-        raise DataError(f"{place}: expected a manifest (.parquet, .jsonl), a folder of images or a CSV")
+        raise DataError(
+            f"{place}: expected a manifest (.parquet, .jsonl), a folder of images or a table ({', '.join(_TABLES)})"
+        )
     if not items:
         raise DataError(f"{place}: nothing in it{f' for split {split!r}' if split else ''}; expected images or reports")
     missing = [item.file for item in items if item.file is not None and not item.file.is_file()]
@@ -121,7 +134,7 @@ def _of_manifest(path: Path, split: str | None, view: str, sections: Sequence[st
 
 
 def _of_study(study: Study, view: str, sections: Sequence[str]) -> Item:
-    report = " ".join(text for section in sections if (text := str(getattr(study, section)).strip()))
+    report = report_of(study, sections)
     files = study.images.get(view, ())
     return Item(
         id=study.id,
@@ -137,51 +150,82 @@ def _of_study(study: Study, view: str, sections: Sequence[str]) -> Item:
     )
 
 
-def _of_folder(folder: Path) -> list[Item]:
-    files = sorted(file for file in folder.rglob("*") if file.suffix.lower() in IMAGE_ENDINGS and file.is_file())
+def _of_folder(folder: Path, view: str | None) -> list[Item]:
+    """Its images, but for hidden files, masks, and those that xgem generated as another output."""
+    files = [
+        file
+        for file in sorted(folder.rglob("*"))
+        if file.suffix.lower() in IMAGE_ENDINGS and file.is_file() and is_data(file.relative_to(folder))
+    ]
+    if view is not None:
+        files = [file for file in files if not file.name.endswith(".mask.png") and _output(file) in (None, view)]
     return [Item(file.relative_to(folder).with_suffix("").as_posix(), file) for file in files]
 
 
-def _of_csv(path: Path) -> list[Item]:
+def _output(file: Path) -> str | None:
+    """The output that an image of xgem says it is; None for other images."""
+    if file.suffix.lower() != ".png":
+        return None
     try:
-        with path.open(newline="", encoding="utf-8-sig") as stream:
-            reader = csv.DictReader(stream)
-            columns, rows = list(reader.fieldnames or []), list(reader)
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"{path}: not a readable CSV in UTF-8 ({error})") from None
-    named = {field: next((name for name in names if name in columns), None) for field, names in COLUMNS.items()}
+        with Image.open(file) as image:
+            return json.loads(image.info["xgem"]).get("output")
+    except (OSError, KeyError, ValueError, AttributeError):
+        return None
+
+
+def _of_table(path: Path, view: str | None) -> list[Item]:
+    table = read_table(path)
+    by_name = {_plain(column): column for column in reversed(table.header)}
+    named = {
+        field: next((by_name[_plain(name)] for name in names if _plain(name) in by_name), None)
+        for field, names in COLUMNS.items()
+    }
     if named["file"] is None and named["report"] is None:
         accepted = ", ".join((*COLUMNS["file"], *COLUMNS["report"]))
-        raise DataError(f"{path}: columns {', '.join(columns) or '(none)'}; expected one of {accepted}")
-    classes = [name for name in CHEXPERT_CLASSES if name in columns]
-    return [_of_row(row, number, path, named, classes) for number, row in enumerate(rows, start=2)]
+        raise DataError(f"{path}: columns {', '.join(table.header)} (read as {table.how}); expected one of {accepted}")
+    classes = {name: by_name[_plain(name)] for name in CHEXPERT_CLASSES if _plain(name) in by_name}
+    views = [row[named["view"]] if named["view"] else "" for row in table.rows]
+    kept = [k for k, shown in enumerate(views) if not shown or view in (None, shown.lower())]
+    if table.rows and not kept:
+        counts = ", ".join(f"{shown} {count}" for shown, count in Counter(views).items())
+        raise DataError(f"{path}: no row of view {view}; it has {counts}: choose one of them (--view)")
+    return [_of_row(table.rows[k], table.lines[k], path, named, classes) for k in kept]
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[^a-z0-9]", "", name.lower())
 
 
 def _of_row(
-    row: Mapping[str, str | None], number: int, path: Path, named: Mapping[str, str | None], classes: Sequence[str]
+    row: Mapping[str, str],
+    number: int,
+    path: Path,
+    named: Mapping[str, str | None],
+    classes: Mapping[str, str],
 ) -> Item:
-    """The item of one row; ``named`` gives the column of each field, ``classes`` the columns that are classes."""
+    """The item of one row; ``named`` gives the column of each field, ``classes`` those of CheXpert's classes."""
+    where = f"{path}: line {number}"
 
-    def get(field_name: str) -> str:
-        column = named[field_name]
-        return (row.get(column) or "").strip() if column else ""
+    def get(field: str) -> str:
+        column = named[field]
+        return row[column] if column else ""
 
-    def number_of(field_name: str) -> float | None:
-        text = get(field_name)
-        try:
-            return float(text) if text else None
-        except ValueError:
-            raise DataError(f"{path}: line {number}: {field_name} is {text!r}, expected a number or empty") from None
+    def number_within(field: str, highest: float) -> float | None:
+        text = get(field)
+        if not text:
+            return None
+        value = number_of(text, f"{where}: {field}")
+        if not 0 <= value <= highest:
+            raise DataError(f"{where}: {field} is {text!r}, expected a number from 0 to {highest:g} or empty")
+        return value
 
-    labels = _labels_of(get("labels"), f"{path}: line {number}") if named["labels"] else {}
-    labels |= {
-        name: _label(text, f"{path}: line {number}: {name}")
-        for name in classes
-        if (text := (row.get(name) or "").strip())
-    }
-    file = get("file")
+    labels = _labels_of(get("labels"), where) if named["labels"] else {}
+    labels |= {name: _label(row[column], f"{where}: {name}") for name, column in classes.items() if row[column]}
+    file, sex = get("file"), get("sex")
     if named["file"] is not None and not file:
-        raise DataError(f"{path}: line {number}: no file name in column {named['file']}")
+        raise DataError(f"{where}: no file name in column {named['file']}")
+    if sex_of(sex) is None and sex.lower() not in _UNKNOWN_SEX:
+        raise DataError(f"{where}: sex is {sex!r}, expected F, M or empty")
     return Item(
         id=get("id") or (Path(file).with_suffix("").as_posix() if file else str(number - 2)),
         file=path.parent / file if file else None,
@@ -190,10 +234,10 @@ def _of_row(
         report=get("report"),
         labels=labels,
         subject=get("subject"),
-        age=number_of("age"),
-        sex={"female": "F", "male": "M"}.get(get("sex").lower(), get("sex").upper() or None),
+        age=number_within("age", _MAX_AGE),
+        sex=sex_of(sex),
         race=get("race") or None,
-        severity=number_of("severity"),
+        severity=number_within("severity", _MAX_SEVERITY),
     )
 
 

@@ -139,7 +139,7 @@ def outputs_of(folder: Path, outputs: Sequence[str], studies: Sequence[str] = ()
     Args:
         studies: ids that items which answer to no study are given to in turn, as those from nothing.
     """
-    items = read_set(folder, name=folder.name)
+    items = read_set(folder, view=None, name=folder.name)
     if studies:
         numbers = [int(_NUMBER.findall(item.id)[-1]) for item in items.items]
         answers = (replace(item, pair=studies[k % len(studies)]) for item, k in zip(items.items, numbers, strict=True))

@@ -64,7 +64,7 @@ def test_segmentations_refuse_files_that_are_no_masks(masks: Path, tmp_path: Pat
     with pytest.raises(DataError, match=r"m1\.png: a mask of \(40, 39\) pixels for an image of \(40, 40\)"):
         segmentations.prepare(masks, tmp_path / "m.jsonl")
     (masks / "masks/m1.png").write_bytes(b"no PNG")
-    with pytest.raises(DataError, match=r"m1\.png: no image; expected a mask"):
+    with pytest.raises(DataError, match=r"m1\.png: not an image; expected a mask"):
         segmentations.prepare(masks, tmp_path / "m.jsonl")
     with pytest.raises(DataError, match="not a folder of masks"):
         segmentations.prepare(tmp_path / "none", tmp_path / "m.jsonl")
