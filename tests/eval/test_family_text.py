@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from xgem.data.set_files import read_set
 from xgem.data.sets import EvalSet, Item
 from xgem.eval.families.text import CASES, LABELS, Tables, evaluate
 from xgem.eval.record import FamilyResult, Metric
@@ -112,7 +113,9 @@ def test_tables_have_a_row_a_study_and_a_row_a_class(good: FamilyResult) -> None
     assert labels["Fracture"]["f1"] == ""
 
 
-def test_empty_generated_reports_are_counted_as_zero_and_empty_real_ones_are_refused() -> None:
+def test_empty_generated_reports_are_counted_as_zero_and_empty_real_ones_are_left_out(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     real = _real(20)
     generated = _generated(real)
     half = tuple(replace(item, report="") if k % 2 else item for k, item in enumerate(generated.items))
@@ -126,8 +129,13 @@ def test_empty_generated_reports_are_counted_as_zero_and_empty_real_ones_are_ref
     assert share.value == 0.5
     assert found.details["empty generated reports"] == 10
     blank = replace(real, items=(*real.items[:7], Item("s7"), *real.items[8:]))
-    with pytest.raises(DataError, match="s7"):
-        evaluate(blank, generated, **SOME)
+    with caplog.at_level("WARNING", logger="xgem"):
+        fewer = evaluate(blank, generated.subset(range(10)), **SOME)
+    assert fewer.details["real studies left out, without a report"] == 1
+    assert (fewer.settings["n"], fewer.settings["unanswered"]) == (9, 10)
+    assert "generated answers 9 of the 19 studies of real" in caplog.text
+    with pytest.raises(InputError, match="real: no reports"):
+        evaluate(replace(real, items=(Item("s0"),)), generated, **SOME)
     with pytest.raises(DataError, match="no reports; these metrics"):
         evaluate(real, EvalSet("images", (Item("s0"),)), **SOME)
 
@@ -187,3 +195,23 @@ def test_another_python_scores_matched_shuffled_and_constant_reports(monkeypatch
     with pytest.raises(InputError, match="'meteor'"):
         evaluate(real, _generated(real), external={"meteor": NotComputed("")}, **SOME)
     assert "ratescore" in found.tables[CASES].splitlines()[0]
+
+
+@pytest.mark.parametrize(
+    ("real", "generated", "outcome"),
+    [
+        ("real.csv", "gen_missing.csv", (4, 4)),
+        ("real.csv", "gen_nan.csv", (8, 0)),
+        ("real_blank.csv", "gen_tsv.tsv", (7, 0)),
+        ("real_id_int.csv", "gen_id_float.csv", "names one of the 8 of real .*'0.0' for one, against '0'"),
+    ],
+)
+def test_sets_as_users_have_them(cases: Path, real: str, generated: str, outcome: Any) -> None:
+    folder = cases / "evalcsv" / "text"
+    sets = read_set(folder / real, name="real"), read_set(folder / generated, name="generated")
+    if isinstance(outcome, str):
+        with pytest.raises(DataError, match=outcome):
+            evaluate(*sets, **SOME)
+        return
+    found = evaluate(*sets, **SOME)
+    assert (found.settings["n"], found.settings["unanswered"]) == outcome

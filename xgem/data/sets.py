@@ -179,8 +179,9 @@ def pairs(real: EvalSet, generated: EvalSet) -> tuple[EvalSet, EvalSet]:
     ]
     if not matched:
         raise DataError(
-            f"{generated.name}: none of its {len(generated)} items names one of the {len(real)} of {real.name}; "
-            "a column `pair` (or equal ids) must name the real study of each generated item"
+            f"{generated.name}: none of its {len(generated)} items names one of the {len(real)} of {real.name} "
+            f"({generated.items[0].pair or generated.items[0].id!r} for one, against {real.items[0].id!r}); a column "
+            "`pair` (or equal ids) must name the real study of each: a cohort has it by a `matched:` plan"
         )
     return real.subset([r for r, _ in matched]), generated.subset([g for _, g in matched])
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 from xgem.data.sets import EvalSet, pairs
+
+logger = logging.getLogger(__name__)
 
 
 def one_each(real: EvalSet, generated: EvalSet) -> tuple[EvalSet, EvalSet]:
@@ -20,6 +23,8 @@ def one_each(real: EvalSet, generated: EvalSet) -> tuple[EvalSet, EvalSet]:
     for row, item in enumerate(matched.items):
         first.setdefault(item.id, row)
     rows = [first[item.id] for item in real.items if item.id in first]
+    if len(rows) < len(real):
+        logger.warning("%s answers %d of the %d studies of %s", generated.name, len(rows), len(real), real.name)
     return matched.subset(rows), answers.subset(rows)
 
 
@@ -31,6 +36,7 @@ def paired_settings(
         "seed": seed,
         "bootstrap": f"{draws} resamplings of studies",
         "n": n,
+        "unanswered": len(real) - n,
         "pairs": "the first generation of each real study",
         "real": real.described,
         "generated": generated.described,

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from xgem.metrics.bootstrap import Array, Bootstrap, Comparison, Sampled, derangements
-from xgem.types import DataError, InputError
+from xgem.types import InputError
 
 if TYPE_CHECKING:
     from sacrebleu.metrics.bleu import BLEU
@@ -145,18 +145,6 @@ def intra_study_bleu(studies: Sequence[Sequence[str]], bootstrap: Bootstrap) -> 
         rows.append(bleu_statistics([a for a, _ in pairs], [b for _, b in pairs]).sum(axis=0))
     total = bootstrap.weights @ np.array(rows)
     return {f"bleu_{order}": bootstrap.sampled(bleu_from_statistics(total, order)) for order in range(1, MAX_ORDER + 1)}
-
-
-def check_reports(outputs: Sequence[str], references: Sequence[str], ids: Sequence[str]) -> int:
-    """The number of empty outputs; each has zero overlap and stays in every mean.
-
-    Raises:
-        DataError: a reference is empty, so that nothing can be compared with it; the message names its study.
-    """
-    for text, name in zip(references, ids, strict=True):
-        if not text.strip():
-            raise DataError(f"study {name}: its real report is empty; leave the study out")
-    return sum(not text.strip() for text in outputs)
 
 
 def most_frequent(reports: Sequence[str]) -> str:

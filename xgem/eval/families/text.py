@@ -67,16 +67,18 @@ def evaluate(
         external: ``radgraph`` and ``ratescore``; their shuffled control is a single derangement, as each needs a run.
         uncertain: what -1 counts as; a class that a report does not mention counts as absent.
 
-    An empty generated report has zero overlap and no findings; the share of empty reports is a metric.
+    A real study without a report is left out and counted. An empty generated report has zero overlap and no findings;
+    the share of empty reports is a metric.
 
     Raises:
-        DataError: a real report is empty, or no generated item has a report.
+        DataError: no real or no generated item has a report, or no generated item names a real study.
         InputError: an unknown external metric.
     """
     _check(generated, external or {})
-    truth, outputs = one_each(real, generated)
+    reported = real.with_reports()
+    truth, outputs = one_each(reported, generated)
     ids = [item.id for item in truth.items]
-    empty = text.check_reports(outputs.reports, truth.reports, ids)
+    empty = sum(not report.strip() for report in outputs.reports)
     bootstrap = Bootstrap(len(outputs), draws=draws, seed=seed)
     constant = text.most_frequent(training.reports) if training is not None else None
 
@@ -99,7 +101,7 @@ def evaluate(
         of_entities, values = _external(name, metric, outputs, truth, constant, bootstrap, seed)
         metrics += of_entities
         cases |= values
-    metrics += _within_study(real, generated, draws, seed)
+    metrics += _within_study(reported, generated, draws, seed)
 
     settings = {
         "permutations": permutations,
@@ -109,6 +111,7 @@ def evaluate(
         "training": None if training is None else {"name": training.name, "n": len(training)},
     }
     details = {
+        "real studies left out, without a report": len(real) - len(reported),
         "empty generated reports": empty,
         "distinct generated reports": text.distinct(outputs.reports),
         "distinct real reports": text.distinct(truth.reports),
@@ -117,7 +120,7 @@ def evaluate(
     return FamilyResult(
         FAMILY,
         metrics,
-        paired_settings(real, generated, n=bootstrap.n, draws=draws, seed=seed, **settings),
+        paired_settings(reported, generated, n=bootstrap.n, draws=draws, seed=seed, **settings),
         details=details,
         plots=labelled.charts,
         examples=_worst(outputs, truth, cases["rouge_l"]),
