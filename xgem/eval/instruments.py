@@ -96,9 +96,10 @@ def own_judge(
 
 
 def extractor_names(view: str, training: EvalSet | None, model: str | None = None) -> list[str]:
-    """xgem's own feature spaces, of a prompt encoder and a judge, and the published ones, which may lack weights."""
-    own = [f"xgem:{model or DEFAULT_MODEL}/{view}", *(["xgem-classifier"] if training is not None else [])]
-    return [*own, *(name for name in NAMES if not name.startswith("xgem"))]
+    """The published feature spaces, which may lack weights, and xgem's own: of a judge, and last of a prompt encoder,
+    which is the space that the generator is conditioned on."""
+    judge = [OWN_JUDGE] if training is not None else []
+    return [*(name for name in NAMES if not name.startswith("xgem")), *judge, f"xgem:{model or DEFAULT_MODEL}/{view}"]
 
 
 def open_extractors(

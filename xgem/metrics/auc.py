@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 
 from xgem.metrics.bootstrap import Array, Bootstrap, Comparison, Sampled, average, derangements
 from xgem.types import InputError
 
+FEWEST: Final = 5
+"""Positives and negatives that the AUC of a class needs: from fewer, its interval says less than it seems to."""
 _BLOCK = 4_000_000  # weights held at once, so that many resamplings of many scores fit into memory
 
 
@@ -23,6 +25,14 @@ def auc(scores: Array, labels: Array, bootstrap: Bootstrap) -> Sampled:
     if not positives or not negatives:
         raise InputError(f"{positives} positives and {negatives} negatives: an AUC needs both")
     return bootstrap.sampled(auc_draws(scores, labels, bootstrap.weights))
+
+
+def too_few(labels: Array) -> str:
+    """Why (n,) labels of 1, 0 or NaN (ignored) give no AUC; empty where they do."""
+    positives, negatives = int((labels == 1).sum()), int((labels == 0).sum())
+    if min(positives, negatives) >= FEWEST:
+        return ""
+    return f"{positives} positives and {negatives} negatives: an AUROC needs at least {FEWEST} of each"
 
 
 def auc_draws(scores: Array, labels: Array, weights: Array) -> Array:
@@ -70,7 +80,10 @@ def compare_auc(
 
 @dataclass(frozen=True)
 class AucScores:
-    """``by_class``: an AUC, or the reason why there is none; averages are taken over the classes that have one."""
+    """``by_class``: an AUC, or the reason why there is none; averages are taken over the classes that have one.
+
+    A class needs :data:`FEWEST` positives and negatives.
+    """
 
     by_class: tuple[Comparison | str, ...]
     micro: Comparison
@@ -86,7 +99,7 @@ def compare_auc_scores(
     Micro pools the entries of the classes that have an AUC of their own; weighted weights by the number of positives.
 
     Raises:
-        InputError: the shapes differ, or no class has both positives and negatives.
+        InputError: the shapes differ, or no class has enough positives and negatives.
     """
     if scores.shape != labels.shape or scores.ndim != 2:
         raise InputError(f"scores {scores.shape} and labels {labels.shape}: expected two of (n, classes)")
@@ -94,15 +107,13 @@ def compare_auc_scores(
     # Each class by itself
     by_class: list[Comparison | str] = []
     for class_scores, class_labels in zip(scores.T, labels.T, strict=True):
-        try:
-            by_class.append(compare_auc(class_scores, class_labels, bootstrap, **options))
-        except InputError as error:
-            by_class.append(str(error))
+        reason = too_few(class_labels)
+        by_class.append(reason or compare_auc(class_scores, class_labels, bootstrap, **options))
     # Averages over the classes that have an AUC
     kept = [k for k, result in enumerate(by_class) if isinstance(result, Comparison)]
     parts = [result for result in by_class if isinstance(result, Comparison)]
     if not parts:
-        raise InputError(f"{labels.shape[1]} classes, none with both positives and negatives: no AUC")
+        raise InputError(f"{labels.shape[1]} classes, none with {FEWEST} positives and negatives: no AUC")
     support = bootstrap.weights @ (labels[:, kept] == 1).astype(np.float64)  # (1 + draws, kept classes)
 
     def averaged(mean: Any) -> Comparison:
@@ -118,7 +129,7 @@ def compare_auc_scores(
 
 def auc_scores(scores: Array, labels: Array, bootstrap: Bootstrap) -> dict[str, Sampled]:
     """Micro, macro and weighted AUC as :func:`compare_auc_scores`, without the shuffled control: for ceilings."""
-    kept = [k for k, label in enumerate(labels.T) if {0.0, 1.0} <= set(label)]
+    kept = [k for k, label in enumerate(labels.T) if not too_few(label)]
     parts = [auc(scores[:, k], labels[:, k], bootstrap) for k in kept]
     support = bootstrap.weights @ (labels[:, kept] == 1).astype(np.float64)
     return {

@@ -58,10 +58,13 @@ class Estimate:
         return self.low > 0
 
     def __str__(self) -> str:
-        """To three decimals, or to three significant digits where all are below 0.1."""
+        """To three decimals, or to three significant digits where all are below 0.1; a one-sided interval in words."""
         largest = max((abs(x) for x in (self.value, self.low, self.high) if math.isfinite(x)), default=1.0)
         places = 3 if largest >= 0.1 or largest == 0 else 2 - math.floor(math.log10(largest))
-        return f"{self.value:.{places}f} [{self.low:.{places}f}, {self.high:.{places}f}]"
+        low, high = f"{self.low:.{places}f}", f"{self.high:.{places}f}"
+        sides = {(True, False): f"at most {high}", (False, True): f"at least {low}", (True, True): "no interval"}
+        interval = sides.get((math.isnan(self.low), math.isnan(self.high)), f"{low}, {high}")
+        return f"{self.value:.{places}f} [{interval}]"
 
 
 @dataclass(frozen=True)

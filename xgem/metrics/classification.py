@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from xgem.labels.vocabulary import CHEXPERT_CLASSES
-from xgem.metrics.auc import auc_draws
+from xgem.metrics.auc import auc_draws, too_few
 from xgem.metrics.bootstrap import Array, Bootstrap, Comparison, Sampled
 from xgem.types import InputError, ShapeError
 
@@ -135,12 +135,8 @@ def check_scores(scores: Array, labels: Array, classes: Sequence[str]) -> None:
 
 def untestable(labels: Array, classes: Sequence[str]) -> dict[str, str]:
     """Classes for which (n, classes) labels allow no AUROC, each with the reason."""
-    counts = {name: (int((y == 1).sum()), int((y == 0).sum())) for name, y in zip(classes, labels.T, strict=True)}
-    return {
-        name: f"{positives} positives and {negatives} negatives: an AUROC needs both"
-        for name, (positives, negatives) in counts.items()
-        if not positives or not negatives
-    }
+    reasons = {name: too_few(column) for name, column in zip(classes, labels.T, strict=True)}
+    return {name: reason for name, reason in reasons.items() if reason}
 
 
 def confusion(scores: Array, labels: Array, weights: Array, threshold: float | Array = 0.5) -> tuple[Array, ...]:

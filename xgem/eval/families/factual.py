@@ -15,7 +15,7 @@ from xgem.eval.record import Example, FamilyResult, Metric
 from xgem.eval.registry import spec
 from xgem.judges.judge import Judge, scores_of, thresholds_of
 from xgem.labels.vocabulary import XGEM_10
-from xgem.metrics.auc import AucScores, auc, auc_scores, compare_auc_scores
+from xgem.metrics.auc import AucScores, auc, auc_scores, compare_auc_scores, too_few
 from xgem.metrics.bootstrap import Array, Bootstrap, Comparison, Estimate, Sampled, average
 from xgem.metrics.classification import Uncertain, as_binary, compare_f1_by_class, compare_f1_scores
 from xgem.metrics.correlation import compare_pearson
@@ -230,7 +230,7 @@ def _row(metric: Metric, n: int, positives: int | None) -> list[Any]:
 
 
 def _auc(scores: Array, labels: Array, bootstrap: Bootstrap) -> Sampled | None:
-    return auc(scores, labels, bootstrap) if {0.0, 1.0} <= set(labels) else None
+    return None if too_few(labels) else auc(scores, labels, bootstrap)
 
 
 def _roc(classes: Sequence[str], scores: Array, labels: Array, aucs: AucScores) -> bytes:

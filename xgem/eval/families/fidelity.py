@@ -138,12 +138,15 @@ def _opened(
 def _findings(
     real: EvalSet, generated: EvalSet, training: EvalSet | None
 ) -> dict[str, tuple[Bools, Bools, Bools | None]]:
-    """Rows with label 1 (not -1, uncertain, or NaN, unmentioned) of each CheXpert class that both sets have."""
+    """Rows with label 1 (not -1, uncertain, or NaN, unmentioned) of each CheXpert class that both sets have.
+
+    A generated image has the labels of the real study that it answers to, else its own, else those of a real study
+    with the same prompt.
+    """
     by_id = {item.id: item.labels for item in real.items}
     by_prompt = {item.prompt: item.labels for item in real.items if item.prompt.strip()}
-
     requested = [
-        by_id.get(item.pair or item.id) or by_prompt.get(item.prompt) or item.labels for item in generated.items
+        by_id.get(item.pair or item.id) or item.labels or by_prompt.get(item.prompt, {}) for item in generated.items
     ]
     labels, known = real.labels() == 1, None if training is None else training.labels() == 1
     rows = {
