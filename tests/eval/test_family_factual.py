@@ -145,7 +145,7 @@ def test_what_cannot_be_computed_has_a_reason(good: FamilyResult, tmp_path: Path
     real, generated = _sets(tmp_path)
     healthy = EvalSet("healthy", tuple(Item(i.id, i.file, labels={"Edema": 0.0}) for i in real.items))
     found = evaluate(healthy, generated, judges={"corners": _Corners()}, **SOME)
-    assert "none with both" in corners(found, "auroc_macro").reason
+    assert "none with 5 positives and negatives" in corners(found, "auroc_macro").reason
     assert corners(found, "pearson_flattened").value is not None
 
 

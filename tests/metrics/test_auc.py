@@ -11,7 +11,7 @@ from xgem.data.sets import EvalSet, Item
 from xgem.judges.judge import prevalence_thresholds, scores_of, thresholds_of, train_judge
 from xgem.judges.xrv import XRV_MODELS, load_xrv
 from xgem.labels.vocabulary import CHEXPERT_CLASSES
-from xgem.metrics.auc import auc, auc_scores, compare_auc_scores
+from xgem.metrics.auc import FEWEST, auc, auc_scores, compare_auc_scores
 from xgem.metrics.bootstrap import Array, Bootstrap, derangements
 from xgem.metrics.correlation import compare_pearson, pearson
 from xgem.types import CheckpointError, InputError, NotComputed
@@ -62,8 +62,23 @@ def test_a_class_with_one_kind_of_label_has_a_reason_and_no_auc() -> None:
     assert found.macro.matched.value == pytest.approx(np.mean(others))
     with pytest.raises(InputError, match="needs both"):
         auc(scores[:, 1], labels[:, 1], Bootstrap(150, draws=5))
-    with pytest.raises(InputError, match="none with both"):
+    with pytest.raises(InputError, match="none with 5 positives and negatives"):
         compare_auc_scores(scores[:, 1:2], labels[:, 1:2], Bootstrap(150, draws=5))
+
+
+def test_a_class_with_few_positives_has_no_auc_and_no_part_in_the_means() -> None:
+    scores, labels = _scored()
+    labels[:, 1] = 0
+    labels[: FEWEST - 1, 1] = 1
+    found = compare_auc_scores(scores, labels, Bootstrap(150, draws=5))
+    assert found.by_class[1] == "4 positives and 146 negatives: an AUROC needs at least 5 of each"
+    others = [0, 2, 3]
+    for means in ({"macro": found.macro.matched}, auc_scores(scores, labels, Bootstrap(150, draws=5))):
+        assert means["macro"].value == pytest.approx(
+            auc_scores(scores[:, others], labels[:, others], Bootstrap(150, draws=5))["macro"].value
+        )
+    labels[FEWEST - 1, 1] = 1
+    assert not isinstance(compare_auc_scores(scores, labels, Bootstrap(150, draws=5)).by_class[1], str)
 
 
 def test_swapped_images_lose_auc_and_correlation_clear_of_zero() -> None:
@@ -117,7 +132,7 @@ def test_pearson_of_a_constant_is_not_defined_and_of_itself_is_one() -> None:
 @settings(max_examples=15, deadline=None)
 def test_scores_know_no_order_and_no_copies(seed: int) -> None:
     scores, labels = _scored(40, seed=seed)
-    labels[0], labels[1] = 0, 1
+    labels[:FEWEST], labels[FEWEST : 2 * FEWEST] = 0, 1
     order = np.random.default_rng(seed).permutation(40)
     twice = np.r_[order, order]
     for measure in (lambda s, y, b: auc_scores(s, y, b)["macro"].value, lambda s, y, b: pearson(s, y, b).value):

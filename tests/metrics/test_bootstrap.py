@@ -171,7 +171,9 @@ def test_an_average_leaves_undefined_draws_out() -> None:
         ((0.02, 0.01, -0.0987), "0.0200 [0.0100, -0.0987]"),
         ((0.00012, 0.0001, 0.00054), "0.000120 [0.000100, 0.000540]"),
         ((0.0, 0.0, 0.0), "0.000 [0.000, 0.000]"),
-        ((float("nan"), float("nan"), float("nan")), "nan [nan, nan]"),
+        ((float("nan"), float("nan"), float("nan")), "nan [no interval]"),
+        ((0.5, float("nan"), 0.75), "0.500 [at most 0.750]"),
+        ((0.5, 0.25, float("nan")), "0.500 [at least 0.250]"),
     ],
 )
 def test_estimates_print_three_decimals_or_three_digits(numbers: tuple[float, float, float], text: str) -> None:
