@@ -312,8 +312,8 @@ def test_a_configuration_that_does_not_fit(root: Path, change: dict[str, Any], m
         ({"format_version": 99}, "format_version is 99"),
         ({"components": []}, "JSON objects"),
         ({"components": {"../up": {"kind": "image_vae", "files": {}}}}, "not valid"),
-        ({"components": {"a": {"kind": "image_vae", "files": {"../x": "0" * 64}}}}, "outside of its folder"),
-        ({"components": {"a": {"kind": "image_vae", "files": {"/x": "0" * 64}}}}, "outside of its folder"),
+        ({"components": {"a": {"kind": "image_vae", "files": {"../x": "0" * 64}}}}, "outside its folder"),
+        ({"components": {"a": {"kind": "image_vae", "files": {"/x": "0" * 64}}}}, "outside its folder"),
         ({"components": {"a": {"kind": "image_vae", "files": {"x": "short"}}}}, "not a SHA-256"),
         ({"components": {"a": {"kind": "image_vae", "files": {}}}}, "lists no config.json"),
     ],
@@ -352,7 +352,7 @@ def test_hashes_follow_the_weights_and_nothing_else(root: Path) -> None:
 
 def test_a_preset_that_configures_a_stored_component_differently_is_refused(root: Path) -> None:
     other = {**PRESET, "components": {**PRESET["components"], "first": {"kind": "image_vae", "latent_channels": 4}}}
-    with pytest.raises(CheckpointError, match="'first' was made with another configuration"):
+    with pytest.raises(CheckpointError, match="'first' has a different configuration"):
         init_checkpoint(root, other)
     assert len(read_index(root).components) == 2
 

@@ -68,7 +68,7 @@ def test_any_modality_can_be_given_by_name(xgem: Any, model: Path, cxr: Path, tm
         (("--frontal", "CXR", "--outputs", "lateral", "--sampler", "euler"), 2, "sampler 'euler'"),
         (("--frontal", "CXR", "--outputs", "lateral", "--device", "cuda:99"), 1, "not available here"),
         (("--frontal", "CXR", "--outputs", "lateral", "--dtype", "float16", "--device", "cpu"), 1, "not available"),
-        (("--frontal", "CXR", "--outputs", "lateral", "--model", "no-such-model"), 1, "no folder, no hub id"),
+        (("--frontal", "CXR", "--outputs", "lateral", "--model", "no-such-model"), 1, "neither a folder nor a hub id"),
     ],
 )
 def test_bad_requests_end_in_one_line_and_write_nothing(

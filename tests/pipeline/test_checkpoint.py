@@ -85,10 +85,10 @@ def test_save_pretrained_gives_the_same_pipeline(pipeline: XgemPipeline, tmp_pat
 @pytest.mark.parametrize(
     ("model", "message"),
     [
-        ("no-such-model", "no folder, no hub id"),
-        ("./no/such/folder", "no folder, no hub id"),
-        (Path("owner/name"), "no folder, no hub id"),
-        ("owner/name", "no such folder here, not in the local cache"),
+        ("no-such-model", "neither a folder nor a hub id"),
+        ("./no/such/folder", "neither a folder nor a hub id"),
+        (Path("owner/name"), "neither a folder nor a hub id"),
+        ("owner/name", "no such local folder, not in the local cache"),
     ],
 )
 def test_models_that_are_not_there(model: Any, message: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

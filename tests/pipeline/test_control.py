@@ -287,7 +287,7 @@ def test_presets_that_are_wrong() -> None:
         ({"components": parts | {"control": parts["control"] | {"width": 64}}}, "another architecture"),
         ({"components": parts | {"control": parts["control"] | {"structures": ["Rib"]}}}, "lower case words"),
         ({"components": parts | {"control": parts["control"] | {"structures": ["device"]}}}, "is built in"),
-        ({"components": parts | {"control": parts["control"] | {"box_classes": ["rib", "rib"]}}}, "listed twice"),
+        ({"components": parts | {"control": parts["control"] | {"box_classes": ["rib", "rib"]}}}, "duplicate name"),
         (
             {"components": parts | {"control": parts["control"] | {"box_classes": [f"n{i}" for i in range(28)]}}},
             "28 names, expected at most 27",

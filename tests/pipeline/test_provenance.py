@@ -108,7 +108,7 @@ def test_arrays_are_saved_as_the_same_image(pipeline: XgemPipeline, tmp_path: Pa
 
 def test_a_used_folder_is_refused_and_left_alone(made: Generation, tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("mine")
-    with pytest.raises(OutputError, match="used already"):
+    with pytest.raises(OutputError, match="is not empty"):
         made.save(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
 
@@ -140,7 +140,7 @@ def test_places_that_cannot_be_written(made: Generation, tmp_path: Path) -> None
     (tmp_path / "file").write_text("")
     with pytest.raises(OutputError, match="is a file"):
         made.save(tmp_path / "file")
-    with pytest.raises(OutputError, match="no writable folder"):
+    with pytest.raises(OutputError, match="not a writable folder"):
         made.save(tmp_path / "file" / "below")
 
 

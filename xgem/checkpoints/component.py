@@ -1,7 +1,7 @@
-"""What every trainable part of xgem has in common, and the registry that names them.
+"""The base class of all trainable parts of xgem, and the registry of their kinds.
 
-A component is an ``nn.Module`` that is built from one configuration object and nothing else, so that a
-checkpoint folder (``config.json`` + safetensors + assets such as tokenizers) is all that is needed to load it.
+A component is an ``nn.Module`` that is built from one configuration object and nothing else, so that a checkpoint
+folder (``config.json``, safetensors, assets such as tokenizers) is all that is needed to load it.
 """
 
 from __future__ import annotations
@@ -36,12 +36,12 @@ class Component(nn.Module):
 
     @classmethod
     def from_config(cls, config: Any, assets: Path | None = None) -> Self:
-        """Build the module with fresh weights; ``assets`` is a folder that ``save_assets`` wrote."""
+        """Build the module with newly initialised weights; ``assets`` is a folder written by ``save_assets``."""
         del assets
         return cls(config)  # type: ignore[call-arg]
 
     def save_assets(self, directory: Path) -> None:
-        """Write what is needed beside config and weights (tokenizers); nothing by default."""
+        """Write what is needed besides config and weights (tokenizers); nothing by default."""
         del directory
 
 

@@ -1,4 +1,4 @@
-"""The index of a checkpoint folder: what it holds, the hash of every file, and the checks against it."""
+"""The index of a checkpoint folder: its components, the hash of every file, and the checks against it."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 @dataclass(frozen=True)
 class ComponentEntry:
-    """What the index says of one component: its ``kind``, and the SHA-256 of each of its files by relative path."""
+    """The index entry of one component: its ``kind``, and the SHA-256 of each of its files by relative path."""
 
     kind: str
     files: Mapping[str, str]
@@ -49,7 +49,7 @@ class CheckpointIndex:
     xgem_version: str
 
     def to_json(self) -> dict[str, Any]:
-        """The index as the values that ``model_index.json`` holds."""
+        """The index as the JSON values of ``model_index.json``."""
         return {
             "format": FORMAT,
             "format_version": FORMAT_VERSION,
@@ -66,7 +66,7 @@ def read_index(root: str | Path) -> CheckpointIndex:
     """Read and check ``root/model_index.json``; the files that it names are not opened.
 
     Raises:
-        CheckpointError: no folder, no index, not JSON, another format, or an entry that is not valid.
+        CheckpointError: no folder, no index, not JSON, another format, or an invalid entry.
     """
     path = Path(root) / INDEX_NAME
     if not Path(root).is_dir():
@@ -101,9 +101,9 @@ def _read_entry(path: Path, name: str, entry: Any) -> ComponentEntry:
     checked: dict[str, str] = {}
     for file, digest in cast(dict[str, Any], files).items():
         parts = PurePosixPath(file).parts
-        # An index may come from anywhere: it must not be able to name a file outside its own component.
+        # An index may come from anywhere: it must not name a file outside its own component
         if not parts or ".." in parts or file.startswith("/") or "\\" in file or ":" in file:
-            raise CheckpointError(f"{path}: component {name!r} names the file {file!r}, which is outside of its folder")
+            raise CheckpointError(f"{path}: component {name!r} names the file {file!r}, which is outside its folder")
         if not isinstance(digest, str) or not _SHA256.fullmatch(digest):
             raise CheckpointError(f"{path}: the hash of {name}/{file} is not a SHA-256 in hexadecimal")
         checked[file] = digest
@@ -113,7 +113,7 @@ def _read_entry(path: Path, name: str, entry: Any) -> ComponentEntry:
 
 
 def component_hash(root: str | Path, name: str) -> str:
-    """16 hexadecimal digits that stand for one component's files, from the index's hashes alone.
+    """16 hexadecimal digits that identify one component's files, computed from the hashes in the index.
 
     Raises:
         CheckpointError: no such checkpoint or component.
@@ -123,10 +123,10 @@ def component_hash(root: str | Path, name: str) -> str:
 
 
 def checkpoint_hash(root: str | Path) -> str:
-    """16 hexadecimal digits that stand for the whole checkpoint: its preset and every file's hash.
+    """16 hexadecimal digits that identify the whole checkpoint: its preset and every file's hash.
 
-    The model card, the version of xgem that wrote it, and the preset's training schedule do not count: they
-    change no output.
+    The model card, the version of xgem that wrote it, and the preset's training schedule are not included: they do not
+    affect any output.
     """
     index = read_index(root)
     preset = {key: value for key, value in index.preset.items() if key != "train"}
@@ -143,7 +143,7 @@ def verify_component(root: str | Path, name: str) -> None:
     """Compare every file of one component with its hash.
 
     Raises:
-        CheckpointError: a file is missing, was altered, or is not listed; the message names it.
+        CheckpointError: a file is missing, altered, or not listed; the message names it.
     """
     root = Path(root)
     folder, entry = root / name, index_entry(root, read_index(root), name)
@@ -154,25 +154,25 @@ def verify_component(root: str | Path, name: str) -> None:
         if not path.is_file():
             raise CheckpointError(f"{path}: missing; fetch the checkpoint again")
         try:
-            found = file_sha256(path)
+            actual = file_sha256(path)
         except OSError as error:
             raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from error
-        if found != digest:
+        if actual != digest:
             raise CheckpointError(
-                f"{path}: altered, truncated or swapped: its SHA-256 starts with {found[:12]}, "
+                f"{path}: altered, truncated or swapped: its SHA-256 starts with {actual[:12]}, "
                 f"{INDEX_NAME} says {digest[:12]}; fetch the checkpoint again"
             )
     for path in listed_files(folder):
-        # A tokenizer folder is read as a whole: a stray file in it could change what the tokenizer does.
+        # A tokenizer folder is read as a whole: a stray file in it could change the tokenizer
         if path not in entry.files:
             raise CheckpointError(f"{folder / path}: not listed in {INDEX_NAME}; remove it")
 
 
 def verify(root: str | Path) -> None:
-    """Compare every file of every component with the index, and check that the preset's components are all there.
+    """Compare every file of every component with the index, and check that no component of the preset is missing.
 
     Raises:
-        CheckpointError: as ``verify_component``, or the preset names a component that the checkpoint lacks.
+        CheckpointError: as ``verify_component``, or a component of the preset is missing.
     """
     index = read_index(root)
     wanted = index.preset.get("components")
@@ -184,27 +184,27 @@ def verify(root: str | Path) -> None:
 
 
 def check_name(name: str) -> None:
-    """Raise ``CheckpointError`` unless ``name`` can be a component's: it becomes a folder's name."""
+    """Raise ``CheckpointError`` unless ``name`` is a valid component name; it is used as a folder name."""
     if not _NAME.fullmatch(name):
         raise CheckpointError(f"component name {name!r} is not valid (letters, digits, '_' and '-' only)")
 
 
 def index_entry(root: str | Path, index: CheckpointIndex, name: str) -> ComponentEntry:
-    """The index's entry of a component; ``CheckpointError`` that lists what there is otherwise."""
+    """The index entry of a component; otherwise ``CheckpointError`` lists the components that exist."""
     if name not in index.components:
-        have = ", ".join(sorted(index.components)) or "none yet"
-        raise CheckpointError(f"{root}: has no component {name!r}; it has: {have}")
+        available = ", ".join(sorted(index.components)) or "none yet"
+        raise CheckpointError(f"{root}: has no component {name!r}; it has: {available}")
     return index.components[name]
 
 
 def listed_files(folder: Path) -> list[str]:
-    """Relative POSIX paths of the files under ``folder``, hidden ones left out, sorted."""
+    """Sorted relative POSIX paths of the files under ``folder``, except hidden ones."""
     paths = (path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
     return sorted(path.as_posix() for path in paths if not any(part.startswith(".") for part in path.parts))
 
 
 def write_index(root: Path, index: CheckpointIndex) -> None:
-    """Replace the index of ``root`` in one step; ``OutputError`` where that cannot be."""
+    """Replace the index of ``root`` atomically; ``OutputError`` if it cannot be written."""
     temporary = root / f".{INDEX_NAME}.{os.getpid()}"
     try:
         write_json(temporary, index.to_json())

@@ -1,4 +1,4 @@
-"""Where a checkpoint lies: embedded in the package, in a folder, or on the Hugging Face hub."""
+"""Where a checkpoint is found: embedded in the package, in a folder, or on the Hugging Face hub."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _HUB_FILES = ["*.safetensors", "*.json", "*.md", "*.txt"]
 
 @dataclass(frozen=True)
 class Location:
-    """A checkpoint's folder ``root`` and the ``name`` that goes into metadata: never a path of this machine."""
+    """A checkpoint's folder ``root``, and the ``name`` for metadata: never a local path."""
 
     root: Path
     name: str
@@ -34,15 +34,15 @@ def embedded_names() -> list[str]:
 
 
 def locate(model: str | Path | None = None, *, revision: str | None = None) -> Location:
-    """Find a checkpoint by embedded name, folder, or hub id (``owner/name``, fetched if need be), in this order.
+    """Find a checkpoint by embedded name, folder, or hub id (``owner/name``, fetched if necessary), in this order.
 
     Args:
-        model: None means the default embedded checkpoint.
+        model: None is the default embedded checkpoint.
         revision: branch, tag or commit; for hub ids only.
 
     Raises:
-        CheckpointError: nothing of that name, or the hub cannot be reached or lacks it.
-        InputError: a revision for a checkpoint that is not on the hub.
+        CheckpointError: there is no such checkpoint, or the hub cannot be reached or does not have it.
+        InputError: a revision is given for a checkpoint that is not on the hub.
     """
     name = DEFAULT_MODEL if model is None else str(model)
     if isinstance(model, str | None) and name in embedded_names():
@@ -53,9 +53,10 @@ def locate(model: str | Path | None = None, *, revision: str | None = None) -> L
         return Location(Path(name), Path(name).resolve().name)
     if isinstance(model, str) and _HUB_ID.fullmatch(name) and not Path(name).exists():
         return Location(_fetch(name, revision), name if revision is None else f"{name}@{revision}")
-    have = ", ".join(embedded_names()) or "none"
+    available = ", ".join(embedded_names()) or "none"
     raise CheckpointError(
-        f"model {name!r} is no folder, no hub id (owner/name) and no checkpoint that ships with xgem (those: {have})"
+        f"model {name!r} is neither a folder nor a hub id (owner/name) nor a checkpoint that ships with xgem "
+        f"(those are: {available})"
     )
 
 
@@ -73,10 +74,10 @@ def _fetch(name: str, revision: str | None) -> Path:
     try:
         return Path(snapshot_download(name, revision=revision, allow_patterns=_HUB_FILES))
     except RepositoryNotFoundError as error:
-        raise CheckpointError(f"{wanted}: no such folder here, and no such model on the hub (or no access)") from error
+        raise CheckpointError(f"{wanted}: no such local folder, and no such model on the hub (or no access)") from error
     except LocalEntryNotFoundError as error:
         raise CheckpointError(
-            f"{wanted}: no such folder here, not in the local cache, and the hub cannot be reached; "
+            f"{wanted}: no such local folder, not in the local cache, and the hub cannot be reached; "
             "connect, or give a folder"
         ) from error
     except (HubError, HFValidationError, OSError) as error:

@@ -1,4 +1,4 @@
-"""Pretrained diffusers and transformers modules: safetensors only, with xgem's own error where there are none."""
+"""Pretrained diffusers and transformers modules: safetensors only, with xgem's own errors."""
 
 from __future__ import annotations
 
@@ -11,21 +11,22 @@ from xgem.types import CheckpointError
 
 
 def load_pretrained(build: Any, source: str) -> Any:
-    """``build.from_pretrained`` of a directory, a hub id ``org/name``, or a folder of one, ``org/name/unet``.
+    """``build.from_pretrained`` of a directory, a hub id ``org/name``, or a folder of a hub id, ``org/name/unet``.
 
-    Raises CheckpointError where it cannot be reached, does not fit, or has pickled weights only: those can run code.
+    Raises:
+        CheckpointError: it cannot be reached, does not fit, or has only pickled weights, which can run code.
     """
     return _load(build, source, "config.json and safetensors weights", use_safetensors=True)
 
 
 def load_tokenizer(source: str) -> Any:
-    """The tokenizer that lies beside a pretrained transformers model; CheckpointError where there is none."""
+    """The tokenizer stored with a pretrained transformers model; CheckpointError if there is none."""
     from transformers import AutoTokenizer
 
     tokenizer = _load(AutoTokenizer, source, "a tokenizer's files")
-    # transformers makes one without a vocabulary where the files are missing.
+    # If the files are missing, transformers builds a tokenizer without a vocabulary
     if tokenizer.unk_token_id in tokenizer("chest")["input_ids"]:
-        raise CheckpointError(f"tokenizer from {source!r}: has no vocabulary: expected a tokenizer's files beside it")
+        raise CheckpointError(f"tokenizer from {source!r}: no vocabulary: expected the tokenizer's files as well")
     return tokenizer
 
 

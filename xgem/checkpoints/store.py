@@ -1,4 +1,4 @@
-"""The checkpoint folder: one sub-folder a component, an index with the hash of every file, safetensors only.
+"""The checkpoint folder: one sub-folder per component, an index with the hash of every file, safetensors only.
 
 ::
 
@@ -7,8 +7,8 @@
     <component>/           config.json, model.safetensors (or shards with their index), assets such as a tokenizer
 
 Nothing is ever unpickled. Every file is compared with its SHA-256 before it is used, so a missing, truncated or
-swapped component is a ``CheckpointError`` and never a silently wrong image. Writing is atomic: a component is
-written beside its place and renamed, and the index, replaced last, is what makes it count.
+swapped component raises ``CheckpointError`` and never gives a silently wrong image. Writing is atomic: a component is
+written to a temporary folder and renamed, and it becomes valid with the index, which is replaced last.
 """
 
 from __future__ import annotations
@@ -73,12 +73,12 @@ CARD_NAME = "README.md"
 def init_checkpoint(root: str | Path, preset: Preset | Mapping[str, Any]) -> CheckpointIndex:
     """Create the folder ``root`` with an index that holds ``preset`` and no components yet.
 
-    A checkpoint that is there already keeps its components, and takes the new preset, as long as the preset
-    configures those components as before (so that training goes on in the same folder with other step counts).
+    An existing checkpoint keeps its components and gets the new preset, provided that this configures the components
+    as before (so that training can continue in the same folder with other step counts).
 
     Raises:
-        CheckpointError: the folder holds a component that the preset configures differently.
-        OutputError: the folder cannot be written, or holds other files than a checkpoint's.
+        CheckpointError: the folder has a component that the preset configures differently.
+        OutputError: the folder cannot be written, or belongs to another model.
     """
     root = Path(root)
     values = _preset_json(preset)
@@ -91,8 +91,8 @@ def init_checkpoint(root: str | Path, preset: Preset | Mapping[str, Any]) -> Che
                 before, now = (_component_json(p, name) for p in (old.preset, values))
                 if before != now:
                     raise CheckpointError(
-                        f"{root}: its component {name!r} was made with another configuration than the preset "
-                        f"{values.get('name')!r} has; use another folder or the preset it was made with"
+                        f"{root}: its component {name!r} has a different configuration from that in the preset "
+                        f"{values.get('name')!r}; use another folder or the preset it was made with"
                     )
             components = old.components
         index = CheckpointIndex(values, components, _version())
@@ -108,23 +108,24 @@ def save_component(
     dtype: torch.dtype | None = None,
     max_shard_size: str | int = "2GB",
 ) -> None:
-    """Write ``component`` as ``root/name`` and enter it in the index, replacing what was there, atomically.
+    """Write ``component`` to ``root/name`` and enter it in the index, atomically replacing an existing one.
 
     Args:
-        root: a folder that ``init_checkpoint`` made.
-        name: the component's name in the preset, ``"image_vae"`` say.
-        component: its ``config``, ``state_dict()`` and ``save_assets`` are written; it is not changed.
-        dtype: floating-point weights are stored in it; None keeps each weight's own.
-        max_shard_size: bytes, or text like ``"2GB"`` (powers of ten); larger weights are split over files.
+        root: a folder created by ``init_checkpoint``.
+        name: the component's name in the preset, such as ``"image_vae"``.
+        component: its ``config``, ``state_dict()`` and assets are written; it is not changed.
+        dtype: dtype in which floating-point weights are stored; None keeps each weight's own.
+        max_shard_size: bytes, or text like ``"2GB"`` (powers of ten); larger weights are split into several files.
 
     Raises:
-        CheckpointError: not a checkpoint, a name that is not valid, or weights that ``dtype`` cannot hold.
+        CheckpointError: not a checkpoint, an invalid name, or weights that ``dtype`` cannot represent.
         OutputError: the folder cannot be written.
     """
     root = Path(root)
     check_name(name)
     read_index(root)
     config: dict[str, Any] = component.config.model_dump(mode="json")
+    # Everything into a temporary folder beside the component's place
     try:
         temporary = Path(tempfile.mkdtemp(prefix=f".{name}.", dir=root))
     except OSError as error:
@@ -134,16 +135,16 @@ def save_component(
         write_weights(temporary, name, component.state_dict(), dtype=dtype, max_shard_size=max_shard_size)
         component.save_assets(temporary)
         files = {file: file_sha256(temporary / file) for file in listed_files(temporary)}
-        temporary.chmod(new_file_mode(0o777))  # mkdtemp's folders are the owner's alone
+        temporary.chmod(new_file_mode(0o777))  # mkdtemp's folders are accessible to their owner only
         sync(temporary, files)
         with locked(root):
-            # Read under the lock: another process may have entered its component meanwhile.
+            # Read under the lock: another process may have entered its component meanwhile
             index = read_index(root)
             entry = ComponentEntry(str(config["kind"]), files)
             _swap(temporary, root / name)
             write_index(root, CheckpointIndex(index.preset, {**index.components, name: entry}, _version()))
-            for left in root.glob(f".{name}.*"):  # by a save that was killed
-                shutil.rmtree(left, ignore_errors=True)
+            for leftover in root.glob(f".{name}.*"):  # of a save that was killed
+                shutil.rmtree(leftover, ignore_errors=True)
     except OSError as error:
         raise OutputError(f"{root / name}: cannot be written ({error.strerror or error})") from error
     finally:
@@ -151,13 +152,13 @@ def save_component(
 
 
 def copy_checkpoint(source: str | Path, target: str | Path, *, dtype: torch.dtype | None = None) -> None:
-    """Copy a verified checkpoint, with its card, to the folder ``target``, which must be new or empty.
+    """Verify a checkpoint and copy it, with its card, to the folder ``target``, which must be new or empty.
 
-    With ``dtype`` the floating-point weights are stored in it (``torch.float16`` halves a float32 checkpoint).
-    The copy appears as a whole or not at all.
+    With ``dtype`` the floating-point weights are converted (``torch.float16`` halves the size of a float32
+    checkpoint). The copy is atomic.
 
     Raises:
-        CheckpointError: the source is not whole. OutputError: the target is used or cannot be written.
+        CheckpointError: the source is incomplete. OutputError: the target is not empty or cannot be written.
     """
     source, target = Path(source), Path(target)
     verify(source)
@@ -178,7 +179,7 @@ def copy_checkpoint(source: str | Path, target: str | Path, *, dtype: torch.dtyp
 
 
 def _swap(temporary: Path, place: Path) -> None:
-    """Put ``temporary`` where ``place`` is; what was there is removed afterwards."""
+    """Move ``temporary`` to ``place``; an existing folder there is removed afterwards."""
     if not place.exists():
         temporary.replace(place)
         return
@@ -191,19 +192,20 @@ def _swap(temporary: Path, place: Path) -> None:
 def load_component(
     root: str | Path, name: str, *, device: torch.device | str = "cpu", dtype: torch.dtype | None = None
 ) -> Component:
-    """Load one component, in evaluation mode, after every file of it was compared with its hash.
+    """Load one component, in evaluation mode, after comparing each of its files with its hash.
 
-    Weights are float32 unless ``dtype`` says otherwise, whatever they are stored in. The global random state is
-    left as it was.
+    Weights are float32 unless ``dtype`` says otherwise, in whatever dtype they are stored. The global random state is
+    not changed.
 
     Raises:
-        CheckpointError: a file is missing, altered or unreadable; a weight is missing, unknown or of another
-            shape than its configuration gives. The message names the file and the weight.
+        CheckpointError: a file is missing, altered or unreadable, or a weight is missing, unknown, or does not have the
+            shape that the configuration gives. The message names the file and the weight.
     """
     import torch
 
     from xgem.checkpoints.component import component_class
 
+    # The module, with new weights
     root = Path(root)
     verify_component(root, name)
     entry = index_entry(root, read_index(root), name)
@@ -218,32 +220,33 @@ def load_component(
             component = component_type.from_config(config, assets=folder)
         except (ConfigError, OSError, ValueError, RuntimeError, KeyError) as error:
             raise CheckpointError(f"{folder}: cannot be built from its {CONFIG_NAME}: {one_line(error)}") from error
+    # Its weights, which must fit exactly
     weights = read_weights(folder, entry.files)
-    wanted = component.state_dict()
+    expected = component.state_dict()
     for key, (value, file) in weights.items():
-        if key not in wanted:
+        if key not in expected:
             raise CheckpointError(f"{folder / file}: unexpected weight {key!r}, {CONFIG_NAME} has none of that name")
-        if value.shape != wanted[key].shape:
+        if value.shape != expected[key].shape:
             raise CheckpointError(
                 f"{folder / file}: weight {key!r} has shape {tuple(value.shape)}, "
-                f"{CONFIG_NAME} gives {tuple(wanted[key].shape)}"
+                f"{CONFIG_NAME} gives {tuple(expected[key].shape)}"
             )
-        if value.is_floating_point() != wanted[key].is_floating_point():
-            raise CheckpointError(f"{folder / file}: weight {key!r} is {value.dtype}, expected {wanted[key].dtype}")
-    missing = [key for key in wanted if key not in weights]
+        if value.is_floating_point() != expected[key].is_floating_point():
+            raise CheckpointError(f"{folder / file}: weight {key!r} is {value.dtype}, expected {expected[key].dtype}")
+    missing = [key for key in expected if key not in weights]
     if missing:
         raise CheckpointError(f"{folder}: weight {missing[0]!r} is missing ({len(missing)} in all)")
     component.load_state_dict({key: value for key, (value, _) in weights.items()}, strict=True)
-    # Convolutions of this layout are faster, on a CPU too.
+    # Convolutions are faster in this memory format, also on a CPU
     component.eval().to(memory_format=torch.channels_last)
     return component.to(device=device, dtype=dtype) if dtype is not None else component.to(device)
 
 
 def read_component_config(root: str | Path, name: str) -> Any:
-    """The component's configuration, checked against the schema of its kind (``xgem.configs.preset``).
+    """The component's configuration, checked against the schema of its kind (:mod:`xgem.configs.components`).
 
     Raises:
-        CheckpointError: not JSON, not valid, or of another kind than the index says.
+        CheckpointError: not JSON, not valid, or of a different kind than in the index.
     """
     from pydantic import TypeAdapter, ValidationError
 
@@ -264,18 +267,18 @@ def read_component_config(root: str | Path, name: str) -> Any:
 
 
 def _component_json(preset: Mapping[str, Any], name: str) -> Any:
-    """A component's configuration with what it leaves to the defaults, so that a later field is no difference."""
+    """A component's configuration with defaults filled in, so that a field added later makes no difference."""
     from pydantic import TypeAdapter, ValidationError
 
     from xgem.configs.components import ComponentConfig
 
     components = preset.get("components")
-    found = cast(dict[str, Any], components).get(name) if isinstance(components, dict) else None
+    config = cast(dict[str, Any], components).get(name) if isinstance(components, dict) else None
     adapter: TypeAdapter[Any] = TypeAdapter(ComponentConfig)
     try:
-        return adapter.dump_python(adapter.validate_python(found), mode="json")
+        return adapter.dump_python(adapter.validate_python(config), mode="json")
     except ValidationError:
-        return found
+        return config
 
 
 def _preset_json(preset: Preset | Mapping[str, Any]) -> dict[str, Any]:
@@ -288,14 +291,14 @@ def _make_folder(root: Path) -> None:
     if root.exists() and not root.is_dir():
         raise OutputError(f"{root}: is a file, expected a folder")
     if root.is_dir() and not (root / INDEX_NAME).exists():
-        strangers = [path.name for path in root.iterdir() if not path.name.startswith(".")]
-        clash = [name for name in strangers if (root / name / CONFIG_NAME).exists()]
-        if clash:
-            raise OutputError(f"{root}: holds another model's files ({clash[0]}); choose another folder")
+        entries = [path.name for path in root.iterdir() if not path.name.startswith(".")]
+        foreign = [name for name in entries if (root / name / CONFIG_NAME).exists()]
+        if foreign:
+            raise OutputError(f"{root}: contains another model's files ({foreign[0]}); choose another folder")
     try:
         root.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise OutputError(f"{root}: cannot be made ({error.strerror})") from error
+        raise OutputError(f"{root}: cannot be created ({error.strerror})") from error
 
 
 def _version() -> str:

@@ -1,7 +1,7 @@
-"""Training checkpoints: everything a stage needs to go on as if it had never stopped.
+"""Training checkpoints: everything that a stage needs to resume as if it had never stopped.
 
 A checkpoint is a folder ``step-00001500`` with safetensors and a JSON file, written under a temporary name and then
-renamed, so that a folder with that name is complete. No file is ever unpickled.
+renamed, so that a folder of that name is always complete. Nothing is ever unpickled.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _KEEP = 2
 
 @dataclass
 class TrainState:
-    """Where training stands. ``step`` counts finished updates; random numbers and data order follow from it."""
+    """The progress of training. ``step`` counts finished updates; random numbers and data order depend on it alone."""
 
     step: int = 0
     best_loss: float = float("inf")
@@ -37,7 +37,7 @@ class TrainState:
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """An optimizer's state by parameter index: ``{"12.exp_avg": ...}``. Settings are not part of it."""
+    """An optimizer's state by parameter index: ``{"12.exp_avg": ...}``, without its settings."""
     return {
         f"{index}.{name}": value if isinstance(value, Tensor) else torch.tensor(value)
         for index, state in optimizer.state_dict()["state"].items()
@@ -46,7 +46,7 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
-    """Put back what ``optimizer_tensors`` took."""
+    """Restore the state returned by :func:`optimizer_tensors`."""
     state: dict[int, dict[str, Tensor]] = {}
     for key, value in tensors.items():
         index, name = key.split(".", 1)
@@ -57,7 +57,7 @@ def load_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor])
 def save(
     folder: Path, state: TrainState, fingerprint: str, tensors: dict[str, dict[str, Tensor]], keep: int = _KEEP
 ) -> Path:
-    """Write ``tensors`` (file stem to state dict) and ``state`` as one complete folder; older ones are pruned."""
+    """Write ``tensors`` (file stem to state dict) and ``state`` as one folder; keeps the last ``keep`` of them."""
     folder.mkdir(parents=True, exist_ok=True)
     target = folder / f"step-{state.step:08d}"
     temporary = folder / f".{target.name}.{os.getpid()}"
@@ -82,12 +82,12 @@ def save(
 
 def latest(folder: Path) -> Path | None:
     """The newest complete checkpoint, or None."""
-    found = sorted(folder.glob("step-*")) if folder.is_dir() else []
-    return found[-1] if found else None
+    checkpoints = sorted(folder.glob("step-*")) if folder.is_dir() else []
+    return checkpoints[-1] if checkpoints else None
 
 
 def load(folder: Path, fingerprint: str) -> tuple[TrainState, dict[str, dict[str, Tensor]]]:
-    """Read a checkpoint folder; CheckpointError where it belongs to other settings or cannot be read."""
+    """Read a checkpoint folder; CheckpointError if it belongs to other settings or cannot be read."""
     try:
         meta: dict[str, Any] = json.loads((folder / "state.json").read_text())
         tensors = {file.stem: load_file(file) for file in sorted(folder.glob("*.safetensors"))}
@@ -95,13 +95,13 @@ def load(folder: Path, fingerprint: str) -> tuple[TrainState, dict[str, dict[str
         raise CheckpointError(f"training checkpoint {folder} cannot be read ({error}): delete it and resume") from None
     if meta.pop("fingerprint") != fingerprint:
         raise CheckpointError(
-            f"training checkpoint {folder} was made with other settings or data: use them again, or another --out"
+            f"training checkpoint {folder} was made with other settings or data: use those again, or another --out"
         )
     return TrainState(**meta), tensors
 
 
 def load_weights(module: nn.Module, tensors: dict[str, Tensor], origin: Path) -> None:
-    """Strict load that names the first key that does not fit."""
+    """Strict load; CheckpointError names a key that does not fit."""
     try:
         module.load_state_dict(tensors, strict=True)
     except RuntimeError as error:

@@ -1,4 +1,4 @@
-"""A state dict as safetensors files, sharded over a size limit, tied weights stored once."""
+"""A state dict as safetensors files, split into shards above a size limit, with tied weights stored once."""
 
 from __future__ import annotations
 
@@ -39,28 +39,30 @@ def write_weights(
     """Write ``state`` into ``folder`` as ``model.safetensors``, or as shards and their index.
 
     Raises:
-        CheckpointError: a weight has values that ``dtype`` cannot hold.
-        ConfigError: a size that is not one.
+        CheckpointError: a weight has values that ``dtype`` cannot represent.
+        ConfigError: ``max_shard_size`` cannot be parsed.
     """
     import torch
     from safetensors.torch import save_file
 
+    # Tensors to store, each once and in the requested dtype
     max_bytes = parse_size(max_shard_size)
     kept: dict[tuple[Any, ...], str] = {}
     tied: dict[str, str] = {}
     tensors: dict[str, Tensor] = {}
     for key, value in state.items():
-        # Tied weights (an embedding used as output layer) appear under two names: store them once.
-        same = (value.data_ptr(), value.shape, value.stride(), value.dtype, value.device)
-        if value.numel() and same in kept:
-            tied[key] = kept[same]
+        # Tied weights (an embedding used as output layer) appear under two names: store them once
+        storage = (value.data_ptr(), value.shape, value.stride(), value.dtype, value.device)
+        if value.numel() and storage in kept:
+            tied[key] = kept[storage]
             continue
-        kept[same] = key
+        kept[storage] = key
         stored = value.detach().to("cpu", dtype if dtype is not None and value.is_floating_point() else value.dtype)
         if stored.dtype != value.dtype and not bool(torch.isfinite(stored).all()):
             raise CheckpointError(f"{name}: the weight {key!r} does not fit into {dtype}; use a wider dtype")
         tensors[key] = stored.contiguous().clone()
 
+    # Shards of at most ``max_bytes``, in the order of the state dict
     shards: list[dict[str, Tensor]] = [{}]
     size = 0
     for key, value in tensors.items():
@@ -70,7 +72,7 @@ def write_weights(
             size = 0
         shards[-1][key] = value
         size += bytes_
-    # One key only: safetensors writes several in a random order, and equal weights would have unequal hashes.
+    # A single key: safetensors writes several in random order, so that equal weights would get different hashes
     metadata = {"tied": json.dumps(tied, sort_keys=True)}
     if len(shards) == 1:
         save_file(shards[0], folder / WEIGHTS_NAME, metadata=metadata)
@@ -86,16 +88,16 @@ def write_weights(
 
 
 def read_weights(folder: Path, files: Iterable[str]) -> dict[str, tuple[Tensor, str]]:
-    """Every tensor that the weight files among ``files`` hold, with the file's name; tied names are filled in.
+    """Every tensor in the weight files among ``files``, with the file's name; tied weights appear under all names.
 
     Raises:
-        CheckpointError: no weight files, or one that is not readable safetensors.
+        CheckpointError: no weight files, or one that cannot be read as safetensors.
     """
     from safetensors import SafetensorError, safe_open
 
     shards = sorted(file for file in files if _FILE.fullmatch(file))
     if not shards:
-        raise CheckpointError(f"{folder}: has no weights, expected {WEIGHTS_NAME}")
+        raise CheckpointError(f"{folder}: no weights, expected {WEIGHTS_NAME}")
     weights: dict[str, tuple[Tensor, str]] = {}
     tied: dict[str, str] = {}
     for file in shards:
@@ -114,7 +116,7 @@ def read_weights(folder: Path, files: Iterable[str]) -> dict[str, tuple[Tensor, 
 
 
 def parse_size(size: str | int) -> int:
-    """Bytes of ``"2GB"`` (powers of ten), ``"512MiB"`` (powers of two), or of a plain number."""
+    """The number of bytes of ``"2GB"`` (powers of ten), ``"512MiB"`` (powers of two), or a plain number."""
     if isinstance(size, int):
         return size
     match = _SIZE.fullmatch(size.strip())

@@ -1,7 +1,7 @@
-"""The vocabulary of the rule labeller: what counts as a mention, a negation, a doubt, and where a scope ends.
+"""The patterns of the rule labeller: mentions, negations, uncertainty, and where a scope ends.
 
 The classes and their meaning are CheXpert's (:mod:`xgem.labels.vocabulary`); the phrases are xgem's own, written for
-the language of Indiana University's chest reports. A pattern may hold a group ``at``: cues before it count, so
+the language of Indiana University's chest reports. A pattern may have a group ``at``: cues before it count, so
 that "the heart is *not* enlarged" finds its negation inside the match.
 """
 
@@ -11,7 +11,7 @@ import re
 from typing import Final
 
 OTHER: Final = "other"
-"""Findings outside the 14 classes: never reported, but a report that affirms one is not "No Finding"."""
+"""Findings outside the 14 classes: never reported, but a report with one is not "No Finding"."""
 
 _HEART = r"(?:heart|cardiac|cardio ?-?pericardial|cardiomediastinal)(?: (?:size|silhouette|shadow|contours?))*"
 _MEDIASTINUM = r"(?:cardio ?-?)?mediastin(?:um|al)(?: (?:silhouette|contours?|structures?|size))*"
@@ -151,7 +151,7 @@ MENTIONS: Final[dict[str, tuple[re.Pattern[str], ...]]] = {
     ),
 }
 
-# Statements that a structure is normal: they set a class to 0 without naming a disease.
+# Statements that a structure is normal: they set a class to 0 without naming a disease
 NORMAL_STATEMENTS: Final[dict[str, tuple[re.Pattern[str], ...]]] = {
     "Cardiomegaly": _compile(
         (
@@ -180,9 +180,9 @@ NORMAL_STATEMENTS: Final[dict[str, tuple[re.Pattern[str], ...]]] = {
     ),
 }
 BORDERLINE_HEART: Final = re.compile(rf"\b{_HEART}\b[^.;:]{{0,40}}?\bborderline\b|\bborderline (?:\w+ )?{_HEART}")
-"""Between normal and enlarged: -1 for Cardiomegaly. "Upper limits of normal" is still normal, as annotators have it."""
+"""Between normal and enlarged: -1 for Cardiomegaly. "Upper limits of normal" is still normal, as for the annotators."""
 
-# Looks like a negation and is none: the finding is there, only its change is denied.
+# Pseudo-negations: the finding is present, only a change of it is negated
 PSEUDO_NEGATIONS: Final = re.compile(
     r"\bno (?:significant |interval |definite |appreciable |substantial |other |other interval )*"
     r"(?:change|increase|decrease|improvement|worsening|progression)s?\b(?: (?:in|of|from))?"
@@ -218,7 +218,7 @@ HYPOTHETICAL: Final = re.compile(
     r"|follow ?-?up (?:\w+ )?(?:to|for|until)|document (?:\w+ )?(?:resolution|clearing)|ensure resolution"
     r"|resolution is recommended|sensitivity for)\b|^if\b|, if\b|\bmay not be (?:seen|demonstrated|visible|apparent)"
 )
-"""Mentions in such a clause are questions, histories or advice, not findings."""
+"""Mentions in such a clause are questions, history or recommendations, not findings."""
 
 _GRADED = (
     r"(?:stable|unchanged|mild(?:ly)?|moderate(?:ly)?|severe(?:ly)?|marked(?:ly)?|minimal(?:ly)?|small|slight(?:ly)?"
@@ -235,4 +235,4 @@ NEGATION_ENDS: Final = re.compile(
     rf", (?:and )?{_GRADED}\b|\bwith (?:a |an |the )?{_GRADED}\b|\b(?:secondary|due) to\b|\bin spite of\b|\bdespite\b"
     rf"|\band (?:stable|unchanged|mild|moderate|again)\b"
 )
-"""A negation ends here: what follows is affirmed, as in "No effusion, stable cardiomegaly"."""
+"""A negation ends here: what follows is positive, as in "No effusion, stable cardiomegaly"."""

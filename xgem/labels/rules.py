@@ -1,8 +1,8 @@
-"""``xgem-rules``: a rule labeller of chest reports over CheXpert's 14 classes, with negation and uncertainty.
+"""``xgem-rules``: a rule-based labeller of chest reports for CheXpert's 14 classes, with negation and uncertainty.
 
 It is xgem's own and is never reported as "CheXpert-labeler". Each sentence is searched for mentions
-(:mod:`xgem.labels.patterns`); a mention is negated or doubted by a cue in whose scope it lies, after the idea of
-NegEx (Chapman et al. 2001): a cue reaches to the end of its clause.
+(:mod:`xgem.labels.patterns`); a mention is negated or uncertain if it is in the scope of such a cue, following NegEx
+(Chapman et al. 2001): the scope of a cue extends to the end of its clause.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from xgem.labels.vocabulary import CHEXPERT_CLASSES, NO_FINDING
 LABELLER: Final = "xgem-rules"
 LABELLER_VERSION: Final = 1
 Label = Literal[1, 0, -1] | None
-"""1 affirmed, 0 denied, -1 uncertain, None not mentioned."""
+"""1 positive, 0 negated, -1 uncertain, None not mentioned."""
 
 _RANK: Final[dict[Label, int]] = {None: 0, 0: 1, -1: 2, 1: 3}
 _SENTENCE = re.compile(r"(?<=[.!?])\s+|(?<=[a-z])\.(?=[a-z])|[\n\r]+")
@@ -31,7 +31,7 @@ _BETWEEN = re.compile(r"^[^,.;:]{0,40}\b(?:versus|vs|or|and ?/ ?or)\b[^,.;:]{0,3
 @dataclass(frozen=True)
 class _Mention:
     label: str
-    start: int  # where cues before it must end
+    start: int  # a cue before the mention must end here
     end: int
 
 
@@ -39,21 +39,21 @@ def label_report(text: str) -> dict[str, Label]:
     """Label one report.
 
     Args:
-        text: free text, any case, sections joined or not; de-identification marks (``XXXX``) are allowed.
+        text: free text in any case, with or without section headings; de-identification marks (``XXXX``) are allowed.
 
     Returns:
-        one label for each of :data:`CHEXPERT_CLASSES`: 1 affirmed, 0 denied, -1 uncertain, ``None`` not mentioned. The
-        strongest statement of a report wins (1, then -1, then 0). "No Finding" is 1 where the text says something and
-        affirms or doubts nothing but support devices, and ``None`` otherwise.
+        one label for each of :data:`CHEXPERT_CLASSES`: 1 positive, 0 negated, -1 uncertain, ``None`` not mentioned. The
+        strongest statement in a report counts (1, then -1, then 0). "No Finding" is 1 if the text is not empty and
+        states nothing as positive or uncertain but support devices; otherwise it is ``None``.
     """
-    found: dict[str, Label] = {}
+    strongest: dict[str, Label] = {}
     sentences = _sentences(text)
     for sentence in sentences:
         for name, label in _label_sentence(sentence):
-            if _RANK[label] > _RANK[found.get(name)]:
-                found[name] = label
-    result: dict[str, Label] = {name: found.get(name) for name in CHEXPERT_CLASSES}
-    abnormal = any(found.get(name) in (1, -1) for name in found if name != "Support Devices")
+            if _RANK[label] > _RANK[strongest.get(name)]:
+                strongest[name] = label
+    result: dict[str, Label] = {name: strongest.get(name) for name in CHEXPERT_CLASSES}
+    abnormal = any(strongest.get(name) in (1, -1) for name in strongest if name != "Support Devices")
     result[NO_FINDING] = 1 if sentences and not abnormal else None
     return result
 
@@ -67,12 +67,12 @@ def label_matrix(
     """Label many reports at once.
 
     Args:
-        reports: n texts; equal texts are labelled once.
+        reports: n texts; identical texts are labelled once.
         classes: columns of the result.
-        uncertain: what -1 counts as. "positive" (default) keeps what a reader would act on.
+        uncertain: what -1 counts as. "positive" (default) keeps the findings that a reader would act on.
 
     Returns:
-        (n, classes) bool, True where the class is affirmed.
+        (n, classes) bool, True where the class is positive.
     """
     counted = {1, -1} if uncertain == "positive" else {1}
     cache: dict[str, list[bool]] = {}
@@ -86,8 +86,9 @@ def label_matrix(
 
 
 def _sentences(text: str) -> list[str]:
+    """The sentences of a text in lower case, without de-identification marks."""
     text = re.sub(r"x{3,}", " ", text.lower())
-    text = re.sub(r"\b(\d+)\.(\d)", r"\1 \2", text)  # 1.5 cm is no end of a sentence
+    text = re.sub(r"\b(\d+)\.(\d)", r"\1 \2", text)  # the point in 1.5 cm does not end a sentence
     text = re.sub(r"\b(dr|mr|mrs|vs|approx|no)\.(?=\s\S)", lambda m: m[1] if m[1] != "no" else m[0], text)
     text = text.replace("/", " / ")
     parts = (re.sub(r"\s+", " ", part).strip(" .!") for part in _SENTENCE.split(text))
@@ -95,12 +96,15 @@ def _sentences(text: str) -> list[str]:
 
 
 def _label_sentence(sentence: str) -> list[tuple[str, Label]]:
-    found: list[tuple[str, Label]] = []
+    """The labels that a sentence states, by class; a class may come several times."""
+    # Statements about the structures themselves: "the lungs are clear"
+    about_structures: list[tuple[str, Label]] = []
     for name, statements in patterns.NORMAL_STATEMENTS.items():
         if any(pattern.search(sentence) for pattern in statements):
-            found.append((name, 0))
+            about_structures.append((name, 0))
     if patterns.BORDERLINE_HEART.search(sentence):
-        found.append(("Cardiomegaly", -1))
+        about_structures.append(("Cardiomegaly", -1))
+    # Mentions of findings, each within its clause
     edges = [0, *(match.start() for match in patterns.TERMINATORS.finditer(sentence)), len(sentence)]
     mentions = _mentions(sentence)
     labels: list[Label] = []
@@ -109,7 +113,7 @@ def _label_sentence(sentence: str) -> list[tuple[str, Label]]:
         high = min(edge for edge in edges if edge >= mention.end)
         labels.append(_judge(sentence, low, high, mention))
     for i, first in enumerate(mentions):
-        # "atelectasis or scarring", "infiltrate versus atelectasis": either, so neither is certain
+        # "atelectasis or scarring", "infiltrate versus atelectasis": one of both, so neither is certain
         for j, second in enumerate(mentions):
             both = first.end <= second.start and labels[i] == labels[j] == 1 and first.label != second.label
             if both and _BETWEEN.match(sentence[first.end : second.start]):
@@ -117,33 +121,35 @@ def _label_sentence(sentence: str) -> list[tuple[str, Label]]:
     stated: list[tuple[str, Label]] = [
         (mention.label, label) for mention, label in zip(mentions, labels, strict=True) if label is not None
     ]
-    return [*found, *stated]
+    return [*about_structures, *stated]
 
 
 def _mentions(sentence: str) -> list[_Mention]:
-    found: list[_Mention] = []
+    result: list[_Mention] = []
     for name, mentions in patterns.MENTIONS.items():
         for pattern in mentions:
             for match in pattern.finditer(sentence):
                 start = match.start("at") if "at" in pattern.groupindex and match.group("at") else match.start()
-                found.append(_Mention(name, start, match.end()))
-    return found
+                result.append(_Mention(name, start, match.end()))
+    return result
 
 
 def _judge(sentence: str, low: int, high: int, mention: _Mention) -> Label:
     """The label of one mention inside its clause ``sentence[low:high]``; None where it states nothing."""
     before = sentence[low : mention.start]
     after = sentence[mention.end : high]
+    # Questions, history and advice state nothing
     if patterns.HYPOTHETICAL.search(sentence[low:high]):
         return None
     masked = patterns.PSEUDO_NEGATIONS.sub(lambda m: "#" * len(m[0]), before)
     doubt = _last(patterns.UNCERTAIN_BEFORE, masked)
-    # "cannot exclude" holds a "not": what doubt has taken is no negation any more
+    # Cues before the mention. "cannot exclude" contains "not": a cue of uncertainty is not a negation as well
     unmasked = patterns.UNCERTAIN_BEFORE.sub(lambda m: "#" * len(m[0]), masked)
     denial = _last(patterns.NEGATIVE_BEFORE, unmasked)
     ends = [m.start() for m in patterns.NEGATION_ENDS.finditer(sentence[low : mention.end])]
     if denial is not None and not any(edge >= denial for edge in ends):
         return 0
+    # Cues after the mention
     if patterns.UNCERTAIN_AFTER.search(after):
         return -1
     reach = _reach(before, after)
@@ -155,12 +161,13 @@ def _judge(sentence: str, low: int, high: int, mention: _Mention) -> Label:
 
 
 def _reach(before: str, after: str) -> bool:
-    """Whether a cue after the mention still speaks of it: a comma ends its reach unless it is a list's."""
+    """Whether a cue after the mention refers to it: a comma ends its scope unless the comma separates a list."""
     head = patterns.NEGATIVE_AFTER.split(after, maxsplit=1)[0]
     return "," not in head or re.search(r"\b(?:or|and|nor)\b", head) is not None
 
 
 def _last(pattern: re.Pattern[str], text: str) -> int | None:
+    """The end of the last match, or None."""
     last: int | None = None
     for match in pattern.finditer(text):
         last = match.end()

@@ -1,6 +1,6 @@
-"""Names of what masks outline and boxes hold, and the grey level that each is drawn with.
+"""Names of the structures of masks and the classes of boxes, and the grey level with which each is drawn.
 
-The built-in names have fixed levels, because trained weights rely on them:
+The built-in names have fixed levels, because trained weights depend on them:
 
 | mask | value | box | value |
 |---|---|---|---|
@@ -14,8 +14,8 @@ The built-in names have fixed levels, because trained weights rely on them:
 | pneumothorax | 0.778 | pneumothorax | 0.667 |
 | device | 1.000 | severity (a bar) | 0.889 |
 
-The background is -1. A ControlNet may know more names (``structures`` and ``box_classes`` of its configuration), whose
-levels lie between these; their order is part of the model, so new ones are appended.
+The background is -1. A ControlNet may add names (``structures`` and ``box_classes`` in its configuration), whose levels
+are between these; their order is part of the model, so new names are appended.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ STRUCTURES: Final = (
     "pneumothorax",
     "device",
 )
-"""What a mask can outline in every model; sides are the patient's, ``device`` is any line, tube or probe."""
+"""Structures of masks in every model; sides are the patient's, ``device`` is any line, tube or probe."""
 BOX_CLASSES: Final = (
     "atelectasis",
     "cardiomegaly",
@@ -46,14 +46,14 @@ BOX_CLASSES: Final = (
     "pneumonia",
     "pneumothorax",
 )
-"""What a box can hold in every model: the classes that NIH's radiologists boxed."""
+"""Classes of boxes in every model: those that NIH's radiologists annotated."""
 SEVERITY: Final = "severity"
 MAX_ADDED: Final = 27
-"""How many names a model can add of either kind: more could not be told apart on an 8-bit image."""
+"""How many names of either kind a model can add: the grey levels of more could not be distinguished with 8 bits."""
 BACKGROUND: Final = -1.0
 
 _STEP: Final = 2 / len(STRUCTURES)
-# Where added levels lie between two built-in masks (at 0 and 1; a box at 1/2): nine names with each share.
+# Positions of added levels between two built-in masks (at 0 and 1; a box at 1/2): nine names for each position
 _MASK_SHARES, _BOX_SHARES = (1 / 4, 1 / 8, 3 / 8), (3 / 4, 5 / 8, 7 / 8)
 
 
@@ -64,8 +64,8 @@ def plain_name(name: str) -> str:
 
 def in_order(names: Iterable[str], known: Sequence[str]) -> list[str]:
     """``names``, each once: those of ``known`` in its order, then the others in alphabetical order."""
-    there = set(names)
-    return [name for name in known if name in there] + sorted(there - set(known))
+    given = set(names)
+    return [name for name in known if name in given] + sorted(given - set(known))
 
 
 @dataclass(frozen=True)
@@ -83,8 +83,8 @@ class Vocabulary:
     def level(self, name: str, *, box: bool = False) -> float:
         """The grey value in [-1, 1] of a structure's mask, of a class's ``box``, or of ``"severity"``.
 
-        Built-in masks are evenly spaced from the background to 1; boxes and the severity bar lie half way between them,
-        added names at quarters and eighths.
+        Built-in masks are evenly spaced from the background to 1; boxes and the severity bar are half way between
+        them, added names at quarters and eighths.
         """
         if name == SEVERITY and not box:
             return BACKGROUND + _STEP * (len(BOX_CLASSES) + 0.5)
@@ -100,7 +100,7 @@ def check_added(names: Sequence[str], built_in: Sequence[str]) -> None:
     """Refuse names that a model cannot add to the ``built_in`` ones.
 
     Raises:
-        ValueError: a name is not plain, is there already, or there are more than :data:`MAX_ADDED`.
+        ValueError: a name is not plain, is built in or duplicate, or there are more than :data:`MAX_ADDED`.
     """
     for name in names:
         if not name or name != plain_name(name):
@@ -110,6 +110,6 @@ def check_added(names: Sequence[str], built_in: Sequence[str]) -> None:
         if name in built_in or name == SEVERITY:
             raise ValueError(f"{name!r} is built in: leave it out")
     if len(set(names)) < len(names):
-        raise ValueError(f"a name is listed twice: {', '.join(names)}")
+        raise ValueError(f"duplicate name: {', '.join(names)}")
     if len(names) > MAX_ADDED:
-        raise ValueError(f"{len(names)} names, expected at most {MAX_ADDED}: their grey levels could not be told apart")
+        raise ValueError(f"{len(names)} names, expected at most {MAX_ADDED}: grey levels of more are indistinguishable")

@@ -1,4 +1,4 @@
-"""The classes of findings, and what the terms of each source say of them.
+"""The classes of findings, and what each source's terms say about them.
 
 The classes are CheXpert's (Irvin et al., "CheXpert: A Large Chest Radiograph Dataset with Uncertainty Labels and Expert
 Comparison", AAAI 2019). :data:`SOURCES` is the only table from a source's terms to them; everything that compares
@@ -62,11 +62,11 @@ PARENTS: Final[dict[str, str]] = {
     "Atelectasis": "Lung Opacity",
     "Lung Lesion": "Lung Opacity",
 }
-"""CheXpert's hierarchy (Irvin et al. 2019, Fig. 1): a class and the wider one that it is a kind of."""
+"""CheXpert's hierarchy (Irvin et al. 2019, Fig. 1): a class and its parent class."""
 
 
 class Labelled(Protocol):
-    """What a study says of its findings: its annotators' terms, and the source whose terms they are."""
+    """What annotators say about a study: their terms, and the source whose vocabulary it is."""
 
     @property
     def labels(self) -> Sequence[str]: ...
@@ -76,10 +76,10 @@ class Labelled(Protocol):
 
 @dataclass(frozen=True)
 class Term:
-    """What a source's term says: the classes that it ``affirms``, and those that it ``leaves_open``.
+    """The meaning of a source's term: the classes that it ``affirms``, and those that it ``leaves_open``.
 
-    A term that does neither is a finding outside the classes. A term leaves a class open where the source uses it for
-    findings of that class and for others: "Cardiac Shadow" heads enlarged and irregular ones alike.
+    A term that does neither is a finding outside the classes. A term leaves a class open if the source uses it for
+    findings of that class and for others: "Cardiac Shadow" stands for enlarged and for irregular ones.
     """
 
     affirms: tuple[str, ...] = ()
@@ -94,8 +94,8 @@ def _may_be(*classes: str) -> Term:
     return Term(leaves_open=classes)
 
 
-# Findings of Open-i's indexers that have no counterpart among the classes; many are places ("Spine"), the
-# finding itself stands in a qualifier that the list of problems leaves out.
+# Open-i's index terms without a counterpart among the classes; many are anatomical sites ("Spine"), with the finding
+# itself in a qualifier that the list of problems omits.
 _OPENI_OTHER: Final = (
     *("Abdomen", "Adipose Tissue", "Aorta", "Aorta, Thoracic", "Aortic Aneurysm", "Arthritis", "Atherosclerosis"),
     *("Blister", "Bone Diseases, Metabolic", "Bone and Bones", "Breast Implants", "Bronchiectasis", "Bronchitis"),
@@ -118,7 +118,7 @@ _OPENI: Final[dict[str, Term]] = {
     "Opacity": _is("Lung Opacity"),
     "Airspace Disease": _is("Lung Opacity"),
     "Infiltrate": _is("Lung Opacity"),
-    "Density": _is("Lung Opacity"),  # 86 of 119 times of lung, thorax or behind the heart
+    "Density": _is("Lung Opacity"),  # 86 of 119 times in the lung, the thorax or behind the heart
     "Pulmonary Edema": _is("Edema"),
     "Pulmonary Congestion": _is("Edema"),
     "Heart Failure": _is("Edema"),
@@ -136,7 +136,7 @@ _OPENI: Final[dict[str, Term]] = {
     "Medical Device": _is(SUPPORT_DEVICES),
     "Stents": _is(SUPPORT_DEVICES),
     "Tube, Inserted": _is(SUPPORT_DEVICES),
-    # The heart's place alone: 47 of 51 cardiac shadows are enlarged
+    # The site alone: 47 of 51 cardiac shadows are enlarged
     "Cardiac Shadow": _may_be("Cardiomegaly"),
     "Heart": _may_be("Cardiomegaly"),
     "Heart Atria": _may_be("Cardiomegaly"),
@@ -146,7 +146,7 @@ _OPENI: Final[dict[str, Term]] = {
     "Costophrenic Angle": _may_be("Pleural Effusion", "Pleural Other"),
     "Pleura": _may_be("Pleural Effusion", "Pleural Other"),
     "Sulcus": _may_be("Pleural Effusion", "Pleural Other"),
-    # CheXpert's labeller counts parenchymal scars and interstitial markings among the opacities
+    # CheXpert's labeller counts parenchymal scarring and interstitial markings as opacities
     "Cicatrix": _may_be("Lung Opacity", "Pleural Other"),
     "Cystic Fibrosis": _may_be("Lung Opacity"),
     "Fibrosis": _may_be("Lung Opacity"),
@@ -158,7 +158,7 @@ _OPENI: Final[dict[str, Term]] = {
     "Cavitation": _may_be("Lung Lesion", "Lung Opacity"),
     "Volume Loss": _may_be("Atelectasis"),
     "Deformity": _may_be("Fracture"),  # most often of vertebrae and ribs
-    "Spinal Fusion": _may_be(SUPPORT_DEVICES),  # hardware, where it shows
+    "Spinal Fusion": _may_be(SUPPORT_DEVICES),  # hardware, if it is visible
     **dict.fromkeys(_OPENI_OTHER, Term()),
 }
 _NIH: Final[dict[str, Term]] = {
@@ -172,7 +172,7 @@ _NIH: Final[dict[str, Term]] = {
     "Fibrosis": _may_be("Lung Opacity"),
     "Hernia": Term(),
     "Infiltration": _is("Lung Opacity"),
-    "Infiltrate": _is("Lung Opacity"),  # the name among its boxes
+    "Infiltrate": _is("Lung Opacity"),  # its name in the annotated boxes
     "Mass": _is("Lung Lesion"),
     "Nodule": _is("Lung Lesion"),
     "Pleural_Thickening": _is("Pleural Other"),
@@ -187,64 +187,65 @@ SOURCES: Final[dict[str, dict[str, Term]]] = {
     "chexpert": _CHEXPERT,
     "xgem": _CHEXPERT,
 }
-"""By source (``Study.source``) its terms. Its annotators name every finding that they have a term for, so that a class
-which they do not name is absent, if a term of theirs affirms it anywhere, and unknown otherwise. ``xgem`` are cohorts
-(the findings that were asked for), ``chexpert`` any manifest that lists all of a study's findings by CheXpert's names.
+"""Terms by source (``Study.source``). Annotators name every finding that they have a term for: a class that they do not
+name is absent if the source has a term that affirms it, and unknown otherwise. ``xgem`` are cohorts (the requested
+findings), ``chexpert`` is any manifest that lists all of a study's findings by CheXpert's names.
 """
 NOT_FINDINGS: Final = (
-    # Of Open-i's indexers, about the study
+    # Open-i's terms about the study itself
     "No Indexing",
     "Technical Quality of Image Unsatisfactory",
-    # Diagnoses of patients in the COVID-19 collection, whose image may show anything or nothing
+    # Diagnoses in the COVID-19 collection, which say nothing about the individual image
     *("ARDS", "COVID-19", "Klebsiella", "Legionella", "Pneumocystis", "SARS", "Streptococcus"),
 )
-"""Terms that say nothing of what an image shows."""
+"""Terms that say nothing about what an image shows."""
 
 
 def plain(term: str) -> str:
-    """A term as it is compared: lower case, underscores as blanks, single blanks."""
+    """A term normalised for comparison: lower case, underscores as blanks, single blanks."""
     return " ".join(term.replace("_", " ").split()).lower()
 
 
-TERMS: Final[dict[str, Term]] = {plain(term): known for own in SOURCES.values() for term, known in own.items()} | {
-    "no findings": _is(NO_FINDING)
-}
-"""All sources' terms, as :func:`plain` writes them; a term means the same in every source that has it."""
-NORMAL_TERMS: Final[frozenset[str]] = frozenset(term for term, known in TERMS.items() if NO_FINDING in known.affirms)
+TERMS: Final[dict[str, Term]] = {
+    plain(name): term for source_terms in SOURCES.values() for name, term in source_terms.items()
+} | {"no findings": _is(NO_FINDING)}
+"""All sources' terms by their plain names (:func:`plain`); a term means the same in every source that has it."""
+NORMAL_TERMS: Final[frozenset[str]] = frozenset(name for name, term in TERMS.items() if NO_FINDING in term.affirms)
 """Terms (plain) by which annotators call a study normal."""
 _SILENT: Final = frozenset(plain(term) for term in NOT_FINDINGS)
 
 
 def is_silent(term: str) -> bool:
-    """Whether a term says nothing of what an image shows (:data:`NOT_FINDINGS`)."""
+    """Whether a term says nothing about what an image shows (:data:`NOT_FINDINGS`)."""
     return plain(term) in _SILENT
 
 
 def classes_of(term: str) -> tuple[str, ...]:
-    """The classes that a term affirms, of whichever source; empty for one that affirms none or is not known."""
+    """The classes that a term of any source affirms; empty for a term that affirms none or is unknown."""
     return TERMS.get(plain(term), Term()).affirms
 
 
 def annotated_classes(source: str) -> frozenset[str]:
-    """The classes that a source has a term for; none where the source is not known."""
-    return frozenset(name for known in SOURCES.get(source, {}).values() for name in known.affirms)
+    """The classes for which a source has a term; none for an unknown source."""
+    return frozenset(name for term in SOURCES.get(source, {}).values() for name in term.affirms)
 
 
 def annotated_labels(names: Iterable[str], source: str) -> dict[str, float]:
-    """What annotators' terms say of CheXpert's classes: 1 present, 0 absent; a class that is unknown is not in it.
+    """What annotators' terms say about CheXpert's classes: 1 present, 0 absent; unknown classes are left out.
 
-    * A class is present where a term affirms it.
-    * It is absent where the source has a term for it (:func:`annotated_classes`) and the study's terms do not name it,
-      unless one of them leaves it open, or affirms a narrower class (:data:`PARENTS`): pneumonia alone says nothing of
+    * A class is present if a term affirms it.
+    * It is absent if the source has a term for it (:func:`annotated_classes`) and the study's terms do not name it,
+      unless one of them leaves it open or affirms a child class (:data:`PARENTS`): pneumonia alone says nothing about
       "Consolidation" and "Lung Opacity". A term that is in no table may mean any class, and leaves all of them open.
-    * "No Finding" is present where the annotators say so and name nothing but support devices beside it, absent where
-      they name any other finding, of the 14 classes or not.
-    * Nothing is known of a study without terms, or with :data:`NOT_FINDINGS` alone.
+    * "No Finding" is present if the annotators say so and name nothing else but support devices, absent if they name
+      any other finding, whether or not it is one of the 14 classes.
+    * Nothing is known about a study without terms, or with :data:`NOT_FINDINGS` alone.
 
     Args:
         names: the study's terms, in any case, with blanks or underscores.
-        source: whose terms they are, a key of :data:`SOURCES`; of another source only what is named is known.
+        source: whose terms they are, a key of :data:`SOURCES`; with any other source only the named classes are known.
     """
+    # What the terms affirm
     terms = [term for term in dict.fromkeys(map(plain, names)) if term not in _SILENT]
     known = [TERMS[term] for term in terms if term in TERMS]
     present = {name for term in known for name in term.affirms}
@@ -253,20 +254,21 @@ def annotated_labels(names: Iterable[str], source: str) -> dict[str, float]:
     complete = bool(terms) and len(known) == len(terms)
     if abnormal or not complete:
         present.discard(NO_FINDING)
-    # Open: "No Finding" unless something abnormal is named, what a term leaves open, what is wider than a class present
+    # Open: what a term leaves open, the ancestors of a present class, and "No Finding" unless something is abnormal
     open_classes = {name for term in known for name in term.leaves_open} | {NO_FINDING}
-    open_classes.update(wider for name in present for wider in _wider(name))
+    open_classes.update(ancestor for name in present for ancestor in _ancestors(name))
+    # Absent: the rest of the classes that the source annotates
     listed = annotated_classes(source) if complete else frozenset[str]()
-    found = dict.fromkeys(present, 1.0) | dict.fromkeys(listed - present - open_classes, 0.0)
+    labels = dict.fromkeys(present, 1.0) | dict.fromkeys(listed - present - open_classes, 0.0)
     if abnormal:
-        found[NO_FINDING] = 0.0
-    return {name: found[name] for name in CHEXPERT_CLASSES if name in found}
+        labels[NO_FINDING] = 0.0
+    return {name: labels[name] for name in CHEXPERT_CLASSES if name in labels}
 
 
-def _wider(name: str) -> list[str]:
-    """The classes above one, nearest first."""
-    above = PARENTS.get(name)
-    return [] if above is None else [above, *_wider(above)]
+def _ancestors(name: str) -> list[str]:
+    """The classes above a class in the hierarchy, nearest first."""
+    parent = PARENTS.get(name)
+    return [] if parent is None else [parent, *_ancestors(parent)]
 
 
 def annotated_matrix(studies: Iterable[Labelled], classes: Sequence[str] = CHEXPERT_CLASSES) -> NDArray[np.float64]:
@@ -277,7 +279,7 @@ def annotated_matrix(studies: Iterable[Labelled], classes: Sequence[str] = CHEXP
 
 
 def count_labels(labels: NDArray[np.float64]) -> Mapping[str, tuple[int, int, int]]:
-    """By class of (n, 14) labels as of :func:`annotated_matrix`: how many are present, absent, unknown."""
+    """Numbers of present, absent and unknown labels by class, for (n, 14) labels as from :func:`annotated_matrix`."""
     return {
         name: (int((column == 1).sum()), int((column == 0).sum()), int(np.isnan(column).sum()))
         for name, column in zip(CHEXPERT_CLASSES, labels.T, strict=True)

@@ -1,1 +1,1 @@
-"""What every layer shares: devices, seeded noise, progress, files, hashes, contact sheets."""
+"""Helpers shared by all layers: devices, seeded noise, progress bars, files, hashes, contact sheets, tables."""

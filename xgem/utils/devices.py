@@ -1,4 +1,4 @@
-"""Devices and number formats by name, checked before anything is put there."""
+"""Devices and floating-point formats by name, checked before they are used."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torc
 
 
 def available_devices() -> list[str]:
-    """Names of the devices that torch can use here, the best first, ``"cpu"`` last."""
+    """Names of the available devices, the fastest first, ``"cpu"`` last."""
     names = [f"cuda:{index}" for index in range(torch.cuda.device_count())] if torch.cuda.is_available() else []
     if torch.backends.mps.is_available():
         names.append("mps")
@@ -18,31 +18,31 @@ def available_devices() -> list[str]:
 
 
 def resolve_device(device: str | torch.device | None = None) -> torch.device:
-    """The device of that name, or where None was given the first CUDA device, or the CPU.
+    """The named device; for None the first CUDA device if there is one, else the CPU.
 
     Raises:
-        DeviceError: not a device, or not one that is here.
+        DeviceError: not a device, or not one that is available.
     """
     if device is None:
         return torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
-    have = available_devices()
+    available = available_devices()
     try:
         wanted = torch.device(device)
     except (RuntimeError, TypeError) as error:
-        raise DeviceError(f"device {device!r} is not known, expected one of: {', '.join(have)}") from error
+        raise DeviceError(f"device {device!r} is not known, expected one of: {', '.join(available)}") from error
     if wanted.type == "cuda" and wanted.index is None:
         wanted = torch.device("cuda", 0)
     name = "cpu" if wanted.type == "cpu" else "mps" if wanted.type == "mps" else str(wanted)
-    if name not in have:
-        raise DeviceError(f"device {str(device)!r} is not available here, expected one of: {', '.join(have)}")
+    if name not in available:
+        raise DeviceError(f"device {str(device)!r} is not available here, expected one of: {', '.join(available)}")
     return wanted
 
 
 def resolve_dtype(dtype: str | torch.dtype | None, device: torch.device) -> torch.dtype:
-    """The number format of that name, ``"float32"``, ``"bfloat16"`` or ``"float16"``; float32 where None was given.
+    """The named format, ``"float32"``, ``"bfloat16"`` or ``"float16"``; float32 for None.
 
     Raises:
-        DeviceError: another format, or one that ``device`` does not compute in.
+        DeviceError: another format, or one that ``device`` does not support.
     """
     if dtype is None:
         return torch.float32

@@ -1,4 +1,4 @@
-"""Files written whole or not at all, locks, and output folders."""
+"""Atomic writing of files and folders, locks, and output folders."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from xgem.types import CheckpointError, OutputError
 
 @contextmanager
 def new_folder(target: Path) -> Iterator[Path]:
-    """A folder to write into, which becomes ``target`` at the end of the block, or nothing where the block fails.
+    """A folder to write into, which becomes ``target`` at the end of the block, unless the block fails.
 
     Raises:
         OutputError: the target exists and is not an empty folder, or cannot be written.
@@ -47,10 +47,10 @@ def new_folder(target: Path) -> Iterator[Path]:
 
 @contextmanager
 def replacing(file: Path) -> Iterator[Path]:
-    """A place beside ``file`` to write to; it replaces the file at the end of the block, unless the block fails.
+    """A temporary path in the folder of ``file``, which replaces the file at the end of the block, unless that fails.
 
     Raises:
-        OutputError: the place cannot be written.
+        OutputError: the file cannot be written.
     """
     partial = file.with_name(f".{file.name}.{uuid.uuid4().hex}.part")
     try:
@@ -59,34 +59,34 @@ def replacing(file: Path) -> Iterator[Path]:
         partial.replace(file)
     except (OSError, SafetensorError) as error:
         reason = (isinstance(error, OSError) and error.strerror) or one_line(error)
-        raise OutputError(f"{file}: cannot be written ({reason}); choose another place") from error
+        raise OutputError(f"{file}: cannot be written ({reason}); choose another path") from error
     finally:
         with contextlib.suppress(OSError):
             partial.unlink(missing_ok=True)
 
 
 def check_output_folder(directory: str | Path, *, overwrite: bool = False) -> Path:
-    """The folder as a path, if results can go there; nothing is made.
+    """The folder as a path, if results can be written there; nothing is created.
 
     Raises:
-        OutputError: it is a file, lies under a file, cannot be written, or holds files and not ``overwrite``.
+        OutputError: it is a file or inside a file, cannot be written, or contains files without ``overwrite``.
     """
     path = Path(directory).absolute()
     if path.exists() and not path.is_dir():
         raise OutputError(f"{directory}: is a file, expected a folder; choose another")
     try:
         if path.is_dir() and not overwrite and any(path.iterdir()):
-            raise OutputError(f"{directory}: the folder is used already; choose another or overwrite it (--overwrite)")
+            raise OutputError(f"{directory}: the folder is not empty; choose another or overwrite it (--overwrite)")
     except OSError as error:
         raise OutputError(f"{directory}: cannot be read ({error.strerror})") from error
     nearest = path if path.is_dir() else next(parent for parent in path.parents if parent.exists())
     if not nearest.is_dir() or not os.access(nearest, os.W_OK | os.X_OK):
-        raise OutputError(f"{directory}: cannot be written, {nearest} is no writable folder; choose another")
+        raise OutputError(f"{directory}: cannot be written, {nearest} is not a writable folder; choose another")
     return path
 
 
 def one_line(error: BaseException) -> str:
-    """An error's text on one line, its class where it has none."""
+    """An error's message on one line; the name of its class if it has none."""
     return " ".join(str(error).split())[:300] or type(error).__name__
 
 
@@ -97,7 +97,7 @@ def file_sha256(path: str | Path) -> str:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A file that holds one JSON object; ``CheckpointError`` otherwise."""
+    """The JSON object in a file; ``CheckpointError`` if there is none."""
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -108,7 +108,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def write_json(path: Path, values: Any) -> None:
-    """Write JSON that is the same for the same values: sorted keys, two spaces, a final newline."""
+    """Write JSON that is identical for equal values: sorted keys, two spaces, a final newline."""
     path.write_text(json.dumps(values, indent=2, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
@@ -121,13 +121,13 @@ def sync(folder: Path, files: Iterable[str]) -> None:
 
 @contextlib.contextmanager
 def locked(root: Path) -> Iterator[None]:
-    """One writer of the index at a time: stages may train side by side into one folder.
+    """Exclusive access to the index of a folder: several stages may train into one folder at the same time.
 
-    The lock lies on the folder itself and goes with the process, so a killed writer leaves none behind.
+    The lock is on the folder itself and ends with the process, so a killed writer leaves no lock behind.
     """
     try:
         import fcntl
-    except ImportError:  # no such locks on Windows: one writer at a time is then the caller's duty
+    except ImportError:  # Windows has no such locks: there the caller ensures a single writer
         yield
         return
     try:
@@ -143,7 +143,7 @@ def locked(root: Path) -> Iterator[None]:
 
 
 def new_file_mode(mode: int) -> int:
-    """``mode`` less what the user's umask takes away: files made in a private temporary place get it at the end."""
+    """``mode`` without the bits in the user's umask, for files that were created in a private temporary folder."""
     mask = os.umask(0o022)
     os.umask(mask)
     return mode & ~mask

@@ -1,4 +1,4 @@
-"""SHA-256 of arrays, files and modules, as caches and records use them."""
+"""SHA-256 of arrays, files and modules, for caches and records."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ if TYPE_CHECKING:
 
 
 def canonical(key: Mapping[str, Any]) -> str:
-    """A key as JSON that is equal for equal keys.
+    """A cache key as canonical JSON: equal text for equal keys.
 
     Raises:
-        DataError: the key holds something that JSON has no form for, or NaN.
+        DataError: the key contains NaN or something that JSON cannot represent.
     """
     try:
         return json.dumps(key, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
@@ -35,13 +35,13 @@ def canonical(key: Mapping[str, Any]) -> str:
 
 
 def content_hash(paths: Iterable[str | os.PathLike[str]]) -> str:
-    """SHA-256 over the contents of files, in the given order; names do not matter.
+    """SHA-256 over the contents of files, in the given order; their names do not matter.
 
     Raises:
         DataError: a file cannot be read.
     """
 
-    def one(path: str | os.PathLike[str]) -> bytes:
+    def file_digest(path: str | os.PathLike[str]) -> bytes:
         try:
             with Path(path).open("rb") as stream:
                 return hashlib.file_digest(stream, "sha256").digest()
@@ -50,7 +50,7 @@ def content_hash(paths: Iterable[str | os.PathLike[str]]) -> str:
 
     total = hashlib.sha256()
     with ThreadPoolExecutor(reading_threads()) as pool:
-        for digest in pool.map(one, paths):
+        for digest in pool.map(file_digest, paths):
             total.update(digest)
     return total.hexdigest()
 
@@ -61,7 +61,7 @@ def module_hash(module: nn.Module) -> str:
 
 
 def arrays_hash(arrays: Mapping[str, Tensor]) -> str:
-    """SHA-256 over named arrays: names, dtypes, shapes and bytes, by name."""
+    """SHA-256 over named arrays in order of their names: names, dtypes, shapes and bytes."""
     digest = hashlib.sha256()
     for name in sorted(arrays):
         array = arrays[name].detach().cpu().contiguous()
@@ -71,7 +71,7 @@ def arrays_hash(arrays: Mapping[str, Tensor]) -> str:
 
 
 def reading_threads() -> int:
-    """Threads that read files side by side: one per core, at most 8."""
+    """Number of threads that read files concurrently: one per core, at most 8."""
     return max(1, min(8, os.cpu_count() or 1))
 
 

@@ -1,4 +1,4 @@
-"""A progress bar on stderr: results may be printed on stdout."""
+"""A progress bar on stderr, as stdout is for results."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 
 class StepBar:
-    """Counts ``total`` sampling steps of one output; a context manager. Nothing is shown unless on a terminal."""
+    """Counts ``total`` sampling steps of one output; a context manager. It is shown only on a terminal."""
 
     def __init__(self, description: str, total: int, *, shown: bool) -> None:
         console = Console(stderr=True)
@@ -18,7 +18,7 @@ class StepBar:
         self._task = self._progress.add_task(description, total=total)
 
     def advance(self) -> None:
-        """One step more."""
+        """Count one more step."""
         self._progress.advance(self._task)
 
     def __enter__(self) -> StepBar:

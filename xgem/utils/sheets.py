@@ -1,4 +1,4 @@
-"""Contact sheets: prompts, the real target and generated samples side by side, for the run folder only."""
+"""Contact sheets: prompts, the real target and generated samples side by side; only for the run folder."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ _TITLE, _GAP, _WRAP = 16, 4, 20
 def contact_sheet(
     columns: Sequence[tuple[str, NDArray[np.uint8] | Sequence[str]]], *, rows: int = 12, size: int | None = None
 ) -> Image:
-    """One row a study, one column an entry of ``columns``.
+    """One row per study, one column per entry of ``columns``.
 
     Args:
         columns: (title, images (n, s, s) uint8 or n texts), all of the same n.
-        rows: at most so many studies.
-        size: side of a cell in pixels; by default the images' own, at least 128.
+        rows: maximum number of studies.
+        size: side of a cell in pixels; by default that of the images, at least 128.
     """
     from PIL import Image, ImageDraw
 
@@ -33,11 +33,13 @@ def contact_sheet(
         raise InputError(
             f"columns of {[len(values) for _, values in columns]} entries: expected the same number in each"
         )
+    # An empty sheet of square cells below a line of titles
     sides = [values.shape[1] for _, values in columns if isinstance(values, np.ndarray)]
     cell = size or max([128, *sides])
     count = min(rows, len(columns[0][1]))
     step = cell + _GAP
     sheet = Image.new("L", (len(columns) * step - _GAP, _TITLE + count * step - _GAP), 32)
+    # Column by column: images resized to the cell, texts wrapped
     draw = ImageDraw.Draw(sheet)
     for x, (title, values) in enumerate(columns):
         draw.text((x * step + 2, 2), title, fill=255)

@@ -1,4 +1,4 @@
-"""Tables as Markdown and as CSV text."""
+"""Tables as Markdown and CSV text."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 
 def markdown_table(heads: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
-    """A Markdown table, without a line break at its end; line breaks in cells become ``<br>``, None an empty cell."""
+    """A Markdown table without a final newline; line breaks in cells become ``<br>``, None an empty cell."""
 
     def line(cells: Iterable[Any]) -> str:
         texts = ("" if cell is None else str(cell) for cell in cells)
@@ -19,7 +19,7 @@ def markdown_table(heads: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
 
 
 def csv_text(heads: Sequence[str], rows: Iterable[Sequence[Any] | Mapping[str, Any]]) -> str:
-    """CSV text with a header; rows are sequences, or mappings by the heads. None and what a row lacks is empty."""
+    """CSV text with a header; rows are sequences, or mappings by column. None and missing values are empty cells."""
     stream = io.StringIO()
     table = csv.writer(stream, lineterminator="\n")
     table.writerow(heads)
