@@ -45,6 +45,15 @@ def data_dir() -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def cases_dir() -> Path:
+    """Made-up files with odd headers, depths and rows, beside the real studies; the test is skipped where absent."""
+    folder = real_data().parent / "cases"
+    if not folder.is_dir():
+        pytest.skip(f"no made-up cases at {folder}")
+    return folder
+
+
 @pytest.fixture(autouse=True)
 def same_random_numbers() -> None:
     """Seeds every generator of the process, and keeps torch (once it is imported) to one thread."""

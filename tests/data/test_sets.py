@@ -205,3 +205,9 @@ def test_the_hash_follows_content(tmp_path):
     assert read_set(tmp_path).sha256 == first
     image(tmp_path / "a.png", 2)
     assert read_set(tmp_path).sha256 != first
+
+
+def test_wrapped_reports_have_the_labels_of_unwrapped_ones(cases_dir):
+    folded, wrapped = (read_set(cases_dir / "evalcsv" / "text" / f"{name}.csv") for name in ("folded", "wrapped"))
+    assert [item.labels for item in folded.items] == [item.labels for item in wrapped.items]
+    assert folded.items[0].labels["Consolidation"] == 0
