@@ -128,7 +128,7 @@ def test_annotations_come_as_files(xgem: Any, chexgen_checkpoint: Path, tmp_path
         "generate", "--mask", tmp_path / "right_lung.png", "--mask", tmp_path / "boxes.json", *options, "--out", "x"
     )
     assert ran.code == 2
-    assert "boxes.json: no image; expected a mask as PNG" in ran.err
+    assert "boxes.json: not an image; expected a mask as PNG" in ran.err
 
 
 def test_replay_makes_the_same_bytes(xgem: Any, model: Path, cxr: Path, tmp_path: Path) -> None:

@@ -110,7 +110,7 @@ def test_a_label_image_numbers_the_structures(tmp_path: Path, mode: str | None):
 
 def test_zero_and_one_alone_are_not_taken_for_the_left_lung(tmp_path: Path):
     for source in (MASK // 255, MASK > 0, saved(tmp_path / "mask.png", MASK // 255)):
-        with pytest.raises(InputError, match="but of what"):
+        with pytest.raises(InputError, match="of an unknown structure"):
             read_masks(source)
     masks = {"left lung": MASK > 0}
     write_labels(masks, tmp_path / "mask.png")
@@ -124,7 +124,7 @@ def test_of_a_label_file_the_named_structure_is_taken(tmp_path: Path):
     assert same(read_masks({"right lung": tmp_path / "a.mask.png"}), Annotation({"right lung": right}))
     both = {"lungs": tmp_path / "a.mask.png", "device": tmp_path / "a.mask.png"}
     assert same(read_masks(both), Annotation(masks))
-    with pytest.raises(InputError, match="shows left lung, right lung, device; expected airways, as it is named"):
+    with pytest.raises(InputError, match="shows left lung, right lung, device; expected airways, as named"):
         read_masks({"airways": tmp_path / "a.mask.png"})
     write_labels({"left lung": left}, tmp_path / "left.png")
     with pytest.raises(InputError, match="shows left lung; expected right lung"):
@@ -183,18 +183,18 @@ def test_lungs_that_cannot_be_told_apart_are_refused():
     [
         ({}, "empty mapping"),
         ({"": MASK}, "structure '': expected a name in lower case words"),
-        ({"heart": MASK, "cardiomediastinum": MASK}, "given twice"),
+        ({"heart": MASK, "cardiomediastinum": MASK}, "duplicate structure"),
         ({"heart": MASK, "device": MASK.T}, "60 x 40 pixels, expected 40 x 60"),
         ({"heart": np.zeros_like(MASK)}, "'cardiomediastinum' is empty"),
-        ({"heart": np.full_like(MASK, 3)}, "not a binary mask, 3 all over"),
+        ({"heart": np.full_like(MASK, 3)}, "not a binary mask, 3 everywhere"),
         ({"heart": LABELS}, "not a binary mask, 3 values"),
         ({"heart": MASK[0]}, r"shape \(60,\)"),
-        ({"heart": np.where(MASK, np.nan, 0)}, "no numbers"),
+        ({"heart": np.where(MASK, np.nan, 0)}, "not numbers"),
         ({"heart": 3}, "cannot read a int as a mask"),
         (np.zeros_like(MASK), "an empty mask"),
-        (MASK, "but of what"),
-        (np.arange(2400).reshape(40, 60), "2400 values, 10 among them"),
-        (LABELS / 2, "4.5 among them"),
+        (MASK, "of an unknown structure"),
+        (np.arange(2400).reshape(40, 60), "2400 values, including 10"),
+        (LABELS / 2, "including 4.5"),
         (np.stack([MASK, MASK.T.reshape(40, 60), MASK], -1), "one grey image"),
         (None, "cannot read a NoneType"),
     ],
@@ -214,7 +214,7 @@ def test_files_that_hold_no_mask_are_refused(tmp_path: Path):
     for name, message in {
         "heart.png": "without smoothing",
         "heart.jpg": "values",
-        "text.png": "no image; expected a mask as PNG",
+        "text.png": "not an image; expected a mask as PNG",
         "cut.png": "not a readable mask",
         "bad.npy": "not a usable .npy",
         "none.png": "no such file",
@@ -285,7 +285,7 @@ def changed(key: str, value: Any) -> dict[str, Any]:
         ([{"label": "mass", "bbox": [0, 0, 1]}], "four numbers"),
         ([{"label": "mass", "bbox": ["0", 0, 1, 1]}], "four numbers"),
         ([{"label": "mass", "bbox": [0, 0, 10**400, 1]}], "four numbers"),
-        ([{"label": "mass", "bbox": [10, 20, 100, 50]}], "shares of its width"),
+        ([{"label": "mass", "bbox": [10, 20, 100, 50]}], "fractions of its width"),
         ([{"label": "mass", "bbox": [0, 0, 0, 1]}], "no area"),
         ({"boxes": []}, "lists images, annotations and categories"),
         (changed("images", [1]), "lists images"),
@@ -295,12 +295,12 @@ def changed(key: str, value: Any) -> dict[str, Any]:
         (changed("images.width", 0), "0 x 100"),
         (changed("images.width", 10**400), "width and height"),
         (changed("annotations", []), "no boxes"),
-        (changed("annotations.image_id", 7), "of image 7, expected 1"),
+        (changed("annotations.image_id", 7), "belongs to image 7, expected 1"),
         (changed("annotations.category_id", 70), "category 70 is not among the file's categories, expected one of"),
-        (changed("categories", [{"id": 5, "name": "mass"}, {"id": 5, "name": "nodule"}]), "two categories have one id"),
+        (changed("categories", [{"id": 5, "name": "mass"}, {"id": 5, "name": "nodule"}]), "duplicate category id"),
         (changed("images.width", True), "True x 100"),
         (changed("annotations.category_id", [1]), "category .* is not among"),
-        (changed("annotations.bbox", [150, 0, 100, 100]), "outside the image"),
+        (changed("annotations.bbox", [150, 0, 100, 100]), "extends beyond the image"),
         (changed("categories", [{"id": 5, "name": None}]), "box 0: no class"),
     ],
 )

@@ -110,12 +110,12 @@ SQUARE_BOX = Annotation(boxes=(Box("mass", 0, 0, 0.5, 1),))
 @pytest.mark.parametrize(
     ("one", "other", "message"),
     [
-        (LUNG, LUNG, "'left lung' is given twice"),
-        (Annotation(severity=0), Annotation(severity=0), "severity is given twice"),
-        (LUNG, Annotation({"device": rectangle(80, 50, slice(9), slice(9))}), "of 50 x 80 and of 80 x 50"),
+        (LUNG, LUNG, "duplicate mask 'left lung'"),
+        (Annotation(severity=0), Annotation(severity=0), "duplicate severity"),
+        (LUNG, Annotation({"device": rectangle(80, 50, slice(9), slice(9))}), "of 50 x 80 and 80 x 50"),
         (LUNG, Annotation({"device": rectangle(100, 160, slice(9), slice(9))}), "100 x 160 pixels, expected 50 x 80"),
-        (LUNG, Annotation(boxes=SQUARE_BOX.boxes, size=(60, 60)), "of 50 x 80 and of 60 x 60"),
-        (LUNG.squared(grid(32)), SQUARE_BOX.squared(grid(32)), "of 50 x 80 and of 32 x 32"),
+        (LUNG, Annotation(boxes=SQUARE_BOX.boxes, size=(60, 60)), "of 50 x 80 and 60 x 60"),
+        (LUNG.squared(grid(32)), SQUARE_BOX.squared(grid(32)), "of 50 x 80 and 32 x 32"),
     ],
 )
 def test_parts_that_contradict_each_other_are_refused(one: Annotation, other: Annotation, message: str):
@@ -140,8 +140,8 @@ def test_parts_that_contradict_each_other_are_refused(one: Annotation, other: An
         (lambda: Annotation(severity=-1), "-1, expected"),
         (lambda: Annotation(severity=math.nan), "nan, expected"),
         (lambda: Box("Fracture", 0, 0, 1, 1), "'Fracture': expected a name in lower case"),
-        (lambda: Box("mass", 0.5, 0, 0.6, 1), "outside the image"),
-        (lambda: Box("mass", -0.002, 0, 0.6, 1), "outside the image"),
+        (lambda: Box("mass", 0.5, 0, 0.6, 1), "extends beyond the image"),
+        (lambda: Box("mass", -0.002, 0, 0.6, 1), "extends beyond the image"),
         (lambda: Box("mass", 0, 0, 0, 1), "no area"),
         (lambda: Box("mass", 0, 0, 1, -1), "no area"),
         (lambda: Box("mass", math.nan, 0, 1, 1), "finite"),

@@ -131,7 +131,7 @@ def test_damaged_files_are_made_again_with_a_warning(tmp_path: Path, damage: str
     with caplog.at_level(logging.WARNING):
         same(cache.get_or_make("k", {"x": 1}, make), Maker()())
     assert make.calls == 1
-    assert ("making it again" in caplog.text) == (damage != "lose")
+    assert ("computing it again" in caplog.text) == (damage != "lose")
     same(cache.get_or_make("k", {"x": 1}, make), Maker()())
     assert make.calls == 1
 

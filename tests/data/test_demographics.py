@@ -49,9 +49,9 @@ def test_the_words_in_front_of_a_text_read_back(known: dict[str, Any]):
         ({"race": "Black. Large effusion"}, "race is .*expected words"),
         ({"race": 3}, "race is '3'"),
         ({"race": "--"}, "race is '--'"),
-        ({}, "nothing is known"),
-        ({"sex": None}, "nothing is known"),
-        ("", "nothing is known"),
+        ({}, "no field is known"),
+        ({"sex": None}, "no field is known"),
+        ("", "no field is known"),
         (71, "expected a mapping or text like 'sex:F, age:71', got int"),
     ],
 )

@@ -187,7 +187,7 @@ def test_grey_stored_as_rgb_is_taken_and_colour_is_not(chest, write_dicom):
         ({"Modality": "CT"}, "modality CT"),
         ({"Modality": "MG"}, "modality MG"),
         ({"BodyPartExamined": "HAND"}, "body part HAND"),
-        ({"ViewPosition": "LL"}, r"a lateral view \(ViewPosition LL\); expected a frontal one: give it as lateral"),
+        ({"ViewPosition": "LL"}, r"a lateral view \(ViewPosition LL\); expected a frontal view: pass it as lateral"),
     ],
 )
 def test_other_files_are_refused_in_one_line(chest, write_dicom, tags: dict[str, Any], words: str):
@@ -208,7 +208,7 @@ def test_a_view_that_is_added_is_told_from_the_others(chest, write_dicom, monkey
     assert read_image(file, view="frontal").pixels.shape == (96, 80)
     monkeypatch.setitem(VIEWS, "oblique", ("LAO", "RAO"))
     assert read_image(file, view="oblique").pixels.shape == (96, 80)
-    with pytest.raises(ImageError, match=r"oblique view \(ViewPosition LAO\); expected a frontal one"):
+    with pytest.raises(ImageError, match=r"oblique view \(ViewPosition LAO\); expected a frontal view"):
         read_image(file, view="frontal")
 
 

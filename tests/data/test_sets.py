@@ -162,7 +162,7 @@ def test_other_bad_places(tmp_path):
         read_set(tmp_path)
     image(tmp_path / "1.png")
     table(tmp_path / "c.csv", [{"id": "1", "file": "1.png"}, {"id": "1", "file": "1.png"}])
-    with pytest.raises(DataError, match="'1' stands there twice"):
+    with pytest.raises(DataError, match="duplicate id '1'"):
         read_set(tmp_path / "c.csv")
 
 

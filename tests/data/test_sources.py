@@ -249,7 +249,7 @@ def test_nih_boxes_of_the_original_are_pixels_of_1024(tmp_path: Path, chest):
     [
         ("c.png,Mass,0.1,0.2,0.3,0.4", r"boxes\.csv: a box of c\.png, which labels\.csv does not list"),
         ("a.png,,0.1,0.2,0.3,0.4", r"image a\.png: .*box of class ''"),
-        ("a.png,Mass,100,200,300,400", r"image a\.png: .*shares of its width and height"),
+        ("a.png,Mass,100,200,300,400", r"image a\.png: .*fractions of its width and height"),
         ("a.png,Mass,left,0.2,0.3,0.4", r"a box of a\.png is 'left'; expected a number"),
         ("a.png,Mass,0.1,0.2", r"a box of a\.png is ''; expected a number"),
     ],
@@ -352,7 +352,7 @@ def test_severity(brixia: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
     with caplog.at_level(logging.WARNING):
         made = severity.prepare(brixia, tmp_path / "m.parquet")
     assert [record.getMessage() for record in caplog.records] == [
-        "severity: 1 of 3 scored images are not there and are left out"
+        "severity: 1 of 3 scored images are missing and are left out"
     ]
     assert Manifest.read(tmp_path / "m.parquet") == made
     assert [(row.study, row.file, row.severity) for row in made.rows] == [

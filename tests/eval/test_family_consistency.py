@@ -120,9 +120,9 @@ def test_items_without_a_image_or_a_report_are_refused_by_name(tmp_path: Path) -
         items = (*made.items[:3], broken, *made.items[4:])
         with pytest.raises(DataError, match="item g3 lacks"):
             evaluate(real, replace(made, items=items), **options)
-    with pytest.raises(DataError, match="answers 9 of the 40"):
+    with pytest.raises(DataError, match="has 9 of the 40"):
         evaluate(real, made, independent=made.subset(range(9)), **options)
-    with pytest.raises(DataError, match="whole label sets"):
+    with pytest.raises(DataError, match="full label sets"):
         evaluate(real, made, uncertain="ignore", **options)
 
 

@@ -115,7 +115,7 @@ def test_uncertain_and_unmentioned_labels(tmp_path: Path) -> None:
 
 def test_input_that_does_not_fit_is_refused(tmp_path: Path) -> None:
     items = people(tmp_path, 40)
-    with pytest.raises(ShapeError, match="one row a test image"):
+    with pytest.raises(ShapeError, match="one row per test image"):
         fairness.evaluate(items, {"real": np.zeros((39, 2))}, classes=CLASSES)
     with pytest.raises(InputError, match="no scores"):
         fairness.evaluate(items, {}, classes=CLASSES)

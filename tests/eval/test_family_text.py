@@ -85,7 +85,7 @@ def test_what_is_not_given_is_named_with_its_reason(good: FamilyResult) -> None:
     for name in ("radgraph_simple", "radgraph_partial", "radgraph_complete", "ratescore", "intra_study_bleu_1"):
         assert good[name].value is None
     assert "--radgraph-python" in good["radgraph_simple"].reason
-    assert "no real report affirms it" in good["f1/Fracture"].reason
+    assert "no real report has a positive label for it" in good["f1/Fracture"].reason
     real = _real(10)
     found = evaluate(real, _generated(real), labellers={"CheXbert": NotComputed("no weights")}, **SOME)
     assert found["micro_f1_14"].reason == "no weights"
@@ -128,7 +128,7 @@ def test_empty_generated_reports_are_counted_as_zero_and_empty_real_ones_are_ref
     blank = replace(real, items=(*real.items[:7], Item("s7"), *real.items[8:]))
     with pytest.raises(DataError, match="s7"):
         evaluate(blank, generated, **SOME)
-    with pytest.raises(DataError, match="no report in it"):
+    with pytest.raises(DataError, match="no reports; these metrics"):
         evaluate(real, EvalSet("images", (Item("s0"),)), **SOME)
 
 

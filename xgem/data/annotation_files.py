@@ -1,8 +1,8 @@
 """Reading annotations (masks, boxes, severity), and writing masks and boxes as training data.
 
-The values of a mask image are labels, so nothing is scaled or repaired: a mask that was saved as JPEG or smoothed is an
-``InputError``. ``xgem.data.annotations`` describes what is read and checks the contents; a name that a model does not
-know is refused by ``check_known``.
+The values of a mask image are labels, so nothing is scaled or repaired: a mask that was smoothed or saved as JPEG is an
+``InputError``. ``xgem.data.annotations`` defines the annotations and checks their contents; ``check_known`` refuses
+names that a model does not have.
 """
 
 from __future__ import annotations
@@ -31,16 +31,16 @@ if TYPE_CHECKING:
     Mask = NDArray[np.bool_]
 
 LABELS_KEY = "Structures"
-"""The text in a PNG that says that its values are labels, whichever they are."""
+"""Key of the PNG text that declares the image's values to be labels and names them."""
 _STRUCTURE_ALIASES = {"ground glass opacities": "ground glass opacity", "devices": "device"}
 _CLASS_ALIASES = {"infiltration": "infiltrate", "pleural effusion": "effusion"}
-_LUNGS = "lungs"  # one mask of both
+_LUNGS = "lungs"  # one mask of both lungs
 _MASK_FILES = "a mask as PNG, TIFF, BMP or .npy"
-_SMALLER_LUNG = 0.1  # a part that is smaller than this share of the other is no lung
+_SMALLER_LUNG = 0.1  # minimum size of the smaller lung relative to the larger one
 
 
 def structure_of(name: str, structures: Sequence[str] = STRUCTURES) -> str:
-    """The structure that ``name`` means; a heart is the cardiomediastinum for a model without structure "heart"."""
+    """The structure called ``name``; a heart is the cardiomediastinum for a model without a structure "heart"."""
     plain = plain_name(name)
     if plain == "heart" and plain not in structures and "cardiomediastinum" in structures:
         return "cardiomediastinum"
@@ -51,24 +51,24 @@ def read_masks(value: Any, structures: Sequence[str] = STRUCTURES) -> Annotation
     """Masks as an annotation of the image's own size.
 
     Args:
-        value: a mapping from structure to binary image (0 and one other value), or one image: of labels (0 for
-            background, i + 1 for ``structures[i]``), or a binary file that is named after one of ``structures``
+        value: a mapping from structure to binary image (0 and one other value), or a single image: labels (0 for
+            background, i + 1 for ``structures[i]``), or a binary file named after one of ``structures``
             ("pneumothorax.png", "chest.left_lung.png"). An image is a path (PNG, TIFF, BMP or ``.npy``), a PIL image,
-            an array or a tensor. "lungs" is one mask of both: its parts left and right of the image's middle are
-            the patient's right and left lung. An image of 0 and 1 alone counts as binary, unless it is a PNG that
-            names its labels, as ``write_labels`` makes it; of such a PNG in a mapping, the named structure is taken.
-        structures: the names of labels and files. A mapping may name any structure.
+            an array or a tensor. "lungs" is one mask of both lungs: its parts left and right of the image's middle are
+            the patient's right and left lung. An image of only 0 and 1 counts as binary, unless it is a PNG that
+            names its labels, as written by ``write_labels``; from such a PNG in a mapping, the named structure is used.
+        structures: the names for labels and files. A mapping may name any structure.
 
     Raises:
-        InputError: unreadable, neither binary nor labels, a structure that is missing or given twice, lungs that cannot
-            be told apart, and what ``Annotation`` refuses.
+        InputError: unreadable, neither binary nor labels, a structure is missing or duplicate, lungs that cannot be
+            separated, or anything that ``Annotation`` refuses.
     """
     if isinstance(value, Mapping):
         return Annotation(_of_mapping(value, structures))
     stored, origin, labels = _stored(value)
     values = np.unique(stored)
     if not values.any():
-        raise InputError(f"{origin}: an empty mask (0 all over); leave out what the image does not show")
+        raise InputError(f"{origin}: an empty mask (0 everywhere); leave out what the image does not show")
     if labels is not None:
         return Annotation(_of_labels(stored, origin, labels))
     if len(values) <= 2:
@@ -77,22 +77,22 @@ def read_masks(value: Any, structures: Sequence[str] = STRUCTURES) -> Annotation
             return Annotation(_named(name, _binary(stored, origin), structures))
         if set(values) <= {0, 1} or not set(values) <= set(range(len(structures) + 1)):
             raise InputError(
-                f"{origin}: a binary mask, but of what? Name the file after its structure, or give a mapping "
-                f"{{structure: mask}}; structures are {', '.join(structures)}, or lungs"
+                f"{origin}: a binary mask of an unknown structure; name the file after its structure, or give a "
+                f"mapping {{structure: mask}}; structures are {', '.join(structures)}, or lungs"
             )
     return Annotation(_of_labels(stored, origin, dict(enumerate(structures, 1))))
 
 
 def read_boxes(value: Any) -> Annotation:
-    """Boxes as an annotation, of the image's size where the value states it.
+    """Boxes as an annotation, with the image's size if the value states it.
 
     Args:
-        value: a list of ``{"label" or "category": class, "bbox": [x, y, w, h]}`` in shares of the image; COCO, a
+        value: a list of ``{"label" or "category": class, "bbox": [x, y, w, h]}`` as fractions of the image; COCO, a
             mapping with ``images`` (one), ``annotations`` and ``categories``, in pixels; or the path of a JSON file
             with one of these.
 
     Raises:
-        InputError: unreadable or malformed, no boxes, several images, and what ``Box`` refuses.
+        InputError: unreadable or malformed, no boxes, several images, or anything that ``Box`` refuses.
     """
     origin = "boxes"
     if isinstance(value, str | os.PathLike):
@@ -118,14 +118,14 @@ def read_boxes(value: Any) -> Annotation:
 
 
 def read_severity(value: Any) -> Annotation:
-    """A Brixia score from 0 to 18, a number or its text, as an annotation; InputError where it is none."""
+    """A Brixia score from 0 to 18, a number or its text, as an annotation; InputError if it is none."""
     return Annotation(severity=number_up_to(MAX_SEVERITY, "severity", value))
 
 
 def label_image(masks: Mapping[str, Mask]) -> tuple[NDArray[np.uint8], dict[int, str], tuple[tuple[str, str], ...]]:
-    """Masks (h, w) in one image (h, w): 0 for background, i + 1 for ``STRUCTURES[i]``, then any other names.
+    """Masks (h, w) as one label image (h, w): 0 for background, i + 1 for ``STRUCTURES[i]``, then any other names.
 
-    Where masks overlap, the later one is kept. Also returns the structure of each label, and the pairs that overlap.
+    Where masks overlap, the later label wins. Also returns the structure of each label, and the pairs that overlap.
     """
     annotation = Annotation(masks)
     if annotation.size is None:
@@ -136,7 +136,7 @@ def label_image(masks: Mapping[str, Mask]) -> tuple[NDArray[np.uint8], dict[int,
         if name in annotation.masks:
             labels[annotation.masks[name]] = number
     pairs = combinations(annotation.masks.items(), 2)
-    return labels, numbers, tuple((one, other) for (one, a), (other, b) in pairs if (a & b).any())
+    return labels, numbers, tuple((first, second) for (first, a), (second, b) in pairs if (a & b).any())
 
 
 def write_labels(masks: Mapping[str, Mask], path: Path) -> tuple[tuple[str, str], ...]:
@@ -152,7 +152,7 @@ def write_labels(masks: Mapping[str, Mask], path: Path) -> tuple[tuple[str, str]
 
 
 def coco(boxes: Sequence[Box], width: int, height: int, file_name: str) -> dict[str, Any]:
-    """Boxes of one image of ``width`` x ``height`` pixels in COCO's form, ready for JSON."""
+    """Boxes of one image of ``width`` x ``height`` pixels in COCO's format, ready for JSON."""
     categories = in_order((*BOX_CLASSES, *(box.label for box in boxes)), BOX_CLASSES)
     annotations: list[dict[str, Any]] = []
     for number, box in enumerate(boxes, 1):
@@ -188,13 +188,13 @@ def _of_mapping(value: Mapping[Any, Any], structures: Sequence[str]) -> dict[str
         else:
             of_name = _labelled(str(name), _of_labels(stored, origin, labels), origin, structures)
         if masks.keys() & of_name.keys():
-            raise InputError(f"mask {name!r}: its structure is given twice, expected one mask for each")
+            raise InputError(f"mask {name!r}: duplicate structure, expected one mask for each")
         masks.update(of_name)
     return masks
 
 
 def _stored(source: Any) -> tuple[NDArray[Any], str, dict[int, str] | None]:
-    """An image's (h, w) numbers as stored, the file it is from or "mask", and the labels that it names, if any."""
+    """An image's (h, w) values as stored, its file or "mask", and the labels that it names, if any."""
     from PIL import Image, UnidentifiedImageError
 
     if isinstance(source, str | os.PathLike):
@@ -212,8 +212,8 @@ def _stored(source: Any) -> tuple[NDArray[Any], str, dict[int, str] | None]:
         except InputError:
             raise
         except UnidentifiedImageError:
-            raise InputError(f"{origin}: no image; expected {_MASK_FILES}") from None
-        # Decoders meet damaged files in many ways.
+            raise InputError(f"{origin}: not an image; expected {_MASK_FILES}") from None
+        # What decoders raise for damaged files
         except (OSError, SyntaxError, ValueError, EOFError, TypeError, Image.DecompressionBombError) as error:
             raise InputError(f"{origin}: not a readable mask ({_brief(error)}); expected PNG or .npy") from error
     if isinstance(source, Image.Image):
@@ -232,7 +232,7 @@ def _stored(source: Any) -> tuple[NDArray[Any], str, dict[int, str] | None]:
 
 
 def _labels_of(image: Any, origin: str) -> dict[int, str] | None:
-    """The labels that a PNG of ``write_labels`` names: ``"1 left lung, 2 right lung"``."""
+    """The labels named in a PNG by ``write_labels``: ``"1 left lung, 2 right lung"``."""
     text = image.info.get(LABELS_KEY)
     if text is None:
         return None
@@ -249,7 +249,7 @@ def _of_image(image: Any, origin: str) -> NDArray[Any]:
     from PIL import ImageOps
 
     if getattr(image, "n_frames", 1) > 1:
-        raise InputError(f"{origin}: holds {image.n_frames} frames; expected one image")
+        raise InputError(f"{origin}: has {image.n_frames} frames; expected one image")
     image = ImageOps.exif_transpose(image)
     if image.mode == "LA":
         image = image.getchannel("L")
@@ -264,16 +264,14 @@ def _plane(array: NDArray[Any], origin: str) -> NDArray[Any]:
     if array.ndim != 2 or not array.size:
         raise InputError(f"{origin}: shape {array.shape}; expected one grey image, (h, w)")
     if array.dtype.kind not in "biuf" or not np.isfinite(array).all():
-        raise InputError(
-            f"{origin}: type {array.dtype} or values that are no numbers; expected a mask of whole numbers"
-        )
+        raise InputError(f"{origin}: type {array.dtype} or values that are not numbers; expected a mask of integers")
     return array
 
 
 def _binary(stored: NDArray[Any], origin: str) -> Mask:
     values = np.unique(stored)
     if len(values) > 2 or (0 not in values):
-        what = f"{len(values)} values" if len(values) > 1 else f"{values[0]:g} all over"
+        what = f"{len(values)} values" if len(values) > 1 else f"{values[0]:g} everywhere"
         raise InputError(
             f"{origin}: not a binary mask, {what}; expected 0 and one other value, saved without smoothing, as PNG"
         )
@@ -282,22 +280,22 @@ def _binary(stored: NDArray[Any], origin: str) -> Mask:
 
 def _of_labels(stored: NDArray[Any], origin: str, labels: Mapping[int, str]) -> dict[str, Mask]:
     values = np.unique(stored)
-    strange = [number for number in values if number and number not in labels]
-    if strange:
+    unknown = [number for number in values if number and number not in labels]
+    if unknown:
         raise InputError(
-            f"{origin}: {len(values)} values, {strange[0]:g} among them; expected a binary mask (0 and one other "
+            f"{origin}: {len(values)} values, including {unknown[0]:g}; expected a binary mask (0 and one other "
             f"value), or labels from 0 to {max(labels)}; save masks without smoothing, as PNG"
         )
     return {labels[int(number)]: stored == number for number in values if number}
 
 
 def _labelled(name: str, masks: Mapping[str, Mask], origin: str, structures: Sequence[str]) -> dict[str, Mask]:
-    """Of the masks of a label image the structure ``name``, or both lungs."""
+    """The structure ``name``, or both lungs, of the masks in a label image."""
     lungs = plain_name(name) == _LUNGS
     wanted: Iterable[str] = ("left lung", "right lung") if lungs else (structure_of(name, structures),)
     for structure in wanted:
         if structure not in masks:
-            raise InputError(f"{origin}: shows {', '.join(masks) or 'nothing'}; expected {structure}, as it is named")
+            raise InputError(f"{origin}: shows {', '.join(masks) or 'nothing'}; expected {structure}, as named")
     return {structure: masks[structure] for structure in wanted}
 
 
@@ -306,8 +304,8 @@ def _named(name: str, mask: Mask, structures: Sequence[str]) -> dict[str, Mask]:
 
 
 def _lungs(mask: Mask) -> dict[str, Mask]:
-    """Both lungs of one mask: its connected parts by the half in which their centres lie. The left half of a frontal
-    radiograph shows the patient's right side.
+    """Both lungs from one mask: its connected components by the half of the image in which their centres are. The left
+    half of a frontal radiograph shows the patient's right side.
     """
     if not mask.any():
         raise InputError("mask 'lungs' is empty: leave out what the image does not show")
@@ -321,20 +319,20 @@ def _lungs(mask: Mask) -> dict[str, Mask]:
         largest[side] = max(largest[side], int(pixels.sum()))
     if min(largest.values()) <= _SMALLER_LUNG * max(largest.values()):
         raise InputError(
-            "mask 'lungs': not one lung in each half of the image; give 'left lung' and 'right lung' as masks of "
-            "their own (the patient's sides)"
+            "mask 'lungs': not one lung in each half of the image; give 'left lung' and 'right lung' (the patient's "
+            "sides) as separate masks"
         )
     return sides
 
 
 def _parts(mask: Mask) -> NDArray[np.int64]:
-    """(h, w): one number for each 4-connected part, that of its first pixel; the mask's size outside."""
+    """Connected components (4-neighbours): (h, w) with the index of each component's first pixel; mask.size outside."""
     outside = mask.size
     part = np.where(mask, np.arange(outside).reshape(mask.shape), outside)
     while True:
         around = np.pad(part, 1, constant_values=outside)
         least = np.minimum.reduce([part, around[:-2, 1:-1], around[2:, 1:-1], around[1:-1, :-2], around[1:-1, 2:]])
-        # The number is itself a pixel of the part, and may know of an earlier one: that halves the way.
+        # The number is the index of a pixel in the component: following it halves the remaining path
         least = np.append(np.where(mask, least, outside), outside)[np.where(mask, least, outside)]
         if (least == part).all():
             return part
@@ -357,15 +355,15 @@ def _from_coco(value: Mapping[str, Any], origin: str) -> Annotation:
         raise InputError(f"{origin}: no boxes; leave them out to generate without")
     width, height = images[0].get("width"), images[0].get("height")
     if not all(_is_side(side) for side in (width, height)):
-        raise InputError(f"{origin}: the image is of {width!r} x {height!r}; expected its width and height in pixels")
+        raise InputError(f"{origin}: image of {width!r} x {height!r}; expected its width and height in pixels")
     names = {str(kind.get("id")): kind.get("name") for kind in kinds}
     if len(names) < len(kinds):
-        raise InputError(f"{origin}: two categories have one id; expected an id of its own for each")
+        raise InputError(f"{origin}: duplicate category id; expected a different id for each category")
     boxes: list[Box] = []
     for number, item in enumerate(items):
         where = f"{origin}: box {number}"
         if item.get("image_id") != images[0].get("id"):
-            raise InputError(f"{where}: is of image {item.get('image_id')!r}, expected {images[0].get('id')!r}")
+            raise InputError(f"{where}: belongs to image {item.get('image_id')!r}, expected {images[0].get('id')!r}")
         kind = str(item.get("category_id"))
         if kind not in names:
             raise InputError(

@@ -1,10 +1,10 @@
 """Spatial annotations of a frontal radiograph: masks by structure, boxes by class, a severity score.
 
-``render`` draws them as one grey image (ChexGen: annotations are formatted as images), each in the level that the
-model's vocabulary gives it (``xgem.labels.spatial``). Masks are drawn in the order of the vocabulary, so that small
-structures lie over large ones; boxes lie over masks, large boxes first; the severity bar lies over all.
+``render`` draws them as one grey image (ChexGen: annotations are formatted as images), each with the grey level in the
+model's vocabulary (``xgem.labels.spatial``). Masks are drawn in the order of the vocabulary, so that small structures
+are on top of large ones; boxes are drawn over masks, large boxes first; the severity bar is on top.
 
-An annotation states no pixel spacing: its pixels count as square, as a radiograph's do after it was resampled.
+An annotation has no pixel spacing: its pixels count as square, like those of a resampled radiograph.
 """
 
 from __future__ import annotations
@@ -35,18 +35,18 @@ __all__ = ["BACKGROUND", "BOX_CLASSES", "MAX_SEVERITY", "STRUCTURES", "Annotatio
 
 MAX_SEVERITY: Final = 18.0
 """The highest Brixia score."""
-_OUTSIDE = 1e-3  # how far a box may reach over the image's edge: its numbers were rounded
-_SAME_ASPECT = 0.01  # sizes of one image at two resolutions differ by rounding
+_OUTSIDE = 1e-3  # how far a box may extend beyond the image's edge, due to rounding
+_SAME_ASPECT = 0.01  # by how much aspect ratios of one image at two resolutions may differ, due to rounding
 
 
 @dataclass(frozen=True)
 class Box:
-    """A rectangle that holds a finding; ``x, y`` is its top left corner. Shares of the image's width and height.
+    """A bounding box of a finding; ``x, y`` is its top left corner, in fractions of the image's width and height.
 
-    ``label`` is any class in lower case words; ``xgem.labels.spatial.BOX_CLASSES`` are those that every model knows.
+    ``label`` is any class in lower case words; every model has those in ``xgem.labels.spatial.BOX_CLASSES``.
 
     Raises:
-        InputError: the class is no such name, the rectangle has no area or lies outside the image.
+        InputError: the class is not such a name, or the rectangle has no area or extends beyond the image.
     """
 
     label: str
@@ -62,23 +62,24 @@ class Box:
         if not all(math.isfinite(number) for number in (self.x, self.y, self.w, self.h)):
             raise InputError(f"{where}: expected finite numbers")
         if self.w <= 0 or self.h <= 0:
-            raise InputError(f"{where}: has no area; expected x, y, width and height, the last two over 0")
+            raise InputError(f"{where}: has no area; expected x, y, width and height, the last two above 0")
         if min(self.x, self.y) < -_OUTSIDE or max(self.x + self.w, self.y + self.h) > 1 + _OUTSIDE:
             raise InputError(
-                f"{where}: reaches outside the image; expected shares of its width and height, from 0 to 1"
+                f"{where}: extends beyond the image; expected fractions of its width and height, from 0 to 1"
             )
 
 
 @dataclass(frozen=True, eq=False)
 class Annotation:
-    """What is known of an image's contents; each part may be missing.
+    """The annotation of an image; each part may be missing.
 
-    ``masks`` (h, w) bool by structure, the built-in ones first; ``boxes`` in shares of the image;
-    ``severity`` a Brixia score from 0 to 18. ``size`` is the image's (h, w): that of the masks, or given beside
-    boxes, or None where nothing states it. ``annotated`` is the ``size`` before the image was made square.
+    ``masks`` (h, w) bool by structure, the built-in ones first; ``boxes`` in fractions of the image; ``severity`` is a
+    Brixia score from 0 to 18. ``size`` is the image's (h, w): that of the masks, or given with boxes, or None if it is
+    unknown. ``annotated`` is the ``size`` before the image was made square.
 
     Raises:
-        InputError: a structure that is no plain name, an empty mask, masks of different sizes, severity out of range.
+        InputError: a structure that is not a plain name, an empty mask, masks of different sizes, or a severity out of
+            range.
     """
 
     masks: Mapping[str, Mask] = field(default_factory=dict)
@@ -98,8 +99,8 @@ class Annotation:
             size = self.size or mask.shape
             if mask.shape != size:
                 raise InputError(
-                    f"mask {name!r} is of {_by(mask.shape)} pixels, expected {_by(size)}: "
-                    "masks of one image have one size"
+                    f"mask {name!r} has {_by(mask.shape)} pixels, expected {_by(size)}: "
+                    "masks of one image must have the same size"
                 )
             object.__setattr__(self, "size", size)
         if self.severity is not None and not 0 <= self.severity <= MAX_SEVERITY:
@@ -109,7 +110,7 @@ class Annotation:
 
     @property
     def sha256(self) -> str:
-        """Identifies the content, whatever files it came from."""
+        """A hash of the content, independent of the files that it came from."""
         content = {
             "masks": {name: array_hash(mask) for name, mask in self.masks.items()},
             "boxes": sorted((b.label, *(round(float(side), 6) for side in (b.x, b.y, b.w, b.h))) for b in self.boxes),
@@ -119,12 +120,12 @@ class Annotation:
         return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
     def squared(self, config: TransformConfig) -> Annotation:
-        """The annotation of the image that ``to_square`` makes of the annotated one, ``size`` (s, s).
+        """The annotation on the grid of the image after ``to_square``, ``size`` (s, s).
 
-        Without ``config.pad`` the image was stretched, and a box's shares stay as they are. With it the image was
-        padded to a square, and so is the annotation; boxes of an image of unknown size count as shares of a square
-        one. A pixel belongs to a mask if at least half of it is covered; of a mask too thin for that, what is covered
-        most remains.
+        Without ``config.pad`` the image was stretched, and the fractions of a box do not change. With it the image was
+        padded to a square, and so is the annotation; boxes of an image of unknown size count as fractions of a square
+        one. A pixel belongs to a mask if at least half of it is covered; of a mask too thin for that, the pixels with
+        the largest coverage remain.
         """
         side = config.size
         annotated = self.annotated or self.size
@@ -139,32 +140,33 @@ class Annotation:
         """One annotation of all parts.
 
         Raises:
-            InputError: two parts have a mask of one structure, or a severity, or are of images of other sizes. That
-                includes boxes of an image of unknown size, made square, beside a mask of one that is not.
+            InputError: two parts have a mask of the same structure, or a severity, or are of images of different sizes.
+                That includes squared boxes of an image of unknown size together with masks of a non-square one.
         """
+        # Masks and severity, each given once
         parts = (self, *others)
         masks: dict[str, Mask] = {}
         for part in parts:
-            twice = masks.keys() & part.masks.keys()
-            if twice:
-                raise InputError(f"mask {min(twice)!r} is given twice: give one mask a structure")
+            duplicates = masks.keys() & part.masks.keys()
+            if duplicates:
+                raise InputError(f"duplicate mask {min(duplicates)!r}: give one mask per structure")
             masks.update(part.masks)
         severities = [part.severity for part in parts if part.severity is not None]
         if len(severities) > 1:
-            raise InputError(f"severity is given twice ({severities[0]:g} and {severities[1]:g}): give one score")
+            raise InputError(f"duplicate severity ({severities[0]:g} and {severities[1]:g}): give one score")
         boxes = tuple(box for part in parts for box in part.boxes)
         size = _one_size([part.size for part in parts if part.size])
         annotated = _one_size([part.annotated for part in parts if part.annotated])
-        # Boxes may state the image's size at another resolution; that of masks is exact.
+        # Boxes may state the image's size at another resolution; that of masks is exact
         size = None if masks else size
         return Annotation(masks, boxes, severities[0] if severities else None, size, annotated)
 
 
 def check_known(annotation: Annotation, vocabulary: Vocabulary) -> None:
-    """Refuse an annotation that a model cannot read.
+    """Refuse an annotation that a model cannot interpret.
 
     Raises:
-        InputError: a structure or class is not in the ``vocabulary``; lists what is.
+        InputError: a structure or class is not in the ``vocabulary``, which the message lists.
     """
     for name in annotation.masks:
         if name not in vocabulary.structures:
@@ -185,14 +187,14 @@ def render(
     Args:
         annotation: on a grid of ``size`` (``Annotation.squared``).
         size: side in pixels.
-        filled: boxes as areas; otherwise as outlines inside their edges, 2 pixels thick at size 128.
-        vocabulary: names and grey levels of the model that reads it; the built-in ones by default.
+        filled: draw boxes as areas; otherwise as outlines inside their edges, 2 pixels thick at size 128.
+        vocabulary: names and grey levels of the model; the built-in ones by default.
 
     The severity bar starts with a square of its height, size / 32, in the lower left corner, so that a score of 0 is
-    seen; the score's share of 18 is how much of the remaining width it fills.
+    visible; it fills the fraction score / 18 of the remaining width.
 
     Raises:
-        ShapeError: the annotation is on another grid. InputError: it shows what the vocabulary lacks.
+        ShapeError: the annotation is on another grid. InputError: it has names that are not in the vocabulary.
     """
     vocabulary = vocabulary or Vocabulary()
     check_known(annotation, vocabulary)
@@ -200,9 +202,11 @@ def render(
         raise ShapeError(
             f"annotation of {_by(annotation.size)} pixels, expected {size} x {size}: make it square first (squared)"
         )
+    # Masks
     image = np.full((size, size), BACKGROUND, np.float32)
     for name in in_order(annotation.masks, vocabulary.structures):
         image[annotation.masks[name]] = vocabulary.level(name)
+    # Boxes, large ones first
     thickness = math.ceil(size / 64)
     for box in sorted(annotation.boxes, key=lambda box: (-box.w * box.h, box.label, box.x, box.y)):
         rows, columns = _pixels(box.y, box.h, size), _pixels(box.x, box.w, size)
@@ -210,6 +214,7 @@ def render(
         if not filled:
             frame[thickness:-thickness, thickness:-thickness] = False
         image[rows, columns][frame] = vocabulary.level(box.label, box=True)
+    # Severity bar
     if annotation.severity is not None:
         height = max(1, size // 32)
         length = height + round((size - height) * annotation.severity / MAX_SEVERITY)
@@ -218,7 +223,7 @@ def render(
 
 
 def _pixels(start: float, length: float, size: int) -> slice:
-    """The pixels of a span given in shares; that of its middle where it is too short for one."""
+    """The pixels of a span given in fractions; the one at its middle if it is shorter than a pixel."""
     first, last = round(start * size), round((start + length) * size)
     if first == last:
         first = min(int((start + length / 2) * size), size - 1)
@@ -227,13 +232,14 @@ def _pixels(start: float, length: float, size: int) -> slice:
 
 
 def _on_grid(mask: Mask, config: TransformConfig) -> Mask:
+    """(h, w) -> (size, size)."""
     pixels = mask.astype(np.float32)
     covered = resize(pad_square(pixels) if config.pad else pixels, (config.size, config.size), "area")
     return covered >= min(0.5, float(covered.max())) - 1e-6
 
 
 def _padded(box: Box, size: Size) -> Box:
-    """The box in shares of the square that ``pad_square`` makes of an image of ``size``."""
+    """The box in fractions of the square to which ``pad_square`` pads an image of ``size``."""
     height, width = size
     side = max(size)
     top, left = (side - height) // 2, (side - width) // 2
@@ -247,12 +253,12 @@ def _padded(box: Box, size: Size) -> Box:
 
 
 def _one_size(sizes: list[Size]) -> Size | None:
-    """The first of ``sizes``, whose aspects have to agree."""
+    """The first of ``sizes``, whose aspect ratios must agree."""
     for height, width in sizes[1:]:
         if abs(height * sizes[0][1] / (width * sizes[0][0]) - 1) > _SAME_ASPECT:
             raise InputError(
-                f"annotations are of images of {_by(sizes[0])} and of {_by((height, width))} pixels, expected one "
-                "image: for boxes state its width and height (COCO)"
+                f"annotations of images of {_by(sizes[0])} and {_by((height, width))} pixels, expected one image: "
+                "for boxes state its width and height (COCO)"
             )
     return sizes[0] if sizes else None
 

@@ -1,4 +1,4 @@
-"""Augmentations of training images. Never a mirror image: the heart is on the patient's left."""
+"""Augmentations of training images, without mirroring: the heart is on the patient's left."""
 
 from __future__ import annotations
 
@@ -8,42 +8,45 @@ from torch.nn import functional as F
 
 
 def _uniform(*shape: int) -> Tensor:
-    """Numbers of that shape, uniform in [-1, 1), from the global random state."""
+    """Uniform numbers in [-1, 1) of the given shape, from the global random state."""
     return torch.rand(*shape) * 2 - 1
 
 
 def affine_grid(x: Tensor, angle: Tensor, zoom: Tensor, shift: Tensor) -> Tensor:
-    """The sampling grid (b, s, s, 2) that turns, scales and moves images (b, 1, s, s).
+    """The sampling grid (b, s, s, 2) that rotates, scales and shifts images (b, 1, s, s).
 
     Args:
-        angle, zoom: (b,), radians and a factor.
-        shift: (b, 2), in halves of the image's side.
+        angle, zoom: (b,), in radians and as a factor.
+        shift: (b, 2), as a fraction of half the image's side.
     """
     cos, sin = angle.cos() * zoom, angle.sin() * zoom
-    # (b, 2, 3)
+    # Affine matrices (b, 2, 3)
     theta = torch.stack([torch.stack([cos, -sin, shift[:, 0]], 1), torch.stack([sin, cos, shift[:, 1]], 1)], 1)
     return F.affine_grid(theta.to(x), list(x.shape), align_corners=False)
 
 
 def jitter(x: Tensor, *, shift: float = 0.08, zoom: float = 0.1, degrees: float = 5.0, contrast: float = 0.2) -> Tensor:
-    """Randomly move, scale, turn and re-expose images (b, 1, s, s) in [-1, 1]; uses the global random state."""
+    """Randomly shift, scale and rotate images (b, 1, s, s) in [-1, 1] and change their exposure.
+
+    Uses the global random state.
+    """
     b = len(x)
     angle = _uniform(b) * degrees * torch.pi / 180
     grid = affine_grid(x, angle, 1 + _uniform(b) * zoom, _uniform(b, 2) * 2 * shift)
-    moved = F.grid_sample(x + 1, grid, align_corners=False) - 1  # outside the image is black, -1
+    moved = F.grid_sample(x + 1, grid, align_corners=False) - 1  # black (-1) outside the image
     gain = 1 + _uniform(b, 1, 1, 1) * contrast
     bias = _uniform(b, 1, 1, 1) * contrast
     return (moved * gain.to(x) + bias.to(x)).clamp(-1, 1)
 
 
 def to_input(images: Tensor, size: int) -> Tensor:
-    """(n, s, s) of 0 to 255 -> (n, 1, t, t) in [-1, 1], t at most ``size``."""
+    """(n, s, s) in 0 to 255 -> (n, 1, t, t) in [-1, 1], t at most ``size``."""
     x = images.unsqueeze(1).float() / 127.5 - 1
     return x if x.shape[-1] <= size else F.interpolate(x, size=(size, size), mode="area")
 
 
 def standardised(x: Tensor) -> Tensor:
-    """(b, 1, s, s), each image to mean 0 and variance 1: exposure is neither a finding nor a shape."""
+    """(b, 1, s, s) with each image standardised to mean 0 and variance 1, so that exposure does not matter."""
     mean, std = x.mean(dim=(2, 3), keepdim=True), x.std(dim=(2, 3), keepdim=True)
     return (x - mean) / (std + 1e-3)
 
@@ -55,18 +58,18 @@ def small_moves(x: Tensor) -> Tensor:
 
 
 def small_exposures(x: Tensor) -> Tensor:
-    """(b, 1, s, s) in [-1, 1] with small random changes of contrast (a gamma)."""
+    """(b, 1, s, s) in [-1, 1] with small random changes of gamma."""
     gamma = torch.exp(_uniform(len(x), 1, 1, 1) * 0.25).to(x.device)
     return ((x + 1) / 2).clamp(1e-4, 1).pow(gamma) * 2 - 1
 
 
 def augmented(x: Tensor) -> Tensor:
-    """(b, 1, s, s) in [-1, 1] with small random moves and exposures, as judges and downstream networks train on."""
+    """(b, 1, s, s) in [-1, 1] with small random shifts, rotations, zooms and gamma, for judges and downstream tasks."""
     return small_exposures(F.grid_sample(x, small_moves(x), padding_mode="border", align_corners=False))
 
 
 def augmented_with_masks(x: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
-    """As :func:`augmented`; masks (b, k, s, s) of 0 and 1 move with their images."""
+    """As :func:`augmented`, with masks (b, k, s, s) of 0 and 1 moved like their images."""
     grid = small_moves(x)
     moved = F.grid_sample(x, grid, padding_mode="border", align_corners=False)
     return small_exposures(moved), F.grid_sample(masks, grid, align_corners=False).round()

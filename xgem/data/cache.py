@@ -1,8 +1,8 @@
-"""A store of arrays on disk, keyed by everything that they depend on.
+"""A cache of arrays on disk, keyed by everything that they depend on.
 
-A cache entry's name is the SHA-256 of its key (canonical JSON); the key is stored with the data and compared on
-reading, and so is a digest of the data. An entry made from other images, another encoder or another config has
-another key and so is never found: a stale cache cannot be used. What is damaged is made again.
+A cache entry's name is the SHA-256 of its key (canonical JSON); the key and a digest of the data are stored with the
+data and compared on reading. An entry made from other images, another encoder or another config has another key, so
+that a stale entry can never be used. Damaged entries are computed again.
 """
 
 from __future__ import annotations
@@ -39,15 +39,15 @@ class ArrayCache:
     def get_or_make(
         self, kind: str, key: Mapping[str, Any], make: Callable[[], Mapping[str, NDArray[Any] | Tensor]]
     ) -> dict[str, Tensor]:
-        """The stored arrays of ``key``, or those of ``make()``, which are then stored.
+        """The stored arrays for ``key``, or those of ``make()``, which are then stored.
 
         Args:
             kind: name of the sub-folder.
-            key: everything that the arrays depend on: data hash, encoder hash, config. JSON-able.
-            make: called where nothing usable is stored.
+            key: everything that the arrays depend on, as JSON values: data hash, encoder hash, config.
+            make: called if nothing usable is stored.
 
         Raises:
-            DataError: the key is not JSON-able.
+            DataError: the key cannot be written as JSON.
             OutputError: the cache cannot be written.
         """
         text, file = canonical(key), self._file(kind, key)
@@ -60,7 +60,7 @@ class ArrayCache:
         return arrays
 
     def unfinished(self, kind: str, key: Mapping[str, Any]) -> Path:
-        """A folder for the checkpoints of an entry that takes long to make; deleted once the entry is stored."""
+        """A folder for the checkpoints of an entry that takes long to compute; deleted once the entry is stored."""
         return self._file(kind, key).with_suffix(".partial")
 
     def _file(self, kind: str, key: Mapping[str, Any]) -> Path:
@@ -68,17 +68,17 @@ class ArrayCache:
 
 
 def _read(file: Path, text: str) -> dict[str, Tensor] | None:
-    """The arrays of a file; None, with a warning, where it is damaged or of another key."""
+    """The arrays in a file; None, with a warning, if it is damaged or has another key."""
     try:
         with safe_open(str(file), framework="pt") as stream:
             metadata = stream.metadata() or {}
-            arrays = {name: stream.get_tensor(name) for name in stream.keys()}  # noqa: SIM118 - no mapping
+            arrays = {name: stream.get_tensor(name) for name in stream.keys()}  # noqa: SIM118 - not a mapping
         if metadata.get("key") != text:
             raise ValueError("it was made with another key")
         if arrays_hash(arrays) != metadata.get("digest"):
             raise ValueError("its data is damaged")
     except (SafetensorError, OSError, ValueError) as error:
-        logger.warning("cache: %s cannot be used (%s); making it again", file, error)
+        logger.warning("cache: %s cannot be used (%s); computing it again", file, error)
         return None
     return arrays
 
@@ -86,6 +86,6 @@ def _read(file: Path, text: str) -> dict[str, Tensor] | None:
 def _write(file: Path, text: str, arrays: Mapping[str, Tensor]) -> None:
     with replacing(file) as partial:
         save_file(dict(arrays), partial, metadata={"key": text, "digest": arrays_hash(arrays)})
-    # Entries over 1 GiB were once written as several files, which are not read any more
+    # Older versions wrote entries above 1 GiB as several files, which are no longer read
     for old in file.parent.glob(f"{file.stem}-*-of-*.safetensors"):
         old.unlink(missing_ok=True)

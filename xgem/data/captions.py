@@ -1,7 +1,7 @@
-"""Short texts from annotated labels, so that free text like "Large left pleural effusion." is understood too.
+"""Captions from annotated labels, so that models also understand free text like "Large left pleural effusion.".
 
-Labels are names as data sets publish them: MeSH-like headings ("Fractures, Bone"), plain findings
-("Cardiomegaly"), underscores ("Pleural_Thickening"). Captions are sentences as a radiologist would write them.
+Labels are names as published with data sets: MeSH-like headings ("Fractures, Bone"), plain findings ("Cardiomegaly"),
+underscores ("Pleural_Thickening"). Captions are sentences as a radiologist would write them.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from xgem.labels.vocabulary import NORMAL_TERMS
 
 NORMAL_CAPTION = "No acute cardiopulmonary abnormality."
 
-# Headings that name a place or a property and no finding: the annotators saw something there.
+# Headings that name an anatomical site or a property but no finding: the annotators saw something there
 _PLACES = frozenset(
     {
         "abdomen",
@@ -45,7 +45,7 @@ _PLACES = frozenset(
         "trachea, carina",
     }
 )
-# Headings whose plain reversal would not be English.
+# Headings whose plain reversal would not be idiomatic
 _SPOKEN = {
     "trachea, carina": "tracheal carina",
     "tube, inserted": "inserted tube",
@@ -69,11 +69,11 @@ def spoken(label: str) -> str:
 
 
 def caption_from_labels(labels: Iterable[str]) -> str:
-    """One sentence a label, in the given order, each once.
+    """One sentence per label, in the given order, without repeats.
 
     ``("Cardiomegaly", "Pleural Effusion")`` -> ``"Cardiomegaly. Pleural effusion."``. "normal" and "No Finding" give
-    ``NORMAL_CAPTION``, and only where no finding stands beside them. A heading that names a place alone
-    ("Lung") becomes "Abnormality of the lung.". No labels, no caption: the empty string.
+    ``NORMAL_CAPTION``, but only without any finding. A heading that only names an anatomical site ("Lung") becomes
+    "Abnormality of the lung.". Without labels the caption is empty.
     """
     sentences: dict[str, None] = {}
     normal = False
@@ -101,10 +101,10 @@ _SEXES = {"F": "Female", "M": "Male"}
 def preface(
     *, sex: str | None = None, age: float | None = None, race: str | None = None, severity: float | None = None
 ) -> str:
-    """What is known of a patient, as it stands in front of a text: ``"sex:Male, age:71.0, race:Black."`` (ChexGen).
+    """Patient data as the prefix of a text: ``"sex:Male, age:71.0, race:Black."`` (ChexGen).
 
-    Unknown fields are left out; nothing known is the empty string. ``sex`` is ``"F"`` or ``"M"``, ``age`` is in years,
-    ``severity`` a Brixia score from 0 to 18.
+    Unknown fields are left out; without any the prefix is empty. ``sex`` is ``"F"`` or ``"M"``, ``age`` is in years,
+    ``severity`` is a Brixia score from 0 to 18.
     """
     fields = {
         "sex": None if sex is None else _SEXES[sex],

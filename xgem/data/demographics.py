@@ -1,4 +1,4 @@
-"""What a user says of a patient: sex, age, race."""
+"""Demographics given by a user: sex, age, race."""
 
 from __future__ import annotations
 
@@ -12,15 +12,16 @@ _SEXES = {"f": "F", "female": "F", "m": "M", "male": "M"}
 
 
 def read_demographics(value: Any) -> dict[str, Any]:
-    """What is known of a patient, as keyword arguments of ``captions.preface``: ``sex``, ``age``, ``race``.
+    """Demographics as keyword arguments of ``captions.preface``: ``sex``, ``age``, ``race``.
 
     Args:
-        value: a mapping, or text such as ``"sex:F, age:71"``. ``sex`` is F, M, female or male, ``age`` from 0 to 120
-            years, ``race`` a word or a few. Fields that are None, empty or "unknown" are left out.
+        value: a mapping, or text such as ``"sex:F, age:71"``. ``sex`` is F, M, female or male, ``age`` is from 0 to 120
+            years, ``race`` is one or a few words. Fields that are None, empty or "unknown" are left out.
 
     Raises:
-        InputError: unknown or repeated fields, values out of range, nothing known.
+        InputError: unknown or repeated fields, values out of range, or no field at all.
     """
+    # Text into fields
     if isinstance(value, str):
         given: dict[str, Any] = {}
         for part in filter(None, (part.strip() for part in value.strip().removesuffix(".").split(","))):
@@ -31,9 +32,10 @@ def read_demographics(value: Any) -> dict[str, Any]:
         value = given
     if not isinstance(value, Mapping):
         raise InputError(f"demographics: expected a mapping or text like 'sex:F, age:71', got {type(value).__name__}")
-    strangers = [name for name in value if name not in ("sex", "age", "race")]
-    if strangers:
-        raise InputError(f"demographics: unknown field {strangers[0]!r}, expected sex, age and race")
+    unknown = [name for name in value if name not in ("sex", "age", "race")]
+    if unknown:
+        raise InputError(f"demographics: unknown field {unknown[0]!r}, expected sex, age and race")
+    # Each field by its own rules
     known: dict[str, Any] = {}
     for name in ("sex", "age", "race"):
         field = value.get(name)
@@ -48,12 +50,12 @@ def read_demographics(value: Any) -> dict[str, Any]:
         else:
             known[name] = _race(field)
     if not known:
-        raise InputError("demographics: nothing is known; leave them out")
+        raise InputError("demographics: no field is known; leave them out")
     return known
 
 
 def number_up_to(most: float, name: str, value: Any) -> float:
-    """``value``, a number or its text, from 0 to ``most``; InputError, which calls it ``name``, where it is none."""
+    """``value``, a number or its text, from 0 to ``most``; otherwise InputError, which calls it ``name``."""
     try:
         if isinstance(value, bool):
             raise TypeError
@@ -68,7 +70,5 @@ def number_up_to(most: float, name: str, value: Any) -> float:
 def _race(value: Any) -> str:
     text = " ".join(value.split()) if isinstance(value, str) else ""
     if not text or any(sign in text for sign in ",:.") or not any(letter.isalpha() for letter in text):
-        raise InputError(
-            f"demographics: race is {str(value)[:40]!r}, expected words, without comma, colon and full stop"
-        )
+        raise InputError(f"demographics: race is {str(value)[:40]!r}, expected words without comma, colon or full stop")
     return text

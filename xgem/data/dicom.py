@@ -18,10 +18,10 @@ if TYPE_CHECKING:
 
     from xgem.data.pixels import Floats, Voi
 
-# Projection radiography: computed, digital, film digitised (RG), and the secondary captures that archives rename.
+# Projection radiography: computed (CR), digital (DX), digitised film (RG), and secondary captures (SC, OT) of archives
 MODALITIES = frozenset({"CR", "DX", "RG", "SC", "OT"})
 _CHEST = re.compile(r"CHEST|THORAX|TORAX|LUNG|THORACIC CAVITY|RIB", re.IGNORECASE)
-# Pixel spacings outside are typing errors (metres for millimetres, zeros) and are treated as not stated.
+# Pixel spacings outside this range are errors (metres in place of millimetres, zeros) and count as not stated
 _SPACING_MM = (0.01, 10.0)
 _ANYWAY = "allow_any=True (--allow-any) accepts it at your own risk"
 
@@ -35,13 +35,13 @@ def decode_dicom(
     invert_monochrome1: bool,
     view: str | None = None,
 ) -> tuple[Floats, tuple[float, float] | None]:
-    """Pixels (h, w) in [0, 1] and the (row, column) spacing in mm of a DICOM file's only frame.
+    """Pixels (h, w) in [0, 1] and the (row, column) spacing in mm of a single-frame DICOM file.
 
-    ``view``: the expected one; None takes any.
+    ``view``: the expected view; None accepts any.
 
     Raises:
-        ImageError: no DICOM, truncated, without pixels, several frames, or (without ``allow_any``) no chest radiograph
-            or one whose ViewPosition means another view.
+        ImageError: not DICOM, truncated, without pixels, several frames, or (without ``allow_any``) not a chest
+            radiograph or one whose ViewPosition is of another view.
     """
     import pydicom
 
@@ -51,15 +51,16 @@ def decode_dicom(
         return _pixels(ds, name, voi, invert_monochrome1), _spacing(ds)
     except ImageError:
         raise
-    # Decoders of four libraries end here; whatever they raise means that the bytes cannot be used.
+    # Decoders of four libraries raise all kinds of exceptions; all mean that the bytes cannot be used
     except Exception as error:
         text = " ".join(str(error).split())[:160] or type(error).__name__
         raise ImageError(f"{name}: damaged, truncated or unsupported DICOM ({text}); export it again") from error
 
 
 def _check_header(ds: Dataset, name: str, allow_any: bool, view: str | None) -> None:
+    """Refuse by its header what is not a single-frame chest radiograph of the expected view."""
     if not len(ds):
-        raise ImageError(f"{name}: not a DICOM file that can be read; expected a chest radiograph")
+        raise ImageError(f"{name}: not a readable DICOM file; expected a chest radiograph")
     modality = str(ds.get("Modality", "") or "").strip().upper()
     part = str(ds.get("BodyPartExamined", "") or "").strip()
     if modality and modality not in MODALITIES and not allow_any:
@@ -70,7 +71,7 @@ def _check_header(ds: Dataset, name: str, allow_any: bool, view: str | None) -> 
     shown = view_of(position)
     if view is not None and shown not in (None, view) and not allow_any:
         raise ImageError(
-            f"{name}: DICOM of a {shown} view (ViewPosition {position}); expected a {view} one: give it as "
+            f"{name}: DICOM of a {shown} view (ViewPosition {position}); expected a {view} view: pass it as "
             f"{shown}; {_ANYWAY}"
         )
     if "PixelData" not in ds:
@@ -86,18 +87,21 @@ def _class_name(ds: Dataset) -> str:
 
 
 def _pixels(ds: Dataset, name: str, voi: Voi, invert_monochrome1: bool) -> Floats:
+    """Decode, transform and scale the pixels: (h, w) in [0, 1], high is bright."""
     from xgem.data.pixels import grey
 
-    if "TransferSyntaxUID" not in ds.file_meta:  # no file header: guess as the reader did
+    # Decode
+    if "TransferSyntaxUID" not in ds.file_meta:  # no file header: the encoding that the reader guessed
         from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
         implicit = ds.original_encoding[0]
         ds.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian if implicit else ExplicitVRLittleEndian
     photometric = str(ds.PhotometricInterpretation).upper()
     signed = bool(int(ds.get("PixelRepresentation", 0) or 0))
-    # By default the library drops the bits over BitsStored, and so wraps values that a wrong header cuts off.
+    # By default the library clears the bits above BitsStored, which wraps values if the header is wrong
     ds.pixel_array_options(correct_unused_bits=signed)
     stored: NDArray[Any] = ds.pixel_array
+    # Colour images that are grey in fact
     if photometric == "PALETTE COLOR":
         from pydicom.pixels.processing import apply_color_lut
 
@@ -107,24 +111,27 @@ def _pixels(ds: Dataset, name: str, voi: Voi, invert_monochrome1: bool) -> Float
         return grey((stored / float(2 ** int(ds.BitsStored) - 1)).astype(np.float32), name)
     if stored.ndim != 2:
         raise ImageError(f"{name}: DICOM pixels of shape {stored.shape}; expected one grey frame (h, w)")
+    # Stored values, which must be in the range of the header
     low, high = _stored_range(ds)
     if not signed:
         stored = _stored_bits(stored, ds)
     if int(stored.min()) < low or int(stored.max()) > high:
         raise ImageError(
-            f"{name}: stored values {stored.min()} to {stored.max()} leave the {int(ds.BitsStored)} bits of the header "
-            f"({low} to {high}); export it again"
+            f"{name}: stored values {stored.min()} to {stored.max()} exceed the {int(ds.BitsStored)} bits of the "
+            f"header ({low} to {high}); export it again"
         )
+    # Grey levels
     pixels = _to_unit(stored, ds, low, high, voi)
     if photometric == "MONOCHROME1" and invert_monochrome1:
         pixels = 1 - pixels
     padding = _padding(stored, ds)
     if padding is not None:
-        pixels[padding] = 0  # what the detector did not see is background, as the padding to a square is
+        pixels[padding] = 0  # pixels outside the detector are background, as is the padding to a square
     return pixels
 
 
 def _stored_range(ds: Dataset) -> tuple[int, int]:
+    """The lowest and the highest value that the header allows."""
     bits = int(ds.BitsStored)
     if int(ds.get("PixelRepresentation", 0) or 0):
         return -(2 ** (bits - 1)), 2 ** (bits - 1) - 1
@@ -132,7 +139,7 @@ def _stored_range(ds: Dataset) -> tuple[int, int]:
 
 
 def _stored_bits(stored: NDArray[Any], ds: Dataset) -> NDArray[Any]:
-    """Unsigned values from their place in the cell, without the overlay planes that old files keep beside them."""
+    """Unsigned values, shifted to bit 0 and without the overlay planes that old files store in the unused bits."""
     bits = int(ds.BitsStored)
     shift = int(ds.get("HighBit", bits - 1)) + 1 - bits
     if shift > 0:
@@ -142,9 +149,10 @@ def _stored_bits(stored: NDArray[Any], ds: Dataset) -> NDArray[Any]:
 
 
 def _to_unit(stored: NDArray[Any], ds: Dataset, low: int, high: int, voi: Voi) -> Floats:
-    """Modality and VOI transforms, then division by the range that the result can take."""
+    """Modality and VOI transforms, then scaling of the possible range to [0, 1]."""
     from pydicom.pixels.processing import apply_modality_lut, apply_voi
 
+    # Modality transform, with the range of its result
     if "ModalityLUTSequence" in ds and ds.ModalityLUTSequence:
         values = apply_modality_lut(stored, ds).astype(np.float64)
         bottom, top = 0.0, float(2 ** int(ds.ModalityLUTSequence[0].LUTDescriptor[2]) - 1)
@@ -152,6 +160,7 @@ def _to_unit(stored: NDArray[Any], ds: Dataset, low: int, high: int, voi: Voi) -
         slope, intercept = float(ds.get("RescaleSlope", 1) or 1), float(ds.get("RescaleIntercept", 0) or 0)
         values = stored.astype(np.float64) * slope + intercept
         bottom, top = sorted((low * slope + intercept, high * slope + intercept))
+    # VOI transform
     if voi == "lut" and "VOILUTSequence" in ds and ds.VOILUTSequence:
         lut_bits = int(ds.VOILUTSequence[0].LUTDescriptor[2])
         looked_up = apply_voi(np.rint(values).astype(np.int64), ds, index=0)
@@ -164,10 +173,10 @@ def _to_unit(stored: NDArray[Any], ds: Dataset, low: int, high: int, voi: Voi) -
 
 
 def window(values: NDArray[np.float64], centre: float, width: float, function: str = "LINEAR") -> Floats:
-    """Window to [0, 1] (PS3.3 C.11.2.1.2 and C.11.2.1.3): LINEAR, LINEAR_EXACT or SIGMOID."""
+    """Apply a window (PS3.3 C.11.2.1.2 and C.11.2.1.3) to [0, 1]: LINEAR, LINEAR_EXACT or SIGMOID."""
     name = function.upper()
     if name == "SIGMOID":
-        # The logistic function as a hyperbolic tangent, which cannot overflow.
+        # The logistic function as a hyperbolic tangent, which cannot overflow
         return (0.5 + 0.5 * np.tanh(2 * (values - centre) / width)).astype(np.float32)
     if name == "LINEAR_EXACT":
         return np.clip((values - centre) / width + 0.5, 0, 1).astype(np.float32)
@@ -177,6 +186,7 @@ def window(values: NDArray[np.float64], centre: float, width: float, function: s
 
 
 def _padding(stored: NDArray[Any], ds: Dataset) -> NDArray[np.bool_] | None:
+    """Mask (h, w) of the pixels with the padding value; None if there are none, or only such."""
     value = ds.get("PixelPaddingValue")
     if not isinstance(value, int):
         return None
@@ -187,6 +197,7 @@ def _padding(stored: NDArray[Any], ds: Dataset) -> NDArray[np.bool_] | None:
 
 
 def _first(value: Any) -> float | None:
+    """The first of one or several numbers; None if it is not finite."""
     if value is None or isinstance(value, str):
         return None
     number = float(value if isinstance(value, int | float) else value[0])
@@ -194,7 +205,7 @@ def _first(value: Any) -> float | None:
 
 
 def _spacing(ds: Dataset) -> tuple[float, float] | None:
-    """Calibrated spacing where there is one, the detector's otherwise; None where the header's values cannot be."""
+    """The calibrated pixel spacing if there is one, else the detector's; None if no value is plausible."""
     for keyword in ("PixelSpacing", "ImagerPixelSpacing", "NominalScannedPixelSpacing"):
         value: Any = ds.get(keyword)
         if value is None or isinstance(value, str) or len(value) != 2:

@@ -1,4 +1,4 @@
-"""All images of a manifest at the model's size, prepared once and kept in a cache."""
+"""All images of a manifest at the model's size, preprocessed once and cached."""
 
 from __future__ import annotations
 
@@ -26,16 +26,16 @@ if TYPE_CHECKING:
     from xgem.configs.components import TransformConfig
 
 
-# Raise when the same file and config would give other pixels than before.
+# To be increased when the same file and config would give different pixels
 PREPARE_VERSION = 1
 
 
 @dataclass(frozen=True)
 class PreparedImages:
-    """The images of a split, prepared.
+    """The preprocessed images of a split.
 
-    ``values`` (n, size, size) uint8, 0 is -1 and 255 is 1 of the transform; ``index`` the rows of each (study id,
-    view); ``paths`` the file of each row; ``sha256`` of the files' contents and the transform.
+    ``values`` (n, size, size) uint8, where 0 is -1 and 255 is 1 in the transform's range; ``index``: the rows of each
+    (study id, view); ``paths``: the file of each row; ``sha256`` of the files' contents and the transform.
     """
 
     values: Tensor
@@ -45,8 +45,8 @@ class PreparedImages:
 
     def floats(self, rows: Sequence[int] | Tensor) -> Tensor:
         """Rows as (n, 1, size, size) float32 in [-1, 1]."""
-        picked = self.values[torch.as_tensor(rows, dtype=torch.long)]
-        return picked.unsqueeze(1).float() / 127.5 - 1
+        chosen = self.values[torch.as_tensor(rows, dtype=torch.long)]
+        return chosen.unsqueeze(1).float() / 127.5 - 1
 
 
 def prepare_images(
@@ -57,10 +57,10 @@ def prepare_images(
     *,
     progress: bool = True,
 ) -> PreparedImages:
-    """Every image with a known view of a split, preprocessed once and cached by the files' contents and the config.
+    """Every image of a split with a known view, preprocessed once and cached by the files' contents and the config.
 
     Raises:
-        ImageError: an image cannot be read; names the file.
+        ImageError: an image cannot be read; the message names the file.
         DataError: a file is missing, or the split has no images.
     """
     paths: list[Path] = []
@@ -86,12 +86,13 @@ def prepare_images(
 
 
 def _prepare(paths: Sequence[Path], config: TransformConfig, title: str, progress: bool) -> NDArray[np.uint8]:
+    """(n, size, size) uint8, read in several threads."""
     from rich.console import Console
     from rich.progress import track
 
     values = np.empty((len(paths), config.size, config.size), dtype=np.uint8)
 
-    def one(row: int) -> None:
+    def prepare_row(row: int) -> None:
         try:
             square = read_square(paths[row], config)
         except ImageError:
@@ -101,8 +102,8 @@ def _prepare(paths: Sequence[Path], config: TransformConfig, title: str, progres
         values[row] = np.rint((square + 1) * 127.5).astype(np.uint8)
 
     with ThreadPoolExecutor(reading_threads()) as pool:
-        rows = pool.map(one, range(len(paths)))
-        shown = track(
+        rows = pool.map(prepare_row, range(len(paths)))
+        tracked = track(
             rows,
             description=title,
             total=len(paths),
@@ -111,7 +112,7 @@ def _prepare(paths: Sequence[Path], config: TransformConfig, title: str, progres
             transient=True,
         )
         try:
-            for _ in shown:
+            for _ in tracked:
                 pass
         except BaseException:
             pool.shutdown(cancel_futures=True)

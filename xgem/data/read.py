@@ -1,7 +1,7 @@
-"""Reading one radiograph, from a file or from memory, into one form.
+"""Reading one radiograph, from a file or from memory, into a common form.
 
-The kind of a file is decided by its content, never by its name's ending. Everything that is not one grey image is an
-``ImageError`` with one line: what came, what was expected, what to do. Nothing is repaired silently: an image that
+The format of a file is determined by its content, never by its extension. Anything but a single grey image is an
+``ImageError`` of one line: what was given, what was expected, what to do. Nothing is repaired silently: an image that
 cannot be read is never replaced by a black image.
 """
 
@@ -45,7 +45,7 @@ VOI_CHOICES: tuple[str, ...] = ("none", "window", "lut")
 MIN_SIDE = 32
 
 
-# A radiograph spreads over its range; below this an image says nothing (and a constant one is 0).
+# Smallest accepted range of grey levels: radiographs use most of [0, 1], and constant images have a range of 0
 MIN_CONTRAST = 1e-3
 
 
@@ -65,9 +65,9 @@ ACCEPTED = "PNG, JPEG, TIFF, DICOM or .npy"
 class Radiograph:
     """One grey image as read.
 
-    ``pixels`` (h, w) float32 in [0, 1]: stored values divided by the bit depth's maximum, high is bright (bone),
-    ``spacing`` the (row, column) distance in mm where the file states one, ``sha256`` of the file's bytes (of bytes,
-    shape and dtype for arrays), ``origin`` the file's name or ``"array"``.
+    ``pixels`` (h, w) float32 in [0, 1]: stored values divided by the maximum of the bit depth, high is bright (bone);
+    ``spacing``: (row, column) pixel spacing in mm, if the file states it; ``sha256`` of the file's bytes (for arrays,
+    of bytes, shape and dtype); ``origin``: the file's name or ``"array"``.
     """
 
     pixels: Floats
@@ -90,15 +90,15 @@ def read_image(
         source: path of a PNG, JPEG, TIFF, DICOM or ``.npy`` file; a PIL image; a numpy array or torch tensor of shape
             (h, w), (1, h, w) or (h, w, 1), or with three equal channels. uint8 and uint16 span their full range, floats
             must lie in [0, 1]; other types are refused because their range is unknown.
-        voi: values-of-interest transform for DICOM: ``"none"`` keeps the stored values, ``"window"`` and ``"lut"``
-            apply the header's first window or LUT, where it has one, after the rescale. Other sources have none.
-        allow_any: take DICOM of other modalities, body parts and views too.
-        invert_monochrome1: turn MONOCHROME1 (low is bright) around, after the VOI transform.
-        view: the view that the image has to show; a DICOM file whose ViewPosition means another one is refused.
+        voi: value-of-interest transform for DICOM: ``"none"`` keeps the stored values, ``"window"`` and ``"lut"``
+            apply the header's first window or LUT, if there is one, after the rescale. Other formats have none.
+        allow_any: also accept DICOM of other modalities, body parts and views.
+        invert_monochrome1: invert MONOCHROME1 (low is bright), after the VOI transform.
+        view: the view that the image must show; a DICOM file that states another one is refused.
 
     Raises:
-        ImageError: the source is missing, empty, truncated, no image, colour, constant, under 32 pixels, holds
-            several frames, NaN or infinite values, or values out of range.
+        ImageError: the source is missing, empty, truncated, not an image, in colour, constant, smaller than 32 pixels,
+            or has several frames, NaN or infinite values, or values out of range.
     """
     if voi not in VOI_CHOICES:
         raise ImageError(f"voi {voi!r} is unknown; expected one of {', '.join(VOI_CHOICES)}")
@@ -113,19 +113,19 @@ def read_image(
 
 
 def sniff(data: bytes) -> Kind:
-    """Kind of a file by its first bytes; ``"image"`` is everything left to the image library."""
+    """The kind of a file by its first bytes; ``"image"`` is anything that is left to the image library."""
     if data[128:132] == b"DICM":
         return "dicom"
     if data.startswith(b"\x93NUMPY"):
         return "npy"
-    # DICOM without its preamble starts with a group 0002 or 0008 element in little endian.
+    # DICOM without preamble starts with a group 0002 or 0008 element in little endian
     if data[:2] in (b"\x02\x00", b"\x08\x00") and data[3:4] == b"\x00" and len(data) > 132:
         return "dicom"
     return "image"
 
 
 def file_bytes(path: Path, expected: str = ACCEPTED) -> bytes:
-    """A file's bytes; ImageError where it is missing, a folder, unreadable or empty."""
+    """A file's bytes; ImageError if it is missing, a folder, unreadable or empty."""
     if path.is_dir():
         raise ImageError(f"{path}: is a folder; expected one file: {expected}")
     try:
@@ -176,10 +176,10 @@ def _decode_image(data: bytes, name: str) -> Floats:
             raise ImageError(
                 f"{name}: a damaged or unsupported {known} file; export it again as 8 or 16-bit PNG"
             ) from error
-        raise ImageError(f"{name}: not an image that can be read; expected {ACCEPTED}") from error
+        raise ImageError(f"{name}: not a readable image; expected {ACCEPTED}") from error
     except ImageError:
         raise
-    # Decoders meet damaged files in many ways; each of these says "the bytes are not what they claim".
+    # What decoders raise for damaged files
     except (
         OSError,
         SyntaxError,
@@ -194,7 +194,7 @@ def _decode_image(data: bytes, name: str) -> Floats:
 
 
 def _decode_other_tiff(data: bytes, name: str) -> Floats:
-    """The kinds of TIFF that the image library has no decoder for (16 bit with white as zero, BigTIFF, ...)."""
+    """TIFF variants for which the image library has no decoder (16 bits with white as zero, BigTIFF, ...)."""
     import tifffile
 
     try:
@@ -202,11 +202,11 @@ def _decode_other_tiff(data: bytes, name: str) -> Floats:
             pages = len(tiff.pages)
             page: Any = tiff.pages[0]
             stored, bits, photometric = np.asarray(page.asarray()), int(page.bitspersample), int(page.photometric)
-    # The library raises whatever the damage leads to.
+    # A damaged file can raise nearly any exception
     except Exception as error:
         raise ImageError(f"{name}: damaged or unsupported TIFF ({_brief(error)}); export it as 16-bit PNG") from error
     if pages > 1:
-        raise ImageError(f"{name}: holds {pages} frames; expected one image")
+        raise ImageError(f"{name}: has {pages} frames; expected one image")
     if stored.dtype.kind == "i" and stored.dtype.itemsize <= 2:
         return _by_depth(stored.astype(np.float32) + 2.0 ** (bits - 1), bits, name, reverse=photometric == 0)
     if stored.dtype.kind == "u" and stored.dtype.itemsize <= 2 and stored.ndim == 2:
@@ -218,7 +218,7 @@ def _from_pil(image: Image, name: str) -> Floats:
     from PIL import ImageOps
 
     if getattr(image, "n_frames", 1) > 1:
-        raise ImageError(f"{name}: holds {getattr(image, 'n_frames', 0)} frames; expected one image")
+        raise ImageError(f"{name}: has {getattr(image, 'n_frames', 0)} frames; expected one image")
     tags: Any = getattr(image, "tag_v2", {})
     bits, kind, photometric = _first(tags.get(258)), _first(tags.get(339)), _first(tags.get(262))
     image = ImageOps.exif_transpose(image)
@@ -227,14 +227,14 @@ def _from_pil(image: Image, name: str) -> Floats:
         return scale_array(np.asarray(image.convert("L")), name)
     if mode.startswith("I;16"):
         stored = np.asarray(image).astype(np.float32)
-        # Baseline TIFF 262 = 0 is "white is zero"; the library turns 8-bit images around itself, not 16-bit ones.
+        # Baseline TIFF: tag 262 = 0 is "white is zero"; the library inverts 8-bit images itself, but not 16-bit ones
         return _by_depth(stored, bits or 16, name, reverse=photometric == 0)
     if mode == "I":
         stored = np.asarray(image).astype(np.float64)
         if kind == 2 and bits in (8, 16):
             return _by_depth(stored + 2 ** (bits - 1), bits, name, reverse=photometric == 0)
         if bits not in (None, 16):
-            raise ImageError(f"{name}: {bits}-bit whole numbers; expected 8 or 16 bit, or float in [0, 1]")
+            raise ImageError(f"{name}: {bits}-bit integers; expected 8 or 16 bits, or floats in [0, 1]")
         return _by_depth(stored, 16, name, reverse=photometric == 0)
     if mode == "F":
         return scale_array(np.asarray(image), name)
@@ -250,6 +250,7 @@ def _first(value: Any) -> int | None:
 
 
 def _in_memory(source: Any) -> tuple[NDArray[Any], Floats]:
+    """The array of an object in memory, for its hash, and its pixels (h, w) in [0, 1]."""
     if isinstance(source, np.ndarray):
         return source, scale_array(source, "array")
     if hasattr(source, "detach") and hasattr(source, "numpy"):
@@ -269,11 +270,11 @@ def _in_memory(source: Any) -> tuple[NDArray[Any], Floats]:
 def _checked(pixels: Floats, name: str) -> Floats:
     height, width = pixels.shape
     if min(height, width) < MIN_SIDE:
-        raise ImageError(f"{name}: {height} x {width} pixels; expected at least {MIN_SIDE} x {MIN_SIDE}, give a larger")
+        raise ImageError(f"{name}: {height} x {width} pixels; expected at least {MIN_SIDE} x {MIN_SIDE}")
     if not np.isfinite(pixels).all():
-        raise ImageError(f"{name}: holds NaN or infinite values; clean the image first")
+        raise ImageError(f"{name}: contains NaN or infinite values; clean the image first")
     if float(np.ptp(pixels)) < MIN_CONTRAST:
-        raise ImageError(f"{name}: a constant image ({float(pixels.mean()):.3f} all over); expected a radiograph")
+        raise ImageError(f"{name}: a constant image ({float(pixels.mean()):.3f} everywhere); expected a radiograph")
     return np.ascontiguousarray(pixels, dtype=np.float32)
 
 

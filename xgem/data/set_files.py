@@ -1,4 +1,9 @@
-"""Read a set of real or generated studies from a manifest, a folder or a CSV."""
+"""Reading a set of real or generated studies.
+
+Three forms are accepted: an xgem manifest; a folder of images, with or without a CSV that describes them;
+CheXGenBench's own CSVs (``prompt_INFO.csv``, ``generations_with_metadata.csv``, annotations with ``chexpert_labels`` as
+a Python dict).
+"""
 
 from __future__ import annotations
 
@@ -33,7 +38,7 @@ COLUMNS: Final[dict[str, tuple[str, ...]]] = {
     "race": ("race",),
     "severity": ("severity",),
 }
-"""What a CSV's columns may be called, the first found is taken; the 14 CheXpert classes may be columns too."""
+"""Accepted names of a CSV's columns, the first one found is used; the 14 CheXpert classes may be columns too."""
 
 
 _ALLOWED_LABELS: Final = (-1.0, 0.0, 1.0)
@@ -52,42 +57,46 @@ def read_set(
     """Read a set from a manifest, a folder, or a CSV.
 
     Args:
-        path: a ``.parquet`` or ``.jsonl`` manifest; a folder of images with at most one CSV; a CSV whose files lie
-            beside it or in folders that it names. :data:`COLUMNS` lists the names that columns may have.
-        split, view, sections: of a manifest: which studies, the first image of which view, what makes the report.
-        labels: ``file`` takes those that stand in the file (of a manifest, what its annotators' terms say of CheXpert's
-            classes: :func:`xgem.labels.vocabulary.annotated_labels`), ``reports`` labels the reports by xgem's own
-            rules, ``auto`` does so where the file has none.
+        path: a ``.parquet`` or ``.jsonl`` manifest; a folder of images with at most one CSV; a CSV with paths of files
+            relative to its own folder. :data:`COLUMNS` lists the names that columns may have.
+        split, view, sections: only for a manifest: its studies, the view of which the first image is used, and the
+            sections that make up the report.
+        labels: ``file`` uses those in the file (in a manifest, its annotators' terms translated to CheXpert's classes:
+            :func:`xgem.labels.vocabulary.annotated_labels`), ``reports`` labels the reports by xgem's own rules,
+            ``auto`` does so if the file has no labels.
         pad: allow images of several sizes.
 
     Raises:
-        DataError: no such path, nothing in it, a needed column or a file is missing, a label outside {-1, 0, 1, empty}.
+        DataError: no such path, nothing in it, a required column or a file is missing, a label other than -1, 0, 1 or
+            empty.
         ManifestError: the manifest is not valid.
     """
+    # The items, by the form of the path
     place = Path(path)
     if place.suffix in {".parquet", ".jsonl"}:
-        found, where = _of_manifest(place, split, view, sections), "annotators"
+        items, labelled_by = _of_manifest(place, split, view, sections), "annotators"
     elif place.is_dir():
         tables = sorted(place.glob("*.csv"))
         if len(tables) > 1:
             names = ", ".join(table.name for table in tables)
-            raise DataError(f"{place}: several CSVs ({names}); expected at most one, so give the CSV itself")
-        found, where = _of_csv(tables[0]) if tables else _of_folder(place), "file"
+            raise DataError(f"{place}: several CSVs ({names}); expected at most one: give the path of the CSV itself")
+        items, labelled_by = _of_csv(tables[0]) if tables else _of_folder(place), "file"
     elif place.suffix == ".csv" and place.is_file():
-        found, where = _of_csv(place), "file"
+        items, labelled_by = _of_csv(place), "file"
     else:
         raise DataError(f"{place}: expected a manifest (.parquet, .jsonl), a folder of images or a CSV")
-    if not found:
+    if not items:
         raise DataError(f"{place}: nothing in it{f' for split {split!r}' if split else ''}; expected images or reports")
-    missing = [item.file for item in found if item.file is not None and not item.file.is_file()]
+    missing = [item.file for item in items if item.file is not None and not item.file.is_file()]
     if missing:
-        raise DataError(f"{place}: {len(missing)} of {len(found)} files are missing, first {missing[0]}")
-    wanted = labels == "reports" or (labels == "auto" and not any(item.labels for item in found))
-    if wanted and any(item.report.strip() or item.prompt.strip() for item in found):
-        found = [replace(item, labels=_from_text(item.report or item.prompt)) for item in found]
-        where = LABELLER
-    _unique(found, place)
-    return EvalSet(name or place.stem, tuple(found), where, pad)
+        raise DataError(f"{place}: {len(missing)} of {len(items)} files are missing, first {missing[0]}")
+    # Labels from the text, if requested or if there are no others
+    from_text = labels == "reports" or (labels == "auto" and not any(item.labels for item in items))
+    if from_text and any(item.report.strip() or item.prompt.strip() for item in items):
+        items = [replace(item, labels=_from_text(item.report or item.prompt)) for item in items]
+        labelled_by = LABELLER
+    _unique(items, place)
+    return EvalSet(name or place.stem, tuple(items), labelled_by, pad)
 
 
 def _unique(items: Sequence[Item], place: Path) -> None:
@@ -95,7 +104,7 @@ def _unique(items: Sequence[Item], place: Path) -> None:
     for item in items:
         if item.id in seen:
             raise DataError(
-                f"{place}: id {item.id!r} stands there twice; ids must be unique (several of one study: `pair`)"
+                f"{place}: duplicate id {item.id!r}; ids must be unique (use `pair` for several items of one study)"
             )
         seen.add(item.id)
 
@@ -107,8 +116,8 @@ def _from_text(text: str) -> dict[str, float]:
 
 
 def _of_manifest(path: Path, split: str | None, view: str, sections: Sequence[str]) -> list[Item]:
-    found = (_of_study(study, view, sections) for study in Manifest.read(path).studies(split))
-    return [item for item in found if item.file is not None or item.report]
+    items = (_of_study(study, view, sections) for study in Manifest.read(path).studies(split))
+    return [item for item in items if item.file is not None or item.report]
 
 
 def _of_study(study: Study, view: str, sections: Sequence[str]) -> Item:
@@ -140,10 +149,10 @@ def _of_csv(path: Path) -> list[Item]:
             columns, rows = list(reader.fieldnames or []), list(reader)
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"{path}: not a readable CSV in UTF-8 ({error})") from None
-    named = {field: next((one for one in names if one in columns), None) for field, names in COLUMNS.items()}
+    named = {field: next((name for name in names if name in columns), None) for field, names in COLUMNS.items()}
     if named["file"] is None and named["report"] is None:
-        wanted = ", ".join((*COLUMNS["file"], *COLUMNS["report"]))
-        raise DataError(f"{path}: columns {', '.join(columns) or '(none)'}; expected one of {wanted}")
+        accepted = ", ".join((*COLUMNS["file"], *COLUMNS["report"]))
+        raise DataError(f"{path}: columns {', '.join(columns) or '(none)'}; expected one of {accepted}")
     classes = [name for name in CHEXPERT_CLASSES if name in columns]
     return [_of_row(row, number, path, named, classes) for number, row in enumerate(rows, start=2)]
 
@@ -151,6 +160,8 @@ def _of_csv(path: Path) -> list[Item]:
 def _of_row(
     row: Mapping[str, str | None], number: int, path: Path, named: Mapping[str, str | None], classes: Sequence[str]
 ) -> Item:
+    """The item of one row; ``named`` gives the column of each field, ``classes`` the columns that are classes."""
+
     def get(field_name: str) -> str:
         column = named[field_name]
         return (row.get(column) or "").strip() if column else ""
@@ -160,7 +171,7 @@ def _of_row(
         try:
             return float(text) if text else None
         except ValueError:
-            raise DataError(f"{path}: line {number}: {field_name} is {text!r}, expected a number or nothing") from None
+            raise DataError(f"{path}: line {number}: {field_name} is {text!r}, expected a number or empty") from None
 
     labels = _labels_of(get("labels"), f"{path}: line {number}") if named["labels"] else {}
     labels |= {
@@ -187,19 +198,19 @@ def _of_row(
 
 
 def _labels_of(text: str, where: str) -> dict[str, float]:
-    """CheXGenBench keeps labels as a Python dict in text; nan is a class not mentioned."""
+    """Labels from CheXGenBench's text of a Python dict, in which nan is a class that is not mentioned."""
     if not text:
         return {}
     try:
-        stated = ast.literal_eval(text.replace("nan", "None"))
+        parsed = ast.literal_eval(text.replace("nan", "None"))
     except (ValueError, SyntaxError):
         raise DataError(f"{where}: labels are {text!r:.60}, expected a dict such as {{'Edema': 1.0}}") from None
-    if not isinstance(stated, dict):
-        raise DataError(f"{where}: labels are {type(stated).__name__}, expected a dict such as {{'Edema': 1.0}}")
-    unknown = [name for name in stated if name not in CHEXPERT_CLASSES]
+    if not isinstance(parsed, dict):
+        raise DataError(f"{where}: labels are {type(parsed).__name__}, expected a dict such as {{'Edema': 1.0}}")
+    unknown = [name for name in parsed if name not in CHEXPERT_CLASSES]
     if unknown:
         raise DataError(f"{where}: unknown class {unknown[0]!r}; expected CheXpert's: {', '.join(CHEXPERT_CLASSES)}")
-    return {name: _label(value, f"{where}: {name}") for name, value in stated.items() if value is not None}
+    return {name: _label(value, f"{where}: {name}") for name, value in parsed.items() if value is not None}
 
 
 def _label(value: Any, where: str) -> float:
@@ -208,5 +219,5 @@ def _label(value: Any, where: str) -> float:
     except (TypeError, ValueError):
         label = math.inf
     if label not in _ALLOWED_LABELS:
-        raise DataError(f"{where} is {value!r}, expected 1, 0, -1 (uncertain) or nothing")
+        raise DataError(f"{where} is {value!r}, expected 1, 0, -1 (uncertain) or empty")
     return label

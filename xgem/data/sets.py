@@ -1,8 +1,4 @@
-"""A set of real or generated radiographs and reports, read from any of the forms in which people keep them.
-
-Three forms: an xgem manifest; a folder of images, with a CSV that describes them or without one; CheXGenBench's own
-CSVs (``prompt_INFO.csv``, ``generations_with_metadata.csv``, annotations with ``chexpert_labels`` as a Python dict).
-"""
+"""Sets of real or generated radiographs and reports, in a fixed order (:mod:`xgem.data.set_files` reads them)."""
 
 from __future__ import annotations
 
@@ -29,12 +25,12 @@ Images = NDArray[np.uint8]
 
 @dataclass(frozen=True)
 class Item:
-    """One image, or one report without an image.
+    """One image with or without a report, or one report without an image.
 
-    ``id`` names it within its set, ``pair`` the item of the other set that it answers to (a generation names the real
-    study whose prompt made it; by default ``id``). ``prompt`` is the text that a generation was asked with, ``report``
-    the report itself. ``labels`` maps CheXpert classes to 1, 0 or -1 (uncertain); a class that nothing is known of is
-    absent. ``age`` in years.
+    ``id`` identifies it within its set, ``pair`` the corresponding item of the other set (a generated item names the
+    real study whose prompt it was generated from; by default ``id``). ``prompt`` is the text from which it was
+    generated, ``report`` the report itself. ``labels`` maps CheXpert classes to 1, 0 or -1 (uncertain), without
+    unknown classes. ``age`` is in years.
     """
 
     id: str
@@ -54,8 +50,8 @@ class Item:
 class EvalSet:
     """Items of one kind, in a fixed order.
 
-    ``labelled_by`` says where the labels come from: ``file``, ``annotators`` or the labeller's name. ``pad`` allows
-    images of several sizes: each is padded to a square, then resized.
+    ``labelled_by`` is the source of the labels: ``file``, ``annotators`` or the labeller's name. ``pad`` allows images
+    of several sizes: each is padded to a square, then resized.
     """
 
     name: str
@@ -68,7 +64,7 @@ class EvalSet:
 
     @cached_property
     def sha256(self) -> str:
-        """Of everything in the set: images' contents, reports, prompts, labels."""
+        """SHA-256 over everything in the set: contents of images, reports, prompts, labels."""
         digest = hashlib.sha256()
         files = [item.file for item in self.items if item.file is not None]
         digest.update(content_hash(files).encode() if files else b"")
@@ -79,7 +75,7 @@ class EvalSet:
 
     @property
     def described(self) -> dict[str, Any]:
-        """Name, size and hash, as records have them."""
+        """Name, size and hash, for records."""
         return {"name": self.name, "n": len(self), "sha256": self.sha256}
 
     @property
@@ -91,45 +87,46 @@ class EvalSet:
         return [item.prompt for item in self.items]
 
     def labels(self, classes: Sequence[str] = CHEXPERT_CLASSES) -> NDArray[np.float64]:
-        """(n, classes) of 1, 0, -1 (uncertain) and NaN (not mentioned)."""
+        """Labels (n, classes): 1, 0, -1 (uncertain) and NaN (not mentioned)."""
         rows = [[item.labels.get(name, math.nan) for name in classes] for item in self.items]
         return np.array(rows, dtype=np.float64).reshape(len(rows), len(classes))
 
     def subset(self, rows: Sequence[int] | NDArray[Any], name: str | None = None) -> EvalSet:
-        """The items of these rows, in that order."""
+        """The items in these rows, in the given order."""
         return replace(self, name=name or self.name, items=tuple(self.items[int(row)] for row in rows))
 
     def with_images(self) -> EvalSet:
         """The items that have an image.
 
         Raises:
-            InputError: none has.
+            InputError: there are none.
         """
         rows = [row for row, item in enumerate(self.items) if item.file is not None]
         if not rows:
-            raise InputError(f"{self.name}: no images in it; this measure needs some")
+            raise InputError(f"{self.name}: no images; this metric needs some")
         return self if len(rows) == len(self.items) else self.subset(rows)
 
     def with_reports(self) -> EvalSet:
         """The items that have a report.
 
         Raises:
-            InputError: none has.
+            InputError: there are none.
         """
         rows = [row for row, item in enumerate(self.items) if item.report.strip()]
         if not rows:
-            raise InputError(f"{self.name}: no reports in it; this measure needs some")
+            raise InputError(f"{self.name}: no reports; this metric needs some")
         return self if len(rows) == len(self.items) else self.subset(rows)
 
     def batches(self, size: int | None = None, batch_size: int = 256) -> Iterator[Images]:
-        """The images in order, as (b, size, size) uint8; never more than ``batch_size`` in memory.
+        """The images in order, as (b, size, size) uint8; at most ``batch_size`` of them are in memory.
 
         Args:
-            size: side in pixels; None keeps the images' own size, which must then be the same for all.
+            size: side in pixels; None keeps the original size, which must then be the same for all images.
 
         Raises:
-            ImageError: an image is missing or unreadable; names the file. It is never replaced by a black one.
-            DataError: images of several sizes (unless ``pad``); names two of them.
+            ImageError: an image is missing or unreadable; the message names the file. It is never replaced by a black
+                one.
+            DataError: images of several sizes (unless ``pad``); the message names two of them.
         """
         first: tuple[str, tuple[int, int]] | None = None
         files = [item.file for item in self.with_images().items if item.file is not None]
@@ -142,10 +139,10 @@ class EvalSet:
                     if shape != first[1] and not self.pad:
                         raise DataError(
                             f"{self.name}: images of mixed sizes, {first[0]} {_by(first[1])} and {image.origin} "
-                            f"{_by(shape)}; make them equal, or pass pad=True (--pad) to pad and resize each"
+                            f"{_by(shape)}; resize them, or pass pad=True (--pad) to pad and resize each"
                         )
                     pixels.append(_square(image.pixels, size))
-                yield np.stack([np.rint(one * 255).astype(np.uint8) for one in pixels])
+                yield np.stack([np.rint(square * 255).astype(np.uint8) for square in pixels])
 
     def images(self, size: int | None = None) -> Images:
         """All images at once, (n, size, size) uint8; see :meth:`batches`."""
@@ -153,6 +150,7 @@ class EvalSet:
 
 
 def _square(pixels: NDArray[np.float32], size: int | None) -> NDArray[np.float32]:
+    """(h, w) -> (size, size), padded to a square if necessary; unchanged where ``size`` is None."""
     squared = pad_square(pixels) if size is not None and pixels.shape[0] != pixels.shape[1] else pixels
     return squared if size is None else resize(squared, (size, size), "area")
 
@@ -161,8 +159,8 @@ def squares(images: Images, size: int) -> Images:
     """(n, h, w) uint8 -> (n, size, size): each padded to a square, then resized by area."""
     if images.shape[1:] == (size, size):
         return images
-    made = [_square(one.astype(np.float32) / 255, size) for one in images]
-    return np.stack([np.rint(one * 255).astype(np.uint8) for one in made])
+    resized = [_square(image.astype(np.float32) / 255, size) for image in images]
+    return np.stack([np.rint(image * 255).astype(np.uint8) for image in resized])
 
 
 def _by(shape: tuple[int, int]) -> str:
@@ -170,10 +168,10 @@ def _by(shape: tuple[int, int]) -> str:
 
 
 def pairs(real: EvalSet, generated: EvalSet) -> tuple[EvalSet, EvalSet]:
-    """Both sets row by row: every generation beside the real item that it names.
+    """Both sets row by row: every generated item with the real item that it names.
 
     Raises:
-        DataError: no generation names a real item.
+        DataError: no generated item names a real one.
     """
     rows = {item.id: row for row, item in enumerate(real.items)}
     matched = [
@@ -182,7 +180,7 @@ def pairs(real: EvalSet, generated: EvalSet) -> tuple[EvalSet, EvalSet]:
     if not matched:
         raise DataError(
             f"{generated.name}: none of its {len(generated)} items names one of the {len(real)} of {real.name}; "
-            "a column `pair` (or equal ids) tells which real study each generation answers to"
+            "a column `pair` (or equal ids) must name the real study of each generated item"
         )
     return real.subset([r for r, _ in matched]), generated.subset([g for _, g in matched])
 
@@ -191,7 +189,7 @@ def check_disjoint(real: EvalSet, generated: EvalSet) -> None:
     """Refuse sets that share an image, byte for byte.
 
     Raises:
-        DataError: names a file of each.
+        DataError: they share one; the message names a file of each set.
     """
 
     def hashed(items: EvalSet) -> dict[str, Path]:
@@ -201,4 +199,4 @@ def check_disjoint(real: EvalSet, generated: EvalSet) -> None:
     known = hashed(real)
     for digest, file in hashed(generated).items():
         if digest in known:
-            raise DataError(f"{real.name} and {generated.name} overlap: {file} is {known[digest]}; take copies out")
+            raise DataError(f"{real.name} and {generated.name} overlap: {file} is {known[digest]}; remove copies")

@@ -1,7 +1,7 @@
-"""Preprocessing of radiographs (XGeM, section 3.1); every step can be switched off by the preset.
+"""Preprocessing of radiographs (XGeM, section 3.1); the preset can switch off every step.
 
-Reading (``xgem.data.read``) applies the VOI transform, inverts MONOCHROME1 and divides by the bit depth's maximum. Here
-follow: resampling to one pixel spacing where the header states another, zero-padding to a square, resizing.
+Reading (``xgem.data.read``) applies the VOI transform, inverts MONOCHROME1 and divides by the maximum of the bit depth.
+The steps here are resampling to one pixel spacing if the header states another, zero-padding to a square, and resizing.
 No step mirrors an image: the heart is on the patient's left.
 """
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     Floats = NDArray[np.float32]
 
-# Larger results come from nonsense in the header and would only exhaust the memory.
+# Larger results are due to wrong values in the header and would exhaust the memory
 MAX_SIDE = 16_384
 
 
@@ -35,12 +35,11 @@ def read_square(source: Source, config: TransformConfig, *, allow_any: bool = Fa
 def to_square(radiograph: Radiograph, config: TransformConfig) -> Floats:
     """Preprocess an image as read: (size, size) float32 in [-1, 1], black is -1.
 
-    Steps (XGeM, 3.1): resample to ``config.pixel_spacing`` mm where the file states another spacing; pad with zeros
-    to a square, centred (without ``config.pad`` the image is stretched instead); antialiased resize to
-    ``config.size``.
+    Steps (XGeM, 3.1): resample to ``config.pixel_spacing`` mm if the file states another spacing; pad with zeros to a
+    centred square (without ``config.pad`` the image is stretched instead); antialiased resize to ``config.size``.
 
     Raises:
-        ImageError: the stated spacing would make an image of more than 16384 pixels a side.
+        ImageError: the stated spacing would give an image with a side of more than 16384 pixels.
     """
     pixels = radiograph.pixels
     if config.pixel_spacing is not None and radiograph.spacing is not None:
@@ -61,14 +60,14 @@ def resample(
     height, width = (max(1, round(length * scale)) for length, scale in zip(pixels.shape, scales, strict=True))
     if max(height, width) > MAX_SIDE:
         raise ImageError(
-            f"{name}: spacing {spacing[0]:g} x {spacing[1]:g} mm makes {height} x {width} pixels of {target:g} mm; "
+            f"{name}: spacing {spacing[0]:g} x {spacing[1]:g} mm gives {height} x {width} pixels of {target:g} mm; "
             "correct the header or set pixel_spacing to null"
         )
     return resize(pixels, (height, width), interpolation)
 
 
 def pad_square(pixels: Floats) -> Floats:
-    """Zeros around (h, w) to a square of its longer side, the image in the middle."""
+    """(h, w) zero-padded to a square of its longer side, with the image in the centre."""
     height, width = pixels.shape
     side = max(height, width)
     top, left = (side - height) // 2, (side - width) // 2

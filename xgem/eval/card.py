@@ -1,4 +1,4 @@
-"""A checkpoint's model card, written from its evaluation, so that no number in it is typed by hand."""
+"""A checkpoint's model card, written from its evaluation records, so that no number in it is typed by hand."""
 
 from __future__ import annotations
 
@@ -62,10 +62,10 @@ _SETTINGS: Final = ("split", "seed", "num_samples", "num_inference_steps", "samp
 def write_card(root: Path, evaluation: Path | None, *, notes: Path | None = None, readme: Path | None = None) -> Path:
     """Write ``root/README.md`` from the records in ``evaluation``, and their tables into ``readme``.
 
-    ``evaluation`` is the folder of ``xgem eval routes`` and, for a model with an alignment, of ``xgem eval joint``; for
-    one with a ControlNet, of ``xgem eval control`` alone. What ``xgem eval all`` left there goes into the card too.
-    ``notes`` is Markdown on what no command knows: data, licence, limits. Without it, or without ``evaluation``, the
-    card says what is missing.
+    ``evaluation`` is the results folder of ``xgem eval routes`` and, for a model with an alignment, of ``xgem eval
+    joint``; for one with a ControlNet, only of ``xgem eval control``. Results of ``xgem eval all`` in that folder are
+    included too. ``notes`` is Markdown on what no command can tell: data, licence, limitations. Without ``notes`` or
+    ``evaluation`` the card says what is missing.
 
     Raises:
         InputError: the notes or the evaluation are missing, or the evaluation is of another checkpoint.
@@ -77,10 +77,12 @@ def write_card(root: Path, evaluation: Path | None, *, notes: Path | None = None
     commands = ["routes", "joint"] if preset.get("alignment") in index.components else ["routes"]
     if any(entry.kind == "controlnet" for entry in index.components.values()):
         commands = ["control"]
+    # Tables of the results
     results = _UNMEASURED if evaluation is None else _tables(evaluation, checkpoint, commands)
     families = ""
     if evaluation is not None and (evaluation / "all.json").is_file():
         families = "\n\n" + _tables(evaluation, checkpoint, ["all"])
+    # Training stages and parameters
     stages = [
         (name, stage["steps"], stage["batch_size"], f"{stage['learning_rate']:g}")
         for name, stage in preset["train"].items()
@@ -104,11 +106,11 @@ def write_card(root: Path, evaluation: Path | None, *, notes: Path | None = None
 
 
 def _put_between(readme: Path, results: str) -> None:
-    """Replace what stands between the marks of results."""
+    """Replace the text between the markers of the results."""
     text = _read(readme, "the file")
     begin, end = RESULTS
     if begin not in text or end not in text:
-        raise InputError(f"{readme}: expected the marks {begin} and {end}")
+        raise InputError(f"{readme}: expected the markers {begin} and {end}")
     head, rest = text.split(begin, 1)
     readme.write_text(f"{head}{begin}\n{results}\n{end}{rest.split(end, 1)[1]}", encoding="utf-8")
 
@@ -143,7 +145,7 @@ def _described(record: Record, name: str) -> str:
 
 
 def _nested(markdown: str) -> str:
-    """The same with its headings one level lower."""
+    """Markdown with its headings one level lower."""
     return "\n".join(f"#{line}" if line.startswith("### ") else line for line in markdown.splitlines())
 
 

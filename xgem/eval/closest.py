@@ -1,7 +1,7 @@
-"""How close a set of generations comes to a training set: in pixels, in feature spaces, by re-identification.
+"""How close generated images come to a training set: in pixels, in feature spaces, by re-identification.
 
-All sets are read at one size, that of the generations: a difference of resolution would make every generation seem
-farther from training than held-out images are, and so hide copies.
+All sets are read at one size, that of the generated images: a difference in resolution would make every generated image
+seem farther from the training images than held-out images are, and so hide copies.
 """
 
 from __future__ import annotations
@@ -30,8 +30,11 @@ _MOST_BYTES: Final = 1 << 30
 
 @dataclass(frozen=True)
 class Space:
-    """Distances in one space to training images: of the generations to the ``closest`` and, if requested, to that
-    of their ``own`` prompt; of held-out real images; of the closest training images to their own ``neighbours``."""
+    """Distances to training images in one space.
+
+    From each generated image to the ``closest`` one and, if requested, to that of its ``own`` prompt; from the
+    ``held_out`` real images; and from the closest training images to their own ``neighbours``, (n,).
+    """
 
     name: str
     unit: str
@@ -53,8 +56,11 @@ class Space:
 
 @dataclass(frozen=True)
 class Run:
-    """Sets to compare, and how. ``prompts`` (n,) identifies each generation's prompt, ``own`` (n,) the training
-    image whose prompt that was; ``size`` is the side in pixels at which every image is read."""
+    """The sets to compare, and the settings.
+
+    ``prompts`` (n,) identifies each generated image's prompt, ``own`` (n,) the training image that the prompt belongs
+    to; ``size`` is the side in pixels at which every image is read.
+    """
 
     generated: EvalSet
     training: EvalSet
@@ -70,28 +76,28 @@ class Run:
     device: str
 
     def estimate(self, values: Array, statistic: privacy.Statistic = np.mean, *, seeds: bool = False) -> Estimate:
-        """With its interval; ``seeds``: of all generations, those of a prompt drawn together."""
+        """A statistic with its interval; with ``seeds`` values are of all generated images, resampled by prompt."""
         groups = self.prompts if seeds else None
         return privacy.estimate(values, statistic, groups=groups, draws=self.draws, seed=self.seed)
 
     def features(self, items: EvalSet, extractor: Extractor) -> Features:
-        """(n, dim), kept in the cache."""
+        """Features (n, dim), cached."""
         return extract(items, extractor, self.cache, self.batch_size, self.size)
 
 
 def pixel_space(run: Run) -> Space:
-    """Grey levels (:func:`xgem.metrics.privacy.pixel_distance`)."""
+    """Distances of grey levels (:func:`xgem.metrics.privacy.pixel_distance`)."""
     own = None if run.own is None else _of_own_prompt(run, run.own)
     return _of_images(run, "pixel", "grey levels", privacy.pixel_distance, run.size, own)
 
 
 def aligned_space(run: Run) -> Space:
-    """Grey levels of aligned images (:func:`xgem.metrics.privacy.aligned_distance`)."""
+    """Distances of grey levels of aligned images (:func:`xgem.metrics.privacy.aligned_distance`)."""
     return _of_images(run, "aligned", "standard deviations", privacy.aligned_distance, privacy.ALIGNED_SIZE)
 
 
 def latent_space(run: Run, extractor: Extractor) -> Space:
-    """Features (:func:`xgem.metrics.privacy.latent_distance`)."""
+    """Distances of features (:func:`xgem.metrics.privacy.latent_distance`)."""
     generated, training = run.features(run.generated, extractor), run.features(run.training, extractor)
     nearest = partial(privacy.latent_distance, training=training, device=run.device)
     closest = nearest(generated)
@@ -108,13 +114,13 @@ def latent_space(run: Run, extractor: Extractor) -> Space:
 
 
 def same_patient(run: Run, reid: Reid, items: EvalSet, own_prompt: Rows | None = None) -> Closest:
-    """The highest re-identification score of each image, and with which training image."""
+    """The highest re-identification score of each image with a training image, and the row of that image."""
     features = run.features(items, reid.extractor), run.features(run.training, reid.extractor)
     return privacy.reidentification_score(*features, reid.weight, reid.bias, own_prompt=own_prompt, device=run.device)
 
 
 def _in_chunks(items: EvalSet, size: int) -> Iterator[tuple[slice, NDArray[np.uint8]]]:
-    """The images in pieces of at most a gigabyte: training images are read again for each."""
+    """The images in chunks of at most a gigabyte; training images are read again for each chunk."""
     step = max(1, _MOST_BYTES // size**2)
     for start in range(0, len(items), step):
         part = slice(start, min(start + step, len(items)))
@@ -122,20 +128,22 @@ def _in_chunks(items: EvalSet, size: int) -> Iterator[tuple[slice, NDArray[np.ui
 
 
 def _closest(run: Run, items: EvalSet, measure: Any, size: int, exclude: Rows | None = None) -> Closest:
+    """The closest training image of each item, by a distance of images."""
     values, rows = np.empty(len(items)), np.empty(len(items), dtype=np.int64)
     for part, images in _in_chunks(items, size):
-        left_out = None if exclude is None else exclude[part]
-        found = measure(images, run.training.batches(size), exclude=left_out, device=run.device)
-        values[part], rows[part] = found.values, found.rows
+        excluded = None if exclude is None else exclude[part]
+        closest = measure(images, run.training.batches(size), exclude=excluded, device=run.device)
+        values[part], rows[part] = closest.values, closest.rows
     return Closest(values, rows)
 
 
 def _of_own_prompt(run: Run, own: Rows) -> Closest:
+    """The pixel distance of each generated image to the training image of its own prompt."""
     values = np.empty(len(own))
     for part, images in _in_chunks(run.generated, run.size):
-        there, places = np.unique(own[part], return_inverse=True)
-        theirs = run.training.subset(there).images(run.size)
-        values[part] = privacy.pixel_distance(images, theirs, own_prompt=places).values
+        rows, places = np.unique(own[part], return_inverse=True)
+        targets = run.training.subset(rows).images(run.size)
+        values[part] = privacy.pixel_distance(images, targets, own_prompt=places).values
     return Closest(values, own)
 
 
@@ -147,6 +155,6 @@ def _of_images(run: Run, name: str, unit: str, measure: Any, size: int, own: Clo
 
 
 def _neighbours(closest: Closest, measure: Callable[[Rows], Closest]) -> Array:
-    """(n,) from each closest training image to its own closest other one."""
+    """(n,) distances from each closest training image to its own nearest neighbour."""
     rows, places = np.unique(closest.rows, return_inverse=True)
     return measure(rows).values[places]

@@ -1,4 +1,4 @@
-"""Results of one family on several sets of the same studies, compared in pairs."""
+"""Results of one family on several sets of the same studies: paired references, and means over samples."""
 
 from __future__ import annotations
 
@@ -15,25 +15,25 @@ from xgem.metrics.bootstrap import Estimate, Sampled, average
 
 
 def beside(result: FamilyResult, others: Mapping[str, FamilyResult]) -> FamilyResult:
-    """``result`` with the numbers of ``others`` as references by name, and the paired differences.
+    """``result`` with the values of ``others`` as references by name, and the paired differences.
 
-    All must be of the same studies in the same order, and of the same bootstrap. A number that another lacks is no
-    reference; one of another number of studies is, without a difference.
+    All must be of the same studies in the same order, with the same bootstrap. A missing value gives no reference, a
+    value with another number of studies one without a difference.
     """
     numbers = {name: _numbers(other) for name, other in others.items()}
 
     def with_all(metric: Metric) -> Metric:
-        return _with(metric, {name: one.get(_key(metric)) for name, one in numbers.items()})
+        return _with(metric, {name: values.get(_key(metric)) for name, values in numbers.items()})
 
     return replace(result, metrics=[with_all(metric) for metric in result.metrics])
 
 
 def beside_best(result: FamilyResult, others: Mapping[str, FamilyResult]) -> FamilyResult:
-    """As :func:`beside`, metric by metric with the best of ``others`` alone; with none where no direction is better."""
+    """As :func:`beside`, but with only the best of ``others`` per metric; none without a better direction."""
     numbers = {name: _numbers(other) for name, other in others.items()}
 
     def with_best(metric: Metric) -> Metric:
-        known = {name: value for name, one in numbers.items() if (value := one.get(_key(metric))) is not None}
+        known = {name: value for name, values in numbers.items() if (value := values.get(_key(metric))) is not None}
         if metric.higher_is_better is None or not known:
             return metric
         sign = 1 if metric.higher_is_better else -1
@@ -54,31 +54,34 @@ def _numbers(result: FamilyResult) -> dict[tuple[str, str, str], Estimate | None
 def _with(metric: Metric, others: Mapping[str, Estimate | None]) -> Metric:
     if metric.value is None:
         return metric
-    found = {name: Reference(one, metric.value.minus(one)) for name, one in others.items() if one is not None}
-    return replace(metric, references={**metric.references, **found})
+    added = {name: Reference(other, metric.value.minus(other)) for name, other in others.items() if other is not None}
+    return replace(metric, references={**metric.references, **added})
 
 
 def averaged(results: Sequence[FamilyResult]) -> FamilyResult:
-    """The first result with every number the mean over all results: of several samples of the same studies.
+    """The first result with every value replaced by the mean over all results, of several samples of the same studies.
 
-    Details, plots, examples and tables stay the first's. A number that a result lacks keeps the first's value.
+    Details, plots, examples and tables are those of the first. A value that is missing in a result stays the first's.
     """
     first, *_ = results
     rows = [{_key(metric): metric for metric in result.metrics} for result in results]
     metrics: list[Metric] = []
     for metric in first.metrics:
-        own = [row.get(_key(metric)) for row in rows]
-        full = [one for one in own if one is not None and one.value is not None]
-        metrics.append(metric if len(full) < len(results) else _mean_metric(full))
+        found = [row.get(_key(metric)) for row in rows]
+        measured = [part for part in found if part is not None and part.value is not None]
+        metrics.append(metric if len(measured) < len(results) else _mean_metric(measured))
     return replace(first, metrics=metrics, settings={**first.settings, "samples per study": len(results)})
 
 
 def over_samples(
     measure: Callable[..., FamilyResult], real: EvalSet, generated: EvalSet, **options: Any
 ) -> FamilyResult:
-    """A family that looks at one generation of each study, averaged over all; the first also sees all at once."""
+    """A family that uses one sample of each study, averaged over all samples.
+
+    The first call gets the whole set, for what compares a study's samples with one another.
+    """
     _, (_, *others) = samples(real, generated)
-    return averaged([measure(real, one, **options) for one in (generated, *others)])
+    return averaged([measure(real, sample, **options) for sample in (generated, *others)])
 
 
 def _mean_metric(parts: Sequence[Metric]) -> Metric:
@@ -86,26 +89,26 @@ def _mean_metric(parts: Sequence[Metric]) -> Metric:
     references = {
         name: replace(
             reference,
-            value=_mean([one.references[name].value for one in parts]) or reference.value,
-            difference=_mean([one.references[name].difference for one in parts]),
+            value=_mean([part.references[name].value for part in parts]) or reference.value,
+            difference=_mean([part.references[name].difference for part in parts]),
         )
         for name, reference in first.references.items()
-        if all(name in one.references for one in parts)
+        if all(name in part.references for part in parts)
     }
     return replace(
         first,
-        value=_mean([one.value for one in parts]),
+        value=_mean([part.value for part in parts]),
         references=references,
-        share_of_ceiling=_mean([one.share_of_ceiling for one in parts]),
+        share_of_ceiling=_mean([part.share_of_ceiling for part in parts]),
     )
 
 
 def _mean(estimates: Sequence[Estimate | None]) -> Estimate | None:
-    """None where one is missing; without draws the mean has no interval."""
-    known = [one for one in estimates if one is not None]
+    """The mean of estimates; None if one is missing. Without draws it has no interval."""
+    known = [estimate for estimate in estimates if estimate is not None]
     if len(known) < len(estimates):
         return None
-    parts = [Sampled(one.value, np.array([np.nan]) if one.draws is None else one.draws, one.n) for one in known]
-    if len({len(one.draws) for one in parts}) > 1:
-        parts = [replace(one, draws=np.array([np.nan])) for one in parts]
+    parts = [Sampled(e.value, np.array([np.nan]) if e.draws is None else e.draws, e.n) for e in known]
+    if len({len(part.draws) for part in parts}) > 1:
+        parts = [replace(part, draws=np.array([np.nan])) for part in parts]
     return average(parts).estimate()

@@ -1,4 +1,4 @@
-"""Several models by their results: paired tests case by case, and ranks by their records."""
+"""Comparison of models by their results: paired tests over cases, and ranks from records."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from xgem.types import DataError, InputError
 from xgem.utils.tables import csv_text, markdown_table
 
 CASES: Final = "_cases.csv"
-"""End of the name of a table of cases, such as ``text_cases.csv``: a column ``id``, and a number for each metric."""
+"""Suffix of tables of cases, such as ``text_cases.csv``: a column ``id``, and one column per metric."""
 
 
 def compare_cases(
     first: Mapping[str, ArrayLike], second: Mapping[str, ArrayLike], *, draws: int = 1000, seed: int = 0
 ) -> dict[str, PairedTest]:
-    """:func:`wilcoxon` for every metric that both have, by name, with ``p_holm`` over all of them.
+    """:func:`wilcoxon` for every metric that both runs have, by name, with ``p_holm`` over all of them.
 
     Raises:
         InputError: no metric in common.
@@ -41,10 +41,10 @@ def compare_runs(first: Path, second: Path, *, draws: int = 1000, seed: int = 0)
     """Paired tests of two runs on the same studies, with ``p_holm`` over all of them.
 
     Args:
-        first, second: two tables of cases, or two run folders, of which all tables that both have are taken.
+        first, second: two tables of cases, or two run folders, whose common tables are all compared.
 
     Raises:
-        DataError: not such tables, or no case or no table in common.
+        DataError: not such tables, or no table or no case in common.
     """
     tests: dict[str, PairedTest] = {}
     for name, tables in _tables(first, second).items():
@@ -68,7 +68,7 @@ def _tables(first: Path, second: Path) -> dict[str, tuple[Path, Path]]:
 
 
 def comparison_table(tests: Mapping[str, PairedTest]) -> str:
-    """A Markdown table of paired tests, with the smallest p that each can give and the note on many tests."""
+    """A Markdown table of paired tests, with the smallest possible p of each and the note on multiple tests."""
     heads = ("metric", "difference [95 %]", "n", "n that differ", "p", "p (Holm)", "smallest possible p")
     rows = [
         [
@@ -81,14 +81,14 @@ def comparison_table(tests: Mapping[str, PairedTest]) -> str:
 
 
 def comparison_json(tests: Mapping[str, PairedTest]) -> dict[str, Any]:
-    """The same as JSON values."""
+    """Paired tests as JSON values."""
     return {name: asdict(test) | {"difference": test.difference.as_dict()} for name, test in tests.items()}
 
 
 def read_cases(first: str | Path, second: str | Path) -> tuple[dict[str, Array], dict[str, Array], list[str]]:
-    """Two runs' tables of cases (``text_cases.csv``, ...): numbers by metric for the ids that both have, and the ids.
+    """Two runs' tables of cases (``text_cases.csv``, ...): values by metric for the common ids, and these ids.
 
-    A case without a number in either (an empty cell) is left out of all metrics.
+    A case with an empty cell in either table is left out for all metrics.
 
     Raises:
         DataError: not such a table, or no case in both.
@@ -104,23 +104,24 @@ def read_cases(first: str | Path, second: str | Path) -> tuple[dict[str, Array],
 
 
 def _cases(path: Path) -> dict[str, dict[str, float | None]]:
+    """A table's values by id and metric; None for an empty cell."""
     try:
         with path.open(newline="", encoding="utf-8") as stream:
             rows = list(csv.DictReader(stream))
         cases = {row.pop("id"): {key: float(value) if value else None for key, value in row.items()} for row in rows}
     except (OSError, KeyError, ValueError, TypeError, csv.Error) as error:
-        raise DataError(f"{path}: not a table of cases, a column id and numbers ({error})") from None
+        raise DataError(f"{path}: not a table of cases, with a column id and numbers ({error})") from None
     if not cases:
-        raise DataError(f"{path}: the table has no case")
+        raise DataError(f"{path}: the table has no cases")
     return cases
 
 
 @dataclass(frozen=True)
 class RankTable:
-    """Models ranked by each metric, 1 the best, ties share their mean (CheXGenBench, Tables 8 and 9).
+    """Models ranked by each metric, 1 is the best, ties get their mean rank (CheXGenBench, Tables 8 and 9).
 
     ``values`` and ``ranks`` are (models, metrics). ``mean_rank`` is the mean over metrics, ``overall`` the rank of
-    that ("normalized rank" in Table 8). ``left_out`` says why a metric of some record is not here.
+    that mean ("normalized rank" in Table 8). ``left_out`` gives the reasons why metrics are not included.
     """
 
     models: tuple[str, ...]
@@ -144,11 +145,11 @@ class RankTable:
         return ["model", *self.metrics, "mean rank", "rank"]
 
     def as_csv(self) -> str:
-        """One row a model: a rank for each metric, then the mean and its rank."""
+        """One row per model: a rank for each metric, then the mean and its rank."""
         return csv_text(self.heads, self._rows())
 
     def as_markdown(self) -> str:
-        """The same as a table, with what was left out below."""
+        """The same as a Markdown table, followed by the metrics that were left out."""
         left_out = [f"- left out: {name}: {reason}" for name, reason in self.left_out.items()]
         return "\n".join([markdown_table(self.heads, self._rows()), "", *left_out]).strip() + "\n"
 
@@ -167,7 +168,7 @@ def rank(
     """Rank models by several metrics.
 
     Args:
-        values: by metric, the models' values in order and whether higher is better.
+        values: by metric, the values of the models in order, and whether higher is better.
 
     Raises:
         InputError: no metric, fewer than two models, or a value that is not finite.
@@ -175,10 +176,10 @@ def rank(
     from scipy.stats import rankdata
 
     if len(models) < 2 or not values:
-        raise InputError(f"{len(models)} models and {len(values)} metrics: expected at least two and one")
+        raise InputError(f"{len(models)} models and {len(values)} metrics: expected at least 2 models and 1 metric")
     table = np.array([numbers for numbers, _ in values.values()], dtype=np.float64).reshape(len(values), -1).T
     if table.shape[0] != len(models) or not np.isfinite(table).all():
-        raise InputError(f"values of {table.shape[0]} models: expected {len(models)} finite ones for each metric")
+        raise InputError(f"values of {table.shape[0]} models: expected {len(models)} finite values for each metric")
     signs = np.array([-1.0 if higher else 1.0 for _, higher in values.values()])
     return RankTable(tuple(models), tuple(values), table, rankdata(table * signs, axis=0), left_out or {})
 
@@ -189,13 +190,12 @@ def rank_records(
     """Rank the models of several records by every metric that all of them have.
 
     Args:
-        records: by model's name, as :func:`xgem.eval.schema.read_record` gives them.
+        records: by the model's name, as returned by :func:`xgem.eval.schema.read_record`.
         families: only these; by default all.
-        parts: rank by the numbers of single findings, subgroups and protocols too.
+        parts: rank also by the values of single findings, subgroups and protocols.
 
-    A metric that some record lacks, or of which neither direction is better, is left out, with the reason. Numbers by
-    different weights or at different n are not comparable (a Frechet distance grows as n falls), so they are left out
-    as well.
+    A metric that is missing in a record, or without a better direction, is left out, with the reason. So are values
+    with different weights or different n, which are not comparable (a Frechet distance grows as n falls).
 
     Raises:
         DataError: no metric in common.
@@ -219,6 +219,7 @@ def rank_records(
             left_out[name] = "neither direction is better"
         else:
             kept[name] = ([value for value in values if value is not None], higher)
+    # Ranks by the metrics that are comparable
     if not kept:
         reasons = "; ".join(f"{name}: {reason}" for name, reason in list(left_out.items())[:3])
         raise DataError(f"{', '.join(metrics)}: no metric in common to rank by ({reasons or 'no metrics at all'})")
@@ -231,7 +232,7 @@ def _value(entry: MetricEntry | None) -> float | None:
 
 def _numbers(record: Record, families: Sequence[str] | None, parts: bool) -> Iterator[tuple[str, MetricEntry]]:
     """Every metric by family, route, name, extractor and part."""
-    chosen: list[FamilyEntry] = [one for one in record.families if families is None or one.family in families]
+    chosen: list[FamilyEntry] = [entry for entry in record.families if families is None or entry.family in families]
     for family in chosen:
         for metric in family.metrics:
             if parts or not metric.of:

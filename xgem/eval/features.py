@@ -1,8 +1,8 @@
-"""Features of sets of images, streamed, and kept by the images' contents.
+"""Features of sets of images, computed in batches and cached by the content of the images.
 
-One SQLite file for each extractor, weights and preprocessing: ``cache/features/<name>-<key>.sqlite``. What is computed
-is written batch by batch, so that a killed run goes on where it stood; several processes may share the folder (of a
-local disk: SQLite's write-ahead log does not work over a network); an image in two sets is computed once.
+There is one SQLite file for each extractor, weights and preprocessing: ``cache/features/<name>-<key>.sqlite``. Features
+are written batch by batch, so that a killed run resumes where it stopped. Several processes may share the folder (on a
+local disk: SQLite's write-ahead log does not work over a network). An image in two sets is computed once.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ from xgem.utils.hashing import canonical
 
 logger = logging.getLogger(__name__)
 Features = NDArray[np.float32]
-_WAIT_S: Final = 120  # for another process's write, which takes milliseconds
-_MOST_PER_QUERY: Final = 500  # rows of one query
+_WAIT_S: Final = 120  # for another process to write, which takes milliseconds
+_MOST_PER_QUERY: Final = 500  # maximum number of rows in one query
 
 
 def extract(
@@ -40,33 +40,35 @@ def extract(
 ) -> Features:
     """Features of a set's images in order, (n, d) float32.
 
-    Images reach the extractor in their own size, and it resizes them as its network wants; those of a set that
-    mixes sizes (``pad``) are padded to squares of the extractor's size first. Never more than ``batch_size`` of them
-    are in memory.
+    The extractor gets images in their original size and resizes them as its network requires; images of a set with
+    mixed sizes (``pad``) are first padded to squares of the extractor's size. At most ``batch_size`` images are in
+    memory.
 
     Args:
-        items: those without an image are left out.
+        items: items without an image are left out.
         cache: folder for the features; None keeps nothing.
-        size: side in pixels that every image is brought to before, where sets of other sizes must not differ by it.
+        size: side in pixels to which every image is resized first, so that sets of different sizes are comparable.
 
     Raises:
         InputError: no item has an image.
-        ImageError, DataError: an image that cannot be used (see :meth:`EvalSet.batches`), a feature that is not
-            finite, or a cache file that is damaged.
+        ImageError, DataError: an image cannot be used (see :meth:`EvalSet.batches`), a feature is not finite, or a
+            cache file is damaged.
         OutputError: the cache cannot be written.
     """
     items = items.with_images()
     side = size or (extractor.size if items.pad else None)
     features = np.empty((len(items), extractor.dim), dtype=np.float32)
     if cache is None:
-        for start, found in _computed(items, extractor, batch_size, side):
-            features[start : start + len(found)] = found
+        for start, vectors in _computed(items, extractor, batch_size, side):
+            features[start : start + len(vectors)] = vectors
         return features
+    # Rows of each different image
     hashes = _hashes(items)
     rows: dict[bytes, list[int]] = {}
     for row, digest in enumerate(hashes):
         rows.setdefault(digest, []).append(row)
     with _opened(_place(cache, extractor, side)) as store:
+        # What is in the cache
         missing: list[bytes] = []
         for digest, vector in _stored(store, list(rows), extractor.dim):
             if vector is None:
@@ -76,13 +78,14 @@ def extract(
         if not missing:
             return features
         logger.info("features: %s, %d of %d images to compute", extractor.name, len(missing), len(rows))
-        wanted = items.subset([rows[digest][0] for digest in missing])
-        for start, found in _computed(wanted, extractor, batch_size, side):
-            batch = missing[start : start + len(found)]
+        # The rest, written batch by batch
+        to_compute = items.subset([rows[digest][0] for digest in missing])
+        for start, vectors in _computed(to_compute, extractor, batch_size, side):
+            batch = missing[start : start + len(vectors)]
             with store:
-                pairs = [(digest, vector.tobytes()) for digest, vector in zip(batch, found, strict=True)]
+                pairs = [(digest, vector.tobytes()) for digest, vector in zip(batch, vectors, strict=True)]
                 store.executemany("INSERT OR REPLACE INTO features VALUES (?, ?)", pairs)
-            for digest, vector in zip(batch, found, strict=True):
+            for digest, vector in zip(batch, vectors, strict=True):
                 features[rows[digest]] = vector
     return features
 
@@ -90,31 +93,35 @@ def extract(
 def _computed(
     items: EvalSet, extractor: Extractor, batch_size: int, side: int | None
 ) -> Iterator[tuple[int, Features]]:
+    """Batches of features (b, d), each with the row of its first image; DataError where one is not finite."""
     start = 0
     for images in items.batches(side, batch_size):
-        found = extractor(images)
-        if not np.isfinite(found).all():
-            row = start + int(np.flatnonzero(~np.isfinite(found).all(axis=1))[0])
+        vectors = extractor(images)
+        if not np.isfinite(vectors).all():
+            row = start + int(np.flatnonzero(~np.isfinite(vectors).all(axis=1))[0])
             raise DataError(
-                f"{items.items[row].file}: {extractor.name} computes features that are not finite for this image"
+                f"{items.items[row].file}: {extractor.name} gives features that are not finite for this image"
             )
-        yield start, found
-        start += len(found)
+        yield start, vectors
+        start += len(vectors)
 
 
 def _hashes(items: EvalSet) -> list[bytes]:
-    def one(file: Path) -> bytes:
+    """SHA-256 of each image file."""
+
+    def digest(file: Path) -> bytes:
         try:
             with file.open("rb") as stream:
                 return hashlib.file_digest(stream, "sha256").digest()
         except OSError as error:
-            raise DataError(f"{file}: cannot be read ({error.strerror}); take it out of the set") from error
+            raise DataError(f"{file}: cannot be read ({error.strerror}); remove it from the set") from error
 
     with ThreadPoolExecutor(4) as pool:
-        return list(pool.map(one, [item.file for item in items.items if item.file is not None]))
+        return list(pool.map(digest, [item.file for item in items.items if item.file is not None]))
 
 
 def _place(cache: Path, extractor: Extractor, side: int | None) -> Path:
+    """The cache file of an extractor and its preprocessing."""
     key = canonical(
         {
             "name": extractor.name,
@@ -134,23 +141,25 @@ def _opened(place: Path) -> Iterator[sqlite3.Connection]:
         place.parent.mkdir(parents=True, exist_ok=True)
         with closing(sqlite3.connect(place, timeout=_WAIT_S)) as store:
             store.execute("PRAGMA journal_mode = WAL")
-            store.execute("PRAGMA synchronous = NORMAL")  # safe with a log; a power cut costs the last batches at most
+            store.execute(
+                "PRAGMA synchronous = NORMAL"
+            )  # safe with a write-ahead log: a power failure costs at most the last batches
             store.execute("CREATE TABLE IF NOT EXISTS features (image BLOB PRIMARY KEY, vector BLOB NOT NULL)")
             yield store
     except (OSError, sqlite3.OperationalError) as error:
-        raise OutputError(f"{place}: the cache of features cannot be used ({error}); choose another folder") from error
+        raise OutputError(f"{place}: the feature cache cannot be used ({error}); choose another folder") from error
     except sqlite3.DatabaseError as error:
-        raise DataError(f"{place}: the cache of features is damaged ({error}); delete the file") from error
+        raise DataError(f"{place}: the feature cache is damaged ({error}); delete the file") from error
 
 
 def _stored(
     store: sqlite3.Connection, hashes: Sequence[bytes], dim: int
 ) -> Iterator[tuple[bytes, NDArray[np.float32] | None]]:
-    """Each image's vector; None where it is not in the cache or has another length, and is computed again."""
+    """The cached vector of each image; None if it is missing or has another length, and must be computed."""
     for start in range(0, len(hashes), _MOST_PER_QUERY):
         batch = hashes[start : start + _MOST_PER_QUERY]
-        marks = ",".join("?" * len(batch))
-        vectors = dict(store.execute(f"SELECT image, vector FROM features WHERE image IN ({marks})", batch))
+        placeholders = ",".join("?" * len(batch))
+        vectors = dict(store.execute(f"SELECT image, vector FROM features WHERE image IN ({placeholders})", batch))
         for digest in batch:
             stored = vectors.get(digest, b"")
             yield digest, np.frombuffer(stored, dtype=np.float32) if len(stored) == 4 * dim else None

@@ -1,4 +1,4 @@
-"""What measures the sets of one model: judges, feature spaces, labellers, and the families that use them."""
+"""The instruments that evaluate the sets of one model: judges, feature spaces, labellers, and families of metrics."""
 
 from __future__ import annotations
 
@@ -34,10 +34,10 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Weights:
-    """Files of networks and packages that measure; what is None is looked for in caches, or its metrics not computed.
+    """Files of networks and packages for evaluation; None looks in local caches, or leaves the metrics uncomputed.
 
     Attributes:
-        extractors: feature spaces as :func:`xgem.judges.extractors.open_extractor` takes them; None tries all.
+        extractors: feature spaces as for :func:`xgem.judges.extractors.open_extractor`; None tries all.
         reid: as :func:`xgem.judges.reid.load_reid`; xrv: as :func:`xgem.judges.xrv.load_xrv`.
         chexbert, chexbert_vocabulary: as :func:`xgem.judges.chexbert.load_chexbert`.
         radgraph_python, ratescore_python: Python interpreters with these packages installed.
@@ -52,18 +52,18 @@ class Weights:
     ratescore_python: Path | None = None
 
     def labellers(self, device: str) -> dict[str, ReportLabeller | text.Tables | NotComputed]:
-        """Of reports, by the name under which their numbers stand."""
+        """Labellers of reports by the name under which their metrics are reported."""
         chexbert = or_reason(lambda: load_chexbert(self.chexbert, self.chexbert_vocabulary, device=device))
         return {RuleLabeller().name: RuleLabeller(), "CheXbert": chexbert}
 
     def external(self) -> dict[str, ExternalMetric | NotComputed]:
-        """Of reports, by packages that run in Python interpreters of their own."""
+        """Report metrics of packages that run in their own Python interpreters."""
         pythons = {"radgraph": self.radgraph_python, "ratescore": self.ratescore_python}
         return {name: ExternalMetric(name, python) for name, python in pythons.items() if python is not None}
 
 
 def or_reason(make: Callable[[], T], *errors: type[Exception]) -> T | NotComputed:
-    """What ``make`` gives, or the reason why it cannot: its ``NotComputed``, or one of ``errors``."""
+    """The result of ``make``, or as ``NotComputed`` the reason why it fails: its own, or one of ``errors``."""
     try:
         return make()
     except (NotComputed, *errors) as reason:
@@ -71,32 +71,32 @@ def or_reason(make: Callable[[], T], *errors: type[Exception]) -> T | NotCompute
 
 
 def xrv_of(path: Path | None, device: str) -> Judge | NotComputed:
-    """TorchXRayVision's judge, or why there is none."""
+    """TorchXRayVision's judge, or the reason why it is not available."""
     return or_reason(lambda: load_xrv(path, device=device))
 
 
 def judges_of(
     training: EvalSet | None, xrv: Judge | NotComputed, cache: Path, device: str
 ) -> dict[str, Judge | NotComputed]:
-    """xgem's own judge, trained on real training images, or why there is none; and ``xrv``."""
+    """``xrv``, and xgem's own judge, trained on real training images, or the reason why it is not available."""
     return {OWN_JUDGE: own_judge(training, cache, device), "xrv": xrv}
 
 
 def own_judge(
     training: EvalSet | None, cache: Path, device: str, config: ClassifierConfig | None = None
 ) -> Judge | NotComputed:
-    """xgem's own judge, trained on real training images, or why there is none."""
+    """xgem's own judge, trained on real training images, or the reason why it is not available."""
 
     def own() -> Judge:
         if training is None:
-            raise NotComputed("it is trained on real training images, of which none were given (--training)")
+            raise NotComputed("this judge is trained on real training images, and none were given (--training)")
         return train_judge(training, config=config, folder=cache / "judges", device=device)
 
     return or_reason(own)
 
 
 def extractor_names(view: str, training: EvalSet | None, model: str | None = None) -> list[str]:
-    """The published spaces, whose weights may be missing, and xgem's own: a prompt encoder's, and a judge's."""
+    """xgem's own feature spaces, of a prompt encoder and a judge, and the published ones, which may lack weights."""
     own = [f"xgem:{model or DEFAULT_MODEL}/{view}", *(["xgem-classifier"] if training is not None else [])]
     return [*own, *(name for name in NAMES if not name.startswith("xgem"))]
 
@@ -109,7 +109,7 @@ def open_extractors(
     device: str | None,
     model: str | None = None,
 ) -> dict[str, Extractor | NotComputed]:
-    """Feature spaces by name; for one that cannot be opened, the reason."""
+    """Feature spaces by name, or the reason why one cannot be opened."""
 
     def opened(name: str) -> Extractor:
         return open_extractor(name, device=device, training=training, cache=cache)
@@ -122,14 +122,14 @@ def open_extractors(
 
 @dataclass(frozen=True)
 class Instruments:
-    """Judges and spaces for the sets of one model, opened or trained when they are first needed.
+    """Judges and feature spaces for the sets of one model, opened or trained when they are first needed.
 
     Attributes:
-        encoders: whose prompt encoders embed, whose transform reads and whose codec reconstructs; ``name`` opens it.
-        training: real training images and reports by modality, of which judges learn and baselines are taken.
-        paired: the training studies that have all modalities, for baselines that predict one from another.
+        encoders: the model that embeds prompts, reads images and reconstructs them; ``name`` is its name or path.
+        training: real training images and reports by modality, for training judges and for baselines.
+        paired: the training studies that have all modalities, for baselines that predict one modality from another.
         cache: folder of features and trained judges.
-        draws, seed: of the bootstrap, and of all else that is drawn.
+        draws, seed: for the bootstrap; the seed also for all other random choices.
     """
 
     name: str
@@ -161,7 +161,7 @@ class Instruments:
         return self._once(f"judge {view}", lambda: own_judge(training, self.cache, self.device, self.classifier))
 
     def spaces(self, view: str) -> dict[str, Extractor | NotComputed]:
-        """The judge's features, and those of the prompt encoder."""
+        """The feature spaces of the judge and of the prompt encoder."""
 
         def own() -> dict[str, Extractor | NotComputed]:
             training = self.training.get(view)
@@ -174,7 +174,7 @@ class Instruments:
         return self._once(f"spaces {view}", own)
 
     def view(self, view: str) -> View:
-        """What looks at images of a view beside their report."""
+        """Encoders and judges for comparing images of a view with reports."""
         return View(PromptEncoders.of(self.encoders, view), {OWN_JUDGE: self.judge(view)})
 
     def of_images(
@@ -185,10 +185,10 @@ class Instruments:
         view: str,
         seeds: EvalSet | None = None,
     ) -> list[FamilyResult]:
-        """Fidelity, factual correctness and agreement; without inputs, fidelity alone: nothing was requested.
+        """Fidelity, factual correctness and agreement; without inputs only fidelity, as nothing was requested.
 
         Args:
-            seeds: several generations of some prompts, for diversity; None leaves it out.
+            seeds: several samples of some prompts, for diversity; None leaves it out.
         """
         results = [self._fidelity(real[view], generated, view, seeds)]
         if inputs:
@@ -200,32 +200,32 @@ class Instruments:
         return results
 
     def _fidelity(self, real: EvalSet, generated: EvalSet, view: str, seeds: EvalSet | None) -> FamilyResult:
-        """Distances of the generations that answer to the real images, sharpness and diversity; means over samples."""
+        """Distances to the studies' real images, sharpness and diversity; means over samples."""
         target, outputs = samples(real, generated)
         options: dict[str, Any] = {"training": self.training.get(view), "cache": self.cache, "per_finding": False}
         options |= {"settings": Settings(seed=self.seed, bootstrap=self.draws)}
         spaces = self.spaces(view)
-        found = averaged([fidelity.evaluate(target, one, extractors=spaces, **options) for one in outputs])
+        distances = averaged([fidelity.evaluate(target, sample, extractors=spaces, **options) for sample in outputs])
         sharp = sharpness(real, generated, self.encoders, view, **self.bootstrap)
-        # Alignment with a prompt is agreement's; diversity is of the sets made for it
-        metrics = [one for one in found.metrics if one.name not in ("alignment", "ssim", "ms_ssim")]
+        # Alignment with prompts belongs to agreement; diversity needs sets with several samples per prompt
+        metrics = [metric for metric in distances.metrics if metric.name not in ("alignment", "ssim", "ms_ssim")]
         if seeds is not None:
             metrics += similarity_of_seeds(real, seeds, **self.bootstrap)
         return replace(
-            found,
+            distances,
             metrics=[*metrics, *sharp.metrics],
-            details={**found.details, **sharp.details},
-            plots={**found.plots, **sharp.plots},
+            details={**distances.details, **sharp.details},
+            plots={**distances.plots, **sharp.plots},
         )
 
     def of_reports(self, real: Studies, generated: EvalSet, inputs: Sequence[str], report: str) -> list[FamilyResult]:
-        """Text and agreement; nothing without inputs: nothing was requested."""
+        """Text and agreement; empty without inputs, as nothing was requested."""
         if not inputs:
             return []
         return [self.words(real[report], generated, report), self._agreement(real, generated, inputs, report, None)]
 
     def words(self, real: EvalSet, generated: EvalSet, report: str, **options: Any) -> FamilyResult:
-        """Text measures, means over samples; ``options`` of :func:`xgem.eval.families.text.evaluate`."""
+        """Text metrics, averaged over samples; ``options`` as for :func:`xgem.eval.families.text.evaluate`."""
         options |= {"training": self.training.get(report), **self.bootstrap}
         return over_samples(text.evaluate, real, generated, **options)
 
@@ -246,7 +246,7 @@ class Instruments:
     def of_output(
         self, real: Studies, generated: EvalSet, inputs: Sequence[str], output: str, **options: Any
     ) -> list[FamilyResult]:
-        """What is measured of one output by itself, an image or a report."""
+        """All results for one output by itself, an image or a report."""
         if output in self.encoders.images:
             return self.of_images(real, generated, inputs, output, **options)
         return self.of_reports(real, generated, inputs, output)

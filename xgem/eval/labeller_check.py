@@ -1,7 +1,7 @@
-"""A sanity measure of ``xgem-rules``: does it find in the text what human annotators indexed for the study?
+"""A sanity check of ``xgem-rules``: does it find in the text what human annotators indexed for the study?
 
-The annotators' terms are not CheXpert's classes, so that perfect agreement is not to be expected: they index what
-is there, whereas the labeller also counts what is possible.
+The annotators' terms are not CheXpert's classes, so perfect agreement cannot be expected: they index the findings that
+are present, whereas the labeller also counts possible ones.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from xgem.types import DataError
 def check_labeller(studies: Iterable[Study]) -> dict[str, Any]:
     """Precision and recall of each class over the studies that have both text and labels (uncertain is positive).
 
-    A class is judged on the studies of which the annotators tell whether it is there; one that they affirm nowhere is
-    left out.
+    Each class is evaluated on the studies whose annotation decides whether it is present; a class without positive
+    annotations is left out.
 
     Raises:
         DataError: no study has both.
@@ -30,13 +30,13 @@ def check_labeller(studies: Iterable[Study]) -> dict[str, Any]:
     kept = [(study, text) for study, text in kept if text]
     if not kept:
         raise DataError("no study has both a report and annotated labels: nothing to check the labeller against")
-    # (n, 14) each; an annotation that is NaN counts neither for the labeller nor against it
+    # (n, 14) each; where an annotation is NaN, the label counts neither as right nor as wrong
     predicted = label_matrix(text for _, text in kept)
-    stated = annotated_matrix(study for study, _ in kept)
+    annotations = annotated_matrix(study for study, _ in kept)
     classes: dict[str, Any] = {}
-    for name, found, truth in zip(CHEXPERT_CLASSES, predicted.T, stated.T, strict=True):
-        annotated, labelled = int((truth == 1).sum()), int((found & np.isfinite(truth)).sum())
-        hits = int((found & (truth == 1)).sum())
+    for name, positive, truth in zip(CHEXPERT_CLASSES, predicted.T, annotations.T, strict=True):
+        annotated, labelled = int((truth == 1).sum()), int((positive & np.isfinite(truth)).sum())
+        hits = int((positive & (truth == 1)).sum())
         if not annotated:
             continue
         classes[name] = {

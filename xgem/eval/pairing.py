@@ -1,4 +1,4 @@
-"""What the families that compare a generation with its real study share: the pairing and its settings."""
+"""Pairing of generated items with their real studies, shared by several families, and its settings."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from xgem.data.sets import EvalSet, pairs
 
 
 def one_each(real: EvalSet, generated: EvalSet) -> tuple[EvalSet, EvalSet]:
-    """Both sets row by row in the real set's order: the first generation of every real study that has any.
+    """Both sets row by row in the real set's order: the first generated item of every real study that has one.
 
-    Studies are what is resampled, so that a study with many generations must not count as many.
+    The bootstrap resamples studies, so a study with many generated items must count once.
 
     Raises:
-        DataError: no generation names a real item.
+        DataError: no generated item names a real one.
     """
     matched, answers = pairs(real, generated)
     first: dict[str, int] = {}
@@ -26,7 +26,7 @@ def one_each(real: EvalSet, generated: EvalSet) -> tuple[EvalSet, EvalSet]:
 def paired_settings(
     real: EvalSet, generated: EvalSet, *, n: int, draws: int, seed: int, **options: Any
 ) -> dict[str, Any]:
-    """The settings that every such record has: seed, resamplings, both sets with their sizes and hashes."""
+    """The settings in every such record: seed, resamplings, both sets with their sizes and hashes."""
     return {
         "seed": seed,
         "bootstrap": f"{draws} resamplings of studies",

@@ -1,4 +1,4 @@
-"""Plots of measures, each as a PNG file's bytes."""
+"""Plots of metrics, each as the bytes of a PNG file."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ def bars(
     label: str = "",
     counts: Sequence[int] | None = None,
 ) -> bytes:
-    """Bars with intervals: one group a finding or subgroup (with its n), one colour a series; None leaves a gap."""
+    """Bars with intervals: one group per finding or subgroup (with its n), one colour per series; None leaves a gap."""
     figure, axes = _figure(1.2 + 0.35 * len(groups) * max(1, len(series)) + 3, 4)
     width = 0.8 / max(1, len(series))
     for k, (name, estimates) in enumerate(series.items()):
-        shown = [(x, one) for x, one in enumerate(estimates) if one is not None]
-        values = np.array([one.value for _, one in shown])
-        spread = [[one.value - one.low for _, one in shown], [one.high - one.value for _, one in shown]]
+        shown = [(x, estimate) for x, estimate in enumerate(estimates) if estimate is not None]
+        values = np.array([estimate.value for _, estimate in shown])
+        spread = [[e.value - e.low for _, e in shown], [e.high - e.value for _, e in shown]]
         errors = np.nan_to_num(np.clip(np.array(spread, dtype=np.float64).reshape(2, len(shown)), 0, None))
         places = np.array([x for x, _ in shown]) + (k - (len(series) - 1) / 2) * width
         axes.bar(places, values, width, yerr=errors, label=name)
@@ -44,22 +44,21 @@ def bars(
 
 
 def histogram(series: Mapping[str, ArrayLike], *, label: str, bins: int = 30) -> bytes:
-    """Distributions over the same bins, as shares."""
+    """Distributions over the same bins, as proportions."""
     figure, axes = _figure(6, 4)
-    values = {name: np.asarray(one, dtype=np.float64).ravel() for name, one in series.items()}
+    values = {name: np.asarray(sample, dtype=np.float64).ravel() for name, sample in series.items()}
     edges = np.histogram_bin_edges(np.concatenate(list(values.values())), bins)
-    for name, one in values.items():
-        axes.hist(
-            one, edges, weights=np.full(len(one), 1 / max(1, len(one))), alpha=0.5, label=f"{name} (n {len(one)})"
-        )
+    for name, sample in values.items():
+        weights = np.full(len(sample), 1 / max(1, len(sample)))
+        axes.hist(sample, edges, weights=weights, alpha=0.5, label=f"{name} (n {len(sample)})")
     axes.set_xlabel(label)
-    axes.set_ylabel("share")
+    axes.set_ylabel("proportion")
     axes.legend()
     return _png(figure)
 
 
 def curves(series: Mapping[str, tuple[ArrayLike, ArrayLike]], *, x: str, y: str, diagonal: bool = False) -> bytes:
-    """Lines, such as ROC curves; ``diagonal`` draws chance."""
+    """Lines, such as ROC curves; ``diagonal`` draws the line of chance."""
     figure, axes = _figure(5, 5 if diagonal else 4)
     for name, (first, second) in series.items():
         axes.plot(np.asarray(first), np.asarray(second), label=name)

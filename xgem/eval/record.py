@@ -1,4 +1,4 @@
-"""The result type of every evaluation: metrics with their n, interval, references, extractor and settings."""
+"""The result types of all evaluations: metrics with n, interval, references, extractor and settings."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SHUFFLED, CEILING = "shuffled", "ceiling"
 
 @dataclass(frozen=True)
 class Reference:
-    """What a metric is read against: a control, a baseline, or what real data reach.
+    """What a metric is compared with: a control, a baseline, or the value of real data.
 
     Attributes:
         value: the reference itself.
@@ -38,15 +38,15 @@ class Metric:
     """One number.
 
     Attributes:
-        name: registered in :mod:`xgem.eval.registry`, which knows its direction and source.
-        value: None where it could not be computed; ``reason`` then says why.
+        name: registered in :mod:`xgem.eval.registry`, with its direction and source.
+        value: None if it could not be computed; ``reason`` then says why.
         of: a part of the set (a finding, a subgroup, a training protocol); empty for the whole set.
         extractor: the feature space, the judge of images or the labeller of reports.
         weights: hash or version of the extractor.
-        references: by name. ``shuffled``: prompts of other studies; ``floor`` and ``ceiling``: what real images reach,
-            of a distance and of a score; ``constant``, ``ridge``: baselines; ``independent``: outputs sampled
-            separately; others are free.
-        share_of_ceiling: (value - shuffled) / (ceiling - shuffled), where both are paired with the value.
+        references: by name. ``shuffled``: prompts of other studies; ``floor`` and ``ceiling``: the value of real images
+            for a distance and for a score; ``constant``, ``ridge``: baselines; ``independent``: outputs sampled
+            separately; other names are free.
+        share_of_ceiling: (value - shuffled) / (ceiling - shuffled), if both are paired with the value.
     """
 
     name: str
@@ -79,30 +79,31 @@ class Metric:
         n: int | None = None,
         **options: Any,
     ) -> Metric:
-        """A metric with its references; one that is None is left out.
+        """A metric with its references; a reference that is None is left out.
 
         Args:
-            value: a comparison brings the reference ``shuffled``.
-            paired: numbers of the same studies by the same bootstrap: their difference from the value is computed.
-            unpaired: numbers of other data.
+            value: a comparison adds the reference ``shuffled``.
+            paired: values of the same studies with the same bootstrap: their difference from the value is computed.
+            unpaired: values of other data.
             tests: p-value and name of the test, by the name of a paired reference.
-            n: number of studies behind all these, where that is not all of the bootstrap's (others have no label).
+            n: number of studies behind all of these, if fewer than the bootstrap's (some have no label).
             options: ``of``, ``extractor``, ``weights``, ``settings``.
 
         Raises:
             InputError: the metric is not registered, or a paired reference has another n or number of draws.
         """
-        same = dict(paired or {})
+        paired = dict(paired or {})
         if isinstance(value, Comparison):
-            same = {SHUFFLED: value.shuffled, **same}
+            paired = {SHUFFLED: value.shuffled, **paired}
             value = value.matched
-        own = _estimate(value)
+        estimate = _estimate(value)
+        # Paired references with their differences, then unpaired ones
         references: dict[str, Reference] = {}
-        for key, other in same.items():
+        for key, other in paired.items():
             if other is None:
                 continue
             reference = _estimate(other)
-            difference = own.minus(reference)
+            difference = estimate.minus(reference)
             if difference is None:
                 raise InputError(f"{name}: reference {key!r} is of other studies or draws; give it as unpaired")
             p, test = (tests or {}).get(key, (None, ""))
@@ -110,10 +111,10 @@ class Metric:
         for key, other in (unpaired or {}).items():
             if other is not None:
                 references[key] = Reference(_estimate(other))
-        share = _share_of_ceiling(own, same.get(SHUFFLED), same.get(CEILING))
+        share = _share_of_ceiling(estimate, paired.get(SHUFFLED), paired.get(CEILING))
         return cls(
             name,
-            _sized(own, n),
+            _sized(estimate, n),
             references=references,
             share_of_ceiling=None if share is None else _sized(share, n),
             **options,
@@ -121,7 +122,7 @@ class Metric:
 
     @property
     def spec(self) -> MetricSpec:
-        """What the registry knows of it."""
+        """Its entry in the registry."""
         return spec(self.name)
 
     @property
@@ -138,21 +139,21 @@ def _sized(estimate: Estimate, n: int | None) -> Estimate:
 
 
 def _share_of_ceiling(value: Estimate, shuffled: Number, ceiling: Number) -> Estimate | None:
-    """The share of the way from the shuffled control (0) to the ceiling (1); draws without a way are left out."""
+    """The value on a scale from the shuffled control (0) to the ceiling (1), without draws in which both are equal."""
     if shuffled is None or ceiling is None:
         return None
     low, high = _estimate(shuffled), _estimate(ceiling)
     if value.draws is None or low.draws is None or high.draws is None:
         return None
-    own, way = value.draws - low.draws, high.draws - low.draws
-    draws = np.divide(own, way, out=np.full(len(own), np.nan), where=way != 0)
+    gain, span = value.draws - low.draws, high.draws - low.draws
+    draws = np.divide(gain, span, out=np.full(len(gain), np.nan), where=span != 0)
     total = high.value - low.value
     return Sampled((value.value - low.value) / total if total else float("nan"), draws, value.n).estimate()
 
 
 @dataclass(frozen=True)
 class Example:
-    """Images to look at, side by side: (h, w) uint8 each, with one line of text."""
+    """Images shown side by side, (h, w) uint8 each, with a caption."""
 
     caption: str
     images: Sequence[NDArray[np.uint8]]
@@ -163,12 +164,12 @@ class FamilyResult:
     """All metrics of one family (fidelity, text, ...) on one pair of sets.
 
     Attributes:
-        settings: seed, names, sizes and hashes of the sets, and whatever else the numbers depend on.
-        details: what is not a single number, as JSON values.
-        plots: PNG files' bytes by title; ``examples``: images to look at; both are in the HTML report alone.
-        tables: CSV text by file name, such as values case by case or columns that a paper's code writes.
-        route: what the generated set was made from and is, such as ``report->frontal``; empty for sets given by file.
-        reason: why nothing of the family could be computed.
+        settings: seed, names, sizes and hashes of the sets, and everything else on which the numbers depend.
+        details: whatever is not a single number, as JSON values.
+        plots: PNG files' bytes by title; ``examples``: images to look at; both appear only in the HTML report.
+        tables: CSV text by file name, such as values per case or the columns of a paper's own tables.
+        route: inputs and output of the generated set, such as ``report->frontal``; empty for sets given as files.
+        reason: why nothing in the family could be computed.
     """
 
     family: str
@@ -190,7 +191,7 @@ class FamilyResult:
 
     @classmethod
     def missing(cls, family: str, reason: object, **options: Any) -> FamilyResult:
-        """A family of which nothing could be computed; ``options`` as ``settings`` and ``route``."""
+        """A family in which nothing could be computed; ``options`` are ``settings`` and ``route``."""
         return cls(family, (), **{"settings": {}, **options}, reason=str(reason))
 
     @property
@@ -199,7 +200,7 @@ class FamilyResult:
         return f"{self.family.capitalize()}, {self.route}" if self.route else self.family.capitalize()
 
     def find(self, name: str, *, of: str = "", extractor: str | None = None) -> Metric:
-        """The metric of this name; ``extractor`` where several have it.
+        """The metric of this name; ``extractor`` if several have the name.
 
         Raises:
             KeyError: there is none, or several that differ by extractor.
@@ -221,7 +222,7 @@ class FamilyResult:
 
 
 def finite(value: Any) -> Any:
-    """The same as JSON values: NaN and infinities become None, numpy's numbers Python's."""
+    """The value as JSON values: NaN and infinities become None, NumPy scalars Python numbers."""
     if isinstance(value, Mapping):
         return {str(key): finite(part) for key, part in value.items()}
     if isinstance(value, list | tuple):

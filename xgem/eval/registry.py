@@ -1,8 +1,7 @@
-"""The registry of metrics: what each is, which direction is better, where it comes from.
+"""The registry of metrics: definition, direction and source of each.
 
-:class:`xgem.eval.record.Metric` looks its name up here, and so do ``xgem eval rank``, ``xgem eval metrics``, reports
-and model cards. The rows are in :mod:`xgem.eval.metric_table`. A metric of your own is registered once, before it is
-used::
+:class:`xgem.eval.record.Metric` looks up its name here, and so do ``xgem eval rank``, ``xgem eval metrics``, reports
+and model cards. The rows are in :mod:`xgem.eval.metric_table`. Register a metric of your own once, before it is used::
 
     from xgem.eval.registry import MetricSpec, register
 
@@ -39,13 +38,13 @@ _KEYS = {"pearson_r": "pearson"}
 
 
 def register(metric: MetricSpec) -> MetricSpec:
-    """Add a metric, so that families may report it, records be written with it, and ``rank`` know its direction.
+    """Add a metric, so that families can report it, records can contain it, and ``rank`` knows its direction.
 
-    A family that is not in :data:`FAMILIES` may be named: it is the user's own.
+    Families that are not in :data:`FAMILIES` are allowed: they are the user's own.
 
     Raises:
-        InputError: the name is taken by another metric or is not in snake case, or a family or the line of
-            documentation is missing.
+        InputError: the name belongs to another metric or is not in snake case, or the families or the documentation
+            are missing.
     """
     if not _NAME.fullmatch(metric.name):
         raise InputError(f"metric name {metric.name!r}: expected snake case, such as micro_f1_14")
@@ -83,18 +82,18 @@ def spec(name: str) -> MetricSpec:
 
 def metrics(family: str | None = None) -> Iterator[MetricSpec]:
     """All metrics, or those of one family."""
-    return (one for one in _METRICS.values() if family is None or family in one.families)
+    return (metric for metric in _METRICS.values() if family is None or family in metric.families)
 
 
 def key_of(title: str) -> str:
-    """The key of a metric from the name that a task gives it: ``AUROC macro`` -> ``auroc_macro``."""
+    """The registered name of a metric from a task's title for it: ``AUROC macro`` -> ``auroc_macro``."""
     key = title.strip().lower().replace(" ", "_").replace("-", "_")
     return _KEYS.get(key, key)
 
 
 def as_rows(family: str | None = None) -> list[dict[str, Any]]:
-    """The table as plain data, one dictionary a metric, for JSON and documentation."""
-    return [asdict(one) | {"families": list(one.families), "title": one.label} for one in metrics(family)]
+    """The table as plain data, one dictionary per metric, for JSON and documentation."""
+    return [asdict(metric) | {"families": list(metric.families), "title": metric.label} for metric in metrics(family)]
 
 
 def as_markdown(family: str | None = None) -> str:
@@ -103,8 +102,14 @@ def as_markdown(family: str | None = None) -> str:
     parts: list[str] = []
     for name in FAMILIES if family is None else (family,):
         cells = [
-            (f"`{one.name}`", better[one.higher_is_better], one.range, f"{one.doc} {one.compat}".strip(), one.source)
-            for one in metrics(name)
+            (
+                f"`{metric.name}`",
+                better[metric.higher_is_better],
+                metric.range,
+                f"{metric.doc} {metric.compat}".strip(),
+                metric.source,
+            )
+            for metric in metrics(name)
         ]
         heads = ("metric", "better", "range", "definition", "source")
         parts.append(f"### {name.capitalize()}\n\n{markdown_table(heads, cells)}")

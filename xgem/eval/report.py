@@ -1,4 +1,4 @@
-"""Evaluation results as files: one JSON record, one CSV, one Markdown and one HTML report for every command."""
+"""Evaluation results as files: every command writes a JSON record and a report as CSV, Markdown and HTML."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ _CSV_HEADS: Final = (
 
 
 def as_json(results: Sequence[FamilyResult], settings: Mapping[str, Any] | None = None) -> str:
-    """The record (:mod:`xgem.eval.schema`) of several families; ``settings`` is what they share."""
+    """The record (:mod:`xgem.eval.schema`) of several families; ``settings`` are those that they share."""
     return record_of(results, settings).json_text()
 
 
 def as_csv(results: Sequence[FamilyResult]) -> str:
-    """One row a number: a metric's ``value``, its references, the differences from these (``minus shuffled``)."""
+    """One row per number: a metric's ``value``, its references, the differences from these (``minus shuffled``)."""
     rows: list[Sequence[Any]] = []
     for family in map(family_entry, results):
         if family.not_computed:
@@ -47,7 +47,7 @@ def as_csv(results: Sequence[FamilyResult]) -> str:
 
 
 def _numbers(metric: MetricEntry) -> Iterator[tuple[str, NumberEntry, float | None]]:
-    """Every number of a metric with its name and, of a difference, its p-value."""
+    """Every number of a metric with its name and, for a difference, its p-value."""
     if metric.value is not None:
         yield "value", metric.value, None
     for name, reference in metric.references.items():
@@ -61,7 +61,7 @@ def _numbers(metric: MetricEntry) -> Iterator[tuple[str, NumberEntry, float | No
 def as_markdown(record: Record | Sequence[FamilyResult]) -> str:
     """A table for each family and route, then one line for each reason why metrics were not computed.
 
-    The numbers of single findings are left to CSV and HTML.
+    Numbers of single findings are only in the CSV and HTML reports.
     """
     families = record.families if isinstance(record, Record) else [family_entry(result) for result in record]
     parts: list[str] = []
@@ -83,7 +83,7 @@ def _row(metric: MetricEntry) -> list[Any]:
 
 
 def name_of(metric: MetricEntry) -> str:
-    """The title of a metric, and what it is of."""
+    """The title of a metric, with the part of the set that it is of."""
     title = spec(metric.name).label if registered(metric.name) else metric.name
     return f"{title}, {metric.of}" if metric.of else title
 
@@ -104,7 +104,7 @@ def references_of(metric: MetricEntry) -> list[str]:
 
 
 def _reasons(family: FamilyEntry, metrics: Sequence[MetricEntry]) -> dict[str, str]:
-    """By reason, the names of what was not computed for it."""
+    """The names of metrics that were not computed, by reason."""
     if family.not_computed:
         return {family.not_computed: "all metrics"}
     names: dict[str, list[str]] = {}
@@ -118,7 +118,7 @@ def _reasons(family: FamilyEntry, metrics: Sequence[MetricEntry]) -> dict[str, s
 def as_html(
     results: Sequence[FamilyResult], settings: Mapping[str, Any] | None = None, *, title: str = "xgem evaluation"
 ) -> str:
-    """The report as one HTML document that loads nothing from elsewhere: tables, plots and images."""
+    """The report as one self-contained HTML document: tables, plots and images."""
     from jinja2 import Environment, PackageLoader
 
     environment = Environment(
@@ -143,10 +143,10 @@ def _uri(image: bytes | NDArray[np.uint8]) -> str:
 
 
 def check_results_folder(out: Path, stem: str, *, overwrite: bool = False) -> None:
-    """Refuse a folder that holds results of this name already, unless they are to be replaced.
+    """Refuse a folder that already contains results of this name, unless they may be overwritten.
 
     Raises:
-        OutputError: it does, or it is a file.
+        OutputError: it contains some, or it is a file.
     """
     if out.exists() and not out.is_dir():
         raise OutputError(f"{out}: is a file, expected a folder; choose another")
@@ -162,16 +162,16 @@ def write_results(
     settings: Mapping[str, Any] | None = None,
     overwrite: bool = False,
 ) -> Path:
-    """Write ``stem.json``, ``.csv``, ``.md``, ``.html`` and the families' own tables into ``out``.
+    """Write ``stem.json``, ``.csv``, ``.md``, ``.html`` and the families' own tables to ``out``.
 
     Args:
-        settings: what all families share, such as the model and the data.
+        settings: settings that all families share, such as the model and the data.
 
     Returns:
         the path of the JSON record.
 
     Raises:
-        OutputError: results of an earlier run are there and not ``overwrite``, or the folder cannot be written.
+        OutputError: results of an earlier run exist without ``overwrite``, or the folder cannot be written.
     """
     check_results_folder(out, stem, overwrite=overwrite)
     files = {f"{stem}.csv": as_csv(results), f"{stem}.md": as_markdown(results)}
@@ -179,7 +179,7 @@ def write_results(
     for result in results:
         prefix = f"{file_stem(result.route)}_" if result.route else ""
         files |= {f"{prefix}{name}": text for name, text in result.tables.items()}
-    files[f"{stem}.json"] = as_json(results, settings)  # last: where the record is, all other files are
+    files[f"{stem}.json"] = as_json(results, settings)  # last: once the record exists, so do all other files
     try:
         out.mkdir(parents=True, exist_ok=True)
         for name, text in files.items():
@@ -192,5 +192,5 @@ def write_results(
 
 
 def file_stem(route: str) -> str:
-    """A route as part of a file's name: ``frontal+lateral->report`` becomes ``frontal_lateral_to_report``."""
+    """A route as part of a file name: ``frontal+lateral->report`` becomes ``frontal_lateral_to_report``."""
     return route.replace("->", "_to_").replace("+", "_").replace(", ", "_").replace(" ", "_")

@@ -1,8 +1,8 @@
 """The file format of evaluation records, as pydantic models; ``xgem eval schema`` prints it as JSON Schema.
 
-``xgem eval`` writes one JSON record a run: the settings that all families share, then one entry for each family and
-route. A metric that could not be computed has no ``value`` and says why in ``not_computed``. Numbers that are not
-finite are null. Format 2; records of format 1 are read too (:func:`read_record`).
+``xgem eval`` writes one JSON record per run: the settings that all families share, then one entry for each family and
+route. A metric that could not be computed has no ``value`` and gives the reason in ``not_computed``. Numbers that are
+not finite are null. This is format 2; records of format 1 can also be read (:func:`read_record`).
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class NumberEntry(_Entry):
 
 
 class ReferenceEntry(_Entry):
-    """What a metric is read against."""
+    """What a metric is compared with."""
 
     value: NumberEntry
     difference: NumberEntry | None = Field(
@@ -108,7 +108,7 @@ class Record(_Entry):
     families: list[FamilyEntry]
 
     def json_text(self) -> str:
-        """The record as it is written: empty fields left out, numbers that are not finite as null."""
+        """The text of the record file: without empty fields, numbers that are not finite as null."""
         head = {"format": self.format, "format_version": self.format_version}
         return json.dumps(head | self.model_dump(exclude_defaults=True), indent=2, ensure_ascii=False) + "\n"
 
@@ -119,7 +119,7 @@ def json_schema() -> dict[str, Any]:
 
 
 def record_of(results: Sequence[FamilyResult], settings: Mapping[str, Any] | None = None) -> Record:
-    """The record of several families; ``settings`` is what they share."""
+    """The record of several families; ``settings`` are those that they share."""
     return Record(
         xgem=__version__,
         python=platform.python_version(),
@@ -150,7 +150,7 @@ def _metric(metric: Metric) -> MetricEntry:
         higher_is_better=metric.higher_is_better,
         value=_number(metric.value),
         not_computed=metric.reason,
-        references={name: _reference(one) for name, one in metric.references.items()},
+        references={name: _reference(reference) for name, reference in metric.references.items()},
         share_of_ceiling=_number(metric.share_of_ceiling),
         settings=finite(metric.settings),
     )
@@ -169,10 +169,10 @@ def _number(estimate: Estimate | None) -> NumberEntry | None:
 
 
 def read_record(path: str | Path) -> Record:
-    """A run's JSON record, of this format or of format 1.
+    """Read a run's JSON record, of this format or of format 1.
 
     Raises:
-        DataError: not such a file, or of another version.
+        DataError: not a record, or one of another version.
     """
     try:
         content: Any = json.loads(Path(path).read_text(encoding="utf-8"))
@@ -189,7 +189,7 @@ def read_record(path: str | Path) -> Record:
 
 
 def _upgraded(content: dict[str, Any]) -> dict[str, Any]:
-    """A record of format 1 in this format."""
+    """A record of format 1, converted to this format."""
     families: list[dict[str, Any]] = []
     for family in content["families"]:
         metrics = [_upgraded_metric(metric) for metric in family["metrics"]]
@@ -198,7 +198,8 @@ def _upgraded(content: dict[str, Any]) -> dict[str, Any]:
 
 
 def _upgraded_metric(metric: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Format 1 wrote the judge before the name, values flat, and paired differences among the references."""
+    """Format 1 had the judge before the name, values without nesting, and paired differences among the references."""
+    # The name, without the judge
     judge, _, name = metric["name"].rpartition(" ") if metric["name"].startswith(_JUDGES) else ("", "", metric["name"])
     name = key_of(name).replace(":", "").replace("auc_", "auroc_") if name != "auc" else "auroc"
     name = _RENAMED.get(name, name)
@@ -207,6 +208,7 @@ def _upgraded_metric(metric: Mapping[str, Any]) -> dict[str, Any] | None:
     extractor, weights = metric.get("extractor", ""), metric.get("weights", "")
     if judge and extractor.startswith(f"{judge} ") and not weights:
         weights = extractor
+    # The value, and references with their differences
     upgraded: dict[str, Any] = {
         "name": name,
         "of": metric.get("of", ""),

@@ -1,4 +1,4 @@
-"""Sharpness of generated images: radial power beside that of real ones (:mod:`xgem.metrics.spectrum`)."""
+"""Sharpness of generated images: radial power relative to real ones (:mod:`xgem.metrics.spectrum`)."""
 
 from __future__ import annotations
 
@@ -17,22 +17,24 @@ from xgem.pipeline.embedding import Evaluated
 def sharpness(
     real: EvalSet, generated: EvalSet, model: Evaluated, view: str, *, draws: int = 1000, seed: int = 0
 ) -> FamilyResult:
-    """Power of generated images over that of their studies' real ones; what the model's codec keeps is a reference.
+    """Power of generated images over that of their studies' real ones; the reference is the model's reconstruction.
 
     Args:
-        real, generated: images of one view; the mean over the samples of a study is taken.
-        model: reads the images at its own size and, by its codec, reconstructs the real ones.
+        real, generated: images of one view; values are averaged over the samples of a study.
+        model: reads the images at its own size, and reconstructs the real ones with its codec.
 
     Raises:
-        DataError: no generation names a real study.
+        DataError: no generated image names a real study.
     """
+    # Power ratios of generated and of reconstructed images
     target, outputs = samples(real, generated)
-    actual, images = pixels_of(target, model), [pixels_of(one, model) for one in outputs]
+    actual, images = pixels_of(target, model), [pixels_of(sample, model) for sample in outputs]  # (n, s, s) each
     rebuilt = model.reconstruct(view, actual)
     bootstrap = Bootstrap(len(actual), draws=draws, seed=seed)
-    ratio = average([spectrum.band_ratio(one, actual, bootstrap) for one in images])
-    kept = spectrum.band_ratio(rebuilt, actual, bootstrap)
-    metric = Metric.measured("band_power_ratio", ratio, paired={"reconstructed": kept})
+    ratio = average([spectrum.band_ratio(sample, actual, bootstrap) for sample in images])
+    codec_ratio = spectrum.band_ratio(rebuilt, actual, bootstrap)
+    metric = Metric.measured("band_power_ratio", ratio, paired={"reconstructed": codec_ratio})
+    # Curves over frequency, and the codec's error
     curves = {"generated": _power(images[0], actual), "reconstructed": _power(rebuilt, actual)}
     frequency = spectrum.radial_power(actual[:1])[0]
     error = ((rebuilt.astype(np.float64) - actual) ** 2).mean(axis=(1, 2))
@@ -45,7 +47,9 @@ def sharpness(
         "PSNR of reconstructed real images, dB": psnr.estimate().as_dict(),
     }
     drawn = plots.curves(
-        {name: (frequency, curve) for name, curve in curves.items()}, x="frequency / Nyquist", y="power / real"
+        {name: (frequency, curve) for name, curve in curves.items()},
+        x="spatial frequency / Nyquist",
+        y="power / power of real images",
     )
     about = paired_settings(real, generated, n=bootstrap.n, draws=draws, seed=seed) | {
         "band, in units of Nyquist": spectrum.BAND
@@ -54,5 +58,6 @@ def sharpness(
 
 
 def _power(images: Images, real: Images) -> Array:
-    curves = [spectrum.radial_power(one)[1].mean(axis=0) for one in (images, real)]
+    """Mean radial power relative to that of real images, (bins,)."""
+    curves = [spectrum.radial_power(side)[1].mean(axis=0) for side in (images, real)]
     return curves[0] / np.maximum(curves[1], 1e-12)

@@ -1,4 +1,4 @@
-"""One feature space's view of a real and a generated set: distances and alignment, with yardsticks on real images."""
+"""Real against generated images in one feature space: distances and alignment, with references on real images."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ Bools = NDArray[np.bool_]
 
 @dataclass(frozen=True)
 class Settings:
-    """How the measures of a feature space are taken.
+    """Settings of the metrics of a feature space.
 
-    ``bootstrap``: draws of intervals, of which Frechet distances take ``frechet_draws``. ``k``: neighbours of PRDC.
-    ``subsets``, ``subset_size``: of KID; None takes the smaller set's size, as CheXGenBench's code does (compat).
+    ``bootstrap``: number of draws for intervals; ``frechet_draws`` for those of Frechet distances. ``k``: neighbours
+    for PRDC. ``subsets``, ``subset_size``: for KID; None uses the smaller set's size, as CheXGenBench's code does.
     """
 
     seed: int = 0
@@ -41,26 +41,26 @@ class Settings:
 
 @dataclass(frozen=True)
 class Texts:
-    """Vectors (n, d) of a set's texts; ``known`` (n,) is False where an item has none."""
+    """Vectors (n, d) of a set's texts; ``known`` (n,) is False where an item has no text."""
 
     vectors: Features
     known: Bools
 
     @classmethod
     def of(cls, texts: Sequence[str], extractor: Extractor) -> Texts:
-        """Equal texts are encoded once."""
+        """Encode texts, identical ones once."""
         known = np.array([bool(text.strip()) for text in texts], dtype=np.bool_)
-        different = sorted({text for text in texts if text.strip()})
-        places = {text: place for place, text in enumerate(different)}
+        distinct = sorted({text for text in texts if text.strip()})
+        places = {text: place for place, text in enumerate(distinct)}
         vectors = np.zeros((len(texts), extractor.dim), dtype=np.float32)
-        if different:
-            vectors[known] = extractor.texts(different)[[places[text] for text in texts if text.strip()]]
+        if distinct:
+            vectors[known] = extractor.texts(distinct)[[places[text] for text in texts if text.strip()]]
         return cls(vectors, known)
 
 
 @dataclass(frozen=True)
 class Space:
-    """Features of the sets, and of their texts where the space has any."""
+    """Features of the sets, and of their texts if the space embeds texts."""
 
     extractor: Extractor
     settings: Settings
@@ -93,16 +93,17 @@ class Space:
         )
 
     def measure(self, rows: Bools, columns: Bools, pool: Bools | None, of: str = "") -> list[Metric]:
-        """Every measure of this space on these rows of the real set and columns of the generated one.
+        """Every metric of this space on ``rows`` of the real set and ``columns`` of the generated one.
 
-        Beside each distance stands the same between real images and as many other real ones as there are generated
-        (or as there are): of the training set's ``pool``, or, without one, between two halves of the real images.
+        The reference of each distance is the same distance between the real images and other real ones, at most as many
+        as there are generated ones: from the training set's ``pool``, or else between two halves of the real images.
         """
+        # The real images of the reference
         s, real, generated = self.settings, self.real[rows], self.generated[columns]
         order = np.random.default_rng([s.seed, 2]).permutation
         if self.training is None or pool is None:
-            mixed = real[order(len(real))]
-            yardstick, source = (mixed[::2], mixed[1::2]), "halves of the real set"
+            shuffled = real[order(len(real))]
+            yardstick, source = (shuffled[::2], shuffled[1::2]), "halves of the real set"
         else:
             others = self.training[pool]
             yardstick, source = (real, others[order(len(others))[: len(generated)]]), "training set"
@@ -117,8 +118,8 @@ class Space:
             return {"kid": fidelity.kernel_distance(x, y, **options)}
 
         def prdc(x: Features, y: Features) -> Mapping[str, Estimate]:
-            found = fidelity.prdc(x, y, s.k, seed=s.seed, draws=s.bootstrap)
-            return {name: getattr(found, name) for name in PRDC}
+            manifolds = fidelity.prdc(x, y, s.k, seed=s.seed, draws=s.bootstrap)
+            return {name: getattr(manifolds, name) for name in PRDC}
 
         used = min(len(real), len(generated), s.subset_size or len(real))
         kernel = {"draws": s.bootstrap, "subsets": s.subsets, "subset_size": used}
@@ -138,9 +139,9 @@ class Space:
         of: str,
         settings: Mapping[str, Any],
     ) -> list[Metric]:
-        """The measure and the same of real images; where there are too few images, the reason in place of a number."""
+        """The metrics with those of real images as reference; with too few images, the reason in place of a number."""
         try:
-            found = measure(*sets)
+            values = measure(*sets)
         except InputError as error:
             return [Metric.missing(name, error, **self._named(of)) for name in names]
         try:
@@ -150,7 +151,7 @@ class Space:
         return [
             Metric.measured(
                 name,
-                found[name],
+                values[name],
                 unpaired={"ceiling" if spec(name).higher_is_better else "floor": of_real.get(name)},
                 settings=settings,
                 **self._named(of),
@@ -159,7 +160,7 @@ class Space:
         ]
 
     def _alignment(self, rows: Bools, columns: Bools, of: str) -> list[Metric]:
-        """Cosine with the prompts; references are shuffled prompts, and real images with their reports."""
+        """Cosine similarity with the prompts; references are shuffled prompts, and real images with their reports."""
         if self.prompts is None or self.reports is None:
             return []
         prompted, reported = columns & self.prompts.known, rows & self.reports.known
@@ -170,8 +171,8 @@ class Space:
         sets = self.generated[prompted], self.prompts.vectors[prompted]
         references = {"shuffled": fidelity.shuffled_alignment(*sets, **options)}
         if reported.any():
-            own = self.real[reported], self.reports.vectors[reported]
-            references["ceiling"] = fidelity.alignment(*own, **options)
+            real_pairs = self.real[reported], self.reports.vectors[reported]
+            references["ceiling"] = fidelity.alignment(*real_pairs, **options)
         value = fidelity.alignment(*sets, **options)
         return [Metric.measured("alignment", value, unpaired=references, settings=options, **self._named(of))]
 

@@ -1,4 +1,4 @@
-"""Whether a classifier serves all groups of patients alike: measures by subgroup, gaps, and topping up (ChexGen)."""
+"""Subgroups of patients by sex, race and age, and topping them up with synthetic images (ChexGen)."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ AXES: Final = ("sex", "race", "age")
 
 
 AGE_BANDS: Final = ((19, 40), (41, 65), (66, 200))
-"""Whole years, both ends included (ChexGen, Methods); the last is written 66+."""
+"""In whole years, both ends included (ChexGen, Methods); the last is written 66+."""
 
 
 def age_band(age: float | None) -> str | None:
@@ -39,7 +39,7 @@ def age_band(age: float | None) -> str | None:
 
 
 def group_of(item: Item, axes: Sequence[str]) -> str | None:
-    """The subgroup of an item on one or several axes, such as ``F, 66+``; None where one is not known."""
+    """The subgroup of an item on one or several axes, such as ``F, 66+``; None if any of them is unknown."""
     parts = [age_band(item.age) if axis == "age" else getattr(item, axis) for axis in axes]
     return ", ".join(map(str, parts)) if all(parts) else None
 
@@ -47,27 +47,27 @@ def group_of(item: Item, axes: Sequence[str]) -> str | None:
 def subgroups(
     items: EvalSet, axes: Sequence[str] = AXES, *, intersections: bool = True
 ) -> dict[str, dict[str, NDArray[np.int64]]]:
-    """Rows of every subgroup, by axis (``sex``) or intersection of axes (``sex x age``), then by name.
+    """Rows of every subgroup, by axis (``sex``) or intersection of axes (``sex x age``), then by subgroup.
 
     Raises:
         InputError: an axis that is not sex, race or age.
     """
     check_axes(axes)
-    chosen = [one for k in range(1, len(axes) + 1 if intersections else 2) for one in combinations(axes, k)]
-    found: dict[str, dict[str, NDArray[np.int64]]] = {}
-    for several in chosen:
-        names = [group_of(item, several) for item in items.items]
+    chosen = [some for k in range(1, len(axes) + 1 if intersections else 2) for some in combinations(axes, k)]
+    result: dict[str, dict[str, NDArray[np.int64]]] = {}
+    for some_axes in chosen:
+        names = [group_of(item, some_axes) for item in items.items]
         rows = {
-            name: np.array([row for row, one in enumerate(names) if one == name], dtype=np.int64)
-            for name in sorted({name for name in names if name})
+            group: np.array([row for row, name in enumerate(names) if name == group], dtype=np.int64)
+            for group in sorted({name for name in names if name})
         }
         if rows:
-            found[" x ".join(several)] = rows
-    return found
+            result[" x ".join(some_axes)] = rows
+    return result
 
 
 def check_axes(axes: Sequence[str]) -> None:
-    """Raises InputError unless all are known."""
+    """Raises InputError unless all are sex, race or age."""
     unknown = [axis for axis in axes if axis not in AXES]
     if unknown or not axes:
         raise InputError(f"axes {', '.join(axes) or '(none)'}; expected some of {', '.join(AXES)}")
@@ -75,7 +75,7 @@ def check_axes(axes: Sequence[str]) -> None:
 
 @dataclass(frozen=True)
 class TopUp:
-    """How many synthetic images each subgroup needs (``wanted``), and how many of these are available (``had``)."""
+    """How many synthetic images each subgroup needs (``wanted``), and how many of them are available (``had``)."""
 
     axes: tuple[str, ...]
     counts: Mapping[str, int]
@@ -88,33 +88,33 @@ class TopUp:
 
 
 def plan_top_up(real: EvalSet, synthetic: EvalSet, axes: Sequence[str], *, share: float = 1.0) -> TopUp:
-    """Plan to top up every subgroup of the training images to ``share`` of the largest (1: parity, ChexGen).
+    """Plan to top up every subgroup of the training images to ``share`` of the largest one (1: parity, ChexGen).
 
-    Only subgroups that the real images have are topped up.
+    Only subgroups with real images are topped up.
 
     Raises:
         InputError: unknown axes, a share outside (0, 1], or real images without sex, race or age.
     """
     check_axes(axes)
     if not 0 < share <= 1:
-        raise InputError(f"topping up to a share of {share:g} of the largest group; expected more than 0, at most 1")
+        raise InputError(f"share {share:g} of the largest group: expected more than 0 and at most 1")
     counts = _counted(real, axes)
     if not counts:
         raise InputError(f"{real.name}: no image has its {' and '.join(axes)}; cannot form subgroups to top up")
     goal = math.ceil(share * max(counts.values()) - 1e-9)
-    there = _counted(synthetic, axes)
+    available = _counted(synthetic, axes)
     wanted = {name: max(0, goal - n) for name, n in counts.items()}
-    return TopUp(tuple(axes), counts, wanted, {name: min(n, there.get(name, 0)) for name, n in wanted.items()})
+    return TopUp(tuple(axes), counts, wanted, {name: min(n, available.get(name, 0)) for name, n in wanted.items()})
 
 
 def selected(plan: TopUp, synthetic: EvalSet, *, seed: int = 0) -> EvalSet:
-    """The synthetic images of a plan, at random within each subgroup."""
-    left = dict(plan.had)
+    """The synthetic images of a plan, chosen at random within each subgroup."""
+    remaining = dict(plan.had)
     chosen: list[int] = []
     for row in map(int, np.random.default_rng([seed, 22]).permutation(len(synthetic))):
         name = group_of(synthetic.items[row], plan.axes)
-        if name is not None and left.get(name, 0):
-            left[name] -= 1
+        if name is not None and remaining.get(name, 0):
+            remaining[name] -= 1
             chosen.append(row)
     return synthetic.subset(sorted(chosen))
 
@@ -131,14 +131,14 @@ def mitigation(
     cache: Path | None = None,
     device: str = "cpu",
 ) -> tuple[TopUp, EvalSet, dict[str, Array]]:
-    """Train a classifier on the real images, and another on these topped up by a plan, and test both.
+    """Train one classifier on the real images and another on the topped-up set, and test both.
 
     Args:
-        settings: of a classification (:class:`xgem.judges.settings.UtilitySettings`).
-        cache, device: as :func:`xgem.eval.utility.runner.run_protocols`.
+        settings: settings of a classification (:class:`xgem.judges.settings.UtilitySettings`).
+        cache, device: as in :func:`xgem.eval.utility.runner.run_protocols`.
 
     Returns:
-        the plan, the test images that have labels, and of each training (``real``, ``topped up``) the scores
+        the plan, the test images that have labels, and by training set (``real``, ``topped up``) the scores
         (runs, n, classes) on them, for :func:`xgem.eval.families.fairness.evaluate`.
 
     Raises:
@@ -158,7 +158,7 @@ def mitigation(
     )
     tested = run_protocols(task, protocols, (real, synthetic), test, cache=cache, device=device)
     scores = {
-        name: np.stack([one["scores"].astype(np.float64) for one in runs.predictions])
+        name: np.stack([predictions["scores"].astype(np.float64) for predictions in runs.predictions])
         for name, runs in tested.runs.items()
     }
     return plan, test, scores

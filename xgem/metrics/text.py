@@ -1,4 +1,4 @@
-"""Measures of generated reports: BLEU, ROUGE-L and label F1, each with matched and shuffled prompts."""
+"""Metrics of generated reports: BLEU and ROUGE-L, each with matched and shuffled prompts."""
 
 from __future__ import annotations
 
@@ -9,10 +9,8 @@ from itertools import permutations as permuted
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from xgem.metrics.bootstrap import Array, Bootstrap, Comparison, Sampled, derangements
-from xgem.metrics.classification import compare_f1_scores
 from xgem.types import DataError, InputError
 
 if TYPE_CHECKING:
@@ -159,28 +157,6 @@ def check_reports(outputs: Sequence[str], references: Sequence[str], ids: Sequen
         if not text.strip():
             raise DataError(f"study {name}: its real report is empty; leave the study out")
     return sum(not text.strip() for text in outputs)
-
-
-def compare_f1(truth: NDArray[np.bool_], predicted: NDArray[np.bool_], bootstrap: Bootstrap) -> dict[str, Comparison]:
-    """``micro_f1`` and ``macro_f1`` of :func:`compare_f1_scores`, for labels without unknowns."""
-    scores = compare_f1_scores(truth.astype(np.float64), predicted.astype(np.float64), bootstrap)
-    return {name: scores[name] for name in ("micro_f1", "macro_f1")}
-
-
-def class_f1(
-    truth: NDArray[np.bool_], predicted: NDArray[np.bool_], classes: Sequence[str]
-) -> dict[str, dict[str, Any]]:
-    """F1, support and number of predictions of each class; F1 is None where there is neither of both."""
-    result: dict[str, dict[str, Any]] = {}
-    for k, name in enumerate(classes):
-        hits, support, predictions = (
-            int((truth[:, k] & predicted[:, k]).sum()),
-            int(truth[:, k].sum()),
-            int(predicted[:, k].sum()),
-        )
-        f1 = 2 * hits / (support + predictions) if support + predictions else None
-        result[name] = {"f1": f1, "support": support, "predicted": predictions}
-    return result
 
 
 def most_frequent(reports: Sequence[str]) -> str:

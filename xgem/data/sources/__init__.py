@@ -1,1 +1,1 @@
-"""One module a public data set: each turns the published files into a manifest and copies nothing."""
+"""One module per public data set: each turns the published files into a manifest without copying them."""

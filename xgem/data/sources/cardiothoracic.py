@@ -1,10 +1,10 @@
-"""Frontal radiographs (PA) with hand-drawn masks of both lungs and of the heart.
+"""Frontal radiographs (PA) with manual masks of both lungs and of the heart.
 
-The Extended Wingspan set (Dong et al., 2018 and 2019), in a folder of the same form as that of
+The Extended Wingspan set (Dong et al., 2018 and 2019), in a folder with the layout of
 ``xgem.data.sources.segmentations``.
 
-Decisions: the heart is a structure of its own, "heart", and not the cardiomediastinum; a ControlNet knows it where its
-configuration lists it. Every image is a patient; a fixed hash gives 20 % of them to val. Findings, age and sex are
+Decisions: the heart is a separate structure, "heart", not the cardiomediastinum; a ControlNet has it if its
+configuration lists it. Every image is a patient; a fixed hash assigns 20 % of them to val. Findings, age and sex are
 unknown.
 """
 
@@ -26,7 +26,7 @@ SET = MaskSet(
 
 
 def prepare(source_dir: Path, out: Path) -> Manifest:
-    """Make the manifest of the folder, refer to its files where they are, write it to ``out``.
+    """Write the manifest of the folder to ``out``, with references to its files in place.
 
     Raises:
         DataError: as ``segmentations.prepare``.

@@ -1,15 +1,14 @@
-"""Patients of the COVID-19 image data collection, told by the images' names.
+"""Patients of the COVID-19 image data collection, inferred from the images' names.
 
 Cohen et al., "COVID-19 Image Data Collection: Prospective Predictions Are the Future", MELBA 2020. The sets drawn from
-it name no patients and share images; one rule for all keeps a patient in one split, also when the sets are merged.
+it do not identify patients and share images; one rule for all keeps a patient in one split, also if sets are merged.
 """
 
 from __future__ import annotations
 
 import re
 
-# From here on a name tells the image of a case and no longer the case: when it was taken, of what view, which figure
-# of a paper, which of a series.
+# The part of a name that distinguishes the images of one case: time, view, figure of a paper, number in a series
 _IMAGE = re.compile(
     r"""(?:
         [-_](?:day-?\d|\d+-(?:hours|days)|(?:on-)?admission|prior|later|pa|aps?|left|right)(?![a-z])
@@ -20,7 +19,7 @@ _IMAGE = re.compile(
     ).*""",
     re.IGNORECASE | re.VERBOSE,
 )
-# Series that count in other ways, and the case reports (SIRM, 12 and 34) whose images share nothing in their names.
+# Series with other numbering, and the case reports (SIRM, 12 and 34) whose images have no common part in their names
 _SERIES = ("auntminnie", "extubation", "immagine", "AR-")
 _SAME = {
     "F2DE909F-E19C-4900-92F5-8F435B031AC6": "31BA3780-2323-493F-8AED-62081B9C383B",
@@ -29,6 +28,6 @@ _SAME = {
 
 
 def case_of(stem: str) -> str:
-    """The subject of an image by its file's name without the ending; rather two patients as one than one as two."""
+    """The subject of an image by its file stem; in doubt, two patients become one rather than one patient two."""
     series = next((name.rstrip("-") for name in _SERIES if stem.startswith(name)), None)
     return f"covid-cxr-{series or _IMAGE.sub('', _SAME.get(stem, stem)) or stem}"

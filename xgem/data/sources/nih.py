@@ -1,20 +1,20 @@
-"""NIH ChestX-ray14: frontal radiographs with 14 automatically mined labels, age, sex and patient.
+"""NIH ChestX-ray14: frontal radiographs with 14 labels mined from reports, age, sex and patient.
 
 Wang et al., "ChestX-ray8: Hospital-scale chest X-ray database and benchmarks", CVPR 2017.
 
-Two layouts are read:
+Two layouts are supported:
 
-* ``labels.csv`` (file, patient_id, age, sex, view, labels) + ``images/``; ``boxes.csv`` there (file, label, x, y, w, h
-  in shares of width and height) gives boxes;
-* the original ``Data_Entry_2017*.csv`` + folders of PNG; ``test_list.txt`` there gives the test split, and
-  ``BBox_List_2017.csv`` (in pixels of 1024 x 1024) boxes.
+* ``labels.csv`` (file, patient_id, age, sex, view, labels) + ``images/``, optionally with ``boxes.csv`` (file, label,
+  x, y, w, h in fractions of width and height);
+* the original ``Data_Entry_2017*.csv`` + folders of PNG, optionally with ``test_list.txt`` for the test split and
+  ``BBox_List_2017.csv`` for boxes (in pixels of 1024 x 1024).
 
-Decisions: every image is a study of its own, all of them frontal (PA and AP); the subject is the patient. Splits are
-by patient: the published test list where it lies in the folder, otherwise (and for train and val) a fixed hash of the
-patient. Labels keep the source's names with blanks for underscores ("Pleural Thickening"); "No Finding" stays. There
-are no reports. Ages that cannot be ("414") are unknown. Listed images that are not there are an error in the first
-layout and are skipped with a warning in the original, whose archives are mostly unpacked in part; so are boxes of
-images that are not listed, without the warning.
+Decisions: every image is a separate study, all of them frontal (PA and AP); the subject is the patient. Splits are by
+patient: the published test list if it is in the folder, otherwise (and for train and val) a fixed hash of the patient.
+Labels keep the source's names with blanks for underscores ("Pleural Thickening"), including "No Finding". There are no
+reports. Impossible ages ("414") are unknown. Missing images are an error in the first layout, and are skipped with a
+warning in the original one, whose archives are often unpacked only in part. Boxes of images that are not listed are an
+error in the first layout, and are skipped in the original one.
 """
 
 from __future__ import annotations
@@ -37,11 +37,12 @@ _PIXELS = 1024
 
 
 def prepare(source_dir: Path, out: Path) -> Manifest:
-    """Make the manifest of an NIH ChestX-ray14 folder, refer to its images where they are, write it to ``out``.
+    """Write the manifest of an NIH ChestX-ray14 folder to ``out``, with references to its images in place.
 
     Raises:
-        DataError: the folder holds neither layout, a table lacks a column, images are missing, or a box cannot be.
+        DataError: the folder has neither layout, a column or images are missing, or a box is invalid.
     """
+    # The table and its images
     source = Path(source_dir)
     if not source.is_dir():
         raise DataError(f"{source}: no such folder; expected the unpacked ChestX-ray14 data set")
@@ -59,8 +60,9 @@ def prepare(source_dir: Path, out: Path) -> Manifest:
     if missing and (not original or len(missing) == len(records)):
         raise DataError(f"{table}: {len(missing)} images are not in {source}, the first is {missing[0]}")
     if missing:
-        logger.warning("nih: %d of %d listed images are not there and are left out", len(missing), len(records))
-    tested = _test_patients(source, {record[columns[0]]: record[columns[1]] for record in records})
+        logger.warning("nih: %d of %d listed images are missing and are left out", len(missing), len(records))
+    # One row per image
+    test_patients = _test_patients(source, {record[columns[0]]: record[columns[1]] for record in records})
     boxes = _boxes(source, {record[columns[0]] for record in records})
     root = Path(out).resolve().parent
     rows: list[Row] = []
@@ -73,7 +75,7 @@ def prepare(source_dir: Path, out: Path) -> Manifest:
                     f"{table}: image {name}",
                     study=f"{SOURCE}-{Path(name).stem}",
                     subject=subject,
-                    split=_split(patient, subject, tested),
+                    split=_split(patient, subject, test_patients),
                     view="frontal",
                     file=place(places[name], root),
                     labels=tuple(
@@ -89,23 +91,24 @@ def prepare(source_dir: Path, out: Path) -> Manifest:
     return write_manifest(rows, root, out)
 
 
-def _split(patient: str, subject: str, tested: frozenset[str] | None) -> Split:
-    if tested is None:
+def _split(patient: str, subject: str, test_patients: frozenset[str] | None) -> Split:
+    if test_patients is None:
         return split_of(subject)
-    return "test" if patient in tested else split_of(subject, test=0)
+    return "test" if patient in test_patients else split_of(subject, test=0)
 
 
 def _test_patients(source: Path, patients: Mapping[str, str]) -> frozenset[str] | None:
-    listed = source / "test_list.txt"
-    if not listed.is_file():
+    """The patients of the published test list; None if the folder does not have it."""
+    test_list = source / "test_list.txt"
+    if not test_list.is_file():
         return None
-    return frozenset(patients[name] for name in listed.read_text(encoding="utf-8").split() if name in patients)
+    return frozenset(patients[name] for name in test_list.read_text(encoding="utf-8").split() if name in patients)
 
 
 def _boxes(source: Path, listed: Set[str]) -> dict[str, list[Box]]:
-    """Boxes by image from either layout's table; none where it has none."""
+    """Boxes by image from either layout's table, if there is one."""
     original = not (source / "labels.csv").is_file()
-    # The header's "Bbox [x,y,w,h]" is four cells.
+    # The header's "Bbox [x,y,w,h]" is split into four cells
     columns = ("Image Index", "Finding Label", "Bbox [x", "y", "w", "h]") if original else ("file", "label", *"xywh")
     table = source / ("BBox_List_2017.csv" if original else "boxes.csv")
     boxes: dict[str, list[Box]] = defaultdict(list)
@@ -118,5 +121,5 @@ def _boxes(source: Path, listed: Set[str]) -> dict[str, list[Box]]:
             except InputError as error:
                 raise DataError(f"{table}: image {name}: {error}") from None
         elif not original:
-            raise DataError(f"{table}: a box of {name}, which labels.csv does not list; add it there or drop the box")
+            raise DataError(f"{table}: a box of {name}, which labels.csv does not list; add it there or remove the box")
     return boxes

@@ -2,22 +2,22 @@
 
 Demner-Fushman et al., "Preparing a collection of radiology examinations for distribution and retrieval", JAMIA 2016.
 
-Three layouts are read, told apart by what lies in the folder:
+Three layouts are supported, distinguished by the files in the folder:
 
 * ``images.csv`` (uid, view, file, split) + ``reports.csv`` + ``images/``: views and splits as listed there;
 * ``indiana_projections.csv`` (uid, filename, projection) + ``indiana_reports.csv`` + a folder of PNG;
-* the original ``NLMCXR_png/*.png`` + ``ecgen-radiology/*.xml``. The reports there do not say which image is which
-  view: views come from ``indiana_projections.csv`` where it lies in the folder too. Without it a view is known only
-  where the image's caption names one view alone ("PA", "AP", "frontal", or "lateral"); an image whose caption names
-  both is kept with view None, which nothing uses, and a warning counts them.
+* the original ``NLMCXR_png/*.png`` + ``ecgen-radiology/*.xml``. The reports there do not give the view of each image:
+  views are taken from ``indiana_projections.csv`` if the folder has it. Without it a view is known only if the image's
+  caption names a single view ("PA", "AP", "frontal", or "lateral"); an image whose caption names both or none is kept
+  with view None, which nothing uses, and a warning counts them.
 
 Decisions:
 
-* No patient ids are published, so the subject is the study (``uid``). Two studies of one patient cannot be told.
-* Where no split is published, a fixed hash of the subject gives 80 % train, 10 % val, 10 % test.
-* Labels are the annotators' ``Problems`` (the heads of the MeSH terms), each once, without "No Indexing" and "Technical
-  Quality of Image Unsatisfactory"; "normal" stays "normal".
-* Report text is cleaned (``xgem.data.cleaning``). A missing impression stays empty, also where findings exist.
+* No patient ids are published, so the subject is the study (``uid``). Two studies of one patient cannot be recognised.
+* If no split is published, a fixed hash of the subject gives 80 % train, 10 % val, 10 % test.
+* Labels are the annotators' ``Problems`` (the headings of the MeSH terms), without repeats and without "No Indexing"
+  and "Technical Quality of Image Unsatisfactory"; "normal" stays "normal".
+* Report text is cleaned (``xgem.data.cleaning``). A missing impression stays empty, even if there are findings.
 * Reports without images become rows without a file; studies with neither text nor image are left out.
 """
 
@@ -61,10 +61,10 @@ class _Image:
 
 
 def prepare(source_dir: Path, out: Path) -> Manifest:
-    """Make the manifest of an Open-i folder, refer to its images where they are, write it to ``out``.
+    """Write the manifest of an Open-i folder to ``out``, with references to its images in place.
 
     Raises:
-        DataError: the folder holds none of the layouts above, a table lacks a column, or a listed image is missing.
+        DataError: the folder has none of the layouts above, or a column or a listed image is missing.
     """
     source = Path(source_dir)
     if not source.is_dir():
@@ -89,7 +89,7 @@ def prepare(source_dir: Path, out: Path) -> Manifest:
 
 
 def labels_from_problems(problems: Iterable[str]) -> tuple[str, ...]:
-    """The annotators' problems as labels: single blanks, words capitalised alike, each once, non-findings dropped."""
+    """The annotators' problems as labels: with uniform blanks and capitals, without repeats and non-findings."""
     labels: dict[str, None] = {}
     for problem in problems:
         name = " ".join(problem.split())
@@ -98,13 +98,14 @@ def labels_from_problems(problems: Iterable[str]) -> tuple[str, ...]:
         if name.lower() == "normal":
             labels["normal"] = None
             continue
-        # "Lymph nodes" and "Lymph Nodes" are one heading.
+        # "Lymph nodes" and "Lymph Nodes" are the same heading
         words = [word if word.lower() in ("of", "and") else word[0].upper() + word[1:] for word in name.split(" ")]
         labels[" ".join(words)] = None
     return tuple(labels)
 
 
 def _rows(images: Sequence[_Image], reports: Mapping[str, _Report], root: Path) -> Iterable[Row]:
+    """One row per image, or one without a file for a report without images."""
     by_uid: dict[str, list[_Image]] = {}
     for image in images:
         by_uid.setdefault(image.uid, []).append(image)
@@ -116,6 +117,7 @@ def _rows(images: Sequence[_Image], reports: Mapping[str, _Report], root: Path) 
             unknown,
             len(images),
         )
+    # Study by study, in the order of their numbers
     empty = _Report()
     for uid in sorted(by_uid.keys() | reports.keys(), key=lambda name: (len(name), name)):
         report = reports.get(uid, empty)
@@ -147,15 +149,15 @@ def _read_reports(path: Path) -> dict[str, _Report]:
     reports: dict[str, _Report] = {}
     for row in read_table(path, "uid", "Problems", "findings", "impression"):
         if row["uid"] in reports:
-            raise DataError(f"{path}: study {row['uid']} is listed twice")
+            raise DataError(f"{path}: duplicate study {row['uid']}")
         reports[row["uid"]] = _Report(row["Problems"].split(";"), row["findings"], row["impression"])
     return reports
 
 
 def _listed(source: Path, path: Path) -> list[_Image]:
-    """Images listed by either kind of CSV; columns (uid, view, file, split) or (uid, filename, projection)."""
-    ours = path.name == "images.csv"
-    file, view = ("file", "view") if ours else ("filename", "projection")
+    """Images listed in either kind of CSV, with columns (uid, view, file, split) or (uid, filename, projection)."""
+    first_layout = path.name == "images.csv"
+    file, view = ("file", "view") if first_layout else ("filename", "projection")
     places = image_files(source)
     images: list[_Image] = []
     for row in read_table(path, "uid", file, view):
@@ -169,14 +171,17 @@ def _listed(source: Path, path: Path) -> list[_Image]:
 
 
 def _read_xml(source: Path) -> tuple[list[_Image], dict[str, _Report]]:
+    """Images and reports of the original layout."""
+    # Views, if they are listed
     places = {path.stem: path for path in image_files(source).values()}
-    known = source / "indiana_projections.csv"
+    projections = source / "indiana_projections.csv"
     views: dict[str, str] = {}
-    if known.is_file():
-        for row in read_table(known, "uid", "filename", "projection"):
+    if projections.is_file():
+        for row in read_table(projections, "uid", "filename", "projection"):
             stem = row["filename"].removesuffix(".png").removesuffix(".dcm")
-            # "1_IM-0001-4001.dcm.png" there is "CXR1_1_IM-0001-4001.png" in the original.
+            # "1_IM-0001-4001.dcm.png" there is "CXR1_1_IM-0001-4001.png" in the original
             views[f"CXR{row['uid']}_{stem}"] = row["projection"].lower()
+    # One XML file per study
     images: list[_Image] = []
     reports: dict[str, _Report] = {}
     for path in sorted((source / "ecgen-radiology").glob("*.xml")):
@@ -187,9 +192,9 @@ def _read_xml(source: Path) -> tuple[list[_Image], dict[str, _Report]]:
         uid_node = root.find(".//uId")
         uid = (uid_node.get("id") or "").removeprefix("CXR") if uid_node is not None else ""
         if not uid or uid in reports:
-            raise DataError(f"{path}: {f'study {uid} is there twice' if uid else 'no uId element'}")
+            raise DataError(f"{path}: {f'duplicate study {uid}' if uid else 'no uId element'}")
         texts = {node.get("Label", "").upper(): "".join(node.itertext()) for node in root.iter("AbstractText")}
-        # MeSH terms are "Heading/qualifier/...": the heading is the problem, as in the reports' CSV.
+        # MeSH terms are "Heading/qualifier/...": the heading is the problem, as in the CSV of reports
         problems = [(node.text or "").split("/")[0] for node in root.findall(".//MeSH/major")]
         reports[uid] = _Report(problems, texts.get("FINDINGS", ""), texts.get("IMPRESSION", ""))
         for node in root.iter("parentImage"):
@@ -202,7 +207,7 @@ def _read_xml(source: Path) -> tuple[list[_Image], dict[str, _Report]]:
 
 
 def _view_from_caption(caption: str) -> str | None:
-    """The view that a caption names alone, None where it names both or neither."""
+    """The view that a caption names; None if it names both or neither."""
     frontal, lateral = bool(_FRONTAL.search(caption)), bool(_LATERAL.search(caption))
     if frontal == lateral or _BOTH.search(caption):
         return None

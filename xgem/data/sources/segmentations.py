@@ -1,12 +1,12 @@
-"""Frontal radiographs of the COVID-19 image data collection with hand-drawn masks.
+"""Frontal radiographs of the COVID-19 image data collection with manual masks.
 
-A folder of ``masks.csv`` (image, mask, structure, view, finding, sex, age, image_licence), ``images/`` and ``masks/``.
+A folder with ``masks.csv`` (image, mask, structure, view, finding, sex, age, image_licence), ``images/`` and
+``masks/``.
 
-Decisions: every image is a study of its own, PA or AP, so frontal. Lines, tubes and probes are one structure,
-"device"; a structure that is outlined twice keeps both masks. Findings become labels, each once; age and sex are
-unknown where the table leaves them empty. The image's licence stands in every row, "unknown" where none is published.
-Patients are not published: they are told by the images' names (``xgem.data.sources.cases``); a fixed hash gives 20 %
-of them to val.
+Decisions: every image is a separate study, PA or AP and so frontal. Lines, tubes and probes are one structure,
+"device"; a structure with two masks keeps both. Findings become labels, without repeats; age and sex are unknown if the
+table leaves them empty. Every row has the image's licence, "unknown" if none is published. Patients are not published:
+they are inferred from the images' names (``xgem.data.sources.cases``); a fixed hash assigns 20 % of them to val.
 """
 
 from __future__ import annotations
@@ -36,9 +36,9 @@ _DEVICES = (
 
 @dataclass(frozen=True)
 class MaskSet:
-    """What differs between sets of this form: ``structures`` by the table's terms, and ``subject`` of a file's stem.
+    """What differs between sets of this layout: ``structures`` by the table's terms, ``subject`` from a file's stem.
 
-    ``licence`` may have a place ``{}`` for that of the image.
+    ``licence`` may contain ``{}`` for the licence of the image.
     """
 
     source: str
@@ -58,11 +58,11 @@ SET = MaskSet(
 
 
 def prepare(source_dir: Path, out: Path, masks_of: MaskSet = SET) -> Manifest:
-    """Make the manifest of a folder of masks, refer to its files where they are, write it to ``out``.
+    """Write the manifest of a folder of masks to ``out``, with references to its files in place.
 
     Raises:
         DataError: the folder or its table is not as above, a structure is unknown, an image or mask is missing, or a
-            mask has another size than its image.
+            mask does not have the size of its image.
     """
     source = Path(source_dir)
     table = source / "masks.csv"
@@ -72,7 +72,7 @@ def prepare(source_dir: Path, out: Path, masks_of: MaskSet = SET) -> Manifest:
     for record in read_table(table, "image", "mask", "structure", *_IMAGE_COLUMNS):
         outlined.setdefault(record["image"], []).append(record)
     if not outlined:
-        raise DataError(f"{table}: lists no masks; expected one a row")
+        raise DataError(f"{table}: lists no masks; expected one per row")
     root = Path(out).resolve().parent
     images, masks = image_files(source / "images"), image_files(source / "masks")
     rows = (_row(masks_of, table, records, images, masks, root) for _, records in sorted(outlined.items()))
@@ -87,19 +87,22 @@ def _row(
     masks: Mapping[str, Path],
     root: Path,
 ) -> Row:
+    """The row of one image with all of its masks."""
+    # What all records of an image must agree on
     first = records[0]
     name = first["image"]
     if name not in images:
-        raise DataError(f"{table}: image {name!r} is not in images; put it there or take out its rows")
+        raise DataError(f"{table}: image {name!r} is not in images; put it there or remove its rows")
     for column in _IMAGE_COLUMNS:
         if len(values := {record[column] for record in records}) > 1:
             raise DataError(f"{table}: image {name} has several values of {column}: {', '.join(sorted(values))}")
     if first["view"].upper() not in ("PA", "AP"):
         raise DataError(f"{table}: image {name} has view {first['view']!r}; expected PA or AP")
+    # Masks by structure
     outlines: dict[str, list[str]] = {}
     for structure, mask in _outlines(table, records, masks_of.structures):
         if mask not in masks:
-            raise DataError(f"{table}: mask {mask!r} of {name} is not in masks; put it there or take out its row")
+            raise DataError(f"{table}: mask {mask!r} of {name} is not in masks; put it there or remove its row")
         size, expected = image_size(masks[mask]), image_size(images[name])
         if size != expected:
             raise DataError(f"{masks[mask]}: a mask of {size} pixels for an image of {expected}; make them equal")
@@ -122,7 +125,7 @@ def _row(
 def _outlines(
     table: Path, records: Iterable[Mapping[str, str]], structures: Mapping[str, str]
 ) -> Iterable[tuple[str, str]]:
-    """(structure, mask's name) of each record."""
+    """(structure, name of the mask) of each record."""
     for record in records:
         structure = structures.get(record["structure"].strip().lower())
         if structure is None:

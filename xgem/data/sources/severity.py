@@ -3,11 +3,12 @@
 Borghesi and Maroldi, "COVID-19 outbreak in Italy: experimental chest X-ray scoring system", Radiologia Medica 2020; the
 scores of this collection: Signoroni et al., "BS-Net", Medical Image Analysis 2021.
 
-A folder of ``brixia.csv`` (filename, S-Global, J-Global, the zones of each reader) and ``images/``.
+A folder with ``brixia.csv`` (filename, S-Global, J-Global, the zones of each reader) and ``images/``.
 
-Decisions: every image is a study of its own, and frontal; names are matched without their endings. The severity is
+Decisions: every image is a separate study, and frontal; names are matched without their extensions. The severity is
 the mean of both readers' global scores, 0 to 18. Scores without an image are left out with a warning. Patients are not
-published: they are told by the images' names (``xgem.data.sources.cases``); a fixed hash gives 20 % of them to val.
+published: they are inferred from the images' names (``xgem.data.sources.cases``); a fixed hash assigns 20 % of them to
+val.
 """
 
 from __future__ import annotations
@@ -29,10 +30,10 @@ _READERS = ("S-Global", "J-Global")
 
 
 def prepare(source_dir: Path, out: Path) -> Manifest:
-    """Make the manifest of a folder of Brixia scores, refer to its images where they are, write it to ``out``.
+    """Write the manifest of a folder of Brixia scores to ``out``, with references to its images in place.
 
     Raises:
-        DataError: the folder or its table is not as above, a score is none, or no score has an image.
+        DataError: the folder or its table is not as above, a score is invalid, or no score has an image.
     """
     source = Path(source_dir)
     table = source / "brixia.csv"
@@ -48,7 +49,7 @@ def prepare(source_dir: Path, out: Path) -> Manifest:
         if stem not in images:
             continue
         scores = [number_of(record[reader], f"{table}: {reader} of {name}") for reader in _READERS]
-        # Each by itself: a mean can hide a score that cannot be.
+        # Each by itself: their mean could hide an invalid score
         if not all(0 <= score <= MAX_SEVERITY for score in scores):
             raise DataError(f"{table}: {name} has scores {scores}; expected 0 to {MAX_SEVERITY:g}")
         rows.append(
@@ -66,6 +67,6 @@ def prepare(source_dir: Path, out: Path) -> Manifest:
         raise DataError(f"{table}: none of its {len(records)} images is in {source / 'images'}; put them there")
     if len(rows) < len(records):
         logger.warning(
-            "severity: %d of %d scored images are not there and are left out", len(records) - len(rows), len(records)
+            "severity: %d of %d scored images are missing and are left out", len(records) - len(rows), len(records)
         )
     return write_manifest(rows, root, out)

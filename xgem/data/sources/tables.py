@@ -1,4 +1,4 @@
-"""What the sources share: published CSV tables and their cells, images below a folder, and the manifest's rows."""
+"""Shared by the sources: published CSV tables and their cells, images below a folder, and the manifest's rows."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def read_table(path: Path, *columns: str) -> list[dict[str, str]]:
     """Rows of a CSV table with a header; absent cells are empty.
 
     Raises:
-        DataError: the table cannot be read, or lacks one of ``columns``.
+        DataError: the table cannot be read, or one of ``columns`` is missing.
     """
     try:
         with path.open(encoding="utf-8-sig", newline="") as stream:
@@ -35,15 +35,15 @@ def read_table(path: Path, *columns: str) -> list[dict[str, str]]:
 
 
 def image_files(source: Path) -> dict[str, Path]:
-    """Every image file below ``source`` by its name; the endings only select, reading decides by content."""
+    """Every image file below ``source`` by its name, selected by extension; the content is checked on reading."""
     return {path.name: path for path in sorted(source.rglob("*")) if path.suffix.lower() in IMAGE_ENDINGS}
 
 
 def image_size(path: Path) -> tuple[int, int]:
-    """Width and height of a PNG or JPEG by its header.
+    """Width and height of a PNG or JPEG from its header.
 
     Raises:
-        DataError: it has none.
+        DataError: the file is not a readable image.
     """
     try:
         with Image.open(path) as image:
@@ -53,10 +53,10 @@ def image_size(path: Path) -> tuple[int, int]:
 
 
 def number_of(text: str, where: str) -> float:
-    """A cell as a number; ``where`` names it.
+    """A cell as a number; ``where`` names it in the message.
 
     Raises:
-        DataError: it is none.
+        DataError: it is not a number.
     """
     try:
         return float(text)
@@ -65,7 +65,7 @@ def number_of(text: str, where: str) -> float:
 
 
 def years_of(text: str) -> float | None:
-    """Age in years: "61", and NIH's "061Y", "011M", "006D"; None where it cannot be."""
+    """Age in years: "61", and NIH's "061Y", "011M", "006D"; None for an impossible age."""
     text = text.strip().upper()
     unit = {"Y": 1.0, "M": 1 / 12, "D": 1 / 365.25}.get(text[-1:], 1.0)
     try:
@@ -76,16 +76,16 @@ def years_of(text: str) -> float | None:
 
 
 def sex_of(text: str) -> str | None:
-    """ "F" or "M"; None where it is neither."""
+    """ "F" or "M"; None for anything else."""
     sex = text.strip().upper()
     return sex if sex in ("F", "M") else None
 
 
 def make_row(where: str, **fields: Any) -> Row:
-    """A row of published values; ``where`` names it.
+    """A manifest row of published values; ``where`` names it in the message.
 
     Raises:
-        DataError: a value cannot be.
+        DataError: a value is invalid.
     """
     try:
         return Row.model_validate(fields)

@@ -1,7 +1,7 @@
-"""Do outputs agree with what they were made from, and with the study's real image or report?
+"""Do outputs agree with the prompts that they were generated from, and with the study's real image or report?
 
-Cosines are of a model's own prompt encoders (XGeM, Eq. 2 and 5), so they are no independent judge of that model; pixels
-and the judge's scores are. Every number stands beside the same with the outputs of other studies (``shuffled``).
+Cosine similarities use a model's own prompt encoders (XGeM, Eq. 2 and 5), which are not an independent judge of that
+model; pixels and the judge's scores are. Every number is compared with that of other studies' outputs (``shuffled``).
 """
 
 from __future__ import annotations
@@ -40,16 +40,16 @@ def evaluate(
     """Agreement of generated images or reports with their prompts and targets; means over the samples of a study.
 
     Args:
-        real: the studies that the generations answer to, with all of ``inputs`` and ``output``.
+        real: the real studies of the generated items, with all of ``inputs`` and ``output``.
         inputs: modalities of the prompts.
         output: the generated modality.
         encoders: prompt encoders, codec and preprocessing of a model.
         judge: a classifier whose scores of generated and real images are correlated, class by class.
-        training: real training studies. Images: ridge regression from the prompt images to the target is a baseline;
-            reports: the most frequent one is.
+        training: real training studies, for baselines: for images, ridge regression from the prompt images to the
+            target; for reports, the most frequent report.
 
     Raises:
-        DataError: no generation names a real study.
+        DataError: no generated item names a real study.
     """
     target, outputs = samples(real[output], generated)
     real = real.of([item.id for item in target.items])
@@ -69,19 +69,20 @@ def evaluate(
 
 
 def prompt_vectors(real: Studies, inputs: Sequence[str], encoders: Evaluated) -> Array:
-    """Mean of the prompts' pooled vectors (XGeM, Eq. 2), (n, d)."""
+    """Mean of the pooled vectors of a study's prompts (XGeM, Eq. 2), (n, d)."""
     return np.mean([_embedded(real[name], name, encoders) for name in inputs], axis=0)
 
 
 def _embedded(items: EvalSet, modality: str, encoders: Evaluated) -> Array:
-    image = modality in encoders.images
-    return encoders.embed(modality, pixels_of(items, encoders) if image else items.reports)
+    """Pooled vectors (n, d) of images or reports."""
+    is_image = modality in encoders.images
+    return encoders.embed(modality, pixels_of(items, encoders) if is_image else items.reports)
 
 
 def _mean(scores: Iterable[Array], bootstrap: Bootstrap) -> Comparison:
-    """Of (n, n) scores of each sample: (i, j) rates the output for study j against study i."""
-    found = [bootstrap.matched_and_shuffled(one) for one in scores]
-    return Comparison(average([one.matched for one in found]), average([one.shuffled for one in found]))
+    """The mean over samples of (n, n) scores: (i, j) rates the output for study j against study i."""
+    parts = [bootstrap.matched_and_shuffled(sample) for sample in scores]
+    return Comparison(average([part.matched for part in parts]), average([part.shuffled for part in parts]))
 
 
 def _of_images(
@@ -94,22 +95,25 @@ def _of_images(
     training: Studies | None,
     bootstrap: Bootstrap,
 ) -> list[Metric]:
-    images = [pixels_of(one, encoders) for one in outputs]
-    found = _cosines(real, inputs, output, [encoders.embed(output, one) for one in images], encoders, bootstrap)
+    # Cosine similarities in the prompt encoders' space
+    images = [pixels_of(sample, encoders) for sample in outputs]
+    vectors = [encoders.embed(output, sample) for sample in images]
+    metrics = _cosines(real, inputs, output, vectors, encoders, bootstrap)
     # Pixels: the rank of the own image among those of all studies, and the correlation with it
     target = agreement.coarse(pixels_of(real[output], encoders))
-    coarse = [agreement.coarse(one) for one in images]
-    line = _ridge(real, training, inputs, output, encoders)
+    coarse = [agreement.coarse(sample) for sample in images]
+    predicted = _ridge(real, training, inputs, output, encoders)
     for name, score in (("one_minus_own_rank", agreement.own_rank_scores), ("pixel_correlation", _correlation)):
-        ridge = None if line is None else _mean([score(target, line)], bootstrap).matched
-        value = _mean((score(target, one) for one in coarse), bootstrap)
-        found.append(Metric.measured(name, value, paired={"ridge": ridge}, extractor=GRID))
+        ridge = None if predicted is None else _mean([score(target, predicted)], bootstrap).matched
+        value = _mean((score(target, sample) for sample in coarse), bootstrap)
+        metrics.append(Metric.measured(name, value, paired={"ridge": ridge}, extractor=GRID))
+    # The judge's logits
     if judge is not None:
         actual = _logits(scores_of(judge, real[output]))
-        scores = (agreement.logit_scores(actual, _logits(scores_of(judge, one))) for one in outputs)
+        scores = (agreement.logit_scores(actual, _logits(scores_of(judge, sample))) for sample in outputs)
         value = _mean(scores, bootstrap)
-        found.append(Metric.measured("classifier_agreement", value, extractor=judge.name, weights=judge.weights))
-    return found
+        metrics.append(Metric.measured("classifier_agreement", value, extractor=judge.name, weights=judge.weights))
+    return metrics
 
 
 def _of_reports(
@@ -125,7 +129,7 @@ def _of_reports(
     if training is not None:
         fixed = encoders.embed(output, [most_frequent(training[output].reports)])
         constant = bootstrap.mean(agreement.cosine(_embedded(real[output], output, encoders), fixed)[:, 0])
-    vectors = [encoders.embed(output, one.reports) for one in outputs]
+    vectors = [encoders.embed(output, sample.reports) for sample in outputs]
     return _cosines(real, inputs, output, vectors, encoders, bootstrap, constant)
 
 
@@ -138,13 +142,13 @@ def _cosines(
     bootstrap: Bootstrap,
     constant: Sampled | None = None,
 ) -> list[Metric]:
-    """Of the outputs' vectors with those of the prompts, whose ceiling is the real target's, and with the target's."""
+    """Cosine similarities of the outputs with the prompts (ceiling: the real target's) and with the real target."""
     prompts, target = prompt_vectors(real, inputs, encoders), _embedded(real[output], output, encoders)
     ceiling = _mean([agreement.cosine(prompts, target)], bootstrap).matched
     return [
         Metric.measured(
             name,
-            _mean((agreement.cosine(other, one) for one in vectors), bootstrap),
+            _mean((agreement.cosine(other, sample) for sample in vectors), bootstrap),
             paired=paired,
             extractor=f"prompt encoders of {encoders.name}",
             weights=encoders.hash,
@@ -157,18 +161,19 @@ def _cosines(
 
 
 def _correlation(target: Array, output: Array) -> Array:
+    """Pearson's r (n, n) of standardised rows."""
     return target @ output.T / target.shape[1]
 
 
 def _logits(scores: Array) -> Array:
-    inside = np.clip(scores, 1e-9, 1 - 1e-9)
-    return np.log(inside / (1 - inside))
+    probabilities = np.clip(scores, 1e-9, 1 - 1e-9)
+    return np.log(probabilities / (1 - probabilities))
 
 
 def _ridge(
     real: Studies, training: Studies | None, inputs: Sequence[str], output: str, encoders: Evaluated
 ) -> Array | None:
-    """Coarse targets (n, 256) by ridge regression from the prompt images; None where no prompt is an image."""
+    """Coarse targets (n, 256) predicted from the prompt images by ridge regression; None without a prompt image."""
     views = [name for name in inputs if name in encoders.images]
     if training is None or not views:
         return None

@@ -1,8 +1,8 @@
-"""Do generated frontals show what was requested? Masks, boxes, severity scores and demographics, each given alone.
+"""Do generated frontal radiographs show what was requested? Masks, boxes, severity and demographics, each given alone.
 
-What an image shows is judged by networks trained on real training images. Two references are of the same studies: the
+Networks trained on real training images judge what an image shows. Two references are of the same studies: the
 ``shuffled`` control (requests of other studies) and the ``ceiling`` (the study's own real image). ChexGen shows its
-annotated generations and trains on them; whether they follow their annotations is measured here.
+annotated outputs and trains on them; whether they follow their annotations is measured here.
 """
 
 from __future__ import annotations
@@ -31,37 +31,37 @@ from xgem.types import NotComputed
 FAMILY: Final = "control"
 FEMALE: Final = "F"
 AGES: Final = (20, 30, 40, 50, 60, 70)
-"""The judge of age says for each of these how likely the patient is older; their mean is its estimate."""
+"""The judge of age gives the probability that the patient is older than each of these; their mean is its estimate."""
 EXAMPLES: Final = 12
 Images = NDArray[np.uint8]
 
 
 def evaluate(kind: str, requested: Requested, judges: Judges) -> FamilyResult:
-    """What the images show of one kind of input, ``mask``, ``boxes``, ``severity`` or ``demographics``.
+    """How well images follow one kind of input: ``mask``, ``boxes``, ``severity`` or ``demographics``.
 
-    Numbers are means over samples. ``share_of_ceiling`` is 0 for a model that ignores the input, 1 for real images.
+    Metrics are means over samples. ``share_of_ceiling`` is 0 for a model that ignores the input, 1 for real images.
 
     Raises:
-        NotComputed: too few studies, or nothing that judges can learn.
+        NotComputed: too few studies, or nothing that judges can learn from.
     """
-    found = KINDS[kind](requested, judges)
+    outcome = KINDS[kind](requested, judges)
     settings = {
         "seed": judges.seed,
         "bootstrap": f"{judges.draws} resamplings of studies",
         "n": len(requested.real),
         "training_images": len(requested.training),
         "pairs": f"mean of {len(requested.samples)} samples per study",
-        **found.settings,
+        **outcome.settings,
     }
-    missing = [Metric.missing(name, why, of=of) for (name, of), why in found.left_out.items()]
+    missing = [Metric.missing(name, why, of=of) for (name, of), why in outcome.left_out.items()]
     return FamilyResult(
-        FAMILY, [*found.metrics, *missing], settings, details=found.details, examples=_examples(found.columns)
+        FAMILY, [*outcome.metrics, *missing], settings, details=outcome.details, examples=_examples(outcome.columns)
     )
 
 
 @dataclass(frozen=True)
 class _Found:
-    """Numbers of one kind; ``columns`` of images or texts (n) to look at, ``left_out`` by metric and part."""
+    """Metrics of one kind; ``columns`` of images or texts for examples; reasons in ``left_out`` by metric and part."""
 
     metrics: list[Metric]
     settings: Mapping[str, Any]
@@ -71,30 +71,31 @@ class _Found:
 
 
 def _examples(columns: Sequence[tuple[str, Any]]) -> list[Example]:
-    """One example a study: its images in the order of the columns, its texts in the caption."""
+    """One example per study: its images in the order of the columns, its texts in the caption."""
     images = [values for _, values in columns if isinstance(values, np.ndarray)]
     texts = [values for _, values in columns if not isinstance(values, np.ndarray)]
     titles = ", ".join(name for name, values in columns if isinstance(values, np.ndarray))
     return [
-        Example("; ".join((*(one[row] for one in texts), titles)), [one[row] for one in images])
+        Example("; ".join((*(column[row] for column in texts), titles)), [column[row] for column in images])
         for row in range(min(EXAMPLES, len(images[0])))
     ]
 
 
 def _mean(parts: Sequence[Comparison]) -> Comparison:
-    return Comparison(average([one.matched for one in parts]), average([one.shuffled for one in parts]))
+    return Comparison(average([part.matched for part in parts]), average([part.shuffled for part in parts]))
 
 
 def masks(requested: Requested, judges: Judges) -> _Found:
-    """Dice and IoU of the requested mask with the same structure as a segmenter finds it."""
+    """Dice and IoU of the requested mask with the same structure as segmented in the image."""
+    # Structures that are outlined in enough studies
     requested.check("masks")
-    asked, learned = (
+    wanted, training_masks = (
         [united(read_study(study, judges.transform).masks) for study in part.studies]
         for part in (requested.real, requested.training)
     )
     counts = {
-        name: (sum(name in one for one in asked), sum(name in one for one in learned))
-        for name in sorted({name for one in (*asked, *learned) for name in one})
+        name: (sum(name in study for study in wanted), sum(name in study for study in training_masks))
+        for name in sorted({name for study in (*wanted, *training_masks) for name in study})
     }
     structures = [name for name, (n, m) in counts.items() if n >= MIN_STUDIES and m >= MIN_TRAINING]
     left_out = {
@@ -105,23 +106,26 @@ def masks(requested: Requested, judges: Judges) -> _Found:
     }
     if not structures:
         raise NotComputed(f"no structure is outlined often enough: {counts} (evaluated, training)")
+    # Segmentations of the real and the generated images
     size = judges.transform.size
     segmenter = train_segmenter(
         requested.training.images,
-        Outlines.stacked(learned, structures, size),
+        Outlines.stacked(training_masks, structures, size),
         config=judges.segmenter,
         cache=judges.cache,
         device=judges.device,
     )
-    truth = Outlines.stacked(asked, structures, size)
-    in_real, in_samples = segmenter.masks(requested.real.images), [segmenter.masks(one) for one in requested.samples]
+    truth = Outlines.stacked(wanted, structures, size)
+    in_real = segmenter.masks(requested.real.images)  # (n, structures, s, s)
+    in_samples = [segmenter.masks(images) for images in requested.samples]
+    # Overlap with the requested masks, structure by structure
     metrics: list[Metric] = []
     for k, structure in enumerate(structures):
         rows = truth.known[:, k]
         compare = judges.bootstrap(int(rows.sum())).matched_and_shuffled
-        overlaps = [spatial.overlaps(one[rows, k], truth.masks[rows, k]) for one in (in_real, *in_samples)]
+        overlaps = [spatial.overlaps(found[rows, k], truth.masks[rows, k]) for found in (in_real, *in_samples)]
         for place, name in enumerate(("dice", "iou")):
-            ceiling, *samples = (compare(one[place]) for one in overlaps)
+            ceiling, *samples = (compare(scores[place]) for scores in overlaps)
             metrics.append(
                 Metric.measured(
                     name,
@@ -133,55 +137,62 @@ def masks(requested: Requested, judges: Judges) -> _Found:
                 )
             )
     columns = [("requested", _drawn(truth.masks)), ("real", requested.real.images), ("found in real", _drawn(in_real))]
-    for k, (images, one) in enumerate(zip(requested.samples, in_samples, strict=True), 1):
-        columns += [(f"generated {k}", images), (f"found {k}", _drawn(one))]
+    for k, (images, segmented) in enumerate(zip(requested.samples, in_samples, strict=True), 1):
+        columns += [(f"generated {k}", images), (f"found {k}", _drawn(segmented))]
     return _Found(metrics, {"segmenter": segmenter.hash}, columns, left_out=left_out)
 
 
 def _drawn(masks: spatial.Mask) -> Images:
-    """(n, k, s, s) -> (n, s, s): each structure in a grey of its own."""
+    """(n, k, s, s) masks -> (n, s, s) images with a grey level for each structure."""
     greys = np.linspace(255, 80, masks.shape[1]).astype(np.uint8)
     return (masks * greys[:, None, None]).max(axis=1).astype(np.uint8)
 
 
 def boxes(requested: Requested, judges: Judges) -> _Found:
-    """Contrast of the requested box, and what the classifier sees of its class there."""
+    """Contrast of the requested box, and the classifier's response to its class there."""
+    # The requested boxes, and those of classes that the classifier has
     real = requested.real
     if len(real) < MIN_STUDIES:
         raise NotComputed(f"{len(real)} evaluated studies with boxes: expected at least {MIN_STUDIES}")
-    asked = [read_study(study, judges.transform).boxes for study in real.studies]
+    wanted = [read_study(study, judges.transform).boxes for study in real.studies]
     findings = judges.findings
     left_out: dict[tuple[str, str], str] = {}
-    known: list[list[tuple[spatial.Box, int]]] = [[] for _ in asked]
+    known: list[list[tuple[spatial.Box, int]]] = [[] for _ in wanted]
     if isinstance(findings, NotComputed):
         reason: str | None = str(findings)
     else:
         classes = {name: k for k, name in enumerate(findings.classes)}
-        known = [[(box, classes[name]) for box in own if (name := box_class(box.label)) in classes] for own in asked]
+        known = [
+            [(box, classes[name]) for box in study_boxes if (name := box_class(box.label)) in classes]
+            for study_boxes in wanted
+        ]
         rows = sum(map(bool, known))
         reason = f"{rows} studies have boxes of a class that the classifier knows: expected at least {MIN_STUDIES}"
         reason = reason if rows < MIN_STUDIES else None
     if reason is not None:
         left_out |= {("logit", ""): reason, ("response", ""): reason}
+    # Scores of real and generated images, metric by metric on the studies that have it
     in_real, *in_samples = (
-        _box_scores(images, asked, None if reason else known, judges) for images in (real.images, *requested.samples)
+        _box_scores(images, wanted, None if reason else known, judges) for images in (real.images, *requested.samples)
     )
     metrics: list[Metric] = []
     for name, (scores, judge) in in_real.items():
         kept = np.flatnonzero(np.isfinite(np.diag(scores)))
         if len(kept) < MIN_STUDIES:
-            left_out[name, ""] = f"{len(kept)} studies have it: expected at least {MIN_STUDIES}"
+            left_out[name, ""] = f"{len(kept)} studies with a value: expected at least {MIN_STUDIES}"
             continue
         compare, place = judges.bootstrap(len(kept)).matched_and_shuffled, np.ix_(kept, kept)
-        value = _mean([compare(one[name][0][place]) for one in in_samples])
+        value = _mean([compare(sample[name][0][place]) for sample in in_samples])
         metrics.append(Metric.measured(name, value, paired={"ceiling": compare(scores[place]).matched}, **judge))
-    columns = [("real, with boxes", _framed(real.images, asked))]
-    columns += [(f"generated {k}, with boxes", _framed(one, asked)) for k, one in enumerate(requested.samples, 1)]
-    return _Found(metrics, {"boxes": sum(map(len, asked))}, columns, left_out=left_out)
+    columns = [("real, with boxes", _framed(real.images, wanted))]
+    columns += [
+        (f"generated {k}, with boxes", _framed(images, wanted)) for k, images in enumerate(requested.samples, 1)
+    ]
+    return _Found(metrics, {"boxes": sum(map(len, wanted))}, columns, left_out=left_out)
 
 
 def box_class(label: str) -> str | None:
-    """The class of findings that a box's label stands for, if any."""
+    """The CheXpert class of a box's label, if there is one."""
     return next(iter(classes_of(label)), None)
 
 
@@ -191,21 +202,22 @@ def _box_scores(
     known: Sequence[Sequence[tuple[spatial.Box, int]]] | None,
     judges: Judges,
 ) -> dict[str, tuple[Array, dict[str, Any]]]:
-    """(n, n) scores by metric, with their judge: (i, j) rates image j by study i's boxes."""
+    """(n, n) scores by metric, with their judge: (i, j) rates image i by study j's boxes."""
     grey: dict[str, Any] = {"extractor": "grey levels, 0 to 1"}
-    found = {
+    scores = {
         "contrast_to_ring": (spatial.contrasts(images, asked, spatial.ring), grey),
         "contrast_to_other_side": (spatial.contrasts(images, asked, spatial.mirrored), grey),
     }
     if known is None or isinstance(judges.findings, NotComputed):
-        return found
+        return scores
     judge = {"extractor": judges.findings.name, "weights": judges.findings.weights}
-    rows = [row for row, own in enumerate(known) if own]
+    # Only the studies with boxes of known classes
+    rows = [row for row, study_boxes in enumerate(known) if study_boxes]
     listed, logits = [known[row] for row in rows], judges.logits(images[rows])
-    columns = [logits[:, [k for _, k in own]].mean(axis=1) for own in listed]
-    found["logit"] = np.stack(columns, axis=1), judge
-    found["response"] = spatial.responses(images[rows], listed, judges.logits), judge
-    return found
+    columns = [logits[:, [k for _, k in study_boxes]].mean(axis=1) for study_boxes in listed]
+    scores["logit"] = np.stack(columns, axis=1), judge
+    scores["response"] = spatial.responses(images[rows], listed, judges.logits), judge
+    return scores
 
 
 def _framed(images: Images, boxes: Sequence[spatial.Boxes]) -> Images:
@@ -214,9 +226,9 @@ def _framed(images: Images, boxes: Sequence[spatial.Boxes]) -> Images:
 
     size = images.shape[-1]
     drawn: list[Any] = []
-    for pixels, own in zip(images, boxes, strict=True):
+    for pixels, study_boxes in zip(images, boxes, strict=True):
         image = Image.fromarray(pixels)
-        for box in own:
+        for box in study_boxes:
             corners = [round(side * size) for side in (box.x, box.y, box.x + box.w, box.y + box.h)]
             ImageDraw.Draw(image).rectangle(corners, outline=255)
         drawn.append(np.asarray(image))
@@ -224,14 +236,14 @@ def _framed(images: Images, boxes: Sequence[spatial.Boxes]) -> Images:
 
 
 def severity(requested: Requested, judges: Judges) -> _Found:
-    """Rank correlation of the requested score with the one estimated from the prompt encoder's embedding."""
+    """Rank correlation of the requested score with the score estimated from the prompt encoder's embedding."""
     from sklearn.linear_model import RidgeCV
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
     requested.check("a severity score")
-    asked, learned = (
-        np.array([one.severity for one in part.studies], dtype=np.float64)
+    wanted, training_scores = (
+        np.array([study.severity for study in part.studies], dtype=np.float64)
         for part in (requested.real, requested.training)
     )
     encoders = judges.encoders
@@ -240,47 +252,51 @@ def severity(requested: Requested, judges: Judges) -> _Found:
         return encoders.images(squares(images, encoders.size))
 
     regression: Any = make_pipeline(StandardScaler(), RidgeCV(alphas=np.logspace(0, 5, 11)))
-    regression.fit(embedded(requested.training.images), learned)
-    in_real, *in_samples = (regression.predict(embedded(one)) for one in (requested.real.images, *requested.samples))
-    named: dict[str, Any] = {"extractor": f"ridge on {encoders.name}", "weights": encoders.weights}
-    metric = _correlated("severity_spearman", asked, in_samples, in_real, judges, named, ranks=True)
-    columns = [("requested", [f"severity {one:g}" for one in asked]), *_images(requested)]
+    regression.fit(embedded(requested.training.images), training_scores)
+    in_real, *in_samples = (
+        regression.predict(embedded(images)) for images in (requested.real.images, *requested.samples)
+    )
+    extractor: dict[str, Any] = {"extractor": f"ridge on {encoders.name}", "weights": encoders.weights}
+    metric = _correlated("severity_spearman", wanted, in_samples, in_real, judges, extractor, ranks=True)
+    columns = [("requested", [f"severity {score:g}" for score in wanted]), *_images(requested)]
     return _Found([metric], {}, columns)
 
 
 def demographics(requested: Requested, judges: Judges) -> _Found:
-    """Requested sex (AUROC) and age (Pearson's r) beside those that a small network sees."""
+    """AUROC of the requested sex and Pearson's r of the requested age, as predicted by a small network."""
     requested.check("an age or a sex")
     studies = requested.real.studies
     judge = _patient_judge(requested.training, judges)
-    in_real, *in_samples = (judge.logits(one) for one in (requested.real.images, *requested.samples))
-    named: dict[str, Any] = {"extractor": "network of sex and age", "weights": judge.hash}
+    in_real, *in_samples = (judge.logits(images) for images in (requested.real.images, *requested.samples))
+    extractor: dict[str, Any] = {"extractor": "network of sex and age", "weights": judge.hash}
     metrics: list[Metric] = []
     left_out: dict[tuple[str, str], str] = {}
 
-    rows = np.array([one.sex is not None for one in studies])
-    female = np.array([float(one.sex == FEMALE) for one in studies])[rows]
+    # Sex: the network's first output
+    rows = np.array([study.sex is not None for study in studies])
+    female = np.array([float(study.sex == FEMALE) for study in studies])[rows]
     rarer = min(female.sum(), (1 - female).sum())
     if rarer < MIN_STUDIES:
         left_out["sex_auroc", ""] = f"{rarer:g} studies of the rarer sex: expected at least {MIN_STUDIES}"
     else:
-        metrics.append(_sex(female, [one[rows, 0] for one in in_samples], in_real[rows, 0], judges, named))
+        metrics.append(_sex(female, [logits[rows, 0] for logits in in_samples], in_real[rows, 0], judges, extractor))
 
-    rows = np.array([one.age is not None for one in studies])
-    ages = np.array([float("nan") if one.age is None else one.age for one in studies])[rows]
+    # Age: the mean of the other outputs
+    rows = np.array([study.age is not None for study in studies])
+    ages = np.array([float("nan") if study.age is None else study.age for study in studies])[rows]
     if len(ages) < MIN_STUDIES or not np.ptp(ages):
         left_out["age_pearson", ""] = f"{len(set(ages.tolist()))} different ages in {len(ages)} studies"
     else:
-        best, *guesses = (_mean_probability(one[rows, 1:]) for one in (in_real, *in_samples))
-        metrics.append(_correlated("age_pearson", ages, guesses, best, judges, named, ranks=False))
+        of_real, *of_samples = (_mean_probability(logits[rows, 1:]) for logits in (in_real, *in_samples))
+        metrics.append(_correlated("age_pearson", ages, of_samples, of_real, judges, extractor, ranks=False))
     if not metrics:
         raise NotComputed("; ".join(left_out.values()))
-    texts = [f"sex {one.sex or 'unknown'}, age {'unknown' if one.age is None else f'{one.age:g}'}" for one in studies]
+    texts = [f"sex {s.sex or 'unknown'}, age {'unknown' if s.age is None else f'{s.age:g}'}" for s in studies]
     return _Found(metrics, {}, [("requested", texts), *_images(requested)], left_out=left_out)
 
 
 def _patient_judge(training: Annotated, judges: Judges) -> Classifier:
-    """One network for sex and for age."""
+    """One network for both sex and age."""
 
     def labels(study: Study) -> list[float]:
         sex = float("nan") if study.sex is None else float(study.sex == FEMALE)
@@ -304,7 +320,7 @@ def _sex(female: Array, samples: Sequence[Array], real: Array, judges: Judges, n
     from sklearn.metrics import roc_auc_score
 
     bootstrap = judges.bootstrap(len(female))
-    value = _mean([compare_auc(one, female, bootstrap, seed=judges.seed) for one in samples])
+    value = _mean([compare_auc(scores, female, bootstrap, seed=judges.seed) for scores in samples])
     chance = permuted(female, samples, roc_auc_score, judges.seed)
     ceiling = auc(real, female, bootstrap)
     return Metric.measured("sex_auroc", value, paired={"ceiling": ceiling}, settings={"permutations": chance}, **named)
@@ -324,12 +340,12 @@ def _correlated(
     from scipy.stats import pearsonr, spearmanr
 
     bootstrap = judges.bootstrap(len(asked))
-    value = _mean([compare_correlation(asked, one, bootstrap, ranks=ranks, seed=judges.seed) for one in samples])
+    value = _mean([compare_correlation(asked, scores, bootstrap, ranks=ranks, seed=judges.seed) for scores in samples])
     ceiling: Sampled = correlation(asked, real, bootstrap, ranks=ranks)
 
     def statistic(first: Array, second: Array) -> float:
-        found: Any = spearmanr(first, second) if ranks else pearsonr(first, second)
-        return float(found.statistic)
+        result: Any = spearmanr(first, second) if ranks else pearsonr(first, second)
+        return float(result.statistic)
 
     chance = permuted(asked, samples, statistic, judges.seed)
     return Metric.measured(name, value, paired={"ceiling": ceiling}, settings={"permutations": chance}, **named)
@@ -338,13 +354,13 @@ def _correlated(
 def permuted(
     asked: Array, samples: Sequence[Array], statistic: Callable[[Array, Array], Any], seed: int, count: int = 999
 ) -> dict[str, float]:
-    """A permutation test of the samples' mean statistic: one-sided p, and 95 % of what chance gives."""
+    """A permutation test of the samples' mean statistic: one-sided p, and the central 95 % of the null distribution."""
     from scipy.stats import permutation_test
 
     def mean(order: Array) -> float:
-        return float(np.mean([statistic(order, one) for one in samples]))
+        return float(np.mean([statistic(order, scores) for scores in samples]))
 
-    found: Any = permutation_test(
+    test: Any = permutation_test(
         (asked,),
         mean,
         permutation_type="pairings",
@@ -352,8 +368,8 @@ def permuted(
         n_resamples=count,
         rng=np.random.default_rng([seed, 4]),
     )
-    low, high = np.quantile(found.null_distribution, [0.025, 0.975])
-    return {"p": float(found.pvalue), "low": float(low), "high": float(high)}
+    low, high = np.quantile(test.null_distribution, [0.025, 0.975])
+    return {"p": float(test.pvalue), "low": float(low), "high": float(high)}
 
 
 def _images(requested: Requested) -> list[tuple[str, Any]]:

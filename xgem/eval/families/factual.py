@@ -1,4 +1,4 @@
-"""Do generated images show what their studies say? AUC, F1 and Pearson's r by every judge, overall and by finding."""
+"""Do generated images show their studies' findings? AUROC, F1 and Pearson's r by judge, overall and by finding."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _CONSTANT: Final = "the judge gives all images of one side the same score"
 
 @dataclass(frozen=True)
 class _Judged:
-    """One judge's scores of both sets (n, classes), and the labels of those classes that have some."""
+    """One judge's scores of both sets (n, classes), and the labels of the classes in ``columns``."""
 
     name: str
     judge: Judge
@@ -43,7 +43,7 @@ class _Judged:
 
     @property
     def extractor(self) -> dict[str, Any]:
-        """What its metrics are by."""
+        """Name and weights of the judge, for its metrics."""
         return {"extractor": self.name, "weights": self.judge.weights}
 
     @property
@@ -67,19 +67,20 @@ def evaluate(
     """Scores of generated images against their studies' labels and against the scores of the real images.
 
     Args:
-        real: with images and labels, which are the truth.
-        judges: by the name under which their numbers are reported (:func:`xgem.judges.judge.train_judge`,
-            :func:`~xgem.judges.xrv.load_xrv`); for one that is not available, the reason.
-        uncertain, blank: what -1 and a label that is not mentioned count as; the paper scores a class only where its
-            label is defined, which is ``ignore``.
+        real: studies with images, and labels as ground truth.
+        judges: by the name under which their metrics are reported (:func:`xgem.judges.judge.train_judge`,
+            :func:`~xgem.judges.xrv.load_xrv`), or the reason why one is not available.
+        uncertain, blank: what -1 and an unmentioned label count as; the paper scores a class only where its label is
+            defined, which is ``ignore``.
         size: side at which images are read; None keeps their own.
 
     The reference ``ceiling`` is the same judge on the real images. F1 counts a score above the judge's threshold as
     present.
 
     Raises:
-        DataError: no generation with an image names a real study with one.
+        DataError: no generated image names a real study with an image.
     """
+    # Judge by judge
     truth, outputs = one_each(real.with_images(), generated.with_images())
     bootstrap = Bootstrap(len(outputs), draws=draws, seed=seed)
     options = {"seed": seed, "permutations": permutations}
@@ -105,9 +106,13 @@ def evaluate(
         "labels": truth.labelled_by,
         "permutations": permutations,
         "judges": {
-            name: {"classes": list(one.classes), "thresholds": thresholds_of(one).tolist(), "weights": one.weights}
-            for name, one in judges.items()
-            if not isinstance(one, NotComputed)
+            name: {
+                "classes": list(judge.classes),
+                "thresholds": thresholds_of(judge).tolist(),
+                "weights": judge.weights,
+            }
+            for name, judge in judges.items()
+            if not isinstance(judge, NotComputed)
         },
     }
     ids = [item.id for item in truth.items]
@@ -152,20 +157,20 @@ class _Part:
 
 
 def _against_labels(judged: _Judged, bootstrap: Bootstrap, options: Mapping[str, int]) -> list[_Part]:
-    """AUROC and F1 of the scores of generated images with the studies' labels: means, and finding by finding."""
+    """AUROC and F1 of the generated images' scores against the studies' labels: averages, and finding by finding."""
     scores, real = (values[:, judged.columns] for values in (judged.generated, judged.real))
     try:
         aucs = compare_auc_scores(scores, judged.labels, bootstrap, **options)
     except InputError as error:
         return [_Part([Metric.missing(f"{key}_macro", error, **judged.extractor) for key in ("auroc", "f1")])]
     thresholds = thresholds_of(judged.judge)[list(judged.columns)]
-    called, called_real = (np.where(values > thresholds, 1.0, 0.0) for values in (scores, real))
-    f1s = compare_f1_scores(judged.labels, called, bootstrap)
-    f1_ceiling = compare_f1_scores(judged.labels, called_real, bootstrap)
+    predicted, predicted_real = (np.where(values > thresholds, 1.0, 0.0) for values in (scores, real))
+    f1s = compare_f1_scores(judged.labels, predicted, bootstrap)
+    f1_ceiling = compare_f1_scores(judged.labels, predicted_real, bootstrap)
     auc_ceiling = auc_scores(real, judged.labels, bootstrap)
     known = int(np.isfinite(judged.labels).any(axis=1).sum())
 
-    # Means over findings
+    # Averages over findings
     means = _Part()
     for mean in ("micro", "macro", "weighted"):
         compared: Comparison = getattr(aucs, mean)
@@ -177,11 +182,11 @@ def _against_labels(judged: _Judged, bootstrap: Bootstrap, options: Mapping[str,
             means.metrics.append(Metric.measured(key, comparison, paired=paired, n=known, **judged.extractor))
 
     # Finding by finding
-    f1_by_class = [one or _NO_POSITIVE for one in compare_f1_by_class(judged.labels, called, bootstrap)]
-    auc_best = [_auc(real[:, k], judged.labels[:, k], bootstrap) for k in range(len(judged.columns))]
-    f1_best = [one and one.matched for one in compare_f1_by_class(judged.labels, called_real, bootstrap)]
-    by_auc = _by_finding("auroc", aucs.by_class, auc_best, judged)
-    by_f1 = _by_finding("f1", f1_by_class, f1_best, judged)
+    f1_by_class = [result or _NO_POSITIVE for result in compare_f1_by_class(judged.labels, predicted, bootstrap)]
+    auc_ceilings = [_auc(real[:, k], judged.labels[:, k], bootstrap) for k in range(len(judged.columns))]
+    f1_ceilings = [one and one.matched for one in compare_f1_by_class(judged.labels, predicted_real, bootstrap)]
+    by_auc = _by_finding("auroc", aucs.by_class, auc_ceilings, judged)
+    by_f1 = _by_finding("f1", f1_by_class, f1_ceilings, judged)
     roc = {f"{judged.name}: ROC of generated images": _roc(judged.classes, scores, judged.labels, aucs)}
     return [means, by_auc, by_f1, _Part(charts=roc)]
 
@@ -232,27 +237,27 @@ def _roc(classes: Sequence[str], scores: Array, labels: Array, aucs: AucScores) 
     from sklearn.metrics import roc_curve
 
     lines: dict[str, tuple[Array, Array]] = {}
-    for k, (name, one) in enumerate(zip(classes, aucs.by_class, strict=True)):
+    for k, (name, result) in enumerate(zip(classes, aucs.by_class, strict=True)):
         known = np.isfinite(labels[:, k])
-        if isinstance(one, Comparison):
-            false, true, _ = roc_curve(labels[known, k], scores[known, k])
-            lines[f"{name} {one.matched.value:.2f} (n {known.sum()})"] = (false, true)
-    return plots.curves(lines, x="false positives", y="true positives", diagonal=True)
+        if isinstance(result, Comparison):
+            false_rate, true_rate, _ = roc_curve(labels[known, k], scores[known, k])
+            lines[f"{name} {result.matched.value:.2f} (n {known.sum()})"] = (false_rate, true_rate)
+    return plots.curves(lines, x="false positive rate", y="true positive rate", diagonal=True)
 
 
 def _against_real(judged: _Judged, bootstrap: Bootstrap, options: Mapping[str, int]) -> _Part:
-    """Pearson's r with the scores of the real images, pooled over all of the judge's classes and by class."""
+    """Pearson's r with the scores of the real images, pooled over all of the judge's classes, and by class."""
     pooled = compare_pearson(judged.real, judged.generated, bootstrap, **options)
     by_class = [
         compare_pearson(real, generated, bootstrap, **options)
         for real, generated in zip(judged.real.T, judged.generated.T, strict=True)
     ]
-    varying = [one for one in by_class if np.isfinite(one.matched.value)]
+    varying = [result for result in by_class if np.isfinite(result.matched.value)]
     compared: list[tuple[str, str, Comparison]] = [("pearson_flattened", "", pooled)]
     if varying:
-        macro = Comparison(average([one.matched for one in varying]), average([one.shuffled for one in varying]))
+        macro = Comparison(average([r.matched for r in varying]), average([r.shuffled for r in varying]))
         compared.append(("pearson_macro", "", macro))
-    compared += [("pearson", finding, one) for finding, one in zip(judged.judge.classes, by_class, strict=True)]
+    compared += [("pearson", finding, result) for finding, result in zip(judged.judge.classes, by_class, strict=True)]
     part = _Part()
     for key, finding, comparison in compared:
         options_of: dict[str, Any] = {"of": finding, **judged.extractor}
@@ -267,7 +272,7 @@ def _against_real(judged: _Judged, bootstrap: Bootstrap, options: Mapping[str, i
 
 
 def _worst(name: str, real: EvalSet, generated: EvalSet, distance: Array, size: int | None) -> list[Example]:
-    """The pairs whose scores differ most: the real image, then the generated one."""
+    """The pairs with the largest differences of scores: the real image, then the generated one."""
     examples: list[Example] = []
     for row in np.argsort(-distance, kind="stable")[:_WORST]:
         images = [items.subset([int(row)]).images(size)[0] for items in (real, generated)]

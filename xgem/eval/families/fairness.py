@@ -49,19 +49,20 @@ def evaluate(
     Args:
         test: real images with labels and sex, race or age.
         scores: by the classifier's name, such as ``real`` and ``topped up`` (:func:`xgem.eval.subgroups.mitigation`):
-            (n, classes) or (runs, n, classes) probabilities of ``test``. The first is what others are compared with.
-        synthetic: by the same names, scores of a synthetic image for each of ``test``, row by row
+            (n, classes) or (runs, n, classes) probabilities for ``test``. The others are compared with the first.
+        synthetic: by the same names, scores of a synthetic image for each image of ``test``, row by row
             (:func:`xgem.data.sets.pairs`).
-        threshold: of the F1, one or one a class.
-        unmentioned: ``negative`` counts a class that is not mentioned as absent; -1 (uncertain) is never counted.
-        min_n: smaller subgroups are named, not computed.
-        judge, weights: for the record: what gave the scores, and its weights' hash.
+        threshold: for F1; one for all classes, or one per class.
+        unmentioned: ``negative`` counts an unmentioned class as absent; -1 (uncertain) is never counted.
+        min_n: smaller subgroups are listed but not computed.
+        judge, weights: for the record: the network that gave the scores, and the hash of its weights.
         plan: how the training images were topped up, for the record.
 
     Raises:
         ShapeError: scores of another shape.
         InputError: no scores, unknown axes, or no sex, race or age is given.
     """
+    # Labels, scores and the members of every subgroup
     labels = _labels(test, classes, unmentioned)
     _check_scores(scores, synthetic, labels.shape)
     rows = subgroups(test, axes, intersections=intersections)
@@ -78,6 +79,7 @@ def evaluate(
         seed,
         {"extractor": judge, "weights": weights},
     )
+    # Metric by metric, on every axis
     metrics: list[Metric] = []
     table: list[list[Any]] = []
     charts: dict[str, bytes] = {}
@@ -108,7 +110,7 @@ def evaluate(
 
 
 def _labels(test: EvalSet, classes: Sequence[str], unmentioned: str) -> Array:
-    """(n, classes) of 1, 0, or NaN where a label does not count."""
+    """Labels (n, classes): 1, 0, or NaN where a label does not count."""
     labels = np.asarray(test.labels(classes))
     if unmentioned == "negative":
         labels = np.where(np.isnan(labels), 0.0, labels)
@@ -116,7 +118,7 @@ def _labels(test: EvalSet, classes: Sequence[str], unmentioned: str) -> Array:
 
 
 def _details(test: EvalSet, axes: Sequence[str], plan: TopUp | None) -> dict[str, Any]:
-    """Of how many images an axis is not known, and how the training images were topped up."""
+    """The number of images with an unknown value on each axis, and how the training images were topped up."""
     details: dict[str, Any] = {
         "without": {axis: sum(group_of(item, (axis,)) is None for item in test.items) for axis in axes}
     }
@@ -131,17 +133,17 @@ def _details(test: EvalSet, axes: Sequence[str], plan: TopUp | None) -> dict[str
 
 
 def _check_scores(scores: Mapping[str, Array], synthetic: Mapping[str, Array] | None, shape: tuple[int, ...]) -> None:
-    """Raises InputError without scores, ShapeError where they are not (n, classes) or (runs, n, classes)."""
+    """Raises InputError without scores, ShapeError if they are not (n, classes) or (runs, n, classes)."""
     if not scores:
         raise InputError("no scores: give those of at least one classifier")
     for name, values in [*scores.items(), *(synthetic or {}).items()]:
         if values.shape[-2:] != shape or values.ndim not in (2, 3):
-            raise ShapeError(f"scores {name!r} of {values.shape}: expected {shape}, one row a test image")
+            raise ShapeError(f"scores {name!r} of {values.shape}: expected {shape}, one row per test image")
 
 
 @dataclass(frozen=True)
 class _Measured:
-    """Scores of real and of synthetic images by classifier, and how they are measured."""
+    """Scores of real and of synthetic images by classifier, and the settings of their metrics."""
 
     scores: Mapping[str, Array]
     synthetic: Mapping[str, Array]
@@ -154,7 +156,7 @@ class _Measured:
     extractor: Mapping[str, Any]
 
     def groups(self, measure: MeasureName, members: Mapping[str, NDArray[np.int64]]) -> dict[str, list[Group]]:
-        """A measure of every subgroup, by classifier; of synthetic images under a name of their own."""
+        """A metric of every subgroup by classifier; for synthetic images under a separate name."""
         options: dict[str, Any] = {"threshold": self.threshold, "min_n": self.min_n}
         named = {**self.scores, **{_synthetic(name): values for name, values in self.synthetic.items()}}
         return {
@@ -169,7 +171,7 @@ class _Measured:
         members: Mapping[str, NDArray[np.int64]],
         groups: Mapping[str, Sequence[Group]],
     ) -> Iterator[Metric]:
-        """Of every classifier: each subgroup, the gap, the worst group, the correlation with synthetic images."""
+        """For every classifier: each subgroup, the gap, the worst group, the correlation with synthetic images."""
         first: Gap | None = None
         key = _KEYS[measure]
         for name, values in self.scores.items():
@@ -230,7 +232,7 @@ def _synthetic(name: str) -> str:
 
 
 def _chart(measure: MeasureName, groups: Mapping[str, Sequence[Group]]) -> bytes | None:
-    """Bars of every subgroup by classifier; None where the first classifier has no number."""
+    """Bars of every subgroup by classifier; None if the first classifier has no value."""
     first = next(iter(groups.values()))
     if not any(group.value for group in first):
         return None

@@ -1,4 +1,4 @@
-"""Fidelity of a generated set: distances to real images in several feature spaces, whole and per finding."""
+"""Fidelity of a generated set: distances to real images in several feature spaces, overall and per finding."""
 
 from __future__ import annotations
 
@@ -40,28 +40,28 @@ def evaluate(
 ) -> FamilyResult:
     """FID, KID and PRDC in every extractor's space, alignment with the prompts, diversity over seeds.
 
-    The reference of each distance is what real images reach against real ones at the generated set's size: those of
-    ``training`` if given, else the real set's two halves (half its size, as the reference's n says).
+    The reference of each distance is the distance between real images and other real ones at the generated set's size:
+    those of ``training`` if given, else the two halves of the real set (with half its n).
 
     Args:
         real, generated: items without an image are left out.
         extractors: names (see :mod:`xgem.judges.extractors`) or extractors, or extractors by name with the reason for
             those that are not available. The metrics of one that cannot be opened are recorded as not computed.
-        training: other real images: the reference, and what ``xgem-classifier`` is trained on.
+        training: other real images: the reference, and the training set of ``xgem-classifier``.
         cache: folder for features.
-        per_finding: also for the images of each CheXpert class with label 1 (uncertain and unmentioned ones are
-            not). A generation has the labels of the real item that it names (``pair``) or has the prompt of; otherwise
-            its own.
+        per_finding: also for the images with label 1 of each CheXpert class (not uncertain or unmentioned). A generated
+            item has the labels of the real item that it names (``pair``) or whose prompt it has; otherwise its own.
         diversity_prompts: maximum number of prompts whose samples are compared with one another.
-        note: ``Extra Info`` of CheXGenBench's tables.
+        note: ``Extra Info`` in CheXGenBench's tables.
 
     Raises:
-        InputError: a set without images, no extractor, or one of an unknown name.
-        DataError: sets too small for the metrics; says how many images they need.
+        InputError: a set without images, no extractor, or an unknown extractor.
+        DataError: sets too small for the metrics; the message says how many images they need.
     """
+    # Rows of the whole sets, and of each finding
     settings = settings or Settings()
     if not extractors:
-        raise InputError("fidelity: no feature space was given; name at least one, such as rad-dino")
+        raise InputError("fidelity: no feature space was given; give at least one, such as rad-dino")
     real, generated = real.with_images(), generated.with_images()
     training = training.with_images() if training else None
     _check_sizes(real, generated, settings.k)
@@ -107,7 +107,7 @@ def evaluate(
 
 
 def _check_sizes(real: EvalSet, generated: EvalSet, k: int) -> None:
-    """Raises DataError where a set is too small for PRDC with ``k`` neighbours."""
+    """Raises DataError if a set is too small for PRDC with ``k`` neighbours."""
     if min(len(real), len(generated)) < k + 1:
         raise DataError(
             f"{real.name} has {len(real)} images and {generated.name} {len(generated)}: fidelity needs at least "
@@ -121,24 +121,24 @@ def _opened(
     cache: Path | None,
     device: str | None,
 ) -> Iterator[tuple[str, Extractor | NotComputed]]:
-    """Each extractor by its name, opened one at a time, or the reason why it cannot be."""
+    """Each extractor by its name, opened one at a time, or the reason why it cannot be opened."""
     if isinstance(extractors, Mapping):
         yield from extractors.items()
         return
-    for named in extractors:
-        if isinstance(named, Extractor):
-            yield named.name, named
+    for entry in extractors:
+        if isinstance(entry, Extractor):
+            yield entry.name, entry
             continue
         try:
-            yield named, open_extractor(named, device=device, training=training, cache=cache)
+            yield entry, open_extractor(entry, device=device, training=training, cache=cache)
         except NotComputed as reason:
-            yield named.partition("=")[0], reason
+            yield entry.partition("=")[0], reason
 
 
 def _findings(
     real: EvalSet, generated: EvalSet, training: EvalSet | None
 ) -> dict[str, tuple[Bools, Bools, Bools | None]]:
-    """Rows of each CheXpert class that both sets have: label 1; NaN (not mentioned) and -1 (uncertain) are not."""
+    """Rows with label 1 (not -1, uncertain, or NaN, unmentioned) of each CheXpert class that both sets have."""
     by_id = {item.id: item.labels for item in real.items}
     by_prompt = {item.prompt: item.labels for item in real.items if item.prompt.strip()}
 
@@ -154,11 +154,11 @@ def _findings(
         )
         for k, name in enumerate(CHEXPERT_CLASSES)
     }
-    return {name: three for name, three in rows.items() if three[0].any() and three[1].any()}
+    return {name: parts for name, parts in rows.items() if parts[0].any() and parts[1].any()}
 
 
 def _farthest(real: EvalSet, generated: EvalSet, space: Space) -> list[Example]:
-    """The generated images farthest from any real one, each beside its nearest real one."""
+    """The generated images farthest from any real one, each with its nearest real one."""
     distances, index = neighbours.nearest(space.generated, space.real)
     examples: list[Example] = []
     for row in np.argsort(-distances[:, 0], kind="stable")[:EXAMPLES]:
@@ -172,12 +172,13 @@ def _farthest(real: EvalSet, generated: EvalSet, space: Space) -> list[Example]:
 def _plots(
     metrics: Sequence[Metric], spaces: Sequence[Space], counts: Mapping[str, tuple[int, int]]
 ) -> dict[str, bytes]:
+    """Bars of PRDC and of FID per finding, and a map of the images, for each feature space."""
     by_key = {(metric.name, metric.extractor, metric.of): metric for metric in metrics}
     drawn: dict[str, bytes] = {}
 
     def series(keys: Sequence[tuple[str, str, str]], reference: str) -> dict[str, list[Estimate | None]]:
         real = [by_key[key].references.get(reference) for key in keys]
-        return {"generated": [by_key[key].value for key in keys], "real": [one and one.value for one in real]}
+        return {"generated": [by_key[key].value for key in keys], "real": [value and value.value for value in real]}
 
     for space in spaces:
         name = space.extractor.name
@@ -193,7 +194,7 @@ def _plots(
 
 
 def _map(space: Space) -> bytes:
-    """t-SNE (van der Maaten & Hinton 2008) of at most 1,000 images of each set."""
+    """t-SNE map (van der Maaten & Hinton 2008) of at most 1,000 images of each set."""
     from sklearn.manifold import TSNE
 
     rng = np.random.default_rng([space.settings.seed, 5])
@@ -208,7 +209,7 @@ _SPACES: Final = {"": "inception-v3", " (RadDino)": "rad-dino"}
 
 
 def _tables(metrics: Sequence[Metric], findings: Sequence[str], note: str) -> dict[str, str]:
-    """CheXGenBench's files, with empty cells for what was not computed; its PRDC is of RAD-DINO's space."""
+    """CheXGenBench's files, with empty cells for metrics that were not computed; its PRDC is in RAD-DINO's space."""
     values = {
         (metric.name, metric.extractor, metric.of): metric.value.value for metric in metrics if metric.value is not None
     }
@@ -228,10 +229,10 @@ def _tables(metrics: Sequence[Metric], findings: Sequence[str], note: str) -> di
     for stem, row in (("image_generation_metrics", image_row), ("img_text_alignment", text_row)):
         if all(value is None for value in row("").values()):
             continue
-        whole = row("") | {"Extra Info": note}
-        tables[f"{stem}.csv"] = csv_text(list(whole), [whole])
+        overall = row("") | {"Extra Info": note}
+        tables[f"{stem}.csv"] = csv_text(list(overall), [overall])
         if findings:
-            heads = [*whole, "Pathology"]
+            heads = [*overall, "Pathology"]
             rows = [row(of) | {"Extra Info": note, "Pathology": of} for of in findings]
             tables[f"conditional_{stem}.csv"] = csv_text(heads, rows)
     return tables

@@ -1,4 +1,4 @@
-"""The privacy family: how close a set of generations comes to the images that a model was trained on."""
+"""The privacy family: how close generated images come to the images that a model was trained on."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 EXAMPLES: Final = 8
 FLAGGED: Final = 100
 _HELD_OUT: Final = "no held-out real images were given: a distance alone does not tell memorisation from similarity"
-_NO_REID: Final = "no re-identification network was given: train one with `xgem train reid`, or name published weights"
+_NO_REID: Final = "no re-identification network was given: train one with `xgem train reid`, or give published weights"
 
 _DISTANCES: Final = ("distance", "distance_per_prompt", "distance_min", "authenticity", "nearer", "near")
 _REID: Final = ("reid_score", "reid_score_per_prompt", "reid_score_max", "reid_count", "reid_count_prompts")
@@ -55,30 +55,31 @@ def evaluate(
     batch_size: int = 64,
     device: str = "cpu",
 ) -> FamilyResult:
-    """Distances of generations to the closest training images, re-identification, and tests of memorisation.
+    """Distances of generated images to the closest training images, re-identification, and tests of memorisation.
 
-    CheXGenBench 2.3 and 3.2: means over all generations, and over the prompts of each one's worst sample. Generations
-    of one prompt are those that name one training image (``pair``), or have the same prompt. Besides the paper's pixel
-    distance there is the ``aligned`` one, which detects copies with a small shift or another exposure.
+    CheXGenBench 2.3 and 3.2: means over all generated images, and over the worst sample of each prompt. Samples of one
+    prompt are those that name the same training image (``pair``), or have the same prompt. In addition to the paper's
+    pixel distance there is the ``aligned`` distance, which detects copies with a small shift or another exposure.
 
     Args:
         generated: several samples of a prompt are several items.
         training: all images that the model was trained on.
-        held_out: real images of other patients, from the same source; None leaves the tests out.
+        held_out: real images of other patients, from the same source; None leaves out the tests.
         extractors: feature spaces of the latent distance, or by name with the reason for those that are not available;
-            the paper's is RAD-DINO.
-        reid: :func:`xgem.judges.reid.load_reid`.
+            the paper uses RAD-DINO.
+        reid: as returned by :func:`xgem.judges.reid.load_reid`.
         delta: threshold of the re-identification score.
-        own_prompt: compare a generation only with the training image that it names (``pair``), as the published code
-            does, instead of the closest. The tests of memorisation still use the closest.
-        size: side in pixels at which all images are read; that of the generations unless given.
-        quantile: of the held-out distances, below which a generation counts as near.
+        own_prompt: compare a generated image only with the training image that it names (``pair``), as the published
+            code does, instead of the closest. The tests of memorisation always use the closest.
+        size: side in pixels at which all images are read; by default that of the generated images.
+        quantile: of the held-out distances, below which a generated image counts as near.
         cache: folder of features.
 
     Raises:
-        DataError: ``held_out`` shares a patient or an image with ``training``; ``own_prompt`` and a generation names
-            no training image.
+        DataError: ``held_out`` shares a patient or an image with ``training``; with ``own_prompt``, a generated image
+            names no training image.
     """
+    # The sets, and the prompt of each generated image
     generated, training = generated.with_images(), training.with_images()
     if held_out is not None:
         held_out = held_out.with_images()
@@ -111,7 +112,7 @@ def evaluate(
 
 
 def _settings(run: Run, delta: float) -> dict[str, Any]:
-    """What the numbers depend on."""
+    """The settings on which the metrics depend."""
     compared = "the closest training image" if run.own is None else "the training image of the own prompt"
     sets = (run.generated, run.training, run.held_out)
     return {
@@ -129,11 +130,11 @@ def _settings(run: Run, delta: float) -> dict[str, Any]:
 def _spaces(
     run: Run, extractors: Sequence[Extractor] | Mapping[str, Extractor | NotComputed]
 ) -> tuple[list[Space], list[Metric]]:
-    """All spaces, and the metrics of those that cannot be computed."""
+    """The distances in all spaces, and the metrics of those that cannot be computed."""
     spaces = [closest.pixel_space(run), closest.aligned_space(run)]
     keys = _names("latent")
     missing = [] if extractors else [Metric.missing(key, "no feature extractor was given") for key in keys]
-    by_name = extractors if isinstance(extractors, Mapping) else {one.name: one for one in extractors}
+    by_name = extractors if isinstance(extractors, Mapping) else {extractor.name: extractor for extractor in extractors}
     for name, extractor in by_name.items():
         try:
             if isinstance(extractor, NotComputed):
@@ -165,7 +166,7 @@ def _named(generated: EvalSet, training: EvalSet) -> Rows:
     unknown = [name for name in names if name not in places]
     if unknown:
         raise DataError(
-            f"{generated.name}: {len(unknown)} of {len(names)} generations name no image of {training.name} "
+            f"{generated.name}: {len(unknown)} of {len(names)} generated images name no image of {training.name} "
             f"(first: {unknown[0]!r}); own_prompt needs a column `pair` with the image whose prompt was used"
         )
     return np.array([places[name] for name in names], dtype=np.int64)
@@ -176,7 +177,7 @@ def _names(space: str) -> list[str]:
 
 
 def _tested(run: Run, space: Space) -> Memorisation | NotComputed:
-    """The test on one generation a prompt, chosen at random: seeds of one prompt are not independent."""
+    """The test on one random sample per prompt, as the samples of a prompt are not independent."""
     if space.held_out is None:
         return NotComputed(_HELD_OUT)
     order = np.random.default_rng([run.seed, 1]).permutation(len(run.prompts))
@@ -189,7 +190,7 @@ def _tested(run: Run, space: Space) -> Memorisation | NotComputed:
 
 
 def _detail(run: Run, space: Space, test: Memorisation | NotComputed) -> dict[str, Any]:
-    """The test's numbers, and which generations lie nearer to training than every held-out image, nearest first."""
+    """The test's numbers, and the generated images nearer to training than every held-out image, nearest first."""
     if isinstance(test, NotComputed) or space.held_out is None:
         return {"not_computed": str(test)}
     values, rows = space.closest.values, space.closest.rows
@@ -207,7 +208,7 @@ def _detail(run: Run, space: Space, test: Memorisation | NotComputed) -> dict[st
 
 
 def _distances(run: Run, space: Space, test: Memorisation | NotComputed) -> list[Metric]:
-    """All metrics of one space."""
+    """All distance metrics of one space."""
     mean, per_prompt, least, authentic, nearer, near = _names(space.name)
     common: dict[str, Any] = {"extractor": space.extractor, "weights": space.weights}
     values = space.compared.values
@@ -249,14 +250,14 @@ def _reidentified(run: Run, reid: Reid, scores: Closest, delta: float) -> list[M
 
 
 def _held_out_score(run: Run, reid: Reid) -> Estimate | None:
-    """The mean score of real images of other patients with their closest training image, for comparison."""
+    """The mean score of real images of other patients with their closest training images, for comparison."""
     if run.held_out is None or run.own is not None:
         return None
     return run.estimate(closest.same_patient(run, reid, run.held_out).values)
 
 
 def _worst(run: Run, space: Space) -> list[Example]:
-    """The generations nearest to training, each beside its closest training image."""
+    """The generated images nearest to training, each with its closest training image."""
     order = np.argsort(space.closest.values, kind="stable")[:EXAMPLES]
     generated = run.generated.subset(order)
     training = run.training.subset(space.closest.rows[order])
@@ -270,7 +271,7 @@ def _worst(run: Run, space: Space) -> list[Example]:
 
 
 def _table(run: Run, spaces: Sequence[Space], scores: Closest | None) -> str:
-    """One row a prompt in CheXGenBench's columns; the path is that of the training image at the nearest sample."""
+    """One row per prompt in CheXGenBench's columns; the path is that of the training image closest to any sample."""
     pixel = spaces[0].compared
     latent = next((space.compared for space in spaces if space.name == "latent"), None)
     by_prompt: dict[str, list[int]] = {}

@@ -1,4 +1,4 @@
-"""What the family ``control`` measures, and by what: annotated studies, the images made for them, judges."""
+"""Inputs of the family ``control``: annotated studies, the images generated for them, and judges."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ from xgem.pipeline.embedding import PromptEncoders
 from xgem.types import NotComputed
 
 MIN_STUDIES: Final = 5
-"""Evaluated studies with the annotation; fewer give no interval worth the name."""
+"""Minimum number of evaluated studies with the annotation; with fewer, an interval is meaningless."""
 MIN_TRAINING: Final = 16
-"""Training studies with the annotation that a judge needs."""
+"""Minimum number of training studies with the annotation for training a judge."""
 Images = NDArray[np.uint8]
 
 
 @dataclass(frozen=True)
 class Annotated:
-    """Studies that carry an annotation, and the real frontal image of each, (n, s, s) uint8."""
+    """Studies with an annotation, and the real frontal image of each, (n, s, s) uint8."""
 
     studies: tuple[Study, ...]
     images: Images
@@ -39,27 +39,30 @@ class Annotated:
 
 @dataclass(frozen=True)
 class Requested:
-    """Annotated studies whose annotation alone was the request, the images made for them, (n, s, s) uint8 a sample, and
-    the annotated training studies that judges learn from."""
+    """Annotated studies, the images generated from their annotations alone, and annotated training studies for judges.
+
+    ``samples``: (n, s, s) uint8 each.
+    """
 
     real: Annotated
     samples: Sequence[Images]
     training: Annotated
 
     def check(self, what: str) -> None:
-        """Raises NotComputed where studies are too few."""
-        for one, name, least in ((self.real, "evaluated", MIN_STUDIES), (self.training, "training", MIN_TRAINING)):
-            if len(one) < least:
-                raise NotComputed(f"{len(one)} {name} studies with {what}: expected at least {least}")
+        """Raises NotComputed if there are too few studies."""
+        for part, name, least in ((self.real, "evaluated", MIN_STUDIES), (self.training, "training", MIN_TRAINING)):
+            if len(part) < least:
+                raise NotComputed(f"{len(part)} {name} studies with {what}: expected at least {least}")
 
 
 @dataclass(frozen=True)
 class Judges:
-    """What looks at the images, and how the judges that each kind trains are trained.
+    """The judges of the images, and the training settings of those that are trained for each kind of input.
 
     Attributes:
-        transform: puts annotations on the grid of the images.
-        encoders: embed images, for the regression of severity. ``findings``: the classifier, or why there is none.
+        transform: brings annotations to the grid of the images.
+        encoders: embed images, for the regression of severity. ``findings``: the classifier, or the reason why it is
+            not available.
         cache: folder of trained judges.
     """
 
@@ -77,7 +80,7 @@ class Judges:
         return Bootstrap(n, draws=self.draws, seed=self.seed)
 
     def logits(self, images: Images) -> Array:
-        """Of the classifier of findings, (n, classes)."""
+        """Logits of the classifier of findings, (n, classes)."""
         assert not isinstance(self.findings, NotComputed)
-        inside = np.clip(self.findings.scores(images), 1e-9, 1 - 1e-9)
-        return np.log(inside / (1 - inside))
+        probabilities = np.clip(self.findings.scores(images), 1e-9, 1 - 1e-9)
+        return np.log(probabilities / (1 - probabilities))

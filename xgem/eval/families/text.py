@@ -1,4 +1,4 @@
-"""Generated reports against their studies' real ones: overlap of words, agreement of labels, entities."""
+"""Generated reports against their studies' real reports: word overlap, agreement of labels, entities."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _WORST: Final = 8
 
 @dataclass(frozen=True)
 class Tables:
-    """Precomputed labels of the reports by id: of the generated ones, and of the real ones."""
+    """Precomputed labels by id, of the generated and of the real reports."""
 
     generated: LabelTable
     real: LabelTable
@@ -37,7 +37,7 @@ class Tables:
 
 @dataclass(frozen=True)
 class _Labels:
-    """Labels by one source, (n, 14) of 1, 0, -1, NaN; those of the constant report where the source can give them."""
+    """Labels by one labeller, (n, 14) of 1, 0, -1, NaN; those of the constant report if it can label new text."""
 
     name: str
     version: str
@@ -61,17 +61,17 @@ def evaluate(
     """BLEU, ROUGE-L, label F1 by every labeller, RadGraph-F1 and RaTEScore, and BLEU within a study.
 
     Args:
-        training: real training reports: the most frequent of them is the constant baseline.
-        labellers: by the name under which their F1 is reported; by default xgem's own rules. For one that is not
-            available, the reason.
-        external: ``radgraph`` and ``ratescore``; their shuffled control is one derangement, as each costs a run.
+        training: real training reports; the most frequent of them is the constant baseline.
+        labellers: by the name under which their F1 is reported, or the reason why one is not available; by default
+            xgem's own rules.
+        external: ``radgraph`` and ``ratescore``; their shuffled control is a single derangement, as each needs a run.
         uncertain: what -1 counts as; a class that a report does not mention counts as absent.
 
-    An empty generated report counts as zero overlap and as no finding, and is counted.
+    An empty generated report has zero overlap and no findings; the share of empty reports is a metric.
 
     Raises:
-        DataError: a real report is empty, or no generation has a report.
-        InputError: an external metric of another name.
+        DataError: a real report is empty, or no generated item has a report.
+        InputError: an unknown external metric.
     """
     _check(generated, external or {})
     truth, outputs = one_each(real, generated)
@@ -80,7 +80,7 @@ def evaluate(
     bootstrap = Bootstrap(len(outputs), draws=draws, seed=seed)
     constant = text.most_frequent(training.reports) if training is not None else None
 
-    # Overlap of words
+    # Word overlap
     metrics = _overlap(outputs, truth, constant, bootstrap, {"seed": seed, "permutations": permutations})
     blank = np.array([not report.strip() for report in outputs.reports], dtype=np.float64)
     metrics.append(Metric.measured("empty_reports", bootstrap.mean(blank)))
@@ -93,7 +93,7 @@ def evaluate(
     metrics += labelled.metrics
     cases |= labelled.cases
 
-    # Entities, by packages in Pythons of their own
+    # Entities, by packages in their own Python environments
     for name in SCORES:
         metric = (external or {}).get(name, NotComputed(_NO_PYTHON.format(name)))
         of_entities, values = _external(name, metric, outputs, truth, constant, bootstrap, seed)
@@ -129,12 +129,12 @@ def evaluate(
 
 
 def _check(generated: EvalSet, external: Mapping[str, object]) -> None:
-    """Raises InputError where an external metric is unknown, DataError where there is no generated report."""
+    """Raises InputError for an unknown external metric, DataError if there is no generated report."""
     unknown = next((name for name in external if name not in SCORES), None)
     if unknown is not None:
         raise InputError(f"external metric {unknown!r}: expected {' or '.join(SCORES)}")
     if not any(report.strip() for report in generated.reports):
-        raise DataError(f"{generated.name}: no report in it; these metrics need a column report")
+        raise DataError(f"{generated.name}: no reports; these metrics need a column report")
 
 
 _LABEL_HEADS: Final = ("labeller", "class", "n", "real", "generated", "f1", "low", "high", "shuffled")
@@ -144,15 +144,16 @@ _NO_PYTHON: Final = "no Python interpreter with the package was given (--{}-pyth
 def _overlap(
     generated: EvalSet, real: EvalSet, constant: str | None, bootstrap: Bootstrap, options: Mapping[str, int]
 ) -> list[Metric]:
+    """BLEU and ROUGE-L, with the shuffled control and the constant baseline."""
     compared = text.compare_bleu(generated.reports, real.reports, bootstrap, **options)
     compared["rouge_l"] = text.compare_mean(text.rouge_l, generated.reports, real.reports, bootstrap, **options)
     baseline: dict[str, Sampled] = {}
     if constant is not None:
-        same = [constant] * bootstrap.n
-        statistics = bootstrap.weights @ text.bleu_statistics(same, real.reports)
+        repeated = [constant] * bootstrap.n
+        statistics = bootstrap.weights @ text.bleu_statistics(repeated, real.reports)  # (1 + draws, 10)
         for order in range(1, text.MAX_ORDER + 1):
             baseline[f"bleu_{order}"] = bootstrap.sampled(text.bleu_from_statistics(statistics, order))
-        baseline["rouge_l"] = bootstrap.mean(text.rouge_l(same, real.reports))
+        baseline["rouge_l"] = bootstrap.mean(text.rouge_l(repeated, real.reports))
     return [
         Metric.measured(name, comparison, paired={"constant": baseline.get(name)})
         for name, comparison in compared.items()
@@ -161,7 +162,7 @@ def _overlap(
 
 @dataclass(frozen=True)
 class _Labelled:
-    """What agreement of labels gives: metrics, rows of the table of classes, values case by case, charts."""
+    """Results of the agreement of labels: metrics, rows of the table of classes, values per case, charts."""
 
     metrics: list[Metric] = field(default_factory=list[Metric])
     rows: list[list[Any]] = field(default_factory=list[list[Any]])
@@ -207,23 +208,26 @@ def _label_f1(
     labels: _Labels, uncertain: Uncertain, bootstrap: Bootstrap
 ) -> tuple[list[Metric], list[list[Any]], dict[str, bytes]]:
     """F1 over sets of classes and by class: metrics, rows of the table of classes, and a chart."""
+    # (n, 14) each
     truth, predicted = (
         as_binary(values, uncertain=uncertain, blank="negative") for values in (labels.real, labels.generated)
     )
     constant = None if labels.constant is None else as_binary(labels.constant, uncertain=uncertain, blank="negative")
     common: dict[str, Any] = {"extractor": labels.name, "weights": labels.version}
+    # Averages over the sets of classes
     metrics: list[Metric] = []
     for scope, classes in CLASS_SETS.items():
         kept = columns(truth, classes)
         compared = compare_f1_scores(kept, columns(predicted, classes), bootstrap)
-        fixed = None if constant is None else compare_f1_scores(kept, columns(constant, classes), bootstrap)
+        baseline = None if constant is None else compare_f1_scores(kept, columns(constant, classes), bootstrap)
         for name, comparison in compared.items():
             if not np.isfinite(comparison.matched.value):
-                reason = "no real report affirms any of the classes"
+                reason = "no real report has a positive label for any of the classes"
                 metrics.append(Metric.missing(f"{name}_{scope}", reason, **common))
                 continue
-            paired = {"constant": fixed[name].matched if fixed else None}
+            paired = {"constant": baseline[name].matched if baseline else None}
             metrics.append(Metric.measured(f"{name}_{scope}", comparison, paired=paired, **common))
+    # Class by class
     rows: list[list[Any]] = []
     series: dict[str, list[Estimate | None]] = {"generated": [], "shuffled": []}
     for k, (name, comparison) in enumerate(
@@ -232,7 +236,7 @@ def _label_f1(
         known = int((np.isfinite(truth[:, k]) & np.isfinite(predicted[:, k])).sum())
         counts = [labels.name, name, known, int((truth[:, k] == 1).sum()), int((predicted[:, k] == 1).sum())]
         if comparison is None:
-            metric = Metric.missing("f1", "no real report affirms it", of=name, **common)
+            metric = Metric.missing("f1", "no real report has a positive label for it", of=name, **common)
         else:
             metric = Metric.measured("f1", comparison, n=known, of=name, **common)
         metrics.append(metric)
@@ -242,12 +246,12 @@ def _label_f1(
         series["generated"].append(metric.value)
         series["shuffled"].append(shuffled)
     positives = [int(count) for count in (truth == 1).sum(axis=0)]
-    title = f"F1 of reports' findings by {labels.name} (n: real reports that affirm it)"
+    title = f"F1 of reports' findings by {labels.name} (n: positive real reports)"
     return metrics, rows, {title: plots.bars(CHEXPERT_CLASSES, series, label="F1", counts=positives)}
 
 
 def _agreement(labels: _Labels, uncertain: Uncertain) -> Array:
-    """(n,) shares of the 14 classes in which a generated report's label is that of the real one."""
+    """(n,) fractions of the 14 classes in which a generated report's label equals that of the real one."""
     real, generated = (
         as_binary(values, uncertain=uncertain, blank="negative") for values in (labels.real, labels.generated)
     )
@@ -266,6 +270,8 @@ def _external(
 ) -> tuple[list[Metric], dict[str, Array]]:
     if isinstance(metric, NotComputed):
         return [Metric.missing(title, metric, extractor=name) for title in SCORES[name]], {}
+    """The metrics of a package, with one derangement and the constant report, and their values per case."""
+    # One run for the outputs, the shuffled outputs and the constant report
     n = bootstrap.n
     order = derangements(n, 1, seed)[0]
     outputs = [*generated.reports, *(generated.reports[int(j)] for j in order), *([constant] * n if constant else [])]
@@ -273,32 +279,32 @@ def _external(
         scores, version = metric.score(outputs, real.reports * (len(outputs) // n))
     except NotComputed as reason:
         return [Metric.missing(title, reason, extractor=name) for title in SCORES[name]], {}
-    found: list[Metric] = []
+    metrics: list[Metric] = []
     for title, values in scores.items():
         comparison = Comparison(bootstrap.mean(values[:n]), bootstrap.mean(values[n : 2 * n]))
         paired = {"constant": bootstrap.mean(values[2 * n :]) if constant else None}
         options: dict[str, Any] = {"extractor": name, "weights": version, "settings": metric.settings}
-        found.append(Metric.measured(title, comparison, paired=paired, **options))
-    return found, {title: values[:n] for title, values in scores.items()}
+        metrics.append(Metric.measured(title, comparison, paired=paired, **options))
+    return metrics, {title: values[:n] for title, values in scores.items()}
 
 
 def _within_study(real: EvalSet, generated: EvalSet, draws: int, seed: int) -> list[Metric]:
-    """BLEU of a study's generated reports against each other, where there are several."""
-    matched, several = pairs(real, generated)
+    """BLEU between a study's generated reports, if there are several."""
+    matched, outputs = pairs(real, generated)
     studies: dict[str, list[str]] = {}
-    for item, generation in zip(matched.items, several.items, strict=True):
-        studies.setdefault(item.id, []).append(generation.report)
+    for item, output in zip(matched.items, outputs.items, strict=True):
+        studies.setdefault(item.id, []).append(output.report)
     groups: list[Sequence[str]] = [reports for reports in studies.values() if len(reports) > 1]
     titles = [f"intra_study_bleu_{order}" for order in range(1, text.MAX_ORDER + 1)]
     if len(groups) < 2:
         reason = f"{len(groups)} studies have several generated reports: expected at least 2"
         return [Metric.missing(title, reason) for title in titles]
-    found = text.intra_study_bleu(groups, Bootstrap(len(groups), draws=draws, seed=seed))
-    return [Metric.measured(f"intra_study_{name}", sampled) for name, sampled in found.items()]
+    scores = text.intra_study_bleu(groups, Bootstrap(len(groups), draws=draws, seed=seed))
+    return [Metric.measured(f"intra_study_{name}", sampled) for name, sampled in scores.items()]
 
 
 def _worst(generated: EvalSet, real: EvalSet, scores: Array) -> list[Example]:
-    """The reports that overlap least with the real ones."""
+    """The generated reports with the least overlap with the real ones."""
     texts = zip(real.items, real.reports, generated.reports, scores, strict=True)
     captions = [
         f"{item.id}: ROUGE-L {score:.2f}. Real: {report} Generated: {output}" for item, report, output, score in texts

@@ -1,4 +1,4 @@
-"""What synthetic images are worth as training data, tested on real ones (CheXGenBench, XGeM, ChexGen)."""
+"""Utility of synthetic images as training data, tested on real images (CheXGenBench, XGeM, ChexGen)."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ _HEADS = (
     "protocol", "metric", "of", "value", "low", "high", "n", "sd_over_runs", "against", "difference", "difference_low",
     "difference_high", "p", "test",
 )  # fmt: skip
-# What is drawn class by class: the first of these that the task gives
+# The metric that is plotted class by class: the first of these that the task has
 _PER_CLASS = ("auroc", "positive_dice", "ap50")
 
 
@@ -55,18 +55,18 @@ def evaluate(
     """Train networks on real and synthetic images by the suite's protocols, and test them on real images.
 
     Args:
-        real, synthetic: what may be trained on; ``test``: real images of other subjects.
-        settings: the task and how its networks are trained (:func:`xgem.judges.settings.preset`).
+        real, synthetic: images for training; ``test``: real images of other subjects.
+        settings: the task and the training settings of its networks (:func:`xgem.judges.settings.preset`).
         suite: one of :data:`xgem.eval.utility.protocols.SUITES`; ``suite_options`` are its amounts.
         classes: findings, structures or classes of boxes; by default CheXpert's, or all that ``real`` is annotated
-            with. ``imbalance`` by default looks at the five commonest (XGeM, Table 9).
+            with. The default of ``imbalance`` is the five most frequent (XGeM, Table 9).
         studies: the studies with masks and boxes, by id (:func:`xgem.judges.tasks.data.studies_of`).
         cache: keeps every network's predictions, so that a stopped evaluation resumes.
 
     The metrics of every protocol have intervals over test cases and runs, and as reference the protocol that it is
-    compared with. The difference of the task's headline metric has a bootstrap p; that of a score which every case has
-    by itself (the Brier score of a classification) has Wilcoxon's p over cases. The two may differ: the Brier score
-    also depends on how well probabilities are calibrated, an AUROC only on their order.
+    compared with. The difference of the task's headline metric has a bootstrap p, that of the score per case (the Brier
+    score of a classification) Wilcoxon's p over cases. The two may disagree: the Brier score also depends on the
+    calibration of the probabilities, the AUROC only on their order.
 
     Raises:
         DataError: training and test images overlap.
@@ -78,6 +78,7 @@ def evaluate(
 
     if suite == "imbalance" and settings.task == "classification" and classes is None:
         classes = most_represented(real, CHEXPERT_CLASSES)
+    # Train and test
     try:
         task = make_task(settings, real, classes, studies)
         real, synthetic, test = task.usable(real), task.usable(synthetic), task.usable(test)
@@ -91,6 +92,7 @@ def evaluate(
         metrics, rows, values = _metrics(tested)
     except NotComputed as reason:
         return FamilyResult.missing(FAMILY, reason, settings={"settings": asdict(settings)})
+    # Describe the sets and the runs
     sets = {
         name: items.described | {"labelled_by": items.labelled_by}
         for name, items in (("real", real), ("synthetic", synthetic), ("test", test))
@@ -125,10 +127,10 @@ def make_task(
     classes: Sequence[str] | None = None,
     studies: Mapping[str, Study] | None = None,
 ) -> Task:
-    """The task that the settings name; see :func:`evaluate`.
+    """The task of the settings; see :func:`evaluate`.
 
     Raises:
-        InputError: a task of masks or boxes without ``studies``, or whose studies have none.
+        InputError: a segmentation or detection without ``studies``, or with studies that have no masks or boxes.
     """
     if settings.task == "classification":
         from xgem.judges.tasks.classification import Classification
@@ -142,24 +144,25 @@ def make_task(
         raise InputError(f"{settings.task} needs the masks or boxes of the manifests' studies; give studies")
     from xgem.judges.tasks.data import annotated
 
-    own = [study for study in annotated(real, studies) if study is not None]
+    real_studies = [study for study in annotated(real, studies) if study is not None]
     if settings.task == "segmentation":
         from xgem.data.annotations import STRUCTURES
         from xgem.judges.tasks.segmentation import Segmentation
 
-        there = {name for study in own for name in study.masks}
-        return Segmentation(settings, classes or [name for name in STRUCTURES if name in there], studies)
+        present = {name for study in real_studies for name in study.masks}
+        return Segmentation(settings, classes or [name for name in STRUCTURES if name in present], studies)
     from xgem.data.annotations import BOX_CLASSES
     from xgem.judges.tasks.detection import Detection
 
-    there = {box.label for study in own for box in study.boxes}
-    return Detection(settings, classes or [name for name in BOX_CLASSES if name in there], studies)
+    present = {box.label for study in real_studies for box in study.boxes}
+    return Detection(settings, classes or [name for name in BOX_CLASSES if name in present], studies)
 
 
 def _metrics(tested: Tested) -> tuple[list[Metric], list[dict[str, Any]], dict[str, dict[str, list[float]]]]:
-    """The record's metrics, the table's rows, and every run's values."""
+    """The metrics of the record, the rows of the table, and the values of every run."""
     from xgem.eval.utility.runner import bootstrap_p
 
+    # Protocol by protocol: its metrics, with those of the protocol that it is compared with as reference
     task, bootstrap = tested.task, tested.bootstrap()
     pooled = {name: tested.measures(name, bootstrap) for name in tested.runs}
     network: dict[str, Any] = {
@@ -182,6 +185,7 @@ def _metrics(tested: Tested) -> tuple[list[Metric], list[dict[str, Any]], dict[s
         of_protocol.append(("", _case_by_case(tested, name, against, bootstrap, network)))
         metrics += [metric for _, metric in of_protocol]
         rows += [_columns(name, of, metric, against) for of, metric in of_protocol]
+    # What could not be computed
     metrics += [
         Metric.missing(key_of(task.headline), reason, of=name, **network) for name, reason in tested.failed.items()
     ]
@@ -199,7 +203,7 @@ def _over_runs(values: Sequence[float]) -> dict[str, Any]:
 
 
 def _case_by_case(tested: Tested, name: str, against: str, bootstrap: Bootstrap, network: Mapping[str, Any]) -> Metric:
-    """The score that each test case has by itself, with Wilcoxon's test of what the protocol adds to another."""
+    """The score per test case, with Wilcoxon's test of the difference from the protocol compared with."""
     from xgem.eval.utility.runner import pool
 
     task, cases = tested.task, tested.cases(name)
@@ -208,15 +212,15 @@ def _case_by_case(tested: Tested, name: str, against: str, bootstrap: Bootstrap,
     if against not in tested.runs:
         return Metric.measured(key, pool(list(map(bootstrap.mean, cases)), seed), of=name, settings=settings, **network)
     others = tested.cases(against)
-    # Cases that either protocol gives no score are left out of both
+    # A case without a score by either protocol is left out of both
     both = np.isfinite(cases) & np.isfinite(others)
-    own, other = (
+    value, other = (
         pool([bootstrap.mean(run) for run in np.where(both, scores, np.nan)], seed) for scores in (cases, others)
     )
     difference = cases.mean(axis=0) - others.mean(axis=0)
     _, _, p, _ = signed_ranks(difference[np.isfinite(difference)])
     options = {"paired": {against: other}, "tests": {against: (p, "Wilcoxon")}, "of": name, "settings": settings}
-    return Metric.measured(key, own, **options, **network)
+    return Metric.measured(key, value, **options, **network)
 
 
 def _columns(name: str, of: str, metric: Metric, against: str) -> dict[str, Any]:
@@ -233,6 +237,7 @@ def _columns(name: str, of: str, metric: Metric, against: str) -> dict[str, Any]
 
 
 def _plots(tested: Tested, metrics: Sequence[Metric]) -> dict[str, bytes]:
+    """The headline metric by protocol, a metric by class, and curves over the amount of images."""
     headline = key_of(tested.task.headline)
     label = spec(headline).label
     values = {(metric.name, metric.of): metric.value for metric in metrics}
@@ -247,6 +252,7 @@ def _plots(tested: Tested, metrics: Sequence[Metric]) -> dict[str, bytes]:
             counts=[runs.size for runs in tested.runs.values()],
         )
     }
+    # By class, for a few protocols
     per_class = next((key for key in _PER_CLASS if any(metric.name == key for metric in metrics)), None)
     if per_class and len(names) <= 6:
         of = [name for name in tested.task.classes if values.get((per_class, f"{names[0]}, {name}"))]
@@ -254,6 +260,7 @@ def _plots(tested: Tested, metrics: Sequence[Metric]) -> dict[str, bytes]:
             series = {name: [values.get((per_class, f"{name}, {part}")) for part in of] for name in names}
             title = spec(per_class).label
             drawn[f"{title} by class"] = plots.bars(of, series, label=title)
+    # Over the amount, for suites that vary it
     lines: dict[str, list[tuple[float, float]]] = {}
     for name, runs in tested.runs.items():
         value = values.get((headline, name))
@@ -261,13 +268,13 @@ def _plots(tested: Tested, metrics: Sequence[Metric]) -> dict[str, bytes]:
             lines.setdefault(runs.protocol.line, []).append((runs.protocol.at, value.value))
     if any(len(points) > 1 for points in lines.values()):
         curves = {line: tuple(map(list, zip(*sorted(points), strict=True))) for line, points in lines.items()}
-        amount = "times as many synthetic images" if "with synthetic" in lines else "real images (% or shots)"
+        amount = "synthetic images per real image" if "with synthetic" in lines else "real images (% or shots)"
         drawn[f"{label} by amount"] = plots.curves({k: (x, y) for k, (x, y) in curves.items()}, x=amount, y=label)
     return drawn
 
 
 def _shown(test: Data) -> list[tuple[int, int]]:
-    """Test images to look at, each with a class that it shows: the first of each class, no image twice."""
+    """Rows of test images to show, each with a class that it is positive for: the first one of each class."""
     classes: dict[int, int] = {}
     for k, labels in enumerate(test.targets["labels"].T):
         row = next((int(row) for row in np.flatnonzero(labels == 1) if int(row) not in classes), None)
@@ -277,9 +284,9 @@ def _shown(test: Data) -> list[tuple[int, int]]:
 
 
 def _grad_cam(task: Task) -> Extra:
-    """Grad-CAM of the shown test images, for the runner to ask of each protocol's first network."""
+    """A function that computes Grad-CAM of the shown test images for a trained network."""
 
-    def ask(network: torch.nn.Module, test: Data, device: torch.device) -> Predictions:
+    def maps(network: torch.nn.Module, test: Data, device: torch.device) -> Predictions:
         import torch
 
         from xgem.judges.networks import batches, last_layer
@@ -293,7 +300,7 @@ def _grad_cam(task: Task) -> Extra:
         heat = grad_cam(network, last_layer(task.settings, network), x, outputs)
         return {"gradcam": np.rint(heat * 255).astype(np.uint8)}
 
-    return ask
+    return maps
 
 
 def _examples(tested: Tested) -> list[Example]:

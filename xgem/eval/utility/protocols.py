@@ -1,4 +1,4 @@
-"""Training sets out of real and synthetic images: each protocol a plain function, the papers' suites below."""
+"""Training sets of real and synthetic images: each protocol is a plain function; the papers' suites are below."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from xgem.types import DataError, InputError, NotComputed
 
 @dataclass(frozen=True)
 class Training:
-    """What one network is trained on: first ``pretraining``, if any, then ``main``."""
+    """The data that one network is trained on: first ``pretraining``, if any, then ``main``."""
 
     main: EvalSet
     pretraining: EvalSet | None = None
@@ -27,8 +27,8 @@ class Training:
 class Protocol:
     """A named way to make a training set.
 
-    ``make`` takes a run's seed. ``against`` names the protocol that it is compared with, "" for one that stands alone.
-    ``line`` and ``at`` place it in the plot of a suite that varies an amount.
+    ``make`` takes a run's seed. ``against`` names the protocol that it is compared with, "" for none. ``line`` and
+    ``at`` are its line and position in the plot of a suite that varies an amount.
     """
 
     name: str
@@ -39,31 +39,31 @@ class Protocol:
 
 
 def refuse_overlap(training: EvalSet, test: EvalSet) -> None:
-    """Refuse a training set that knows the test set: a subject, a study, an image, or a generation from its prompts.
+    """Refuse a training set that overlaps the test set in a subject, a study (or a synthetic image of it) or an image.
 
     Raises:
-        DataError: names what both hold.
+        DataError: they overlap; the message names what they share.
     """
     subjects = {item.subject for item in test.items if item.subject}
     ids = {item.id for item in test.items}
     for item in training.items:
         if item.subject in subjects:
-            what = f"subject {item.subject!r}"
+            shared = f"subject {item.subject!r}"
         elif (item.pair or item.id) in ids:
-            what = f"study {item.pair or item.id!r}"
+            shared = f"study {item.pair or item.id!r}"
         else:
             continue
-        raise DataError(f"{training.name} and the test set {test.name} share {what}; split by subject, or rename ids")
+        raise DataError(f"{training.name} and the test set {test.name} share {shared}; split by subject, or rename ids")
     check_disjoint(training, test)
 
 
 def real_only(real: EvalSet) -> Training:
-    """Real images alone: what everything is compared with."""
+    """Only real images: the baseline of all comparisons."""
     return Training(real)
 
 
 def synthetic_only(synthetic: EvalSet, *, count: int | None = None, seed: int = 0) -> Training:
-    """Synthetic images alone (CheXGenBench: 20,000 of them), all or ``count``."""
+    """Only synthetic images (CheXGenBench: 20,000 of them), all or ``count``."""
     return Training(synthetic if count is None else taken(synthetic, count, seed))
 
 
@@ -73,16 +73,17 @@ def mixed(real: EvalSet, synthetic: EvalSet, multiple: float = 1.0, *, seed: int
 
 
 def anonymised(real: EvalSet, synthetic: EvalSet, *, seed: int = 0) -> Training:
-    """As many synthetic images in place of the real ones (XGeM, Table 8), one for each where they answer to them."""
+    """As many synthetic images in place of the real ones (XGeM, Table 8), if possible one of each real study."""
     return Training(taken(synthetic, len(real), seed))
 
 
 def balanced(real: EvalSet, synthetic: EvalSet, classes: Sequence[str], *, seed: int = 0) -> Training:
-    """Real images, and synthetic ones until all classes have as many positives as the commonest (XGeM, Table 10).
+    """Real images, and synthetic ones until all classes have as many positives as the most frequent (XGeM, Table 10).
 
-    The rarest class is topped up first, with images that show as few of the full classes as can be had. Where the
+    The rarest class is topped up first, with images that show as few of the complete classes as possible. If the
     synthetic images of a class run out, ``notes`` says so.
     """
+    # Positives of the real images, and the synthetic images in the order in which they are used
     counts = np.nansum(real.labels(classes) == 1, axis=0).astype(int)
     goal = int(counts.max())
     order = _in_rounds(synthetic, seed)
@@ -91,8 +92,9 @@ def balanced(real: EvalSet, synthetic: EvalSet, classes: Sequence[str], *, seed:
     chosen: list[int] = []
     notes: list[str] = []
     open_classes = set(range(len(classes)))
+    # One image at a time, for the rarest class
     while short := [k for k in open_classes if counts[k] < goal]:
-        k = min(short, key=lambda one: (counts[one], one))
+        k = min(short, key=lambda index: (counts[index], index))
         candidates = np.flatnonzero(free & labels[:, k])
         if not len(candidates):
             notes.append(f"{classes[k]}: {counts[k]} positives of {goal}, no synthetic ones left")
@@ -106,16 +108,16 @@ def balanced(real: EvalSet, synthetic: EvalSet, classes: Sequence[str], *, seed:
 
 
 def most_represented(real: EvalSet, classes: Sequence[str], count: int = 5) -> tuple[str, ...]:
-    """The ``count`` classes with most positives, in the order of ``classes`` (XGeM, Table 9)."""
+    """The ``count`` classes with the most positives, in the order of ``classes`` (XGeM, Table 9)."""
     positives = np.nansum(real.labels(classes) == 1, axis=0)
     kept = set(np.argsort(-positives, kind="stable")[:count].tolist())
     return tuple(name for k, name in enumerate(classes) if k in kept and positives[k])
 
 
 def fraction_of(real: EvalSet, share: float, *, seed: int = 0) -> EvalSet:
-    """A random ``share`` of the real images, at least two; larger shares of one seed hold the smaller ones."""
+    """A random ``share`` of the real images, at least two; with one seed, larger shares contain the smaller ones."""
     if not 0 < share <= 1:
-        raise InputError(f"a share of {share:g} of the real images: expected more than 0, at most 1")
+        raise InputError(f"a share of {share:g} of the real images: expected more than 0 and at most 1")
     order = np.random.default_rng([seed, 11]).permutation(len(real))
     return real.subset(np.sort(order[: max(2, round(share * len(real)))]))
 
@@ -136,24 +138,25 @@ def few_shot(
 ) -> Training:
     """``shots`` positives of each class (ChexGen after MedFMC: 1, 5, 10), at random; an image may count for several.
 
-    As many images without any of the classes are added, or there would be nothing to tell a single class from.
+    As many images without any of the classes are added, as every class needs negatives.
     """
+    # The rarest class first, counting the positives among the images chosen so far
     order = np.random.default_rng([seed, 12]).permutation(len(real))
     labels = real.labels(classes)[order] == 1
     chosen: set[int] = set()
     notes: list[str] = []
     for k in np.argsort(labels.sum(axis=0), kind="stable"):
-        held = sum(bool(labels[row, k]) for row in chosen)
-        rows = [row for row in np.flatnonzero(labels[:, k]) if row not in chosen][: max(0, shots - held)]
+        present = sum(bool(labels[row, k]) for row in chosen)
+        rows = [row for row in np.flatnonzero(labels[:, k]) if row not in chosen][: max(0, shots - present)]
         chosen |= set(map(int, rows))
-        if held + len(rows) < shots:
-            notes.append(f"{classes[k]}: {held + len(rows)} positives of {shots}")
+        if present + len(rows) < shots:
+            notes.append(f"{classes[k]}: {present + len(rows)} positives of {shots}")
     chosen |= set(map(int, np.flatnonzero(~labels.any(axis=1))[:shots]))
     return Training(real.subset(np.sort(order[sorted(chosen)])), pretraining, tuple(notes))
 
 
 def taken(synthetic: EvalSet, count: int, seed: int = 0) -> EvalSet:
-    """``count`` of the synthetic images: one for each real study that they answer to, then a second one, ...
+    """``count`` of the synthetic images: one of each real study, then a second one of each, and so on.
 
     Raises:
         NotComputed: there are fewer.
@@ -164,16 +167,17 @@ def taken(synthetic: EvalSet, count: int, seed: int = 0) -> EvalSet:
 
 
 def joined(first: EvalSet, second: EvalSet) -> EvalSet:
-    """Both sets' items; ids of the second are kept apart from the first's."""
-    known = {item.id for item in first.items}
-    apart = tuple(
-        replace(item, id=f"{second.name}:{item.id}", pair=item.pair or item.id) if item.id in known else item
+    """The items of both sets; ids of the second set get its name as prefix if the first has them too."""
+    first_ids = {item.id for item in first.items}
+    renamed = tuple(
+        replace(item, id=f"{second.name}:{item.id}", pair=item.pair or item.id) if item.id in first_ids else item
         for item in second.items
     )
-    return EvalSet(f"{first.name} + {second.name}", first.items + apart, first.labelled_by, pad=True)
+    return EvalSet(f"{first.name} + {second.name}", first.items + renamed, first.labelled_by, pad=True)
 
 
 def _in_rounds(synthetic: EvalSet, seed: int) -> list[int]:
+    """All rows in random order, but first one of each real study, then the second ones, and so on."""
     order = np.random.default_rng([seed, 13]).permutation(len(synthetic))
     seen: Counter[str] = Counter()
     rounds: list[tuple[int, int]] = []
@@ -181,7 +185,7 @@ def _in_rounds(synthetic: EvalSet, seed: int) -> list[int]:
         study = synthetic.items[row].pair or synthetic.items[row].id
         rounds.append((seen[study], row))
         seen[study] += 1
-    return [row for _, row in sorted(rounds, key=lambda one: one[0])]
+    return [row for _, row in sorted(rounds, key=lambda entry: entry[0])]
 
 
 SUITES: Final = ("augmentation", "anonymisation", "imbalance", "scarcity", "pretraining", "few-shot")
@@ -200,7 +204,7 @@ def suite(
     multiples: Sequence[float] | None = None,
     shots: Sequence[int] = SHOTS,
 ) -> tuple[Protocol, ...]:
-    """The protocols of one question.
+    """The protocols of one suite.
 
     Args:
         name: ``augmentation`` (real, synthetic, real and 1 and 2 times synthetic), ``anonymisation``, ``imbalance``,
@@ -250,7 +254,7 @@ def suite(
 
 
 def _scarcity(real: EvalSet, synthetic: EvalSet, share: float, multiples: Sequence[float]) -> tuple[Protocol, ...]:
-    """A share of the real images alone, with multiples of it in synthetic images, and all real images."""
+    """A share of the real images by itself, with multiples of it in synthetic images, and all real images."""
     base, line = f"{100 * share:g} % real", "with synthetic"
     few = [
         Protocol(f"{base} + {k:.3g}x", lambda seed, k=k: scarce(real, synthetic, share, k, seed=seed), base, line, k)
@@ -263,7 +267,7 @@ def _scarcity(real: EvalSet, synthetic: EvalSet, share: float, multiples: Sequen
 def _with_and_without_pretraining(
     name: str, amount: float, scratch: Callable[[int], Training], pretraining: Callable[[int], Training]
 ) -> tuple[Protocol, Protocol]:
-    """A protocol from scratch, and the same after pretraining on synthetic images, compared with it."""
+    """A protocol from scratch, and the same after pretraining on synthetic images, which is compared with it."""
     return (
         Protocol(name, scratch, line="from scratch", at=amount),
         Protocol(f"pretrained, {name}", pretraining, name, "pretrained", amount),

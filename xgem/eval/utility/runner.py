@@ -1,4 +1,4 @@
-"""Protocols trained and tested over several runs, each cached; what they reach, and what one adds to another."""
+"""Training and testing of protocols over several cached runs, and paired comparison of their results."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ from xgem.types import NotComputed
 logger = logging.getLogger(__name__)
 VERSION = 1
 Extra = Callable[[torch.nn.Module, Data, torch.device], Predictions]
-"""Further outputs of a trained network, besides its predictions; only of the first run."""
+"""Further outputs of a trained network, besides its predictions; only for the first run."""
 
 
 @dataclass(frozen=True)
 class Runs:
-    """A protocol's networks, run by run: their predictions for the test images.
+    """The predictions of a protocol's networks for the test images, one per run.
 
-    ``size``, ``pretraining``: images that the first run's network was trained and pretrained on. ``extra``: of the
-    first run.
+    ``size``, ``pretraining``: numbers of images on which the first run's network was trained and pretrained.
+    ``extra``: further outputs of the first run.
     """
 
     protocol: Protocol
@@ -44,7 +44,7 @@ class Runs:
 
 @dataclass(frozen=True)
 class Tested:
-    """All protocols on one test set. ``failed`` gives the reason why a protocol has no runs."""
+    """All protocols on one test set. ``failed`` gives the reasons why protocols have no runs."""
 
     task: Task
     test: Data
@@ -52,18 +52,18 @@ class Tested:
     failed: Mapping[str, str]
 
     def bootstrap(self) -> Bootstrap:
-        """Of the test cases."""
+        """The bootstrap over test cases."""
         return Bootstrap(len(self.test), draws=self.task.settings.draws, seed=self.task.settings.seed)
 
     def measures(self, name: str, bootstrap: Bootstrap) -> tuple[Measures, dict[tuple[str, str], list[float]]]:
-        """A protocol's measures pooled over its runs, and each run's values."""
-        each = [self.task.measures(one, self.test, bootstrap) for one in self.runs[name].predictions]
-        pooled = {key: pool([one[key] for one in each], self.task.settings.seed) for key in each[0]}
-        return pooled, {key: [one[key].value for one in each] for key in each[0]}
+        """A protocol's metrics pooled over its runs, and the values of each run."""
+        by_run = [self.task.measures(predictions, self.test, bootstrap) for predictions in self.runs[name].predictions]
+        pooled = {key: pool([run[key] for run in by_run], self.task.settings.seed) for key in by_run[0]}
+        return pooled, {key: [run[key].value for run in by_run] for key in by_run[0]}
 
     def cases(self, name: str) -> Array:
-        """(runs, n): a protocol's score of each test case, run by run."""
-        return np.stack([self.task.cases(one, self.test) for one in self.runs[name].predictions])
+        """A protocol's score of each test case by run: (runs, n)."""
+        return np.stack([self.task.cases(predictions, self.test) for predictions in self.runs[name].predictions])
 
 
 def run_protocols(
@@ -76,20 +76,21 @@ def run_protocols(
     device: str | torch.device = "cpu",
     extra: tuple[str, Extra] | None = None,
 ) -> Tested:
-    """Train every protocol's network ``task.settings.runs`` times and ask each of the test images.
+    """Train every protocol's network ``task.settings.runs`` times, and predict the test images with each.
 
     Args:
-        known: the sets that the protocols take their images from: each is read once, and checked to share nothing
-            with the test set.
+        known: the sets from which the protocols take their images: each is read once, and must not overlap the test
+            set.
         test: real images.
-        cache: keeps each network's answers under a hash of training data, test data, settings and seed, so that an
-            evaluation that was stopped goes on, a training from its last whole epoch, and equal training sets of two
+        cache: keeps each network's predictions under a hash of training data, test data, settings and seed, so that an
+            interrupted evaluation resumes (a training from its last complete epoch), and identical training sets of two
             protocols are trained on once.
-        extra: a name for the cache's key and what else to ask.
+        extra: a name for the cache key, and a function for further outputs.
 
     Raises:
         DataError: a training set and the test set overlap.
     """
+    # All images once, at the network's size
     place = torch.device(device)
     for items in known:
         refuse_overlap(items, test)
@@ -102,14 +103,16 @@ def run_protocols(
     def data(items: EvalSet) -> Data:
         return Data(images.of(items), task.targets(items))
 
-    def one_run(training: Training, seed: int, ask: tuple[str, Extra] | None) -> Predictions:
+    def one_run(training: Training, seed: int, extra_output: tuple[str, Extra] | None) -> Predictions:
+        """One network's predictions, from the cache if they are there."""
         main = data(training.main)
         before = data(training.pretraining) if training.pretraining else None
 
         def make(folder: Path | None = None) -> Predictions:
             network = train(task, main, pretraining=before, seed=seed, device=place, folder=folder)
-            answers = task.predict(network, tested.images, place)
-            return answers | ({f"extra {k}": v for k, v in ask[1](network, tested, place).items()} if ask else {})
+            predictions = task.predict(network, tested.images, place)
+            more = extra_output[1](network, tested, place) if extra_output else {}
+            return predictions | {f"extra {k}": v for k, v in more.items()}
 
         if store is None:
             return make()
@@ -120,12 +123,13 @@ def run_protocols(
             "classes": list(task.classes),
             "data": [main.hash, before.hash if before else None, tested.hash],
             "seed": seed,
-            "extra": ask[0] if ask else None,
+            "extra": extra_output[0] if extra_output else None,
         }
         unfinished = store.unfinished("utility", key)
         return {k: v.numpy() for k, v in store.get_or_make("utility", key, lambda: make(unfinished)).items()}
 
-    found: dict[str, Runs] = {}
+    # Every protocol, run by run
+    results: dict[str, Runs] = {}
     failed: dict[str, str] = {}
     for protocol in protocols:
         try:
@@ -141,27 +145,27 @@ def run_protocols(
             failed[protocol.name] = str(reason)
             continue
         assert first is not None
-        answers = tuple({k: v for k, v in one.items() if not k.startswith("extra ")} for one in runs)
+        predictions = tuple({k: v for k, v in run.items() if not k.startswith("extra ")} for run in runs)
         more = {k.removeprefix("extra "): v for k, v in runs[0].items() if k.startswith("extra ")}
         before = len(first.pretraining) if first.pretraining else 0
-        found[protocol.name] = Runs(protocol, answers, len(first.main), before, first.notes, more)
-    return Tested(task, tested, found, failed)
+        results[protocol.name] = Runs(protocol, predictions, len(first.main), before, first.notes, more)
+    return Tested(task, tested, results, failed)
 
 
 def pool(runs: Sequence[Sampled], seed: int = 0) -> Sampled:
-    """The mean over runs of a measure on the same resampled cases; every draw resamples the runs too.
+    """The mean over runs of a metric on the same resampled cases; every draw also resamples the runs.
 
-    So an interval holds the chance of the training as well as that of the test set. Runs of two protocols with equal
-    seeds stay paired in their difference.
+    The interval thus reflects the variability of the training as well as of the test set. Runs of two protocols with
+    equal seeds stay paired in their difference.
     """
-    draws = np.stack([one.draws for one in runs])
+    draws = np.stack([run.draws for run in runs])  # (runs, draws)
     counts = np.random.default_rng([seed, 14]).multinomial(len(runs), np.full(len(runs), 1 / len(runs)), draws.shape[1])
     mean = (counts.T * draws).sum(axis=0) / len(runs)
-    return Sampled(float(np.mean([one.value for one in runs])), mean, runs[0].n)
+    return Sampled(float(np.mean([run.value for run in runs])), mean, runs[0].n)
 
 
 def bootstrap_p(difference: Sampled) -> float:
-    """Two-sided p of a paired difference: twice the share of draws on the rarer side of 0, at least 2 / (draws + 1)."""
+    """Two-sided p of a paired difference: twice the fraction of draws on the rarer side of 0, >= 2 / (draws + 1)."""
     draws = difference.draws[np.isfinite(difference.draws)]
     rarer = min(int((draws <= 0).sum()), int((draws >= 0).sum()))
     return min(1.0, 2 * (1 + rarer) / (1 + len(draws)))
