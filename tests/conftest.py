@@ -48,11 +48,11 @@ def data_dir() -> Path:
 
 
 @pytest.fixture(scope="session")
-def cases() -> Path:
-    """Made-up inputs that users of neighbouring projects met; the test is skipped where they are absent."""
+def cases_dir() -> Path:
+    """Made-up files with odd headers, depths and rows, beside the real studies; the test is skipped where absent."""
     folder = real_data().parent / "cases"
     if not folder.is_dir():
-        pytest.skip("no folder of cases beside the real studies: set XGEM_DATA")
+        pytest.skip(f"no made-up cases at {folder}")
     return folder
 
 

@@ -237,16 +237,16 @@ def test_a_folder_of_generations_is_read_view_by_view(tmp_path):
     assert [item.id for item in read_set(tmp_path, view="lateral").items] == ["lateral", "real"]
 
 
-def test_names_of_columns_in_any_case(cases):
-    found = read_set(cases / "evalcsv" / "half_caps")
+def test_names_of_columns_in_any_case(cases_dir):
+    found = read_set(cases_dir / "evalcsv" / "half_caps")
     assert [(item.sex, item.age, item.race) for item in found.items[:2]] == [("F", 50, "White"), ("F", 51, "White")]
     assert found.items[0].report.startswith("Cardiomegaly")
 
 
-def test_values_out_of_range_are_refused_with_their_line(cases, tmp_path):
+def test_values_out_of_range_are_refused_with_their_line(cases_dir, tmp_path):
     with pytest.raises(DataError, match=r"line 3: age is 'inf'"):
-        read_set(cases / "evalcsv" / "age_inf")
-    assert [item.sex for item in read_set(cases / "evalcsv" / "sex_words").items[:3]] == ["F", "M", None]
+        read_set(cases_dir / "evalcsv" / "age_inf")
+    assert [item.sex for item in read_set(cases_dir / "evalcsv" / "sex_words").items[:3]] == ["F", "M", None]
     for row, words in (
         ({"id": "a", "report": "x", "age": "121"}, "age is '121', expected a number from 0 to 120"),
         ({"id": "a", "report": "x", "severity": "-1"}, "severity is '-1', expected a number from 0 to 18"),
@@ -260,12 +260,18 @@ def test_values_out_of_range_are_refused_with_their_line(cases, tmp_path):
     ("name", "reports"),
     [("gen_tsv.tsv", 8), ("gen_upper.CSV", 8), ("gen_emoji.csv", 8), ("gen_nan.csv", 4), ("gen_dot.csv", 4)],
 )
-def test_tables_of_reports(cases, name, reports):
-    found = read_set(cases / "evalcsv" / "text" / name)
+def test_tables_of_reports(cases_dir, name, reports):
+    found = read_set(cases_dir / "evalcsv" / "text" / name)
     assert len(found) == 8
     assert sum(bool(report) for report in found.reports) == reports
 
 
-def test_a_comma_that_is_not_quoted_is_refused(cases):
+def test_a_comma_that_is_not_quoted_is_refused(cases_dir):
     with pytest.raises(DataError, match=r"line 2 has 3 cells, the header \(UTF-8, comma\) has 2"):
-        read_set(cases / "evalcsv" / "text" / "gen_unquoted.csv")
+        read_set(cases_dir / "evalcsv" / "text" / "gen_unquoted.csv")
+
+
+def test_wrapped_reports_have_the_labels_of_unwrapped_ones(cases_dir):
+    folded, wrapped = (read_set(cases_dir / "evalcsv" / "text" / f"{name}.csv") for name in ("folded", "wrapped"))
+    assert [item.labels for item in folded.items] == [item.labels for item in wrapped.items]
+    assert folded.items[0].labels["Consolidation"] == 0

@@ -206,8 +206,8 @@ def test_another_python_scores_matched_shuffled_and_constant_reports(monkeypatch
         ("real_id_int.csv", "gen_id_float.csv", "names one of the 8 of real .*'0.0' for one, against '0'"),
     ],
 )
-def test_sets_as_users_have_them(cases: Path, real: str, generated: str, outcome: Any) -> None:
-    folder = cases / "evalcsv" / "text"
+def test_sets_as_users_have_them(cases_dir: Path, real: str, generated: str, outcome: Any) -> None:
+    folder = cases_dir / "evalcsv" / "text"
     sets = read_set(folder / real, name="real"), read_set(folder / generated, name="generated")
     if isinstance(outcome, str):
         with pytest.raises(DataError, match=outcome):

@@ -1,11 +1,15 @@
 from __future__ import annotations
 
+import csv
+import textwrap
+from pathlib import Path
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from xgem.labels.rules import label_matrix, label_report
+from xgem.labels.rules import is_known_text, label_matrix, label_report
 from xgem.labels.vocabulary import CHEXPERT_CLASSES, NO_FINDING
 
 SENTENCES: list[tuple[str, dict[str, int | None]]] = [
@@ -61,6 +65,17 @@ SENTENCES: list[tuple[str, dict[str, int | None]]] = [
     ("Calcified granuloma. No acute disease.", {NO_FINDING: None}),
     ("Degenerative changes of the spine.", {NO_FINDING: None}),
     ("Soft tissue edema of the ankle.", {"Edema": None}),
+    ("Pneumonia can't be excluded.", {"Pneumonia": -1}),
+    ("Pneumonia couldn't be entirely excluded.", {"Pneumonia": -1}),
+    ("Pneumonia isn't excluded.", {"Pneumonia": -1}),
+    ("Can't rule out pneumonia.", {"Pneumonia": -1}),
+    ("Infiltrate cannot be ruled out.", {"Lung Opacity": -1}),
+    ("There isn't any effusion.", {"Pleural Effusion": 0}),
+    ("There wasn't any pneumothorax.", {"Pneumothorax": 0}),
+    ("I don't see a pneumothorax.", {"Pneumothorax": 0}),
+    ("The heart isnt enlarged.", {"Cardiomegaly": 0}),
+    ("An effusion doesn't appear to be present.", {"Pleural Effusion": 0}),
+    ("The effusion hasn't resolved.", {"Pleural Effusion": 1}),
 ]
 
 
@@ -76,9 +91,31 @@ def test_the_strongest_statement_of_a_report_wins() -> None:
     assert (labels["Pneumothorax"], labels["Edema"]) == (1, -1)
 
 
-@pytest.mark.parametrize("text", ["", "  ", "XXXX.", "..."])
-def test_a_report_without_words_says_nothing(text: str) -> None:
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "  ",
+        "XXXX.",
+        "...",
+        "nan",
+        "NULL.",
+        "N/A.",
+        "None.",
+        "Kein Erguss.",
+        "\U0001f600",
+        "Lorem ipsum dolor sit amet.",
+    ],
+)
+def test_a_text_without_a_known_word_says_nothing(text: str) -> None:
+    assert not is_known_text(text)
     assert set(label_report(text).values()) == {None}
+
+
+@pytest.mark.parametrize("text", ["Normal.", "No interval change.", "Negative CXR", "Large pericardial effusion."])
+def test_a_text_with_a_known_word_may_be_normal(text: str) -> None:
+    assert is_known_text(text)
+    assert label_report(text)[NO_FINDING] == 1
 
 
 @given(st.lists(st.sampled_from([text for text, _ in SENTENCES]), min_size=1, max_size=5), st.randoms())
@@ -105,14 +142,11 @@ def test_uncertain_counts_as_asked() -> None:
 
 
 @pytest.mark.data
-def test_finds_what_annotators_indexed(data_dir: object) -> None:
-    import csv
-    from pathlib import Path
-
+def test_finds_what_annotators_indexed(data_dir: Path) -> None:
     from xgem.data.study import Study
     from xgem.eval.labeller_check import check_labeller
 
-    with (Path(str(data_dir)) / "openi" / "reports.csv").open(encoding="utf-8") as file:
+    with (data_dir / "openi" / "reports.csv").open(encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     dropped = {"", "No Indexing", "Technical Quality of Image Unsatisfactory"}
     studies = [
@@ -131,3 +165,12 @@ def test_finds_what_annotators_indexed(data_dir: object) -> None:
     for name in ("No Finding", "Cardiomegaly", "Atelectasis", "Lung Opacity", "Pleural Effusion"):
         assert classes[name]["precision"] > 0.75, name
         assert classes[name]["recall"] > 0.9, name
+
+
+@pytest.mark.data
+def test_wrapped_reports_keep_their_labels(data_dir: Path) -> None:
+    with (data_dir / "openi" / "reports.csv").open(encoding="utf-8") as file:
+        reports = [f"{row['findings']} {row['impression']}" for row in csv.DictReader(file) if row["split"] == "val"]
+    assert len(reports) > 300
+    changed = [text for text in reports if label_report("\n".join(textwrap.wrap(text, 79))) != label_report(text)]
+    assert changed == []

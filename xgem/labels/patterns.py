@@ -193,12 +193,13 @@ PSEUDO_NEGATIONS: Final = re.compile(
 UNCERTAIN_BEFORE: Final = re.compile(
     r"\b(?:possib\w+|probabl[ey]|may|might|could|likely|presum\w+|perhaps|suspect(?:ed)?|suspicio\w+|concern(?:ing)?"
     r"|question(?:able|ing)?|equivocal|borderline|suggest(?:s|ed|ive|ing)?|favou?r(?:ed|ing|s)?|potential(?:ly)?"
-    r"|versus|vs|differential|consider(?:ation)?|(?:can ?not|can't|could not|difficult to|to|not) exclude"
+    r"|versus|vs|differential|consider(?:ation)?|(?:can ?not|could not|difficult to|to|not) (?:exclude|rule out)"
     r"|rule out|r/o|indeterminate|apparent|appearance of|developing or)\b"
 )
 UNCERTAIN_AFTER: Final = re.compile(
     r"\b(?:(?:is|are|was|were|be) (?:\w+ )?(?:possible|suspected|questioned|questionable|considered|favou?red|likely)"
-    r"|(?:can ?not|can't|could not|not|should)(?: be)?(?: \w+)? excluded|not entirely excluded|is a consideration"
+    r"|(?:can ?not|could not|not|should)(?: be)?(?: \w+)? (?:excluded|ruled out)|not entirely excluded"
+    r"|is a consideration"
     r"|(?:not|difficult to) exclude[d]?|in the differential|versus|vs)\b|\?"
 )
 NEGATIVE_BEFORE: Final = re.compile(
@@ -208,8 +209,8 @@ NEGATIVE_BEFORE: Final = re.compile(
 NEGATIVE_AFTER: Final = re.compile(
     r"\b(?:(?:is|are|was|were|has|have)(?: been)?(?: \w+)? (?:resolved|cleared|removed|absent)|resolved"
     r"|no longer (?:\w+ )?(?:seen|present|visuali[sz]ed|identified|evident|visible|appreciated)"
-    r"|not (?:\w+ )?(?:seen|present|visuali[sz]ed|identified|evident|visible|appreciated|demonstrated|noted"
-    r"|observed|found)"
+    r"|not (?:appear to be )?(?:\w+ )?(?:seen|present|visuali[sz]ed|identified|evident|visible|appreciated"
+    r"|demonstrated|noted|observed|found)"
     r"|ruled out|(?:is|are) (?:excluded|unlikely))\b"
 )
 HYPOTHETICAL: Final = re.compile(
@@ -236,3 +237,10 @@ NEGATION_ENDS: Final = re.compile(
     rf"|\band (?:stable|unchanged|mild|moderate|again)\b"
 )
 """A negation ends here: what follows is positive, as in "No effusion, stable cardiomegaly"."""
+KNOWN_WORDS: Final = re.compile(
+    r"\b(?:chests?|cxr|thora(?:x|cic)|lungs?|pulmonary|pleura\w*|heart|cardi\w+|mediastin\w+|hil(?:ar|um|a)|aort\w+"
+    r"|(?:hemi)?diaphragm\w*|costophrenic|airways?|trachea\w*|bronch\w+|ribs?|spin(?:e|al)|osseous|bon(?:y|es?)"
+    r"|vascul\w+|x ?-? ?rays?|radiograph\w*|findings?|(?:ab)?normal\w*|unremarkable|clear|negative|acute|active"
+    r"|diseases?|process(?:es)?|stable|unchanged|changes?|interval|effusions?|pneumon\w+)\b"
+)
+"""Words by which a text without any mention is recognised as a chest report."""

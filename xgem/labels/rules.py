@@ -16,15 +16,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from xgem.labels import patterns
+from xgem.labels.sentences import sentences
 from xgem.labels.vocabulary import CHEXPERT_CLASSES, NO_FINDING
 
 LABELLER: Final = "xgem-rules"
-LABELLER_VERSION: Final = 1
+LABELLER_VERSION: Final = 2
 Label = Literal[1, 0, -1] | None
 """1 positive, 0 negated, -1 uncertain, None not mentioned."""
 
 _RANK: Final[dict[Label, int]] = {None: 0, 0: 1, -1: 2, 1: 3}
-_SENTENCE = re.compile(r"(?<=[.!?])\s+|(?<=[a-z])\.(?=[a-z])|[\n\r]+")
 _BETWEEN = re.compile(r"^[^,.;:]{0,40}\b(?:versus|vs|or|and ?/ ?or)\b[^,.;:]{0,30}$")
 
 
@@ -43,19 +43,25 @@ def label_report(text: str) -> dict[str, Label]:
 
     Returns:
         one label for each of :data:`CHEXPERT_CLASSES`: 1 positive, 0 negated, -1 uncertain, ``None`` not mentioned. The
-        strongest statement in a report counts (1, then -1, then 0). "No Finding" is 1 if the text is not empty and
-        states nothing as positive or uncertain but support devices; otherwise it is ``None``.
+        strongest statement in a report counts (1, then -1, then 0). "No Finding" is 1 if the text has a word that the
+        rules know (:func:`is_known_text`) and states nothing as positive or uncertain but support devices; otherwise it
+        is ``None``.
     """
     strongest: dict[str, Label] = {}
-    sentences = _sentences(text)
-    for sentence in sentences:
+    for sentence in sentences(text):
         for name, label in _label_sentence(sentence):
             if _RANK[label] > _RANK[strongest.get(name)]:
                 strongest[name] = label
     result: dict[str, Label] = {name: strongest.get(name) for name in CHEXPERT_CLASSES}
     abnormal = any(strongest.get(name) in (1, -1) for name in strongest if name != "Support Devices")
-    result[NO_FINDING] = 1 if sentences and not abnormal else None
+    result[NO_FINDING] = 1 if not abnormal and is_known_text(text) else None
     return result
+
+
+def is_known_text(text: str) -> bool:
+    """Whether a text has a word of chest reports: a finding, a structure, "normal". "nan" has none."""
+    searched = (*patterns.MENTIONS.values(), *patterns.NORMAL_STATEMENTS.values(), (patterns.KNOWN_WORDS,))
+    return any(pattern.search(sentence) for sentence in sentences(text) for known in searched for pattern in known)
 
 
 def label_matrix(
@@ -83,16 +89,6 @@ def label_matrix(
             cache[text] = [labels[name] in counted for name in classes]
         rows.append(cache[text])
     return np.array(rows, dtype=bool).reshape(len(rows), len(classes))
-
-
-def _sentences(text: str) -> list[str]:
-    """The sentences of a text in lower case, without de-identification marks."""
-    text = re.sub(r"x{3,}", " ", text.lower())
-    text = re.sub(r"\b(\d+)\.(\d)", r"\1 \2", text)  # the point in 1.5 cm does not end a sentence
-    text = re.sub(r"\b(dr|mr|mrs|vs|approx|no)\.(?=\s\S)", lambda m: m[1] if m[1] != "no" else m[0], text)
-    text = text.replace("/", " / ")
-    parts = (re.sub(r"\s+", " ", part).strip(" .!") for part in _SENTENCE.split(text))
-    return [part for part in parts if re.search(r"[a-z]{2}", part)]
 
 
 def _label_sentence(sentence: str) -> list[tuple[str, Label]]:

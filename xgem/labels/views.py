@@ -13,6 +13,7 @@ VIEWS: dict[str, tuple[str, ...]] = {
     "frontal": ("PA", "AP"),
     "lateral": ("LL", "RL", "LAT", "LATERAL"),
 }
+"""Values of ViewPosition by view; :func:`add_view` adds one."""
 
 
 def add_view(name: str, positions: Sequence[str] = ()) -> None:

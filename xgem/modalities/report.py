@@ -10,6 +10,7 @@ from typing import Any
 
 from xgem.configs.preset import Preset
 from xgem.data.study import Study, report_of
+from xgem.labels.sentences import plain_characters, unwrapped
 from xgem.modalities.base import Modality, OutputType
 from xgem.types import InputError, Prompt
 
@@ -21,11 +22,15 @@ class Report(Modality):
     suffix = ".txt"
 
     def read(self, value: Any, preset: Preset, *, allow_any: bool = False) -> Prompt:
-        """Text with white space collapsed. InputError where it is no text, empty, or without a letter or digit."""
+        """Text with plain characters (quotes, ligatures, soft hyphens) and white space collapsed.
+
+        Raises:
+            InputError: no text, empty, or without a letter or digit.
+        """
         del preset, allow_any
         if not isinstance(value, str):
             raise InputError(f"report: expected text, got {type(value).__name__}")
-        text = " ".join(value.split())
+        text = " ".join(unwrapped(plain_characters(value)).split())
         if not any(character.isalnum() for character in text):
             raise InputError(f"report: expected text, got {value[:20]!r}: leave the report out to generate without it")
         return Prompt(text, hashlib.sha256(text.encode("utf-8", "replace")).hexdigest(), "text", text=text)

@@ -15,8 +15,10 @@ from xgem.types import DataError
 BOXES = "Image Index,Finding Label,Bbox [x,y,w,h]"
 
 
-def prepared(cases: Path, source: str, name: str, tmp_path: Path) -> Manifest:
-    return importlib.import_module(f"xgem.data.sources.{source}").prepare(cases / "tables" / name, tmp_path / "m.jsonl")
+def prepared(cases_dir: Path, source: str, name: str, tmp_path: Path) -> Manifest:
+    return importlib.import_module(f"xgem.data.sources.{source}").prepare(
+        cases_dir / "tables" / name, tmp_path / "m.jsonl"
+    )
 
 
 @pytest.mark.parametrize(
@@ -33,41 +35,41 @@ def prepared(cases: Path, source: str, name: str, tmp_path: Path) -> Manifest:
         ("segmentations", "seg_exif_mask_raw", "make them equal"),
     ],
 )
-def test_refused(cases: Path, tmp_path: Path, source: str, name: str, words: str) -> None:
+def test_refused(cases_dir: Path, tmp_path: Path, source: str, name: str, words: str) -> None:
     with pytest.raises(DataError, match=words) as caught:
-        prepared(cases, source, name, tmp_path)
+        prepared(cases_dir, source, name, tmp_path)
     assert "\n" not in str(caught.value)
     assert not any(tmp_path.iterdir())
 
 
-def test_copies_of_an_archive_are_no_images(cases: Path, tmp_path: Path) -> None:
-    assert len(ImageFiles(cases / "tables" / "appledouble")) == 8
-    assert len(prepared(cases, "openi", "appledouble", tmp_path).rows) == 8
+def test_copies_of_an_archive_are_no_images(cases_dir: Path, tmp_path: Path) -> None:
+    assert len(ImageFiles(cases_dir / "tables" / "appledouble")) == 8
+    assert len(prepared(cases_dir, "openi", "appledouble", tmp_path).rows) == 8
 
 
-def test_words_for_nothing_are_no_report(cases: Path, tmp_path: Path) -> None:
-    studies = prepared(cases, "openi", "na_words", tmp_path).studies()
+def test_words_for_nothing_are_no_report(cases_dir: Path, tmp_path: Path) -> None:
+    studies = prepared(cases_dir, "openi", "na_words", tmp_path).studies()
     assert [study.impression for study in studies] == [""] * len(studies)
     assert all(study.findings for study in studies)
 
 
-def test_a_table_in_another_encoding_keeps_its_accents(cases: Path, tmp_path: Path) -> None:
-    assert "atélectasie à gauche" in prepared(cases, "openi", "latin1", tmp_path).studies()[0].findings
+def test_a_table_in_another_encoding_keeps_its_accents(cases_dir: Path, tmp_path: Path) -> None:
+    assert "atélectasie à gauche" in prepared(cases_dir, "openi", "latin1", tmp_path).studies()[0].findings
 
 
-def test_other_names_of_splits(cases: Path, tmp_path: Path) -> None:
-    studies = prepared(cases, "openi", "ours_valid", tmp_path).studies()
+def test_other_names_of_splits(cases_dir: Path, tmp_path: Path) -> None:
+    studies = prepared(cases_dir, "openi", "ours_valid", tmp_path).studies()
     assert [study.split for study in studies] == ["train", "train", "train", "val"]
 
 
-def test_an_upright_mask_of_a_rotated_image(cases: Path, tmp_path: Path) -> None:
-    (study,) = prepared(cases, "segmentations", "seg_exif_mask_upright", tmp_path).studies()
+def test_an_upright_mask_of_a_rotated_image(cases_dir: Path, tmp_path: Path) -> None:
+    (study,) = prepared(cases_dir, "segmentations", "seg_exif_mask_upright", tmp_path).studies()
     assert set(study.masks) == {"left lung"}
 
 
 @pytest.mark.parametrize("name", ["nih_sex", "nih_test_paths", "nih_box_official"])
-def test_nih_as_published(cases: Path, tmp_path: Path, name: str) -> None:
-    studies = prepared(cases, "nih", name, tmp_path).studies()
+def test_nih_as_published(cases_dir: Path, tmp_path: Path, name: str) -> None:
+    studies = prepared(cases_dir, "nih", name, tmp_path).studies()
     assert [(study.sex, study.age) for study in studies[:3]] == [("M", 61), ("F", None), ("F", pytest.approx(11 / 12))]
     if name == "nih_test_paths":
         assert [study.split == "test" for study in studies] == [True, True, False, False]
@@ -75,13 +77,13 @@ def test_nih_as_published(cases: Path, tmp_path: Path, name: str) -> None:
         assert [box.label for box in studies[0].boxes] == ["infiltrate"]
 
 
-def test_a_test_list_or_boxes_of_other_images_are_refused(cases: Path, tmp_path: Path) -> None:
+def test_a_test_list_or_boxes_of_other_images_are_refused(cases_dir: Path, tmp_path: Path) -> None:
     for name, file, text in (
         ("nih_test_paths", "test_list.txt", "other.png\n"),
         ("nih_box_official", "BBox_List_2017_Official_NIH.csv", f"{BOXES}\no.png,Mass,1,1,9,9\n"),
     ):
         folder = tmp_path / name
-        shutil.copytree(cases / "tables" / name, folder, copy_function=shutil.copy)
+        shutil.copytree(cases_dir / "tables" / name, folder, copy_function=shutil.copy)
         folder.chmod(0o755)
         (folder / file).chmod(0o644)
         (folder / file).write_text(text)
