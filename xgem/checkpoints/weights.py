@@ -39,7 +39,7 @@ def write_weights(
     """Write ``state`` into ``folder`` as ``model.safetensors``, or as shards and their index.
 
     Raises:
-        CheckpointError: a weight has values that ``dtype`` cannot hold.
+        CheckpointError: a weight is not finite, or has values that ``dtype`` cannot hold.
         ConfigError: a size that is not one.
     """
     import torch
@@ -57,6 +57,7 @@ def write_weights(
             continue
         kept[same] = key
         stored = value.detach().to("cpu", dtype if dtype is not None and value.is_floating_point() else value.dtype)
+        check_finite(name, key, value)
         if stored.dtype != value.dtype and not bool(torch.isfinite(stored).all()):
             raise CheckpointError(f"{name}: the weight {key!r} does not fit into {dtype}; use a wider dtype")
         tensors[key] = stored.contiguous().clone()
@@ -89,7 +90,7 @@ def read_weights(folder: Path, files: Iterable[str]) -> dict[str, tuple[Tensor, 
     """Every tensor that the weight files among ``files`` hold, with the file's name; tied names are filled in.
 
     Raises:
-        CheckpointError: no weight files, or one that is not readable safetensors.
+        CheckpointError: no weight files, one that is not readable safetensors, or a weight that is not finite.
     """
     from safetensors import SafetensorError, safe_open
 
@@ -104,6 +105,7 @@ def read_weights(folder: Path, files: Iterable[str]) -> dict[str, tuple[Tensor, 
                 tied.update(json.loads((opened.metadata() or {}).get("tied", "{}")))
                 for key in opened.keys():  # noqa: SIM118  (not a mapping)
                     weights[key] = (opened.get_tensor(key), file)
+                    check_finite(str(folder / file), key, weights[key][0])
         except (SafetensorError, OSError, ValueError) as error:
             raise CheckpointError(f"{folder / file}: not a readable safetensors file: {one_line(error)}") from error
     for key, source in tied.items():
@@ -111,6 +113,19 @@ def read_weights(folder: Path, files: Iterable[str]) -> dict[str, tuple[Tensor, 
             raise CheckpointError(f"{folder}: weight {key!r} is tied to {source!r}, which is missing")
         weights[key] = weights[source]
     return weights
+
+
+def check_finite(where: str, key: str, value: Tensor) -> None:
+    """Raise ``CheckpointError`` that names the weight if any of its values is NaN or infinite."""
+    import torch
+
+    if not value.is_floating_point() or bool(torch.isfinite(value).all()):
+        return
+    bad = int((~torch.isfinite(value)).sum())
+    raise CheckpointError(
+        f"{where}: {bad} of {value.numel()} values of the weight {key!r} are not finite (NaN or infinite): the weights "
+        "are damaged, or training diverged; fetch them again, or go back to an earlier checkpoint"
+    )
 
 
 def parse_size(size: str | int) -> int:

@@ -172,6 +172,7 @@ class XgemPipeline:
             InputError: an input or option that cannot be used.
             CheckpointError, DeviceError: as ``component`` and ``to``; or the model cannot be compiled here.
             PrivacyError: the gate refused every try of a sample.
+            SamplingError: a sample is not finite; says of which output, and the likely cause.
         """
         given = CallOptions.parse(renamed(options))
         with torch.inference_mode():
