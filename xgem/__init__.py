@@ -22,6 +22,7 @@ from xgem.types import (
     ManifestError,
     OutputError,
     PrivacyError,
+    SamplingError,
     ShapeError,
     XgemError,
 )
@@ -45,6 +46,7 @@ __all__ = [
     "OutputError",
     "PrivacyError",
     "PrivacyGate",
+    "SamplingError",
     "ShapeError",
     "XgemError",
     "XgemPipeline",

@@ -73,7 +73,7 @@ def generate(
 
     Raises:
         InputError: an argument or input that cannot be used. CheckpointError, DeviceError: as ``load``.
-        PrivacyError: the gate refused every try of a sample.
+        PrivacyError: the gate refused every try of a sample. SamplingError: a sample is not finite.
     """
     if model is None:
         model = model_for(inputs)

@@ -53,6 +53,10 @@ class DataError(XgemError):
     """A data set cannot be prepared or used as it is."""
 
 
+class SamplingError(XgemError):
+    """What was sampled or decoded is not finite (NaN or infinite): nothing is returned or saved."""
+
+
 class PrivacyError(XgemError):
     """Every draw of a sample came too close to a training image."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 import json
 import shutil
@@ -18,6 +19,7 @@ import xgem
 from xgem.cli import main
 from xgem.cohort.check import options as planned
 from xgem.cohort.plan import Plan
+from xgem.generators.sampling import FORMER_SAMPLERS, SAMPLERS
 from xgem.pipeline import pipeline as pipeline_module
 from xgem.pipeline.generation import read_metadata
 from xgem.pipeline.metadata import FORMAT, upgraded
@@ -200,6 +202,26 @@ def test_metadata_of_the_first_version_are_read() -> None:
         key: new[key] for key in new if key not in {*RENAMED.values(), "format"}
     }
     assert [old[key] for key in RENAMED] == [new[key] for key in RENAMED.values()]
+
+
+@pytest.mark.parametrize("steps", [2, 7])
+def test_a_ddim_sample_of_before_format_3_is_generated_again(
+    pipeline: XgemPipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, steps: int
+) -> None:
+    options: dict[str, Any] = {"seed": 1, "num_inference_steps": steps, "sampler": "ddim", "progress": False}
+    now = pipeline({}, "frontal", **options)
+    monkeypatch.setitem(SAMPLERS, "ddim", FORMER_SAMPLERS["ddim-leading"])
+    before = pipeline({}, "frontal", **options)
+    monkeypatch.undo()
+    before = dataclasses.replace(before, metadata={**before.metadata, "format": 2})
+    (file,) = before.save(tmp_path / "before")
+    again = replay(file, model=pipeline, progress=False)
+    assert again.identical
+    assert not np.array_equal(np.asarray(now.frontal[0]), np.asarray(before.frontal[0]))
+    (file,) = again.generation.save(tmp_path / "again")
+    assert replay(file, model=pipeline, progress=False).identical
+    with pytest.raises(InputError, match="sampler 'ddim-leading' is not known"):
+        pipeline({}, "frontal", sampler="ddim-leading")
 
 
 def test_a_report_of_the_first_version_is_generated_again(tmp_path: Path) -> None:

@@ -84,7 +84,7 @@ def test_what_cannot_be_asked(preset: Preset, inputs: Any, outputs: Any, message
         ("batch_size", 0, "batch_size is 0"),
         ("guidance_scale", math.nan, "guidance_scale is nan"),
         ("guidance_scale", math.inf, "expected a finite number"),
-        ("guidance_scale", -1, "0 or more"),
+        ("guidance_scale", -1, "from 0 to 100"),
         ("guidance_scale", "2", "expected a finite number"),
         ("guidance_scale", {"lateral": math.nan}, "guidance_scale for 'lateral' is nan"),
         ("guidance_scale", {"report": 2.0}, "names 'report'"),

@@ -198,8 +198,9 @@ def load_component(
     not changed.
 
     Raises:
-        CheckpointError: a file is missing, altered or unreadable, or a weight is missing, unknown, or does not have the
-            shape that the configuration gives. The message names the file and the weight.
+        CheckpointError: a file is missing, altered or unreadable; a weight is missing, unknown or of another
+            shape than its configuration gives, not finite, or too large for ``dtype``. The message names the file
+            and the weight.
     """
     import torch
 
@@ -239,7 +240,11 @@ def load_component(
     component.load_state_dict({key: value for key, (value, _) in weights.items()}, strict=True)
     # Convolutions are faster in this memory format, also on a CPU
     component.eval().to(memory_format=torch.channels_last)
-    return component.to(device=device, dtype=dtype) if dtype is not None else component.to(device)
+    component = component.to(device=device, dtype=dtype) if dtype is not None else component.to(device)
+    for key, value in component.state_dict().items() if dtype not in (None, torch.float32) else ():
+        if value.is_floating_point() and not bool(torch.isfinite(value).all()):
+            raise CheckpointError(f"{folder}: the weight {key!r} does not fit into {dtype}; use bfloat16 or float32")
+    return component
 
 
 def read_component_config(root: str | Path, name: str) -> Any:

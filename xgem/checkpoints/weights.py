@@ -39,8 +39,8 @@ def write_weights(
     """Write ``state`` into ``folder`` as ``model.safetensors``, or as shards and their index.
 
     Raises:
-        CheckpointError: a weight has values that ``dtype`` cannot represent.
-        ConfigError: ``max_shard_size`` cannot be parsed.
+        CheckpointError: a weight is not finite, or has values that ``dtype`` cannot hold.
+        ConfigError: a size that is not one.
     """
     import torch
     from safetensors.torch import save_file
@@ -58,6 +58,7 @@ def write_weights(
             continue
         kept[storage] = key
         stored = value.detach().to("cpu", dtype if dtype is not None and value.is_floating_point() else value.dtype)
+        check_finite(name, key, value)
         if stored.dtype != value.dtype and not bool(torch.isfinite(stored).all()):
             raise CheckpointError(f"{name}: the weight {key!r} does not fit into {dtype}; use a wider dtype")
         tensors[key] = stored.contiguous().clone()
@@ -91,7 +92,7 @@ def read_weights(folder: Path, files: Iterable[str]) -> dict[str, tuple[Tensor, 
     """Every tensor in the weight files among ``files``, with the file's name; tied weights appear under all names.
 
     Raises:
-        CheckpointError: no weight files, or one that cannot be read as safetensors.
+        CheckpointError: no weight files, one that is not readable safetensors, or a weight that is not finite.
     """
     from safetensors import SafetensorError, safe_open
 
@@ -106,6 +107,7 @@ def read_weights(folder: Path, files: Iterable[str]) -> dict[str, tuple[Tensor, 
                 tied.update(json.loads((opened.metadata() or {}).get("tied", "{}")))
                 for key in opened.keys():  # noqa: SIM118  (not a mapping)
                     weights[key] = (opened.get_tensor(key), file)
+                    check_finite(str(folder / file), key, weights[key][0])
         except (SafetensorError, OSError, ValueError) as error:
             raise CheckpointError(f"{folder / file}: not a readable safetensors file: {one_line(error)}") from error
     for key, source in tied.items():
@@ -113,6 +115,19 @@ def read_weights(folder: Path, files: Iterable[str]) -> dict[str, tuple[Tensor, 
             raise CheckpointError(f"{folder}: weight {key!r} is tied to {source!r}, which is missing")
         weights[key] = weights[source]
     return weights
+
+
+def check_finite(where: str, key: str, value: Tensor) -> None:
+    """Raise ``CheckpointError`` that names the weight if any of its values is NaN or infinite."""
+    import torch
+
+    if not value.is_floating_point() or bool(torch.isfinite(value).all()):
+        return
+    bad = int((~torch.isfinite(value)).sum())
+    raise CheckpointError(
+        f"{where}: {bad} of {value.numel()} values of the weight {key!r} are not finite (NaN or infinite): the weights "
+        "are damaged, or training diverged; fetch them again, or go back to an earlier checkpoint"
+    )
 
 
 def parse_size(size: str | int) -> int:

@@ -7,12 +7,11 @@ from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
-from open_clip.transformer import VisionTransformer
 from torch import Tensor
 
 from xgem.configs.components import ImageEncoderConfig
 from xgem.encoders.base import PromptEncoder
-from xgem.encoders.pretrained import Towers, load_towers, saved_architecture
+from xgem.encoders.pretrained import Towers, load_towers, open_clip_part, saved_architecture
 from xgem.types import Encoded, ShapeError
 
 
@@ -30,7 +29,7 @@ class ImageEncoder(PromptEncoder):
     def __init__(self, config: ImageEncoderConfig, visual: torch.nn.Module | None = None) -> None:
         super().__init__()
         self.config = config
-        self.visual = visual or VisionTransformer(
+        self.visual = visual or open_clip_part("transformer").VisionTransformer(
             image_size=config.image_size,
             patch_size=config.patch_size,
             width=config.width,

@@ -2,15 +2,35 @@
 
 from __future__ import annotations
 
+import importlib
 import json
+import sys
 from dataclasses import dataclass, replace
+from importlib.util import find_spec
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
-import open_clip
 from torch import nn
 
 from xgem.types import CheckpointError
+
+
+def open_clip_part(name: str) -> Any:
+    """A module of open_clip, ``"transformer"`` say, by itself: open_clip's ``__init__`` imports all of timm.
+
+    It is a copy with its own classes, in a package of another name, so that ``import open_clip`` works as ever.
+    """
+    alias = "_xgem_open_clip"
+    if alias not in sys.modules:
+        spec = find_spec("open_clip")
+        if spec is None:
+            raise ModuleNotFoundError("No module named 'open_clip'", name="open_clip")
+        package = ModuleType(alias)
+        package.__path__ = list(spec.submodule_search_locations or ())
+        sys.modules[alias] = package
+    module: ModuleType = importlib.import_module(f"{alias}.{name}")
+    return module
 
 
 @dataclass
@@ -26,6 +46,8 @@ class Towers:
     @property
     def normalisation(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
         """Channel means and standard deviations (3 each, images in [0, 1]) that the towers were trained with."""
+        import open_clip
+
         mean, std = (self.preprocess_cfg.get(key) for key in ("mean", "std"))
         return tuple(mean or open_clip.OPENAI_DATASET_MEAN), tuple(std or open_clip.OPENAI_DATASET_STD)
 
@@ -51,11 +73,15 @@ class Towers:
 
 
 def _build(cfg: dict[str, Any]) -> nn.Module:
+    import open_clip
+
     known = {key: cfg[key] for key in ("embed_dim", "vision_cfg", "text_cfg", "quick_gelu") if key in cfg}
     return open_clip.CustomTextCLIP(**known)
 
 
 def _towers(model: Any, read: dict[str, Any]) -> Towers:
+    import open_clip
+
     cfg = read["model_cfg"]
     tokenizer = open_clip.SimpleTokenizer(context_length=int(cfg["text_cfg"].get("context_length", 77)))
     return Towers(model.visual, model.text, tokenizer, cfg, read.get("preprocess_cfg") or {})

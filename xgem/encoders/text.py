@@ -7,13 +7,12 @@ from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
-from open_clip.transformer import TextTransformer, text_global_pool
 from torch import Tensor
 from transformers import AutoTokenizer
 
 from xgem.configs.components import TextEncoderConfig
 from xgem.encoders.base import PromptEncoder
-from xgem.encoders.pretrained import Towers, load_towers, saved_architecture
+from xgem.encoders.pretrained import Towers, load_towers, open_clip_part, saved_architecture
 from xgem.types import ConfigError, Encoded, InputError
 
 
@@ -31,7 +30,7 @@ class TextEncoder(PromptEncoder):
         super().__init__()
         self.config = config
         self.tokenizer = tokenizer
-        self.text = text or TextTransformer(
+        self.text = text or open_clip_part("transformer").TextTransformer(
             context_length=config.max_length,
             vocab_size=config.vocab_size,
             width=config.width,
@@ -105,7 +104,8 @@ class TextEncoder(PromptEncoder):
         n, text = ids.shape[1], self.text
         x = text.token_embedding(ids) + text.positional_embedding[:n]  # (b, n, c)
         tokens = text.ln_final(text.transformer(x, attn_mask=text.attn_mask[:n, :n]))
-        pooled = text_global_pool(tokens, ids, pool_type=text.pool_type, eos_token_id=text.eos_id)
+        pool = open_clip_part("transformer").text_global_pool
+        pooled = pool(tokens, ids, pool_type=text.pool_type, eos_token_id=text.eos_id)
         return pooled @ text.text_projection, tokens
 
     forward = encode_ids

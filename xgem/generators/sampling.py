@@ -22,6 +22,33 @@ Denoiser = Callable[[Tensor, Tensor], Tensor]
 Callback = Callable[[int, int, Tensor], None]
 StepNoise = Callable[[int], Tensor]
 
+
+class DDIM(DPMSolverMultistepScheduler):
+    """DDIM (Song et al. 2021), which is the first order of DPM-Solver++ (Lu et al. 2022, section 4).
+
+    Timesteps are spaced from the noisiest one that was trained ("trailing", Lin et al. 2024, table 2). The last step
+    leaves no noise. Each step goes to the noise level of the next, whatever the number of steps.
+    """
+
+    def set_timesteps(self, num_inference_steps: int, device: Any = None) -> None:  # pyright: ignore
+        """Sets ``num_inference_steps`` timesteps, from T - 1 down."""
+        trained = self.config["num_train_timesteps"]
+        # diffusers' own trailing spacing gives one timestep too many at some numbers of steps (61, 103, 121, ...)
+        timesteps = [round(trained * k / num_inference_steps) - 1 for k in range(num_inference_steps, 0, -1)]
+        super().set_timesteps(timesteps=timesteps, device=device)  # pyright: ignore
+
+
+class UniPC(UniPCMultistepScheduler):
+    """UniPC (Zhao et al. 2023) that can take every trained timestep."""
+
+    def set_timesteps(self, num_inference_steps: int, device: Any = None) -> None:  # pyright: ignore
+        """Sets ``num_inference_steps`` timesteps, from T - 1 down."""
+        # diffusers' default spacing, rounded, gives one timestep twice where all of them are used
+        every = num_inference_steps == self.config["num_train_timesteps"]
+        self.register_to_config(timestep_spacing="trailing" if every else "linspace")
+        super().set_timesteps(num_inference_steps, device=device)
+
+
 # Both DPM-Solvers use the noise levels of Karras et al. 2022 (eq. 5), which end at the lowest level of training: with
 # uniform timesteps, the last step starts from so much noise that it averages out the finest detail.
 SAMPLERS: dict[str, Callable[[dict[str, Any]], Any]] = {
@@ -31,17 +58,29 @@ SAMPLERS: dict[str, Callable[[dict[str, Any]], Any]] = {
     "sde-dpmsolver++": lambda schedule: DPMSolverMultistepScheduler(
         algorithm_type="sde-dpmsolver++", solver_order=2, use_karras_sigmas=True, **schedule
     ),
-    "ddim": lambda schedule: DDIMScheduler(clip_sample=False, set_alpha_to_one=False, steps_offset=1, **schedule),
-    "unipc": lambda schedule: UniPCMultistepScheduler(**schedule),
+    "ddim": lambda schedule: DDIM(algorithm_type="dpmsolver++", solver_order=1, **schedule),
+    "unipc": lambda schedule: UniPC(**schedule),
 }
+"""Samplers by name: from the last trained timestep on, each step goes to a lower noise level, the last to none."""
 
 
 STOCHASTIC = frozenset({"sde-dpmsolver++"})
 """Samplers that add noise at every step."""
 
 
+FORMER_SAMPLERS: dict[str, Callable[[dict[str, Any]], Any]] = {
+    "ddim-leading": lambda schedule: DDIMScheduler(
+        clip_sample=False, set_alpha_to_one=False, steps_offset=1, **schedule
+    ),
+}
+"""For replays only. ``ddim-leading`` is what ``ddim`` was until metadata format 2: it starts at a lower noise level
+than its initial noise has (at 400 steps, at timestep 799 of 999)."""
+
+
 def make_scheduler(name: str, diffusion: DiffusionConfig) -> Any:
     """A fresh diffusers scheduler; schedulers hold state, so none is shared between requests."""
+    if name in FORMER_SAMPLERS:
+        return FORMER_SAMPLERS[name](schedule_arguments(diffusion))
     if name not in SAMPLERS:
         raise InputError(f"unknown sampler {name!r}: expected one of {', '.join(SAMPLERS)}")
     return SAMPLERS[name](schedule_arguments(diffusion))
@@ -125,13 +164,17 @@ def sample_together(
     after every step. Deterministic given the noise.
 
     Raises:
-        InputError: a sampler in ``STOCHASTIC`` without ``step_noise``; outputs with different noise schedules.
+        InputError: a sampler in ``STOCHASTIC`` without ``step_noise``; more steps than timesteps were trained; outputs
+            with different noise schedules.
     """
     # One scheduler per output, as they hold state; all must have the same timesteps
     schedulers = {name: make_scheduler(sampler, output.model.config.diffusion) for name, output in outputs.items()}
     for name, scheduler in schedulers.items():
         if sampler in STOCHASTIC and outputs[name].step_noise is None:
             raise InputError(f"sampler {sampler!r} adds noise at every step: expected step_noise, got none")
+        trained = outputs[name].model.config.diffusion.num_train_timesteps
+        if num_inference_steps > trained:
+            raise InputError(f"num_inference_steps is {num_inference_steps}, expected at most {trained} for {name!r}")
         scheduler.set_timesteps(num_inference_steps, device=outputs[name].noise.device)
     timesteps = next(iter(schedulers.values())).timesteps
     if any(not torch.equal(scheduler.timesteps, timesteps) for scheduler in schedulers.values()):
@@ -139,9 +182,9 @@ def sample_together(
     z = {name: output.noise * schedulers[name].init_noise_sigma for name, output in outputs.items()}  # (b, ...) each
     denoisers = {name: guided(output.model, output.context, output.guidance_scale) for name, output in outputs.items()}
     kept = {name: output.kept for name, output in outputs.items() if output.kept is not None}
-    for name in kept:
-        if hasattr(schedulers[name], "set_begin_index"):  # DDIM depends on the timestep only
-            schedulers[name].set_begin_index(first_step)
+    for name, scheduler in schedulers.items():
+        if hasattr(scheduler, "set_begin_index"):  # what ddim was depends on the timestep only
+            scheduler.set_begin_index(first_step if name in kept else 0)
     with ExitStack() as caches:
         # Project contexts and embed timesteps once
         nets = [output.model for output in outputs.values()]

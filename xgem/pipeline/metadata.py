@@ -1,6 +1,7 @@
 """What is written about a sample, so that it can be traced and made again; JSON values only.
 
-``format`` is 2. Metadata without one are of 0.1.0, with ``keep``, ``control_scale`` and ``control_end``. Both replay.
+``format`` is 3. Metadata without one are of 0.1.0, with ``keep``, ``control_scale`` and ``control_end``; until 2, the
+sampler ``ddim`` was what is now ``ddim-leading``. All of them replay.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from xgem.pipeline.model import SamplingModel
     from xgem.pipeline.request import Request
 
-FORMAT: Final = 2
+FORMAT: Final = 3
 
 
 def describe_request(
@@ -67,4 +68,7 @@ def upgraded(metadata: Mapping[str, Any]) -> dict[str, Any]:
     version = metadata.get("format", 1)
     if not isinstance(version, int) or not 1 <= version <= FORMAT:
         raise InputError(f"metadata format is {version!r}, expected 1 to {FORMAT}; replay it with a newer xgem")
-    return {**renamed(metadata, quietly=True), "format": FORMAT}
+    values = renamed(metadata, quietly=True)
+    if version < 3 and values.get("sampler") == "ddim":
+        values["sampler"] = "ddim-leading"
+    return {**values, "format": FORMAT}

@@ -32,6 +32,10 @@ StepCallback = Callable[[Any, int, int, dict[str, Any]], None]
 
 MAX_SEED: Final = 2**63 - 1
 MAX_STEPS: Final = 1000
+MAX_GUIDANCE_SCALE: Final = 100
+LARGE_GUIDANCE_SCALE: Final = 20
+"""Above it, pictures are saturated."""
+MAX_CONTROL_SCALE: Final = 10
 DEFAULT_BATCH_SIZE: Final = 16
 DEFAULT_STRENGTH: Final = 0.5
 
@@ -78,6 +82,10 @@ class Limits:
         return number
 
 
+FORMER_LIMITS: Final = {"guidance_scale": Limits(0), "controlnet_conditioning_scale": Limits(0)}
+"""What scales were accepted before there were bounds: of recorded ones, so that every file replays."""
+
+
 @dataclass(frozen=True)
 class Option:
     """What an option is beside its type and default.
@@ -107,6 +115,8 @@ class _Options(BaseModel):
         limits = next((part.limits for part in field.metadata if isinstance(part, Option)), None)
         if limits is None or (value is None and field.default is None):
             return value
+        if info.context is not None:
+            limits = cast(Mapping[str, Limits], info.context).get(str(info.field_name), limits)
         return limits.check(str(info.field_name), value)
 
 
@@ -120,7 +130,7 @@ class SamplingOptions(_Options):
         float | dict[str, float] | None,
         Option(
             "Classifier-free guidance scale; 1 disables it. One number, or one per output: lateral=2,report=1.5",
-            Limits(0),
+            Limits(0, MAX_GUIDANCE_SCALE),
             "the preset's",
             recorded=True,
         ),
@@ -139,7 +149,7 @@ class SamplingOptions(_Options):
         ),
     ] = None
     controlnet_conditioning_scale: Annotated[
-        float, Option("ControlNet conditioning scale; 0 disables it.", Limits(0), recorded=True)
+        float, Option("ControlNet conditioning scale; 0 disables it.", Limits(0, MAX_CONTROL_SCALE), recorded=True)
     ] = 1.0
     control_guidance_end: Annotated[
         float, Option("Fraction of the sampling steps after which the ControlNet stops.", Limits(0, 1), recorded=True)
@@ -211,8 +221,8 @@ class CallOptions(SamplingOptions):
     ] = None
 
     @classmethod
-    def parse(cls, given: Mapping[str, Any]) -> Self:
-        """The options among keyword arguments.
+    def parse(cls, given: Mapping[str, Any], limits: Mapping[str, Limits] | None = None) -> Self:
+        """The options among keyword arguments; ``limits`` take the place of an option's own.
 
         Raises:
             InputError: a value that cannot be used; says what came and what was expected.
@@ -222,7 +232,7 @@ class CallOptions(SamplingOptions):
         if unknown is not None:
             raise TypeError(f"unexpected keyword argument {unknown!r}; options are: {', '.join(cls.model_fields)}")
         try:
-            return cls.model_validate(dict(given))
+            return cls.model_validate(dict(given), context=limits)
         except ValidationError as error:
             raise InputError(error_line(error)) from None
 
@@ -233,7 +243,7 @@ class CallOptions(SamplingOptions):
         Raises:
             InputError: a value that cannot be used.
         """
-        return cls.parse({name: metadata[name] for name in RECORDED if name in metadata})
+        return cls.parse({name: metadata[name] for name in RECORDED if name in metadata}, FORMER_LIMITS)
 
     def replaced(self, **changes: Any) -> Self:
         """With some options changed to values that are known to be good."""

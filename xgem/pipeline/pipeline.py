@@ -22,7 +22,7 @@ from xgem.checkpoints.locate import Location, locate
 from xgem.configs.components import DiTGeneratorConfig
 from xgem.configs.preset import Preset
 from xgem.generators.latent_diffusion import DiTLatentDiffusion
-from xgem.generators.sampling import SAMPLERS
+from xgem.generators.sampling import FORMER_SAMPLERS, SAMPLERS
 from xgem.modalities import MODALITIES
 from xgem.pipeline import conditioning
 from xgem.pipeline.conditioning import annotations_of, encode_conditions, read_prompts, with_notes
@@ -172,6 +172,7 @@ class XgemPipeline:
             InputError: an input or option that cannot be used.
             CheckpointError, DeviceError: as ``component`` and ``to``; or the model cannot be compiled here.
             PrivacyError: the gate refused every try of a sample.
+            SamplingError: a sample is not finite; says of which output, and the likely cause.
         """
         given = CallOptions.parse(renamed(options))
         with torch.inference_mode():
@@ -244,7 +245,7 @@ class XgemPipeline:
             strength=options.strength if images else None,
             batch_size=size,
         )
-        request = self._request(inputs, list(together), options)
+        request = self._request(inputs, list(together), options, [*SAMPLERS, *FORMER_SAMPLERS])
         # Its inputs, repeated for every row of the batch.
         prompts, start = (read_prompts(self.preset, item, allow_any=True) for item in (inputs, images))
         conditions = encode_conditions(self, prompts, start, request.outputs)
@@ -262,7 +263,11 @@ class XgemPipeline:
             return Sampler(self, request).sample(parts, keys, bar)[output][position]
 
     def _request(
-        self, inputs: Inputs | Sequence[Inputs] | None, outputs: str | Sequence[str], options: CallOptions
+        self,
+        inputs: Inputs | Sequence[Inputs] | None,
+        outputs: str | Sequence[str],
+        options: CallOptions,
+        samplers: Sequence[str] = tuple(SAMPLERS),
     ) -> Request:
         """A checked request, with its seeds drawn from a generator where one was given."""
         if options.generator is not None:
@@ -271,9 +276,7 @@ class XgemPipeline:
             seeds = draw_seeds(options.generator)
             options = options.replaced(seed=seeds if isinstance(seeds, int) else tuple(seeds))
         joint = self.aligned if options.joint is None else options.joint
-        request = make_request(
-            self.preset, list(MODALITIES), list(SAMPLERS), inputs, outputs, options.replaced(joint=joint)
-        )
+        request = make_request(self.preset, list(MODALITIES), samplers, inputs, outputs, options.replaced(joint=joint))
         if options.joint is None and not joint and len(request.outputs) > 1:
             logger.warning("%s has no trained alignment: outputs are sampled independently", self.name)
         return request

@@ -16,7 +16,8 @@ from xgem.encoders.fusion import stack
 from xgem.generators.sampling import Output, sample_together
 from xgem.modalities import get_modality
 from xgem.pipeline.conditioning import Conditions, control_of, fuse
-from xgem.types import CheckpointError, Context, DeviceError, PrivacyError
+from xgem.pipeline.options import LARGE_GUIDANCE_SCALE
+from xgem.types import CheckpointError, Context, DeviceError, PrivacyError, SamplingError
 from xgem.utils.progress import StepBar
 from xgem.utils.random import derived_seed, sample_noise
 
@@ -116,6 +117,7 @@ class Sampler:
 
         Raises:
             CheckpointError: joint outputs without a trained alignment. DeviceError: the model cannot be compiled here.
+            SamplingError: latents or images are not finite.
         """
         model, request = self.model, self.request
         callback = request.options.callback_on_step_end
@@ -143,7 +145,24 @@ class Sampler:
                 reason = str(error).strip().splitlines()[0]
                 raise DeviceError(f"the transformer cannot be compiled here, leave compile out: {reason}") from error
             raise
+        for name, z in latents.items():
+            self._check_finite(name, z, "sampled latents")
         return {name: self._decode(name, z, keys) for name, z in latents.items()}
+
+    def _check_finite(self, output: str, values: Any, what: str) -> None:
+        """SamplingError, with the likely cause, unless all ``values`` (b, ...) of an output are finite."""
+        if not isinstance(values, Tensor) or bool(torch.isfinite(values).all()):
+            return
+        bad = int((~torch.isfinite(values)).flatten(1).any(dim=1).sum())
+        scale = self.request.guidance_scale[output]
+        if scale > LARGE_GUIDANCE_SCALE:
+            cause = f"guidance_scale {scale:g} is probably too large: try {LARGE_GUIDANCE_SCALE} or less"
+        elif self.model.dtype is torch.float16:
+            cause = "numbers probably overflow in float16: use bfloat16 or float32"
+        else:
+            cause = f"the weights of {self.model.preset.generator(output)!r} or of a part it reads are probably damaged"
+            cause += ": fetch the checkpoint again, or go back to an earlier one"
+        raise SamplingError(f"{output}: the {what} of {bad} of {len(values)} samples are not finite (NaN); {cause}")
 
     def _output(self, name: str, part: BatchInputs, keys: Sequence[tuple[int, int]]) -> Output:
         """One output's generator with its context, noise (b, *latent_shape), images to start from and ControlNet."""
@@ -171,7 +190,9 @@ class Sampler:
         model, options, modality = self.model, self.request.options, get_modality(output)
         codec = model.component(model.preset.codec(output))
         if options.greedy:
-            return modality.to_output(codec.decode(latents, greedy=True), options.output_type)
+            decoded = codec.decode(latents, greedy=True)
+            self._check_finite(output, decoded, "decoded images")
+            return modality.to_output(decoded, options.output_type)
         values: list[Any] = []
         for row, (seed, index) in zip(latents, keys, strict=True):
             # One at a time: a generator shared by a batch would make each row depend on the others.
