@@ -57,7 +57,7 @@ def test_params_of_other_settings(xgem: Any) -> None:
         ("frontal_dit.width=wide", "frontal_dit.width=wide: components.frontal_dit"),
         ("frontal_dit.heads=7", "divisible by 7 heads, got 192"),
         ("frontal_dit.context_dim=7", "has width 192"),
-        ("frontal_dit.width=[", "not a YAML value"),
+        ("frontal_dit.width=[", "not valid YAML"),
         (
             "frontal_dit.width=384",
             "preset: 'control' is of another architecture than 'frontal_dit': expected fewer blocks",

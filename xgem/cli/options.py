@@ -90,7 +90,7 @@ def parse_guidance(text: str | None) -> float | dict[str, float] | None:
 
 def with_settings(preset: Preset, settings: Sequence[str]) -> Preset:
     """``preset`` with fields of its components as ``NAME.FIELD=VALUE`` say (values are YAML); InputError where not."""
-    import yaml
+    from xgem.configs.yaml_text import parse_yaml
 
     values: dict[str, Any] = preset.model_dump(mode="json")
     for setting in settings:
@@ -104,8 +104,5 @@ def with_settings(preset: Preset, settings: Sequence[str]) -> Preset:
         if field not in component or field == "kind":
             fields = ", ".join(key for key in component if key != "kind")
             raise InputError(f"--set {setting}: {name} has no field {field!r}, only {fields}")
-        try:
-            component[field] = yaml.safe_load(text)
-        except yaml.YAMLError as error:
-            raise InputError(f"--set {setting}: not a YAML value ({str(error).splitlines()[0]})") from None
+        component[field] = parse_yaml(text, f"--set {setting}")
     return type(preset).parse(values, "--set " + " ".join(settings)) if settings else preset

@@ -30,7 +30,6 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
-import yaml
 from pydantic import (
     AfterValidator,
     BaseModel,
@@ -42,6 +41,7 @@ from pydantic import (
     model_validator,
 )
 
+from xgem.configs.yaml_text import read_yaml
 from xgem.data.captions import NORMAL_CAPTION
 from xgem.data.demographics import MAX_AGE
 from xgem.data.rows import Split
@@ -284,15 +284,7 @@ def read_plan(path: str | Path) -> Plan:
     Raises:
         InputError: unreadable, not YAML, or a field that is unknown, missing or not valid; names it.
     """
-    path = Path(path)
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such plan; expected a YAML file") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: cannot be read ({error}); expected YAML in UTF-8") from None
-    except yaml.YAMLError as error:
-        raise InputError(f"{path}: not valid YAML: {str(error).splitlines()[0]}") from None
+    values = read_yaml(path)
     try:
         plan = Plan.model_validate(values)
     except ValidationError as error:

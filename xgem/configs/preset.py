@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, cast
 
-import yaml
 from pydantic import Field, ValidationError, model_validator
 
 from xgem.configs.alignment import AlignmentConfig
@@ -26,6 +25,7 @@ from xgem.configs.components import (
     TextEncoderConfig,
     TransformConfig,
 )
+from xgem.configs.yaml_text import parse_yaml, read_yaml
 from xgem.labels.spatial import Vocabulary
 from xgem.types import ConfigError
 
@@ -268,23 +268,34 @@ def preset_names() -> list[str]:
 
 
 def load_preset(name_or_path: str | Path) -> Preset:
-    """A preset by name or from a YAML file; ConfigError lists the known names."""
-    path = Path(name_or_path)
+    """A preset by name or from a YAML file.
+
+    A file that ``extends`` another preset (a name, or a path from the file's folder) takes from that every field of the
+    top level that it does not have itself.
+
+    Raises:
+        ConfigError: an unknown name (lists the known ones), a file that cannot be read, or a field that is not valid.
+    """
+    return Preset.parse(_values(name_or_path, ()), str(name_or_path))
+
+
+def _values(name_or_path: str | Path, before: tuple[str, ...]) -> dict[str, Any]:
+    """What stands in a preset, with what it extends; ``before``: the presets that extend it."""
+    name, path = str(name_or_path), Path(name_or_path)
+    if name in before:
+        raise ConfigError(f"preset {before[0]} extends itself: {' extends '.join((*before, name))}")
     if path.suffix in {".yaml", ".yml"}:
-        if not path.is_file():
-            raise ConfigError(f"preset file {path} does not exist")
-        try:
-            text = path.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise ConfigError(f"preset file {path} cannot be read ({error}): expected YAML in UTF-8") from None
-    elif str(name_or_path) in preset_names():
-        text = (resources.files("xgem.configs") / "presets" / f"{name_or_path}.yaml").read_text(encoding="utf-8")
+        read = read_yaml(path)
+    elif name in preset_names():
+        read = parse_yaml((resources.files("xgem.configs") / "presets" / f"{name}.yaml").read_text("utf-8"), name)
     else:
-        raise ConfigError(
-            f"unknown preset {name_or_path!s}: expected one of {', '.join(preset_names())} or a .yaml file"
-        )
-    try:
-        data = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{name_or_path}: not valid YAML: {str(error).splitlines()[0]}") from None
-    return Preset.parse(data, str(name_or_path))
+        raise ConfigError(f"unknown preset {name!r}: expected one of {', '.join(preset_names())} or a .yaml file")
+    if not isinstance(read, dict):
+        raise ConfigError(f"{name}: expected the fields of a preset, got {type(read).__name__}")
+    values = cast(dict[str, Any], read)
+    if "extends" not in values:
+        return values
+    other = str(values.pop("extends"))
+    if other.endswith((".yaml", ".yml")):
+        other = str(path.parent / other)  # as it is named from the file's own folder
+    return {**_values(other, (*before, name)), **values}
