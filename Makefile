@@ -120,10 +120,10 @@ train-default: $(INSTALLED_DEV) $(MANIFEST)
 # Joint outputs are measured where the model has what they need; 'all' is all families of measures.
 eval: MEASURE = --data "$(MANIFEST)" --split $(SPLIT) --out "$(RUN)/eval" --cache "$(RUN)/eval-cache" --overwrite
 eval: $(INSTALLED_DEV) $(MANIFEST)
-	$(XGEM) eval routes $(if $(MODEL),--model "$(MODEL)") $(MEASURE) --report-samples 3
+	$(XGEM) eval routes $(if $(MODEL),--model "$(MODEL)") $(MEASURE) --judge train --report-samples 3
 	$(if $(wildcard $(or $(MODEL),xgem/assets/$(PRESET))/alignment),$(XGEM) eval joint $(if $(MODEL),--model "$(MODEL)") $(MEASURE) \
-		--num-samples 3)
-	$(XGEM) eval all $(if $(MODEL),--model "$(MODEL)") $(MEASURE)
+		--judge train --report-samples 3)
+	$(XGEM) eval all $(if $(MODEL),--model "$(MODEL)") $(MEASURE) --judge train
 
 # What ships: the trained checkpoint as fp16, measured, with its card and the tables of docs/results.md written from the measures.
 embed: $(INSTALLED_DEV) $(MANIFEST)

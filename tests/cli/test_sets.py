@@ -151,6 +151,7 @@ def test_one_class_alone_is_not_computed(xgem: Any, folder: Folder, tmp_path: Pa
     assert "none with 5 positives and negatives" in found["not_computed"]
     unlabelled = folder("unlabelled", seed=3)
     told = ["--real", real, "--generated", made, "--training", unlabelled, "--out", tmp_path / "two", *QUICK]
+    told += ["--judge", "train"]
     assert xgem("eval", "factual", *told).code == 0
     found = numbers(read(tmp_path / "two", "factual"), "factual")["auroc_macro  xgem-classifier"]
     assert "no CheXpert class with positives and negatives" in found["not_computed"]

@@ -346,18 +346,28 @@ def labelled(folder: Path, n: int) -> EvalSet:
 
 def test_the_judge_is_trained_on_the_training_set(tmp_path: Path, images: Images) -> None:
     from xgem.judges.classifier import ClassifierConfig
-    from xgem.judges.extractors.own import trained_judge
+    from xgem.judges.extractors.own import judge_space
+    from xgem.judges.judge import train_judge
 
-    config = ClassifierConfig(size=32, width=4, epochs=1, batch_size=8)
-    training = labelled(tmp_path, 16)
-    extractor = trained_judge(training, tmp_path / "cache", "cpu", config=config)
+    training, config = labelled(tmp_path, 16), ClassifierConfig(size=32, width=4, epochs=1, batch_size=8)
+    judge = train_judge(training, config=config)
+    extractor = judge_space(judge)
     checked(extractor, images, 32)
-    assert trained_judge(training, tmp_path / "cache", "cpu", config=config).weights == extractor.weights
+    assert extractor.weights == judge.weights
     with pytest.raises(NotComputed, match="real training images"):
-        open_extractor("xgem-classifier")
+        open_extractor("xgem-classifier=train")
     unlabelled = EvalSet("no labels", tuple(Item(item.id, item.file) for item in training.items))
     with pytest.raises(NotComputed, match="no CheXpert class with positives"):
-        trained_judge(unlabelled, None, "cpu", config=config)
+        open_extractor("xgem-classifier=train", training=unlabelled)
+
+
+def test_the_judges_that_ship_are_of_their_view(images: Images) -> None:
+    weights = {view: open_extractor("xgem-classifier", view=view) for view in ("frontal", "lateral")}
+    for extractor in weights.values():
+        checked(extractor, images, 192)
+    assert weights["frontal"].weights != weights["lateral"].weights
+    with pytest.raises(NotComputed, match="real training images"):
+        open_extractor("xgem-classifier", view="oblique")
 
 
 # What is not there

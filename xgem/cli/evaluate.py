@@ -21,6 +21,7 @@ from xgem.cli.options import (
     Dtype,
     Epochs,
     Guidance,
+    JudgeSource,
     Limit,
     Model,
     Out,
@@ -123,6 +124,7 @@ def routes(
             "--route", metavar="A+B->C", help="Only this route, as F+L->T; may be repeated.", show_default="all"
         ),
     ] = None,
+    judge: JudgeSource = None,
     report_samples: ReportSamples = None,
     diversity_prompts: Annotated[
         int,
@@ -139,13 +141,16 @@ def routes(
     """
     from xgem.eval.routes import RunSettings, evaluate_routes
 
-    settings = RunSettings(**generation.settings, report_samples=report_samples, diversity_prompts=diversity_prompts)
+    counts = {"report_samples": report_samples, "diversity_prompts": diversity_prompts}
+    settings = RunSettings(**generation.settings, **counts, judge=judge)
     generation.run("routes", evaluate_routes, model, settings=settings, routes=route)
 
 
 @app.command()
 @grouped
-def joint(generation: Generation, model: Model = None, report_samples: ReportSamples = None) -> None:
+def joint(
+    generation: Generation, model: Model = None, judge: JudgeSource = None, report_samples: ReportSamples = None
+) -> None:
     """Measure how well several outputs of one request agree: joint against independent sampling.
 
     From each modality to the two others, and from nothing to all three: cosine of every two outputs, rank of the own
@@ -155,7 +160,7 @@ def joint(generation: Generation, model: Model = None, report_samples: ReportSam
     from xgem.eval.joint import evaluate_joint
     from xgem.eval.routes import RunSettings
 
-    settings = RunSettings(**generation.settings, report_samples=report_samples)
+    settings = RunSettings(**generation.settings, report_samples=report_samples, judge=judge)
     generation.run("joint", evaluate_joint, model, settings=settings)
 
 
@@ -219,6 +224,39 @@ def card(
     from xgem.eval.card import write_card
 
     typer.echo(str(write_card(model, evaluation, notes=notes, readme=readme)))
+
+
+@app.command()
+def judge(
+    data: Data,
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder of the judge, for --judge.")],
+    view: Annotated[str, typer.Option("--view", metavar="NAME", help="View of the images.")] = "frontal",
+    split: Split = "val",
+    epochs: Epochs = 10,
+    cache: Cache = None,
+    device: Device = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """Train a judge of findings on split train, and measure it on other patients: AUROC by class."""
+    import logging
+
+    from xgem.data.set_files import read_set
+    from xgem.judges.classifier import ClassifierConfig
+    from xgem.judges.saved import make_judge
+    from xgem.metrics.bootstrap import Estimate
+    from xgem.utils.devices import resolve_device
+    from xgem.utils.files import check_output_folder
+
+    check_output_folder(out, overwrite=overwrite)
+    logging.getLogger("xgem").setLevel(logging.INFO)
+    training, held_out = (read_set(data, split=name, view=view, pad=True, name=name) for name in ("train", split))
+    config = ClassifierConfig(epochs=epochs)
+    auroc = make_judge(training, held_out, out, config=config, cache=cache, device=str(resolve_device(device)))
+    typer.echo(f"{'class':28} {'positives':>9} {'labelled':>9}  AUROC [95 %] on {split}")
+    for name, found in auroc.items():
+        value = found["auroc"]
+        shown = value if isinstance(value, str) else Estimate(**value)
+        typer.echo(f"{name:28} {found.get('positives', ''):>9} {found.get('labelled', ''):>9}  {shown}")
 
 
 @app.command()

@@ -9,7 +9,21 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from xgem.cli.grouped import grouped
-from xgem.cli.options import AsJson, Cache, Data, Device, Draws, Limit, Model, Out, Overwrite, Progress, Seed, Split
+from xgem.cli.options import (
+    AsJson,
+    Cache,
+    Data,
+    Device,
+    Draws,
+    JudgeSource,
+    Limit,
+    Model,
+    Out,
+    Overwrite,
+    Progress,
+    Seed,
+    Split,
+)
 from xgem.cli.set_options import (
     Downstream,
     Extractors,
@@ -46,6 +60,7 @@ def fidelity(
     sets: Sets,
     training: Training = None,
     extractor: Extractors = None,
+    judge: JudgeSource = None,
     per_finding: Annotated[bool, typer.Option(help="Also for the images of each finding.")] = True,
     note: Annotated[
         str, typer.Option("--note", metavar="TEXT", help="Column `Extra Info` of CheXGenBench's tables.")
@@ -53,7 +68,7 @@ def fidelity(
 ) -> None:
     """FID, KID, precision, recall, density, coverage, alignment and diversity, overall and per finding."""
     from xgem.eval.families import fidelity as family
-    from xgem.eval.instruments import extractor_names
+    from xgem.eval.instruments import open_extractors
     from xgem.eval.spaces import Settings
 
     def work() -> FamilyResult:
@@ -61,7 +76,7 @@ def fidelity(
         return family.evaluate(
             truth,
             generated,
-            extractors=extractor or extractor_names(sets.view, known),
+            extractors=open_extractors(extractor, sets.view, known, sets.folder, sets.place, judge=judge),
             training=known,
             cache=sets.folder,
             per_finding=per_finding,
@@ -109,14 +124,16 @@ def text(
 
 @app.command()
 @grouped
-def factual(real: Real, sets: Sets, training: Training = None, xrv: Xrv = None) -> None:
+def factual(real: Real, sets: Sets, training: Training = None, judge: JudgeSource = None, xrv: Xrv = None) -> None:
     """Whether generated images show their studies' findings: AUROC, F1 and correlation by judges of real images."""
+    from xgem.data.sets import pairs
     from xgem.eval.families import factual as family
     from xgem.eval.instruments import judges_of, xrv_of
 
     def work() -> FamilyResult:
         truth, generated, known = sets.read_all(real, training)
-        judges = judges_of(known, xrv_of(xrv, sets.place), sets.folder, sets.place)
+        pairs(truth, generated)  # before a judge is trained
+        judges = judges_of(judge, sets.view, known, xrv_of(xrv, sets.place), sets.folder, sets.place)
         return family.evaluate(truth, generated, judges=judges, **sets.draws)
 
     sets.run("factual", work)
@@ -132,6 +149,7 @@ def consistency(
         typer.Option("--independent", metavar="SET", help="The same studies, image and report sampled separately."),
     ] = None,
     training: Training = None,
+    judge: JudgeSource = None,
     xrv: Xrv = None,
     model: Annotated[
         str | None,
@@ -141,18 +159,20 @@ def consistency(
     ] = None,
 ) -> None:
     """Whether image and report of one generation agree: cosine of prompt encoders, distance of label sets."""
+    from xgem.data.sets import pairs
     from xgem.eval.families import consistency as family
     from xgem.eval.instruments import judges_of, xrv_of
     from xgem.pipeline.embedding import PromptEncoders, open_model
 
     def work() -> FamilyResult:
         truth, generated, known = sets.read_all(real, training)
+        pairs(truth, generated)  # before a judge is trained
         encoders = PromptEncoders.of(open_model(model, device=sets.device), sets.view)
         return family.evaluate(
             truth.with_images().with_reports(),
             generated,
             encoders=encoders,
-            judges=judges_of(known, xrv_of(xrv, sets.place), sets.folder, sets.place),
+            judges=judges_of(judge, sets.view, known, xrv_of(xrv, sets.place), sets.folder, sets.place),
             independent=None if independent is None else sets.read(independent, "independent"),
             **sets.draws,
         )
@@ -177,6 +197,7 @@ def privacy(
         ),
     ] = None,
     extractor: Extractors = None,
+    judge: JudgeSource = None,
     reid: Reid = None,
     own_prompt: Annotated[
         bool,
@@ -199,7 +220,7 @@ def privacy(
             generated,
             known,
             unseen,
-            extractors=open_extractors(extractor, sets.view, known, sets.folder, sets.place),
+            extractors=open_extractors(extractor, sets.view, known, sets.folder, sets.place, judge=judge),
             reid=None if reid is None else load_reid(reid, device=sets.place),
             own_prompt=own_prompt,
             cache=sets.folder,
@@ -281,6 +302,7 @@ def everything(
     model: Model = None,
     split: Split = "val",
     extractor: Extractors = None,
+    judge: JudgeSource = None,
     reid: Reid = None,
     xrv: Xrv = None,
     limit: Limit = None,
@@ -312,7 +334,7 @@ def everything(
     options = {
         "split": split,
         "settings": settings,
-        "weights": weights.weights(extractors=extractor, reid=reid, xrv=xrv),
+        "weights": weights.weights(extractors=extractor, judge=judge, reid=reid, xrv=xrv),
         "cache": cache or out / "cache",
         "device": device,
         "progress": progress,

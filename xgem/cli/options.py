@@ -60,6 +60,15 @@ Sampler = Annotated[
 ]
 BatchSize = Annotated[int, typer.Option("--batch-size", metavar="N", help="Maximum batch size.")]
 Draws = Annotated[int, typer.Option("--bootstrap", metavar="N", callback=at_least(1), help="Bootstrap draws.")]
+JudgeSource = Annotated[
+    str | None,
+    typer.Option(
+        "--judge",
+        metavar="DIR|train",
+        help="Judge of findings: a folder of `xgem eval judge`, or train: on the training studies.",
+        show_default="the one that ships with xgem",
+    ),
+]
 Epochs = Annotated[int, typer.Option("--classifier-epochs", metavar="N", help="Epochs of the classifier that judges.")]
 Cache = Annotated[
     Path | None,

@@ -22,9 +22,10 @@ from xgem.judges.chexbert import load_chexbert
 from xgem.judges.classifier import ClassifierConfig
 from xgem.judges.external_text import ExternalMetric
 from xgem.judges.extractors import NAMES, Extractor, open_extractor
-from xgem.judges.extractors.own import prompt_encoder, trained_judge
-from xgem.judges.judge import OWN_JUDGE, Judge, train_judge
+from xgem.judges.extractors.own import judge_space, prompt_encoder
+from xgem.judges.judge import OWN_JUDGE, Judge, OwnJudge
 from xgem.judges.report_labellers import ReportLabeller, RuleLabeller
+from xgem.judges.saved import open_judge
 from xgem.judges.xrv import load_xrv
 from xgem.pipeline.embedding import Evaluated, PromptEncoders
 from xgem.types import NotComputed
@@ -41,6 +42,7 @@ class Weights:
         reid: as :func:`xgem.judges.reid.load_reid`; xrv: as :func:`xgem.judges.xrv.load_xrv`.
         chexbert, chexbert_vocabulary: as :func:`xgem.judges.chexbert.load_chexbert`.
         radgraph_python, ratescore_python: Python interpreters with these packages installed.
+        judge: xgem's own judge of findings, as for :func:`xgem.judges.saved.open_judge`.
     """
 
     extractors: Sequence[str] | None = None
@@ -50,6 +52,7 @@ class Weights:
     chexbert_vocabulary: Path | None = None
     radgraph_python: Path | None = None
     ratescore_python: Path | None = None
+    judge: str | None = None
 
     def labellers(self, device: str) -> dict[str, ReportLabeller | text.Tables | NotComputed]:
         """Labellers of reports by the name under which their metrics are reported."""
@@ -76,30 +79,18 @@ def xrv_of(path: Path | None, device: str) -> Judge | NotComputed:
 
 
 def judges_of(
-    training: EvalSet | None, xrv: Judge | NotComputed, cache: Path, device: str
+    source: str | None, view: str, training: EvalSet | None, xrv: Judge | NotComputed, cache: Path, device: str
 ) -> dict[str, Judge | NotComputed]:
-    """``xrv``, and xgem's own judge, trained on real training images, or the reason why it is not available."""
-    return {OWN_JUDGE: own_judge(training, cache, device), "xrv": xrv}
+    """``xrv``, and xgem's own judge (:func:`xgem.judges.saved.open_judge`), or the reason why it is not available."""
+    own = or_reason(lambda: open_judge(source, view, training, cache=cache, device=device))
+    return {OWN_JUDGE: own, "xrv": xrv}
 
 
-def own_judge(
-    training: EvalSet | None, cache: Path, device: str, config: ClassifierConfig | None = None
-) -> Judge | NotComputed:
-    """xgem's own judge, trained on real training images, or the reason why it is not available."""
-
-    def own() -> Judge:
-        if training is None:
-            raise NotComputed("this judge is trained on real training images, and none were given (--training)")
-        return train_judge(training, config=config, folder=cache / "judges", device=device)
-
-    return or_reason(own)
-
-
-def extractor_names(view: str, training: EvalSet | None, model: str | None = None) -> list[str]:
+def extractor_names(view: str, model: str | None = None) -> list[str]:
     """The published feature spaces, which may lack weights, and xgem's own: of a judge, and last of a prompt encoder,
     which is the space that the generator is conditioned on."""
-    judge = [OWN_JUDGE] if training is not None else []
-    return [*(name for name in NAMES if not name.startswith("xgem")), *judge, f"xgem:{model or DEFAULT_MODEL}/{view}"]
+    published = (name for name in NAMES if not name.startswith("xgem"))
+    return [*published, OWN_JUDGE, f"xgem:{model or DEFAULT_MODEL}/{view}"]
 
 
 def open_extractors(
@@ -109,15 +100,17 @@ def open_extractors(
     cache: Path,
     device: str | None,
     model: str | None = None,
+    judge: str | None = None,
 ) -> dict[str, Extractor | NotComputed]:
-    """Feature spaces by name, or the reason why one cannot be opened."""
+    """Feature spaces by name, or the reason why one cannot be opened; ``judge`` as for ``open_judge``."""
 
     def opened(name: str) -> Extractor:
-        return open_extractor(name, device=device, training=training, cache=cache)
+        space = f"{name}={judge}" if name == OWN_JUDGE and judge else name
+        return open_extractor(space, view=view, device=device, training=training, cache=cache)
 
     return {
         name.partition("=")[0]: or_reason(lambda name=name: opened(name))
-        for name in names or extractor_names(view, training, model)
+        for name in names or extractor_names(view, model)
     }
 
 
@@ -131,6 +124,7 @@ class Instruments:
         paired: the training studies that have all modalities, for baselines that predict one modality from another.
         cache: folder of features and trained judges.
         draws, seed: for the bootstrap; the seed also for all other random choices.
+        source, classifier: of the judge, as for :func:`xgem.judges.saved.open_judge`.
     """
 
     name: str
@@ -142,6 +136,7 @@ class Instruments:
     draws: int = 1000
     seed: int = 0
     classifier: ClassifierConfig = field(default_factory=ClassifierConfig)
+    source: str | None = None
 
     @property
     def bootstrap(self) -> dict[str, Any]:
@@ -156,19 +151,21 @@ class Instruments:
             self._opened[key] = make()
         return self._opened[key]
 
-    def judge(self, view: str) -> Judge | NotComputed:
-        """The classifier of findings, trained on the view's real training images."""
+    def judge(self, view: str) -> OwnJudge | NotComputed:
+        """The judge of findings for a view."""
+        options: dict[str, Any] = {"config": self.classifier, "cache": self.cache, "device": self.device}
         training = self.training.get(view)
-        return self._once(f"judge {view}", lambda: own_judge(training, self.cache, self.device, self.classifier))
+        return self._once(
+            f"judge {view}", lambda: or_reason(lambda: open_judge(self.source, view, training, **options))
+        )
 
     def spaces(self, view: str) -> dict[str, Extractor | NotComputed]:
         """The feature spaces of the judge and of the prompt encoder."""
 
         def own() -> dict[str, Extractor | NotComputed]:
-            training = self.training.get(view)
-            judge = or_reason(lambda: trained_judge(training, self.cache, self.device, config=self.classifier))
+            judge = self.judge(view)
             return {
-                OWN_JUDGE: judge,
+                OWN_JUDGE: judge if isinstance(judge, NotComputed) else judge_space(judge),
                 f"xgem:{self.name}/{view}": prompt_encoder(f"xgem:{self.name}/{view}", self.device),
             }
 

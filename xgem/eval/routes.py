@@ -39,6 +39,7 @@ class RunSettings:
         report_samples: of a report, where not as many as of an image: they are cheap, and F1 of rare findings is noisy.
         diversity_prompts, diversity_seeds: so many samples of each of so many prompts; 0 prompts leave diversity out.
         sheet_rows: studies on a contact sheet.
+        judge, classifier: the judge of findings, as for :func:`xgem.judges.saved.open_judge`, and how one is trained.
     """
 
     sampling: Sampling = field(default_factory=Sampling)
@@ -49,6 +50,7 @@ class RunSettings:
     diversity_seeds: int = 4
     sheet_rows: int = 12
     classifier: ClassifierConfig = field(default_factory=ClassifierConfig)
+    judge: str | None = None
 
     def __post_init__(self) -> None:
         at_least("num_samples", self.num_samples, 1)
@@ -113,6 +115,7 @@ class Setup:
             settings.bootstrap,
             settings.sampling.seed,
             settings.classifier,
+            settings.judge,
         )
         return cls(opened, real, cohorts, instruments)
 

@@ -52,6 +52,11 @@ class Classifier:
         self.device = device
         self.hash = module_hash(network)[:16]
 
+    @property
+    def state(self) -> dict[str, Tensor]:
+        """The network's weights."""
+        return {name: value.detach().cpu() for name, value in self._network.state_dict().items()}
+
     def logits(self, images: NDArray[np.uint8], batch_size: int = 128) -> Array:
         """(n, s, s) uint8 -> (n, classes) logits."""
         return self._run(images, batch_size)[1]

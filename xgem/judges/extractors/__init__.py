@@ -82,13 +82,19 @@ class Extractor:
 
 
 def open_extractor(
-    space: str, *, device: str | None = None, training: EvalSet | None = None, cache: Path | None = None
+    space: str,
+    *,
+    view: str = "frontal",
+    device: str | None = None,
+    training: EvalSet | None = None,
+    cache: Path | None = None,
 ) -> Extractor:
     """Load the extractor of ``name``, ``name=source`` or ``xgem:MODEL/MODALITY``.
 
     Args:
         device: torch device; the CPU by default.
-        training, cache: real training images for ``xgem-classifier``, and the folder that keeps the trained network.
+        view, training, cache: for ``xgem-classifier`` (:func:`xgem.judges.saved.open_judge`; its source is a folder or
+            ``train``): the images' view, real training images, and the folder that keeps a trained network.
 
     Raises:
         NotComputed: weights or a package are missing, or a file holds other weights; the message says which, and where
@@ -97,20 +103,23 @@ def open_extractor(
     """
     name, _, source = space.partition("=")
     try:
-        return _opened(space, name, source, device or "cpu", training, cache)
+        return _opened(space, name, source, view, device or "cpu", training, cache)
     except CheckpointError as error:
         raise NotComputed(f"{name}: {error}") from error
 
 
-def _opened(space: str, name: str, source: str, place: str, training: EvalSet | None, cache: Path | None) -> Extractor:
+def _opened(
+    space: str, name: str, source: str, view: str, place: str, training: EvalSet | None, cache: Path | None
+) -> Extractor:
     if name.startswith("xgem:") and not source:
         from xgem.judges.extractors.own import prompt_encoder
 
         return prompt_encoder(name, place)
-    if name == "xgem-classifier" and not source:
-        from xgem.judges.extractors.own import trained_judge
+    if name == "xgem-classifier":
+        from xgem.judges.extractors.own import judge_space
+        from xgem.judges.saved import open_judge
 
-        return trained_judge(training, cache, place)
+        return judge_space(open_judge(source or None, view, training, cache=cache, device=place))
     if name not in _LOADERS:
         raise InputError(f"feature space {space!r}: expected one of {', '.join(NAMES)}, or name=folder")
     return _LOADERS[name](source or None, place)

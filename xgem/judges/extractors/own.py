@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from xgem.data.sets import EvalSet, squares
-from xgem.judges.classifier import ClassifierConfig
+from xgem.data.sets import squares
 from xgem.judges.extractors import Extractor, Images
-from xgem.judges.judge import train_judge
+from xgem.judges.judge import OwnJudge
 from xgem.pipeline.embedding import open_model
-from xgem.types import InputError, NotComputed
+from xgem.types import InputError
 
 
 def prompt_encoder(name: str, device: str) -> Extractor:
@@ -44,17 +42,8 @@ def prompt_encoder(name: str, device: str) -> Extractor:
     return Extractor(public_name, evaluated.hash[:16], dim, size, steps, encode, encode_texts if report else None)
 
 
-def trained_judge(
-    training: EvalSet | None, cache: Path | None, device: str, *, config: ClassifierConfig | None = None
-) -> Extractor:
-    """The penultimate layer of xgem's own judge (:func:`xgem.judges.judge.train_judge`).
-
-    Raises:
-        NotComputed: no training set, or one without usable labels.
-    """
-    if training is None:
-        raise NotComputed("xgem-classifier needs real training images with labels: none were given")
-    judge = train_judge(training, config=config, folder=cache / "judges" if cache else None, device=device)
+def judge_space(judge: OwnJudge) -> Extractor:
+    """The penultimate layer of xgem's own judge."""
 
     def encode(images: Images) -> NDArray[Any]:
         return judge.classifier.features(squares(images, judge.size))
