@@ -78,7 +78,6 @@ def evaluate(
     reported = real.with_reports()
     truth, outputs = one_each(reported, generated)
     ids = [item.id for item in truth.items]
-    empty = sum(not report.strip() for report in outputs.reports)
     bootstrap = Bootstrap(len(outputs), draws=draws, seed=seed)
     constant = text.most_frequent(training.reports) if training is not None else None
 
@@ -104,15 +103,13 @@ def evaluate(
     metrics += _within_study(reported, generated, draws, seed)
 
     settings = {
-        "permutations": permutations,
-        "uncertain": uncertain,
-        "bleu": text.bleu_signature(),
-        "rouge_l": text.rouge_signature(),
+        **{"permutations": permutations, "uncertain": uncertain},
+        **{"bleu": text.bleu_signature(), "rouge_l": text.rouge_signature()},
         "training": None if training is None else {"name": training.name, "n": len(training)},
     }
     details = {
         "real studies left out, without a report": len(real) - len(reported),
-        "empty generated reports": empty,
+        "empty generated reports": int(blank.sum()),
         "distinct generated reports": text.distinct(outputs.reports),
         "distinct real reports": text.distinct(truth.reports),
         "constant report": constant,
