@@ -12,6 +12,7 @@ import pytest
 
 from xgem.eval import plots
 from xgem.eval.record import Example, FamilyResult, Metric, Reference
+from xgem.eval.registry import spec
 from xgem.eval.report import as_csv, as_html, as_json, as_markdown, write_results
 from xgem.eval.schema import read_record, record_of
 from xgem.metrics.bootstrap import Comparison, Estimate, Sampled
@@ -100,7 +101,12 @@ def test_html_is_one_file_and_escapes(result: FamilyResult) -> None:
     assert "worst &lt;one&gt; &amp; more" in page
     assert page.count("data:image/png;base64,") == 2
     assert "http" not in page.replace("<!doctype html>", "")
-    assert "no weights of rad-dino" in page
+    assert "Not computed: FID (Frechet distance) (rad-dino) (no weights of rad-dino)." in page
+    places = [page.index(part) for part in ("Summary</h2>", 'id="family-1"', "<figure", 'id="glossary"')]
+    assert places == sorted(places)  # a summary first, pictures before tables, the glossary last
+    assert page.index("<figure") < page.index("<table>", page.index('id="family-1"'))
+    assert page[places[0] : places[1]].count("<tr>") == 3  # heads, and two numbers of the whole set
+    assert all(f"<dt>{spec(name).label}</dt>" in page[places[-1] :] for name in ("fid", "alignment", "kid"))
 
 
 def test_a_metric_is_found_by_name(result: FamilyResult) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Mapping, Sequence
+from itertools import cycle
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,8 @@ from numpy.typing import ArrayLike, NDArray
 
 from xgem.metrics.bootstrap import Estimate
 from xgem.types import InputError
+
+_MARKERS = ("o", "x", "^", "+", "s", "v")
 
 
 def bars(
@@ -72,10 +75,10 @@ def curves(series: Mapping[str, tuple[ArrayLike, ArrayLike]], *, x: str, y: str,
 
 
 def scatter(series: Mapping[str, NDArray[Any]], *, x: str = "", y: str = "") -> bytes:
-    """Points (n, 2) by name, such as a t-SNE map."""
+    """Points (n, 2) by name, such as a t-SNE map; each name has a marker of its own, told apart without colour."""
     figure, axes = _figure(6, 5)
-    for name, points in series.items():
-        axes.scatter(points[:, 0], points[:, 1], s=8, alpha=0.6, label=f"{name} (n {len(points)})")
+    for (name, points), marker in zip(series.items(), cycle(_MARKERS)):
+        axes.scatter(points[:, 0], points[:, 1], s=14, marker=marker, alpha=0.6, label=f"{name} (n {len(points)})")
     axes.set_xlabel(x)
     axes.set_ylabel(y)
     axes.legend()

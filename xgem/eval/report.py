@@ -22,6 +22,8 @@ from xgem.utils.tables import csv_text, markdown_table
 
 TEMPLATE: Final = "report.html.jinja"
 _HEADS: Final = ("metric", "value [95 %]", "n", "reference", "extractor")
+_IN_SUMMARY: Final = 2
+"""Numbers of each family and route in the summary on top of the HTML report."""
 _CSV_HEADS: Final = (
     "family", "route", "metric", "of", "extractor", "weights", "number", "value", "low", "high", "n", "p",
     "not_computed",
@@ -126,10 +128,30 @@ def as_html(
         loader=PackageLoader("xgem.eval", "."), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters |= {"name_of": name_of, "references_of": references_of, "uri": _uri}
+    environment.filters["spec_of"] = lambda metric: spec(metric.name)
     entries = record_of(results, settings)
     return environment.get_template(TEMPLATE).render(
-        title=title, version=__version__, record=entries, families=list(zip(entries.families, results, strict=True))
+        title=title,
+        version=__version__,
+        record=entries,
+        families=list(zip(entries.families, results, strict=True)),
+        reasons=[_reasons(family, family.metrics) for family in entries.families],
+        summary=[(number, *row) for number, family in enumerate(entries.families, start=1) for row in _summary(family)],
+        glossary=[spec(name) for name in _names(entries.families)],
     )
+
+
+def _summary(family: FamilyEntry) -> list[tuple[str, MetricEntry]]:
+    """The family's first numbers of the whole set that have a direction, with its title."""
+    whole = [metric for metric in family.metrics if metric.value is not None and not metric.of]
+    directed = [one for one in whole if registered(one.name) and spec(one.name).higher_is_better is not None]
+    return [(family.title, metric) for metric in directed[:_IN_SUMMARY]]
+
+
+def _names(families: Sequence[FamilyEntry]) -> list[str]:
+    """The registered names of metrics that have a number, in the order of their first one."""
+    names = (metric.name for family in families for metric in family.metrics if metric.value is not None)
+    return [name for name in dict.fromkeys(names) if registered(name)]
 
 
 def _uri(image: bytes | NDArray[np.uint8]) -> str:

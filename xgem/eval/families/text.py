@@ -103,8 +103,10 @@ def evaluate(
     metrics += _within_study(reported, generated, draws, seed)
 
     settings = {
-        **{"permutations": permutations, "uncertain": uncertain},
-        **{"bleu": text.bleu_signature(), "rouge_l": text.rouge_signature()},
+        "permutations": permutations,
+        "uncertain": uncertain,
+        "bleu": text.bleu_signature(),
+        "rouge_l": text.rouge_signature(),
         "training": None if training is None else {"name": training.name, "n": len(training)},
     }
     details = {
