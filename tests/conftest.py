@@ -56,6 +56,12 @@ def cases_dir() -> Path:
     return folder
 
 
+@pytest.fixture(autouse=True, scope="session")
+def own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Evaluations of this process keep nothing in the user's cache, and find nothing there."""
+    os.environ["XGEM_CACHE"] = str(tmp_path_factory.mktemp("xgem-cache"))
+
+
 @pytest.fixture(autouse=True)
 def same_random_numbers() -> None:
     """Seeds every generator of the process, and keeps torch (once it is imported) to one thread."""

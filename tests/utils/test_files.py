@@ -42,5 +42,5 @@ def test_a_block_that_fails_changes_nothing(tmp_path: Path, error: Exception, ra
 
 def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(OutputError, match=r"file/table\.csv: cannot be written \(.+\); choose another place$"):
+    with pytest.raises(OutputError, match=r"file/table\.csv: cannot be written \(.+\); choose another path$"):
         write(tmp_path / "file" / "table.csv", "text")

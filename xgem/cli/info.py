@@ -102,6 +102,7 @@ def doctor(
 
     from xgem._version import __version__
     from xgem.checkpoints.locate import embedded_names
+    from xgem.utils.cache import cache_folder, size_of
     from xgem.utils.devices import available_devices
 
     report: dict[str, Any] = {
@@ -111,6 +112,7 @@ def doctor(
         "packages": {name: _package_version(name) for name in PACKAGES},
         "devices": {name: _device_text(name) for name in available_devices()},
         "threads": torch.get_num_threads(),
+        "cache": {"folder": str(cache_folder()), "bytes": size_of(cache_folder())},
         "checkpoints": [_check(name, revision) for name in ([model] if model is not None else embedded_names())],
     }
     problems = [f"{name} is not installed" for name, version in report["packages"].items() if version is None]
@@ -171,6 +173,7 @@ def _show(report: dict[str, Any]) -> None:
     for name, text in report["devices"].items():
         table.add_row(f"device {name}", text)
     table.add_row("threads", str(report["threads"]))
+    table.add_row("cache", f"{report['cache']['folder']}, {report['cache']['bytes'] / 1e6:.1f} MB")
     console.print(table)
     for entry in report["checkpoints"]:
         state = "[green]ok[/green]" if entry["problem"] is None else "[red]damaged or incomplete[/red]"

@@ -335,7 +335,7 @@ def everything(
         "split": split,
         "settings": settings,
         "weights": weights.weights(extractors=extractor, judge=judge, reid=reid, xrv=xrv),
-        "cache": cache or out / "cache",
+        "cache": cache,
         "device": device,
         "progress": progress,
     }

@@ -72,7 +72,9 @@ JudgeSource = Annotated[
 Epochs = Annotated[int, typer.Option("--classifier-epochs", metavar="N", help="Epochs of the classifier that judges.")]
 Cache = Annotated[
     Path | None,
-    typer.Option("--cache", metavar="DIR", help="Folder of features and trained judges.", show_default="OUT/cache"),
+    typer.Option(
+        "--cache", metavar="DIR", help="Folder of features and trained judges.", show_default="that of `xgem cache`"
+    ),
 ]
 Device = Annotated[
     str | None, typer.Option("--device", metavar="NAME", help="cpu, cuda, ...", show_default="a GPU, or cpu")

@@ -83,7 +83,9 @@ class Sets:
     @property
     def folder(self) -> Path:
         """Where features and judges are kept."""
-        return self.cache or self.out / "cache"
+        from xgem.utils.cache import evaluation_cache
+
+        return self.cache or evaluation_cache()
 
     @property
     def place(self) -> str:

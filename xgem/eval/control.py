@@ -25,6 +25,7 @@ from xgem.judges.classifier import ClassifierConfig
 from xgem.judges.segmenter import SegmenterConfig
 from xgem.pipeline.embedding import Evaluated, PromptEncoders, open_model
 from xgem.types import DataError, InputError, NotComputed
+from xgem.utils.cache import evaluation_cache
 from xgem.utils.devices import resolve_device
 
 VIEW: Final = "frontal"
@@ -81,7 +82,7 @@ def evaluate_control(
         raise InputError(f"{opened.name}: makes {', '.join(opened.modalities)}; expected a model of frontals")
     manifest = Manifest.read(data)
     manifest.check()
-    sampling, folder, place = settings.sampling, cache or out / "cache", str(resolve_device(device))
+    sampling, folder, place = settings.sampling, cache or evaluation_cache(), str(resolve_device(device))
     options: dict[str, Any] = {"sections": opened.sections, "device": device, "dtype": dtype, "progress": progress}
     cohorts = Cohorts(name, opened.pipe, data, split, out / COHORTS, sampling, **options)
     encoders = _encoders(opened, looks)

@@ -23,6 +23,7 @@ from xgem.judges.classifier import ClassifierConfig
 from xgem.pipeline.embedding import Evaluated, open_model
 from xgem.types import DataError, InputError, NotComputed
 from xgem.utils import sheets
+from xgem.utils.cache import evaluation_cache
 from xgem.utils.devices import resolve_device
 
 logger = logging.getLogger(__name__)
@@ -110,7 +111,7 @@ class Setup:
             opened,
             training,
             None if isinstance(paired, NotComputed) else paired,
-            cache or out / "cache",
+            cache or evaluation_cache(),
             str(resolve_device(device)),
             settings.bootstrap,
             settings.sampling.seed,
@@ -165,7 +166,7 @@ def evaluate_routes(
         model: name, folder or hub id; the embedded default.
         data: a manifest. ``out``: receives contact sheets, and the cohorts in ``cohorts``, where they are resumed.
         routes: as :func:`xgem.eval.route.parse_route` takes them; all of the model's by default.
-        cache: folder for features and trained judges; ``out/cache`` by default.
+        cache: folder for features and trained judges; :func:`xgem.utils.cache.evaluation_cache` by default.
 
     Returns:
         what all results share, and the results.
