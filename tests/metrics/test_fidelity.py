@@ -291,3 +291,15 @@ def test_mean_estimate_is_the_bootstrap_of_a_mean() -> None:
     found = mean_estimate(values)
     assert found.value == pytest.approx(values.mean())
     assert found.high - found.low == pytest.approx(3.92 * values.std() / 20, rel=0.1)
+
+
+def test_the_interval_of_the_kernel_distance_is_that_of_the_whole_sets(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The bootstrap resamples at most ``ROWS`` images of a side; its spread is scaled to the sets' size."""
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(600, 8)), rng.normal(0.6, size=(600, 8))
+    widths: dict[int, float] = {}
+    for rows in (150, 600):
+        monkeypatch.setattr("xgem.metrics.fidelity.ROWS", rows)
+        found = [kernel_distance(x, y, subsets=1, draws=300, seed=seed) for seed in range(8)]
+        widths[rows] = float(np.mean([one.high - one.low for one in found]))
+    assert widths[150] == pytest.approx(widths[600], rel=0.2)  # without the scale it would be twice as wide
