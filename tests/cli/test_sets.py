@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 
 from tests.cli.conftest import QUICK, REPORTS, STUDIES, Folder, check_whole, drawn, labels, numbers, read
+from xgem.types import InputError
 
 
 def edited(place: Path, old: str, new: str) -> None:
@@ -212,3 +213,25 @@ def test_training_images_are_no_yardstick_for_themselves(xgem: Any, folder: Fold
     ran = xgem("eval", "factual", "--real", real, "--generated", made, "--training", real, "--out", tmp_path / "out")
     assert ran.code == 1
     assert "real and training overlap" in ran.err
+
+
+def test_amounts_of_utility_reach_the_protocols(
+    xgem: Any, folder: Folder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: dict[str, Any] = {}
+
+    def evaluate(*_: Any, **options: Any) -> Any:
+        asked.update(options)
+        raise InputError("enough")
+
+    monkeypatch.setattr("xgem.eval.families.utility.evaluate", evaluate)
+    real, made = folder("real", chexpert_labels=labels), folder("made", seed=1, chexpert_labels=labels)
+    told = ["eval", "utility", "--real", real, "--test", real, "--generated", made, "--out", tmp_path / "out"]
+    assert xgem(*told, "--suite", "few-shot", "--shots", "1,5", "--classes", "Edema, Fracture").code == 2
+    assert asked["suite_options"] == {"shots": [1, 5]}
+    assert asked["classes"] == ["Edema", "Fracture"]
+    assert xgem(*told, "--multiples", "1,5", "--fractions", "0.1").code == 2
+    assert asked["suite_options"] == {"multiples": [1.0, 5.0], "fractions": [0.1]}
+    for wrong in ("x", "0", "-1", "1.5"):
+        ran = xgem(*told, "--shots", wrong)
+        assert (ran.code, f"--shots {wrong}: expected positive numbers" in ran.err) == (2, True)

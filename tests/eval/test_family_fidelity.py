@@ -15,12 +15,13 @@ from PIL import Image
 
 from xgem.data.sets import EvalSet, Item
 from xgem.eval.diversity import of_one_prompt, similarity_of_seeds
-from xgem.eval.families.fidelity import evaluate
-from xgem.eval.record import FamilyResult
+from xgem.eval.families.fidelity import _frequent_first, evaluate
+from xgem.eval.record import FamilyResult, Metric
 from xgem.eval.report import as_csv, as_html, as_json, as_markdown
 from xgem.eval.spaces import Settings
 from xgem.judges.extractors import Extractor, Images
 from xgem.metrics import fidelity
+from xgem.metrics.bootstrap import Estimate
 from xgem.metrics.similarity import pairwise
 from xgem.types import DataError, InputError
 
@@ -282,3 +283,18 @@ def _enlarged(file: Path | None, folder: Path) -> Path:
     with Image.open(file) as image:
         image.resize((3 * SIDE, 3 * SIDE), Image.Resampling.NEAREST).save(folder / file.name)
     return folder / file.name
+
+
+def test_frequent_findings_with_low_distances_have_a_rank_correlation_of_one() -> None:
+    """As CheXGenBench's Table 10 asks: do frequent findings have low distances?"""
+    from types import SimpleNamespace
+
+    spaces: Any = [SimpleNamespace(extractor=SimpleNamespace(name="x"))]
+    counts = {"Edema": (10, 5), "Fracture": (40, 5), "Pneumonia": (20, 5), "Pneumothorax": (4, 5)}
+    for sign, rho in ((1, 1.0), (-1, -1.0)):
+        metrics = [
+            Metric("fid", Estimate(100 - sign * n, 0, 200, 5), of=of, extractor="x") for of, (n, _) in counts.items()
+        ]
+        found = _frequent_first(metrics, spaces, counts)["x"]
+        assert (found["rho"], found["findings"]) == (pytest.approx(rho), 4)
+    assert _frequent_first(metrics[:2], spaces, counts) == {}

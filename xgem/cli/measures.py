@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -250,12 +251,32 @@ def utility(
         str | None,
         typer.Option("--weights", metavar="FILE", help="Initial weights: a file, or imagenet.", show_default="random"),
     ] = None,
+    classes: Annotated[
+        str | None,
+        typer.Option("--classes", metavar="NAMES", help="Findings, structures or box classes: Edema,Fracture."),
+    ] = None,
+    multiples: Annotated[
+        str | None,
+        typer.Option("--multiples", metavar="X,...", help="augmentation, scarcity: synthetic images per real: 1,5."),
+    ] = None,
+    fractions: Annotated[
+        str | None,
+        typer.Option("--fractions", metavar="X,...", help="scarcity, pretraining: shares of the real images: 0.1,1."),
+    ] = None,
+    shots: Annotated[
+        str | None, typer.Option("--shots", metavar="N,...", help="few-shot: positives of each class: 1,5,10.")
+    ] = None,
 ) -> None:
     """Value of generated studies as training data: networks trained with and without them, tested on real studies."""
     from xgem.eval.families import utility as family
     from xgem.judges.tasks.data import studies_of
 
     settings = downstream.training(sets, task.value, weights=weights)
+    amounts = {
+        "multiples": _numbers("--multiples", multiples, float),
+        "fractions": _numbers("--fractions", fractions, float),
+        "shots": _numbers("--shots", shots, int),
+    }
 
     def work() -> FamilyResult:
         paths = (downstream.real, sets.generated, downstream.test)
@@ -264,12 +285,25 @@ def utility(
             *downstream.read(sets),
             settings,
             suite=suite,
+            classes=None if classes is None else [name.strip() for name in classes.split(",") if name.strip()],
+            suite_options={name: values for name, values in amounts.items() if values},
             studies=studies_of(manifests) if manifests else None,
             cache=sets.folder,
             device=sets.place,
         )
 
     sets.run("utility", work)
+
+
+def _numbers(option: str, text: str | None, kind: type[float]) -> list[float]:
+    """The positive numbers of a list such as ``1,5``; empty where the option is not given."""
+    try:
+        values = [kind(part) for part in (text or "").split(",") if part.strip()]
+    except ValueError:
+        values = [-1.0]
+    if any(not 0 < value < math.inf for value in values):
+        raise InputError(f"{option} {text}: expected positive numbers with commas between them")
+    return values
 
 
 @app.command()

@@ -18,6 +18,7 @@ from xgem.judges.extractors import WITH_TEXTS, Extractor, open_extractor
 from xgem.labels.vocabulary import CHEXPERT_CLASSES
 from xgem.metrics import neighbours
 from xgem.metrics.bootstrap import Estimate
+from xgem.metrics.significance import rank_correlation
 from xgem.types import DataError, InputError, NotComputed
 from xgem.utils.tables import csv_text
 
@@ -99,7 +100,10 @@ def evaluate(
         | {name: items.described for name, items in sets.items()}
         | {"labelled_by": {name: items.labelled_by for name, items in sets.items()}}
         | {"preprocessing": {space.extractor.name: space.extractor.preprocessing for space in spaces}},
-        details={"images_per_finding": {of: {"real": n, "generated": m} for of, (n, m) in counts.items()}},
+        details={
+            "images_per_finding": {of: {"real": n, "generated": m} for of, (n, m) in counts.items()},
+            "rank correlation of real images and FID over findings": _frequent_first(metrics, spaces, counts),
+        },
         plots=_plots(metrics, spaces, counts),
         examples=_farthest(real, generated, spaces[0]) if spaces else (),
         tables=_tables(metrics, list(findings), note),
@@ -158,6 +162,21 @@ def _findings(
         for k, name in enumerate(CHEXPERT_CLASSES)
     }
     return {name: parts for name, parts in rows.items() if parts[0].any() and parts[1].any()}
+
+
+def _frequent_first(
+    metrics: Sequence[Metric], spaces: Sequence[Space], counts: Mapping[str, tuple[int, int]]
+) -> dict[str, dict[str, float]]:
+    """Whether frequent findings have low distances, by space (CheXGenBench, Table 10); needs three findings."""
+    distances = {(metric.extractor, metric.of): metric.value for metric in metrics if metric.name == "fid"}
+    found: dict[str, dict[str, float]] = {}
+    for space in spaces:
+        name = space.extractor.name
+        pairs = [(-n, value.value) for of, (n, _) in counts.items() if (value := distances.get((name, of))) is not None]
+        if len(pairs) > 2:
+            rho, p = rank_correlation(*zip(*pairs, strict=True))
+            found[name] = {"rho": rho, "p": p, "findings": len(pairs)}
+    return found
 
 
 def _farthest(real: EvalSet, generated: EvalSet, space: Space) -> list[Example]:
