@@ -22,6 +22,10 @@ class Source(StrEnum):
     segmentations = "segmentations"
     cardiothoracic = "cardiothoracic"
     severity = "severity"
+    mimic_cxr = "mimic-cxr"
+    chexpert = "chexpert"
+    padchest = "padchest"
+    vindr_cxr = "vindr-cxr"
     csv = "csv"
 
 
@@ -93,7 +97,7 @@ def prepare(
         return
     if told or mapping or dry_run:
         raise InputError(f"{next(iter(told), 'mapping')}: an option of csv, a table of your own; leave it out")
-    manifest = importlib.import_module(f"xgem.data.sources.{source.value}").prepare(directory, out)
+    manifest = importlib.import_module(f"xgem.data.sources.{source.name}").prepare(directory, out)
     _show(manifest.summary() | {"manifest": str(out)}, as_json)
 
 
