@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 from xgem.cli.data import app
 from xgem.data.manifest import Manifest
 from xgem.data.own_table import TableMapping, manifest_of
-from xgem.labels.vocabulary import CHEXPERT_CLASSES, annotated_labels
+from xgem.labels.vocabulary import CHEXPERT_CLASSES, NO_FINDING, annotated_labels
 from xgem.types import DataError, InputError, ManifestError
 
 HEADER = ("StudyInstanceUID", "Patient ID", "image_path", "ViewPosition", "Report", "Finding Labels", "Age", "Gender")
@@ -105,7 +105,11 @@ def test_class_columns_never_make_an_unknown_class_absent(folder: Path) -> None:
     partly = manifest_of(table(folder, *blank), TableMapping(), folder).manifest.studies()
     labels = annotated_labels(partly[0].labels, partly[0].source)
     assert labels["Support Devices"] == 1
-    assert "Pneumonia" not in labels
+    assert labels["Pneumonia"] == 0  # stated
+    assert NO_FINDING not in labels  # blank
+    doubt = [told[0], ("1f.png", "frontal", "", "-1", *("0",) * 12), told[2]]
+    studies = manifest_of(table(folder, *doubt), TableMapping(), folder).manifest.studies()
+    assert CHEXPERT_CLASSES[1] not in annotated_labels(studies[0].labels, studies[0].source)
 
 
 def test_labels_from_reports_and_splits_of_a_column(folder: Path) -> None:

@@ -137,3 +137,15 @@ def test_words_of_cells() -> None:
     for text in ("", "1,5", "inf", "nan"):
         with pytest.raises(DataError, match="box 3 is"):
             number_of(text, "box 3")
+
+
+def test_packed_tables(tmp_path: Path) -> None:
+    import gzip
+
+    path = tmp_path / "t.csv.gz"
+    path.write_bytes(gzip.compress(b"a;b\n1;x\n"))
+    assert read_table(path, "a", "b").rows == ({"a": "1", "b": "x"},)
+    for damaged in (b"a,b\n1,2\n", path.read_bytes()[:-6]):
+        path.write_bytes(damaged)
+        with pytest.raises(DataError, match=r"t\.csv\.gz: cannot be read as a table"):
+            read_table(path)

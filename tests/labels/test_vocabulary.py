@@ -39,7 +39,9 @@ from xgem.labels.vocabulary import (
     annotated_matrix,
     classes_of,
     count_labels,
+    is_affirmation,
     is_silent,
+    named,
     plain,
 )
 
@@ -93,7 +95,7 @@ def test_every_use_agrees(source: str, term: str, tmp_path: Path) -> None:
 
     written = Row(study="a", subject="a", split="val", impression="Text.", labels=(term,), source=source)
     Manifest((written,), tmp_path).write(tmp_path / "m.jsonl")
-    assert read_set(tmp_path / "m.jsonl").items[0].labels == labels
+    assert read_set(tmp_path / "m.jsonl", labels="file").items[0].labels == labels
 
     checked = check_labeller([study(term, source=source, text="Text.")])["classes"]
     assert set(checked) == set(meant.affirms)
@@ -180,6 +182,43 @@ def test_what_is_wider_than_a_finding_is_unknown(term: str, unknown: set[str]) -
     labels = annotated_labels([term], "nih")
     assert annotated_classes("nih") - set(labels) == unknown
     assert annotated_labels([term, "Infiltration"], "nih")["Lung Opacity"] == 1
+
+
+def test_a_source_that_denies_says_what_it_says_alone() -> None:
+    """CheXpert's data set and MIMIC-CXR have 1, 0, -1 and blank: a blank is unknown, beside however many zeros."""
+    for source in ("chexpert-v1", "mimic-cxr"):
+        labels = annotated_labels(["Edema", "no Pneumothorax", "possible Pneumonia"], source)
+        assert labels == {NO_FINDING: 0, "Edema": 1, "Pneumothorax": 0}
+        assert annotated_labels([NO_FINDING, "no Edema"], source) == {NO_FINDING: 1, "Edema": 0}
+        assert annotated_labels(["no Edema"], source) == {"Edema": 0}
+        assert annotated_labels(["Support Devices", "Abnormal"], source) == {NO_FINDING: 0, "Support Devices": 1}
+        # What is wider than a finding stays unknown: an edema is an opacity
+        assert "Lung Opacity" not in annotated_labels(["Edema", "no Lung Opacity"], source)
+    assert annotated_labels(["Edema"], "chexpert")["Fracture"] == 0
+
+
+def test_labels_by_their_own_names() -> None:
+    terms = ("Edema", "no Fracture", "possible Pneumonia")
+    assert [named(name, terms, "mimic-cxr") for name in ("Edema", "Fracture")] == [1, 0]
+    assert all(math.isnan(named(name, terms, "mimic-cxr")) for name in ("Pneumonia", "Atelectasis"))
+    assert named("Mass", ("Edema",), "nih") == 0
+    assert math.isnan(named("Mass", (), "nih"))
+    assert [name for name in terms if is_affirmation(name)] == ["Edema"]
+
+
+def test_readers_who_do_not_agree_leave_a_class_open() -> None:
+    labels = annotated_labels(["Pleural effusion", "possible Nodule/Mass"], "vindr-cxr")
+    assert labels["Pleural Effusion"] == 1
+    assert labels["Pneumothorax"] == labels["Fracture"] == 0
+    assert "Lung Lesion" not in labels
+    assert "Support Devices" not in labels  # no term for them
+
+
+def test_padchest_keeps_open_what_its_terms_do_not_decide() -> None:
+    labels = annotated_labels(["costophrenic angle blunting", "sternotomy", "unchanged"], "padchest")
+    assert labels["Pneumothorax"] == labels[NO_FINDING] == 0
+    assert not {"Pleural Effusion", "Pleural Other", "Support Devices"} & labels.keys()
+    assert annotated_labels(["normal", "exclude"], "padchest")[NO_FINDING] == 1
 
 
 def test_case_blanks_and_underscores_do_not_matter() -> None:

@@ -13,6 +13,9 @@ import typer
 
 app = typer.Typer(help="Create and check manifests of studies.", no_args_is_help=True, add_completion=False)
 
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an existing manifest.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print the counts as JSON.")]
+
 
 class Source(StrEnum):
     """Public data sets that xgem can read."""
@@ -22,15 +25,20 @@ class Source(StrEnum):
     segmentations = "segmentations"
     cardiothoracic = "cardiothoracic"
     severity = "severity"
+    mimic_cxr = "mimic-cxr"
+    chexpert = "chexpert"
+    padchest = "padchest"
+    vindr_cxr = "vindr-cxr"
     csv = "csv"
+    dicom = "dicom"
 
 
 @app.command()
 def prepare(
-    source: Annotated[Source, typer.Argument(help="Name of the data set; csv for a table of your own.")],
+    source: Annotated[Source, typer.Argument(help="Name of the data set; csv, dicom for your own.")],
     directory: Annotated[
         Path,
-        typer.Argument(metavar="PATH", help="Folder of the unpacked data set; for csv: .csv, .tsv, .xlsx or .parquet."),
+        typer.Argument(metavar="PATH", help="Folder of the unpacked data set; csv: .csv, .tsv, .xlsx, .parquet."),
     ],
     out: Annotated[Path, typer.Option("--out", help="Manifest to write: .parquet or .jsonl.")],
     column: Annotated[
@@ -64,12 +72,16 @@ def prepare(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="csv: show the guess and the counts, print the mapping; write nothing.")
     ] = False,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing manifest.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the counts as JSON.")] = False,
+    reports: Annotated[
+        Path | None, typer.Option("--reports", help="dicom: folder of text files, or a table.", show_default=False)
+    ] = None,
+    salt: Annotated[str, typer.Option("--salt", help="dicom: secret that goes into the hashes of ids.")] = "",
+    overwrite: Overwrite = False,
+    as_json: AsJson = False,
 ) -> None:
     """Create the manifest of a data set. It refers to the images in place; none is copied.
 
-    For csv, what of the table cannot be used is listed with its line and reason in OUT.left-out.csv.
+    For csv and dicom, what cannot be used is listed with its reason in OUT.left-out.csv.
     """
     import importlib
 
@@ -93,7 +105,10 @@ def prepare(
         return
     if told or mapping or dry_run:
         raise InputError(f"{next(iter(told), 'mapping')}: an option of csv, a table of your own; leave it out")
-    manifest = importlib.import_module(f"xgem.data.sources.{source.value}").prepare(directory, out)
+    own: dict[str, Any] = {"reports": reports, "salt": salt} if source is Source.dicom else {}
+    if not own and (reports or salt):
+        raise InputError(f"{'reports' if reports else 'salt'}: an option of dicom, a folder of your own; leave it out")
+    manifest = importlib.import_module(f"xgem.data.sources.{source.name}").prepare(directory, out, **own)
     _show(manifest.summary() | {"manifest": str(out)}, as_json)
 
 
@@ -102,7 +117,7 @@ def check(
     manifest: Annotated[Path, typer.Argument(help="Manifest to check: .parquet or .jsonl.")],
     files: Annotated[bool, typer.Option(help="Check that every image file exists.")] = True,
     images: Annotated[bool, typer.Option("--images", help="Also decode every image; takes minutes.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the counts as JSON.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Check a manifest for schema errors, duplicates, missing files and subjects in two splits; count labels."""
     from xgem.data.manifest import Manifest
@@ -120,8 +135,8 @@ def check(
 def merge(
     manifests: Annotated[list[Path], typer.Argument(metavar="MANIFEST...", help="Manifests of different data sets.")],
     out: Annotated[Path, typer.Option("--out", help="Manifest to write: .parquet or .jsonl.")],
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing manifest.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the counts as JSON.")] = False,
+    overwrite: Overwrite = False,
+    as_json: AsJson = False,
 ) -> None:
     """Merge manifests. A study or an image that is in two of them is an error."""
     from xgem.data.manifest import Manifest
@@ -145,8 +160,8 @@ def outline(
     ] = None,
     epochs: Annotated[int, typer.Option("--epochs", min=1, help="Training epochs of the segmenter.")] = 40,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Random seed of the segmenter.")] = 1,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing manifest.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the counts as JSON.")] = False,
+    overwrite: Overwrite = False,
+    as_json: AsJson = False,
 ) -> None:
     """Segment lungs and heart in training images without masks, by a segmenter trained on those with masks.
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from itertools import chain
 from pathlib import Path, PurePosixPath
 from typing import Final
 
@@ -10,7 +11,9 @@ from PIL import Image, UnidentifiedImageError
 
 from xgem.types import DataError
 
-IMAGE_ENDINGS: Final = frozenset({".png", ".jpg", ".jpeg", ".dcm", ".tif", ".tiff", ".bmp", ".npy", ".jp2", ".webp"})
+IMAGE_ENDINGS: Final = frozenset(
+    {".png", ".jpg", ".jpeg", ".dcm", ".dicom", ".tif", ".tiff", ".bmp", ".npy", ".jp2", ".webp"}
+)
 _SIDEWAYS: Final = (5, 6, 7, 8)  # values of EXIF's orientation that swap width and height
 _ORIENTATION: Final = 0x0112
 
@@ -32,6 +35,9 @@ class ImageFiles:
 
     def __len__(self) -> int:
         return sum(map(len, self._by_name.values()))
+
+    def __iter__(self) -> Iterator[Path]:
+        return chain.from_iterable(self._by_name.values())
 
     def find(self, name: str, *, any_ending: bool = False) -> Path | None:
         """The file that a table calls ``name``: a path from the folder, or the name of a file anywhere below it.

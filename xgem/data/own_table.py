@@ -19,8 +19,10 @@ from xgem.data.cleaning import clean_report
 from xgem.data.image_files import ImageFiles
 from xgem.data.manifest import Manifest, place, split_of
 from xgem.data.rows import Row, one_line
+from xgem.data.sections import split_sections
 from xgem.data.tables import Table, is_missing, number_of, read_table, sex_of, split_of_name, years_of
 from xgem.labels.rules import label_report
+from xgem.labels.terms import stated_term
 from xgem.labels.views import VIEWS, view_of
 from xgem.labels.vocabulary import CHEXPERT_CLASSES, plain
 from xgem.types import DataError, InputError
@@ -42,6 +44,7 @@ FIELDS: Final[dict[str, str]] = {
     "licence": "licence license",
 }
 """Fields of a row, and the names of columns (in lower case, letters and digits alone) that are taken for them."""
+_CLASSES: Final = {plain(name): name for name in CHEXPERT_CLASSES}
 _VIEW_WORDS: Final = re.compile(r"[a-z]+")
 
 
@@ -148,16 +151,15 @@ def guessed(table: Table, told: TableMapping) -> TableMapping:
             taken.add(found)
     classes = told.classes
     if classes is None:
-        known = {plain(name) for name in CHEXPERT_CLASSES}
-        classes = tuple(column for column in table.header if plain(column) in known and column not in taken)
+        classes = tuple(column for column in table.header if plain(column) in _CLASSES and column not in taken)
     return told.model_copy(update={"columns": {k: v for k, v in columns.items() if v}, "classes": classes})
 
 
 def manifest_of(path: Path, told: TableMapping, root: Path) -> OwnTable:
     """The manifest, to be written in ``root``, of the table ``path``.
 
-    Reports without section headings are impressions. Class columns and lists give the labels; a class column's 0 counts
-    as absent only if every row of the table states all of its classes, since a manifest names what is present.
+    A report is divided by its headings (:mod:`xgem.data.sections`). Class columns and lists give the labels: 1 is the
+    class's name, 0 "no ...", -1 "possible ..."; what a row leaves blank is unknown.
 
     Raises:
         InputError: columns that are told are missing. DataError: no column of files or reports, no row can be used, or
@@ -257,11 +259,9 @@ class _Reader:
             skip("age left out: no years from 0 to 120", age)
         if sex and sex_of(sex) is None:
             skip("sex left out: neither F nor M", sex)
-        findings, impression = (
-            clean_report(self._cell(record, "findings")),
-            clean_report(self._cell(record, "impression")),
-        )
-        impression = impression or clean_report(self._cell(record, "report"))
+        report = split_sections(self._cell(record, "report"))
+        findings = clean_report(self._cell(record, "findings")) or report.findings
+        impression = clean_report(self._cell(record, "impression")) or report.impression
         return {
             "study": study,
             "subject": subject,
@@ -278,15 +278,18 @@ class _Reader:
         }
 
     def _labels(self, record: Mapping[str, str], where: str, report: str) -> tuple[str, ...]:
-        """Names of what is present: of the list column, and of class columns with 1; else by the rules, if wanted."""
+        """Terms of the list column, and of the class columns that hold something; else by the rules, if wanted."""
         cell = self._cell(record, "labels")
         separator = next((mark for mark in "|;," if mark in cell), "|")
         listed = [name.strip() for name in cell.split(separator) if name.strip()]
-        listed += [
-            name
-            for name in self.mapping.classes or ()
-            if record[name] and number_of(record[name], f"{where}: {name}") == 1
-        ]
+        for name in self.mapping.classes or ():
+            value = number_of(record[name], f"{where}: {name}") if record[name] else None
+            try:
+                term = None if value is None else stated_term(_CLASSES[plain(name)], value)
+            except ValueError as error:
+                raise DataError(f"{where}: {name} {error}") from None
+            if term is not None and (value == 1 or self.source != "chexpert"):
+                listed.append(term)
         if not listed and self.mapping.labels_from_reports and report.strip():
             listed = [name for name, label in label_report(report).items() if label == 1]
         return tuple(dict.fromkeys(listed))

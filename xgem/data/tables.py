@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import csv
+import gzip
 import io
 import logging
 import math
+import zlib
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -57,7 +59,7 @@ class Table:
 
 
 def read_table(path: Path, *columns: str, encoding: str | None = None, separator: str | None = None) -> Table:
-    """Read a table by its kind: ``.parquet``, ``.xlsx``, or text with a separator.
+    """Read a table by its kind: ``.parquet``, ``.xlsx``, or text with a separator, which may be packed (``.gz``).
 
     Text is UTF-8 or what its byte order mark says, else Windows-1252, with a warning. The separator is the one of
     :data:`SEPARATORS` that the header has most of. A row must have as many cells as the header: one too many is an
@@ -135,9 +137,9 @@ def _count_outside_quotes(line: str, mark: str) -> int:
 def _decoded(path: Path, encoding: str | None) -> tuple[str, str]:
     """A file's text, and the encoding it was read in."""
     try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read as a table ({error.strerror or error})") from None
+        data = gzip.decompress(path.read_bytes()) if path.suffix.lower() == ".gz" else path.read_bytes()
+    except (OSError, EOFError, zlib.error) as error:
+        raise DataError(f"{path}: cannot be read as a table ({getattr(error, 'strerror', None) or error})") from None
     marked = next((name for mark, name in _MARKS if data.startswith(mark)), None)
     chosen = encoding or marked or "utf-8"
     try:

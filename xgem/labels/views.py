@@ -15,6 +15,12 @@ VIEWS: dict[str, tuple[str, ...]] = {
 }
 """Values of ViewPosition by view; :func:`add_view` adds one."""
 
+_WORDS = {
+    "frontal": ("antero-posterior", "postero-anterior", "frontal", "anteroposterior", "posteroanterior"),
+    "lateral": ("lateral", "left lateral", "right lateral"),
+}
+"""Meanings of DICOM's ViewCodeSequence (PS3.16, CID 4010) that mean a view."""
+
 
 def add_view(name: str, positions: Sequence[str] = ()) -> None:
     """Make a view known.
@@ -38,3 +44,9 @@ def add_view(name: str, positions: Sequence[str] = ()) -> None:
 def view_of(position: str) -> str | None:
     """The view that a value of ViewPosition means; None where it means none of the known ones."""
     return next((view for view, positions in VIEWS.items() if position in positions), None)
+
+
+def view_of_words(meaning: str) -> str | None:
+    """The view that the code meaning of a ViewCodeSequence states ("postero-anterior"); None for another."""
+    words = " ".join(meaning.lower().split())
+    return next((view for view, known in _WORDS.items() if words in known), None)

@@ -9,14 +9,24 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Final, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-NO_FINDING: Final = "No Finding"
-SUPPORT_DEVICES: Final = "Support Devices"
+from xgem.labels.terms import (
+    DENIED,
+    DOUBTED,
+    NO_FINDING,
+    PADCHEST,
+    SUPPORT_DEVICES,
+    VINDR,
+    Term,
+    with_denials,
+)
+from xgem.labels.terms import affirming as _is
+from xgem.labels.terms import open_for as _may_be
+
 CHEXPERT_CLASSES: Final[tuple[str, ...]] = (
     NO_FINDING,
     "Enlarged Cardiomediastinum",
@@ -72,26 +82,6 @@ class Labelled(Protocol):
     def labels(self) -> Sequence[str]: ...
     @property
     def source(self) -> str: ...
-
-
-@dataclass(frozen=True)
-class Term:
-    """The meaning of a source's term: the classes that it ``affirms``, and those that it ``leaves_open``.
-
-    A term that does neither is a finding outside the classes. A term leaves a class open if the source uses it for
-    findings of that class and for others: "Cardiac Shadow" stands for enlarged and for irregular ones.
-    """
-
-    affirms: tuple[str, ...] = ()
-    leaves_open: tuple[str, ...] = ()
-
-
-def _is(*classes: str) -> Term:
-    return Term(affirms=classes)
-
-
-def _may_be(*classes: str) -> Term:
-    return Term(leaves_open=classes)
 
 
 # Open-i's index terms without a counterpart among the classes; many are anatomical sites ("Spine"), with the finding
@@ -180,21 +170,28 @@ _NIH: Final[dict[str, Term]] = {
     "Pneumothorax": _is("Pneumothorax"),
 }
 _CHEXPERT: Final[dict[str, Term]] = {name: _is(name) for name in CHEXPERT_CLASSES}
+_STATED: Final[dict[str, Term]] = with_denials(CHEXPERT_CLASSES)
 
 SOURCES: Final[dict[str, dict[str, Term]]] = {
     "openi": _OPENI,
     "nih": _NIH,
     "chexpert": _CHEXPERT,
     "xgem": _CHEXPERT,
+    "chexpert-v1": _STATED,
+    "mimic-cxr": _STATED,
+    "padchest": PADCHEST,
+    "vindr-cxr": VINDR,
 }
 """Terms by source (``Study.source``). Annotators name every finding that they have a term for: a class that they do not
 name is absent if the source has a term that affirms it, and unknown otherwise. ``xgem`` are cohorts (the requested
-findings), ``chexpert`` is any manifest that lists all of a study's findings by CheXpert's names.
+findings), ``chexpert`` is any manifest that lists all of a study's findings by CheXpert's names. The data sets CheXpert
+(``chexpert-v1``) and MIMIC-CXR have terms that deny a class, so what they do not name is unknown.
 """
 NOT_FINDINGS: Final = (
-    # Open-i's terms about the study itself
+    # Terms about the study itself, of Open-i and of PadChest
     "No Indexing",
     "Technical Quality of Image Unsatisfactory",
+    *("exclude", "suboptimal study", "unchanged"),
     # Diagnoses in the COVID-19 collection, which say nothing about the individual image
     *("ARDS", "COVID-19", "Klebsiella", "Legionella", "Pneumocystis", "SARS", "Streptococcus"),
 )
@@ -226,17 +223,41 @@ def classes_of(term: str) -> tuple[str, ...]:
 
 
 def annotated_classes(source: str) -> frozenset[str]:
-    """The classes for which a source has a term; none for an unknown source."""
+    """The classes for which a source has a term, so that its silence means absence.
+
+    None for an unknown source, and for one that has terms for absence itself.
+    """
+    if _states_absence(source):
+        return frozenset()
     return frozenset(name for term in SOURCES.get(source, {}).values() for name in term.affirms)
+
+
+def _states_absence(source: str) -> bool:
+    return any(term.denies for term in SOURCES.get(source, {}).values())
+
+
+def named(label: str, names: Sequence[str], source: str) -> float:
+    """Whether a study with the terms ``names`` has the source's term ``label``: 1, 0, or NaN if nothing is said."""
+    if label in names:
+        return 1.0
+    if DENIED + label in names:
+        return 0.0
+    return math.nan if not names or DOUBTED + label in names or _states_absence(source) else 0.0
+
+
+def is_affirmation(label: str) -> bool:
+    """Whether a term names what is there, not what annotators deny or doubt."""
+    return not label.startswith((DENIED, DOUBTED))
 
 
 def annotated_labels(names: Iterable[str], source: str) -> dict[str, float]:
     """What annotators' terms say about CheXpert's classes: 1 present, 0 absent; unknown classes are left out.
 
     * A class is present if a term affirms it.
-    * It is absent if the source has a term for it (:func:`annotated_classes`) and the study's terms do not name it,
-      unless one of them leaves it open or affirms a child class (:data:`PARENTS`): pneumonia alone says nothing about
-      "Consolidation" and "Lung Opacity". A term that is in no table may mean any class, and leaves all of them open.
+    * It is absent if a term denies it, or if the source has a term for it (:func:`annotated_classes`) and the study's
+      terms do not name it, unless one of them leaves it open or affirms a child class (:data:`PARENTS`): pneumonia
+      alone says nothing about "Consolidation" and "Lung Opacity". A term that is in no table may mean any class, and
+      leaves all of them open.
     * "No Finding" is present if the annotators say so and name nothing else but support devices, absent if they name
       any other finding, whether or not it is one of the 14 classes.
     * Nothing is known about a study without terms, or with :data:`NOT_FINDINGS` alone.
@@ -249,17 +270,18 @@ def annotated_labels(names: Iterable[str], source: str) -> dict[str, float]:
     terms = [term for term in dict.fromkeys(map(plain, names)) if term not in _SILENT]
     known = [TERMS[term] for term in terms if term in TERMS]
     present = {name for term in known for name in term.affirms}
+    denied = {name for term in known for name in term.denies}
     # Abnormal is whatever is neither "normal" nor a device alone
-    abnormal = any(set(term.affirms) - {NO_FINDING, SUPPORT_DEVICES} or not term.affirms for term in known)
+    abnormal = any(term.abnormal for term in known)
     complete = bool(terms) and len(known) == len(terms)
     if abnormal or not complete:
         present.discard(NO_FINDING)
     # Open: what a term leaves open, the ancestors of a present class, and "No Finding" unless something is abnormal
     open_classes = {name for term in known for name in term.leaves_open} | {NO_FINDING}
     open_classes.update(ancestor for name in present for ancestor in _ancestors(name))
-    # Absent: the rest of the classes that the source annotates
+    # Absent: the rest of the classes that are denied or that the source annotates
     listed = annotated_classes(source) if complete else frozenset[str]()
-    labels = dict.fromkeys(present, 1.0) | dict.fromkeys(listed - present - open_classes, 0.0)
+    labels = dict.fromkeys(present, 1.0) | dict.fromkeys((listed | denied) - present - open_classes, 0.0)
     if abnormal:
         labels[NO_FINDING] = 0.0
     return {name: labels[name] for name in CHEXPERT_CLASSES if name in labels}

@@ -24,6 +24,7 @@ from xgem.data.study import Study
 from xgem.encoders.contrastive import Temperature, gathered, info_nce
 from xgem.encoders.image import ImageEncoder
 from xgem.encoders.text import TextEncoder
+from xgem.labels.vocabulary import is_affirmation, named
 from xgem.train.context import StageContext
 from xgem.train.corpus import Corpus, enriched, known_studies, vary
 from xgem.train.loop import Stage, permuted
@@ -74,7 +75,7 @@ def written_labels(known: Mapping[str, Any]) -> list[float]:
 
 def common_labels(corpus: Corpus) -> list[str]:
     """Annotated labels with at least 20 studies, in alphabetical order."""
-    counts = Counter(label for study in corpus.studies for label in set(study.labels))
+    counts = Counter(label for study in corpus.studies for label in set(study.labels) if is_affirmation(label))
     return sorted(label for label, count in counts.items() if count >= _COMMON)
 
 
@@ -136,7 +137,7 @@ class ClipStage(Stage):
         return self._collate(self.train, studies, rng)
 
     def _labels_of(self, study: Study, known: Mapping[str, Any]) -> list[float]:
-        annotated = [float(name in study.labels) if study.labels else math.nan for name in self.labels]
+        annotated = [named(name, study.labels, study.source) for name in self.labels]
         return annotated + (written_labels(known) if self.written else [])
 
     def _collate(self, corpus: Corpus, indices: list[int], rng: random.Random | None) -> dict[str, Any]:

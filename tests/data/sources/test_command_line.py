@@ -28,7 +28,7 @@ def test_command_line(csvs: Path, tmp_path: Path):
     assert failed.exit_code != 0
     assert isinstance(failed.exception, ManifestError)
     assert runner.invoke(app, ["check", str(out), "--no-files"]).exit_code == 0
-    assert runner.invoke(app, ["prepare", "chexpert", str(csvs), "--out", str(out)]).exit_code == 2
+    assert runner.invoke(app, ["prepare", "elsewhere", str(csvs), "--out", str(out)]).exit_code == 2
 
 
 def test_command_line_merges(csvs: Path, brixia: Path, masks: Path, tmp_path: Path):

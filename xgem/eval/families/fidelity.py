@@ -100,10 +100,8 @@ def evaluate(
         | {name: items.described for name, items in sets.items()}
         | {"labelled_by": {name: items.labelled_by for name, items in sets.items()}}
         | {"preprocessing": {space.extractor.name: space.extractor.preprocessing for space in spaces}},
-        details={
-            "images_per_finding": {of: {"real": n, "generated": m} for of, (n, m) in counts.items()},
-            "rank correlation of real images and FID over findings": _frequent_first(metrics, spaces, counts),
-        },
+        details={"images_per_finding": {of: {"real": n, "generated": m} for of, (n, m) in counts.items()}}
+        | {"rank correlation of real images and FID over findings": _frequent_first(metrics, spaces, counts)},
         plots=_plots(metrics, spaces, counts),
         examples=_farthest(real, generated, spaces[0]) if spaces else (),
         tables=_tables(metrics, list(findings), note),

@@ -77,7 +77,6 @@ def evaluate(
     _check(generated, external or {})
     reported = real.with_reports()
     truth, outputs = one_each(reported, generated)
-    ids = [item.id for item in truth.items]
     bootstrap = Bootstrap(len(outputs), draws=draws, seed=seed)
     constant = text.most_frequent(training.reports) if training is not None else None
 
@@ -109,23 +108,22 @@ def evaluate(
         "rouge_l": text.rouge_signature(),
         "training": None if training is None else {"name": training.name, "n": len(training)},
     }
-    details = {
-        "real studies left out, without a report": len(real) - len(reported),
-        "empty generated reports": int(blank.sum()),
-        "distinct generated reports": text.distinct(outputs.reports),
-        "distinct real reports": text.distinct(truth.reports),
-        "constant report": constant,
-    }
     return FamilyResult(
         FAMILY,
         metrics,
         paired_settings(reported, generated, n=bootstrap.n, draws=draws, seed=seed, **settings),
-        details=details,
+        details={
+            "real studies left out, without a report": len(real) - len(reported),
+            "empty generated reports": int(blank.sum()),
+            "distinct generated reports": text.distinct(outputs.reports),
+            "distinct real reports": text.distinct(truth.reports),
+            "constant report": constant,
+        },
         plots=labelled.charts,
         examples=_worst(outputs, truth, cases["rouge_l"]),
         tables={
             LABELS: csv_text(_LABEL_HEADS, labelled.rows),
-            CASES: csv_text(["id", *cases], zip(ids, *cases.values(), strict=True)),
+            CASES: csv_text(["id", *cases], zip([item.id for item in truth.items], *cases.values(), strict=True)),
         },
     )
 

@@ -1,0 +1,66 @@
+"""Headers of DICOM files: what of them a manifest needs, read without the pixels."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from xgem.data.tables import sex_of, years_of
+from xgem.labels.views import view_of, view_of_words
+from xgem.types import ImageError
+
+if TYPE_CHECKING:
+    from pydicom.dataset import Dataset
+
+
+def read_header(path: Path) -> Dataset:
+    """A DICOM file's data elements, the long ones (pixels) left on the disk.
+
+    Raises:
+        ImageError: no DICOM file.
+    """
+    import pydicom
+    from pydicom.errors import InvalidDicomError
+
+    try:
+        return pydicom.dcmread(path, defer_size="1 KB")
+    except InvalidDicomError:
+        raise ImageError(f"{path}: not a DICOM file") from None
+    # The library raises whatever the damage leads to
+    except Exception as error:
+        raise ImageError(f"{path}: damaged DICOM file ({' '.join(str(error).split())[:120]})") from error
+
+
+def text_of(ds: Dataset, keyword: str) -> str:
+    """An element as text without surrounding blanks; empty where it is missing or has no value."""
+    try:
+        value: Any = ds.get(keyword)
+    # An element that cannot be parsed says nothing
+    except Exception:
+        return ""
+    return "" if value is None else str(value).strip()
+
+
+def view_in(ds: Dataset) -> str | None:
+    """The view by ViewPosition, or else by the first item of ViewCodeSequence; None where neither tells a known one."""
+    position = text_of(ds, "ViewPosition").upper()
+    if position:
+        return view_of(position)
+    codes: Any = ds.get("ViewCodeSequence")
+    return view_of_words(text_of(codes[0], "CodeMeaning")) if codes else None
+
+
+def age_in(ds: Dataset) -> float | None:
+    """Age in years by PatientAge, or else by the dates of birth and study; None where neither tells."""
+    stated = text_of(ds, "PatientAge")
+    if stated:
+        return years_of(stated)
+    born, taken = text_of(ds, "PatientBirthDate"), text_of(ds, "StudyDate")
+    if not (len(born) == len(taken) == 8 and born.isdigit() and taken.isdigit()):
+        return None
+    return years_of(str(int(taken[:4]) - int(born[:4]) - (taken[4:] < born[4:])))
+
+
+def sex_in(ds: Dataset) -> str | None:
+    """``F`` or ``M`` by PatientSex; None where it is neither."""
+    return sex_of(text_of(ds, "PatientSex"))
