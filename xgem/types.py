@@ -21,6 +21,10 @@ class InputError(XgemError, ValueError):
     """A value given by the user cannot be used: an argument, a report, a request."""
 
 
+class OptionError(InputError, TypeError):
+    """A keyword argument that is no option; the message lists the known ones, and suggests the nearest."""
+
+
 class ImageError(InputError):
     """An image is missing, unreadable, or not a radiograph that xgem can use."""
 

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -138,8 +141,8 @@ def test_replay_makes_the_same_bytes(xgem: Any, model: Path, cxr: Path, tmp_path
     file = out / "lateral-001.png"
     ran = xgem("replay", file, "--frontal", cxr, "--out", again, "--model", model, "--no-progress")
     assert ran.code == 0, ran.err
-    assert ran.out.splitlines() == [str(again / "lateral.png")]
-    assert (again / "lateral.png").read_bytes() == file.read_bytes()
+    assert ran.out.splitlines() == [str(again / "lateral-001.png")]
+    assert (again / "lateral-001.png").read_bytes() == file.read_bytes()
     assert f"identical to {file}" in ran.err
 
 
@@ -150,6 +153,55 @@ def test_a_replay_that_differs_ends_with_one(xgem: Any, model: Path, tmp_path: P
     ran = xgem("replay", out / "report.txt", "--out", tmp_path / "again", "--model", model, "--no-progress")
     assert ran.code == 1
     assert "differs" in ran.err
+
+
+def test_a_report_without_its_text_is_not_replayed(xgem: Any, model: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    assert xgem("generate", "--outputs", "report", "--out", out, "--model", model, *QUICK).code == 0
+    for break_it in (lambda path: path.write_bytes(b"caf\xe9"), lambda path: path.unlink()):
+        break_it(out / "report.txt")
+        ran = xgem("replay", out / "report.json", "--out", tmp_path / "again", "--model", model, "--no-progress")
+        assert (ran.code, ran.err.count("\n")) == (2, 1)
+        assert "the report itself, report.txt, cannot be read; put it beside its .json file" in ran.err
+        assert not (tmp_path / "again").exists()
+
+
+LATIN_1 = os.fsdecode(b"caf\xe9")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (("--report", LATIN_1), 2, "input 'report' is not valid UTF-8 text"),
+        (("--report", "clear \ud800 lungs"), 2, "input 'report' is not valid UTF-8 text"),
+        (("--report", f"@{LATIN_1}.txt"), 2, "cannot be read (No such file"),
+        (("--lateral", f"{LATIN_1}.png"), 2, "input 'lateral' is not valid UTF-8 text"),
+        (("--image", f"frontal={LATIN_1}.png"), 2, "image of 'frontal' is not valid UTF-8 text"),
+        (("--model", LATIN_1), 1, "no folder, no hub id"),
+        (("--sampler", LATIN_1), 2, "is not known, expected one of"),
+        (("--lateral", f"{LATIN_1}-folder"), 2, "input 'lateral' is not valid UTF-8 text"),
+    ],
+)
+def test_names_and_texts_in_other_encodings_are_one_line(
+    xgem: Any, model: Path, cxr: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    arguments: tuple[str, ...], code: int, message: str,
+) -> None:  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / f"{LATIN_1}.png").write_bytes(cxr.read_bytes())
+    (tmp_path / f"{LATIN_1}-folder").mkdir()
+    (tmp_path / f"{LATIN_1}-folder" / f"{LATIN_1}.png").write_bytes(cxr.read_bytes())
+    defaults = [] if "--model" in arguments else ["--model", str(model)]
+    ran = xgem("generate", *arguments, "--outputs", "frontal", "--out", "out", *defaults, *QUICK)
+    assert (ran.code, message in ran.err, ran.err.count("\n"), ran.out) == (code, True, 1, ""), ran.err
+
+
+def test_a_folder_of_another_encoding_is_written(model: Path, tmp_path: Path) -> None:
+    out = tmp_path / LATIN_1
+    command = [sys.executable, "-m", "xgem", "generate", "--outputs", "report", "--model", model, *QUICK, "--out", out]
+    done = subprocess.run([os.fsencode(str(part)) for part in command], capture_output=True)
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert done.stdout == os.fsencode(f"{out / 'report.txt'}\n")
+    assert (out / "report.txt").is_file()
 
 
 def test_what_cannot_be_replayed(xgem: Any, model: Path, cxr: Path, tmp_path: Path) -> None:

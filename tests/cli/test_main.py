@@ -12,7 +12,16 @@ import typer
 
 import xgem as package
 from xgem.cli import COMMANDS, EPILOG
-from xgem.types import CheckpointError, ImageError, OutputError, XgemError
+from xgem.types import (
+    CheckpointError,
+    DataError,
+    ImageError,
+    NotComputed,
+    OutputError,
+    PrivacyError,
+    SamplingError,
+    XgemError,
+)
 
 
 def test_help_lists_every_command_and_the_exit_codes(xgem: Any) -> None:
@@ -49,6 +58,10 @@ def test_a_mistyped_command_is_a_usage_error_with_a_suggestion(xgem: Any) -> Non
     ("error", "code"),
     [
         (ImageError("bad\nimage"), 2),
+        (DataError("bad table"), 2),
+        (NotComputed("no weights"), 1),
+        (PrivacyError("too close"), 1),
+        (SamplingError("NaN"), 1),
         (CheckpointError("bad model"), 1),
         (OutputError("bad folder"), 1),
         (XgemError("bad"), 1),
@@ -79,6 +92,54 @@ def test_a_package_that_is_not_installed_is_named(xgem: Any, monkeypatch: pytest
     monkeypatch.setattr("xgem.cli.info.doctor", lambda: fail("xgem.gone"))
     with pytest.raises(ModuleNotFoundError, match=r"xgem\.gone"):  # a fault of ours
         xgem("doctor")
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "line"),
+    [
+        (OSError(28, "No space left on device", "out/model"), 1, "out/model: No space left on device"),
+        (PermissionError(13, "Permission denied", "data"), 1, "data: Permission denied"),
+        (
+            UnicodeEncodeError("utf-8", "caf\udce9", 3, 4, "surrogates"),
+            2,
+            "'caf\\udce9': not valid UTF-8; rename the file",
+        ),
+    ],
+)
+def test_the_systems_errors_are_one_line(
+    xgem: Any, monkeypatch: pytest.MonkeyPatch, error: Exception, code: int, line: str
+) -> None:
+    def fail() -> None:
+        raise error
+
+    monkeypatch.setattr("xgem.cli.info.doctor", fail)
+    ran = xgem("doctor")
+    assert (ran.code, ran.err.count("\n")) == (code, 1)
+    assert ran.err.startswith(f"xgem: error: {line}")
+
+
+def test_warnings_of_other_libraries_are_not_shown(xgem: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    program = """
+import logging, sys, warnings
+import xgem.cli.info
+def doctor() -> None:
+    warnings.warn_explicit("of others", UserWarning, "others.py", 1, module="others")
+    logging.getLogger("others").warning("of others")
+    warnings.warn_explicit("of ours", UserWarning, "xgem/x.py", 1, module="xgem.x")
+    logging.getLogger("xgem.x").warning("of ours, logged")
+xgem.cli.info.doctor = doctor
+from xgem.cli import main
+main(sys.argv[1:])
+"""
+
+    def shown(*options: str) -> str:
+        command = [sys.executable, "-c", program, *options, "doctor"]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stderr
+
+    assert "of others" not in shown()
+    assert "of ours" in shown()
+    assert "xgem: WARNING: of ours, logged" in shown()
+    assert "xgem: WARNING: of others" in shown("--verbose")
 
 
 def test_ctrl_c_is_no_traceback(xgem: Any, monkeypatch: pytest.MonkeyPatch) -> None:

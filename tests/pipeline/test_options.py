@@ -27,7 +27,7 @@ from xgem.pipeline.options import RECORDED, RENAMED, CallKeywords, CallOptions, 
 from xgem.pipeline.pipeline import XgemPipeline
 from xgem.pipeline.privacy_gate import Index, PrivacyGate, Verdict
 from xgem.pipeline.replay import replay
-from xgem.types import InputError
+from xgem.types import InputError, OptionError
 
 FILES = Path(__file__).parent / "files"
 ALL = tuple(CallOptions.model_fields)
@@ -133,8 +133,17 @@ def test_python_takes_each_option(pipeline: XgemPipeline, seen: list[CallOptions
 
 
 def test_what_is_no_option(pipeline: XgemPipeline) -> None:
-    with pytest.raises(TypeError, match=r"unexpected keyword argument 'steps'; options are: num_inference_steps, "):
-        pipeline({}, "frontal", steps=2)  # pyright: ignore[reportCallIssue, reportArgumentType]
+    for name, meant in {
+        "steps": " (did you mean num_inference_steps?)",
+        "guidence_scale": " (did you mean guidance_scale?)",
+        "colour": "",
+    }.items():
+        with pytest.raises(OptionError) as raised:
+            pipeline({}, "frontal", **cast(Any, {name: 2}))
+        assert str(raised.value) == (
+            f"unexpected keyword argument {name!r}{meant}; options are: {', '.join(CallOptions.model_fields)}"
+        )
+    assert issubclass(OptionError, TypeError)  # as Python's own functions raise
 
 
 @pytest.mark.parametrize("name", [name for name in ALL if option(name).limits is not None])

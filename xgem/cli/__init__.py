@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import importlib
 import logging
+import os
 import sys
+import warnings
 from collections.abc import Sequence
 from typing import Annotated, Any, cast
 
@@ -12,7 +14,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from xgem._version import __version__
-from xgem.types import InputError, XgemError
+from xgem.types import DataError, InputError, NotComputed, XgemError
 
 EXIT_FAILED = 1
 EXIT_USAGE = 2
@@ -35,7 +37,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
 
 EPILOG = (
     "Exit codes: 0 done; 1 failed (checkpoint, device, output folder, or a replay that is not identical); "
-    "2 bad usage or input (option, image, report, manifest, preset); 130 interrupted."
+    "2 bad usage or input (option, image, report, manifest, data set, preset); 130 interrupted."
 )
 
 
@@ -115,26 +117,48 @@ def _options(  # pyright: ignore[reportUnusedFunction]
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Log progress to stderr.")] = False,
 ) -> None:
     del version
-    logging.basicConfig(format="xgem: %(levelname)s: %(message)s", level=logging.WARNING)
+    # Other libraries' warnings are about their own use: a user of the command cannot act on them.
+    logging.basicConfig(format="xgem: %(levelname)s: %(message)s")
+    logging.getLogger().setLevel(logging.WARNING if verbose else logging.ERROR)
     logging.getLogger("xgem").setLevel(logging.INFO if verbose else logging.WARNING)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code; user errors are printed as one line on stderr."""
+    for library in ("TRANSFORMERS", "DIFFUSERS"):
+        os.environ.setdefault(f"{library}_VERBOSITY", "error")
+    if hasattr(sys.stdout, "reconfigure"):
+        cast(Any, sys.stdout).reconfigure(errors="surrogateescape")  # names of files in another encoding, as they are
+    with warnings.catch_warnings():
+        if not sys.warnoptions:
+            warnings.simplefilter("ignore")
+            warnings.filterwarnings("default", module=r"xgem(\.|$)")
+        return _run(arguments)
+
+
+def _run(arguments: Sequence[str] | None) -> int:
     try:
         typer.main.get_command(app).main(args=None if arguments is None else list(arguments), prog_name="xgem")
-    except XgemError as error:
-        sys.stderr.write(f"xgem: error: {' '.join(str(error).split())}\n")
-        return EXIT_USAGE if isinstance(error, InputError) else EXIT_FAILED
+    except (XgemError, NotComputed) as error:
+        return _failed(str(error), EXIT_USAGE if isinstance(error, InputError | DataError) else EXIT_FAILED)
+    except UnicodeEncodeError as error:
+        return _failed(f"{error.object[:60]!r}: not valid UTF-8; rename the file or convert the text", EXIT_USAGE)
+    except OSError as error:
+        return _failed(f"{error.filename or 'input or output'}: {error.strerror or error}", EXIT_FAILED)
     except ModuleNotFoundError as error:
         package = (error.name or "").partition(".")[0]
         if package in ("", "xgem"):
             raise
-        sys.stderr.write(
-            f"xgem: error: this needs the package {package}, which is not installed: install xgem[eval], or "
-            "xgem[train] to train\n"
+        return _failed(
+            f"this needs the package {package}, which is not installed: install xgem[eval], or xgem[train] to train",
+            EXIT_FAILED,
         )
-        return EXIT_FAILED
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
     return 0
+
+
+def _failed(reason: str, code: int) -> int:
+    line = " ".join(reason.split()).encode(errors="backslashreplace").decode()
+    sys.stderr.write(f"xgem: error: {line}\n")
+    return code

@@ -5,13 +5,13 @@ from __future__ import annotations
 import inspect
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 import typer
 
-from xgem.cli.grouped import grouped
+from xgem.cli import completion
+from xgem.cli.inputs import inputs_of, many_of, mask_of, named, report_of
 from xgem.cli.options import parse_guidance
 from xgem.pipeline.options import RENAMED, CallOptions, option
 from xgem.types import InputError
@@ -21,7 +21,26 @@ if TYPE_CHECKING:
 
 Frontal = Annotated[Path | None, typer.Option("--frontal", metavar="FILE", help="Frontal radiograph as input.")]
 Lateral = Annotated[Path | None, typer.Option("--lateral", metavar="FILE", help="Lateral radiograph as input.")]
-Report = Annotated[str | None, typer.Option("--report", metavar="TEXT", help="Report as input.")]
+Report = Annotated[
+    str | None, typer.Option("--report", metavar="TEXT", help="Report as input; @FILE reads it from a text file.")
+]
+Frontals = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--frontal",
+        metavar="FILE",
+        help="Frontal radiograph as input. Several files, a folder or a manifest: one case each.",
+    ),
+]
+Laterals = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--lateral",
+        metavar="FILE",
+        help="Lateral radiograph as input. Several files, a folder or a manifest: one case each.",
+    ),
+]
+Files = Annotated[list[Path] | None, typer.Argument(metavar="[FILE]...", help="More files of --frontal or --lateral.")]
 More = Annotated[
     list[str] | None, typer.Option("--input", metavar="NAME=VALUE", help="Input of any modality; may be repeated.")
 ]
@@ -47,7 +66,13 @@ Image = Annotated[
 Keep = Annotated[list[str] | None, typer.Option("--keep", metavar="NAME=FILE", hidden=True)]
 Out = Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder for the results, new or empty.")]
 Model = Annotated[
-    str | None, typer.Option("--model", help="Embedded checkpoint, folder or hub id.", show_default="by the inputs")
+    str | None,
+    typer.Option(
+        "--model",
+        help="Embedded checkpoint, folder or hub id.",
+        show_default="by the inputs",
+        autocompletion=completion.models,
+    ),
 ]
 Revision = Annotated[str | None, typer.Option("--revision", help="Branch, tag or commit of a hub id.")]
 Device = Annotated[str | None, typer.Option("--device", help="cpu, cuda, cuda:1 ...", show_default="a GPU, or cpu")]
@@ -55,31 +80,6 @@ Dtype = Annotated[str | None, typer.Option("--dtype", help="float32, bfloat16 or
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the results of an earlier run in the folder.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the metadata as JSON instead of the files' names.")]
 Progress = Annotated[bool, typer.Option("--progress/--no-progress", help="Show progress bars (on stderr).")]
-
-
-@dataclass(frozen=True)
-class Prompts:
-    """The inputs of a request that either command takes, by modality."""
-
-    frontal: Frontal = None
-    lateral: Lateral = None
-    report: Report = None
-    mask: Mask = None
-    boxes: Boxes = None
-
-    def inputs(self, more: list[str] | None, **others: Any) -> dict[str, Any]:
-        """Those that are given, with ``others`` and those that ``--input`` names.
-
-        Raises:
-            InputError: one is given twice, or is not of the form that its option expects.
-        """
-        named = vars(self) | {"mask": _mask(self.mask)} | others
-        inputs = {name: value for name, value in named.items() if value is not None}
-        for name, value in _named(more, "--input").items():
-            if name in inputs:
-                raise InputError(f"input {name!r} is given twice")
-            inputs[name] = value
-        return inputs
 
 
 def _with_options(function: Callable[..., None]) -> Callable[..., None]:
@@ -125,7 +125,8 @@ def _parameter(name: str, old: str | None = None) -> inspect.Parameter:
     elif kind is bool:
         flags = f"{flags}/--no-{name.replace('_', '-')}"
     default = None if old else field.default
-    setting = typer.Option(flags, help=about.help, metavar=metavar, hidden=old is not None)
+    completed = completion.samplers if name == "sampler" else None
+    setting = typer.Option(flags, help=about.help, metavar=metavar, hidden=old is not None, autocompletion=completed)
     if default is None:
         kind, setting.show_default = kind | None, about.unset or True
     return inspect.Parameter(
@@ -155,16 +156,25 @@ def _parsed(given: dict[str, Any]) -> dict[str, Any]:
     if "guidance_scale" in given:
         given["guidance_scale"] = parse_guidance(given["guidance_scale"])
     if "image" in given:
-        given["image"] = _named(given["image"], "--image")
+        given["image"] = named(given["image"], "--image")
     return given
 
 
-@grouped
 @_with_options
 def generate(
-    outputs: Annotated[str, typer.Option("--outputs", metavar="NAMES", help="What to generate: lateral,report")],
+    outputs: Annotated[
+        str,
+        typer.Option(
+            "--outputs", metavar="NAMES", help="What to generate: lateral,report", autocompletion=completion.outputs
+        ),
+    ],
     out: Out,
-    prompts: Prompts,
+    files: Files = None,
+    frontal: Frontals = None,
+    lateral: Laterals = None,
+    report: Report = None,
+    mask: Mask = None,
+    boxes: Boxes = None,
     severity: Severity = None,
     demographics: Demographics = None,
     more: More = None,
@@ -196,32 +206,48 @@ def generate(
 
     Without inputs, outputs are sampled unconditionally. All files are marked as synthetic and contain what xgem replay
     needs to generate them again; the text of an input report is stored in them.
+
+    Of several cases (--frontal a.png b.png, a folder, a manifest; --report @FOLDER), each gets a folder in DIR, named
+    after its file or study. After an interruption, the same command goes on.
     """
     from xgem.utils.files import check_output_folder
 
     # Check what can be checked before anything is loaded.
-    inputs = prompts.inputs(more, severity=severity, demographics=demographics)
+    many, single = many_of(frontal, lateral, report_of(report), files or ())
+    single |= {"mask": mask_of(mask), "boxes": boxes, "severity": severity, "demographics": demographics}
+    inputs = inputs_of(single, more)
     names = [name.strip() for name in outputs.split(",") if name.strip()]
-    check_output_folder(out, overwrite=overwrite)
+    if twice := [name for name in many if name in inputs]:
+        raise InputError(f"input {twice[0]!r} is given twice")
+    if many and "image" in options:
+        raise InputError("--image and several cases; start from an image in one run per case")
+    if not many:
+        check_output_folder(out, overwrite=overwrite)
     gate = _gate(privacy_gate, privacy_threshold, save_privacy_index)
 
     from xgem.api import load, model_for
 
     # Load the model, and make the gate's index.
     where = {name: options.pop(name, None) for name in ("device", "dtype")}
-    pipeline = load(model or model_for(inputs), revision=revision, **where)
+    pipeline = load(model or model_for({**inputs, **many}), revision=revision, **where)
     if gate is not None and save_privacy_index is not None:
         gate = gate.indexed(pipeline, names)
         gate.save(save_privacy_index)
     # Generate and save.
+    if many:
+        _save_cases(pipeline, many, inputs, names, out, overwrite, as_json, {**options, "privacy_gate": gate})
+        return
     _save(pipeline(inputs, names, privacy_gate=gate, **options), out, overwrite, as_json)
 
 
-@grouped
 def replay(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="PNG or report written by xgem.")],
     out: Out,
-    prompts: Prompts,
+    frontal: Frontal = None,
+    lateral: Lateral = None,
+    report: Report = None,
+    mask: Mask = None,
+    boxes: Boxes = None,
     more: More = None,
     image: Image = None,
     keep: Keep = None,
@@ -239,7 +265,14 @@ def replay(
     """
     from xgem.utils.files import check_output_folder
 
-    inputs = prompts.inputs(more)
+    text = report_of(report)
+    if isinstance(text, Path):
+        from xgem.pipeline.cases import read_text
+
+        text = read_text(text)
+    inputs = inputs_of(
+        {"frontal": frontal, "lateral": lateral, "report": text, "mask": mask_of(mask), "boxes": boxes}, more
+    )
     images = _parsed({name: value for name, value in (("image", image), ("keep", keep)) if value})
     check_output_folder(out, overwrite=overwrite)
 
@@ -279,6 +312,32 @@ def _gate(path: Path | None, threshold: str | None, index: Path | None) -> Priva
     return PrivacyGate.open(path, **options)
 
 
+def _save_cases(
+    pipeline: Any,
+    many: dict[str, list[Path]],
+    shared: dict[str, Any],
+    outputs: list[str],
+    out: Path,
+    overwrite: bool,
+    as_json: bool,
+    options: dict[str, Any],
+) -> None:
+    """Generate all cases; print each file as soon as its case is done, or all records in the end."""
+    from xgem.pipeline.cases import gather, generate_cases
+    from xgem.pipeline.generation import RECORD_NAME
+
+    cases = gather(pipeline.preset, many, shared)
+    records: list[Any] = []
+    for folder, files in generate_cases(pipeline, cases, outputs, out, shared=shared, overwrite=overwrite, **options):
+        if as_json:
+            records.append(json.loads((folder / RECORD_NAME).read_text(encoding="utf-8")))
+            continue
+        for path in files:
+            typer.echo(str(path))
+    if as_json:
+        typer.echo(json.dumps(records, indent=2, sort_keys=True))
+
+
 def _save(generation: Any, out: Path, overwrite: bool, as_json: bool) -> None:
     from xgem.pipeline.generation import RECORD_NAME
 
@@ -289,24 +348,3 @@ def _save(generation: Any, out: Path, overwrite: bool, as_json: bool) -> None:
         return
     for path in files:
         typer.echo(str(out / path.name))
-
-
-def _mask(texts: list[str] | None) -> Any:
-    """One file that names its structures itself, or files by structure, named by NAME= or else by the file's name."""
-    if texts is not None and len(texts) == 1 and "=" not in texts[0]:
-        return texts[0]
-    named = [text if "=" in text else f"{Path(text).stem.rpartition('.')[2]}={text}" for text in texts or ()]
-    return _named(named, "--mask") or None
-
-
-def _named(texts: list[str] | None, option: str) -> dict[str, Any]:
-    """NAME=VALUE options as a mapping."""
-    values: dict[str, Any] = {}
-    for text in texts or []:
-        name, separator, value = text.partition("=")
-        if not separator or not name:
-            raise InputError(f"{option} is {text!r}, expected NAME=VALUE")
-        if name in values:
-            raise InputError(f"{option} names {name!r} twice")
-        values[name] = value
-    return values

@@ -11,6 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
+from xgem.cli import completion
 from xgem.types import XgemError
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
@@ -36,7 +37,9 @@ PACKAGES = (
 
 
 def params(
-    preset: Annotated[str, typer.Argument(help="Preset name, YAML file or checkpoint folder.")] = "openi-128",
+    preset: Annotated[
+        str, typer.Argument(help="Preset name, YAML file or checkpoint folder.", autocompletion=completion.presets)
+    ] = "openi-128",
     settings: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="NAME.FIELD=VALUE", help="Override a field of a component; may be repeated."),

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from xgem.cli import completion
 from xgem.types import InputError
 
 if TYPE_CHECKING:
@@ -56,6 +57,7 @@ Sampler = Annotated[
         metavar="NAME",
         help="dpmsolver++, sde-dpmsolver++, ddim or unipc.",
         show_default="the preset's",
+        autocompletion=completion.samplers,
     ),
 ]
 BatchSize = Annotated[int, typer.Option("--batch-size", metavar="N", help="Maximum batch size.")]

@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from xgem.cli import completion
+
 
 def train(
     stage: Annotated[
@@ -14,13 +16,19 @@ def train(
         typer.Argument(
             metavar="STAGE",
             help="image-vae, image-decoder, clip, report-vae, frontal, lateral, report, joint, control, all, or reid.",
+            autocompletion=completion.stages,
         ),
     ],
     data: Annotated[Path, typer.Option("--data", help="Manifest with splits train and val.")],
     out: Annotated[Path, typer.Option("--out", help="Folder for the checkpoint and the training logs.")],
     preset: Annotated[
         str | None,
-        typer.Option("--preset", help="Preset name or YAML file; for reid: small or published.", show_default=False),
+        typer.Option(
+            "--preset",
+            help="Preset name or YAML file; for reid: small or published.",
+            show_default=False,
+            autocompletion=completion.presets,
+        ),
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Resume an earlier run, if there is one.")] = False,
     init: Annotated[

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import unicodedata
 from abc import abstractmethod
 from typing import Any
 
@@ -22,6 +24,24 @@ class PromptEncoder(Component):
         ``limit``: maximum number of tokens that the generators use, if lower than the encoder's own.
         """
         del value, limit
+        return ()
+
+    def unfamiliar(self, value: Any) -> tuple[str, ...]:
+        """A note if the user's own text is in another script than Latin, or has no word that the encoder knows."""
+        del value
+        return ()
+
+    @staticmethod
+    def _unfamiliar(text: str, tokenizer: Any) -> tuple[str, ...]:
+        """``unfamiliar`` of a text; a word is known if the tokenizer has it as one token."""
+        words = re.findall(r"[^\W\d_]{3,}", text)
+        letters = [character for character in text if character.isalpha()]
+        latin = sum(unicodedata.name(letter, "").startswith("LATIN") for letter in letters)
+        if 2 * latin < len(letters):
+            return ("most of the text is not in Latin script: the model was trained on reports in English",)
+        known = [word for word in words if len(tokenizer(f" {word}", add_special_tokens=False)["input_ids"]) == 1]
+        if words and not known:
+            return ("no word of the text is in the model's vocabulary: it was trained on radiology reports in English",)
         return ()
 
     def _cut(self, count: int, limit: int | None) -> tuple[str, ...]:

@@ -79,6 +79,9 @@ class T5Encoder(PromptEncoder):
         """A note if the text will be truncated, to the encoder's maximum length or to ``limit`` tokens."""
         return self._cut(len(self.tokenizer(self._cased(value))["input_ids"]), limit)
 
+    def unfamiliar(self, value: str) -> tuple[str, ...]:
+        return self._unfamiliar(self._cased(value), self.tokenizer)
+
     def encode(self, batch: list[str]) -> Encoded:
         """Padded to the longest text, at most ``max_length`` tokens; truncation keeps ``</s>``."""
         if any(not text.strip() for text in batch):

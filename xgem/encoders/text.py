@@ -76,6 +76,9 @@ class TextEncoder(PromptEncoder):
             return ()  # open_clip's tokenizers truncate without reporting the original length
         return self._cut(len(self.tokenizer(value)["input_ids"]), limit)
 
+    def unfamiliar(self, value: str) -> tuple[str, ...]:
+        return () if self.config.pretrained is not None else self._unfamiliar(value, self.tokenizer)
+
     def tokenize(self, texts: list[str]) -> Tensor:
         """Token ids (b, n), padded to the longest text, at most ``max_length``; truncation keeps ``</s>``."""
         if any(not text.strip() for text in texts):

@@ -73,6 +73,11 @@ class Radiograph(Modality):
         if not isinstance(output, Image.Image):
             if not isinstance(output, np.ndarray | Tensor):
                 raise InputError(f"{self.name}: expected an image to write, got {type(output).__name__}")
+            if output.ndim > 3 or (output.ndim == 3 and output.shape[0] != 1):
+                raise InputError(
+                    f"{self.name}: expected an image to write, got shape {tuple(output.shape)}; decode latents first "
+                    "(pipeline.decode)"
+                )
             unit = torch.as_tensor(output).reshape(output.shape[-2:])
             output = self.to_output(unit[None, None] * 2 - 1, "pil")[0]
         info = PngInfo()

@@ -50,6 +50,8 @@ class Report(Modality):
 
     def write(self, output: str, directory: Path, stem: str, metadata: Mapping[str, Any]) -> Path:
         """The text, with its metadata in a JSON file beside it."""
+        if not isinstance(output, str):
+            raise InputError(f"report: expected text to write, got a {type(output).__name__}; decode latents first")
         path = directory / f"{stem}{self.suffix}"
         path.write_text(output + "\n", encoding="utf-8")
         path.with_suffix(".json").write_text(

@@ -50,13 +50,16 @@ def read_prompts(preset: Preset, item: Mapping[str, Any], *, allow_any: bool = F
 
 
 def with_notes(model: LoadedModel, prompts: Mapping[str, Prompt], outputs: Sequence[str]) -> dict[str, Prompt]:
-    """Prompts with their encoder's notes (a report that is truncated, say); each note is logged as a warning."""
+    """Prompts with their encoder's notes (a report that is truncated, or in another language); each is logged."""
     preset = model.preset
     noted: dict[str, Prompt] = dict(prompts)
     generators = [preset.components[preset.generator(name)] for name in outputs]
     limits = [part.caption_tokens for part in generators if isinstance(part, DiTGeneratorConfig)]
     for name, value in _encoder_inputs(preset, prompts).items():
-        notes = model.component(preset.encoder(name)).notes(value, min(limits, default=None))
+        encoder = model.component(preset.encoder(name))
+        notes = encoder.notes(value, min(limits, default=None))
+        if name in prompts:
+            notes = (*encoder.unfamiliar(prompts[name].value), *notes)
         # Without a text of its own, the encoder reads only what other modalities write in front of it.
         joining = [other for other in prompts if preset.modalities[other].joins == name]
         target = name if name in prompts else joining[0]

@@ -6,11 +6,14 @@ inputs, options (see ``replay``). Input reports are stored as text; of input ima
 
 from __future__ import annotations
 
+import base64
+import io
 import json
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from html import escape
 from pathlib import Path
 from typing import Any, cast
 
@@ -23,6 +26,9 @@ RECORD_NAME = "generation.json"
 PNG_KEY = "xgem"
 
 
+REPORT_ENDINGS = (".txt", ".json")
+
+
 _Mapping = Mapping[str, Any]
 
 
@@ -30,7 +36,7 @@ def _no_samples() -> dict[str, list[dict[str, Any]]]:
     return {}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Generation:
     """The samples of one request, by output.
 
@@ -51,6 +57,27 @@ class Generation:
             return outputs[name]
         raise AttributeError(f"the generation has no output {name!r}, only: {', '.join(outputs)}")
 
+    def __dir__(self) -> list[str]:
+        return sorted({*super().__dir__(), *self.outputs})
+
+    def __repr__(self) -> str:
+        parts = [f"{name}: {_described(samples)}" for name, samples in self.outputs.items()]
+        return f"Generation({'; '.join(parts)}; seed {self.metadata.get('seed')})"
+
+    def _repr_html_(self) -> str:
+        """For notebooks: images and texts, marked as synthetic."""
+        shown: list[str] = []
+        for name, samples in self.outputs.items():
+            for index, sample in enumerate(samples):
+                image = _as_png(sample)
+                if image is None:
+                    text = sample if isinstance(sample, str) else _described([sample])
+                    shown.append(f"<p><b>{escape(name)}</b>: {escape(text)}</p>")
+                else:
+                    source = f"data:image/png;base64,{base64.b64encode(image).decode()}"
+                    shown.append(f'<img src="{source}" alt="{escape(name)} {index}" title="{escape(name)} {index}">')
+        return f"<div>{''.join(shown)}<p>Synthetic, seed {self.metadata.get('seed')}.</p></div>"
+
     def __iter__(self) -> Iterator[str]:
         return iter(self.outputs)
 
@@ -58,6 +85,11 @@ class Generation:
         """All metadata of one sample, as JSON values, as written into its file."""
         of_sample = self.samples[output][index] if output in self.samples else {"output": output, "sample": index}
         return {**self.metadata, **of_sample}
+
+    def _stem(self, output: str, index: int, metadata: _Mapping) -> str:
+        """A sample's file name without its ending; of a replayed one, the name that it had."""
+        several = max(len(self.outputs[output]), int(metadata.get("num_samples", 1))) > 1
+        return f"{output}-{int(metadata.get('sample', index)):03d}" if several else output
 
     def save(self, directory: str | Path, *, overwrite: bool = False) -> list[Path]:
         """Write every sample and ``generation.json`` into ``directory``, all of them or none.
@@ -84,8 +116,8 @@ class Generation:
             for output, samples in self.outputs.items():
                 modality = get_modality(output)
                 for index, sample in enumerate(samples):
-                    stem = output if len(samples) == 1 else f"{output}-{index:03d}"
                     metadata = self.sample_metadata(output, index)
+                    stem = self._stem(output, index, metadata)
                     written = modality.write(sample, temporary, stem, metadata)
                     assert written is not None  # every output has a file
                     of_sample = self.samples[output][index] if output in self.samples else {}
@@ -107,6 +139,36 @@ class Generation:
             if temporary is not None:
                 shutil.rmtree(temporary, ignore_errors=True)
         return [directory / entry["file"] for entries in files.values() for entry in entries]
+
+
+def _described(samples: Sequence[Any]) -> str:
+    """``2 images 128 x 128``, ``'No acute disease.'``, ``1 tensor (4, 16, 16)``."""
+    first = samples[0]
+    if isinstance(first, str):
+        shown = repr(first if len(first) <= 60 else f"{first[:57]}...")
+        return shown if len(samples) == 1 else f"{len(samples)} texts, first {shown}"
+    size = getattr(first, "size", None)
+    if isinstance(size, tuple):  # a PIL image
+        return f"{len(samples)} image{'s' * (len(samples) > 1)} {size[0]} x {size[1]}"
+    kind = "array" if type(first).__name__ == "ndarray" else "tensor"
+    return f"{len(samples)} {kind}{'s' * (len(samples) > 1)} {tuple(first.shape)}"
+
+
+def _as_png(sample: Any) -> bytes | None:
+    """An image of any output type as PNG; None for texts and latents."""
+    import numpy as np
+    from PIL import Image
+
+    if isinstance(sample, str):
+        return None
+    if not isinstance(sample, Image.Image):
+        array = np.asarray(sample)
+        if array.ndim not in (2, 3) or (array.ndim == 3 and len(array) > 1):
+            return None
+        sample = Image.fromarray(np.rint(array.reshape(array.shape[-2:]) * 255).astype(np.uint8))
+    file = io.BytesIO()
+    sample.save(file, "png")
+    return file.getvalue()
 
 
 def _publish(temporary: Path, directory: Path) -> None:
@@ -151,7 +213,7 @@ def read_metadata(path: str | Path) -> dict[str, Any]:
     path = Path(path)
     if not path.is_file():
         raise InputError(f"{path}: no such file, expected a PNG or report written by xgem")
-    if path.suffix.lower() in {".txt", ".json"}:
+    if path.suffix.lower() in REPORT_ENDINGS:
         text = _read_text(path.with_suffix(".json"))
     else:
         text = _png_text(path)

@@ -7,6 +7,7 @@ a line in :class:`CallKeywords`, which type checkers and editors read, and the c
 
 from __future__ import annotations
 
+import difflib
 import inspect
 import math
 import operator
@@ -17,14 +18,14 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, Self, TypedDic
 
 from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo, field_validator
 
-from xgem.types import InputError
+from xgem.types import InputError, OptionError
 
 if TYPE_CHECKING:
     import torch
 
     from xgem.pipeline.privacy_gate import PrivacyGate
 
-OutputType = Literal["pil", "np", "pt"]
+OutputType = Literal["pil", "np", "pt", "latent"]
 Inputs = Mapping[str, Any]
 """From modality to value."""
 StepCallback = Callable[[Any, int, int, dict[str, Any]], None]
@@ -45,6 +46,18 @@ RENAMED: Final = {
     "control_end": "control_guidance_end",
 }
 """Options by the names that they had in 0.1.0, which are accepted until 0.3."""
+
+
+DIFFERENT_NAMES: Final = {
+    "steps": "num_inference_steps",
+    "guidance": "guidance_scale",
+    "cfg_scale": "guidance_scale",
+    "n_samples": "num_samples",
+    "num_images_per_prompt": "num_samples",
+    "scheduler": "sampler",
+    "callback": "callback_on_step_end",
+}
+"""What other libraries call our options, to suggest them."""
 
 
 @dataclass(frozen=True)
@@ -204,7 +217,8 @@ class CallOptions(SamplingOptions):
     output_type: Annotated[
         OutputType,
         Option(
-            'Images as "pil", "np" ((h, w) float32 in [0, 1]) or "pt" ((1, h, w) in [0, 1]).',
+            'Images as "pil", "np" ((h, w) float32 in [0, 1]) or "pt" ((1, h, w) in [0, 1]); "latent" leaves all '
+            "outputs undecoded.",
             command_line=False,
         ),
     ] = "pil"
@@ -226,11 +240,16 @@ class CallOptions(SamplingOptions):
 
         Raises:
             InputError: a value that cannot be used; says what came and what was expected.
-            TypeError: a keyword that is no option.
+            OptionError: a keyword that is no option.
         """
         unknown = next((name for name in given if name not in cls.model_fields), None)
         if unknown is not None:
-            raise TypeError(f"unexpected keyword argument {unknown!r}; options are: {', '.join(cls.model_fields)}")
+            nearest = difflib.get_close_matches(unknown, (*cls.model_fields, *DIFFERENT_NAMES), 1)
+            meant = [DIFFERENT_NAMES.get(name, name) for name in nearest]
+            hint = f" (did you mean {meant[0]}?)" if meant else ""
+            raise OptionError(
+                f"unexpected keyword argument {unknown!r}{hint}; options are: {', '.join(cls.model_fields)}"
+            )
         try:
             return cls.model_validate(dict(given), context=limits)
         except ValidationError as error:

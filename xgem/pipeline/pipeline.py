@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Iterator, Mapping, Sequence
+from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack, cast, overload
 
@@ -32,7 +33,7 @@ from xgem.pipeline.options import CallKeywords, CallOptions, Inputs, documented,
 from xgem.pipeline.request import Request, make_request
 from xgem.pipeline.sampling import Row, Sample, Sampler, accepted, batch_inputs, has_alignment
 from xgem.types import CheckpointError, ConfigError, InputError, Prompt
-from xgem.utils.devices import resolve_device, resolve_dtype
+from xgem.utils.devices import dtype_name, resolve_device, resolve_dtype
 from xgem.utils.progress import StepBar
 from xgem.utils.random import draw_seeds
 
@@ -185,6 +186,8 @@ class XgemPipeline:
     ) -> list[Generation]:
         # Check the request before anything is loaded.
         request = self._request(inputs, outputs, options)
+        if options.privacy_gate is not None and options.output_type == "latent":
+            raise InputError("privacy_gate compares images, expected another output_type than 'latent'")
         self.to(options.device, options.dtype)
         # Read all inputs before a component is loaded: a file that cannot be read is reported at once.
         prompts = [read_prompts(self.preset, item, allow_any=options.allow_any) for item in request.items]
@@ -285,6 +288,32 @@ class XgemPipeline:
     def aligned(self) -> bool:
         """Whether the checkpoint has what sampling several outputs jointly takes."""
         return has_alignment(self)
+
+    @torch.inference_mode()
+    def decode(self, output: str, latents: torch.Tensor, *, output_type: str = "pil") -> list[Any]:
+        """Samples from latents (n, *latent_shape) of ``output_type="latent"``, or of a callback: a preview.
+
+        Raises:
+            InputError: an output or output type that is not known. ShapeError: latents of another shape.
+        """
+        if output not in self.preset.outputs:
+            raise InputError(f"output {output!r} is not known, expected one of: {', '.join(self.preset.outputs)}")
+        kind = CallOptions.parse({"output_type": output_type}).output_type
+        if kind == "latent":
+            raise InputError("output_type 'latent' is what is decoded, expected 'pil', 'np' or 'pt'")
+        codec: Any = self.component(self.preset.codec(output))
+        return MODALITIES[output].to_output(codec.decode(latents.to(self.device, self.dtype)), kind)
+
+    def __repr__(self) -> str:
+        takes = ", ".join(self.preset.modalities)
+        where = f"{self.device} {dtype_name(self.dtype)}"
+        return f"XgemPipeline({self.name} {self.hash}, {where}: {takes} -> {', '.join(self.preset.outputs)})"
+
+    def _repr_html_(self) -> str:
+        """For notebooks: what it generates from what."""
+        rows = [(name, ", ".join(self.preset.inputs(name))) for name in self.preset.outputs]
+        cells = "".join(f"<tr><td>{escape(name)}</td><td>{escape(takes)}</td></tr>" for name, takes in rows)
+        return f"<p>{escape(repr(self))}</p><table><tr><th>output</th><th>from any of</th></tr>{cells}</table>"
 
     def embed(self, modality: str, values: NDArray[np.uint8] | Sequence[str]) -> NDArray[np.float64]:
         """Pooled vectors (n, d) of images (n, size, size) uint8, or of n reports, by the modality's prompt encoder.

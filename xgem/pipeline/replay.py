@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from xgem._version import __version__
 from xgem.modalities import get_modality
 from xgem.pipeline.conditioning import annotations_of
-from xgem.pipeline.generation import Generation, read_metadata
+from xgem.pipeline.generation import REPORT_ENDINGS, Generation, read_metadata
 from xgem.pipeline.metadata import upgraded
 from xgem.pipeline.options import DEFAULT_BATCH_SIZE, CallOptions, renamed
 from xgem.pipeline.pipeline import XgemPipeline
@@ -116,6 +116,7 @@ def replay(
         image = renamed({"image": image, **old_names} if image is not None else old_names)["image"]
     path = Path(file)
     metadata, record = _check(path, read_metadata(path))
+    text = _report_text(path)
     pipeline = model if isinstance(model, XgemPipeline) else _open(path, record, model, device, dtype)
     if pipeline.hash != record.checkpoint.hash:
         raise CheckpointError(
@@ -141,15 +142,28 @@ def replay(
     of_sample = {key: metadata[key] for key in names if key in metadata}
     common = {key: value for key, value in now.items() if key == "guidance_scale" or key not in of_sample}
     generation = Generation({record.output: [sample]}, common, {record.output: [of_sample]}, annotations_of(prompts))
-    return Replayed(generation, _same(sample, path))
+    return Replayed(generation, _same(sample, path, text))
 
 
-def _same(sample: Any, path: Path) -> bool:
+def _report_text(path: Path) -> str | None:
+    """The text of a report that is replayed, to compare with; None for an image."""
+    if path.suffix.lower() not in REPORT_ENDINGS:
+        return None
+    text = path.with_suffix(".txt")
+    try:
+        return text.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):
+        raise InputError(
+            f"{path}: the report itself, {text.name}, cannot be read; put it beside its .json file, to be compared with"
+        ) from None
+
+
+def _same(sample: Any, path: Path, text: str | None) -> bool:
     """Whether a sample equals the one in the file: the same text, or the same pixels byte for byte."""
     from PIL import Image
 
     if isinstance(sample, str):
-        return path.with_suffix(".txt").read_text(encoding="utf-8").strip() == sample.strip()
+        return text is not None and text.strip() == sample.strip()
     with Image.open(path) as image:
         return image.size == sample.size and image.mode == sample.mode and image.tobytes() == sample.tobytes()
 

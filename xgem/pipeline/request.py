@@ -156,11 +156,21 @@ def _check_item(preset: Preset, item: Inputs, outputs: Sequence[str]) -> None:
                 )
         if value is None:
             raise InputError(f"input {name!r} is None; leave it out")
-        if isinstance(value, str | PurePath) and not str(value).isascii():
-            try:
-                str(value).encode()
-            except UnicodeEncodeError:  # bytes of another encoding: they could not be written into metadata
-                raise InputError(f"input {name!r} is not valid UTF-8 text; convert or rename it") from None
+        _check_text(f"input {name!r}", value)
+
+
+def _check_text(what: str, value: Any) -> None:
+    """InputError where a text or file name in ``value`` could not be written into metadata."""
+    if isinstance(value, Mapping):
+        value = [*cast(Mapping[Any, Any], value).keys(), *cast(Mapping[Any, Any], value).values()]
+    if isinstance(value, list | tuple):
+        for part in cast(Sequence[Any], value):
+            _check_text(what, part)
+    elif isinstance(value, str | PurePath) and not str(value).isascii():
+        try:
+            str(value).encode()
+        except UnicodeEncodeError:  # bytes of another encoding
+            raise InputError(f"{what} is not valid UTF-8 text; convert or rename it") from None
 
 
 def _check_aligned(preset: Preset, outputs: Sequence[str]) -> None:
@@ -190,7 +200,8 @@ def _images(images: Inputs | Sequence[Inputs] | None, count: int, outputs: Seque
     for item in given:
         if item.keys() != given[0].keys():
             raise InputError("image has different outputs for different inputs; send them as separate requests")
-        for name in item:
+        for name, value in item.items():
+            _check_text(f"image of {name!r}", value)
             if name not in outputs:
                 raise InputError(f"image is for {name!r}, which is not among the outputs: {', '.join(outputs)}")
     return given

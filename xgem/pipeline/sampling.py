@@ -188,6 +188,8 @@ class Sampler:
     def _decode(self, output: str, latents: Tensor, keys: Sequence[tuple[int, int]]) -> list[Any]:
         """Latents (b, ...) as users get them; reports that are not greedy by a generator of each row's own."""
         model, options, modality = self.model, self.request.options, get_modality(output)
+        if options.output_type == "latent":
+            return list(latents.float().cpu().unbind())
         codec = model.component(model.preset.codec(output))
         if options.greedy:
             decoded = codec.decode(latents, greedy=True)
