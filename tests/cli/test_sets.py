@@ -135,7 +135,7 @@ def test_too_few_images_are_counted(xgem: Any, folder: Folder, tmp_path: Path) -
     real, made = folder("real"), folder("made", n=3, seed=1)
     told = ("--real", real, "--generated", made, "--extractor", "rad-dino", "--out", tmp_path / "out")
     ran = xgem("eval", "fidelity", *told)
-    assert ran.code == 1
+    assert ran.code == 2
     assert "real has 8 images and generated 3: fidelity needs at least 6" in ran.err
 
 
@@ -178,7 +178,7 @@ def test_reports(xgem: Any, folder: Folder, tmp_path: Path, monkeypatch: pytest.
     assert read(tmp_path / "two", "text")["families"] == one
     edited(real, REPORTS[0][0], "")
     ran = xgem(*told, "--out", tmp_path / "three")
-    assert (ran.code, ran.err.count("\n")) == (1, 1)
+    assert (ran.code, ran.err.count("\n")) == (2, 1)
     assert "s0" in ran.err
     silent = folder("silent", seed=1, report=lambda i: "")
     ran = xgem("eval", "text", "--real", real, "--generated", silent, "--out", tmp_path / "three")
@@ -194,10 +194,10 @@ def test_privacy_takes_the_held_out_split_that_is_named(
     told = ["eval", "privacy", "--training", manifest, "--generated", made, *QUICK]
     told += ["--extractor", f"rad-dino={tmp_path / 'absent'}"]
     ran = xgem(*told, "--out", tmp_path / "out", "--split", "test")
-    assert ran.code == 1
+    assert ran.code == 2
     assert "nothing in it for split 'test'" in ran.err
     ran = xgem(*told, "--out", tmp_path / "out", "--split", "train")
-    assert ran.code == 1
+    assert ran.code == 2
     assert "of its patients are in training too" in ran.err
     assert xgem(*told, "--out", tmp_path / "out").code == 0
     record = read(tmp_path / "out", "privacy")
@@ -208,5 +208,5 @@ def test_privacy_takes_the_held_out_split_that_is_named(
 def test_training_images_are_no_yardstick_for_themselves(xgem: Any, folder: Folder, tmp_path: Path) -> None:
     real, made = folder("real", chexpert_labels=labels), folder("made", seed=1)
     ran = xgem("eval", "factual", "--real", real, "--generated", made, "--training", real, "--out", tmp_path / "out")
-    assert ran.code == 1
+    assert ran.code == 2
     assert "real and training overlap" in ran.err
