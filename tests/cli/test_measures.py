@@ -157,7 +157,7 @@ def test_all_refuses_what_it_cannot_measure_before_it_makes_anything(
 ) -> None:
     for change, code, said in (
         (("--limit", 3), 2, "limit 3: expected at least 8"),
-        (("--split", "test"), 1, "nothing in it for split 'test'"),
+        (("--split", "test"), 2, "nothing in it for split 'test'"),
         (("--split", "train"), 2, "use val or test"),
         (("--limit", 0), 2, "limit is 0"),
     ):

@@ -74,7 +74,7 @@ def test_compare_refuses_what_has_no_cases_in_common(xgem: Any, runs: tuple[Path
         (runs[1] / "text_cases.csv", "expected two tables of cases or two run folders"),
     ):
         ran = xgem("eval", "compare", runs[0], second)
-        assert (ran.code, ran.err.count("\n"), reason in ran.err) == (1, 1, True), ran.err
+        assert (ran.code, ran.err.count("\n"), reason in ran.err) == (2, 1, True), ran.err
     ran = xgem("eval", "compare", *runs, "--seed", -1)
     assert (ran.code, ran.err) == (2, "xgem: error: --seed -1: expected at least 0\n")
 

@@ -136,7 +136,7 @@ def test_too_few_images_are_counted(xgem: Any, folder: Folder, tmp_path: Path) -
     real, made = folder("real"), folder("made", n=3, seed=1)
     told = ("--real", real, "--generated", made, "--extractor", "rad-dino", "--out", tmp_path / "out")
     ran = xgem("eval", "fidelity", *told)
-    assert ran.code == 1
+    assert ran.code == 2
     assert "real has 8 images and generated 3: fidelity needs at least 6" in ran.err
 
 
@@ -197,10 +197,10 @@ def test_privacy_takes_the_held_out_split_that_is_named(
     told = ["eval", "privacy", "--training", manifest, "--generated", made, *QUICK]
     told += ["--extractor", f"rad-dino={tmp_path / 'absent'}"]
     ran = xgem(*told, "--out", tmp_path / "out", "--split", "test")
-    assert ran.code == 1
+    assert ran.code == 2
     assert "nothing in it for split 'test'" in ran.err
     ran = xgem(*told, "--out", tmp_path / "out", "--split", "train")
-    assert ran.code == 1
+    assert ran.code == 2
     assert "of its patients are in training too" in ran.err
     assert xgem(*told, "--out", tmp_path / "out").code == 0
     record = read(tmp_path / "out", "privacy")
@@ -211,7 +211,7 @@ def test_privacy_takes_the_held_out_split_that_is_named(
 def test_training_images_are_no_yardstick_for_themselves(xgem: Any, folder: Folder, tmp_path: Path) -> None:
     real, made = folder("real", chexpert_labels=labels), folder("made", seed=1)
     ran = xgem("eval", "factual", "--real", real, "--generated", made, "--training", real, "--out", tmp_path / "out")
-    assert ran.code == 1
+    assert ran.code == 2
     assert "real and training overlap" in ran.err
 
 

@@ -95,5 +95,5 @@ def test_without_hand_drawn_masks_there_is_nothing_to_learn_from(
     assert not (tmp_path / "masks").exists()
     manifest.write(manifest.root / "m.jsonl")
     command = ["data", "outline", str(manifest.root / "m.jsonl"), "--out", str(tmp_path / "o.jsonl"), "--epochs", "1"]
-    assert main(command) == 1
+    assert main(command) == 2
     assert not (tmp_path / "o.jsonl").exists()

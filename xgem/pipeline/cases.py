@@ -171,7 +171,8 @@ def generate_cases(
     for chunk in (names[start : start + size] for start in range(0, len(names), size)):
         missing = [name for name in chunk if overwrite or not (out / name / RECORD_NAME).is_file()]
         if missing:
-            made = pipeline([cases[name] for name in chunk], list(outputs), **{**options, "seed": seed})
+            settings: Any = {**options, "seed": seed}
+            made = pipeline([cases[name] for name in chunk], list(outputs), **settings)
             for name, generation in zip(chunk, cast(list[Generation], made), strict=True):
                 if name in missing:
                     generation.save(out / name, overwrite=overwrite)
