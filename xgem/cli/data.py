@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Mapping
 from enum import StrEnum
@@ -11,10 +10,10 @@ from typing import Annotated, Any
 
 import typer
 
-app = typer.Typer(help="Create and check manifests of studies.", no_args_is_help=True, add_completion=False)
+from xgem.cli import data_parts
+from xgem.cli.counts import AsJson, Overwrite, show_counts
 
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an existing manifest.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print the counts as JSON.")]
+app = typer.Typer(help="Create and check manifests of studies.", no_args_is_help=True, add_completion=False)
 
 
 class Source(StrEnum):
@@ -109,7 +108,7 @@ def prepare(
     if not own and (reports or salt):
         raise InputError(f"{'reports' if reports else 'salt'}: an option of dicom, a folder of your own; leave it out")
     manifest = importlib.import_module(f"xgem.data.sources.{source.name}").prepare(directory, out, **own)
-    _show(manifest.summary() | {"manifest": str(out)}, as_json)
+    show_counts(manifest.summary() | {"manifest": str(out)}, as_json)
 
 
 @app.command()
@@ -119,8 +118,12 @@ def check(
     images: Annotated[bool, typer.Option("--images", help="Also decode every image; takes minutes.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Check a manifest for schema errors, duplicates, missing files and subjects in two splits; count labels."""
+    """Check a manifest for schema errors, duplicates, missing files and subjects in two splits.
+
+    Count rows by split, view, sex, age and label.
+    """
     from xgem.data.manifest import Manifest
+    from xgem.data.select import counts
     from xgem.labels.vocabulary import annotated_matrix, count_labels
 
     read = Manifest.read(manifest)
@@ -128,7 +131,7 @@ def check(
     if images:
         _read_all([path for row in read.rows if (path := read.file(row)) is not None])
     labels = count_labels(annotated_matrix(read.studies()))
-    _show(read.summary(), as_json, labels)
+    show_counts(read.summary() | counts(read), as_json, labels)
 
 
 @app.command()
@@ -145,7 +148,7 @@ def merge(
     merged = merge_manifests([Manifest.read(path) for path in manifests], out.resolve().parent)
     merged.check()
     merged.write(out, overwrite=overwrite)
-    _show(merged.summary() | {"manifest": str(out)}, as_json)
+    show_counts(merged.summary() | {"manifest": str(out)}, as_json)
 
 
 @app.command()
@@ -184,7 +187,7 @@ def outline(
         config=SegmenterConfig(epochs=epochs, seed=seed),
     )
     outlined.write(out, overwrite=overwrite)
-    _show(outlined.summary() | {"manifest": str(out)}, as_json)
+    show_counts(outlined.summary() | {"manifest": str(out)}, as_json)
 
 
 def prepare_table(
@@ -205,7 +208,7 @@ def prepare_table(
     if dry_run:
         typer.echo(f"# {path}, {made.table.how}, {len(made.table.rows)} rows; keep this and pass it by --mapping")
         typer.echo(made.mapping.written(), nl=False)
-        _show(summary, as_json)
+        show_counts(summary, as_json)
         return
     listed = out.with_name(f"{out.stem}.left-out.csv")
     if made.left_out:
@@ -214,7 +217,7 @@ def prepare_table(
                 csv_text(["line", "reason", "cell"], [tuple(vars(one).values()) for one in made.left_out])
             )
     made.manifest.write(out)
-    _show(summary | {"manifest": str(out)} | ({"listed in": str(listed)} if reasons else {}), as_json)
+    show_counts(summary | {"manifest": str(out)} | ({"listed in": str(listed)} if reasons else {}), as_json)
 
 
 def _pairs(given: list[str] | None, option: str) -> dict[str, str]:
@@ -251,19 +254,5 @@ def _read_all(paths: list[Path]) -> None:
         read_image(path)
 
 
-def _show(
-    counts: Mapping[str, object], as_json: bool, labels: Mapping[str, tuple[int, int, int]] | None = None
-) -> None:
-    """Counts, a line each; ``labels``: of each class the studies that have it, do not have it, and are unknown."""
-    if as_json:
-        columns = ("present", "absent", "unknown")
-        by_class = {name: dict(zip(columns, count, strict=True)) for name, count in (labels or {}).items()}
-        typer.echo(json.dumps(dict(counts) | ({} if labels is None else {"labels": by_class})))
-        return
-    for name, value in counts.items():
-        text = ", ".join(f"{key} {count}" for key, count in value.items()) if isinstance(value, dict) else value
-        typer.echo(f"{name:12} {text}")
-    if labels and any(present for present, _, _ in labels.values()):
-        typer.echo(f"{'class':28} {'present':>8} {'absent':>8} {'unknown':>8}")
-        for name, (present, absent, unknown) in labels.items():
-            typer.echo(f"{name:28} {present:8d} {absent:8d} {unknown:8d}")
+for name, command in data_parts.COMMANDS.items():
+    app.command(name)(command)

@@ -1,0 +1,159 @@
+"""``xgem data split``, ``sample``, ``filter``, ``show`` and ``export``: parts of manifests, to see and to use."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Final, Literal
+
+import typer
+
+from xgem.cli.counts import AsJson, Overwrite, show_counts
+
+if TYPE_CHECKING:
+    from xgem.data.manifest import Manifest
+
+Source = Annotated[Path, typer.Argument(metavar="MANIFEST", help="Manifest: .parquet or .jsonl.")]
+Out = Annotated[Path, typer.Option("--out", help="Manifest to write: .parquet or .jsonl.")]
+
+
+def split(
+    manifest: Source,
+    out: Out,
+    val: Annotated[float, typer.Option("--val", help="Share of the subjects in split val.")] = 0.1,
+    test: Annotated[float, typer.Option("--test", help="Share of the subjects in split test.")] = 0.1,
+    salt: Annotated[str, typer.Option("--salt", help="Any other text gives another split.")] = "xgem",
+    lists: Annotated[
+        list[str] | None,
+        typer.Option("--list", metavar="SPLIT=FILE", help="Text file of subjects or studies, one a line; repeatable."),
+    ] = None,
+    rest: Annotated[str | None, typer.Option("--rest", help="With --list: the split of those in no list.")] = None,
+    overwrite: Overwrite = False,
+    as_json: AsJson = False,
+) -> None:
+    """Split a manifest anew by patient: by shares, the same on every machine, or by lists."""
+    from xgem.data import select
+    from xgem.data.manifest import Manifest
+    from xgem.data.tables import split_of_name
+    from xgem.types import InputError
+
+    read = Manifest.read(manifest)
+    listed: dict[str, list[str]] = {}
+    for text in lists or ():
+        name, equals, file = text.partition("=")
+        known = split_of_name(name)
+        if not equals or known is None:
+            raise InputError(f"--list {text}: expected SPLIT=FILE with train, val or test")
+        listed.setdefault(known, []).extend(select.names_in(Path(file)))
+    if rest is not None and (not listed or split_of_name(rest) is None):
+        raise InputError(f"--rest {rest}: expected train, val or test, and a --list")
+    made = (
+        select.split_by_lists(read, listed, rest and split_of_name(rest))
+        if listed
+        else select.split(read, val=val, test=test, salt=salt)
+    )
+    _write(made, out, overwrite, as_json)
+
+
+def sample(
+    manifest: Source,
+    out: Out,
+    count: Annotated[int, typer.Option("--count", "-n", min=1, help="Number of studies.")] = 100,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Random seed.")] = 0,
+    overwrite: Overwrite = False,
+    as_json: AsJson = False,
+) -> None:
+    """Draw studies at random, with all of their rows."""
+    from xgem.data import select
+    from xgem.data.manifest import Manifest
+
+    _write(select.sample(Manifest.read(manifest), count, seed=seed), out, overwrite, as_json)
+
+
+def filter_rows(
+    manifest: Source,
+    out: Out,
+    view: Annotated[
+        list[str] | None, typer.Option("--view", help="frontal or lateral; repeatable, any will do.")
+    ] = None,
+    label: Annotated[list[str] | None, typer.Option("--label", help="Class that is present; repeatable, all.")] = None,
+    without: Annotated[
+        list[str] | None, typer.Option("--without", help="Class that is absent; repeatable, all.")
+    ] = None,
+    sex: Annotated[list[str] | None, typer.Option("--sex", help="F or M.")] = None,
+    age: Annotated[
+        tuple[float, float] | None, typer.Option("--age", metavar="FIRST LAST", help="Years, both included.")
+    ] = None,
+    split_name: Annotated[list[str] | None, typer.Option("--split", help="train, val or test; repeatable.")] = None,
+    source: Annotated[list[str] | None, typer.Option("--source", help="Source of the labels; repeatable.")] = None,
+    report: Annotated[bool | None, typer.Option(help="With a report, or without one.")] = None,
+    annotated: Annotated[bool | None, typer.Option(help="With masks, boxes or a score, or without.")] = None,
+    overwrite: Overwrite = False,
+    as_json: AsJson = False,
+) -> None:
+    """Keep the rows that meet all of what is asked. What is unknown of a row meets nothing that is asked of it."""
+    from xgem.data import select
+    from xgem.data.manifest import Manifest
+
+    criteria = select.Criteria(
+        views=view or (),
+        labels=label or (),
+        without=without or (),
+        sexes=sex or (),
+        ages=age,
+        splits=split_name or (),
+        sources=source or (),
+        report=report,
+        annotated=annotated,
+    )
+    _write(select.filtered(Manifest.read(manifest), criteria), out, overwrite, as_json)
+
+
+def show(
+    manifest: Source,
+    out: Annotated[Path, typer.Option("--out", help="Page to write: .html or .png; outside of any repository.")],
+    count: Annotated[int, typer.Option("--count", "-n", min=1, help="Number of images.")] = 12,
+    split_name: Annotated[str | None, typer.Option("--split", help="train, val or test; all by default.")] = None,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Random seed.")] = 0,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing page.")] = False,
+) -> None:
+    """Show random images with their texts, labels and annotations on one page."""
+    from xgem.data.manifest import Manifest
+    from xgem.data.show import write_page
+    from xgem.types import OutputError
+
+    if out.exists() and not overwrite:
+        raise OutputError(f"{out}: exists already; choose another name or pass --overwrite")
+    write_page(Manifest.read(manifest), out, count=count, split=split_name, seed=seed)
+    typer.echo(str(out))
+
+
+def export(
+    manifest: Source,
+    out: Annotated[Path, typer.Option("--out", help="Folder to write, new or empty.")],
+    form: Annotated[Literal["imagefolder"], typer.Option("--format", help="Form of the data set.")] = "imagefolder",
+    copy: Annotated[bool, typer.Option("--copy", help="Copy images; without it they are linked.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Write a manifest, of a cohort for one, as imagefolder of datasets: a folder by split with metadata.csv."""
+    from xgem.data.export import write_imagefolder
+    from xgem.data.manifest import Manifest
+
+    del form
+    counts = write_imagefolder(Manifest.read(manifest), out, copy=copy)
+    show_counts({"images": counts, "folder": str(out)}, as_json)
+
+
+def _write(made: Manifest, out: Path, overwrite: bool, as_json: bool) -> None:
+    made.check(files=False)
+    made.write(out, overwrite=overwrite)
+    show_counts(made.summary() | {"manifest": str(out)}, as_json)
+
+
+COMMANDS: Final[dict[str, Callable[..., None]]] = {
+    "split": split,
+    "sample": sample,
+    "filter": filter_rows,
+    "show": show,
+    "export": export,
+}
