@@ -194,12 +194,16 @@ def export(
     dtype: Annotated[str, typer.Option("--dtype", help="Number format: float32, float16 or bfloat16.")] = "float16",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing checkpoint.")] = False,
 ) -> None:
-    """Verify a checkpoint and copy it without training files and caches, in the given number format."""
+    """Verify a checkpoint and copy it without training files and caches, in the given number format.
+
+    The copy has the checkpoint's card, or, where there is none, one that says what its files tell.
+    """
     import shutil
 
     import torch
 
-    from xgem.checkpoints.store import copy_checkpoint, read_index
+    from xgem.checkpoints.card import card_text
+    from xgem.checkpoints.store import CARD_NAME, copy_checkpoint, read_index
     from xgem.types import InputError
 
     formats = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -214,4 +218,6 @@ def export(
         fresh.rename(target)
     else:
         copy_checkpoint(source, target, dtype=formats[dtype])
+    if not (target / CARD_NAME).is_file():
+        (target / CARD_NAME).write_text(card_text(target), encoding="utf-8")
     typer.echo(str(target))

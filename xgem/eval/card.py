@@ -6,49 +6,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
+from xgem.checkpoints.card import UNDOCUMENTED, UNMEASURED, card_text
 from xgem.checkpoints.store import CARD_NAME, checkpoint_hash, read_index
 from xgem.eval.report import as_markdown
 from xgem.eval.schema import Record, read_record
 from xgem.types import InputError
-from xgem.utils.tables import markdown_table
 
 RESULTS: Final = ("<!-- results:begin -->", "<!-- results:end -->")
-
-_UNMEASURED: Final = "This checkpoint has not been evaluated yet."
-_UNDOCUMENTED: Final = "Training data: not documented."
-
-_HEAD: Final = """---
-library_name: xgem
-license: other
-tags: [chest-radiography, synthetic-data, latent-diffusion, any-to-any]
----
-
-# {name}
-
-{description}
-
-**For research only. Not for diagnosis, nor for any decision about a patient.** All its outputs are synthetic.
-
-{notes}
-
-## Training settings
-
-{stages}
-
-## Parameters
-
-{parameters}
-
-Checkpoint hash `{hash}`.
-
-## Results
-
-`xgem eval metrics` explains each metric. The classifier that judges images is trained on real training images alone,
-reports are labelled by xgem's own rules (`xgem-rules`), and distances are in the named feature spaces.
-References: `shuffled` has the prompts of other studies; `floor` and `ceiling` are what real images reach.
-
-{results}
-"""
 
 _TITLES: Final = {
     "routes": "Single outputs",
@@ -56,7 +20,16 @@ _TITLES: Final = {
     "control": "Requested vs. detected findings",
     "all": "All families of metrics",
 }
-_SETTINGS: Final = ("split", "seed", "num_samples", "num_inference_steps", "sampler", "guidance_scale", "bootstrap")
+_SETTINGS: Final = (
+    "split",
+    "seed",
+    "num_samples",
+    "report_samples",
+    "num_inference_steps",
+    "sampler",
+    "guidance_scale",
+    "bootstrap",
+)
 
 
 def write_card(root: Path, evaluation: Path | None, *, notes: Path | None = None, readme: Path | None = None) -> Path:
@@ -78,26 +51,12 @@ def write_card(root: Path, evaluation: Path | None, *, notes: Path | None = None
     if any(entry.kind == "controlnet" for entry in index.components.values()):
         commands = ["control"]
     # Tables of the results
-    results = _UNMEASURED if evaluation is None else _tables(evaluation, checkpoint, commands)
+    results = UNMEASURED if evaluation is None else _tables(evaluation, checkpoint, commands)
     families = ""
     if evaluation is not None and (evaluation / "all.json").is_file():
         families = "\n\n" + _tables(evaluation, checkpoint, ["all"])
-    # Training stages and parameters
-    stages = [
-        (name, stage["steps"], stage["batch_size"], f"{stage['learning_rate']:g}")
-        for name, stage in preset["train"].items()
-    ]
-    counts = {name: _parameters(root / name) for name in index.components}
-    parameters = [(name, f"{count:,}") for name, count in [*counts.items(), ("all", sum(counts.values()))]]
-    card = _HEAD.format(
-        name=preset["name"],
-        description=preset["description"],
-        notes=_UNDOCUMENTED if notes is None else _read(notes, "notes").strip(),
-        stages=markdown_table(("stage", "steps", "batch size", "learning rate"), stages),
-        parameters=markdown_table(("component", "parameters"), parameters),
-        hash=checkpoint,
-        results=results + families,
-    )
+    written = UNDOCUMENTED if notes is None else _read(notes, "notes")
+    card = card_text(root, notes=written, results=results + families)
     path = root / CARD_NAME
     path.write_text(card, encoding="utf-8")
     if readme is not None:
@@ -147,16 +106,3 @@ def _described(record: Record, name: str) -> str:
 def _nested(markdown: str) -> str:
     """Markdown with its headings one level lower."""
     return "\n".join(f"#{line}" if line.startswith("### ") else line for line in markdown.splitlines())
-
-
-def _parameters(folder: Path) -> int:
-    """Number of parameters in a component's weights."""
-    import math
-
-    from safetensors import safe_open
-
-    total = 0
-    for file in folder.glob("*.safetensors"):
-        with safe_open(file, framework="pt") as tensors:
-            total += sum(math.prod(tensors.get_slice(key).get_shape()) for key in list(tensors.keys()))
-    return total

@@ -110,6 +110,26 @@ class XgemPipeline:
         """
         store.copy_checkpoint(self.root, directory)
 
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        private: bool = True,
+        revision: str | None = None,
+        commit_message: str = "Upload of an xgem checkpoint",
+        token: str | None = None,
+    ) -> str:
+        """Upload the checkpoint, verified, with its card, to the Hugging Face hub; returns the commit's address.
+
+        A repository that is made is private unless ``private`` is false. Arguments and errors are those of
+        :func:`xgem.checkpoints.hub.push_checkpoint`.
+        """
+        from xgem.checkpoints.hub import push_checkpoint
+
+        return push_checkpoint(
+            self.root, repo_id, private=private, revision=revision, commit_message=commit_message, token=token
+        )
+
     def to(self, device: str | torch.device | None = None, dtype: str | torch.dtype | None = None) -> XgemPipeline:
         """Move to another device or number format; None leaves it as it is. Returns the pipeline itself.
 
