@@ -91,7 +91,7 @@ def option_table() -> str:
 def control_measures() -> str:
     """The measures in the card of the model with control."""
     card = (PROJECT / PAGES["models/chexgen-small.md"]).read_text(encoding="utf-8")
-    return card.split("\n## Measures\n", 1)[1].strip()
+    return card.split("\n## Results\n", 1)[1].strip()
 
 
 def _table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
