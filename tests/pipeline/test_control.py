@@ -145,7 +145,7 @@ def test_replay_from_the_annotations_beside(pipeline: XgemPipeline, tmp_path: Pa
     [
         ({"mask": np.zeros((64, 64), bool)}, "mask"),
         ({"mask": {"spleen": np.eye(4, dtype=bool)}}, "spleen"),
-        ({"boxes": [{"label": "pneumonia", "bbox": [0.9, 0.5, 0.3, 0.25]}]}, "outside"),
+        ({"boxes": [{"label": "pneumonia", "bbox": [0.9, 0.5, 0.3, 0.25]}]}, "extends beyond"),
         ({"severity": 19}, "severity"),
         ({"demographics": {"age": 171}}, "age"),
         ({"lateral": np.zeros((32, 32))}, "takes no 'lateral'"),

@@ -166,12 +166,10 @@ def evaluate_outputs(
         size: side at which judges read images; None keeps the images' own.
 
     Raises:
-        DataError: an item lacks its image or report, no generated item names a study, or studies are missing in
-            ``independent``.
+        DataError: an item lacks its image or report, no generated item names a study, ``independent`` lacks studies.
     """
     if uncertain == "ignore":
         raise DataError("uncertain 'ignore': a Hamming distance needs full label sets; expected positive or negative")
-    # All sources on the same studies
     sources = _sources(real, generated, independent, views)
     names = list(generated)
     n = len(sources[REAL][0][names[0]])

@@ -62,7 +62,6 @@ def evaluate(
         ShapeError: scores of another shape.
         InputError: no scores, unknown axes, or no sex, race or age is given.
     """
-    # Labels, scores and the members of every subgroup
     labels = _labels(test, classes, unmentioned)
     _check_scores(scores, synthetic, labels.shape)
     rows = subgroups(test, axes, intersections=intersections)

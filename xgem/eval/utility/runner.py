@@ -79,18 +79,15 @@ def run_protocols(
     """Train every protocol's network ``task.settings.runs`` times, and predict the test images with each.
 
     Args:
-        known: the sets from which the protocols take their images: each is read once, and must not overlap the test
-            set.
+        known: the sets from which the protocols take their images; none may overlap the test set.
         test: real images.
-        cache: keeps each network's predictions under a hash of training data, test data, settings and seed, so that an
-            interrupted evaluation resumes (a training from its last complete epoch), and identical training sets of two
-            protocols are trained on once.
+        cache: keeps each network's predictions by a hash of training data, test data, settings and seed: an interrupted
+            evaluation resumes, and identical training sets of two protocols are trained on once.
         extra: a name for the cache key, and a function for further outputs.
 
     Raises:
         DataError: a training set and the test set overlap.
     """
-    # All images once, at the network's size
     place = torch.device(device)
     for items in known:
         refuse_overlap(items, test)
@@ -111,8 +108,7 @@ def run_protocols(
         def make(folder: Path | None = None) -> Predictions:
             network = train(task, main, pretraining=before, seed=seed, device=place, folder=folder)
             predictions = task.predict(network, tested.images, place)
-            more = extra_output[1](network, tested, place) if extra_output else {}
-            return predictions | {f"extra {k}": v for k, v in more.items()}
+            return predictions | _extra(extra_output, network, tested, place)
 
         if store is None:
             return make()
@@ -150,6 +146,12 @@ def run_protocols(
         before = len(first.pretraining) if first.pretraining else 0
         results[protocol.name] = Runs(protocol, predictions, len(first.main), before, first.notes, more)
     return Tested(task, tested, results, failed)
+
+
+def _extra(extra: tuple[str, Extra] | None, network: torch.nn.Module, test: Data, device: torch.device) -> Predictions:
+    """Further outputs of a network, with the prefix that tells them from its predictions."""
+    more = extra[1](network, test, device) if extra else {}
+    return {f"extra {name}": values for name, values in more.items()}
 
 
 def pool(runs: Sequence[Sampled], seed: int = 0) -> Sampled:
