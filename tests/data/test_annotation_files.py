@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tifffile
 import torch
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -23,6 +24,7 @@ from xgem.data.annotation_files import (
     write_labels,
 )
 from xgem.data.annotations import Annotation, Box
+from xgem.data.read import read_image
 from xgem.labels.spatial import BOX_CLASSES, STRUCTURES
 from xgem.types import InputError
 
@@ -185,7 +187,7 @@ def test_lungs_that_cannot_be_told_apart_are_refused():
         ({"": MASK}, "structure '': expected a name in lower case words"),
         ({"heart": MASK, "cardiomediastinum": MASK}, "duplicate structure"),
         ({"heart": MASK, "device": MASK.T}, "60 x 40 pixels, expected 40 x 60"),
-        ({"heart": np.zeros_like(MASK)}, "'cardiomediastinum' is empty"),
+        ({"heart": np.zeros_like(MASK)}, "'heart' is empty"),
         ({"heart": np.full_like(MASK, 3)}, "not a binary mask, 3 everywhere"),
         ({"heart": LABELS}, "not a binary mask, 3 values"),
         ({"heart": MASK[0]}, r"shape \(60,\)"),
@@ -213,7 +215,7 @@ def test_files_that_hold_no_mask_are_refused(tmp_path: Path):
     (tmp_path / "bad.npy").write_bytes(b"\x93NUMPY no")
     for name, message in {
         "heart.png": "without smoothing",
-        "heart.jpg": "values",
+        "heart.jpg": "JPEG, which smooths its edges",
         "text.png": "not an image; expected a mask as PNG",
         "cut.png": "not a readable mask",
         "bad.npy": "not a usable .npy",
@@ -239,6 +241,10 @@ boxes_of_any_class = st.builds(
 
 @given(st.lists(boxes_of_any_class, min_size=1, max_size=5), st.integers(1, 9999), st.integers(1, 9999))
 def test_coco_reads_back(tmp_path_factory: pytest.TempPathFactory, boxes: list[Box], width: int, height: int):
+    # Boxes that all end within the first pixel are taken for shares
+    assume(
+        any(max((box.x + box.w) * width, (box.y + box.h) * height) > 1 + 1e-9 for box in boxes) or 1 in (width, height)
+    )
     path = tmp_path_factory.mktemp("boxes") / "a.json"
     path.write_text(json.dumps(coco(boxes, width, height, "a.png")))
     again = read_boxes(path)
@@ -328,3 +334,85 @@ def test_a_score_is_a_number_or_its_text(value: Any):
 def test_other_scores_are_refused(value: Any):
     with pytest.raises(InputError, match=r"severity is .*expected a number from 0 to 18"):
         read_severity(value)
+
+
+# ------------------------------------------------------------------------------------------------ files of other tools
+
+
+def test_a_palette_with_white_first_is_turned_around(tmp_path: Path):
+    mask = np.zeros((40, 60), bool)
+    mask[5:20, 10:30] = True
+    image = Image.fromarray((~mask).astype(np.uint8))
+    image.putpalette([255, 255, 255, 0, 0, 0])
+    image.save(tmp_path / "a.heart.png")
+    assert Image.open(tmp_path / "a.heart.png").mode == "P"
+    (read,) = read_masks(tmp_path / "a.heart.png", ("heart",)).masks.values()
+    np.testing.assert_array_equal(read, mask)
+    coloured = Image.fromarray(mask.astype(np.uint8) * 3)  # of labels, as segmentation tools write them
+    coloured.putpalette([0, 0, 0, 128, 0, 0, 0, 128, 0, 128, 128, 0])
+    coloured.save(tmp_path / "labels.png")
+    np.testing.assert_array_equal(read_masks(tmp_path / "labels.png").masks[STRUCTURES[2]], mask)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_white_is_zero_in_tiff_is_turned_around(tmp_path: Path, dtype: type):
+    mask = np.zeros((40, 60), bool)
+    mask[5:20, 10:30] = True
+    top = np.iinfo(dtype).max
+    tifffile.imwrite(tmp_path / "heart.tif", np.where(mask, 0, top).astype(dtype), photometric="miniswhite")
+    np.testing.assert_array_equal(read_masks({"heart": tmp_path / "heart.tif"}, ("heart",)).masks["heart"], mask)
+
+
+def test_an_empty_file_of_a_mask_is_named(tmp_path: Path):
+    saved(tmp_path / "p_1.png", np.zeros((40, 60), np.uint8))
+    with pytest.raises(InputError, match=r"p_1\.png: mask 'heart' is empty"):
+        read_masks({"heart": tmp_path / "p_1.png"})
+
+
+def test_masks_are_upright_as_their_images_are(tmp_path: Path):
+    lying = np.zeros((48, 64), np.uint8)
+    lying[5:20, 10:30] = 255
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(lying).save(tmp_path / "x.png", exif=exif)
+    mask = read_masks({"heart": tmp_path / "x.png"}, ("heart",)).masks["heart"]
+    np.testing.assert_array_equal(mask, read_image(tmp_path / "x.png").pixels > 0.5)
+    assert mask.shape == (64, 48)
+
+
+def test_coco_in_shares_is_refused_and_a_box_just_over_the_edge_is_cut(caplog: pytest.LogCaptureFixture):
+    def of(*bbox: float) -> dict[str, Any]:
+        return coco([Box("mass", 0.1, 0.1, 0.2, 0.2)], 1024, 1024, "a.png") | {
+            "annotations": [{"image_id": 1, "category_id": BOX_CLASSES.index("mass") + 1, "bbox": list(bbox)}]
+        }
+
+    with pytest.raises(InputError, match="COCO has pixels"):
+        read_boxes(of(0.1, 0.2, 0.3, 0.25))
+    assert not caplog.messages
+    (box,) = read_boxes(of(900, -6, 130, 136)).boxes
+    assert (box.x + box.w, box.y, box.h) == (1, 0, pytest.approx(130 / 1024))
+    assert len(caplog.messages) == 2
+    assert "over the image's edge" in caplog.text
+    with pytest.raises(InputError, match="beyond the image"):
+        read_boxes(of(900, 900, 140, 100))
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [("seg_antialias", "139 values"), ("seg_jpegmask", "JPEG, which smooths"), ("palette", None)],
+)
+def test_cases_of_masks(cases_dir: Path, name: str, words: str | None):
+    if words is None:
+        mask = read_masks(cases_dir / "annot" / "palette_rev.left_lung.png").masks["left lung"]
+        assert 0.01 < mask.mean() < 0.3
+        return
+    with pytest.raises(InputError, match=words):
+        read_masks({"left lung": cases_dir / "tables" / name / "masks" / "p_1_000.png"})
+
+
+@pytest.mark.parametrize("upright", [True, False])
+def test_case_of_a_rotated_image(cases_dir: Path, upright: bool):
+    folder = cases_dir / "tables" / f"seg_exif_mask_{'upright' if upright else 'raw'}"
+    image = read_image(folder / "images" / "p_1.jpg")
+    mask = read_masks({"left lung": folder / "masks" / "p_1_000.png"})
+    assert (image.pixels.shape == mask.size) == upright

@@ -24,6 +24,7 @@ from pydicom.uid import (
 )
 
 from xgem.data.dicom import window
+from xgem.data.dicom_header import is_chest
 from xgem.data.read import read_image
 from xgem.labels.views import VIEWS
 from xgem.types import ImageError
@@ -278,3 +279,121 @@ def test_real_files(data_dir: Path, name: str, shape, spacing):
         expected = 1 - expected
     np.testing.assert_allclose(image.pixels, expected, atol=1e-6)
     assert 0.3 < read_image(data_dir / "dicom" / name, voi="window").pixels.std() * 4 < 2
+
+
+# --- headers as they come ------------------------------------------------------------------------------------------
+
+# (case, what is said of it): each is the image of ok_12bit.dcm
+SAME = [
+    ("frames_text", "NumberOfFrames"),
+    ("modality_lut_empty_item", "ModalityLUTSequence"),
+    ("mono1", None),
+    ("mono1_blank", None),
+    ("mono2_plut_inverse", "PresentationLUTShape INVERSE"),
+    ("part_cxr", None),
+    ("part_torax_accent", None),
+    ("signed_highbit15", None),
+    ("slope_comma", "RescaleSlope '1,0'"),
+    ("spacing_single", "PixelSpacing 0.139"),
+    ("spacing_text", "PixelSpacing"),
+    ("stored16_range12", "read as 12 bits"),
+    ("voi_lut_empty_item", None),
+    ("dx_lateral_by_code", None),
+]
+
+
+@pytest.mark.parametrize(("case", "note"), SAME)
+def test_cases_are_read_alike(cases_dir: Path, case: str, note: str | None):
+    expected = read_image(cases_dir / "dicom" / "ok_12bit.dcm")
+    image = read_image(cases_dir / "dicom" / f"{case}.dcm")
+    np.testing.assert_allclose(image.pixels, expected.pixels, atol=1e-6)
+    assert image.spacing is None
+    assert expected.notes == ()
+    assert [note in said for said in image.notes] == ([] if note is None else [True])
+
+
+def test_case_of_padding_with_another_sign(cases_dir: Path):
+    expected = read_image(cases_dir / "dicom" / "ok_12bit.dcm").pixels
+    image = read_image(cases_dir / "dicom" / "padding_us_of_signed.dcm").pixels
+    padding = image == 0
+    assert 0 < padding.mean() < 0.5
+    np.testing.assert_allclose(image[~padding], expected[~padding], atol=1e-6)
+
+
+def test_case_of_an_aspect_ratio(cases_dir: Path):
+    image = read_image(cases_dir / "dicom" / "aspect_2_1.dcm")
+    assert (image.pixels.shape, image.aspect) == ((48, 80), 2)
+
+
+def test_case_of_an_empty_voi_lut_that_is_asked_for(cases_dir: Path):
+    image = read_image(cases_dir / "dicom" / "voi_lut_empty_item.dcm", voi="lut")
+    assert image.notes == ("VOILUTSequence has an item without a LUT: taken as not stated",)
+
+
+def test_case_of_a_view_by_code(cases_dir: Path):
+    path = cases_dir / "dicom" / "dx_lateral_by_code.dcm"
+    assert read_image(path, view="lateral").pixels.shape == (96, 80)
+    with pytest.raises(ImageError, match=r"lateral view \(ViewCodeSequence left lateral\); expected a frontal view"):
+        read_image(path, view="frontal")
+
+
+@pytest.mark.parametrize(
+    ("code", "scheme", "view"),
+    [
+        ("R-10214", "SRT", "frontal"),
+        ("272479007", "SCT", "frontal"),
+        ("399348003", "SCT", "frontal"),
+        ("R-10206", "SNM3", "frontal"),
+        ("399173006", "SCT", "lateral"),
+        ("R-10232", "SRT", "lateral"),
+        ("399182000", "SCT", None),
+        ("1", "99LOCAL", None),
+    ],
+)
+def test_view_codes(chest, write_dicom, code: str, scheme: str, view: str | None):
+    item = Dataset()
+    item.CodeValue, item.CodingSchemeDesignator, item.CodeMeaning = code, scheme, "a view"
+    path = write_dicom(chest(), ViewCodeSequence=Sequence([item]))
+    for name in ("frontal", "lateral"):
+        if view in (None, name):
+            assert read_image(path, view=name).pixels.shape == (96, 80)
+        else:
+            with pytest.raises(ImageError, match="ViewCodeSequence a view"):
+                read_image(path, view=name)
+
+
+@pytest.mark.parametrize(
+    ("part", "chest_like"),
+    [
+        *[(part, True) for part in ("CXR", "TÓRAX", "T\ufffdRAX", "Thorax pa", "TORAX AP", "ГРУДНАЯ КЛЕТКА", "胸部")],
+        *[(part, True) for part in ("GÖĞÜS", "POUMONS", "흉부", "KLATKA PIERSIOWA")],
+        *[(part, False) for part in ("HAND", "ABDOMEN", "SKULL", "KNEE", "BREAST", "PELVIS", "CSPINE")],
+    ],
+)
+def test_words_for_the_chest(part: str, chest_like: bool):
+    assert is_chest(part) == chest_like
+
+
+@pytest.mark.parametrize("modality", ["CR", "DX", "DR", "XR"])
+def test_modalities_of_radiography(chest, write_dicom, modality: str):
+    assert read_image(write_dicom(chest(), Modality=modality)).notes == ()
+
+
+def test_signed_values_at_the_top_of_their_cells(chest, write_dicom):
+    stored = (chest(bits=12).astype(np.int32) - 2048).astype(np.int16)
+    shifted = write_dicom((stored.astype(np.int32) << 4).astype(np.int16), bits=12, HighBit=15)
+    np.testing.assert_allclose(read_image(shifted).pixels, (stored + 2048.0) / 4095, atol=1e-6)
+
+
+def test_an_encoding_that_no_decoder_reads_is_named(chest, write_dicom):
+    path = write_dicom(chest())
+    ds = pydicom.dcmread(path)
+    ds.file_meta.TransferSyntaxUID = "1.2.840.10008.1.2.4.102"  # MPEG-4
+    ds.PixelData = pydicom.encaps.encapsulate([b"\0" * 64])
+    ds["PixelData"].VR = "OB"
+    ds.save_as(path)
+    with pytest.raises(
+        ImageError, match=r"transfer syntax MPEG-4 .*4\.102\), which no decoder here reads; export"
+    ) as caught:
+        read_image(path)
+    assert "\n" not in str(caught.value)

@@ -6,12 +6,15 @@ from collections import Counter
 from collections.abc import Mapping
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from xgem.cli import data_parts
 from xgem.cli.counts import AsJson, Overwrite, show_counts
+
+if TYPE_CHECKING:
+    from xgem.data.manifest import Manifest
 
 app = typer.Typer(help="Create and check manifests of studies.", no_args_is_help=True, add_completion=False)
 
@@ -115,7 +118,7 @@ def prepare(
 def check(
     manifest: Annotated[Path, typer.Argument(help="Manifest to check: .parquet or .jsonl.")],
     files: Annotated[bool, typer.Option(help="Check that every image file exists.")] = True,
-    images: Annotated[bool, typer.Option("--images", help="Also decode every image; takes minutes.")] = False,
+    images: Annotated[bool, typer.Option("--images", help="Also decode every image and mask; takes minutes.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Check a manifest for schema errors, duplicates, missing files and subjects in two splits.
@@ -128,10 +131,9 @@ def check(
 
     read = Manifest.read(manifest)
     read.check(files=files)
-    if images:
-        _read_all([path for row in read.rows if (path := read.file(row)) is not None])
+    decoded = _read_all(read) if images else {}
     labels = count_labels(annotated_matrix(read.studies()))
-    show_counts(read.summary() | counts(read), as_json, labels)
+    show_counts(read.summary() | counts(read) | decoded, as_json, labels)
 
 
 @app.command()
@@ -244,14 +246,47 @@ def _values(given: list[str] | None) -> dict[str, dict[str, str]]:
     return values
 
 
-def _read_all(paths: list[Path]) -> None:
+def _read_all(manifest: Manifest) -> dict[str, int]:
+    """Decode all images and masks; returns how many images are doubtful, by reason, where any is.
+
+    Raises:
+        ManifestError: files cannot be used; the message counts them and gives the first one's reason.
+    """
     from rich.console import Console
     from rich.progress import track
 
+    from xgem.data.annotation_files import read_masks
+    from xgem.data.pixels import SMALL_PART
     from xgem.data.read import read_image
+    from xgem.types import InputError, ManifestError
 
-    for path in track(paths, description="reading images", console=Console(stderr=True), transient=True):
-        read_image(path)
+    files = 0
+    failed: list[str] = []
+    found = {"small range": 0, "other notes": 0}
+    for row in track(manifest.rows, description="reading images", console=Console(stderr=True), transient=True):
+        path, size = manifest.file(row), None
+        try:
+            if path is not None:
+                files += 1
+                image = read_image(path)
+                size = image.pixels.shape
+                small = image.used < SMALL_PART
+                found["small range"] += small
+                found["other notes"] += len(image.notes) > small
+        except InputError as error:
+            failed.append(str(error))
+        for structure, masks in manifest.masks(row).items():
+            for mask in masks:
+                files += 1
+                try:
+                    outlined = read_masks({structure: mask}, (structure,)).size
+                    if size is not None and outlined != size:
+                        raise InputError(f"{mask}: a mask of {outlined} pixels for an image of {size} (height, width)")
+                except InputError as error:
+                    failed.append(str(error))
+    if failed:
+        raise ManifestError(f"{len(failed)} of {files} files cannot be used, first {failed[0]}")
+    return {name: count for name, count in found.items() if count}
 
 
 for name, command in data_parts.COMMANDS.items():

@@ -27,7 +27,9 @@ class TransformConfig(Config):
     """Preprocessing of images (XGeM 3.1), every step switchable.
 
     ``pixel_spacing`` in mm (None keeps the file's); ``pad`` pads to a square with zeros instead of stretching;
-    ``voi`` applies a DICOM window or LUT before MONOCHROME1 is inverted.
+    ``voi`` applies a DICOM window or LUT before MONOCHROME1 is inverted; ``rescale`` says which values become 0 and 1,
+    and ``invert`` turns every image around (``xgem.data.read.read_image``). These two are written only where they are
+    not the default, so that configurations of before stay as they are.
     """
 
     size: int = Field(default=256, ge=16)
@@ -36,6 +38,14 @@ class TransformConfig(Config):
     voi: Literal["none", "window", "lut"] = "none"
     invert_monochrome1: bool = True
     interpolation: Literal["bicubic", "area", "bilinear"] = "area"
+    rescale: Literal["auto", "header", "minmax"] = "auto"
+    invert: bool = False
+
+    @model_serializer(mode="wrap")
+    def _without_new_defaults(self, serialise: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        record: dict[str, Any] = serialise(self)
+        defaults = {"rescale": "auto", "invert": False}
+        return {name: value for name, value in record.items() if name not in defaults or value != defaults[name]}
 
 
 class EncoderConfig(Config):

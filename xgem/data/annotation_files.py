@@ -7,8 +7,9 @@ names that a model does not have.
 
 from __future__ import annotations
 
-import io
 import json
+import logging
+import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import combinations
@@ -18,9 +19,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from xgem.data.annotations import MAX_SEVERITY, Annotation, Box
+from xgem.data.annotations import MAX_SEVERITY, OUTSIDE, Annotation, Box
 from xgem.data.demographics import number_up_to
-from xgem.data.read import file_bytes, sniff
+from xgem.data.mask_files import LABELS_KEY, binary_mask, brief, stored_mask
+from xgem.data.read import file_bytes
 from xgem.data.transforms import MAX_SIDE
 from xgem.labels.spatial import BOX_CLASSES, STRUCTURES, in_order, plain_name
 from xgem.types import InputError
@@ -30,12 +32,12 @@ if TYPE_CHECKING:
 
     Mask = NDArray[np.bool_]
 
-LABELS_KEY = "Structures"
-"""Key of the PNG text that declares the image's values to be labels and names them."""
+logger = logging.getLogger(__name__)
+
 _STRUCTURE_ALIASES = {"ground glass opacities": "ground glass opacity", "devices": "device"}
 _CLASS_ALIASES = {"infiltration": "infiltrate", "pleural effusion": "effusion"}
 _LUNGS = "lungs"  # one mask of both lungs
-_MASK_FILES = "a mask as PNG, TIFF, BMP or .npy"
+_OVER_EDGE = 0.01  # share of the image's side by which a box may reach over its edge; it is then cut there
 _SMALLER_LUNG = 0.1  # minimum size of the smaller lung relative to the larger one
 
 
@@ -65,7 +67,7 @@ def read_masks(value: Any, structures: Sequence[str] = STRUCTURES) -> Annotation
     """
     if isinstance(value, Mapping):
         return Annotation(_of_mapping(value, structures))
-    stored, origin, labels = _stored(value)
+    stored, origin, labels = stored_mask(value)
     values = np.unique(stored)
     if not values.any():
         raise InputError(f"{origin}: an empty mask (0 everywhere); leave out what the image does not show")
@@ -74,7 +76,7 @@ def read_masks(value: Any, structures: Sequence[str] = STRUCTURES) -> Annotation
     if len(values) <= 2:
         name = structure_of(Path(origin).stem.rpartition(".")[2], structures)
         if name == _LUNGS or name in structures:
-            return Annotation(_named(name, _binary(stored, origin), structures))
+            return Annotation(_named(name, binary_mask(stored, origin), structures))
         if set(values) <= {0, 1} or not set(values) <= set(range(len(structures) + 1)):
             raise InputError(
                 f"{origin}: a binary mask of an unknown structure; name the file after its structure, or give a "
@@ -101,7 +103,7 @@ def read_boxes(value: Any) -> Annotation:
         try:
             value = json.loads(data)
         except (ValueError, RecursionError) as error:
-            raise InputError(f"{origin}: not JSON ({_brief(error)}); expected a list of boxes, or COCO") from error
+            raise InputError(f"{origin}: not JSON ({brief(error)}); expected a list of boxes, or COCO") from error
     if isinstance(value, Mapping):
         return _from_coco(value, origin)
     if not isinstance(value, list | tuple):
@@ -182,100 +184,17 @@ def _of_mapping(value: Mapping[Any, Any], structures: Sequence[str]) -> dict[str
         raise InputError("mask: an empty mapping; expected a mask by structure, or leave the mask out")
     masks: dict[str, Mask] = {}
     for name, source in value.items():
-        stored, origin, labels = _stored(source)
+        stored, origin, labels = stored_mask(source)
+        if not stored.any():
+            raise InputError(f"{origin}: mask {str(name)!r} is empty: leave out what the image does not show")
         if labels is None:
-            of_name = _named(str(name), _binary(stored, origin), structures)
+            of_name = _named(str(name), binary_mask(stored, origin), structures)
         else:
             of_name = _labelled(str(name), _of_labels(stored, origin, labels), origin, structures)
         if masks.keys() & of_name.keys():
             raise InputError(f"mask {name!r}: duplicate structure, expected one mask for each")
         masks.update(of_name)
     return masks
-
-
-def _stored(source: Any) -> tuple[NDArray[Any], str, dict[int, str] | None]:
-    """An image's (h, w) values as stored, its file or "mask", and the labels that it names, if any."""
-    from PIL import Image, UnidentifiedImageError
-
-    if isinstance(source, str | os.PathLike):
-        origin = os.fspath(source)
-        data = file_bytes(Path(origin), _MASK_FILES)
-        if sniff(data) == "npy":
-            try:
-                array = np.load(io.BytesIO(data), allow_pickle=False)
-            except (ValueError, EOFError, OSError) as error:
-                raise InputError(f"{origin}: not a usable .npy file ({_brief(error)}); save it again") from error
-            return _plane(array, origin), origin, None
-        try:
-            with Image.open(io.BytesIO(data), formats=("PNG", "TIFF", "BMP", "PPM", "JPEG")) as image:
-                return _of_image(image, origin), origin, _labels_of(image, origin)
-        except InputError:
-            raise
-        except UnidentifiedImageError:
-            raise InputError(f"{origin}: not an image; expected {_MASK_FILES}") from None
-        # What decoders raise for damaged files
-        except (OSError, SyntaxError, ValueError, EOFError, TypeError, Image.DecompressionBombError) as error:
-            raise InputError(f"{origin}: not a readable mask ({_brief(error)}); expected PNG or .npy") from error
-    if isinstance(source, Image.Image):
-        try:
-            return _of_image(source, "mask"), "mask", _labels_of(source, "mask")
-        except OSError as error:  # a lazily opened file turns out to be damaged
-            raise InputError(f"mask: damaged image ({_brief(error)}); get the file again") from error
-    if hasattr(source, "detach"):
-        source = source.detach().cpu().numpy()
-    if not isinstance(source, np.ndarray):
-        raise InputError(
-            f"cannot read a {type(source).__name__} as a mask; expected a path, PIL image, array, tensor, or a mapping "
-            "from structure to these"
-        )
-    return _plane(source, "mask"), "mask", None
-
-
-def _labels_of(image: Any, origin: str) -> dict[int, str] | None:
-    """The labels named in a PNG by ``write_labels``: ``"1 left lung, 2 right lung"``."""
-    text = image.info.get(LABELS_KEY)
-    if text is None:
-        return None
-    numbers: dict[int, str] = {}
-    for entry in str(text).split(", "):
-        number, _, name = entry.partition(" ")
-        if not number.isdecimal() or name != plain_name(name) or not name:
-            raise InputError(f"{origin}: its text {LABELS_KEY!r} is {str(text)[:60]!r}, expected '1 left lung, ...'")
-        numbers[int(number)] = name
-    return numbers
-
-
-def _of_image(image: Any, origin: str) -> NDArray[Any]:
-    from PIL import ImageOps
-
-    if getattr(image, "n_frames", 1) > 1:
-        raise InputError(f"{origin}: has {image.n_frames} frames; expected one image")
-    image = ImageOps.exif_transpose(image)
-    if image.mode == "LA":
-        image = image.getchannel("L")
-    return _plane(np.asarray(image.convert("RGB") if image.mode == "RGBA" else image), origin)
-
-
-def _plane(array: NDArray[Any], origin: str) -> NDArray[Any]:
-    if array.ndim == 3 and array.shape[-1] == 3 and (array == array[..., :1]).all():
-        array = array[..., 0]
-    if array.ndim == 3 and 1 in (array.shape[0], array.shape[-1]):
-        array = array[0] if array.shape[0] == 1 else array[..., 0]
-    if array.ndim != 2 or not array.size:
-        raise InputError(f"{origin}: shape {array.shape}; expected one grey image, (h, w)")
-    if array.dtype.kind not in "biuf" or not np.isfinite(array).all():
-        raise InputError(f"{origin}: type {array.dtype} or values that are not numbers; expected a mask of integers")
-    return array
-
-
-def _binary(stored: NDArray[Any], origin: str) -> Mask:
-    values = np.unique(stored)
-    if len(values) > 2 or (0 not in values):
-        what = f"{len(values)} values" if len(values) > 1 else f"{values[0]:g} everywhere"
-        raise InputError(
-            f"{origin}: not a binary mask, {what}; expected 0 and one other value, saved without smoothing, as PNG"
-        )
-    return stored != 0
 
 
 def _of_labels(stored: NDArray[Any], origin: str, labels: Mapping[int, str]) -> dict[str, Mask]:
@@ -359,6 +278,11 @@ def _from_coco(value: Mapping[str, Any], origin: str) -> Annotation:
     names = {str(kind.get("id")): kind.get("name") for kind in kinds}
     if len(names) < len(kinds):
         raise InputError(f"{origin}: duplicate category id; expected a different id for each category")
+    if min(width, height) > 1 and all(_is_share(item.get("bbox")) for item in items):
+        raise InputError(
+            f"{origin}: every bbox lies in the first pixel, {items[0].get('bbox')}; COCO has pixels: multiply shares "
+            "by width and height, or give a list of boxes"
+        )
     boxes: list[Box] = []
     for number, item in enumerate(items):
         where = f"{origin}: box {number}"
@@ -377,6 +301,14 @@ def _is_side(value: Any) -> bool:
     return isinstance(value, Integral) and not isinstance(value, bool) and 0 < int(value) <= MAX_SIDE
 
 
+def _is_share(bbox: Any) -> bool:
+    """Whether a box of pixels would end within the first one."""
+    sides = list(bbox) if isinstance(bbox, list | tuple) and len(bbox) == 4 else [math.nan]
+    if not all(isinstance(side, int | float) for side in sides):
+        return False
+    return 0 < sides[-1] <= 1 and sides[0] + sides[2] <= 1 and sides[1] + sides[3] <= 1
+
+
 def _box(label: Any, bbox: Any, scale: tuple[int, int], where: str) -> Box:
     if not isinstance(label, str):
         raise InputError(f"{where}: no class; expected a name as its label, such as {', '.join(BOX_CLASSES)}")
@@ -387,11 +319,20 @@ def _box(label: Any, bbox: Any, scale: tuple[int, int], where: str) -> Box:
     except (TypeError, ValueError, OverflowError):
         raise InputError(f"{where}: bbox is {str(bbox)[:60]}; expected four numbers: x, y, width, height") from None
     name = plain_name(label)
+    x, w = _cut(x / scale[0], w / scale[0], where)
+    y, h = _cut(y / scale[1], h / scale[1], where)
     try:
-        return Box(_CLASS_ALIASES.get(name, name), x / scale[0], y / scale[1], w / scale[0], h / scale[1])
+        return Box(_CLASS_ALIASES.get(name, name), x, y, w, h)
     except InputError as error:
         raise InputError(f"{where}: {error}") from None
 
 
-def _brief(error: BaseException) -> str:
-    return " ".join(str(error).split())[:120] or type(error).__name__
+def _cut(start: float, length: float, where: str) -> tuple[float, float]:
+    """A span in shares of the image, cut at its edges where it reaches over them by a few pixels; that is logged."""
+    end = start + length
+    over = max(-start, end - 1)
+    if not OUTSIDE < over <= _OVER_EDGE:
+        return start, length
+    logger.warning("%s: reaches over the image's edge by %.2g %% of its side; cut there", where, 100 * over)
+    start = max(start, 0.0)
+    return start, min(end, 1.0) - start

@@ -35,7 +35,7 @@ __all__ = ["BACKGROUND", "BOX_CLASSES", "MAX_SEVERITY", "STRUCTURES", "Annotatio
 
 MAX_SEVERITY: Final = 18.0
 """The highest Brixia score."""
-_OUTSIDE = 1e-3  # how far a box may extend beyond the image's edge, due to rounding
+OUTSIDE = 1e-3  # how far a box may extend beyond the image's edge, due to rounding
 _SAME_ASPECT = 0.01  # by how much aspect ratios of one image at two resolutions may differ, due to rounding
 
 
@@ -63,7 +63,7 @@ class Box:
             raise InputError(f"{where}: expected finite numbers")
         if self.w <= 0 or self.h <= 0:
             raise InputError(f"{where}: has no area; expected x, y, width and height, the last two above 0")
-        if min(self.x, self.y) < -_OUTSIDE or max(self.x + self.w, self.y + self.h) > 1 + _OUTSIDE:
+        if min(self.x, self.y) < -OUTSIDE or max(self.x + self.w, self.y + self.h) > 1 + OUTSIDE:
             raise InputError(
                 f"{where}: extends beyond the image; expected fractions of its width and height, from 0 to 1"
             )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -15,7 +16,7 @@ import torch
 
 from xgem.data.cache import ArrayCache
 from xgem.data.manifest import Manifest
-from xgem.data.transforms import read_square
+from xgem.data.transforms import read_with, to_square
 from xgem.types import DataError, ImageError
 from xgem.utils.hashing import canonical, content_hash, reading_threads
 
@@ -26,8 +27,10 @@ if TYPE_CHECKING:
     from xgem.configs.components import TransformConfig
 
 
+logger = logging.getLogger(__name__)
+
 # To be increased when the same file and config would give different pixels
-PREPARE_VERSION = 1
+PREPARE_VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -91,15 +94,19 @@ def _prepare(paths: Sequence[Path], config: TransformConfig, title: str, progres
     from rich.progress import track
 
     values = np.empty((len(paths), config.size, config.size), dtype=np.uint8)
+    notes: dict[int, tuple[str, ...]] = {}
 
     def prepare_row(row: int) -> None:
         try:
-            square = read_square(paths[row], config)
+            radiograph = read_with(paths[row], config)
+            square = to_square(radiograph, config)
         except ImageError:
             raise
         except Exception as error:
             raise ImageError(f"{paths[row]}: cannot be prepared ({error})") from error
         values[row] = np.rint((square + 1) * 127.5).astype(np.uint8)
+        if radiograph.notes:
+            notes[row] = radiograph.notes
 
     with ThreadPoolExecutor(reading_threads()) as pool:
         rows = pool.map(prepare_row, range(len(paths)))
@@ -117,4 +124,10 @@ def _prepare(paths: Sequence[Path], config: TransformConfig, title: str, progres
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
+    if notes:  # one line for all of them: a data set may have thousands
+        first = min(notes)
+        logger.warning(
+            "%d of %d images are doubtful (`xgem data check --images` counts them), first %s: %s",
+            *(len(notes), len(paths), paths[first], "; ".join(notes[first])),
+        )
     return values

@@ -1,12 +1,14 @@
 """Preprocessing of radiographs (XGeM, section 3.1); the preset can switch off every step.
 
 Reading (``xgem.data.read``) applies the VOI transform, inverts MONOCHROME1 and divides by the maximum of the bit depth.
-The steps here are resampling to one pixel spacing if the header states another, zero-padding to a square, and resizing.
+The steps here are resampling to one pixel spacing if the header states another (and to square pixels if they are not),
+zero-padding to a square, and resizing.
 No step mirrors an image: the heart is on the patient's left.
 """
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -22,21 +24,41 @@ if TYPE_CHECKING:
 
     Floats = NDArray[np.float32]
 
+logger = logging.getLogger(__name__)
+
 # Larger results are due to wrong values in the header and would exhaust the memory
 MAX_SIDE = 16_384
 
 
 def read_square(source: Source, config: TransformConfig, *, allow_any: bool = False) -> Floats:
-    """Read an image with the config's VOI and MONOCHROME1 choices and make it square: (size, size) in [-1, 1]."""
-    radiograph = read_image(source, voi=config.voi, allow_any=allow_any, invert_monochrome1=config.invert_monochrome1)
+    """Read an image with the config's settings and make it square: (size, size) in [-1, 1]. Its notes are logged."""
+    radiograph = read_with(source, config, allow_any=allow_any)
+    for note in radiograph.notes:
+        logger.warning("%s: %s", radiograph.origin, note)
     return to_square(radiograph, config)
+
+
+def read_with(
+    source: Source, config: TransformConfig, *, allow_any: bool = False, view: str | None = None
+) -> Radiograph:
+    """:func:`read_image` with the config's VOI, MONOCHROME1, rescale and invert settings."""
+    return read_image(
+        source,
+        voi=config.voi,
+        allow_any=allow_any,
+        invert_monochrome1=config.invert_monochrome1,
+        view=view,
+        rescale=config.rescale,
+        invert=config.invert,
+    )
 
 
 def to_square(radiograph: Radiograph, config: TransformConfig) -> Floats:
     """Preprocess an image as read: (size, size) float32 in [-1, 1], black is -1.
 
-    Steps (XGeM, 3.1): resample to ``config.pixel_spacing`` mm if the file states another spacing; pad with zeros to a
-    centred square (without ``config.pad`` the image is stretched instead); antialiased resize to ``config.size``.
+    Steps (XGeM, 3.1): resample to ``config.pixel_spacing`` mm if the file states another spacing, or to square pixels
+    of the shorter side if only their aspect ratio is known or wanted; pad with zeros to a centred square (without
+    ``config.pad`` the image is stretched instead); antialiased resize to ``config.size``.
 
     Raises:
         ImageError: the stated spacing would give an image with a side of more than 16384 pixels.
@@ -44,6 +66,9 @@ def to_square(radiograph: Radiograph, config: TransformConfig) -> Floats:
     pixels = radiograph.pixels
     if config.pixel_spacing is not None and radiograph.spacing is not None:
         pixels = resample(pixels, radiograph.spacing, config.pixel_spacing, config.interpolation, radiograph.origin)
+    elif config.pad:
+        sides = (radiograph.aspect, 1.0)
+        pixels = resample(pixels, sides, min(sides), config.interpolation, radiograph.origin)
     if config.pad:
         pixels = pad_square(pixels)
     pixels = resize(pixels, (config.size, config.size), config.interpolation)

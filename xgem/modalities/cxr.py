@@ -14,9 +14,8 @@ from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
 from xgem.configs.preset import Preset
-from xgem.data.read import read_image
 from xgem.data.study import Study
-from xgem.data.transforms import to_square
+from xgem.data.transforms import read_with, to_square
 from xgem.labels.views import VIEWS, add_view
 from xgem.modalities.base import Modality, OutputType
 from xgem.types import InputError, Prompt
@@ -38,16 +37,9 @@ class Radiograph(Modality):
         self.name = name
 
     def read(self, value: Any, preset: Preset, *, allow_any: bool = False) -> Prompt:
-        transform = preset.transform
-        image = read_image(
-            value,
-            voi=transform.voi,
-            invert_monochrome1=transform.invert_monochrome1,
-            allow_any=allow_any,
-            view=self.name,
-        )
-        square = to_square(image, transform)  # (s, s)
-        return Prompt(torch.from_numpy(square)[None], image.sha256, image.origin)
+        image = read_with(value, preset.transform, allow_any=allow_any, view=self.name)
+        square = to_square(image, preset.transform)  # (s, s)
+        return Prompt(torch.from_numpy(square)[None], image.sha256, image.origin, image.notes)
 
     def of_study(self, study: Study, sections: Sequence[str]) -> Path | None:
         """The study's first image of this view."""
