@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from xgem.data.dicom_header import stated_position
 from xgem.data.tables import sex_of, years_of
 from xgem.labels.views import view_of, view_of_words
 from xgem.types import ImageError
@@ -42,12 +43,10 @@ def text_of(ds: Dataset, keyword: str) -> str:
 
 
 def view_in(ds: Dataset) -> str | None:
-    """The view by ViewPosition, or else by the first item of ViewCodeSequence; None where neither tells a known one."""
-    position = text_of(ds, "ViewPosition").upper()
-    if position:
-        return view_of(position)
+    """The view by ViewPosition, or else by ViewCodeSequence, its code or its meaning; None where none tells."""
+    position, _ = stated_position(ds)
     codes: Any = ds.get("ViewCodeSequence")
-    return view_of_words(text_of(codes[0], "CodeMeaning")) if codes else None
+    return view_of(position) or (view_of_words(text_of(codes[0], "CodeMeaning")) if codes and not position else None)
 
 
 def age_in(ds: Dataset) -> float | None:

@@ -33,11 +33,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from xgem.data.dicom import _check_header
+from xgem.data.dicom_header import check_header
 from xgem.data.headers import age_in, read_header, sex_in, text_of, view_in
 from xgem.data.image_files import is_data
 from xgem.data.manifest import Manifest, Row, place, split_of
 from xgem.data.own_table import FIELDS
+from xgem.data.pixels import Reading
 from xgem.data.sections import split_sections
 from xgem.data.sources.rows import make_row, write_manifest
 from xgem.data.tables import read_table
@@ -118,7 +119,7 @@ def _take(path: Path, studies: dict[str, _Study], seen: dict[str, Path]) -> None
     header = read_header(path)
     report = text_of(header, "Modality").upper() == "SR"
     if not report:
-        _check_header(header, str(path), allow_any=False, view=None)
+        check_header(header, Reading(str(path)), allow_any=False, view=None)
     ids = {name: text_of(header, name) for name in _KEYS}
     uid, instance = ids["StudyInstanceUID"], text_of(header, "SOPInstanceUID")
     if not uid:
