@@ -16,6 +16,7 @@ import torch
 
 from xgem.data.cache import ArrayCache
 from xgem.data.manifest import Manifest
+from xgem.data.read import NEGATIVE
 from xgem.data.transforms import read_with, to_square
 from xgem.types import DataError, ImageError
 from xgem.utils.hashing import canonical, content_hash, reading_threads
@@ -81,15 +82,20 @@ def prepare_images(
     }
 
     def make() -> dict[str, NDArray[Any]]:
-        return {"values": _prepare(paths, config, f"preparing {split or 'all'} images", progress)}
+        values, changed = _prepare(paths, config, f"preparing {split or 'all'} images", progress)
+        return {"values": values, "changed": changed}
 
-    values = ArrayCache(cache_folder).get_or_make("images", key, make)["values"]
-    sha = hashlib.sha256(canonical(key).encode()).hexdigest()
-    return PreparedImages(values, index, tuple(paths), sha)
+    arrays = ArrayCache(cache_folder).get_or_make("images", key, make)
+    # Trainings are identified by this hash: where all pixels are those of the first version, it is that version's
+    version = PREPARE_VERSION if bool(arrays["changed"].any()) else 1
+    sha = hashlib.sha256(canonical(key | {"version": version}).encode()).hexdigest()
+    return PreparedImages(arrays["values"], index, tuple(paths), sha)
 
 
-def _prepare(paths: Sequence[Path], config: TransformConfig, title: str, progress: bool) -> NDArray[np.uint8]:
-    """(n, size, size) uint8, read in several threads."""
+def _prepare(
+    paths: Sequence[Path], config: TransformConfig, title: str, progress: bool
+) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    """(n, size, size) uint8, read in several threads; and (n,) 1 where the first version read other pixels."""
     from rich.console import Console
     from rich.progress import track
 
@@ -130,4 +136,6 @@ def _prepare(paths: Sequence[Path], config: TransformConfig, title: str, progres
             "%d of %d images are doubtful (`xgem data check --images` counts them), first %s: %s",
             *(len(notes), len(paths), paths[first], "; ".join(notes[first])),
         )
-    return values
+    changed = np.zeros(len(paths), dtype=np.uint8)
+    changed[[row for row, said in notes.items() if set(said) - {NEGATIVE}]] = 1
+    return values, changed

@@ -46,6 +46,10 @@ RESCALE_CHOICES: tuple[str, ...] = ("auto", "header", "minmax")
 MIN_SIDE = 32
 
 
+NEGATIVE = "looks like a negative (air is bright); invert=True turns it around"
+"""The note of an image that is read as it always was."""
+
+
 # Smallest accepted range of grey levels: radiographs use most of [0, 1], and constant images have a range of 0
 MIN_CONTRAST = 1e-3
 
@@ -131,7 +135,7 @@ def read_image(
         sha, decoded = array_hash(array), Decoded(pixels)
     pixels = _checked(decoded, reading, invert)
     if invert_monochrome1 and not invert and looks_negative(pixels):
-        reading.notes.append("looks like a negative (air is bright); invert=True turns it around")
+        reading.notes.append(NEGATIVE)
     return Radiograph(pixels, decoded.spacing, sha, origin, decoded.aspect, reading.used, tuple(reading.notes))
 
 

@@ -167,13 +167,13 @@ def generate_cases(
             f"{out}: was begun with another {changed[0]} ({before.get(changed[0])}, now {state[changed[0]]}); choose "
             "another folder, or overwrite it (--overwrite)"
         )
+    keywords: Any = {**options, "seed": seed}
     names, size = list(cases), max(1, parsed.batch_size // parsed.num_samples)
     for chunk in (names[start : start + size] for start in range(0, len(names), size)):
         missing = [name for name in chunk if overwrite or not (out / name / RECORD_NAME).is_file()]
         if missing:
-            settings: Any = {**options, "seed": seed}
-            made = pipeline([cases[name] for name in chunk], list(outputs), **settings)
-            for name, generation in zip(chunk, cast(list[Generation], made), strict=True):
+            made: list[Generation] = pipeline([cases[name] for name in chunk], list(outputs), **keywords)
+            for name, generation in zip(chunk, made, strict=True):
                 if name in missing:
                     generation.save(out / name, overwrite=overwrite)
         yield from ((out / name, _files(out / name)) for name in chunk)
