@@ -172,8 +172,9 @@ def test_a_matched_plan_answers_to_each_study(xgem: Any, write_plan: Any, manife
         assert (item.sex, item.age) == (None, None)  # the model was not told
     studies = Manifest.read(out / "manifest.parquet").studies()
     assert [study.labels for study in studies] == [real[pair].labels for pair in "abdeabde"]
+    assert {study.source for study in studies} == {"drawn"}  # whose labels they are
     rows = {(row["pair"], row["Pleural Effusion"], row["No Finding"]) for row in table(out)}
-    assert rows == {("a", "1", "0"), ("b", "0", "1"), ("d", "", ""), ("e", "", "")}
+    assert rows == {("a", "1", "0"), ("b", "", "1"), ("d", "", ""), ("e", "", "")}  # no table has the source "drawn"
 
 
 def test_images_as_inputs(xgem: Any, write_plan: Any, manifest: Path, tmp_path: Path) -> None:

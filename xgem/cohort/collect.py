@@ -145,6 +145,11 @@ def cells(cohort: Cohort) -> list[dict[str, Any]]:
     return lines
 
 
+def _source(item: Item) -> str:
+    """Whose labels they are: those of a matched study are its own source's, others are what xgem was asked for."""
+    return SOURCE if item.cell.study is None else item.cell.study.source
+
+
 def _rows(study: _Study, cohort: Cohort, licence: str) -> list[Row]:
     item = study.item
     common: dict[str, Any] = {
@@ -160,7 +165,7 @@ def _rows(study: _Study, cohort: Cohort, licence: str) -> list[Row]:
         "severity": item.cell.severity,
         "masks": {structure: (file,) for structure, file in study.made.masks.items()},
         "boxes": tuple(Box(**box) for box in study.made.boxes),
-        "source": SOURCE,
+        "source": _source(item),
         "licence": licence,
     }
     images: list[dict[str, Any]] = [{"view": view, "file": file} for view, file in study.images.items()]
@@ -181,7 +186,7 @@ def _table(studies: Sequence[_Study], *, images: bool) -> str:
             "race": item.cell.race,
             "severity": None if item.cell.severity is None else f"{item.cell.severity:g}",
             "subject": item.id,
-            **{name: f"{value:g}" for name, value in annotated_labels(item.cell.labels, SOURCE).items()},
+            **{name: f"{value:g}" for name, value in annotated_labels(item.cell.labels, _source(item)).items()},
         }
         for view, file in study.images.items() or [("", "")]:
             # An id is a row's own: where a study has several images it says which.
@@ -193,7 +198,7 @@ def _table(studies: Sequence[_Study], *, images: bool) -> str:
 def _decathlon(cohort: Cohort, studies: Sequence[_Study], licence: str) -> dict[str, Any]:
     entries: list[dict[str, Any]] = []
     for study in studies:
-        labels = annotated_labels(study.item.cell.labels, SOURCE)
+        labels = annotated_labels(study.item.cell.labels, _source(study.item))
         for view, file in study.images.items():
             entry: dict[str, Any] = {"image": file, "view": view, "study": study.item.id}
             if labels:
