@@ -211,3 +211,21 @@ def test_a_cohort_of_the_first_version_goes_on(
     # Another value is another cohort, by whichever name.
     other = write_plan("other", outputs=["frontal"], balanced=EDEMA, batch_size=1, control_end=0.25)
     assert "with another plan" in xgem("cohort", other, "--out", out, "--device", "cpu", "--no-progress").err
+
+
+def test_a_cohort_begun_when_ddim_was_another_goes_on_with_that(xgem: Any, write_plan: Any, tmp_path: Path) -> None:
+    """Until metadata format 2, ``ddim`` was what is now ``ddim-leading``, and a cohort did not keep the format."""
+    plan = write_plan(outputs=["frontal"], balanced=EDEMA, batch_size=1, sampler="ddim")
+    now, out = tmp_path / "now", tmp_path / "out"
+    for place in (now, out):
+        assert xgem("cohort", plan, "--out", place, "--device", "cpu", "--no-progress").code == 0
+    state = out / ".cohort"
+    begun = json.loads((state / "begun.json").read_text(encoding="utf-8"))
+    del begun["format"]
+    (state / "begun.json").write_text(json.dumps(begun), encoding="utf-8")
+    sorted((state / "batches").iterdir())[1].unlink()
+    ran = xgem("cohort", plan, "--out", out, "--device", "cpu", "--no-progress")
+    assert ran.code == 0, ran.err
+    first, second = (f"images/0000000{number}-frontal.png" for number in range(2))
+    assert (out / first).read_bytes() == (now / first).read_bytes()
+    assert (out / second).read_bytes() != (now / second).read_bytes()

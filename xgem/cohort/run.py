@@ -27,6 +27,7 @@ from xgem.cohort.shards import Shard
 from xgem.data.study import read_study
 from xgem.modalities import get_modality
 from xgem.pipeline.generation import Generation
+from xgem.pipeline.metadata import FORMAT
 from xgem.pipeline.pipeline import XgemPipeline
 from xgem.utils.devices import dtype_name
 from xgem.utils.progress import StepBar
@@ -91,6 +92,7 @@ def run(
     folder = Folder(out)
     before = torch.get_num_threads()
     started = folder.begun() or {}
+    former = bool(started) and "format" not in started  # begun before the format of its items' metadata was kept
     if threads is None:
         threads = int(started.get("threads", before))
     if of_today(started.get("requests", [])) == requests:
@@ -107,11 +109,12 @@ def run(
             "xgem": __version__,
             "requests": requests,
             "count": plan.count,
+            **({} if former else {"format": FORMAT}),
         }
     )
     try:
         torch.set_num_threads(threads)  # the number of threads decides the order in which numbers are summed
-        made = _make_all(cohort, pipeline, folder, shard, progress)
+        made = _make_all(cohort, pipeline, folder, shard, progress, former=former)
     finally:
         torch.set_num_threads(before)
     # This shard's batches are verified; the others are when the cohort is collected.
@@ -119,7 +122,10 @@ def run(
     return Done(made, missing, None if missing else collect(cohort, folder))
 
 
-def _make_all(cohort: Cohort, pipeline: XgemPipeline, folder: Folder, shard: Shard, progress: bool) -> int:
+def _make_all(
+    cohort: Cohort, pipeline: XgemPipeline, folder: Folder, shard: Shard, progress: bool, *, former: bool
+) -> int:
+    """Generate what is missing of a shard; a ``former`` cohort goes on with the sampler that it was started with."""
     todo = [batch for batch in shard.of(cohort.batches) if folder.record(batch) is None]
     made = 0
     with StepBar(cohort.plan.name, sum(len(batch.indices) for batch in todo), shown=progress) as bar:
@@ -127,14 +133,14 @@ def _make_all(cohort: Cohort, pipeline: XgemPipeline, folder: Folder, shard: Sha
             with folder.taking(batch) as ours:
                 # Another process may have finished it meanwhile, or be at work on it: leave it to that one.
                 if ours and folder.record(batch) is None:
-                    _make(cohort, pipeline, folder, batch)
+                    _make(cohort, pipeline, folder, batch, former=former)
                     made += len(batch.indices)
             for _ in batch.indices:
                 bar.advance()
     return made
 
 
-def _make(cohort: Cohort, pipeline: XgemPipeline, folder: Folder, batch: Batch) -> None:
+def _make(cohort: Cohort, pipeline: XgemPipeline, folder: Folder, batch: Batch, *, former: bool = False) -> None:
     items = [cohort.item(index) for index in batch.indices]
     made = [Made(item.index, {}, {}, []) for item in items]
     inputs = [_read(item, pipeline) for item in items]
@@ -144,6 +150,8 @@ def _make(cohort: Cohort, pipeline: XgemPipeline, folder: Folder, batch: Batch) 
                 inputs = [{view: place / file for view, file in one.files.items()} for one in made]
             settings: Any = dict(options(cohort.plan, outputs, pipeline))
             settings |= {"seed": [item.seed for item in items], "progress": False}
+            if former and (settings["sampler"] or pipeline.preset.sampling.sampler) == "ddim":
+                settings["sampler"] = "ddim-leading"
             generations: Any = pipeline(inputs, outputs, **settings)
             with folder.guarded():
                 made = [

@@ -73,8 +73,8 @@ FORMER_SAMPLERS: dict[str, Callable[[dict[str, Any]], Any]] = {
         clip_sample=False, set_alpha_to_one=False, steps_offset=1, **schedule
     ),
 }
-"""For replays only. ``ddim-leading`` is what ``ddim`` was until metadata format 2: it starts at a lower noise level
-than its initial noise has (at 400 steps, at timestep 799 of 999)."""
+"""For replays, and for cohorts that were begun with them. ``ddim-leading`` is what ``ddim`` was until metadata format
+2: it starts at a lower noise level than its initial noise has (at 400 steps, at timestep 799 of 999)."""
 
 
 def make_scheduler(name: str, diffusion: DiffusionConfig) -> Any:

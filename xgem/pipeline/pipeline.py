@@ -268,7 +268,7 @@ class XgemPipeline:
             strength=options.strength if images else None,
             batch_size=size,
         )
-        request = self._request(inputs, list(together), options, [*SAMPLERS, *FORMER_SAMPLERS])
+        request = self._request(inputs, list(together), options)
         # Its inputs, repeated for every row of the batch.
         prompts, start = (read_prompts(self.preset, item, allow_any=True) for item in (inputs, images))
         conditions = encode_conditions(self, prompts, start, request.outputs)
@@ -290,7 +290,6 @@ class XgemPipeline:
         inputs: Inputs | Sequence[Inputs] | None,
         outputs: str | Sequence[str],
         options: CallOptions,
-        samplers: Sequence[str] = tuple(SAMPLERS),
     ) -> Request:
         """A checked request, with its seeds drawn from a generator where one was given."""
         if options.generator is not None:
@@ -299,6 +298,7 @@ class XgemPipeline:
             seeds = draw_seeds(options.generator)
             options = options.replaced(seed=seeds if isinstance(seeds, int) else tuple(seeds))
         joint = self.aligned if options.joint is None else options.joint
+        samplers = (*SAMPLERS, *FORMER_SAMPLERS)
         request = make_request(self.preset, list(MODALITIES), samplers, inputs, outputs, options.replaced(joint=joint))
         if options.joint is None and not joint and len(request.outputs) > 1:
             logger.warning("%s has no trained alignment: outputs are sampled independently", self.name)
