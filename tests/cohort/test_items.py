@@ -12,6 +12,7 @@ import pytest
 
 from xgem.cohort.items import Cohort, expand
 from xgem.cohort.plan import SENTENCES, Plan
+from xgem.data.manifest import Manifest
 from xgem.types import InputError
 from xgem.utils.files import file_sha256
 from xgem.utils.random import derived_seed
@@ -155,3 +156,97 @@ def test_the_hash_is_of_what_decides_the_items(manifest: Path, tmp_path: Path) -
 def test_no_study_with_the_inputs_is_refused(manifest: Path) -> None:
     with pytest.raises(InputError, match=r"none of the 5 studies of split 'test' has .*inputs \(severity, lateral\)"):
         matched(manifest, inputs=["severity", "lateral"])
+
+
+# ------------------------------------------------------------------------------------------- a choice of the studies
+
+
+def chosen(cohort: Cohort) -> list[str]:
+    return [cell.study.id for cell in cohort.cells if cell.study]
+
+
+@pytest.mark.parametrize(
+    ("choice", "names", "left_out"),
+    [
+        ({"sexes": ["F"]}, ["a"], {"of another or unknown sex": 3}),
+        ({"sexes": ["M", "F"]}, ["a", "b"], {"of another or unknown sex": 2}),
+        ({"ages": [[30, 40]]}, ["a"], {"of another or unknown age": 3}),
+        ({"ages": [20, 40]}, ["a"], {"of another or unknown age": 3}),
+        ({"findings": ["No Finding"]}, ["b"], {"without the findings": 3}),
+        ({"findings": ["Pleural Effusion", "No Finding"]}, ["a", "b"], {"without the findings": 2}),
+        ({"findings": ["no finding"], "sexes": ["M"], "ages": [[0, 120]]}, None, None),
+        ({"findings": [["Pleural Effusion", "Edema"]]}, None, None),
+    ],
+)
+def test_matched_studies_are_chosen_by_findings_sexes_and_ages(
+    manifest: Path, choice: dict[str, Any], names: list[str] | None, left_out: dict[str, int] | None
+) -> None:
+    if names is None or left_out is None:
+        with pytest.raises(InputError, match=r"the findings, sexes and ages that it chooses; .*1 without report"):
+            matched(manifest, **choice)
+        return
+    cohort = matched(manifest, **choice)
+    assert chosen(cohort) == names
+    assert cohort.left_out == {**left_out, "without report": 1}
+
+
+@pytest.mark.parametrize(("age", "inside"), [(29.9, False), (30.0, True), (40.0, True), (40.9, True), (41.0, False)])
+def test_both_ends_of_ages_are_whole_years(manifest: Path, tmp_path: Path, age: float, inside: bool) -> None:
+    rows = Manifest.read(manifest).rows
+    Manifest(tuple(row.model_copy(update={"age": age}) for row in rows), manifest.parent).write(tmp_path / "aged.jsonl")
+    if inside:
+        assert len(matched(tmp_path / "aged.jsonl", ages=[[30, 40]])) == 4
+    else:
+        with pytest.raises(InputError, match="4 of another or unknown age"):
+            matched(tmp_path / "aged.jsonl", ages=[[30, 40]])
+
+
+def test_a_limit_is_of_the_chosen_studies(manifest: Path) -> None:
+    for seed in range(6):
+        part = {**_test_split(manifest), "sexes": ["F", "M"], "limit": 1}
+        cohort = cohort_of(seed=seed, matched=part)
+        assert set(chosen(cohort)) < {"a", "b"}
+        counts = {"beyond the limit of 1": 1, "of another or unknown sex": 2, "without report": 1}
+        assert cohort.left_out == counts
+
+
+def test_a_choice_is_part_of_the_hash_and_its_absence_is_not(manifest: Path) -> None:
+    plain = matched(manifest)
+    choices: list[dict[str, Any]] = [{"sexes": ["F"]}, {"sexes": ["F", "M"]}, {"ages": [[1, 99]]}]
+    choices += [{"findings": ["No Finding"]}]
+    assert len({plain.sha256, *(matched(manifest, **choice).sha256 for choice in choices)}) == 5
+    assert matched(manifest, sexes=[], ages=[], findings=[]).sha256 == plain.sha256
+
+
+def test_the_hash_of_a_plan_without_a_choice_is_that_of_before() -> None:
+    """Cohorts that were begun go on: recorded with the version before plans could choose."""
+    plan = {"name": "toy", "seed": 5, "outputs": ["frontal"], "matched": {"manifest": "m", "split": "test", "limit": 3}}
+    assert (
+        Plan.model_validate(plan).sha256("0" * 64) == "6070addd5617bfd578ab1697686743aa40bc062e5516210267ecd011823c471f"
+    )
+    plan = {"name": "toy", "outputs": ["frontal"], "balanced": {"findings": ["Edema"], "ages": [[20, 30]], "count": 2}}
+    assert Plan.model_validate(plan).sha256(None) == "cbd53b27d26d561a8533573e6670516346c553dbc8e1f510677eafec572a8184"
+
+
+@pytest.mark.parametrize(
+    ("choice", "message"),
+    [
+        ({"findings": [{"name": "scars", "texts": ["Scars."]}]}, "expected classes"),
+        ({"findings": ["Edema", "Edema"]}, "duplicate 'Edema'"),
+        ({"findings": ["Edemas"]}, "unknown finding 'Edemas'"),
+        ({"sexes": ["X"]}, "Input should be 'F' or 'M'"),
+        ({"sexes": ["F", "F"]}, "duplicate 'F'"),
+        ({"ages": [[40, 30]]}, "ages 40 to 30: expected whole years, rising"),
+        ({"ages": [[100, 121]]}, "from 0 to 120"),
+    ],
+)
+def test_a_choice_that_is_none(manifest: Path, choice: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        matched(manifest, **choice)
+
+
+@pytest.mark.parametrize("ages", [[[0, 121]], [[-1, 20]], [[30, 20]]])
+def test_ages_of_a_balanced_plan_have_their_bounds(ages: list[list[int]]) -> None:
+    with pytest.raises(ValueError, match="expected whole years, rising, from 0 to 120"):
+        balanced(ages=ages)
+    assert {item.age for item in balanced(count=2, ages=[120])} == {120.0}

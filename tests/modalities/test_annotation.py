@@ -11,8 +11,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from xgem.configs.preset import load_preset
 from xgem.data.annotations import Annotation, Box
 from xgem.modalities import get_modality
+from xgem.modalities.annotation import _warn_of_race
 from xgem.pipeline.request import check_modality
 
 MASK = np.zeros((64, 48), bool)
@@ -133,3 +135,18 @@ def test_it_is_a_known_name_for_every_preset():
     for name in ("mask", "boxes", "severity", "demographics"):
         check_modality(name, list(MODALITIES))
         assert not get_modality(name).is_output
+
+
+def test_a_race_is_warned_of_once_where_a_shipped_model_is_told_it(
+    debug_preset: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    """No shipped model was trained on data with it; of a user's own model nothing is known."""
+    _warn_of_race.cache_clear()
+    shipped = load_preset("chexgen-small")
+    for value, preset in (("race:Asian", debug_preset), ("sex:F, age:71", shipped)):
+        assert read("demographics", value, preset).value
+    assert not caplog.records
+    for _ in range(3):
+        assert read("demographics", "sex:F, race:Asian", shipped).value == {"sex": "F", "race": "Asian"}
+    (record,) = caplog.records
+    assert record.getMessage().startswith("race: chexgen-small was trained on data without it")

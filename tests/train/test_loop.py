@@ -2,26 +2,31 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
+import resource
 from collections import Counter
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from xgem.checkpoints import training as checkpoint
 from xgem.configs.preset import StageConfig
-from xgem.train.loop import LoopOptions, Stage, _quick_attention, _trim_log, learning_rate, permuted, train
+from xgem.train.logs import trim
+from xgem.train.loop import LoopOptions, Stage, _quick_attention, learning_rate, permuted, train
 from xgem.train.loop import _ema as ema
-from xgem.types import CheckpointError, DataError
+from xgem.types import CheckpointError, DataError, OutputError
 from xgem.utils.random import mix
 
 QUIET = LoopOptions(progress=False, tensorboard=False, log_every=1)
@@ -193,11 +198,11 @@ def test_logs_and_sheets(tmp_path: Path) -> None:
 
 def test_log_lines_beyond_the_checkpoint_are_dropped(tmp_path: Path) -> None:
     path = tmp_path / "log.jsonl"
-    _trim_log(path, 3)
+    trim(path, 3)
     assert not path.exists()
     lines = ['{"step": 1}', '{"step": 3}', '{"step": 4}', '{"step": 3, "val/loss": 1}', '{"step": 5, "lo']
     path.write_text("\n".join(lines), encoding="utf-8")
-    _trim_log(path, 3)
+    trim(path, 3)
     assert path.read_text(encoding="utf-8") == '{"step": 1}\n{"step": 3}\n{"step": 3, "val/loss": 1}\n'
 
 
@@ -297,3 +302,58 @@ def test_attention_in_training_is_the_same_attention(precision: str) -> None:
         torch.testing.assert_close(plain, fused, rtol=0, atol=0 if precision == "no" else 0.05)
     assert torch.backends.cuda.flash_sdp_enabled()
     assert not torch.backends.cuda.fp16_bf16_reduction_math_sdp_allowed()
+
+
+# ------------------------------------------------------------------------------------------------------- full disk
+
+
+@pytest.mark.parametrize("moment", ["weights", "log"])
+def test_a_full_disk_is_one_line_and_the_checkpoint_before_it_stays(moment: str, tmp_path: Path) -> None:
+    """The system refuses files beyond a size, as a full disk does: safetensors and Python write for real."""
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    whole.mkdir()
+    broken.mkdir()
+    train(Line(), whole, QUIET)
+    with pytest.raises(Killed):
+        train(Line(kill_at=7), broken, QUIET)
+    folder = broken / "training/line/checkpoints"
+    before = {file: file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+    _, most = limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    # Of a log, the lines of before still fit; and not one byte more
+    room = (broken / "training/line/log.jsonl").stat().st_size if moment == "log" else 1000
+    if moment == "weights":
+        (broken / "training/line/log.jsonl").unlink()
+    resource.setrlimit(resource.RLIMIT_FSIZE, (room, most))
+    try:
+        with pytest.raises(OutputError, match=r"cannot be written .*File too large.*: make room") as caught:
+            train(Line(), broken, replace(RESUME, log_every=1 if moment == "log" else 100))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert "\n" not in str(caught.value)
+    assert {file: file.read_bytes() for file in folder.rglob("*") if file.is_file()} == before
+    assert [path.name for path in sorted(folder.iterdir())] == ["step-00000003", "step-00000006"]
+    assert train(Line(), broken, RESUME).step == 12
+    assert (broken / "final.safetensors").read_bytes() == (whole / "final.safetensors").read_bytes()
+
+
+def test_sheets_are_shown_in_tensorboard(tmp_path: Path) -> None:
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+
+    class Drawn(Line):
+        def sheet(self, module: nn.Module) -> Any:
+            return Image.fromarray(np.full((6, 9), 77, np.uint8))
+
+    for kind in (Line, Drawn):
+        (tmp_path / kind.__name__).mkdir()
+        train(kind(), tmp_path / kind.__name__, replace(QUIET, tensorboard=True))
+    written, drawn = (
+        accumulator.EventAccumulator(str(tmp_path / name / "training/line/tensorboard")).Reload()
+        for name in ("Line", "Drawn")
+    )
+    (shown, *_) = images = drawn.Images("sheet")
+    assert [image.step for image in images] == [4, 8, 12]
+    assert np.asarray(Image.open(io.BytesIO(shown.encoded_image_string)).convert("L")).tolist() == [[77] * 9] * 6
+    (text, *_) = written.Tensors("sheet/text_summary")
+    assert text.step == 4
+    assert b"a sheet" in text.tensor_proto.string_val[0]
+    assert len(drawn.Scalars("loss")) == 12

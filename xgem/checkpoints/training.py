@@ -9,6 +9,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,7 +20,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from xgem.types import CheckpointError
+from xgem.types import CheckpointError, OutputError
+from xgem.utils.files import one_line, sync
 
 _KEEP = 2
 
@@ -54,25 +57,41 @@ def load_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor])
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
 
+@contextmanager
+def writable(place: Path) -> Iterator[None]:
+    """What the system refuses (a full disk, no permission) as an ``OutputError`` of one line."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        reason = (isinstance(error, OSError) and error.strerror) or one_line(error)
+        raise OutputError(
+            f"{place}: cannot be written ({reason}): make room, then go on with --resume; the last checkpoint is whole"
+        ) from error
+
+
 def save(
     folder: Path, state: TrainState, fingerprint: str, tensors: dict[str, dict[str, Tensor]], keep: int = _KEEP
 ) -> Path:
-    """Write ``tensors`` (file stem to state dict) and ``state`` as one folder; keeps the last ``keep`` of them."""
-    folder.mkdir(parents=True, exist_ok=True)
+    """Write ``tensors`` (file stem to state dict) and ``state`` as one complete folder; older ones are pruned.
+
+    Raises:
+        OutputError: it cannot be written, on a full disk for one; nothing of it is left, and earlier ones stay.
+    """
     target = folder / f"step-{state.step:08d}"
     temporary = folder / f".{target.name}.{os.getpid()}"
     shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir()
-    for name, values in tensors.items():
-        save_file(
-            {k: v.detach().cpu().contiguous().clone() for k, v in values.items()}, temporary / f"{name}.safetensors"
-        )
-    (temporary / "state.json").write_text(json.dumps({"fingerprint": fingerprint, **vars(state)}))
-    for file in temporary.iterdir():
-        with file.open("rb") as handle:
-            os.fsync(handle.fileno())
-    shutil.rmtree(target, ignore_errors=True)
-    temporary.rename(target)
+    try:
+        with writable(folder):
+            temporary.mkdir(parents=True)
+            for name, values in tensors.items():
+                copies = {k: v.detach().cpu().contiguous().clone() for k, v in values.items()}
+                save_file(copies, temporary / f"{name}.safetensors")
+            (temporary / "state.json").write_text(json.dumps({"fingerprint": fingerprint, **vars(state)}))
+            sync(temporary, [file.name for file in temporary.iterdir()])
+            shutil.rmtree(target, ignore_errors=True)
+            temporary.rename(target)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
     for old in sorted(folder.glob("step-*"))[:-keep]:
         shutil.rmtree(old, ignore_errors=True)
     for stale in folder.glob(".step-*"):

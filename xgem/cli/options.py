@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,7 +12,7 @@ from xgem.cli import completion
 from xgem.types import InputError
 
 if TYPE_CHECKING:
-    from xgem.configs.preset import Preset
+    from xgem.configs.preset import Preset, StageConfig
 
 
 def at_least(least: int) -> Callable[[typer.CallbackParam, int], int]:
@@ -103,19 +103,47 @@ def parse_guidance(text: str | None) -> float | dict[str, float] | None:
 
 def with_settings(preset: Preset, settings: Sequence[str]) -> Preset:
     """``preset`` with fields of its components as ``NAME.FIELD=VALUE`` say (values are YAML); InputError where not."""
-    from xgem.configs.yaml_text import parse_yaml
-
     values: dict[str, Any] = preset.model_dump(mode="json")
     for setting in settings:
-        path, equals, text = setting.partition("=")
-        name, _, field = path.strip().partition(".")
-        if not equals or not field:
-            raise InputError(f"--set {setting}: expected NAME.FIELD=VALUE, like frontal.width=320")
-        if name not in values["components"]:
-            raise InputError(f"--set {setting}: no component {name!r}, only {', '.join(values['components'])}")
-        component = values["components"][name]
-        if field not in component or field == "kind":
-            fields = ", ".join(key for key in component if key != "kind")
-            raise InputError(f"--set {setting}: {name} has no field {field!r}, only {fields}")
-        component[field] = parse_yaml(text, f"--set {setting}")
+        name, field, value = _assignment(setting, values["components"], "component", "frontal.width=320")
+        values["components"][name][field] = value
     return type(preset).parse(values, "--set " + " ".join(settings)) if settings else preset
+
+
+def with_stage_settings(
+    stages: Mapping[str, StageConfig], settings: Sequence[str], *, steps: int | None = None
+) -> dict[str, StageConfig]:
+    """Settings of stages with ``steps`` for all of them, and fields as ``STAGE.FIELD=VALUE`` say.
+
+    ``STAGE.loss.NAME=VALUE`` sets one of a stage's own weights, whose names the stage checks.
+
+    Raises:
+        InputError: a stage that is not trained, or an unknown field; lists the known ones. ConfigError: a bad value.
+    """
+    from xgem.configs.preset import StageConfig
+
+    changed = dict(stages) if steps is None else {n: c.model_copy(update={"steps": steps}) for n, c in stages.items()}
+    values = {name: config.model_dump(mode="json") for name, config in changed.items()}
+    for setting in settings:
+        name, field, value = _assignment(setting, values, "stage to train", "clip.batch_size=32")
+        _, dot, weight = field.partition(".")
+        values[name] |= {"loss": {**values[name]["loss"], weight: value}} if dot else {field: value}
+        changed[name] = StageConfig.parse(values[name], f"--set {setting}")
+    return changed
+
+
+def _assignment(setting: str, known: Mapping[str, Any], what: str, example: str) -> tuple[str, str, Any]:
+    """Name, field and value of ``NAME.FIELD=VALUE``; ``loss.X`` counts as a field where ``loss`` is one."""
+    from xgem.configs.yaml_text import parse_yaml
+
+    path, equals, text = setting.partition("=")
+    name, _, field = path.strip().partition(".")
+    if not equals or not field:
+        raise InputError(f"--set {setting}: expected NAME.FIELD=VALUE, like {example}")
+    if name not in known:
+        raise InputError(f"--set {setting}: no {what} {name!r}, only {', '.join(known)}")
+    first, _, inner = field.partition(".")
+    if first not in known[name] or first == "kind" or (inner and first != "loss"):
+        fields = ", ".join(key for key in known[name] if key != "kind")
+        raise InputError(f"--set {setting}: {name} has no field {field!r}, only {fields}")
+    return name, field, parse_yaml(text, f"--set {setting}")

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from xgem.cli import completion
+from xgem.cli.options import Device, with_stage_settings
+from xgem.types import InputError
 
 
 def train(
@@ -38,6 +41,20 @@ def train(
         ),
     ] = None,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Random seed of weights, data order and noise.")] = 0,
+    steps: Annotated[
+        int | None,
+        typer.Option("--steps", min=1, help="Training steps of each stage.", show_default="the preset's"),
+    ] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="STAGE.FIELD=VALUE",
+            help="Another value of a training setting, such as clip.batch_size=32; may be repeated.",
+            show_default=False,
+        ),
+    ] = None,
+    device: Device = None,
     use_compile: Annotated[
         bool, typer.Option("--compile", help="Compile the model; worthwhile for long runs.")
     ] = False,
@@ -51,18 +68,15 @@ def train(
 
     Progress is saved regularly: after an interruption, the same command with --resume ends with the same weights.
 
+    xgem train all --preset openi-128-tune --init openi-128 --data mine.parquet --out tuned
+
     Stage reid is not part of a preset: it trains the re-identification network that xgem eval privacy uses.
     """
     import logging
 
     import torch
 
-    from xgem.checkpoints.locate import locate
-    from xgem.configs import load_preset
-    from xgem.data.manifest import Manifest
-    from xgem.train.loop import LoopOptions
-    from xgem.train.stages import planned, run, stages
-    from xgem.types import InputError
+    from xgem.train.stages import stages
 
     if precision not in {"no", "bf16", "fp16"}:
         raise InputError(f"--precision {precision}: expected no, bf16 or fp16")
@@ -73,20 +87,59 @@ def train(
     if threads is not None:
         torch.set_num_threads(threads)
     logging.getLogger("xgem").setLevel(logging.INFO)
-    options = LoopOptions(resume=resume, compile=use_compile, precision=precision, progress=progress)
+    options = {"resume": resume, "compile": use_compile, "precision": precision, "progress": progress}
     torch.set_flush_denormal(True)  # averaged weights decay through numbers that slow a CPU down
     try:
-        if stage == "reid":
-            from xgem.train import reid
-
-            start = None if init is None else Path(init)
-            reid.run(
-                Manifest.read(data), out, options, preset=preset or "small", seed=seed, init=start, progress=progress
-            )
-            return
-        source = None if init is None else locate(init).root
-        loaded = load_preset(str(preset))
-        names = planned(loaded) if stage == "all" else (stage,)
-        run(names, loaded, Manifest.read(data), out, options, seed=seed, init=source)
+        _run(stage, preset, data, out, options, device, init=init, seed=seed, steps=steps, settings=settings or ())
     finally:
         torch.set_flush_denormal(False)  # whoever called goes on with IEEE's numbers
+
+
+def _run(
+    stage: str,
+    preset: str | None,
+    data: Path,
+    out: Path,
+    options: Mapping[str, Any],
+    device: str | None,
+    *,
+    init: str | None,
+    seed: int,
+    steps: int | None,
+    settings: Sequence[str],
+) -> None:
+    from xgem.checkpoints.locate import locate
+    from xgem.configs import load_preset
+    from xgem.data.manifest import Manifest
+    from xgem.train import reid
+    from xgem.train.context import on_device
+    from xgem.train.loop import LoopOptions
+    from xgem.train.stages import planned, run
+
+    loop = LoopOptions(**options)
+    if stage == "reid":
+        known, name = reid.PRESETS, preset or "small"
+        config = None
+        if name in known:
+            config = with_stage_settings({"reid": known[name].train}, settings, steps=steps)["reid"]
+        start = None if init is None else Path(init)
+        with on_device(device):
+            reid.run(
+                Manifest.read(data),
+                out,
+                loop,
+                preset=name,
+                config=config,
+                seed=seed,
+                init=start,
+                progress=loop.progress,
+            )
+        return
+    source = None if init is None else locate(init).root
+    loaded = load_preset(str(preset))
+    names = planned(loaded) if stage == "all" else (stage,)
+    trained = {name: loaded.train[name] for name in names if name in loaded.train}
+    changed = with_stage_settings(trained, settings, steps=steps)
+    loaded = loaded.model_copy(update={"train": {**loaded.train, **changed}})
+    with on_device(device):
+        run(names, loaded, Manifest.read(data), out, loop, seed=seed, init=source)

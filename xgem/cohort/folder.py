@@ -195,7 +195,8 @@ class Folder:
         """Remove what killed processes left: unfinished parts, and files of items that no record lists."""
         with self.guarded():
             for left in (self.state / "parts").iterdir():
-                shutil.rmtree(left) if left.is_dir() else left.unlink(missing_ok=True)
+                # Another process, whose batch is recorded already, may remove its own at this moment
+                shutil.rmtree(left, ignore_errors=True) if left.is_dir() else left.unlink(missing_ok=True)
             for left in self.root.glob(".*.part"):
                 left.unlink(missing_ok=True)
             known: set[str] = set()

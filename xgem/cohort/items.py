@@ -6,6 +6,7 @@ Cells take turns: item ``i`` is of cell ``i % cells``. A larger count therefore 
 from __future__ import annotations
 
 import hashlib
+import math
 import random
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,6 +19,7 @@ from typing import Any
 from xgem.cohort.plan import Balanced, Finding, Matched, Plan
 from xgem.data.manifest import Manifest
 from xgem.data.study import Study
+from xgem.labels.vocabulary import annotated_labels
 from xgem.modalities import get_modality
 from xgem.types import InputError
 from xgem.utils.files import file_sha256
@@ -175,10 +177,11 @@ def _matched(plan: Plan, part: Matched) -> Cohort:
     needed = [name for name in part.inputs if name != "demographics"] or part.inputs
     for study in studies:
         missing = next((name for name in needed if get_modality(name).of_study(study, part.sections) is None), None)
-        if missing is None:
+        reason = _unwanted(part, study) if missing is None else f"without {missing}"
+        if reason is None:
             usable.append(study)
         else:
-            left_out[f"without {missing}"] += 1
+            left_out[reason] += 1
     if part.limit is not None and len(usable) > part.limit:
         left_out[f"beyond the limit of {part.limit}"] = len(usable) - part.limit
         chosen = sorted(usable, key=lambda study: hashlib.sha256(f"{plan.seed}:{study.id}".encode()).digest())
@@ -187,9 +190,24 @@ def _matched(plan: Plan, part: Matched) -> Cohort:
         raise InputError(
             f"{part.manifest}: none of the {len(studies)} studies of split {part.split!r} has what the plan takes as "
             f"inputs ({', '.join(part.inputs)})"
+            + (", and the findings, sexes and ages that it chooses" if part.findings or part.sexes or part.ages else "")
+            + "".join(f"; {count} {why}" for why, count in sorted(left_out.items()))
         )
     cells = tuple(_match(plan, part, study) for study in usable)
     return Cohort(plan, cells, dict(sorted(left_out.items())), file_sha256(part.manifest))
+
+
+def _unwanted(part: Matched, study: Study) -> str | None:
+    """Why a plan's choice of findings, sexes and ages leaves a study out; None if it does not."""
+    if part.findings:
+        stated = annotated_labels(study.labels, study.source)
+        if not any(all(stated.get(name) == 1 for name in finding.labels) for finding in part.findings):
+            return "without the findings"
+    if part.sexes and study.sex not in part.sexes:
+        return "of another or unknown sex"
+    if part.ages and (study.age is None or not any(low <= math.floor(study.age) <= high for low, high in part.ages)):
+        return "of another or unknown age"
+    return None
 
 
 def _match(plan: Plan, part: Matched, study: Study) -> Cell:

@@ -19,6 +19,10 @@
       split: test
       inputs: [report]                  # or images, annotations, demographics
       count: 2                          # studies for each of them
+      findings: [Pleural Effusion]      # of those alone that show one of these, and of these sexes and ages
+      sexes: [F]
+      ages: [[41, 65]]
+      limit: 100                        # and of them no more than these, drawn by the seed
 """
 
 from __future__ import annotations
@@ -65,6 +69,10 @@ _FIRST_OPTIONS = {
     "batch_size",
 }
 """Options of plans in 0.1.0. This set stays as it is: a plan's hash is made with it."""
+
+
+_FILTERS = ("findings", "sexes", "ages")
+"""What chooses among the studies of a matched plan; as 0.1.0 had none of it, the hash counts it where it is given."""
 
 
 _NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]*$"
@@ -165,6 +173,16 @@ class Finding(_Part):
         return self.texts or sentences(self.labels)
 
 
+def _in_order(value: tuple[tuple[int, int], ...]) -> tuple[tuple[int, int], ...]:
+    for low, high in value:
+        if not 0 <= low <= high <= MAX_AGE:
+            raise ValueError(f"ages {low} to {high}: expected whole years, rising, from 0 to {MAX_AGE:g}")
+    return value
+
+
+AgeGroups = Annotated[tuple[Ages, ...], AfterValidator(_in_order)]
+
+
 class Balanced(_Part):
     """Every combination of the axes is a cell of ``count`` studies; an empty axis is left out of the prompts.
 
@@ -173,19 +191,11 @@ class Balanced(_Part):
 
     findings: tuple[Finding, ...] = ()
     sexes: tuple[Literal["F", "M"], ...] = ()
-    ages: tuple[Ages, ...] = ()
+    ages: AgeGroups = ()
     races: tuple[str, ...] = ()
     severities: tuple[float, ...] = ()
     views: tuple[Views, ...] = ()
     count: int = Field(ge=1)
-
-    @field_validator("ages")
-    @classmethod
-    def _in_order(cls, value: tuple[tuple[int, int], ...]) -> tuple[tuple[int, int], ...]:
-        for low, high in value:
-            if not 0 <= low <= high <= MAX_AGE:
-                raise ValueError(f"ages {low} to {high}: expected whole years, rising, from 0 to {MAX_AGE:g}")
-        return value
 
     @model_validator(mode="after")
     def _each_once(self) -> Balanced:
@@ -202,6 +212,9 @@ class Matched(_Part):
     patient. A study without one of the inputs is left out and counted; demographics are given as far as they are known,
     and count as an input that a study lacks where they are the only one and nothing is known.
     ``sections`` are the report's as input; ``limit`` is the maximum number of studies, drawn by the seed.
+
+    ``findings``, ``sexes`` and ``ages`` choose studies that show one of the findings (all of its classes), and are of
+    one of the sexes and ages; what is unknown of a study is none of them. The others are left out and counted.
     """
 
     manifest: str = Field(min_length=1)
@@ -210,10 +223,17 @@ class Matched(_Part):
     sections: tuple[Literal["findings", "impression"], ...] = Field(default=("impression",), min_length=1)
     count: int = Field(default=1, ge=1)
     limit: int | None = Field(default=None, ge=1)
+    findings: tuple[Finding, ...] = ()
+    sexes: tuple[Literal["F", "M"], ...] = ()
+    ages: AgeGroups = ()
 
     @model_validator(mode="after")
     def _each_once(self) -> Matched:
-        _once("inputs", self.inputs)
+        for axis in ("inputs", "sexes", "ages"):
+            _once(axis, getattr(self, axis))
+        _once("findings", [finding.name for finding in self.findings])
+        if any(not finding.labels or finding.texts for finding in self.findings):
+            raise ValueError("findings: expected classes of the studies' labels alone, as texts choose no study")
         if not self.inputs:
             raise ValueError("inputs: expected at least one; studies from nothing are a balanced plan without axes")
         return self
@@ -274,6 +294,10 @@ class Plan(SamplingOptions):
         for part in ("balanced", "matched"):
             (values[part] or {}).pop("count", None)
             (values[part] or {}).pop("manifest", None)
+        if self.matched is not None:
+            for name in _FILTERS:
+                if not getattr(self.matched, name):
+                    del values["matched"][name]
         text = json.dumps({**values, "manifest": manifest}, sort_keys=True, ensure_ascii=True)
         return hashlib.sha256(text.encode()).hexdigest()
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from xgem.types import ConfigError
 
 Role = Literal["encoder", "codec", "generator", "control", "alignment"]
 """What a component does."""
@@ -14,3 +16,14 @@ class Config(BaseModel):
     """Frozen, and without unknown keys."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+    @classmethod
+    def parse(cls, data: Any, origin: str) -> Self:
+        """Validate ``data``; ConfigError names ``origin``, the first wrong field and what was expected."""
+        try:
+            return cls.model_validate(data)
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(str(part) for part in first["loc"]) or cls.__name__.lower()
+            got = f" (got {first['input']!r:.80})" if first["loc"] else ""
+            raise ConfigError(f"{origin}: {where}: {first['msg'].removeprefix('Value error, ')}{got}") from None

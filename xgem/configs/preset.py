@@ -6,7 +6,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, Literal, TypeVar, cast
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, model_validator
 
 from xgem.configs.alignment import AlignmentConfig
 from xgem.configs.base import Config, Role
@@ -248,17 +248,6 @@ class Preset(Config):
             raise ValueError(f"{encoder_name!r} has embed_dim {pooled}, {name!r} pooled_dim {generator.pooled_dim}")
         if generator.context == "tokens" and tokens != generator.context_dim:
             raise ValueError(f"{encoder_name!r} has width {tokens}, {name!r} context_dim {generator.context_dim}")
-
-    @classmethod
-    def parse(cls, data: Any, origin: str) -> Preset:
-        """Validate ``data``; ConfigError names ``origin``, the first wrong field and what was expected."""
-        try:
-            return cls.model_validate(data)
-        except ValidationError as error:
-            first = error.errors()[0]
-            where = ".".join(str(part) for part in first["loc"]) or "preset"
-            got = f" (got {first['input']!r:.80})" if first["loc"] else ""
-            raise ConfigError(f"{origin}: {where}: {first['msg'].removeprefix('Value error, ')}{got}") from None
 
 
 def preset_names() -> list[str]:

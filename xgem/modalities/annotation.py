@@ -8,11 +8,13 @@ import logging
 import math
 import os
 from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from xgem.checkpoints.locate import embedded_names
 from xgem.configs.preset import Preset
 from xgem.data.annotation_files import coco, read_boxes, read_masks, read_severity, write_labels
 from xgem.data.annotations import Annotation, Box, check_known
@@ -129,13 +131,21 @@ class Demographics(InputOnly):
         return {name: value for name, value in known.items() if value is not None} or None
 
     def read(self, value: Any, preset: Preset, *, allow_any: bool = False) -> Prompt:
-        del preset, allow_any
+        del allow_any
         known = read_demographics(value)
+        if "race" in known and preset.name in embedded_names():
+            _warn_of_race(preset.name)
         text = ", ".join(f"{name}:{field}" for name, field in known.items())
         return Prompt(known, hashlib.sha256(preface(**known).encode("utf-8", "replace")).hexdigest(), "text", text=text)
 
     def preface(self, value: Mapping[str, Any]) -> dict[str, Any]:
         return dict(value)
+
+
+@cache
+def _warn_of_race(model: str) -> None:
+    """Once per model and process."""
+    logger.warning("race: %s was trained on data without it, so its effect is arbitrary; leave it out", model)
 
 
 def _origin(value: Any) -> str:

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from functools import partial
 from itertools import chain, combinations
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -19,13 +19,15 @@ from torch import Tensor, nn
 
 from xgem.checkpoints import store
 from xgem.configs.components import ImageEncoderConfig, TextEncoderConfig
+from xgem.configs.preset import Preset
 from xgem.data.augment import jitter
 from xgem.data.study import Study
 from xgem.encoders.contrastive import Temperature, gathered, info_nce
 from xgem.encoders.image import ImageEncoder
 from xgem.encoders.text import TextEncoder
 from xgem.labels.vocabulary import is_affirmation, named
-from xgem.train.context import StageContext
+from xgem.train import needs
+from xgem.train.context import StageContext, first_output
 from xgem.train.corpus import Corpus, enriched, known_studies, vary
 from xgem.train.loop import Stage, permuted
 from xgem.types import Encoded
@@ -92,11 +94,19 @@ class ClipStage(Stage):
     """
 
     name = "clip"
+    losses: ClassVar[Mapping[str, float]] = {"patches": 1.0, "labels": 0.0, "known": 0.0}
+
+    @classmethod
+    def needs(cls, name: str, preset: Preset) -> list[needs.Need]:
+        encoder, text = preset.encoder(first_output(preset, is_image=True)), first_output(preset, is_image=False)
+        shown = [modality for modality, config in preset.modalities.items() if config.encoder == encoder]
+        pair = needs.at_least(2, *map(needs.prompt, (*shown, text)))
+        return [pair, needs.known()] if cls.loss_weights(name, preset.train[name])["known"] else [pair]
 
     def __init__(self, context: StageContext) -> None:
         preset, train = context.preset, context.train
         self.config, self.seed, self.train, self.val = context.config(self.name), context.seed, train, context.val
-        self.weights = self.loss_weights(patches=1.0, labels=0.0, known=0.0)
+        self.weights = self.loss_weights(self.name, self.config)
         self.labels = common_labels(train) if self.weights["labels"] else []
         self.written = bool(self.weights["labels"] and train.joined)
         count = len(self.labels) + (len(written_labels({})) if self.written else 0)

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import PartialState
+from accelerate.state import AcceleratorState
 from pydantic import BaseModel
 from torch import nn
 
@@ -22,11 +25,40 @@ from xgem.encoders.tokenizer import train_tokenizer
 from xgem.modalities import get_modality
 from xgem.train.corpus import Corpus
 from xgem.train.loop import Stage
-from xgem.types import CheckpointError, ConfigError
+from xgem.types import CheckpointError, ConfigError, DeviceError
+from xgem.utils.devices import resolve_device
 from xgem.utils.hashing import module_hash
 from xgem.utils.random import mix
 
 log = logging.getLogger(__name__)
+
+_DEVICE = "ACCELERATE_TORCH_DEVICE"
+"""The variable of the environment that accelerate takes its device from, once a process."""
+
+
+@contextmanager
+def on_device(name: str | None) -> Iterator[None]:
+    """Train on the device of that name within the block; None: the first GPU, or that of each process, or the CPU.
+
+    Raises:
+        DeviceError: no such device here, or a name where several processes train, each on its own.
+    """
+    if name is None:
+        yield
+        return
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise DeviceError(f"device {name!r}: several processes train, each on a device of its own; leave it out")
+    device = resolve_device(name)
+    before = os.environ.get(_DEVICE)
+    AcceleratorState._reset_state(reset_partial_state=True)
+    try:
+        os.environ[_DEVICE] = str(device)
+        yield
+    finally:
+        AcceleratorState._reset_state(reset_partial_state=True)
+        os.environ.pop(_DEVICE)
+        if before is not None:
+            os.environ[_DEVICE] = before
 
 
 @dataclass(frozen=True)
@@ -62,19 +94,12 @@ class StageContext:
     @property
     def view(self) -> str:
         """The preset's first image modality; others share its encoder and codec."""
-        return self._first(is_image=True)
+        return first_output(self.preset, is_image=True)
 
     @property
     def text(self) -> str:
         """The preset's first text modality."""
-        return self._first(is_image=False)
-
-    def _first(self, *, is_image: bool) -> str:
-        known = [get_modality(name) for name in self.preset.modalities]
-        found = next((one.name for one in known if one.is_output and one.is_image == is_image), None)
-        if found is None:
-            raise ConfigError(f"preset {self.preset.name!r} has no {'image' if is_image else 'text'} modality")
-        return found
+        return first_output(self.preset, is_image=False)
 
     def parts(self, names: Iterable[str], stage: str) -> dict[str, Any]:
         """Frozen components of ``root`` by name, in alphabetical order.
@@ -90,7 +115,10 @@ class StageContext:
         try:
             loaded = store.load_component(self.root, name, device="cpu", dtype=torch.float32)
         except CheckpointError as error:
-            raise CheckpointError(f"stage {stage!r} needs component {name!r}: train it first ({error})") from None
+            raise CheckpointError(
+                f"stage {stage!r} needs component {name!r}: train it first, or take it by --init "
+                f"from a checkpoint that has it ({error})"
+            ) from None
         return loaded.eval().requires_grad_(False)
 
     def tokenizer(self, component: str) -> Any:
@@ -109,6 +137,15 @@ class StageContext:
     def seed_weights(self, stage: str) -> None:
         """Seed torch's generator with what fresh weights of a stage are drawn from."""
         torch.manual_seed(mix(self.seed, stage, "initialise"))
+
+
+def first_output(preset: Preset, *, is_image: bool) -> str:
+    """The preset's first image or text modality; ConfigError where it has none."""
+    known = [get_modality(name) for name in preset.modalities]
+    found = next((one.name for one in known if one.is_output and one.is_image == is_image), None)
+    if found is None:
+        raise ConfigError(f"preset {preset.name!r} has no {'image' if is_image else 'text'} modality")
+    return found
 
 
 def is_pretrained(component: str, preset: Preset) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +18,7 @@ from xgem.configs.preset import Preset
 from xgem.generators.controlnet import ControlNet
 from xgem.generators.latent_diffusion import DiTLatentDiffusion
 from xgem.generators.sampling import Control, Output, sample_together
+from xgem.train import needs
 from xgem.train.annotated import KINDS, AnnotatedBank, annotated_bank
 from xgem.train.banks import PromptBank, prompt_bank
 from xgem.train.context import DependentStage, StageContext
@@ -63,6 +64,15 @@ class ControlStage(DependentStage):
     """
 
     name = "control"
+    losses: ClassVar[Mapping[str, float]] = {"masks": 2, "boxes": 1, "severity": 1, "caption": 0.7}
+
+    @classmethod
+    def needs(cls, name: str, preset: Preset) -> list[needs.Need]:
+        generator = preset.components[preset.generator(_controlled(preset))]
+        weights = cls.loss_weights(name, preset.train[name])
+        weighted = [kind for kind in KINDS if weights[kind] > 0]
+        prompts: tuple[str, ...] = getattr(generator, "prompts", ())
+        return [needs.annotation(weighted, ("train",)), needs.annotation(KINDS, ("val",)), *map(needs.prompt, prompts)]
 
     def __init__(self, context: StageContext) -> None:
         preset, device, cache = context.preset, context.device, context.cache
@@ -77,7 +87,7 @@ class ControlStage(DependentStage):
         parts = context.parts(needed, self.name)
         self.generator: DiTLatentDiffusion = parts[preset.generator(target)].to(device)
         assert not any(p.requires_grad for p in self.generator.parameters())
-        weights = self.loss_weights(masks=2, boxes=1, severity=1, caption=0.7)
+        weights = self.loss_weights(self.name, self.config)
         self.caption = weights["caption"]
         encoder, codec = parts[preset.encoder(self.prompt)], parts[preset.codec(target)]
         self.codec = codec

@@ -6,10 +6,12 @@ import hashlib
 import random
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import combinations
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from xgem.configs.preset import Preset
 from xgem.data.captions import caption_from_labels, preface
@@ -46,10 +48,17 @@ class Corpus:
     @classmethod
     def load(cls, manifest: Manifest, split: str, preset: Preset, cache: Path, *, progress: bool = True) -> Corpus:
         """Read one split, or load it from the cache; DataError if it is empty."""
-        studies = tuple(manifest.studies(split))
-        if not studies:
+        described = cls.without_images(manifest, split, preset)
+        if not described.studies:
             raise DataError(f"the manifest has no studies in split {split!r}: prepare it again with that split")
         images = prepare_images(manifest, split, preset.transform, cache, progress=progress)
+        return replace(described, images=images)
+
+    @classmethod
+    def without_images(cls, manifest: Manifest, split: str, preset: Preset) -> Corpus:
+        """The studies and texts of one split, maybe none; no file is read."""
+        studies = tuple(manifest.studies(split))
+        images = PreparedImages(torch.empty(0, dtype=torch.uint8), {}, (), "")
         joined = frozenset(name for name, modality in preset.modalities.items() if modality.joins == "report")
         return cls(studies, images, preset.report_sections, preset.prompt_sections, joined)
 

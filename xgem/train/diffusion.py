@@ -6,7 +6,7 @@ import random
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from PIL import Image
@@ -14,8 +14,10 @@ from torch import Tensor, nn
 
 from xgem.checkpoints import store
 from xgem.checkpoints.component import component_class
+from xgem.configs.preset import Preset
 from xgem.generators.latent_diffusion import LatentDiffusion
 from xgem.generators.sampling import sample
+from xgem.train import needs
 from xgem.train.banks import PromptBank, TargetBank, prompt_bank, target_bank
 from xgem.train.context import DependentStage, StageContext
 from xgem.train.corpus import Corpus, draw_prompts, enriched, known_studies
@@ -53,6 +55,15 @@ class DiffusionStage(DependentStage):
     is added to texts; for data where such studies are rare.
     """
 
+    losses: ClassVar[Mapping[str, float]] = {"known": 0.0}
+
+    @classmethod
+    def needs(cls, name: str, preset: Preset) -> list[needs.Need]:
+        prompts: tuple[str, ...] = getattr(preset.components[preset.generator(name)], "prompts", ())
+        share = cls.loss_weights(name, preset.train[name])["known"]
+        wanted = [needs.target(name, preset.report_sections), *map(needs.prompt, prompts)]
+        return [*wanted, needs.known()] if share else wanted
+
     def __init__(self, context: StageContext, target: str) -> None:
         preset = context.preset
         self.name, self.preset, self.config, self.seed = target, preset, context.config(target), context.seed
@@ -65,7 +76,7 @@ class DiffusionStage(DependentStage):
         self.codec = parts[preset.codec(target)]
         self.train, self.val = (self._split(corpus, parts, context) for corpus in (context.train, context.val))
         self.usable = [i for i, rows in enumerate(self.train.targets.rows) if rows]
-        self.share = self.loss_weights(known=0.0)["known"]
+        self.share = self.loss_weights(target, self.config)["known"]
         self.known = known_studies(context.train, self.usable, self.share)
         model = component_class(settings.kind).from_config(settings)
         assert isinstance(model, LatentDiffusion)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -14,8 +15,11 @@ from torch import Tensor, nn
 
 from xgem.checkpoints import store
 from xgem.configs.components import ImageVAEConfig
+from xgem.configs.preset import Preset
 from xgem.generators.image_vae import ImageVAE
+from xgem.labels.views import VIEWS
 from xgem.metrics.spectrum import band_power
+from xgem.train import needs
 from xgem.train.context import StageContext
 from xgem.train.loop import Stage, permuted
 from xgem.train.sheets import contact_sheet
@@ -61,6 +65,10 @@ def image_terms(x: Tensor, y: Tensor) -> dict[str, Tensor]:
 
 class CodecStage(Stage):
     """Common base of the stages that train the image codec: batches, validation figures, contact sheets."""
+
+    @classmethod
+    def needs(cls, name: str, preset: Preset) -> list[needs.Need]:
+        return [needs.image(*VIEWS)]
 
     def __init__(self, context: StageContext, vae: ImageVAE) -> None:
         self.config, self.seed, self.settings = context.config(self.name), context.seed, (vae.config,)
@@ -119,12 +127,13 @@ class ImageVAEStage(CodecStage):
     """L1 + gradients + local spectra + KL. ``config.loss``: ``gradient``, ``spectral``, ``kl``, ``prominence``."""
 
     name = "image-vae"
+    losses: ClassVar[Mapping[str, float]] = {"gradient": 0.5, "spectral": 0.02, "kl": 0.001, "prominence": 0.5}
 
     def __init__(self, context: StageContext) -> None:
         settings = context.preset.components[context.preset.codec(context.view)]
         assert isinstance(settings, ImageVAEConfig)
         super().__init__(context, ImageVAE.from_config(settings))
-        self.weights = self.loss_weights(gradient=0.5, spectral=0.02, kl=0.001, prominence=0.5)
+        self.weights = self.loss_weights(self.name, self.config)
         self.prominence = self.weights.pop("prominence")
         if settings.shortcut:
             rows = torch.linspace(0, len(self.train.values) - 1, _SHORTCUT).long().unique()

@@ -6,7 +6,7 @@ import itertools
 import random
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -16,8 +16,10 @@ from xgem.alignment.environment import summary
 from xgem.alignment.model import Alignment
 from xgem.checkpoints import store
 from xgem.configs.components import AlignmentConfig
+from xgem.configs.preset import Preset
 from xgem.encoders.contrastive import gathered, info_nce
 from xgem.generators.latent_diffusion import LatentDiffusion
+from xgem.train import needs
 from xgem.train.banks import PromptBank, TargetBank, prompt_bank, target_bank
 from xgem.train.context import DependentStage, StageContext
 from xgem.train.corpus import Corpus, draw_prompts
@@ -81,6 +83,13 @@ class JointStage(DependentStage):
     """
 
     name = "joint"
+    losses: ClassVar[Mapping[str, float]] = {"contrastive": 0.02, "temperature": 0.1, "alone": 0, "lowest": 0}
+
+    @classmethod
+    def needs(cls, name: str, preset: Preset) -> list[needs.Need]:
+        outputs = tuple(getattr(preset.components[str(preset.alignment)], "outputs", ())) if preset.alignment else ()
+        wanted = [needs.target(output, preset.report_sections) for output in outputs]
+        return [needs.together(*wanted), *map(needs.prompt, outputs)] if wanted else []
 
     def __init__(self, context: StageContext) -> None:
         preset, device = context.preset, context.device
@@ -94,7 +103,7 @@ class JointStage(DependentStage):
         needed = [part(name) for name in self.outputs for part in (preset.encoder, preset.codec, preset.generator)]
         parts = context.parts(needed, self.name)
         context.seed_weights(self.name)
-        weights = self.loss_weights(contrastive=0.02, temperature=0.1, alone=0, lowest=0)
+        weights = self.loss_weights(self.name, self.config)
         self.contrastive, self.temperature = weights["contrastive"], weights["temperature"]
         self.alone, self.lowest = weights["alone"], int(weights["lowest"])
         self.generators = _Frozen({n: parts[preset.generator(n)].to(device) for n in self.outputs})

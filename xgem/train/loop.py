@@ -7,16 +7,15 @@ run equals an unbroken one (bitwise on a CPU) without any random state on disk.
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 import math
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import torch
 from accelerate import Accelerator
@@ -29,7 +28,9 @@ from torch.optim.swa_utils import AveragedModel
 
 from xgem.checkpoints import training as checkpoint
 from xgem.checkpoints.training import TrainState
-from xgem.configs.preset import StageConfig
+from xgem.configs.preset import Preset, StageConfig
+from xgem.train.logs import Logs
+from xgem.train.needs import Need
 from xgem.types import CheckpointError, ConfigError, DataError
 from xgem.utils.random import mix
 
@@ -57,8 +58,16 @@ class Stage(ABC):
     seed: int
     settings: tuple[BaseModel, ...] = ()
     """Configurations of the components that take part: with them a run is another."""
+    losses: ClassVar[Mapping[str, float]] = {}
+    """Names and defaults of the weights that ``config.loss`` may set."""
     origin: str = ""
     """Hash of the weights that training starts from; empty where they are fresh."""
+
+    @classmethod
+    def needs(cls, name: str, preset: Preset) -> Sequence[Need]:
+        """What the stage ``name`` takes from the data: checked for all stages of a run before the first one trains."""
+        del name, preset
+        return ()
 
     @property
     @abstractmethod
@@ -92,12 +101,14 @@ class Stage(ABC):
         parts += (self.origin,) if self.origin else ()
         return hashlib.sha256("|".join(parts).encode()).hexdigest()
 
-    def loss_weights(self, **defaults: float) -> dict[str, float]:
-        """``config.loss`` over ``defaults``; ConfigError lists the known names."""
-        unknown = sorted(set(self.config.loss) - set(defaults))
+    @classmethod
+    def loss_weights(cls, name: str, config: StageConfig) -> dict[str, float]:
+        """``config.loss`` over the stage's ``losses``; ConfigError lists the known names."""
+        unknown = sorted(set(config.loss) - set(cls.losses))
         if unknown:
-            raise ConfigError(f"stage {self.name}: unknown loss settings {unknown}: expected {', '.join(defaults)}")
-        return defaults | self.config.loss
+            known = ", ".join(cls.losses) or "none"
+            raise ConfigError(f"stage {name}: unknown loss settings {unknown}: expected {known}")
+        return {**cls.losses, **config.loss}
 
 
 def permuted(n: int, start: int, count: int, seed: int) -> list[int]:
@@ -175,32 +186,6 @@ def _bar(stage: Stage, state: TrainState, shown: bool) -> Iterator[Any]:
         yield lambda step, rate, loss: progress.update(task, completed=step, rate=f"{rate:.1f}/s loss {loss:.4f}")
 
 
-def _trim_log(path: Path, step: int) -> None:
-    """Drop lines that a killed run wrote after its last checkpoint."""
-    if not path.is_file():
-        return
-    kept = []
-    for line in path.read_text().splitlines():
-        try:
-            entry = json.loads(line)
-        except ValueError:
-            continue  # a line cut short by the kill
-        if entry["step"] <= step:
-            kept.append(line)
-    path.write_text("".join(line + "\n" for line in kept))
-
-
-def _tensorboard(folder: Path, step: int, wanted: bool) -> Any:
-    if not wanted:
-        return None
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError:
-        log.info("tensorboard is not installed: logs go to JSONL only")
-        return None
-    return SummaryWriter(str(folder), purge_step=step)
-
-
 class _Run:
     """One run of a stage: its modules, optimizer, averaged weights, and work files in ``root/training/STAGE``."""
 
@@ -234,10 +219,9 @@ class _Run:
         self.module, self.optimizer = self.accelerator.prepare(stage.module, optimizer)
         # A compiled module stays compiled
         self.call = cast(nn.Module, torch.compile(self.module)) if options.compile else self.module
-        self.work.mkdir(parents=True, exist_ok=True)
-        if self.main:
-            _trim_log(self.work / "log.jsonl", self.state.step)
-        self.writer = _tensorboard(self.work / "tensorboard", self.state.step, options.tensorboard and self.main)
+        with checkpoint.writable(self.work):
+            self.work.mkdir(parents=True, exist_ok=True)
+        self.logs = Logs(self.work, self.state.step, wanted=self.main, tensorboard=options.tensorboard)
 
     def _restore(self, folder: Path, optimizer: torch.optim.Optimizer) -> None:
         """Go on from the checkpoint in ``folder``."""
@@ -275,14 +259,6 @@ class _Run:
     def _on_device(self, value: Any) -> Any:
         return value.to(self.accelerator.device) if isinstance(value, Tensor) else value
 
-    def record(self, entry: dict[str, float]) -> None:
-        """Append one line to ``log.jsonl`` and to TensorBoard."""
-        with (self.work / "log.jsonl").open("a") as handle:
-            handle.write(json.dumps(entry) + "\n")
-        if self.writer:
-            for key, value in entry.items():
-                self.writer.add_scalar(key, value, entry["step"])
-
     def save(self) -> None:
         """Write a checkpoint from which the run can be resumed."""
         self.accelerator.wait_for_everyone()
@@ -316,18 +292,11 @@ class _Run:
                 state.bad_validations += 1
             state.stopped = self.config.patience is not None and state.bad_validations >= self.config.patience
             if self.main:
-                self.record({"step": state.step} | {f"val/{name}": value for name, value in figures.items()})
+                self.logs.record({"step": state.step} | {f"val/{name}": value for name, value in figures.items()})
                 text = " ".join(f"{name} {value:.4g}" for name, value in figures.items())
                 log.info("%s step %d: %s", stage.name, state.step, text)
-                self._write_sheet()
+                self.logs.sheet(stage.sheet(self.averaged.module), state.step)
         self.module.train()
-
-    def _write_sheet(self) -> None:
-        sheet = self.stage.sheet(self.averaged.module)
-        if isinstance(sheet, Image.Image):
-            sheet.save(self.work / f"sheet-{self.state.step:08d}.png")
-        elif sheet is not None:
-            (self.work / f"sheet-{self.state.step:08d}.txt").write_text(sheet)
 
     def finish(self, root: Path) -> None:
         """Write the component(s) with the averaged weights, or the best ones where there is a stop rule."""
@@ -339,8 +308,7 @@ class _Run:
             with torch.no_grad():
                 self.stage.finish(final, root)
         self.accelerator.wait_for_everyone()
-        if self.writer:
-            self.writer.close()
+        self.logs.close()
 
 
 def _finite(loss: Tensor, stage: str, step: int) -> float:
@@ -360,7 +328,7 @@ def train(stage: Stage, root: Path, options: LoopOptions = LoopOptions()) -> Tra
 
     Raises:
         CheckpointError: a run is there already and ``resume`` is off, or resume finds other settings.
-        DataError: the loss is no longer finite.
+        DataError: the loss is no longer finite. OutputError: the disk takes no more; what was saved before stays.
     """
     run = _Run(stage, root, options)
     config, state = run.config, run.state
@@ -381,7 +349,7 @@ def train(stage: Stage, root: Path, options: LoopOptions = LoopOptions()) -> Tra
                 if run.main:
                     assert norm is not None  # the last part of a batch clips
                     figures = {"step": state.step, "loss": value, "grad_norm": float(norm), "steps_per_s": rate}
-                    run.record(figures | {name: float(term) for name, term in logged.items()})
+                    run.logs.record(figures | {name: float(term) for name, term in logged.items()})
             if last or state.step % config.validate_every == 0:
                 run.validate()
             if saves or state.stopped:

@@ -10,7 +10,7 @@ import hashlib
 import json
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Final, cast
@@ -274,6 +274,7 @@ def run(
     options: LoopOptions,
     *,
     preset: str = "small",
+    config: StageConfig | None = None,
     seed: int = 0,
     init: Path | None = None,
     progress: bool = True,
@@ -285,6 +286,7 @@ def run(
 
     Args:
         preset: a key of :data:`PRESETS`.
+        config: how to train, instead of the preset's settings.
         init: a network to start from, readable by :func:`xgem.judges.reid.load_reid`; None for random weights.
 
     Raises:
@@ -294,7 +296,7 @@ def run(
     if preset not in PRESETS:
         raise InputError(f"unknown preset {preset!r} of reid: expected one of {', '.join(PRESETS)}")
     manifest.check(files=True)
-    chosen = PRESETS[preset]
+    chosen = PRESETS[preset] if config is None else replace(PRESETS[preset], train=config)
     size, cache = chosen.network.size, root / "cache"
     patients, held_out = (
         Patients.load(manifest, splits, size, cache, progress=progress) for splits in (("train",), ("val", "test"))

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from xgem.checkpoints import store
 from xgem.configs.components import ReportVAEConfig
+from xgem.configs.preset import Preset
 from xgem.generators.report_vae import ReportVAE
-from xgem.train.context import StageContext
+from xgem.train import needs
+from xgem.train.context import StageContext, first_output
 from xgem.train.corpus import sentences
 from xgem.train.loop import Stage, permuted
 from xgem.types import DataError
@@ -55,6 +58,11 @@ class ReportVAEStage(Stage):
     """
 
     name = "report-vae"
+    losses: ClassVar[Mapping[str, float]] = {"kl": 1.0, "free_bits": 0.5, "hide": 0.2, "recombined": 0.3}
+
+    @classmethod
+    def needs(cls, name: str, preset: Preset) -> list[needs.Need]:
+        return [needs.target(first_output(preset, is_image=False), preset.report_sections)]
 
     def __init__(self, context: StageContext) -> None:
         self.config, self.seed = context.config(self.name), context.seed
@@ -64,7 +72,7 @@ class ReportVAEStage(Stage):
         tokenizer = context.tokenizer(self.component)
         train, val = context.train, context.val
         self.corpus, self.settings = train, (settings,)
-        self.weights = self.loss_weights(kl=1.0, free_bits=0.5, hide=0.2, recombined=0.3)
+        self.weights = self.loss_weights(self.name, self.config)
         self.train_texts = [text for text in train.reports if text]
         self.val_texts = [text for text in val.reports if text]
         if not self.val_texts:

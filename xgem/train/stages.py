@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from accelerate import PartialState
 
@@ -15,6 +15,7 @@ from xgem.checkpoints.component import component_class
 from xgem.configs.preset import Preset
 from xgem.data.manifest import Manifest
 from xgem.modalities import MODALITIES, get_modality
+from xgem.train import needs
 from xgem.train.clip import ClipStage
 from xgem.train.context import StageContext, is_pretrained, save_pretrained
 from xgem.train.control import ControlStage
@@ -132,6 +133,23 @@ def _is_left_out(name: str, preset: Preset, root: Path) -> bool:
     return True
 
 
+def check_needs(names: Sequence[str], preset: Preset, manifest: Manifest) -> None:
+    """Refuse what a stage of ``names`` would fail at, before the first of them trains.
+
+    Raises:
+        ConfigError: a stage has an unknown loss setting. DataError: the splits lack what stages need; lists all of it.
+    """
+    splits = {split: Corpus.without_images(manifest, split, preset) for split in needs.SPLITS}
+    wanted: dict[str, Sequence[needs.Need]] = {}
+    for name in names:
+        if name in preset.train:
+            stage = stages()[name]
+            kind = cast(type[Stage], stage.func if isinstance(stage, partial) else stage)
+            kind.loss_weights(name, preset.train[name])
+            wanted[name] = kind.needs(name, preset)
+    needs.check(wanted, splits)
+
+
 def run(
     names: Sequence[str],
     preset: Preset,
@@ -145,8 +163,12 @@ def run(
     """Train stages one after the other into the checkpoint folder ``root``; finished ones are only written again.
 
     ``init`` is a checkpoint whose weights training starts from, and whose components stand in where ``root`` has none.
+
+    Raises:
+        DataError, ConfigError: as :func:`check_needs`, before anything is trained.
     """
     manifest.check(files=True)
+    check_needs(names, preset, manifest)
     store.init_checkpoint(root, preset)
     if init is not None:
         _start_from(init, preset, root)

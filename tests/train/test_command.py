@@ -1,0 +1,168 @@
+"""``xgem train``: settings from the command line, the device, and training further from a checkpoint's weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from accelerate import PartialState
+
+from xgem.checkpoints.locate import ASSETS
+from xgem.checkpoints.store import load_component, read_component_config, read_index
+from xgem.cli import main
+from xgem.cli.options import with_stage_settings
+from xgem.configs.preset import load_preset
+from xgem.convert.random_init import random_checkpoint
+from xgem.train import reid
+from xgem.train.context import on_device
+from xgem.train.loop import learning_rate
+from xgem.train.stages import _architecture, planned
+from xgem.types import ConfigError, DeviceError, InputError
+from xgem.utils.hashing import module_hash
+
+TUNE = "openi-128-tune"
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch, toy: Path, tmp_path: Path) -> Any:
+    """Runs the command with what trains replaced: the presets that it was given, or its error."""
+    seen: list[Any] = []
+    monkeypatch.setattr("xgem.train.stages.run", lambda names, preset, *rest, **more: seen.append((names, preset)))
+    monkeypatch.setattr("xgem.train.reid.run", lambda *rest, config, **more: seen.append(config))
+
+    def ask(*arguments: str) -> tuple[int, Any]:
+        seen.clear()
+        code = main(["train", *arguments, "--data", str(toy), "--out", str(tmp_path / "out"), "--no-progress"])
+        return code, seen[0] if seen else None
+
+    return ask
+
+
+def test_steps_and_settings_are_those_of_the_command(asked: Any) -> None:
+    more = ["--steps", "7", "--set", "clip.batch_size=3", "--set", "clip.loss.labels=2", "--set", "report.patience=4"]
+    code, (names, preset) = asked("all", "--preset", "debug", *more)
+    debug = load_preset("debug")
+    assert (code, names) == (0, planned(debug))
+    assert {config.steps for config in preset.train.values()} == {7}
+    clip = preset.train["clip"]
+    assert (clip.batch_size, clip.loss, preset.train["report"].patience) == (3, {"labels": 2.0}, 4)
+    assert clip.learning_rate == debug.train["clip"].learning_rate
+    assert preset.components == debug.components
+    _, (_, preset) = asked("clip", "--preset", "debug", "--steps", "7")
+    assert (preset.train["clip"].steps, preset.train["report"]) == (7, debug.train["report"])  # of this stage alone
+    _, (_, preset) = asked("all", "--preset", "debug")
+    assert preset == debug
+
+
+def test_settings_of_reid(asked: Any) -> None:
+    _, config = asked("reid", "--preset", "debug", "--steps", "5", "--set", "reid.learning_rate=1e-4")
+    assert config == reid.PRESETS["debug"].train.model_copy(update={"steps": 5, "learning_rate": 1e-4})
+    _, config = asked("reid", "--set", "reid.batch_size=2")
+    assert config == reid.PRESETS["small"].train.model_copy(update={"batch_size": 2})
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("clip.batch_sizes=3", "clip has no field 'batch_sizes', only steps, batch_size, learning_rate, "),
+        ("clip.batch_size.x=3", "clip has no field 'batch_size.x'"),
+        ("control.steps=3", "no stage to train 'control', only image-vae, image-decoder, clip, "),
+        ("clip.steps=0", "steps: Input should be greater than or equal to 1 (got 0)"),
+        ("clip.learning_rate=fast", "learning_rate: Input should be a valid number"),
+        ("clip.loss.labels=many", "loss.labels: Input should be a valid number"),
+        ("clip.loss={labels: 1, labels: 2}", "duplicate key 'labels'"),
+        ("clip.steps", "expected NAME.FIELD=VALUE"),
+        ("steps=3", "expected NAME.FIELD=VALUE"),
+    ],
+)
+def test_a_setting_that_does_not_fit_is_one_line(
+    asked: Any, setting: str, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert asked("all", "--preset", "debug", "--set", setting) == (2, None)
+    error = capsys.readouterr().err
+    assert error.startswith(f"xgem: error: --set {setting}: ")
+    assert message in error
+    assert error.count("\n") == 1
+
+
+def test_settings_change_nothing_else() -> None:
+    stages = load_preset("openi-128").train
+    assert with_stage_settings(stages, []) == stages
+    assert stages["joint"].loss == {"alone": 2000, "lowest": 400}
+    changed = with_stage_settings(stages, ["joint.loss.lowest=0"])
+    assert changed["joint"] == stages["joint"].model_copy(update={"loss": {"alone": 2000, "lowest": 0}})
+    # What a run is resumed by holds no field but those of before
+    assert (
+        stages["clip"].model_dump_json()
+        == with_stage_settings(stages, ["clip.batch_size=64"])["clip"].model_dump_json()
+    )
+    with pytest.raises(InputError, match="no stage to train"):
+        with_stage_settings({}, ["clip.steps=3"])
+    with pytest.raises(ConfigError, match="betas"):
+        with_stage_settings(stages, ["clip.betas=[0.9]"])
+
+
+def test_the_device_is_that_of_the_option(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = PartialState().device
+    with on_device("cpu"):
+        assert PartialState().device == torch.device("cpu")
+    monkeypatch.setattr("xgem.train.context.resolve_device", lambda name: torch.device("meta"))
+    with on_device("meta"):
+        assert PartialState().device == torch.device("meta")
+    assert PartialState().device == before
+    monkeypatch.undo()
+    with pytest.raises(DeviceError, match="'cuda:99' is not available"), on_device("cuda:99"):
+        pass
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(DeviceError, match="leave it out"), on_device("cpu"):
+        pass
+
+
+# ------------------------------------------------------------------------------------------------------ fine-tuning
+
+
+def test_the_preset_for_fine_tuning_takes_openi_128_further() -> None:
+    tune, openi = load_preset(TUNE), load_preset("openi-128")
+    assert planned(tune) == ("frontal", "lateral", "report", "joint")
+    assert tune.model_copy(update={"name": openi.name, "description": openi.description, "train": openi.train}) == openi
+    for name, config in tune.components.items():
+        assert _architecture(read_component_config(ASSETS / "openi-128", name)) == _architecture(config)
+    for name, config in tune.train.items():
+        # Adam moves a weight by the learning rate at most, or little more, a step
+        ours, theirs = (sum(learning_rate(c, step) for step in range(c.steps)) for c in (config, openi.train[name]))
+        assert ours < 0.02 * theirs
+        assert ours < 0.03
+        assert config.warmup_steps < config.validate_every <= config.steps
+
+
+def test_fine_tuning_starts_from_the_given_weights_and_stays_near_them(toy: Path, tmp_path: Path) -> None:
+    random_checkpoint(tmp_path / "source", load_preset("debug"), seed=3)
+    record = load_preset(TUNE).train["frontal"].model_dump(mode="json")
+    train = dict.fromkeys(("frontal", "report"), record)
+    (tmp_path / "tune.yaml").write_text(f"extends: debug\nname: tune\ntrain: {train}\n".replace("None", "null"))
+    out = tmp_path / "out"
+    options = ["--preset", str(tmp_path / "tune.yaml"), "--data", str(toy), "--out", str(out), "--no-progress"]
+    few = ["--steps", "60", "--set", "frontal.batch_size=2", "--set", "report.batch_size=2", "--device", "cpu"]
+    few += ["--set", "frontal.validate_every=60", "--set", "report.validate_every=60"]
+    assert main(["train", "all", *options, *few, "--init", str(tmp_path / "source")]) == 0
+    for name in read_index(tmp_path / "source").components:
+        before, after = (load_component(root, name) for root in (tmp_path / "source", out))
+        if name not in ("frontal", "report"):
+            assert module_hash(before) == module_hash(after)
+            continue
+        old, new = (torch.cat([p.detach().flatten() for p in part.parameters()]) for part in (before, after))
+        moved = float((new - old).norm() / old.norm())
+        assert 1e-6 < moved < 0.05
+
+
+def test_without_weights_to_start_from_the_way_out_is_named(
+    toy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "tune.yaml").write_text(
+        "extends: debug\ntrain: {frontal: {steps: 1, batch_size: 1, learning_rate: 1}}\n"
+    )
+    options = ["--preset", str(tmp_path / "tune.yaml"), "--data", str(toy), "--out", str(tmp_path / "out")]
+    assert main(["train", "all", *options, "--no-progress"]) == 1
+    assert "train it first, or take it by --init from a checkpoint that has it" in capsys.readouterr().err
