@@ -13,13 +13,16 @@ from xgem.modalities import get_modality
 from xgem.types import ImageError
 
 
-def test_a_webp_file_is_refused_whatever_its_name(debug_preset: Preset, tmp_path: Path) -> None:
-    """WebP is lossy and in colour; the same pixels as PNG, JPEG or BMP are read under any name."""
+def test_the_content_of_a_file_decides(debug_preset: Preset, tmp_path: Path) -> None:
     y, x = np.mgrid[0:64, 0:64] / 64
     image = Image.fromarray(np.uint8(128 + 100 * np.sin(6 * x) * np.cos(4 * y)))
-    for kind in ("PNG", "BMP", "JPEG"):
-        image.save(tmp_path / "named.webp", kind)
-        assert get_modality("frontal").read(tmp_path / "named.webp", debug_preset).value.shape[0] == 1
-    image.save(tmp_path / "named.png", "WEBP", lossless=True)
-    with pytest.raises(ImageError, match=r"named\.png: not an image that can be read; expected PNG, JPEG, TIFF"):
+    image.save(tmp_path / "right.png")
+    expected = get_modality("frontal").read(tmp_path / "right.png", debug_preset).value
+    for kind in ("PNG", "BMP", "WEBP"):
+        for name in ("named.webp", "named.png"):
+            image.save(tmp_path / name, kind, lossless=True)
+            read = get_modality("frontal").read(tmp_path / name, debug_preset).value
+            np.testing.assert_array_equal(read, expected)
+    (tmp_path / "named.png").write_text("No images here.")
+    with pytest.raises(ImageError, match=r"named\.png: not a readable image; expected PNG, JPEG, TIFF"):
         get_modality("frontal").read(tmp_path / "named.png", debug_preset)
