@@ -177,7 +177,7 @@ LATIN_1 = os.fsdecode(b"caf\xe9")
         (("--report", f"@{LATIN_1}.txt"), 2, "cannot be read (No such file"),
         (("--lateral", f"{LATIN_1}.png"), 2, "input 'lateral' is not valid UTF-8 text"),
         (("--image", f"frontal={LATIN_1}.png"), 2, "image of 'frontal' is not valid UTF-8 text"),
-        (("--model", LATIN_1), 1, "no folder, no hub id"),
+        (("--model", LATIN_1), 1, "is neither a folder nor a hub id"),
         (("--sampler", LATIN_1), 2, "is not known, expected one of"),
         (("--lateral", f"{LATIN_1}-folder"), 2, "input 'lateral' is not valid UTF-8 text"),
     ],

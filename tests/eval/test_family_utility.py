@@ -72,7 +72,7 @@ def test_record_of_a_classification(sets: tuple[EvalSet, EvalSet, EvalSet], tmp_
     assert change.low <= change.value <= change.high
     # what could not be had, and why
     assert result["auroc_macro/real + 5x"].reason == "needs 80 synthetic images, synthetic has 32"
-    assert result["auroc/Fracture"].reason == "0 positives and 30 negatives: an AUROC needs both"
+    assert result["auroc/Fracture"].reason == "0 positives and 30 negatives: an AUROC needs at least 5 of each"
     assert result.details["real + 1x"]["images"] == 32
     assert len(result.details["real"]["values_by_run"]["auroc_macro"]) == 2
     assert result.settings["sets"]["test"] == {

@@ -37,8 +37,8 @@ def push_checkpoint(
         the address of the commit.
 
     Raises:
-        InputError: no such id. CheckpointError: the checkpoint is not whole. OutputError: the hub refuses or is out of
-        reach.
+        InputError: no such id. CheckpointError: the checkpoint is not whole.
+        OutputError: the hub refuses or is out of reach.
     """
     from huggingface_hub import HfApi
 

@@ -49,7 +49,7 @@ def test_only_a_hub_id_that_was_given_is_fetched(
 
 @pytest.mark.parametrize("source", ["weights.bin", "a/b/c", "../up", "not/an id"])
 def test_what_is_neither_folder_nor_hub_id_is_not_asked_for(asked: list[dict[str, Any]], source: str) -> None:
-    with pytest.raises(NotComputed, match="is no folder and no hub id"):
+    with pytest.raises(NotComputed, match="is neither a folder nor a hub id"):
         folder_of("rad-dino", source, "microsoft/rad-dino")
     assert asked == []
 
@@ -58,7 +58,7 @@ def test_what_is_neither_folder_nor_hub_id_is_not_asked_for(asked: list[dict[str
     ("source", "why"),
     [
         (None, r"microsoft/rad-dino: it is not in the local cache, TimeoutError\); .* rad-dino=microsoft/rad-dino to"),
-        ("someone/copy", r"someone/copy: the hub did not give it, TimeoutError\); .* rad-dino=someone/copy to"),
+        ("someone/copy", r"someone/copy: the hub did not provide it, TimeoutError\); .* rad-dino=someone/copy to"),
     ],
 )
 def test_a_hub_out_of_reach(monkeypatch: pytest.MonkeyPatch, source: str | None, why: str) -> None:
