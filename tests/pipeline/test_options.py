@@ -229,7 +229,8 @@ def test_a_ddim_sample_of_before_format_3_is_generated_again(
     assert not np.array_equal(np.asarray(now.frontal[0]), np.asarray(before.frontal[0]))
     (file,) = again.generation.save(tmp_path / "again")
     assert replay(file, model=pipeline, progress=False).identical
-    leading = pipeline({}, "frontal", **options | {"sampler": "ddim-leading"})
+    options["sampler"] = "ddim-leading"
+    leading = pipeline({}, "frontal", **options)
     np.testing.assert_array_equal(np.asarray(leading.frontal[0]), np.asarray(before.frontal[0]))
 
 
