@@ -127,7 +127,7 @@ def test_replay_from_the_annotations_beside(pipeline: XgemPipeline, tmp_path: Pa
     )
     first = replay(tmp_path / "out" / "frontal-001.png", model=pipeline)
     first.generation.save(tmp_path / "first")
-    second = replay(tmp_path / "first" / "frontal.png", model=pipeline)
+    second = replay(tmp_path / "first" / "frontal-001.png", model=pipeline)
     assert first.identical
     assert second.identical
     assert set(second.generation.annotations) == {"mask", "boxes", "severity"}
