@@ -241,7 +241,7 @@ def test_a_report_of_the_first_version_is_generated_again(tmp_path: Path) -> Non
     assert again.generation.report == [(tmp_path / "report.txt").read_text(encoding="utf-8").strip()]
     assert again.identical
     again.generation.save(tmp_path / "again")
-    values = read_metadata(tmp_path / "again" / "report-000.txt")
+    values = read_metadata(tmp_path / "again" / "report-000.txt")  # of two samples
     assert values["image"]["report"]["text"] == "Heart size is normal. Lungs are clear."
 
 
