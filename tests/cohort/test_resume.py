@@ -6,7 +6,6 @@ import errno
 import os
 import random
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -201,18 +200,16 @@ def test_a_batch_that_another_process_makes_is_left_to_it(
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_torchrun_equals_one_process(plan: Path, whole: dict[str, bytes], tmp_path: Path, project: Path) -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    launcher = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", str(port)]
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]  # finds a free port itself
     done = subprocess.run(
         [sys.executable, *launcher, "-m", "xgem", *command(plan, tmp_path / "out")],
         cwd=project,
         env={**os.environ, "PYTHONPATH": str(project), "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
-        timeout=240,
+        timeout=500,  # of a machine that has much else to do
     )
     assert done.returncode == 0, done.stderr
     assert tree(tmp_path / "out") == whole

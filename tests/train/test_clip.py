@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import random
 from pathlib import Path
 from typing import Any
@@ -111,3 +112,53 @@ def test_what_stands_in_front_of_a_text_is_learned_where_it_stands_there(
         seen.add(said)
     assert seen == {(True, True), (True, False), (False, True), (False, False)}
     assert stage_of(debug_preset, corpora, 1.0).written is False
+
+
+def test_studies_that_read_the_same_are_no_negatives_in_pairs_with_a_text(
+    debug_preset: Any, corpora: tuple[Corpus, Corpus]
+) -> None:
+    stage: Any = stage_of(debug_preset, corpora, 0.0)
+    whole = [i for i in stage.usable if stage._parts(corpora[0], i) == 3]
+    batch = stage._collate(corpora[0], whole, None)
+    keys = batch["key"].tolist()
+    labels = ["|".join(sorted(corpora[0].studies[i].labels)) for i in whole]
+    assert all((keys[i] == keys[j]) == (a == b) for i, a in enumerate(labels) for j, b in enumerate(labels))
+    assert 1 < len(set(keys)) < len(keys)
+    module = stage.module.eval()
+    with torch.no_grad():
+        image, text, _, scale, _ = module(batch["images"], batch["ids"])
+        loss, logged = stage.loss(module, batch)
+    frontal, lateral = image.pooled.split([len(batch["owner"][view]) for view in ("frontal", "lateral")])
+
+    def direction(a: torch.Tensor, b: torch.Tensor, *, spare: bool) -> float:
+        """Mean over the rows of a of -log of the share of their own row among those of b that count."""
+        total = 0.0
+        for i, own in enumerate(keys):
+            counted = [j for j, key in enumerate(keys) if j == i or not (spare and key == own)]
+            logits = scale * (b[counted] @ a[i])
+            total += float(torch.logsumexp(logits, 0) - scale * (a[i] @ b[i])) / len(keys)
+        return total
+
+    pairs = {
+        "frontal-lateral": (frontal, lateral, False),
+        "frontal-report": (frontal, text.pooled, True),
+        "lateral-report": (lateral, text.pooled, True),
+    }
+    for name, (a, b, spare) in pairs.items():
+        expected = (direction(a, b, spare=spare) + direction(b, a, spare=spare)) / 2
+        assert float(logged[name]) == pytest.approx(expected, rel=1e-4)
+        if spare:
+            assert expected < (direction(a, b, spare=False) + direction(b, a, spare=False)) / 2 - 1e-3
+    assert torch.isfinite(loss)
+
+
+def test_studies_without_labels_are_compared_by_their_impression(
+    debug_preset: Any, corpora: tuple[Corpus, Corpus]
+) -> None:
+    stage: Any = stage_of(debug_preset, corpora, 0.0)
+    studies = tuple(
+        dataclasses.replace(study, labels=(), impression=f"Number {index % 2}.")
+        for index, study in enumerate(corpora[0].studies)
+    )
+    keys = stage._collate(dataclasses.replace(corpora[0], studies=studies), [0, 1, 2], None)["key"].tolist()
+    assert keys[0] == keys[2] != keys[1]

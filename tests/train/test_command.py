@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from xgem.configs.preset import load_preset
 from xgem.convert.random_init import random_checkpoint
 from xgem.train import reid
 from xgem.train.context import on_device
+from xgem.train.image_vae import ImageVAEStage
 from xgem.train.loop import learning_rate
 from xgem.train.stages import _architecture, planned
 from xgem.types import ConfigError, DeviceError, InputError
@@ -166,3 +168,37 @@ def test_without_weights_to_start_from_the_way_out_is_named(
     options = ["--preset", str(tmp_path / "tune.yaml"), "--data", str(toy), "--out", str(tmp_path / "out")]
     assert main(["train", "all", *options, "--no-progress"]) == 1
     assert "train it first, or take it by --init from a checkpoint that has it" in capsys.readouterr().err
+
+
+# ------------------------------------------------------------------------------------------------------ interrupted
+
+
+@pytest.mark.parametrize("step", [1, 5])
+def test_interrupted_and_resumed_it_ends_with_the_same_bits(
+    step: int, toy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Ctrl-C sends SIGINT: here during a step before the first checkpoint, and one after it."""
+
+    def command(out: str) -> list[str]:
+        options = ["--preset", "debug", "--data", str(toy), "--out", str(tmp_path / out), "--no-progress", "--resume"]
+        return ["train", "image-vae", *options, "--threads", "1"]
+
+    assert main(command("whole")) == 0
+    original = ImageVAEStage.batch
+
+    def pressed(stage: ImageVAEStage, position: int, rank: int, world: int) -> Any:
+        if position == step:
+            signal.raise_signal(signal.SIGINT)
+        return original(stage, position, rank, world)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(ImageVAEStage, "batch", pressed)
+        assert main(command("broken")) == 130
+    assert capsys.readouterr().err.endswith("xgem: interrupted\n")
+    assert main(command("broken")) == 0
+    for pattern in ("image_vae/*", "training/image-vae/checkpoints/step-00000012/*"):
+        whole, broken = (
+            {file.name: file.read_bytes() for file in (tmp_path / out).glob(pattern)} for out in ("whole", "broken")
+        )
+        assert len(whole) >= 2
+        assert whole == broken

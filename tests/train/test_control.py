@@ -260,6 +260,18 @@ def test_a_sheet_shows_what_is_made_of_annotations(stage: ControlStage) -> None:
     assert sheet.size == (count * 32, 3 * 32)
 
 
+def test_the_sheet_is_made_under_control(stage: ControlStage) -> None:
+    """Its third row, and that alone, is another one where the ControlNet adds something else."""
+    sheets = []
+    for seed in (0, 1):
+        torch.manual_seed(seed)
+        let_through(stage)
+        sheets.append(np.asarray(stage.sheet(stage.module)).astype(int))
+    changed = np.abs(sheets[0] - sheets[1])
+    assert not changed[:64].any()
+    assert changed[64:].max() > 2
+
+
 def test_shuffled_annotations_are_validated_too(stage: ControlStage) -> None:
     let_through(stage)
     figures = stage.validate(stage.module)

@@ -120,3 +120,52 @@ def test_fresh_weights_denoise_as_the_generators_alone(
             context = model.fuse(batch["encoded"], batch["keep"]) if batch["encoded"] else model.null(len(t))
             alone.append((model(z, t, context) - target).square().mean())
     torch.testing.assert_close(logged["denoising"], torch.stack(alone).mean())
+
+
+# ------------------------------------------------------------------------------------------------------- the loss
+
+
+def with_loss(preset: Any, corpora: tuple[Corpus, Corpus], source: Path, **loss: float) -> Any:
+    config = preset.train["joint"].model_copy(update={"loss": loss, "batch_size": 8})
+    preset = preset.model_copy(update={"train": preset.train | {"joint": config}})
+    return make_stage("joint", StageContext(preset, *corpora, source, 0))
+
+
+@pytest.mark.parametrize("weight", [0.0, 0.02, 3.0])
+def test_the_loss_is_denoising_and_weighted_contrast(
+    weight: float, debug_preset: Any, corpora: tuple[Corpus, Corpus], source: Path
+) -> None:
+    stage = with_loss(debug_preset, corpora, source, contrastive=weight)
+    loss, logged = stage.loss(stage.module, stage.batch(0, 0, 1))
+    assert logged["contrast"] > 0
+    torch.testing.assert_close(loss.detach(), logged["denoising"] + weight * logged["contrast"])
+    stage.module.zero_grad()
+    loss.backward()
+    # Fresh attention passes nothing on: what the environment encoders learn is from the contrast alone
+    learnt = sum(float(p.grad.abs().sum()) for p in stage.model.environment.parameters() if p.grad is not None)
+    assert (learnt > 0) == (weight > 0)
+
+
+def test_timesteps_of_denoising_start_at_the_lowest(
+    debug_preset: Any, corpora: tuple[Corpus, Corpus], source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stage = with_loss(debug_preset, corpora, source, lowest=900, contrastive=0.1)
+    denoised: list[int] = []
+    contrasted: list[int] = []
+    original = stage._noisy
+
+    def seen(name: str, z0: torch.Tensor, t: torch.Tensor) -> Any:
+        (denoised if t.ndim else contrasted).extend(t.reshape(-1).tolist())
+        return original(name, z0, t)
+
+    monkeypatch.setattr(stage, "_noisy", seen)
+    with torch.no_grad():
+        for step in range(40):
+            stage.loss(stage.module, stage.batch(step, 0, 1))
+        assert set(denoised) <= set(range(900, stage.steps))
+        assert min(denoised) < 910
+        assert min(contrasted) < 500  # any noise tells studies apart
+        denoised.clear()
+        stage.validate(stage.module)
+    assert denoised
+    assert min(denoised) >= 900

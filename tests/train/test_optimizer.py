@@ -1,0 +1,100 @@
+"""What the loop does with gradients and weights: clipping, weight decay, memory for time."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from xgem.configs.preset import StageConfig, load_preset
+from xgem.convert.random_init import random_component
+from xgem.train.loop import LoopOptions, Stage, train
+
+QUIET = LoopOptions(progress=False, tensorboard=False, log_every=1)
+
+
+class Layers(Stage):
+    """A matrix with its bias, and a norm; the loss is a multiple of all weights' sum, so that gradients are equal."""
+
+    name = "layers"
+
+    def __init__(self, factor: float, **settings: Any) -> None:
+        common: dict[str, Any] = {"steps": 1, "batch_size": 1, "learning_rate": 0.5, "warmup_steps": 0}
+        self.config, self.seed, self.factor = StageConfig(**(common | settings)), 0, factor
+        torch.manual_seed(0)
+        self.module = nn.Sequential(nn.Linear(3, 4), nn.LayerNorm(4), nn.Conv2d(1, 2, 3))
+        for parameter in self.module.parameters():
+            nn.init.normal_(parameter)
+        self.before = {name: value.clone() for name, value in self.module.state_dict().items()}
+
+    @property
+    def fresh(self) -> dict[str, nn.Module]:
+        return {}
+
+    def batch(self, step: int, rank: int, world: int) -> dict[str, Any]:
+        return {}
+
+    def loss(self, module: nn.Module, batch: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
+        return self.factor * torch.stack([p.sum() for p in module.parameters()]).sum(), {}
+
+    def validate(self, module: nn.Module) -> dict[str, float]:
+        return {"loss": 0.0}
+
+    def finish(self, module: nn.Module, root: Path) -> None:
+        pass
+
+
+def state(root: Path, name: str) -> dict[str, Tensor]:
+    (folder,) = root.glob("training/layers/checkpoints/step-*")
+    return load_file(folder / f"{name}.safetensors")
+
+
+@pytest.mark.parametrize(("factor", "clip", "norm"), [(10.0, 0.25, 0.25), (0.001, 0.25, None)])
+def test_gradients_are_clipped_to_the_norm_of_the_settings(
+    factor: float, clip: float, norm: float | None, tmp_path: Path
+) -> None:
+    """Adam's first mean gradient, a tenth of the gradient that it was given, tells what was left of it."""
+    stage = Layers(factor, grad_clip=clip)
+    count = sum(p.numel() for p in stage.module.parameters())
+    train(stage, tmp_path, QUIET)
+    means = [value.flatten() for name, value in state(tmp_path, "optimizer").items() if name.endswith("exp_avg")]
+    given = float(torch.cat(means).norm()) / (1 - 0.9)
+    assert given == pytest.approx(factor * count**0.5 if norm is None else norm, rel=1e-4)
+
+
+def test_weights_decay_and_norms_and_biases_do_not(tmp_path: Path) -> None:
+    stage = Layers(0.0, weight_decay=0.1)  # without a gradient nothing but decay changes a weight
+    train(stage, tmp_path, QUIET)
+    after = state(tmp_path, "model")
+    left = 1 - 0.5 * 0.1
+    for name in ("0.weight", "2.weight"):
+        torch.testing.assert_close(after[name], stage.before[name] * left)
+    for name in ("0.bias", "1.weight", "1.bias", "2.bias"):
+        assert torch.equal(after[name], stage.before[name])
+    assert len(after) == 6
+
+
+def test_gradient_checkpointing_computes_the_blocks_again_and_the_same_gradients() -> None:
+    config: Any = load_preset("debug-chexgen").components["frontal_dit"]
+    found: list[tuple[int, list[Tensor]]] = []
+    for checkpointing in (False, True):
+        torch.manual_seed(0)
+        model: Any = random_component(config.model_copy(update={"gradient_checkpointing": checkpointing})).train()
+        model.requires_grad_(True)
+        calls: list[int] = []
+        for block in model.net.pixart.transformer_blocks:
+            block.register_forward_pre_hook(lambda *_, calls=calls: calls.append(1))
+        torch.manual_seed(1)
+        z = torch.randn(2, *config.latent_shape)
+        model(z, torch.tensor([10, 500]), model.null(2)).square().sum().backward()
+        found.append((len(calls), [p.grad for p in model.parameters() if p.grad is not None]))
+    (once, plain), (twice, again) = found
+    assert once == config.depth
+    assert twice == 2 * once
+    assert len(plain) == len(again) > 10
+    for a, b in zip(plain, again, strict=True):
+        torch.testing.assert_close(a, b)

@@ -1,0 +1,89 @@
+"""The loss of the report codec: the KL term's cycle, free bits, hidden tokens."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from xgem.configs.preset import Preset
+from xgem.train.context import StageContext
+from xgem.train.corpus import Corpus
+from xgem.train.report_vae import ReportVAEStage, kl_weight
+
+
+def stage_of(preset: Preset, corpora: tuple[Corpus, Corpus], loss: dict[str, float], **settings: Any) -> ReportVAEStage:
+    torch.manual_seed(0)
+    config = preset.train["report-vae"].model_copy(update={"loss": loss, **settings})
+    preset = preset.model_copy(update={"train": {"report-vae": config}})
+    return ReportVAEStage(StageContext(preset, *corpora, Path("root"), seed=0))
+
+
+@pytest.mark.parametrize(
+    ("progress", "weight"), [(0.0, 0.0), (0.5, 0.0), (0.55, 0.2), (0.625, 0.5), (0.75, 1.0), (0.9, 1.0), (1.0, 1.0)]
+)
+def test_the_kl_term_is_off_then_rises_then_stays(progress: float, weight: float) -> None:
+    assert kl_weight(progress) == pytest.approx(weight)
+
+
+def test_batches_carry_the_weight_of_their_step(debug_preset: Preset, corpora: tuple[Corpus, Corpus]) -> None:
+    stage = stage_of(debug_preset, corpora, {}, steps=20, gradient_accumulation=2)
+    found = [stage.batch(step, 0, 1)["kl"] for step in (0, 20, 25, 30, 39)]  # of 40 parts of batches
+    assert found == pytest.approx([0.0, 0.0, 0.5, 1.0, 1.0])
+
+
+def test_the_loss_is_likelihood_and_weighted_kl_above_the_free_bits(
+    debug_preset: Preset, corpora: tuple[Corpus, Corpus]
+) -> None:
+    stage: Any = stage_of(debug_preset, corpora, {"kl": 0.3, "free_bits": 0.5})
+    nll, counts = torch.tensor([4.0, 8.0]), torch.tensor([2, 4])
+    # Dimensions whose mean KL is 0, 0.25 + 1 halved and twice 2 halved: the free bits are of the mean over the batch
+    mean = torch.tensor([[0.0, 0.5**0.5, 2.0], [0.0, 1.0, 2.0]])
+    logvar = torch.zeros(2, 3)
+
+    def module(texts: list[str]) -> Any:
+        return nll, mean, logvar, counts
+
+    floored = 0.5 + 0.5 + 2.0
+    for weight in (0.0, 0.4):
+        loss, logged = stage.loss(module, {"texts": ["a", "b"], "kl": weight})
+        assert float(loss) == pytest.approx((6.0 + weight * 0.3 * floored) / 10)
+        assert float(logged["kl"]) == pytest.approx((0.25 + 2.0 + 0.5 + 2.0) / 2)
+        assert float(logged["nll_per_token"]) == pytest.approx(2.0)
+
+
+def test_the_kl_divergence_is_that_of_gaussians(debug_preset: Preset, corpora: tuple[Corpus, Corpus]) -> None:
+    stage: Any = stage_of(debug_preset, corpora, {"free_bits": 0.0})
+    mean, logvar = torch.randn(5, 16), torch.randn(5, 16)
+    posterior = torch.distributions.Normal(mean, (0.5 * logvar).exp())
+    expected = torch.distributions.kl_divergence(posterior, torch.distributions.Normal(0.0, 1.0))
+    total, floored = stage._kl(mean, logvar)
+    torch.testing.assert_close(total, expected.sum(dim=1).mean())
+    torch.testing.assert_close(floored, expected.mean(dim=0).sum())
+
+
+@pytest.mark.parametrize("hide", [0.0, 0.4, 1.0])
+def test_a_share_of_the_decoders_inputs_is_hidden_in_training_alone(
+    hide: float, debug_preset: Preset, corpora: tuple[Corpus, Corpus], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stage: Any = stage_of(debug_preset, corpora, {"hide": hide})
+    seen: list[Any] = []
+    monkeypatch.setattr(
+        stage.module.vae,
+        "reconstruction_loss",
+        lambda ids, z, inputs: seen.append((ids, inputs)) or torch.zeros(len(ids)),
+    )
+    texts = stage.train_texts * 40
+    for training in (True, False):
+        stage.module.train(training)(texts)
+    (ids, inputs), (_, shown) = seen
+    pad = stage.module.vae.decoder_tokenizer.pad_token_id
+    real = ids != pad
+    assert torch.equal(shown, ids)
+    assert torch.equal(inputs[:, 0], ids[:, 0])  # the start is always there
+    assert ((inputs == ids) | (inputs == pad)).all()
+    tokens = real[:, 1:].sum()
+    hidden = ((inputs == pad) & real)[:, 1:].sum() / tokens
+    assert abs(float(hidden) - hide) < 5 * float(1 / tokens) ** 0.5 * (0 < hide < 1) + 1e-9
