@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -175,7 +176,12 @@ def test_without_weights_to_start_from_the_way_out_is_named(
 
 @pytest.mark.parametrize("step", [1, 5])
 def test_interrupted_and_resumed_it_ends_with_the_same_bits(
-    step: int, toy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    step: int,
+    toy: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    request: pytest.FixtureRequest,
 ) -> None:
     """Ctrl-C sends SIGINT: here during a step before the first checkpoint, and one after it."""
 
@@ -183,6 +189,9 @@ def test_interrupted_and_resumed_it_ends_with_the_same_bits(
         options = ["--preset", "debug", "--data", str(toy), "--out", str(tmp_path / out), "--no-progress", "--resume"]
         return ["train", "image-vae", *options, "--threads", "1"]
 
+    # A shell that starts jobs in the background has them ignore SIGINT, and what they start too.
+    request.addfinalizer(partial(signal.signal, signal.SIGINT, signal.getsignal(signal.SIGINT)))
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     assert main(command("whole")) == 0
     original = ImageVAEStage.batch
 
