@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import re
 import tempfile
 from pathlib import Path
 
 from xgem.checkpoints.card import card_text
+from xgem.checkpoints.locate import HUB_ID
 from xgem.checkpoints.store import CARD_NAME, copy_checkpoint
 from xgem.types import InputError, OutputError
 from xgem.utils.files import one_line
-
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
 def push_checkpoint(
@@ -42,7 +40,7 @@ def push_checkpoint(
     """
     from huggingface_hub import HfApi
 
-    if not _HUB_ID.fullmatch(repo_id):
+    if not HUB_ID.fullmatch(repo_id):
         raise InputError(f"repository {repo_id!r}: expected owner/name")
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch) / "checkpoint"

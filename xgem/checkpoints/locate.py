@@ -14,7 +14,9 @@ CONTROL_MODEL = "chexgen-small"
 """The checkpoint for requests with annotations or demographics."""
 ASSETS = Path(__file__).parents[1] / "assets"
 
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+"""An id of the Hugging Face hub, ``owner/name``."""
+
 _HUB_FILES = ["*.safetensors", "*.json", "*.md", "*.txt"]
 
 
@@ -51,7 +53,7 @@ def locate(model: str | Path | None = None, *, revision: str | None = None) -> L
     if Path(name).is_dir():
         _no_revision(name, revision)
         return Location(Path(name), Path(name).resolve().name)
-    if isinstance(model, str) and _HUB_ID.fullmatch(name) and not Path(name).exists():
+    if isinstance(model, str) and HUB_ID.fullmatch(name) and not Path(name).exists():
         return Location(_fetch(name, revision), name if revision is None else f"{name}@{revision}")
     available = ", ".join(embedded_names()) or "none"
     raise CheckpointError(

@@ -9,8 +9,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, cast
 
+from xgem.data.image_files import IMAGE_ENDINGS, is_data
 from xgem.data.manifest import Manifest
-from xgem.data.set_files import IMAGE_ENDINGS
 from xgem.modalities import get_modality
 from xgem.pipeline.conditioning import read_prompts
 from xgem.pipeline.generation import RECORD_NAME, Generation
@@ -87,7 +87,7 @@ def _of_place(preset: Preset, modality: str, path: Path) -> dict[str, Any]:
         files = [
             file
             for file in sorted(path.iterdir())
-            if file.suffix.lower() in endings and not file.name.startswith(".") and not file.name.endswith(".mask.png")
+            if file.suffix.lower() in endings and is_data(Path(file.name)) and not file.name.endswith(".mask.png")
         ]
         with_value = _by_stem(modality, files)
     else:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -12,11 +11,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from xgem.checkpoints.locate import HUB_ID
 from xgem.judges.extractors import Extractor, Images
 from xgem.types import NotComputed
 from xgem.utils.hashing import module_hash
 
-_HUB_ID: Final = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _FILES: Final = ("*.json", "*.safetensors")
 _TIMEOUT_S: Final = 10
 
@@ -61,7 +60,7 @@ def folder_of(name: str, source: str | None, default: str, files: Sequence[str] 
     """
     if source and Path(source).is_dir():
         return Path(source)
-    if source and not _HUB_ID.fullmatch(source):
+    if source and not HUB_ID.fullmatch(source):
         raise NotComputed(f"{name}: {source} is neither a folder nor a hub id")
     from huggingface_hub import snapshot_download
 
