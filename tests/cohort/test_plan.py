@@ -98,6 +98,11 @@ def test_a_bad_plan_ends_in_one_line_and_writes_nothing(
     assert {path.name for path in tmp_path.iterdir()} == {"plan.yaml"}
 
 
+def test_case_of_a_guidance_that_no_image_survives(cases_dir: Path) -> None:
+    with pytest.raises(InputError, match=r"guidance_scale is 1e\+30, expected a finite number from 0 to 100"):
+        read_plan(cases_dir / "plans" / "guid_huge.yaml")
+
+
 def test_a_model_that_lacks_a_trained_part_is_refused(xgem: Any, write_plan: Any, tmp_path: Path) -> None:
     from xgem.checkpoints.store import init_checkpoint, save_component
     from xgem.configs.preset import load_preset

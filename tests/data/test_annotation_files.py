@@ -397,6 +397,14 @@ def test_coco_in_shares_is_refused_and_a_box_just_over_the_edge_is_cut(caplog: p
         read_boxes(of(900, 900, 140, 100))
 
 
+def test_cases_of_boxes(cases_dir: Path, caplog: pytest.LogCaptureFixture):
+    with pytest.raises(InputError, match="COCO has pixels"):
+        read_boxes(cases_dir / "annot" / "coco_shares.json")
+    (box,) = read_boxes(cases_dir / "annot" / "coco_over6px.json").boxes
+    assert (box.label, box.x + box.w, box.y + box.h) == ("pneumonia", 1, 1)
+    assert "over the image's edge" in caplog.text
+
+
 @pytest.mark.parametrize(
     ("name", "words"),
     [("seg_antialias", "139 values"), ("seg_jpegmask", "JPEG, which smooths"), ("palette", None)],

@@ -258,7 +258,15 @@ def test_values_out_of_range_are_refused_with_their_line(cases_dir, tmp_path):
 
 @pytest.mark.parametrize(
     ("name", "reports"),
-    [("gen_tsv.tsv", 8), ("gen_upper.CSV", 8), ("gen_emoji.csv", 8), ("gen_nan.csv", 4), ("gen_dot.csv", 4)],
+    [
+        ("gen_tsv.tsv", 8),
+        ("gen_upper.CSV", 8),
+        ("gen_emoji.csv", 8),
+        ("gen_nan.csv", 4),
+        ("gen_dot.csv", 4),
+        ("gen_blank.csv", 4),
+        ("gen_long.csv", 8),
+    ],
 )
 def test_tables_of_reports(cases_dir, name, reports):
     found = read_set(cases_dir / "evalcsv" / "text" / name)
