@@ -8,7 +8,7 @@ which is checked.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -114,7 +114,10 @@ def run(
     )
     try:
         torch.set_num_threads(threads)  # the number of threads decides the order in which numbers are summed
-        made = _make_all(cohort, pipeline, folder, shard, progress, former=former)
+        # With the sampler that it was started with
+        former_ddim = former and (plan.sampler or pipeline.preset.sampling.sampler) == "ddim"
+        going_on = replace(cohort, plan=plan.model_copy(update={"sampler": "ddim-leading"})) if former_ddim else cohort
+        made = _make_all(going_on, pipeline, folder, shard, progress)
     finally:
         torch.set_num_threads(before)
     # This shard's batches are verified; the others are when the cohort is collected.
@@ -122,10 +125,8 @@ def run(
     return Done(made, missing, None if missing else collect(cohort, folder))
 
 
-def _make_all(
-    cohort: Cohort, pipeline: XgemPipeline, folder: Folder, shard: Shard, progress: bool, *, former: bool
-) -> int:
-    """Generate what is missing of a shard; a ``former`` cohort goes on with the sampler that it was started with."""
+def _make_all(cohort: Cohort, pipeline: XgemPipeline, folder: Folder, shard: Shard, progress: bool) -> int:
+    """Generate what is missing of a shard."""
     todo = [batch for batch in shard.of(cohort.batches) if folder.record(batch) is None]
     made = 0
     with StepBar(cohort.plan.name, sum(len(batch.indices) for batch in todo), shown=progress) as bar:
@@ -133,14 +134,14 @@ def _make_all(
             with folder.taking(batch) as ours:
                 # Another process may have finished it meanwhile, or be at work on it: leave it to that one.
                 if ours and folder.record(batch) is None:
-                    _make(cohort, pipeline, folder, batch, former=former)
+                    _make(cohort, pipeline, folder, batch)
                     made += len(batch.indices)
             for _ in batch.indices:
                 bar.advance()
     return made
 
 
-def _make(cohort: Cohort, pipeline: XgemPipeline, folder: Folder, batch: Batch, *, former: bool = False) -> None:
+def _make(cohort: Cohort, pipeline: XgemPipeline, folder: Folder, batch: Batch) -> None:
     items = [cohort.item(index) for index in batch.indices]
     made = [Made(item.index, {}, {}, []) for item in items]
     inputs = [_read(item, pipeline) for item in items]
@@ -150,8 +151,6 @@ def _make(cohort: Cohort, pipeline: XgemPipeline, folder: Folder, batch: Batch, 
                 inputs = [{view: place / file for view, file in one.files.items()} for one in made]
             settings: Any = dict(options(cohort.plan, outputs, pipeline))
             settings |= {"seed": [item.seed for item in items], "progress": False}
-            if former and (settings["sampler"] or pipeline.preset.sampling.sampler) == "ddim":
-                settings["sampler"] = "ddim-leading"
             generations: Any = pipeline(inputs, outputs, **settings)
             with folder.guarded():
                 made = [
