@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from xgem.labels.rules import label_report
-from xgem.labels.sentences import plain_characters, sentences, unwrapped
+from xgem.labels.sentences import plain_characters, sentences, unwrapped, written_sentences
 
 
 @pytest.mark.parametrize(
@@ -77,3 +77,12 @@ def test_width_of_lines_does_not_matter(said: list[str], width: int) -> None:
 def test_unwrapping_twice_changes_nothing_in_the_words(text: str) -> None:
     once = unwrapped(text)
     assert sentences(once) == sentences(unwrapped(once))
+
+
+def test_written_sentences_end_at_a_mark_and_white_space() -> None:
+    assert written_sentences(" Clear. Is it?  Yes!\nv1.2 stays. ") == ["Clear.", "Is it?", "Yes!", "v1.2 stays."]
+    assert written_sentences("no mark") == ["no mark"]
+    assert written_sentences("  ") == []
+    numbered = "1. Small effusion. 2. Fracture of T12. Old."
+    assert written_sentences(numbered) == ["1. Small effusion.", "2. Fracture of T12.", "Old."]
+    assert " ".join(written_sentences(numbered)) == numbered

@@ -12,7 +12,8 @@ import torch
 
 from xgem.data.prepare import PreparedImages
 from xgem.data.study import Study
-from xgem.train.corpus import Corpus, enriched, known_studies, sentences, vary
+from xgem.labels.sentences import written_sentences
+from xgem.train.corpus import Corpus, enriched, known_studies, vary
 from xgem.types import DataError
 
 FINDINGS, IMPRESSION = "The heart is large. No effusion.", "Cardiomegaly."
@@ -37,8 +38,9 @@ def test_rows_are_those_of_the_study_and_view() -> None:
 
 def test_a_study_is_described_by_each_of_its_distinct_texts() -> None:
     plain = corpus()
-    assert plain.reports == (f"{FINDINGS} {IMPRESSION}", IMPRESSION, "")
-    assert plain.texts(0) == [f"{FINDINGS} {IMPRESSION}", IMPRESSION, FINDINGS, "Cardiomegaly. Pulmonary edema."]
+    whole = f"Findings: {FINDINGS} Impression: {IMPRESSION}"
+    assert plain.reports == (whole, IMPRESSION, "")
+    assert plain.texts(0) == [whole, IMPRESSION, FINDINGS, "Cardiomegaly. Pulmonary edema."]
     assert plain.texts(1) == [IMPRESSION]
     assert plain.texts(2) == []
     prompts = corpus(prompt_sections=("findings",))
@@ -83,21 +85,15 @@ def test_known_studies_are_those_of_which_something_is_known() -> None:
         known_studies(joined, [2], 0.5)
 
 
-def test_sentences_end_at_a_mark_and_white_space() -> None:
-    assert sentences(" Clear. Is it?  Yes!\nv1.2 stays. ") == ["Clear.", "Is it?", "Yes!", "v1.2 stays."]
-    assert sentences("no mark") == ["no mark"]
-    assert sentences("  ") == []
-
-
 def test_a_variant_has_some_of_the_sentences_in_any_order() -> None:
     rng, text = random.Random(0), "One. Two. Three. Four."
     assert vary("One.", rng, keep=0.0) == "One."
     assert {vary(text, rng, keep=0.0) for _ in range(60)} == {"One.", "Two.", "Three.", "Four."}
     assert {vary("One. Two.", rng, keep=0.0) for _ in range(60)} == {"One.", "Two."}
     whole = [vary(text, rng, keep=1.0) for _ in range(300)]
-    assert {tuple(sorted(sentences(one))) for one in whole} == {("Four.", "One.", "Three.", "Two.")}
+    assert {tuple(sorted(written_sentences(one))) for one in whole} == {("Four.", "One.", "Three.", "Two.")}
     assert len(set(whole)) == 24  # every order
-    kept = [sentences(vary(text, rng)) for _ in range(2000)]
+    kept = [written_sentences(vary(text, rng)) for _ in range(2000)]
     assert all(len(set(one)) == len(one) >= 1 for one in kept)
     assert sum(map(len, kept)) / 8000 == pytest.approx(0.7, abs=0.03)
     assert vary(text, random.Random(5)) == vary(text, random.Random(5), keep=0.7)

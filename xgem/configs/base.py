@@ -10,6 +10,8 @@ from xgem.types import ConfigError
 
 Role = Literal["encoder", "codec", "generator", "control", "alignment"]
 """What a component does."""
+Section = Literal["findings", "impression"]
+"""The sections of a report that are learned."""
 
 
 class Config(BaseModel):

@@ -19,7 +19,7 @@ from pydantic import (
 )
 
 from xgem.configs.alignment import AlignmentConfig
-from xgem.configs.base import Config, Role
+from xgem.configs.base import Config, Role, Section
 from xgem.labels.spatial import BOX_CLASSES, STRUCTURES, Vocabulary, check_added
 
 
@@ -177,6 +177,9 @@ class ReportVAEConfig(Config):
 
     ``pretrained_encoder`` / ``pretrained_decoder``: transformers hub ids or directories. ``latent_std`` makes the
     diffusion target's standard deviation 1 (4.3108 is the published scale, its reciprocal).
+
+    ``sentences``: how many of each section have a latent vector of their own; None: the whole report has one, as in
+    Optimus.
     """
 
     role: ClassVar[Role] = "codec"
@@ -192,6 +195,7 @@ class ReportVAEConfig(Config):
     dropout: float = 0.1
     latent_mean: float = 0.0
     latent_std: float = 1.0
+    sentences: dict[Section, Annotated[int, Field(ge=1)]] | None = Field(default=None, min_length=1)
 
     @model_validator(mode="after")
     def _both_or_none(self) -> ReportVAEConfig:
@@ -199,14 +203,19 @@ class ReportVAEConfig(Config):
             raise ValueError("expected pretrained_encoder and pretrained_decoder, or neither")
         return self
 
+    @model_serializer(mode="wrap")
+    def _without_no_sentences(self, serialise: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        record: dict[str, Any] = serialise(self)
+        return {name: value for name, value in record.items() if name != "sentences" or value}
+
     @property
     def fixed_size(self) -> int | None:
         return None
 
     @property
     def latent_shape(self) -> tuple[int, ...] | None:
-        """Shape of one report's latents."""
-        return (self.latent_dim,)
+        """Shape of one report's latents: those of its sentences, in their order."""
+        return (self.latent_dim * sum((self.sentences or {"impression": 1}).values()),)
 
 
 class DiffusionConfig(Config):

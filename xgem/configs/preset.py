@@ -9,7 +9,7 @@ from typing import Any, Literal, TypeVar, cast
 from pydantic import Field, model_validator
 
 from xgem.configs.alignment import AlignmentConfig
-from xgem.configs.base import Config, Role
+from xgem.configs.base import Config, Role, Section
 from xgem.configs.components import (
     SHARED_WITH_CONTROL,
     ComponentConfig,
@@ -97,9 +97,9 @@ class Preset(Config):
     alignment: str | None = None
     """The component that lets outputs be sampled together; None: they are sampled independently."""
     sampling: SamplingConfig = SamplingConfig()
-    report_sections: tuple[Literal["findings", "impression"], ...] = ("impression",)
+    report_sections: tuple[Section, ...] = ("impression",)
     """The sections that make the report a generator learns to write, in this order."""
-    prompt_sections: tuple[Literal["findings", "impression"], ...] | None = None
+    prompt_sections: tuple[Section, ...] | None = None
     """The sections whose text a report as prompt is, in training; None: any text that describes the study."""
     train: dict[str, StageConfig] = Field(default_factory=dict[str, StageConfig])
 

@@ -62,6 +62,7 @@ _HEADING = re.compile(
     re.MULTILINE,
 )
 _EXAMINED = re.compile(r"\b(?:CHEST|VIEWS?|RADIOGRAPHS?|PORTABLE|LATERAL|TORAX|TÓRAX)\b")
+_JOINED = re.compile(r"Findings: (.*?)(?: Impression: (.*))?", re.DOTALL)
 _TITLE = re.compile(r"[^a-zà-ÿ.]*|[^.]*:")
 
 
@@ -93,6 +94,19 @@ def split_sections(report: str) -> Sections:
         clean_report(joined.pop("impression", "")),
         {section: " ".join(words.split()) for section, words in joined.items()},
     )
+
+
+def join_sections(findings: str, impression: str) -> str:
+    """A report of its sections: "Findings: ... Impression: ...", or an impression alone without a heading."""
+    if not findings:
+        return impression
+    return f"Findings: {findings} Impression: {impression}" if impression else f"Findings: {findings}"
+
+
+def joined_sections(report: str) -> tuple[str, str]:
+    """Findings and impression of a report that :func:`join_sections` wrote, as they are; else all is the impression."""
+    match = _JOINED.fullmatch(report)
+    return (match[1], match[2] or "") if match else ("", report)
 
 
 def _section(match: re.Match[str]) -> str:

@@ -12,6 +12,7 @@ import numpy as np
 from xgem.data.annotation_files import read_masks
 from xgem.data.annotations import Annotation
 from xgem.data.read import read_image
+from xgem.data.sections import join_sections
 from xgem.types import InputError
 
 if TYPE_CHECKING:
@@ -57,8 +58,13 @@ class Study:
 
 
 def report_of(study: Study, sections: Sequence[str]) -> str:
-    """The report that a generator learns to write: the named sections, joined; empty where all are missing."""
-    return " ".join(text for name in sections if (text := getattr(study, name).strip()))
+    """The report that a generator learns to write; empty where the named sections are missing.
+
+    One section stands for itself, both have their headings (:func:`xgem.data.sections.join_sections`).
+    """
+    if len(sections) == 1:
+        return getattr(study, sections[0]).strip()
+    return join_sections(study.findings.strip(), study.impression.strip())
 
 
 def read_study(study: Study, config: TransformConfig) -> Annotation:

@@ -15,6 +15,7 @@ from transformers import AutoTokenizer, BertConfig, BertModel, DynamicCache, GPT
 from xgem.checkpoints.component import Component
 from xgem.checkpoints.pretrained import load_pretrained
 from xgem.configs.components import ReportVAEConfig
+from xgem.generators.report_sentences import from_sentences, to_sentences
 from xgem.types import ConfigError, InputError, ShapeError
 
 # Renamed between versions of transformers
@@ -22,7 +23,7 @@ _CACHE = "cache" if "cache" in inspect.signature(GPT2LMHeadModel.forward).parame
 
 
 class ReportVAE(Component):
-    """Texts to latents (b, d) and back.
+    """Texts to latents (b, d) and back; of a whole report, or (``config.sentences``) of each of its n sentences.
 
     Encoder: BERT's pooled first token, then one bias-free linear layer to mean and log variance. Decoder: GPT-2 that
     receives z twice: as an extra key and value in every layer (memory), and added to every token's embedding.
@@ -95,16 +96,16 @@ class ReportVAE(Component):
                 (directory / f"{side}_architecture.json").write_text(text, encoding="utf-8")
 
     @property
-    def latent_shape(self) -> tuple[int]:
-        return (self.config.latent_dim,)
+    def latent_shape(self) -> tuple[int, ...]:
+        shape = self.config.latent_shape
+        assert shape is not None
+        return shape
 
     @property
     def _device(self) -> torch.device:
         return self.to_posterior.weight.device
 
     def _tokenize(self, tokenizer: Any, texts: list[str]) -> Any:
-        if any(not text.strip() for text in texts):
-            raise InputError("report: expected text, got an empty one")
         return tokenizer(
             texts, padding=True, truncation=True, max_length=self.config.max_length, return_tensors="pt"
         ).to(self._device)
@@ -126,9 +127,19 @@ class ReportVAE(Component):
         return mean, logvar
 
     def encode(self, batch: list[str]) -> Tensor:
-        """Posterior means, normalised to unit variance: b texts to (b, d)."""
-        mean, _ = self.posterior(batch)
-        return (mean - self.config.latent_mean) / self.config.latent_std
+        """Posterior means, normalised to unit variance: b reports to (b, n * d), with n = 1 for whole reports.
+
+        Raises:
+            InputError: a report is empty.
+        """
+        if any(not text.strip() for text in batch):
+            raise InputError("report: expected text, got an empty one")
+        places = self.config.sentences
+        rows = [[text] for text in batch] if places is None else [to_sentences(text, places) for text in batch]
+        distinct = {text: row for row, text in enumerate(dict.fromkeys(text for texts in rows for text in texts))}
+        mean, _ = self.posterior(list(distinct))  # (distinct texts, d)
+        picked = torch.tensor([[distinct[text] for text in texts] for texts in rows], device=mean.device)  # (b, n)
+        return ((mean - self.config.latent_mean) / self.config.latent_std)[picked].flatten(1)
 
     def _memory(self, z: Tensor) -> DynamicCache:
         """z (b, d) as one key and value token in every layer."""
@@ -161,9 +172,21 @@ class ReportVAE(Component):
     def decode(
         self, z: Tensor, *, greedy: bool = True, generator: torch.Generator | None = None, temperature: float = 1.0
     ) -> list[str]:
-        """Normalised latents (b, d) to b texts; greedy, or each token sampled with ``generator`` (on the CPU)."""
+        """Normalised latents (b, n * d) to b reports; greedy, or each token sampled with ``generator`` (on the CPU)."""
         if z.shape[1:] != self.latent_shape:
             raise ShapeError(f"report VAE: expected latents (b, {self.latent_shape}), got {tuple(z.shape)}")
+        places = self.config.sentences
+        options: dict[str, Any] = {"greedy": greedy, "generator": generator, "temperature": temperature}
+        texts = self._decode_texts(z.unflatten(1, (-1, self.config.latent_dim)).flatten(0, 1), **options)
+        if places is None:
+            return texts
+        count = sum(places.values())
+        return [from_sentences(texts[i : i + count], places) for i in range(0, len(texts), count)]
+
+    def _decode_texts(
+        self, z: Tensor, *, greedy: bool, generator: torch.Generator | None, temperature: float
+    ) -> list[str]:
+        """Normalised latents (b, d) to b texts."""
         z = z * self.config.latent_std + self.config.latent_mean
         tokenizer, cache = self.decoder_tokenizer, self._memory(z)
         ids = torch.full((len(z), 1), tokenizer.bos_token_id, device=z.device)

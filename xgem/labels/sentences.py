@@ -35,6 +35,7 @@ _GOES_ON: Final = re.compile(
     re.IGNORECASE,
 )
 """A line that ends inside a sentence: with such a word, a comma, or (titles have capitals throughout) a capital."""
+_WRITTEN: Final = re.compile(r"(?<=[.!?])(?<!\b\d[.])\s+")  # the full stop of "1." ends no sentence
 _SENTENCE: Final = re.compile(r"(?<=[.!?])\s+|(?<=[a-z])\.(?=[a-z])|\n+")
 
 
@@ -71,6 +72,11 @@ def _is_break(above: str, line: str) -> bool:
     if not above or _BULLET.match(line) or _HEADING.match(line) or _BARE_HEADING.match(line):
         return True
     return bool(_BARE_HEADING.match(above) or (_CAPITALISED.match(line) and not _GOES_ON.search(above)))
+
+
+def written_sentences(text: str) -> list[str]:
+    """The sentences of a cleaned report as they are written; joined by blanks they are the report again."""
+    return [part for part in _WRITTEN.split(text.strip()) if part]
 
 
 def sentences(text: str) -> list[str]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import random
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from itertools import combinations
@@ -18,14 +17,8 @@ from xgem.data.captions import caption_from_labels, preface
 from xgem.data.manifest import Manifest
 from xgem.data.prepare import PreparedImages, prepare_images
 from xgem.data.study import Study, report_of
+from xgem.labels.sentences import written_sentences
 from xgem.types import DataError
-
-_SENTENCE = re.compile(r"(?<=[.!?])\s+")
-
-
-def sentences(text: str) -> list[str]:
-    """Split cleaned report text into sentences."""
-    return [part for part in _SENTENCE.split(text.strip()) if part]
 
 
 @dataclass(frozen=True)
@@ -120,7 +113,7 @@ def vary(text: str, rng: random.Random, *, keep: float = 0.7) -> str:
 
     Every sentence of a report is true of its images, so any subset is a valid description of them.
     """
-    parts = sentences(text)
+    parts = written_sentences(text)
     if len(parts) < 2:
         return text
     chosen = [part for part in parts if rng.random() < keep] or [rng.choice(parts)]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -11,13 +11,18 @@ import torch
 from torch import Tensor, nn
 
 from xgem.checkpoints import store
+from xgem.configs.base import Section
 from xgem.configs.components import ReportVAEConfig
 from xgem.configs.preset import Preset
+from xgem.data.captions import caption_from_labels
+from xgem.data.study import Study
+from xgem.generators.report_sentences import to_sentences
 from xgem.generators.report_vae import ReportVAE
+from xgem.labels.sentences import written_sentences
 from xgem.train import needs
 from xgem.train.context import StageContext, first_output
-from xgem.train.corpus import sentences
 from xgem.train.loop import Stage, permuted
+from xgem.train.recombine import Recombined
 from xgem.types import DataError
 from xgem.utils.random import mix
 
@@ -27,6 +32,15 @@ _BLOCK = 16
 def kl_weight(progress: float) -> float:
     """One annealing cycle (Optimus; Fu et al. 2019): 0 for half of training, a linear ramp for a quarter, then 1."""
     return min(1.0, max(0.0, (progress - 0.5) / 0.25))
+
+
+def _distinct(reports: Iterable[str], places: Mapping[Section, int], more: Iterable[str] = ()) -> list[str]:
+    """The distinct sentences of reports, as the codec divides them, and ``more``."""
+    return list(dict.fromkeys([*(text for report in reports for text in to_sentences(report, places)), *more]))
+
+
+def _texts(study: Study) -> tuple[str, str, str]:
+    return study.impression, study.findings, caption_from_labels(study.labels)
 
 
 class _Autoencoder(nn.Module):
@@ -52,9 +66,10 @@ class ReportVAEStage(Stage):
     """Reconstruction + scheduled KL with free bits.
 
     Besides complete reports, it learns random combinations of sentences from all sections of the training split, so
-    that the latent space covers combinations of findings that no single report has. ``config.loss``: ``kl``;
-    ``free_bits``, nats per dimension that are not penalised; ``hide``, fraction of decoder inputs masked;
-    ``recombined``, fraction of the batch.
+    that the latent space covers combinations of findings that no single report has. A codec that codes sentences
+    learns them one by one, each distinct one of the training split equally often, and as recombined ones variants with
+    other clauses, sides, sizes and words. ``config.loss``: ``kl``; ``free_bits``, nats per dimension that are not
+    penalised; ``hide``, fraction of decoder inputs masked; ``recombined``, fraction of the batch.
     """
 
     name = "report-vae"
@@ -73,12 +88,17 @@ class ReportVAEStage(Stage):
         train, val = context.train, context.val
         self.corpus, self.settings = train, (settings,)
         self.weights = self.loss_weights(self.name, self.config)
-        self.train_texts = [text for text in train.reports if text]
-        self.val_texts = [text for text in val.reports if text]
-        if not self.val_texts:
+        self.reports, self.val_reports = ([text for text in corpus.reports if text] for corpus in (train, val))
+        if not self.val_reports:
             raise DataError("report-vae: the validation split has no report: use a manifest with reports in split val")
-        texts = [text for index in range(len(train.studies)) for text in train.texts(index)]
-        self.pool = [part for text in texts for part in sentences(text)]
+        texts = [text for study in train.studies for text in dict.fromkeys(_texts(study))]
+        self.pool = [part for text in texts for part in written_sentences(text)]
+        self.variants: Recombined | None = None
+        self.train_texts, self.val_texts = self.reports, self.val_reports
+        if settings.sentences is not None:
+            self.variants = Recombined(self.pool)
+            self.train_texts = _distinct(self.reports, settings.sentences, self.pool)
+            self.val_texts = _distinct(self.val_reports, settings.sentences)
         self.module = _Autoencoder(ReportVAE.from_config(settings, None, tokenizer), self.weights["hide"])
 
     @property
@@ -99,12 +119,17 @@ class ReportVAEStage(Stage):
         picked = drawn[slot * size : (slot + 1) * size]
         rng = random.Random(mix(self.seed, self.name, "texts", step, rank))
         texts = [
-            " ".join(rng.sample(self.pool, rng.choice((1, 1, 2, 3))))
+            self._recombined(self.train_texts[i], rng)
             if rng.random() < self.weights["recombined"]
             else self.train_texts[i]
             for i in picked
         ]
         return {"texts": texts, "kl": kl_weight(step / (self.config.steps * self.config.gradient_accumulation))}
+
+    def _recombined(self, text: str, rng: random.Random) -> str:
+        if self.variants is None:
+            return " ".join(rng.sample(self.pool, rng.choice((1, 1, 2, 3))))
+        return self.variants.draw(text, rng)
 
     def _kl(self, mean: Tensor, logvar: Tensor) -> tuple[Tensor, Tensor]:
         """KL divergence of posteriors (b, d), summed over dimensions, and the same with the batch mean of each clamped
@@ -123,11 +148,9 @@ class ReportVAEStage(Stage):
         texts = self.val_texts[:256]
         nll, mean, logvar, counts = module(texts)
         kl, floored = self._kl(mean, logvar)
-        # Fraction of texts that are decoded verbatim from the posterior mean
-        vae, shown = module.vae, texts[:128]
-        z = (vae.posterior(shown)[0] - vae.config.latent_mean) / vae.config.latent_std
-        decoded = vae.decode(z)
-        exact = sum(a == b for a, b in zip(decoded, shown, strict=True)) / len(shown)
+        # Fraction of reports that are decoded verbatim from the posterior mean
+        vae, shown = module.vae, self.val_reports[:128]
+        exact = sum(a == b for a, b in zip(vae.decode(vae.encode(shown)), shown, strict=True)) / len(shown)
         return {
             "loss": float(nll.mean() + self.weights["kl"] * floored) / 10,
             "nll_per_token": float(nll.sum() / counts.sum()),
@@ -137,14 +160,14 @@ class ReportVAEStage(Stage):
 
     def sheet(self, module: nn.Module) -> str:
         assert isinstance(module, _Autoencoder)
-        vae, shown = module.vae, self.val_texts[:40]
-        decoded = vae.decode((vae.posterior(shown)[0] - vae.config.latent_mean) / vae.config.latent_std)
-        return "\n".join(f"{a}\n  -> {b}" for a, b in zip(shown, decoded, strict=True))
+        vae, shown = module.vae, self.val_reports[:40]
+        return "\n".join(f"{a}\n  -> {b}" for a, b in zip(shown, vae.decode(vae.encode(shown)), strict=True))
 
     def finish(self, module: nn.Module, root: Path) -> None:
         assert isinstance(module, _Autoencoder)
         vae = module.vae
-        chunks = [self.train_texts[i : i + 64] for i in range(0, len(self.train_texts), 64)]
-        mean = torch.cat([vae.posterior(chunk)[0].cpu() for chunk in chunks])
+        chunks = [self.reports[i : i + 64] for i in range(0, len(self.reports), 64)]
+        normalised = torch.cat([vae.encode(chunk).cpu() for chunk in chunks])  # (reports, n * d)
+        mean = normalised * vae.config.latent_std + vae.config.latent_mean
         vae.config = vae.config.model_copy(update={"latent_mean": float(mean.mean()), "latent_std": float(mean.std())})
         store.save_component(root, self.component, vae)
