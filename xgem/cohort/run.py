@@ -150,6 +150,8 @@ def _make(cohort: Cohort, pipeline: XgemPipeline, folder: Folder, batch: Batch, 
                 inputs = [{view: place / file for view, file in one.files.items()} for one in made]
             settings: Any = dict(options(cohort.plan, outputs, pipeline))
             settings |= {"seed": [item.seed for item in items], "progress": False}
+            if not number and items[0].cell.study is not None:  # one way for all studies, which expand() has checked
+                settings |= items[0].cell.study.reading.model_dump()
             if former and (settings["sampler"] or pipeline.preset.sampling.sampler) == "ddim":
                 settings["sampler"] = "ddim-leading"
             generations: Any = pipeline(inputs, outputs, **settings)
