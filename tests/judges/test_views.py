@@ -18,6 +18,8 @@ from xgem.checkpoints.locate import DEFAULT_MODEL
 from xgem.cli.data import app
 from xgem.configs.reading import ReadOptions
 from xgem.data.manifest import Manifest
+from xgem.data.rows import Row
+from xgem.data.show import _fields
 from xgem.data.sources import dicom
 from xgem.data.sources.dicom import Guess
 from xgem.judges.views import LEAST, RECORD, SHIPPED, WEIGHTS, ViewGuess
@@ -125,3 +127,11 @@ def test_views_are_guessed_only_where_asked_for(tmp_path: Path, monkeypatch: pyt
     assert given == [ReadOptions(invert=True)]
     assert "guessed views" in told.stdout
     assert {row.view for row in Manifest.read(tmp_path / "b.jsonl").rows} == {"frontal"}
+
+
+def test_a_page_says_which_views_are_guessed() -> None:
+    plain = Row(study="s", subject="p", split="val", view="lateral", file="a.png")
+    assert _fields(plain)["view"] == "lateral, val"
+    assert _fields(plain.model_copy(update={"view_guessed": True}))["view"] == "lateral (guessed), val"
+    with pytest.raises(ValueError, match="view_guessed without a view"):
+        Row(study="s", subject="p", split="val", file="a.png", view_guessed=True)
