@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from xgem.cli import completion
+from xgem.configs.reading import ReadOptions, Rescale, Voi, read_help
 from xgem.types import InputError
 
 if TYPE_CHECKING:
@@ -86,6 +88,26 @@ Dtype = Annotated[
 ]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the results of an earlier run.")]
 Progress = Annotated[bool, typer.Option("--progress/--no-progress", help="Show progress bars (on stderr).")]
+
+
+def _read_option(name: str, flag: str, metavar: str | None = None) -> Any:
+    shown = {"voi": "none", "rescale": "auto"}.get(name, "no")
+    return typer.Option(flag, metavar=metavar, help=read_help(name), show_default=f"the manifest's, or {shown}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reading:
+    """How the user's radiographs are read: the same options on every command that reads some."""
+
+    voi: Annotated[Voi | None, _read_option("voi", "--voi", "NAME")] = None
+    rescale: Annotated[Rescale | None, _read_option("rescale", "--rescale", "NAME")] = None
+    invert: Annotated[bool | None, _read_option("invert", "--invert/--no-invert")] = None
+    allow_any: Annotated[bool | None, _read_option("allow_any", "--allow-any")] = None
+
+    @property
+    def reading(self) -> ReadOptions:
+        """What was given."""
+        return ReadOptions(**{name: getattr(self, name) for name in ReadOptions.model_fields})
 
 
 def parse_guidance(text: str | None) -> float | dict[str, float] | None:

@@ -14,8 +14,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from xgem.data.read import read_image
-from xgem.data.transforms import pad_square, resize
+from xgem.configs.reading import AS_STATED, ReadOptions
+from xgem.data.read import Radiograph
+from xgem.data.transforms import Notes, evened, pad_square, read_with, resize
 from xgem.labels.vocabulary import CHEXPERT_CLASSES
 from xgem.types import DataError, InputError
 from xgem.utils.hashing import content_hash
@@ -30,7 +31,7 @@ class Item:
     ``id`` identifies it within its set, ``pair`` the corresponding item of the other set (a generated item names the
     real study whose prompt it was generated from; by default ``id``). ``prompt`` is the text from which it was
     generated, ``report`` the report itself. ``labels`` maps CheXpert classes to 1, 0 or -1 (uncertain), without
-    unknown classes. ``age`` is in years.
+    unknown classes. ``age`` is in years. ``reading`` says how its image is read.
     """
 
     id: str
@@ -44,6 +45,7 @@ class Item:
     sex: str | None = None
     race: str | None = None
     severity: float | None = None
+    reading: ReadOptions = field(default=AS_STATED, repr=False)
 
 
 @dataclass(frozen=True)
@@ -71,6 +73,8 @@ class EvalSet:
         for item in self.items:
             stated = replace(item, file=None, labels={})
             digest.update(repr((stated, sorted(item.labels.items()))).encode())
+            if item.reading != AS_STATED:  # sets of before keep their hash
+                digest.update(repr(item.reading).encode())
         return digest.hexdigest()
 
     @property
@@ -118,7 +122,7 @@ class EvalSet:
         return self if len(rows) == len(self.items) else self.subset(rows)
 
     def batches(self, size: int | None = None, batch_size: int = 256) -> Iterator[Images]:
-        """The images in order, as (b, size, size) uint8; at most ``batch_size`` of them are in memory.
+        """The images in order, square pixels, as (b, size, size) uint8; at most ``batch_size`` of them are in memory.
 
         Args:
             size: side in pixels; None keeps the original size, which must then be the same for all images.
@@ -129,11 +133,18 @@ class EvalSet:
             DataError: images of several sizes (unless ``pad``); the message names two of them.
         """
         first: tuple[str, tuple[int, int]] | None = None
-        files = [item.file for item in self.with_images().items if item.file is not None]
+        items, noted = self.with_images().items, Notes()
+
+        def read(item: Item) -> Radiograph:
+            assert item.file is not None
+            image = read_with(item.file, reading=item.reading)
+            noted.add(image.notes, item.file)
+            return replace(image, pixels=evened(image.pixels, image.aspect, name=image.origin))
+
         with ThreadPoolExecutor(4) as pool:
-            for start in range(0, len(files), batch_size):
+            for start in range(0, len(items), batch_size):
                 pixels: list[NDArray[np.float32]] = []
-                for image in pool.map(read_image, files[start : start + batch_size]):
+                for image in pool.map(read, items[start : start + batch_size]):
                     shape = (int(image.pixels.shape[0]), int(image.pixels.shape[1]))
                     first = first or (image.origin, shape)
                     if shape != first[1] and not self.pad:
@@ -143,6 +154,13 @@ class EvalSet:
                         )
                     pixels.append(_square(image.pixels, size))
                 yield np.stack([np.rint(square * 255).astype(np.uint8) for square in pixels])
+        if self.name not in self._said:  # once, however often the images are read
+            self._said.add(self.name)
+            noted.log(self.name)
+
+    @cached_property
+    def _said(self) -> set[str]:
+        return set()
 
     def images(self, size: int | None = None) -> Images:
         """All images at once, (n, size, size) uint8; see :meth:`batches`."""
