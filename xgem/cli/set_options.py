@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from xgem.cli.options import AsJson, Cache, Device, Draws, Out, Overwrite, Seed
+from xgem.cli.options import AsJson, Cache, Device, Draws, Out, Overwrite, Progress, Seed
 
 if TYPE_CHECKING:
     from xgem.data.sets import EvalSet
@@ -78,6 +78,7 @@ class Sets:
     cache: Cache = None
     device: Device = None
     overwrite: Overwrite = False
+    progress: Progress = True
     as_json: AsJson = False
 
     @property

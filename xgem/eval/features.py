@@ -24,6 +24,7 @@ from xgem.data.sets import EvalSet
 from xgem.judges.extractors import Extractor
 from xgem.types import DataError, OutputError
 from xgem.utils.hashing import canonical
+from xgem.utils.progress import StepBar, track
 
 logger = logging.getLogger(__name__)
 Features = NDArray[np.float32]
@@ -95,15 +96,17 @@ def _computed(
 ) -> Iterator[tuple[int, Features]]:
     """Batches of features (b, d), each with the row of its first image; DataError where one is not finite."""
     start = 0
-    for images in items.batches(side, batch_size):
-        vectors = extractor(images)
-        if not np.isfinite(vectors).all():
-            row = start + int(np.flatnonzero(~np.isfinite(vectors).all(axis=1))[0])
-            raise DataError(
-                f"{items.items[row].file}: {extractor.name} gives features that are not finite for this image"
-            )
-        yield start, vectors
-        start += len(vectors)
+    with StepBar(f"features of {items.name}, {extractor.name}", len(items)) as bar:
+        for images in items.batches(side, batch_size):
+            vectors = extractor(images)
+            if not np.isfinite(vectors).all():
+                row = start + int(np.flatnonzero(~np.isfinite(vectors).all(axis=1))[0])
+                raise DataError(
+                    f"{items.items[row].file}: {extractor.name} gives features that are not finite for this image"
+                )
+            yield start, vectors
+            start += len(vectors)
+            bar.advance(len(vectors))
 
 
 def _hashes(items: EvalSet) -> list[bytes]:
@@ -117,7 +120,8 @@ def _hashes(items: EvalSet) -> list[bytes]:
             raise DataError(f"{file}: cannot be read ({error.strerror}); remove it from the set") from error
 
     with ThreadPoolExecutor(4) as pool:
-        return list(pool.map(digest, [item.file for item in items.items if item.file is not None]))
+        files = [item.file for item in items.items if item.file is not None]
+        return list(track(pool.map(digest, files), f"hashing {items.name}", len(files)))
 
 
 def _place(cache: Path, extractor: Extractor, side: int | None) -> Path:
