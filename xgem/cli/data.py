@@ -286,18 +286,16 @@ def _read_all(manifest: Manifest) -> dict[str, int]:
     Raises:
         ManifestError: files cannot be used; the message counts them and gives the first one's reason.
     """
-    from rich.console import Console
-    from rich.progress import track
-
     from xgem.data.annotation_files import read_masks
     from xgem.data.pixels import SMALL_PART
     from xgem.data.transforms import read_with
     from xgem.types import InputError, ManifestError
+    from xgem.utils.progress import track
 
     files = 0
     failed: list[str] = []
     found = {"small range": 0, "other notes": 0}
-    for row in track(manifest.rows, description="reading images", console=Console(stderr=True), transient=True):
+    for row in track(manifest.rows, "reading images"):
         path, size = manifest.file(row), None
         try:
             if path is not None:

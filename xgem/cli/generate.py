@@ -12,7 +12,7 @@ import typer
 
 from xgem.cli import completion
 from xgem.cli.inputs import inputs_of, many_of, mask_of, named, report_of
-from xgem.cli.options import parse_guidance
+from xgem.cli.options import Progress, parse_guidance
 from xgem.configs.reading import Rescale, Voi
 from xgem.pipeline.options import RENAMED, CallOptions, option
 from xgem.types import InputError
@@ -80,7 +80,6 @@ Device = Annotated[str | None, typer.Option("--device", help="cpu, cuda, cuda:1 
 Dtype = Annotated[str | None, typer.Option("--dtype", help="float32, bfloat16 or float16.", show_default="float32")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the results of an earlier run in the folder.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the metadata as JSON instead of the files' names.")]
-Progress = Annotated[bool, typer.Option("--progress/--no-progress", help="Show progress bars (on stderr).")]
 
 
 def _with_options(function: Callable[..., None]) -> Callable[..., None]:

@@ -12,6 +12,7 @@ import typer
 from xgem.cli import completion
 from xgem.configs.reading import ReadOptions, Rescale, Voi, read_help
 from xgem.types import InputError
+from xgem.utils.progress import showing
 
 if TYPE_CHECKING:
     from xgem.configs.preset import Preset, StageConfig
@@ -87,7 +88,18 @@ Dtype = Annotated[
     str | None, typer.Option("--dtype", metavar="NAME", help="float32, bfloat16 or float16.", show_default="float32")
 ]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the results of an earlier run.")]
-Progress = Annotated[bool, typer.Option("--progress/--no-progress", help="Show progress bars (on stderr).")]
+
+
+def _shown(context: typer.Context, value: bool) -> bool:
+    """Of every bar of the command, also those deep inside."""
+    context.with_resource(showing(value))
+    return value
+
+
+Progress = Annotated[
+    bool,
+    typer.Option("--progress/--no-progress", callback=_shown, help="Show progress and the time left (on stderr)."),
+]
 
 
 def _read_option(name: str, flag: str, metavar: str | None = None) -> Any:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from xgem.cli.options import AsJson, Cache, Device, Draws, Out, Overwrite, Reading, Seed
+from xgem.cli.options import AsJson, Cache, Device, Draws, Out, Overwrite, Progress, Reading, Seed
 
 if TYPE_CHECKING:
     from xgem.data.sets import EvalSet
@@ -81,6 +81,7 @@ class Sets(Reading):
     cache: Cache = None
     device: Device = None
     overwrite: Overwrite = False
+    progress: Progress = True
     as_json: AsJson = False
 
     @property

@@ -20,6 +20,7 @@ from xgem.data.read import NEGATIVE
 from xgem.data.transforms import Notes, read_with, to_square
 from xgem.types import DataError, ImageError
 from xgem.utils.hashing import canonical, content_hash, reading_threads
+from xgem.utils.progress import showing, track
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -99,9 +100,6 @@ def _prepare(
     paths: Sequence[Path], readings: Sequence[ReadOptions], config: TransformConfig, title: str, progress: bool
 ) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
     """(n, size, size) uint8, read in several threads; and (n,) 1 where the first version read other pixels."""
-    from rich.console import Console
-    from rich.progress import track
-
     values = np.empty((len(paths), config.size, config.size), dtype=np.uint8)
     changed = np.zeros(len(paths), dtype=np.uint8)
     noted = Notes()
@@ -120,17 +118,10 @@ def _prepare(
 
     with ThreadPoolExecutor(reading_threads()) as pool:
         rows = pool.map(prepare_row, range(len(paths)))
-        tracked = track(
-            rows,
-            description=title,
-            total=len(paths),
-            disable=not progress,
-            console=Console(stderr=True),
-            transient=True,
-        )
         try:
-            for _ in tracked:
-                pass
+            with showing(progress):
+                for _ in track(rows, title, len(paths)):
+                    pass
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise

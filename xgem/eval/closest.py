@@ -6,6 +6,7 @@ seem farther from the training images than held-out images are, and so hide copi
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -21,11 +22,13 @@ from xgem.judges.extractors import Extractor
 from xgem.metrics import privacy
 from xgem.metrics.bootstrap import Array, Estimate
 from xgem.metrics.privacy import Closest, Rows
+from xgem.utils.progress import StepBar
 
 if TYPE_CHECKING:
     from xgem.judges.reid import Reid
 
 _MOST_BYTES: Final = 1 << 30
+_BATCH_BYTES: Final = 1 << 22  # of training images: large enough that products take longer than preparing them
 
 
 @dataclass(frozen=True)
@@ -119,21 +122,33 @@ def same_patient(run: Run, reid: Reid, items: EvalSet, own_prompt: Rows | None =
     return privacy.reidentification_score(*features, reid.weight, reid.bias, own_prompt=own_prompt, device=run.device)
 
 
+def _chunk(size: int) -> int:
+    return max(1, _MOST_BYTES // size**2)
+
+
 def _in_chunks(items: EvalSet, size: int) -> Iterator[tuple[slice, NDArray[np.uint8]]]:
     """The images in chunks of at most a gigabyte; training images are read again for each chunk."""
-    step = max(1, _MOST_BYTES // size**2)
+    step = _chunk(size)
     for start in range(0, len(items), step):
         part = slice(start, min(start + step, len(items)))
         yield part, items.subset(range(part.start, part.stop)).images(size)
 
 
-def _closest(run: Run, items: EvalSet, measure: Any, size: int, exclude: Rows | None = None) -> Closest:
+def _closest(run: Run, items: EvalSet, name: str, measure: Any, size: int, exclude: Rows | None = None) -> Closest:
     """The closest training image of each item, by a distance of images."""
     values, rows = np.empty(len(items)), np.empty(len(items), dtype=np.int64)
-    for part, images in _in_chunks(items, size):
-        excluded = None if exclude is None else exclude[part]
-        closest = measure(images, run.training.batches(size), exclude=excluded, device=run.device)
-        values[part], rows[part] = closest.values, closest.rows
+    chunks = math.ceil(len(items) / _chunk(size))
+    with StepBar(f"{name} distances of {items.name}", chunks * len(run.training)) as bar:
+
+        def known() -> Iterator[NDArray[np.uint8]]:
+            for batch in run.training.batches(size, max(1, _BATCH_BYTES // size**2)):
+                yield batch
+                bar.advance(len(batch))
+
+        for part, images in _in_chunks(items, size):
+            excluded = None if exclude is None else exclude[part]
+            closest = measure(images, known(), exclude=excluded, device=run.device)
+            values[part], rows[part] = closest.values, closest.rows
     return Closest(values, rows)
 
 
@@ -148,9 +163,9 @@ def _of_own_prompt(run: Run, own: Rows) -> Closest:
 
 
 def _of_images(run: Run, name: str, unit: str, measure: Any, size: int, own: Closest | None = None) -> Space:
-    closest = _closest(run, run.generated, measure, size)
-    held_out = None if run.held_out is None else _closest(run, run.held_out, measure, size)
-    neighbours = _neighbours(closest, lambda rows: _closest(run, run.training.subset(rows), measure, size, rows))
+    closest = _closest(run, run.generated, name, measure, size)
+    held_out = None if run.held_out is None else _closest(run, run.held_out, name, measure, size)
+    neighbours = _neighbours(closest, lambda rows: _closest(run, run.training.subset(rows), name, measure, size, rows))
     return Space(name, unit, closest, own, held_out, neighbours)
 
 

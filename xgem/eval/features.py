@@ -25,6 +25,7 @@ from xgem.data.sets import EvalSet, Item
 from xgem.judges.extractors import Extractor
 from xgem.types import DataError, OutputError
 from xgem.utils.hashing import canonical
+from xgem.utils.progress import StepBar, track
 
 logger = logging.getLogger(__name__)
 Features = NDArray[np.float32]
@@ -96,15 +97,17 @@ def _computed(
 ) -> Iterator[tuple[int, Features]]:
     """Batches of features (b, d), each with the row of its first image; DataError where one is not finite."""
     start = 0
-    for images in items.batches(side, batch_size):
-        vectors = extractor(images)
-        if not np.isfinite(vectors).all():
-            row = start + int(np.flatnonzero(~np.isfinite(vectors).all(axis=1))[0])
-            raise DataError(
-                f"{items.items[row].file}: {extractor.name} gives features that are not finite for this image"
-            )
-        yield start, vectors
-        start += len(vectors)
+    with StepBar(f"features of {items.name}, {extractor.name}", len(items)) as bar:
+        for images in items.batches(side, batch_size):
+            vectors = extractor(images)
+            if not np.isfinite(vectors).all():
+                row = start + int(np.flatnonzero(~np.isfinite(vectors).all(axis=1))[0])
+                raise DataError(
+                    f"{items.items[row].file}: {extractor.name} gives features that are not finite for this image"
+                )
+            yield start, vectors
+            start += len(vectors)
+            bar.advance(len(vectors))
 
 
 def _hashes(items: EvalSet) -> list[bytes]:
@@ -124,7 +127,7 @@ def _hashes(items: EvalSet) -> list[bytes]:
         return hashlib.sha256(found + canonical({"reading": told, "aspect": grid and grid.aspect}).encode()).digest()
 
     with ThreadPoolExecutor(4) as pool:
-        return list(pool.map(digest, items.items))
+        return list(track(pool.map(digest, items.items), f"hashing {items.name}", len(items)))
 
 
 def _place(cache: Path, extractor: Extractor, side: int | None) -> Path:

@@ -29,6 +29,7 @@ from xgem.modalities import get_modality
 from xgem.pipeline.conditioning import embed
 from xgem.types import InputError
 from xgem.utils.files import replacing
+from xgem.utils.progress import StepBar
 
 if TYPE_CHECKING:
     from xgem.pipeline.model import LoadedModel
@@ -286,8 +287,11 @@ def _read(
         return np.rint((square + 1) * 127.5).astype(np.uint8)
 
     batches = [files[start : start + _BATCH] for start in range(0, len(files), _BATCH)]
-    with ThreadPoolExecutor(4) as pool:
-        parts = [_features(model, view, np.stack(list(pool.map(pixels_of, batch)))) for batch in batches]
+    parts: list[tuple[Images, NDArray[np.float32]]] = []
+    with ThreadPoolExecutor(4) as pool, StepBar(f"index of {view} images", len(files)) as bar:
+        for batch in batches:
+            parts.append(_features(model, view, np.stack(list(pool.map(pixels_of, batch)))))
+            bar.advance(len(batch))
     noted.log("privacy gate")
     return np.concatenate([pixels for pixels, _ in parts]), np.concatenate([vectors for _, vectors in parts])
 

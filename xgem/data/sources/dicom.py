@@ -47,6 +47,7 @@ from xgem.data.sources.rows import make_row, write_manifest
 from xgem.data.tables import read_table
 from xgem.types import DataError, ImageError
 from xgem.utils.files import replacing
+from xgem.utils.progress import track
 from xgem.utils.tables import csv_text
 
 if TYPE_CHECKING:
@@ -132,7 +133,7 @@ def prepare(
 def _read(source: Path, reports: Path | None, left_out: list[tuple[str, str]], allow_any: bool) -> dict[str, _Study]:
     studies: dict[str, _Study] = {}
     seen: dict[str, Path] = {}
-    for path in sorted(source.rglob("*")):
+    for path in track(sorted(source.rglob("*")), "reading headers"):
         apart = reports is not None and path.resolve().is_relative_to(reports.resolve())
         if not path.is_file() or apart or not is_data(path.relative_to(source)):
             continue
