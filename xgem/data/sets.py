@@ -62,6 +62,7 @@ class EvalSet:
     labelled_by: str = "file"
     pad: bool = False
     kept: KeptImages | None = field(default=None, repr=False, compare=False)
+    _said: set[str] = field(default_factory=set[str], repr=False, compare=False)
 
     def __len__(self) -> int:
         return len(self.items)
@@ -153,10 +154,6 @@ class EvalSet:
         if self.name not in self._said:  # once, however often the images are read
             self._said.add(self.name)
             noted.log(self.name)
-
-    @cached_property
-    def _said(self) -> set[str]:
-        return set()
 
     def images(self, size: int | None = None) -> Images:
         """All images at once, (n, size, size) uint8; see :meth:`batches`."""
