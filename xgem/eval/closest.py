@@ -22,13 +22,16 @@ from xgem.judges.extractors import Extractor
 from xgem.metrics import privacy
 from xgem.metrics.bootstrap import Array, Estimate
 from xgem.metrics.privacy import Closest, Rows
-from xgem.utils.progress import StepBar
+from xgem.utils.progress import StepBar, track
 
 if TYPE_CHECKING:
     from xgem.judges.reid import Reid
 
 _MOST_BYTES: Final = 1 << 30
 _BATCH_BYTES: Final = 1 << 22  # of training images: large enough that products take longer than preparing them
+
+
+_BLOCK: Final = 1024  # rows of training features
 
 
 @dataclass(frozen=True)
@@ -102,15 +105,16 @@ def aligned_space(run: Run) -> Space:
 def latent_space(run: Run, extractor: Extractor) -> Space:
     """Distances of features (:func:`xgem.metrics.privacy.latent_distance`)."""
     generated, training = run.features(run.generated, extractor), run.features(run.training, extractor)
-    nearest = partial(privacy.latent_distance, training=training, device=run.device)
-    closest = nearest(generated)
+    nearest = partial(privacy.latent_distance, device=run.device)
+    among = partial(_in_blocks, training, f"{extractor.name} distances")
+    closest = nearest(generated, among())
     return Space(
         "latent",
         "distance / sqrt(d)",
         closest,
-        None if run.own is None else nearest(generated, own_prompt=run.own),
-        None if run.held_out is None else nearest(run.features(run.held_out, extractor)),
-        _neighbours(closest, lambda rows: nearest(training[rows], exclude=rows)),
+        None if run.own is None else nearest(generated, training, own_prompt=run.own),
+        None if run.held_out is None else nearest(run.features(run.held_out, extractor), among()),
+        _neighbours(closest, lambda rows: nearest(training[rows], among(), exclude=rows)),
         extractor.name,
         extractor.weights,
     )
@@ -118,8 +122,16 @@ def latent_space(run: Run, extractor: Extractor) -> Space:
 
 def same_patient(run: Run, reid: Reid, items: EvalSet, own_prompt: Rows | None = None) -> Closest:
     """The highest re-identification score of each image with a training image, and the row of that image."""
-    features = run.features(items, reid.extractor), run.features(run.training, reid.extractor)
-    return privacy.reidentification_score(*features, reid.weight, reid.bias, own_prompt=own_prompt, device=run.device)
+    features, training = run.features(items, reid.extractor), run.features(run.training, reid.extractor)
+    known = _in_blocks(training, "re-identification scores") if own_prompt is None else training
+    return privacy.reidentification_score(
+        features, known, reid.weight, reid.bias, own_prompt=own_prompt, device=run.device
+    )
+
+
+def _in_blocks(features: Features, description: str) -> Iterator[Features]:
+    """The rows of training features in blocks, whose comparison is one step of progress."""
+    return track([features[row : row + _BLOCK] for row in range(0, len(features), _BLOCK)], description)
 
 
 def _chunk(size: int) -> int:

@@ -177,7 +177,7 @@ def aligned_distance(
 
 def reidentification_score(
     generated: NDArray[Any],
-    training: NDArray[Any],
+    training: NDArray[Any] | Iterable[NDArray[Any]],
     weight: NDArray[Any],
     bias: float,
     *,
@@ -190,7 +190,7 @@ def reidentification_score(
     the training images. See :class:`xgem.judges.reid.Reid` for features, weight and bias.
 
     Args:
-        generated, training: (n, d) and (m, d) features.
+        generated, training: (n, d) and (m, d) features, or batches of the latter.
         weight, bias: (d,) and a scalar: the last layer.
         own_prompt: as in :func:`pixel_distance`.
     """
