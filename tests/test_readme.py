@@ -1,19 +1,24 @@
 """The examples of README and CONTRIBUTING work as they stand.
 
 A block is marked by the HTML comment above it. ``<!-- test: run -->`` is executed, with the embedded checkpoint, in a
-folder that holds a drawn ``cxr.png``. In ``<!-- test: dry-run -->`` (hours long, or about the user's own files) every
+folder that holds a drawn ``cxr.png``; ``<!-- test: studies -->``, in one that also holds ``real.parquet``, a manifest
+of drawn studies. In ``<!-- test: dry-run -->`` (hours long, or about the user's own files) every
 ``make`` line is expanded by ``make -n``, and every ``xgem`` line, make's included, is parsed by the command line.
 """
 
 from __future__ import annotations
 
+import csv
 import json
+import math
 import os
 import re
 import shlex
 import subprocess
 import sys
+from collections import Counter
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +70,7 @@ BLOCKS = blocks_of(PROJECT / "README.md", PROJECT / "CONTRIBUTING.md")
 @each(BLOCKS)
 def test_every_example_is_tested(block: Block) -> None:
     assert block.language in {"bash", "python"}
-    assert block.mark in {"run", "dry-run"}
+    assert block.mark in {"run", "studies", "dry-run"}
 
 
 @pytest.fixture
@@ -86,14 +91,14 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def execute(command: list[str], folder: Path) -> None:
+def execute(command: list[str], folder: Path, timeout: float = 280) -> None:
     """Runs ``command`` in ``folder`` with the checkout importable; its output is shown when it fails."""
     env = {
         **os.environ,
         "PATH": f"{folder / 'bin'}{os.pathsep}{os.environ['PATH']}",
         "PYTHONPATH": os.pathsep.join(filter(None, [str(PROJECT), os.environ.get("PYTHONPATH", "")])),
     }
-    done = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, timeout=280)
+    done = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, timeout=timeout)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
 
 
@@ -105,6 +110,73 @@ def test_python_example_runs(block: Block, folder: Path) -> None:
 @each(BLOCKS, "run", "bash")
 def test_shell_example_runs(block: Block, folder: Path) -> None:
     execute(["bash", "-euo", "pipefail", "-c", block.code], folder)
+
+
+FINDINGS = (
+    ("Large right pleural effusion.", ("Pleural Effusion",)),
+    ("Cardiomegaly. No effusion.", ("Cardiomegaly",)),
+)
+STUDIES = 10  # of each split: five show each finding, the fewest for an AUROC
+
+
+@pytest.fixture
+def studies(folder: Path) -> Path:
+    """``folder`` with ``real.parquet``: frontals of two dark fields, laterals of one, with reports and labels."""
+    from PIL import Image
+
+    from xgem.data.manifest import Manifest
+    from xgem.data.rows import Row
+
+    rng, rows = np.random.default_rng(0), []
+    y, x = np.mgrid[-1:1:160j, -1:1:144j]
+    for split, number in product(("train", "val"), range(STUDIES)):
+        text, labels = FINDINGS[number % 2]
+        study: dict[str, Any] = {"study": f"{split}{number}", "subject": f"{split}{number}", "split": split}
+        study |= {"source": "openi", "licence": "free", "impression": text, "labels": labels}
+        for view, sides in (("frontal", (-0.42, 0.42)), ("lateral", (0.0,))):
+            size = rng.uniform(0.5, 0.6)
+            dark = sum(np.exp(-((((x - side) / 0.25) ** 2 + (y / size) ** 2) ** 2)) for side in sides)
+            pixels = 210 * (np.abs(x) < 0.9) - 150 * dark + rng.normal(0, 5, x.shape)
+            file = f"{split}{number}-{view}.png"
+            Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(folder / file)
+            rows.append(Row(view=view, file=file, **study))
+    Manifest(tuple(rows), folder).write(folder / "real.parquet")
+    return folder
+
+
+@each(BLOCKS, "studies", "bash")
+def test_evaluation_runs_from_studies_to_numbers(
+    block: Block, studies: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The commands as they stand, with the embedded model and the shipped judges, and no network."""
+    monkeypatch.setenv("XGEM_CACHE", str(tmp_path / "cache"))
+    for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"):
+        monkeypatch.setenv(name, "1")
+    execute(["bash", "-euo", "pipefail", "-c", block.code], studies, timeout=900)  # a minute on two idle cores
+    # Of one folder, each command takes the frontals alone
+    with (studies / "cohort" / "metadata.csv").open(newline="", encoding="utf-8") as stream:
+        views = Counter(row["view"] for row in csv.DictReader(stream))
+    assert views == {"frontal": STUDIES, "lateral": STUDIES}
+    wanted = {
+        "fidelity": {("fid", "xgem-classifier"), ("kid", "xgem-classifier"), ("fid", "xgem:openi-128/frontal")},
+        "factual": {("auroc_macro", "xgem-classifier")},
+        "text": {("bleu_1", ""), ("rouge_l", "")},
+        "consistency": {("cosine", "prompt encoders of openi-128")},
+        "privacy": {("pixel_distance", ""), ("aligned_distance", ""), ("latent_distance", "xgem-classifier")},
+    }
+    assert wanted.keys() == {words[2] for words in block.lines() if words[:2] == ["xgem", "eval"]}
+    for family, names in wanted.items():
+        record = json.loads((studies / family / f"{family}.json").read_text(encoding="utf-8"))
+        found = {
+            (one["name"], one.get("extractor", "")): one["value"]
+            for part in record["families"]
+            for one in part["metrics"]
+            if one.get("value") and not one.get("of")
+        }
+        assert names <= found.keys(), family
+        for name in names:
+            assert found[name]["n"] == STUDIES, name
+            assert math.isfinite(found[name]["value"]), name
 
 
 def make_expands_to(words: list[str], venv: Path) -> list[list[str]]:

@@ -162,3 +162,20 @@ def test_a_command_may_choose_its_exit_code(xgem: Any, monkeypatch: pytest.Monke
 def test_the_codes_are_documented() -> None:
     for code in ("0 done", "1 failed", "2 bad usage", "130 interrupted"):
         assert code in EPILOG
+
+
+def test_long_work_leaves_lines_in_a_log_unless_switched_off(
+    xgem: Any, manifest: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stderr is no terminal here; without the wait of half a minute, every step is a line."""
+    monkeypatch.setattr("xgem.utils.progress.LINE_EVERY_S", 0.0)
+    ran = xgem("data", "check", manifest, "--images")
+    assert "reading images: 1 of 48, 0:00:0" in ran.err
+    assert xgem("--no-progress", "data", "check", manifest, "--images").err == ""
+    # An option of the command holds for the work deep inside, too
+    options = ["eval", "privacy", "--training", manifest, "--generated", manifest, "--pad", "--bootstrap", 20]
+    options += ["--held-out", manifest, "--extractor", "xgem-classifier", "--device", "cpu"]
+    ran = xgem(*options, "--out", tmp_path / "a")
+    shown = {line.partition(":")[0] for line in ran.err.splitlines()}
+    assert {"pixel distances of generated", "aligned distances of training"} <= shown
+    assert xgem(*options, "--out", tmp_path / "b", "--no-progress").err == ""

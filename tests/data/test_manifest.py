@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from pyarrow import parquet
 from pydantic import ValidationError
 
+from xgem.configs.reading import ReadOptions
 from xgem.data.annotations import Box
 from xgem.data.manifest import SCHEMA_VERSION, Manifest, Row, place
 from xgem.labels.spatial import BOX_CLASSES, STRUCTURES
@@ -58,6 +59,14 @@ rows = st.builds(
     ).map(tuple),
     source=texts,
     licence=texts,
+    reading=st.builds(
+        ReadOptions,
+        voi=st.sampled_from([None, "none", "window", "lut"]),
+        rescale=st.sampled_from([None, "auto", "header", "minmax"]),
+        invert=st.sampled_from([None, True, False]),
+        allow_any=st.sampled_from([None, True]),
+    ),
+    view_guessed=st.booleans(),
 )
 
 
@@ -131,7 +140,7 @@ def test_annotations_that_are_absent_are_not_written(tmp_path: Path, suffix: str
         written = set(json.loads(path.read_text()))
     else:
         written = set(parquet.read_schema(path).names)
-    assert written == set(Row.model_fields) - {"masks", "boxes", "severity", "race"}
+    assert written == set(Row.model_fields) - {"masks", "boxes", "severity", "race", "reading", "view_guessed"}
 
 
 @pytest.mark.parametrize("version", [None, "1", "2"])
@@ -143,12 +152,28 @@ def test_manifests_of_earlier_versions_are_read(tmp_path: Path, version: str | N
     assert read == Row(study="a", subject="p", split="val", labels=("Mass",))
 
 
+def test_what_version_3_says_is_written(tmp_path: Path):
+    said = row("a", reading={"invert": True}, view_guessed=True)
+    made = manifest(said, row("b"), root=tmp_path)
+    made.write(tmp_path / "m.parquet")
+    assert parquet.read_schema(tmp_path / "m.parquet").metadata[b"xgem_manifest"].decode() == SCHEMA_VERSION
+    read = Manifest.read(tmp_path / "m.parquet")
+    assert read == made
+    assert read.studies()[0].reading == ReadOptions(invert=True)
+    assert read.summary()["guessed views"] == 1
+    assert read.read_as(ReadOptions(rescale="minmax")).rows[0].reading == ReadOptions(invert=True, rescale="minmax")
+    made.write(tmp_path / "m.jsonl")
+    first, second = map(json.loads, (tmp_path / "m.jsonl").read_text().splitlines())
+    assert (first["reading"], first["view_guessed"]) == ({"invert": True}, True)
+    assert not {"reading", "view_guessed"} & second.keys()
+
+
 def test_a_manifest_of_a_later_version_is_refused(tmp_path: Path):
     manifest(row(), root=tmp_path).write(tmp_path / "m.parquet")
     table = parquet.read_table(tmp_path / "m.parquet")
-    assert table.schema.metadata[b"xgem_manifest"].decode() == SCHEMA_VERSION
-    parquet.write_table(table.replace_schema_metadata({"xgem_manifest": "3"}), tmp_path / "m.parquet")
-    with pytest.raises(ManifestError, match="version 3; expected 1 or 2; update xgem"):
+    assert table.schema.metadata[b"xgem_manifest"] == b"2"  # as before, where nothing of version 3 is said
+    parquet.write_table(table.replace_schema_metadata({"xgem_manifest": "4"}), tmp_path / "m.parquet")
+    with pytest.raises(ManifestError, match="version 4; expected 1 or 2 or 3; update xgem"):
         Manifest.read(tmp_path / "m.parquet")
 
 

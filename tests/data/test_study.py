@@ -11,6 +11,8 @@ from PIL import Image
 
 from xgem.configs.components import TransformConfig
 from xgem.data.annotations import Box
+from xgem.data.manifest import Manifest
+from xgem.data.rows import Row
 from xgem.data.study import Study, read_study
 from xgem.data.transforms import read_square
 from xgem.metrics import spatial
@@ -66,3 +68,52 @@ def test_unusable_masks_are_named(tmp_path: Path) -> None:
         files = tuple(tmp_path / f"{name}.png" for name in names)
         with pytest.raises(InputError, match=message):
             read_study(replace(study, masks={"device": files}), transform)
+
+
+def disc(height: int, width: int, spacing: tuple[float, float]) -> np.ndarray:
+    """(h, w) uint8: a disc of 12 mm radius, off the centre, which is an ellipse in stored pixels."""
+    y, x = np.mgrid[0:height, 0:width] + 0.5
+    inside = (y * spacing[0] - 0.6 * height * spacing[0]) ** 2 + (x * spacing[1] - 0.35 * width * spacing[1]) ** 2
+    return np.where(inside < 12**2, 255, 0).astype(np.uint8)
+
+
+def iou(one: np.ndarray, other: np.ndarray) -> float:
+    return float((one & other).sum() / (one | other).sum())
+
+
+SPACINGS = [((0.2, 0.1), (300, 500)), ((0.1, 0.3), (600, 256)), ((0.2, 0.1), (400, 400)), ((0.15, 0.15), (400, 320))]
+
+
+@pytest.mark.parametrize(("spacing", "shape"), SPACINGS)
+@pytest.mark.parametrize("fixed", [None, 0.25])
+def test_annotations_of_pixels_that_are_not_square(
+    tmp_path: Path, write_dicom, spacing: tuple[float, float], shape: tuple[int, int], fixed: float | None
+) -> None:
+    """Mask and box of a bright disc in a DICOM file lie on it after reading, for training and for measures."""
+    from xgem.data.set_files import read_set
+
+    pixels = disc(*shape, spacing)
+    image = write_dicom(pixels, name="image.dcm", PixelSpacing=list(spacing), ViewPosition="PA")
+    Image.fromarray(pixels).save(tmp_path / "disc.png")
+    rows, columns = (np.flatnonzero(pixels.any(axis=1 - axis)) for axis in (0, 1))
+    x, y = columns[0] / shape[1], rows[0] / shape[0]
+    box = Box("mass", float(x), float(y), (len(columns)) / shape[1], len(rows) / shape[0])
+    row = Row(
+        study="a", subject="a", split="val", view="frontal", file=str(image),
+        masks={"device": ("disc.png",)}, boxes=(box,),
+    )  # fmt: skip
+    Manifest((row,), tmp_path).write(tmp_path / "m.jsonl")
+    study = Manifest.read(tmp_path / "m.jsonl").studies()[0]
+    transform = TransformConfig(size=128, pixel_spacing=fixed)
+    shown = read_square(image, transform) >= 0
+    height, width = (np.flatnonzero(shown.any(axis=axis)) for axis in (1, 0))
+    assert abs(len(height) - len(width)) <= 2  # a disc again
+    measured = read_set(tmp_path / "m.jsonl").images(128)[0] >= 128
+    found = read_study(study, transform)
+    region = np.zeros_like(shown)
+    region[height[0] : height[-1] + 1, width[0] : width[-1] + 1] = True
+    for seen in (shown, measured):
+        assert iou(found.masks["device"], seen) > 0.9
+    assert iou(spatial.region(found.boxes[0], 128), region) > 0.9
+    only = read_study(replace(study, masks={}), transform)
+    assert iou(spatial.region(only.boxes[0], 128), region) > 0.9

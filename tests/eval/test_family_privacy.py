@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,10 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
+import xgem.data.sets as data_sets
 from xgem.data.set_files import read_set
-from xgem.data.sets import EvalSet
+from xgem.data.sets import EvalSet, KeptImages
+from xgem.data.transforms import read_with
 from xgem.eval.families.privacy import evaluate
 from xgem.eval.record import FamilyResult
 from xgem.eval.report import as_json
@@ -90,6 +93,28 @@ def reid() -> Reid:
 @pytest.fixture(scope="module")
 def found(sets: dict[str, EvalSet], reid: Reid) -> FamilyResult:
     return run(sets, "copied", reid=reid)
+
+
+def test_every_image_is_decoded_once_for_all_spaces(
+    sets: dict[str, EvalSet], reid: Reid, found: FamilyResult, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Decoding is most of the time; pixel, aligned and latent spaces each ask for all images, some of them twice."""
+    read: Counter[Path] = Counter()
+    monkeypatch.setattr(data_sets, "read_with", lambda file, **how: read.update([file]) or read_with(file, **how))
+    again = run(sets, "copied", reid=reid)
+    assert again.metrics == found.metrics
+    files = {item.file for name in ("copied", "training", "held_out") for item in sets[name].items}
+    assert set(read) == files
+    assert read.total() == len(files) + 1  # the first generated image is also read to learn its size
+
+
+def test_images_beyond_the_memory_for_them_are_read_again(sets: dict[str, EvalSet]) -> None:
+    kept = KeptImages(10 * 64 * 64 + 100)
+    limited = replace(sets["training"], kept=kept)
+    for size in (64, 32, None):
+        for _ in range(2):
+            np.testing.assert_array_equal(limited.images(size), sets["training"].images(size))
+    assert kept.nbytes == 10 * 64 * 64
 
 
 def test_copies_are_caught_in_every_space(found: FamilyResult) -> None:

@@ -14,6 +14,7 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
+from xgem.configs.reading import ReadOptions
 from xgem.data.set_files import read_set
 from xgem.data.sets import EvalSet, Item
 from xgem.eval.features import extract
@@ -115,6 +116,7 @@ import os, signal, sys
 sys.path.insert(0, {str(Path(__file__).parent)!r})
 from test_features import Counted, space
 from xgem.eval.features import extract
+from xgem.configs.reading import ReadOptions
 from xgem.data.set_files import read_set
 
 class Deadly(Counted):
@@ -143,6 +145,7 @@ sys.path.insert(0, {str(Path(__file__).parent)!r})
 from pathlib import Path
 from test_features import Counted, expected, space
 from xgem.eval.features import extract
+from xgem.configs.reading import ReadOptions
 from xgem.data.set_files import read_set
 items = read_set({str(tmp_path / "set")!r})
 assert (extract(items, space(Counted()), Path({str(tmp_path / "cache")!r}), batch_size=1) == expected(items)).all()
@@ -205,3 +208,14 @@ def test_a_damaged_cache_is_named(tmp_path: Path) -> None:
     file.write_bytes(b"something else" * 100)
     with pytest.raises(DataError, match="delete the file"):
         extract(items, space(Counted()), tmp_path / "cache")
+
+
+def test_an_image_read_in_another_way_has_features_of_its_own(tmp_path: Path) -> None:
+    plain, counted = images(tmp_path / "set", 2), Counted()
+    turned = read_set(tmp_path / "set", reading=ReadOptions(invert=True))
+    known = extract(plain, space(counted), tmp_path / "cache")
+    other = extract(turned, space(counted), tmp_path / "cache")
+    np.testing.assert_allclose(known[:, 0] + other[:, 0], 255, atol=1)
+    assert counted.count == 4
+    np.testing.assert_array_equal(extract(turned, space(counted), tmp_path / "cache"), other)
+    assert counted.count == 4

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -142,6 +143,24 @@ def test_joint_outputs_beside_the_routes_of_each(out: Path, model: Path, manifes
         "fidelity",
     }
     assert len(read_record(out / "joint.json").families) == len(record["families"])
+
+
+def test_control_by_judges_of_another_seed_measures_the_same_images(
+    model: Path, manifest: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only the seed of what is trained changes."""
+    seen: list[Any] = []
+
+    def noted(*_: Any, settings: Any, **__: Any) -> Any:
+        seen.append(settings)
+        return {}, []
+
+    monkeypatch.setattr("xgem.eval.control.evaluate_control", noted)
+    for seed in ("0", "1"):
+        run("control", model, manifest, tmp_path / seed, "--judge-seed", seed)
+    first, second = seen
+    assert (second.segmenter.seed, second.patient.seed) == (1, 1)
+    assert second == replace(first, segmenter=replace(first.segmenter, seed=1), patient=replace(first.patient, seed=1))
 
 
 def test_control_of_a_checkpoint(model: Path, manifest: Path, tmp_path: Path) -> None:

@@ -69,6 +69,9 @@ VALUES: dict[str, Any] = {
     "callback_on_step_end": lambda *_: None,
     "output_type": "np",
     "allow_any": True,
+    "voi": "window",
+    "rescale": "minmax",
+    "invert": True,
     "privacy_gate": OpenGate(
         indexes={"frontal": Index("", np.zeros((1, 64, 64), np.uint8), np.zeros((1, 4), np.float32), 0.0, 0.0)}
     ),
@@ -279,6 +282,7 @@ FLAGS = {
     "greedy": ["--no-greedy"],
     "progress": ["--no-progress"],
     "allow_any": ["--allow-any"],
+    "invert": ["--invert"],
     "image": ["--image", "frontal=a.png"],
 }
 

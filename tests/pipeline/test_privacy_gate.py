@@ -183,9 +183,9 @@ def test_images_are_read_once_for_one_model(
 ) -> None:
     reads: list[tuple[str, int]] = []
 
-    def counted(pipeline: Any, view: str, files: Any) -> Any:
+    def counted(pipeline: Any, view: str, files: Any, reading: Any) -> Any:
         reads.append((view, len(files)))
-        return read(pipeline, view, files)
+        return read(pipeline, view, files, reading)
 
     read = privacy_gate._read
     monkeypatch.setattr(privacy_gate, "_read", counted)

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.data.conftest import dataset
 from xgem.cli import main
 from xgem.configs.components import TransformConfig
 from xgem.data.annotations import Box
@@ -17,7 +18,7 @@ from xgem.data.manifest import Manifest
 from xgem.data.rows import Row
 from xgem.data.study import read_study
 from xgem.judges.segmenter import SegmenterConfig
-from xgem.train.outlines import outline
+from xgem.train.outlines import _written, outline
 from xgem.types import DataError
 
 HEIGHT, WIDTH = 40, 64
@@ -97,3 +98,20 @@ def test_without_hand_drawn_masks_there_is_nothing_to_learn_from(
     command = ["data", "outline", str(manifest.root / "m.jsonl"), "--out", str(tmp_path / "o.jsonl"), "--epochs", "1"]
     assert main(command) == 2
     assert not (tmp_path / "o.jsonl").exists()
+
+
+def test_masks_are_written_on_the_stored_pixels_of_an_image_with_unequal_spacing(tmp_path: Path) -> None:
+    """What is written of masks on the square grid gives them again when it is read as a manifest's masks."""
+    pixels = np.zeros((60, 100), np.uint8)
+    pixels[20:50, 30:80] = 255
+    file = tmp_path / "a.dcm"
+    dataset(pixels, bits=8, PixelSpacing=[0.2, 0.1]).save_as(file, enforce_file_format=True)
+    row = Row(study="a", subject="a", split="train", view="frontal", file="a.dcm")
+    found = np.zeros((1, 64, 64), bool)
+    found[0, 16:48, 20:40] = True
+    (one,) = Manifest((row,), tmp_path).studies()
+    masks = _written(one, found, ["left lung"], tmp_path, tmp_path)
+    assert np.asarray(Image.open(tmp_path / masks["left lung"][0])).shape == pixels.shape
+    (again,) = Manifest((row.model_copy(update={"masks": masks}),), tmp_path).studies()
+    read = read_study(again, TransformConfig(size=64)).masks["left lung"]
+    assert (read & found[0]).sum() / (read | found[0]).sum() > 0.9

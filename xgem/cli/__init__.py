@@ -15,6 +15,7 @@ from typer.core import TyperCommand, TyperGroup
 
 from xgem._version import __version__
 from xgem.types import DataError, InputError, NotComputed, XgemError
+from xgem.utils.progress import Shown, showing
 
 EXIT_FAILED = 1
 EXIT_USAGE = 2
@@ -111,12 +112,17 @@ def _show_version(requested: bool) -> None:
 
 @app.callback()
 def _options(  # pyright: ignore[reportUnusedFunction]
+    context: typer.Context,
     version: Annotated[
         bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version and exit.")
     ] = False,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Log progress to stderr.")] = False,
+    progress: Annotated[
+        bool, typer.Option("--progress/--no-progress", help="Show progress and the time left (on stderr).")
+    ] = True,
 ) -> None:
     del version
+    context.with_resource(showing(progress))
     # Other libraries' warnings are about their own use: a user of the command cannot act on them.
     logging.basicConfig(format="xgem: %(levelname)s: %(message)s")
     logging.getLogger().setLevel(logging.WARNING if verbose else logging.ERROR)
@@ -138,7 +144,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(arguments: Sequence[str] | None) -> int:
     try:
-        typer.main.get_command(app).main(args=None if arguments is None else list(arguments), prog_name="xgem")
+        with showing(Shown.EVERYWHERE):
+            typer.main.get_command(app).main(args=None if arguments is None else list(arguments), prog_name="xgem")
     except (XgemError, NotComputed) as error:
         return _failed(str(error), EXIT_USAGE if isinstance(error, InputError | DataError) else EXIT_FAILED)
     except UnicodeEncodeError as error:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from xgem.cli.options import Progress
 from xgem.types import InputError
 
 if TYPE_CHECKING:
@@ -54,7 +55,7 @@ def cohort(
     ] = None,
     use_compile: Compile = False,
     threads: Threads = None,
-    progress: Annotated[bool, typer.Option("--progress/--no-progress", help="Show a progress bar (on stderr).")] = True,
+    progress: Progress = True,
 ) -> None:
     """Generate a synthetic data set from a plan: findings x demographics x views, or matched to a manifest.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
+from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -12,8 +13,12 @@ import typer
 
 from xgem.cli import data_parts
 from xgem.cli.counts import AsJson, Overwrite, show_counts
+from xgem.cli.grouped import grouped
+from xgem.cli.options import Reading
+from xgem.configs.reading import AS_STATED
 
 if TYPE_CHECKING:
+    from xgem.configs.reading import ReadOptions
     from xgem.data.manifest import Manifest
 
 app = typer.Typer(help="Create and check manifests of studies.", no_args_is_help=True, add_completion=False)
@@ -35,7 +40,31 @@ class Source(StrEnum):
     dicom = "dicom"
 
 
+@dataclass(frozen=True)
+class OwnDicom:
+    """Options of a folder of DICOM files."""
+
+    reports: Annotated[
+        Path | None, typer.Option("--reports", help="dicom: folder of text files, or a table.", show_default=False)
+    ] = None
+    salt: Annotated[str, typer.Option("--salt", help="dicom: secret that goes into the hashes of ids.")] = ""
+    guess_views: Annotated[
+        bool,
+        typer.Option("--guess-views/--no-guess-views", help="dicom: tell views from pixels where headers do not."),
+    ] = False
+
+    def given(self, reading: ReadOptions) -> dict[str, Any]:
+        """What was given, as the source takes it."""
+        values: dict[str, Any] = {"reports": self.reports, "salt": self.salt}
+        if self.guess_views:
+            from xgem.judges.views import ViewGuess
+
+            values["guess"] = ViewGuess.shipped(reading)
+        return {name: value for name, value in values.items() if value}
+
+
 @app.command()
+@grouped
 def prepare(
     source: Annotated[Source, typer.Argument(help="Name of the data set; csv, dicom for your own.")],
     directory: Annotated[
@@ -43,6 +72,8 @@ def prepare(
         typer.Argument(metavar="PATH", help="Folder of the unpacked data set; csv: .csv, .tsv, .xlsx, .parquet."),
     ],
     out: Annotated[Path, typer.Option("--out", help="Manifest to write: .parquet or .jsonl.")],
+    how: Reading,
+    folder: OwnDicom,
     column: Annotated[
         list[str] | None,
         typer.Option("--column", metavar="FIELD=COLUMN", help="csv: the column of a field; the others are guessed."),
@@ -74,10 +105,6 @@ def prepare(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="csv: show the guess and the counts, print the mapping; write nothing.")
     ] = False,
-    reports: Annotated[
-        Path | None, typer.Option("--reports", help="dicom: folder of text files, or a table.", show_default=False)
-    ] = None,
-    salt: Annotated[str, typer.Option("--salt", help="dicom: secret that goes into the hashes of ids.")] = "",
     overwrite: Overwrite = False,
     as_json: AsJson = False,
 ) -> None:
@@ -103,20 +130,27 @@ def prepare(
     }
     told = {name: given for name, given in told.items() if given}
     if source is Source.csv:
-        prepare_table(directory, out, told, mapping, dry_run=dry_run, as_json=as_json)
+        prepare_table(directory, out, told, mapping, how, dry_run=dry_run, as_json=as_json)
         return
     if told or mapping or dry_run:
         raise InputError(f"{next(iter(told), 'mapping')}: an option of csv, a table of your own; leave it out")
-    own: dict[str, Any] = {"reports": reports, "salt": salt} if source is Source.dicom else {}
-    if not own and (reports or salt):
-        raise InputError(f"{'reports' if reports else 'salt'}: an option of dicom, a folder of your own; leave it out")
-    manifest = importlib.import_module(f"xgem.data.sources.{source.name}").prepare(directory, out, **own)
+    given = folder.given(how.reading)
+    if source is not Source.dicom and given:
+        raise InputError(f"{next(iter(given))}: an option of dicom, a folder of your own; leave it out")
+    if source is Source.dicom:
+        given["allow_any"] = bool(how.allow_any)
+    manifest = importlib.import_module(f"xgem.data.sources.{source.name}").prepare(directory, out, **given)
+    if how.reading != AS_STATED:  # kept in the manifest, for all that read it
+        manifest = manifest.read_as(how.reading)
+        manifest.write(out)
     show_counts(manifest.summary() | {"manifest": str(out)}, as_json)
 
 
 @app.command()
+@grouped
 def check(
     manifest: Annotated[Path, typer.Argument(help="Manifest to check: .parquet or .jsonl.")],
+    how: Reading,
     files: Annotated[bool, typer.Option(help="Check that every image file exists.")] = True,
     images: Annotated[bool, typer.Option("--images", help="Also decode every image and mask; takes minutes.")] = False,
     as_json: AsJson = False,
@@ -129,7 +163,7 @@ def check(
     from xgem.data.select import counts
     from xgem.labels.vocabulary import annotated_matrix, count_labels
 
-    read = Manifest.read(manifest)
+    read = Manifest.read(manifest).read_as(how.reading)
     read.check(files=files)
     decoded = _read_all(read) if images else {}
     labels = count_labels(annotated_matrix(read.studies()))
@@ -193,7 +227,7 @@ def outline(
 
 
 def prepare_table(
-    path: Path, out: Path, told: Mapping[str, Any], file: Path | None, *, dry_run: bool, as_json: bool
+    path: Path, out: Path, told: Mapping[str, Any], file: Path | None, how: Reading, *, dry_run: bool, as_json: bool
 ) -> None:
     """``xgem data prepare csv``."""
     from xgem.data.own_table import TableMapping, manifest_of
@@ -218,7 +252,7 @@ def prepare_table(
             partial.write_text(
                 csv_text(["line", "reason", "cell"], [tuple(vars(one).values()) for one in made.left_out])
             )
-    made.manifest.write(out)
+    made.manifest.read_as(how.reading).write(out)
     show_counts(summary | {"manifest": str(out)} | ({"listed in": str(listed)} if reasons else {}), as_json)
 
 
@@ -252,23 +286,21 @@ def _read_all(manifest: Manifest) -> dict[str, int]:
     Raises:
         ManifestError: files cannot be used; the message counts them and gives the first one's reason.
     """
-    from rich.console import Console
-    from rich.progress import track
-
     from xgem.data.annotation_files import read_masks
     from xgem.data.pixels import SMALL_PART
-    from xgem.data.read import read_image
+    from xgem.data.transforms import read_with
     from xgem.types import InputError, ManifestError
+    from xgem.utils.progress import track
 
     files = 0
     failed: list[str] = []
     found = {"small range": 0, "other notes": 0}
-    for row in track(manifest.rows, description="reading images", console=Console(stderr=True), transient=True):
+    for row in track(manifest.rows, "reading images"):
         path, size = manifest.file(row), None
         try:
             if path is not None:
                 files += 1
-                image = read_image(path)
+                image = read_with(path, reading=row.reading)
                 size = image.pixels.shape
                 small = image.used < SMALL_PART
                 found["small range"] += small

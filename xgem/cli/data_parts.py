@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Final, Literal
 import typer
 
 from xgem.cli.counts import AsJson, Overwrite, show_counts
+from xgem.cli.grouped import grouped
+from xgem.cli.options import Reading
 
 if TYPE_CHECKING:
     from xgem.data.manifest import Manifest
@@ -109,8 +111,10 @@ def filter_rows(
     _write(select.filtered(Manifest.read(manifest), criteria), out, overwrite, as_json)
 
 
+@grouped
 def show(
     manifest: Source,
+    how: Reading,
     out: Annotated[Path, typer.Option("--out", help="Page to write: .html or .png; outside of any repository.")],
     count: Annotated[int, typer.Option("--count", "-n", min=1, help="Number of images.")] = 12,
     split_name: Annotated[str | None, typer.Option("--split", help="train, val or test; all by default.")] = None,
@@ -124,7 +128,7 @@ def show(
 
     if out.exists() and not overwrite:
         raise OutputError(f"{out}: exists already; choose another name or pass --overwrite")
-    write_page(Manifest.read(manifest), out, count=count, split=split_name, seed=seed)
+    write_page(Manifest.read(manifest).read_as(how.reading), out, count=count, split=split_name, seed=seed)
     typer.echo(str(out))
 
 

@@ -187,6 +187,12 @@ def control(
             "--patient-epochs", metavar="N", help="Training epochs of the network that evaluates age and sex."
         ),
     ] = 15,
+    judge_seed: Annotated[
+        int,
+        typer.Option(
+            "--judge-seed", metavar="N", min=0, help="Seed of the judges that are trained; the images stay as they are."
+        ),
+    ] = 0,
 ) -> None:
     """Measure whether generated frontals show what was requested: masks, boxes, severity, demographics, text.
 
@@ -197,8 +203,10 @@ def control(
     from xgem.eval.control import ControlSettings, evaluate_control
     from xgem.judges.segmenter import SegmenterConfig
 
-    defaults = ControlSettings(**generation.settings, segmenter=SegmenterConfig(epochs=segmenter_epochs))
-    settings = replace(defaults, patient=replace(defaults.patient, epochs=patient_epochs))
+    defaults = ControlSettings(
+        **generation.settings, segmenter=SegmenterConfig(epochs=segmenter_epochs, seed=judge_seed)
+    )
+    settings = replace(defaults, patient=replace(defaults.patient, epochs=patient_epochs, seed=judge_seed))
     generation.run("control", evaluate_control, model, settings=settings, judge=judge)
 
 

@@ -12,7 +12,8 @@ import typer
 
 from xgem.cli import completion
 from xgem.cli.inputs import inputs_of, many_of, mask_of, named, report_of
-from xgem.cli.options import parse_guidance
+from xgem.cli.options import Progress, parse_guidance
+from xgem.configs.reading import Rescale, Voi
 from xgem.pipeline.options import RENAMED, CallOptions, option
 from xgem.types import InputError
 
@@ -79,7 +80,6 @@ Device = Annotated[str | None, typer.Option("--device", help="cpu, cuda, cuda:1 
 Dtype = Annotated[str | None, typer.Option("--dtype", help="float32, bfloat16 or float16.", show_default="float32")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the results of an earlier run in the folder.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the metadata as JSON instead of the files' names.")]
-Progress = Annotated[bool, typer.Option("--progress/--no-progress", help="Show progress bars (on stderr).")]
 
 
 def _with_options(function: Callable[..., None]) -> Callable[..., None]:
@@ -140,6 +140,8 @@ _KINDS: dict[str, tuple[Any, str | None]] = {
     "image": (list[str], "NAME=FILE"),
     "device": (str, None),
     "dtype": (str, None),
+    "voi": (Voi, "NAME"),
+    "rescale": (Rescale, "NAME"),
 }
 """Type on the command line, where it is another one than in Python, and metavar."""
 
@@ -323,10 +325,11 @@ def _save_cases(
     options: dict[str, Any],
 ) -> None:
     """Generate all cases; print each file as soon as its case is done, or all records in the end."""
-    from xgem.pipeline.cases import gather, generate_cases
+    from xgem.pipeline.cases import gather, generate_cases, reading_of
     from xgem.pipeline.generation import RECORD_NAME
 
     cases = gather(pipeline.preset, many, shared)
+    options = {**reading_of(many).model_dump(), **options}
     records: list[Any] = []
     for folder, files in generate_cases(pipeline, cases, outputs, out, shared=shared, overwrite=overwrite, **options):
         if as_json:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from xgem.cli import completion
+from xgem.configs.reading import ReadOptions, Rescale, Voi, read_help
 from xgem.types import InputError
+from xgem.utils.progress import showing
 
 if TYPE_CHECKING:
     from xgem.configs.preset import Preset, StageConfig
@@ -85,7 +88,38 @@ Dtype = Annotated[
     str | None, typer.Option("--dtype", metavar="NAME", help="float32, bfloat16 or float16.", show_default="float32")
 ]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the results of an earlier run.")]
-Progress = Annotated[bool, typer.Option("--progress/--no-progress", help="Show progress bars (on stderr).")]
+
+
+def _shown(context: typer.Context, value: bool) -> bool:
+    """Of every bar of the command, also those deep inside."""
+    context.with_resource(showing(value))
+    return value
+
+
+Progress = Annotated[
+    bool,
+    typer.Option("--progress/--no-progress", callback=_shown, help="Show progress and the time left (on stderr)."),
+]
+
+
+def _read_option(name: str, flag: str, metavar: str | None = None) -> Any:
+    shown = {"voi": "none", "rescale": "auto"}.get(name, "no")
+    return typer.Option(flag, metavar=metavar, help=read_help(name), show_default=f"the manifest's, or {shown}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reading:
+    """How the user's radiographs are read: the same options on every command that reads some."""
+
+    voi: Annotated[Voi | None, _read_option("voi", "--voi", "NAME")] = None
+    rescale: Annotated[Rescale | None, _read_option("rescale", "--rescale", "NAME")] = None
+    invert: Annotated[bool | None, _read_option("invert", "--invert/--no-invert")] = None
+    allow_any: Annotated[bool | None, _read_option("allow_any", "--allow-any")] = None
+
+    @property
+    def reading(self) -> ReadOptions:
+        """What was given."""
+        return ReadOptions(**{name: getattr(self, name) for name in ReadOptions.model_fields})
 
 
 def parse_guidance(text: str | None) -> float | dict[str, float] | None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from xgem.cli.options import AsJson, Cache, Device, Draws, Out, Overwrite, Seed
+from xgem.cli.options import AsJson, Cache, Device, Draws, Out, Overwrite, Progress, Reading, Seed
 
 if TYPE_CHECKING:
     from xgem.data.sets import EvalSet
@@ -50,9 +50,12 @@ Reid = Annotated[
 ]
 
 
-@dataclass(frozen=True)
-class Sets:
-    """The sets of a command: how they are read, and where the results go."""
+_GENERATED = ("generated", "synthetic", "independent")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sets(Reading):
+    """The sets of a command: how they are read, and where the results go; ``Reading`` is of the real ones."""
 
     generated: Annotated[
         Path, typer.Option("--generated", metavar="SET", help="Generated studies: a cohort, a folder or a CSV.")
@@ -78,6 +81,7 @@ class Sets:
     cache: Cache = None
     device: Device = None
     overwrite: Overwrite = False
+    progress: Progress = True
     as_json: AsJson = False
 
     @property
@@ -100,10 +104,12 @@ class Sets:
         return {"draws": self.bootstrap, "seed": self.seed}
 
     def read(self, path: Path, name: str, split: str | None = None, **options: Any) -> EvalSet:
-        """A set; ``split`` applies to manifests alone."""
+        """A set; ``split`` applies to manifests alone, and the options of reading to all but generated ones."""
         from xgem.data.set_files import read_set
 
         how: dict[str, Any] = {"view": self.view, "labels": str(self.labels), "pad": self.pad, **options}
+        if name not in _GENERATED:
+            how["reading"] = self.reading
         return read_set(path, split=split if is_manifest(path) else None, name=name, **how)
 
     def read_all(self, real: Path, training: Path | None, **options: Any) -> tuple[EvalSet, EvalSet, EvalSet | None]:

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from xgem.cli import completion
-from xgem.cli.options import Device, with_stage_settings
+from xgem.cli.options import Device, Progress, with_stage_settings
 from xgem.types import InputError
 
 
@@ -62,7 +62,7 @@ def train(
     threads: Annotated[
         int | None, typer.Option("--threads", min=1, help="Number of CPU threads; default: all cores.")
     ] = None,
-    progress: Annotated[bool, typer.Option(help="Show a progress bar.")] = True,
+    progress: Progress = True,
 ) -> None:
     """Train one stage, or all of them, and write a checkpoint for `xgem generate --model` to --out.
 

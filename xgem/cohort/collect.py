@@ -22,6 +22,7 @@ from xgem.labels.vocabulary import CHEXPERT_CLASSES, annotated_labels
 from xgem.modalities import get_modality
 from xgem.types import OutputError
 from xgem.utils.files import file_sha256, locked
+from xgem.utils.progress import track
 from xgem.utils.tables import csv_text
 
 RECORD, MANIFEST, TABLE, DECATHLON = FINAL
@@ -67,7 +68,7 @@ def collect(cohort: Cohort, folder: Folder) -> Counts:
         raise OutputError(f"{folder.root}: was begun with another plan; collect it with its own")
     made: dict[int, Made] = {}
     missing = 0
-    for batch in cohort.batches:
+    for batch in track(cohort.batches, "checking the files"):
         record = folder.record(batch)
         missing += len(batch.indices) if record is None else 0
         made |= {one.index: one for one in record or ()}

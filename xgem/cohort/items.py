@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from xgem.cohort.plan import Balanced, Finding, Matched, Plan
+from xgem.configs.reading import ReadOptions
 from xgem.data.manifest import Manifest
 from xgem.data.study import Study
 from xgem.labels.vocabulary import annotated_labels
@@ -192,6 +193,12 @@ def _matched(plan: Plan, part: Matched) -> Cohort:
             f"inputs ({', '.join(part.inputs)})"
             + (", and the findings, sexes and ages that it chooses" if part.findings or part.sexes or part.ages else "")
             + "".join(f"; {count} {why}" for why, count in sorted(left_out.items()))
+        )
+    images = any(get_modality(name).is_image for name in part.inputs)
+    if images and ReadOptions.common(study.reading for study in usable) is None:
+        raise InputError(
+            f"{part.manifest}: studies whose images are read in different ways (their field reading); make a manifest "
+            "of each kind, and a cohort of each"
         )
     cells = tuple(_match(plan, part, study) for study in usable)
     return Cohort(plan, cells, dict(sorted(left_out.items())), file_sha256(part.manifest))

@@ -151,6 +151,8 @@ def _make(cohort: Cohort, pipeline: XgemPipeline, folder: Folder, batch: Batch) 
                 inputs = [{view: place / file for view, file in one.files.items()} for one in made]
             settings: Any = dict(options(cohort.plan, outputs, pipeline))
             settings |= {"seed": [item.seed for item in items], "progress": False}
+            if not number and items[0].cell.study is not None:  # one way for all studies, which expand() has checked
+                settings |= items[0].cell.study.reading.model_dump()
             generations: Any = pipeline(inputs, outputs, **settings)
             with folder.guarded():
                 made = [

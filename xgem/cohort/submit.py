@@ -27,11 +27,13 @@ class Work:
         from xgem.cohort.plan import read_plan
         from xgem.cohort.run import run
         from xgem.cohort.shards import Shard
+        from xgem.utils.progress import Shown, showing
 
         task = submitit.JobEnvironment()
         shard = Shard(task.global_rank, task.num_tasks, task.local_rank)
         options: dict[str, Any] = {"device": self.device, "dtype": self.dtype, "compile": self.compile}
-        return run(read_plan(self.plan), self.out, shard=shard, threads=self.threads, progress=False, **options).made
+        with showing(Shown.EVERYWHERE):  # a line now and then in the job's log
+            return run(read_plan(self.plan), self.out, shard=shard, threads=self.threads, **options).made
 
     def checkpoint(self) -> Any:
         """What submitit queues in the place of a job that was stopped: the same work, which goes on."""

@@ -28,6 +28,7 @@ from xgem.generators.image_vae import ImageVAE
 from xgem.generators.latent_diffusion import ImageLatentDiffusion
 from xgem.types import CheckpointError, ConfigError
 from xgem.utils.files import new_folder
+from xgem.utils.progress import track
 
 _VIEWS = ("frontal", "lateral")
 _VISION_SCALE = 0.18215
@@ -82,7 +83,7 @@ class _Published:
         if not files:
             raise CheckpointError(f"{folder}: expected a folder with the published .pt files, found none")
         self.origin, self.weights, self.taken = folder.name, {}, set[str]()
-        for file in files:
+        for file in track(files, "reading weights"):
             for key, value in tensors(read_weights_file(file), file.name).items():
                 if key in self.weights and not torch.equal(self.weights[key], value):
                     raise CheckpointError(f"{file}: {key!r} differs from the one in an earlier file: keep one of them")

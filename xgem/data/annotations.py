@@ -4,7 +4,7 @@
 model's vocabulary (``xgem.labels.spatial``). Masks are drawn in the order of the vocabulary, so that small structures
 are on top of large ones; boxes are drawn over masks, large boxes first; the severity bar is on top.
 
-An annotation has no pixel spacing: its pixels count as square, like those of a resampled radiograph.
+An annotation on the stored grid of a DICOM image has that image's ``aspect``; without one its pixels count as square.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from xgem.data.transforms import pad_square, resize
+from xgem.data.transforms import evened, evened_size, pad_square, resize
 from xgem.labels.spatial import BACKGROUND, BOX_CLASSES, SEVERITY, STRUCTURES, Vocabulary, in_order, plain_name
 from xgem.types import InputError, ShapeError
 from xgem.utils.hashing import array_hash
@@ -75,7 +75,8 @@ class Annotation:
 
     ``masks`` (h, w) bool by structure, the built-in ones first; ``boxes`` in fractions of the image; ``severity`` is a
     Brixia score from 0 to 18. ``size`` is the image's (h, w): that of the masks, or given with boxes, or None if it is
-    unknown. ``annotated`` is the ``size`` before the image was made square.
+    unknown. ``annotated`` is the ``size`` before the image was made square. ``aspect``: height of a pixel of its image
+    divided by its width (``Radiograph.aspect``), so that it is put through the same steps as the image.
 
     Raises:
         InputError: a structure that is not a plain name, an empty mask, masks of different sizes, or a severity out of
@@ -87,6 +88,7 @@ class Annotation:
     severity: float | None = None
     size: Size | None = None
     annotated: Size | None = None
+    aspect: float = 1.0
 
     def __post_init__(self) -> None:
         for name, mask in self.masks.items():
@@ -123,17 +125,17 @@ class Annotation:
         """The annotation on the grid of the image after ``to_square``, ``size`` (s, s).
 
         Without ``config.pad`` the image was stretched, and the fractions of a box do not change. With it the image was
-        padded to a square, and so is the annotation; boxes of an image of unknown size count as fractions of a square
-        one. A pixel belongs to a mask if at least half of it is covered; of a mask too thin for that, the pixels with
-        the largest coverage remain.
+        resampled to square pixels and padded to a square, and so is the annotation; boxes of an image of unknown size
+        count as fractions of a square one. A pixel belongs to a mask if at least half of it is covered; of a mask too
+        thin for that, the pixels with the largest coverage remain.
         """
         side = config.size
         annotated = self.annotated or self.size
         boxes = self.boxes
         if config.pad and boxes:
             annotated = annotated or (side, side)
-            boxes = tuple(_padded(box, self.size or annotated) for box in boxes)
-        masks = {name: _on_grid(mask, config) for name, mask in self.masks.items()}
+            boxes = tuple(_padded(box, self.size or annotated, self.aspect) for box in boxes)
+        masks = {name: _on_grid(mask, config, self.aspect) for name, mask in self.masks.items()}
         return Annotation(masks, boxes, self.severity, (side, side), annotated)
 
     def united(self, *others: Annotation) -> Annotation:
@@ -231,17 +233,17 @@ def _pixels(start: float, length: float, size: int) -> slice:
     return slice(max(first, 0), last)
 
 
-def _on_grid(mask: Mask, config: TransformConfig) -> Mask:
-    """(h, w) -> (size, size)."""
+def _on_grid(mask: Mask, config: TransformConfig, aspect: float) -> Mask:
+    """(h, w) of pixels ``aspect`` times as high as wide -> (size, size)."""
     pixels = mask.astype(np.float32)
-    covered = resize(pad_square(pixels) if config.pad else pixels, (config.size, config.size), "area")
+    covered = resize(pad_square(evened(pixels, aspect)) if config.pad else pixels, (config.size, config.size), "area")
     return covered >= min(0.5, float(covered.max())) - 1e-6
 
 
-def _padded(box: Box, size: Size) -> Box:
-    """The box in fractions of the square to which ``pad_square`` pads an image of ``size``."""
-    height, width = size
-    side = max(size)
+def _padded(box: Box, size: Size, aspect: float) -> Box:
+    """The box in fractions of the square to which ``pad_square`` pads an image of ``size``, its pixels made square."""
+    height, width = evened_size(size, aspect)
+    side = max(height, width)
     top, left = (side - height) // 2, (side - width) // 2
     return Box(
         box.label,

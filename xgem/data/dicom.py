@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from pydicom.dataset import Dataset
 
-    from xgem.data.pixels import Floats, Reading, Voi
+    from xgem.configs.reading import Voi
+    from xgem.data.pixels import Floats, Reading
 
 
 def decode_dicom(

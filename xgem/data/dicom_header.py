@@ -38,7 +38,7 @@ _VIEW_CODES: Final = {
 """Codes of ViewCodeSequence (PS3.16, CID 4010), by pydicom's names, and the equal values of ViewPosition."""
 # Spacings outside this range are errors (metres instead of millimetres, zeros) and are ignored
 _SPACING_MM: Final = (0.01, 10.0)
-_ANYWAY: Final = "allow_any=True (--allow-any) accepts it at your own risk"
+_ANYWAY: Final = "allow_any=True (--allow-any, for a manifest that of xgem data prepare) accepts it at your own risk"
 
 
 def text_of(ds: Dataset, keyword: str) -> str:

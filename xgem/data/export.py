@@ -11,9 +11,10 @@ from typing import Any, Final
 
 import numpy as np
 
+from xgem.configs.reading import AS_STATED
 from xgem.data.manifest import Manifest
-from xgem.data.read import read_image
 from xgem.data.rows import Row
+from xgem.data.transforms import read_with
 from xgem.labels.vocabulary import CHEXPERT_CLASSES, annotated_labels
 from xgem.types import InputError
 from xgem.utils.files import new_folder
@@ -35,7 +36,8 @@ def write_imagefolder(manifest: Manifest, out: Path, *, copy: bool = False) -> d
 
     Its columns are :data:`COLUMNS`: ``file_name``, ``text`` (findings and impression), and each of CheXpert's classes
     as 1, 0 or empty, where it is unknown. Images are symbolic links, or copies; DICOM and ``.npy`` become PNG of 16
-    bits. Masks and boxes are not written, nor are reports without an image (a warning counts them).
+    bits, as do images that are read in a way of their own. Masks and boxes are not written, nor are reports without an
+    image (a warning counts them).
 
     Returns:
         number of images by folder.
@@ -69,10 +71,10 @@ def _put(manifest: Manifest, row: Row, folder: Path, taken: Counter[str], *, cop
     stem = re.sub(r"[^\w.-]", "_", f"{row.study}-{row.view or 'unknown'}")
     taken[stem] += 1
     stem += "" if taken[stem] == 1 else f"-{taken[stem]}"
-    if file.suffix.lower() not in _COMMON:
+    if file.suffix.lower() not in _COMMON or row.reading != AS_STATED:
         from PIL import Image
 
-        pixels = np.rint(read_image(file).pixels * 65535).astype(np.uint16)
+        pixels = np.rint(read_with(file, reading=row.reading).pixels * 65535).astype(np.uint16)
         Image.fromarray(pixels).save(folder / f"{stem}.png")
         return f"{stem}.png"
     name = f"{stem}{file.suffix.lower()}"

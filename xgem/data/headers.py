@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from xgem.data.dicom_header import stated_position
+from xgem.data.dicom_header import aspect_of, spacing_of, stated_position
+from xgem.data.pixels import Reading
+from xgem.data.read import sniff
 from xgem.data.tables import sex_of, years_of
 from xgem.labels.views import view_of, view_of_words
 from xgem.types import ImageError
@@ -14,8 +16,8 @@ if TYPE_CHECKING:
     from pydicom.dataset import Dataset
 
 
-def read_header(path: Path) -> Dataset:
-    """A DICOM file's data elements, the long ones (pixels) left on the disk.
+def read_header(path: Path, *, force: bool = False) -> Dataset:
+    """A DICOM file's data elements, the long ones (pixels) left on the disk; ``force``: also without DICOM's preamble.
 
     Raises:
         ImageError: no DICOM file.
@@ -24,7 +26,7 @@ def read_header(path: Path) -> Dataset:
     from pydicom.errors import InvalidDicomError
 
     try:
-        return pydicom.dcmread(path, defer_size="1 KB")
+        return pydicom.dcmread(path, defer_size="1 KB", force=force)
     except InvalidDicomError:
         raise ImageError(f"{path}: not a DICOM file") from None
     # The library raises whatever the damage leads to
@@ -47,6 +49,31 @@ def view_in(ds: Dataset) -> str | None:
     position, _ = stated_position(ds)
     codes: Any = ds.get("ViewCodeSequence")
     return view_of(position) or (view_of_words(text_of(codes[0], "CodeMeaning")) if codes and not position else None)
+
+
+class Grid(NamedTuple):
+    """The stored pixels of an image: ``size`` (h, w), and the height of a pixel divided by its width."""
+
+    size: tuple[int, int]
+    aspect: float
+
+
+def uneven_grid(path: Path) -> Grid | None:
+    """The grid of a DICOM file whose pixels are not square (``Radiograph.aspect``); None for all other files.
+
+    Raises:
+        ImageError: a damaged DICOM file.
+    """
+    try:
+        with path.open("rb") as stream:
+            start = stream.read(256)
+    except OSError as error:
+        raise ImageError(f"{path}: cannot be read ({error.strerror or error}); check the path") from error
+    if sniff(start) != "dicom":
+        return None
+    header, reading = read_header(path, force=True), Reading(str(path))
+    aspect = aspect_of(header, spacing_of(header, reading), reading)
+    return None if aspect == 1 else Grid((int(header.Rows), int(header.Columns)), aspect)
 
 
 def age_in(ds: Dataset) -> float | None:

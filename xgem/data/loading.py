@@ -12,9 +12,8 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from xgem.data.manifest import Manifest
-from xgem.data.read import read_image
 from xgem.data.rows import SPLITS, Row
-from xgem.data.transforms import pad_square, resize
+from xgem.data.transforms import evened, pad_square, read_with, resize
 from xgem.labels.views import VIEWS
 from xgem.labels.vocabulary import CHEXPERT_CLASSES, annotated_labels
 from xgem.types import InputError
@@ -59,7 +58,9 @@ class Radiographs(Dataset[dict[str, Any]]):
         row = self.rows[index]
         file = self.manifest.file(row)
         assert file is not None
-        pixels = resize(pad_square(read_image(file).pixels), (self.size, self.size), "area")
+        read = read_with(file, reading=row.reading)
+        squared = pad_square(evened(read.pixels, read.aspect, name=read.origin))
+        pixels = resize(squared, (self.size, self.size), "area")
         image = torch.from_numpy(pixels.copy()).unsqueeze(0)
         return {
             "image": image if self.transform is None else self.transform(image),

@@ -19,15 +19,17 @@ from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
-from xgem.data.rows import ANNOTATIONS, SPLITS, STUDY_FIELDS, Row, Split, one_line
+from xgem.configs.reading import ReadOptions
+from xgem.data.rows import ANNOTATIONS, LATER, SPLITS, STUDY_FIELDS, Row, Split, one_line
 from xgem.data.study import Study
 from xgem.labels.spatial import STRUCTURES, in_order
 from xgem.types import ManifestError, OutputError
 
 logger = logging.getLogger(__name__)
 
-SCHEMA_VERSION = "2"
-_READ_VERSIONS = ("1", SCHEMA_VERSION)  # "1" had no annotations
+SCHEMA_VERSION = "3"
+_READ_VERSIONS = ("1", "2", SCHEMA_VERSION)  # "1" had no annotations, "2" neither reading nor guessed views
+_OPTIONAL = (*ANNOTATIONS, *LATER)
 F = TypeVar("F")
 
 
@@ -114,6 +116,11 @@ class Manifest:
             for row in self.rows
         ]
 
+    def read_as(self, reading: ReadOptions) -> Manifest:
+        """The same rows, whose images are read with ``reading``, as far as it says, by all that read the manifest."""
+        rows = (row.model_copy(update={"reading": reading.over(row.reading)}) for row in self.rows)
+        return Manifest(tuple(rows), self.root)
+
     def studies(self, split: str | None = None) -> list[Study]:
         """The studies of a split (all of them by default), sorted by id; images in the order of the rows.
 
@@ -155,6 +162,7 @@ class Manifest:
             boxes=first.boxes,
             source=first.source,
             licence=first.licence,
+            reading=first.reading,
         )
 
     def check(self, files: bool = True) -> None:
@@ -208,6 +216,7 @@ class Manifest:
             "boxes": dict(sorted(Counter(box.label for study in studies for box in study.boxes).items())),
             "severity": sum(study.severity is not None for study in studies),
         }
+        guessed = sum(row.view_guessed for row in self.rows)
         return {
             "rows": len(self.rows),
             "studies": len(studies),
@@ -222,6 +231,7 @@ class Manifest:
             "impressions": sum(bool(study.impression) for study in studies),
             "findings": sum(bool(study.findings) for study in studies),
             **{name: count for name, count in annotations.items() if count},
+            **({"guessed views": guessed} if guessed else {}),
         }
 
 
@@ -288,9 +298,12 @@ def _read_jsonl(path: Path) -> list[dict[str, Any]]:
 
 
 def _record(row: Row) -> dict[str, Any]:
-    # Annotations that a row lacks are not written: a manifest without any has the form of version 1.
+    # What a row lacks is not written: a manifest without any has the form of version 1.
     record = row.model_dump(mode="json")
-    return {name: value for name, value in record.items() if name not in ANNOTATIONS or value not in (None, {}, [])}
+    kept = {name: value for name, value in record.items() if name not in _OPTIONAL or value not in (None, {}, [])}
+    if not row.view_guessed:
+        del kept["view_guessed"]
+    return kept
 
 
 def _write_jsonl(rows: Iterable[Row], path: Path) -> None:
@@ -316,8 +329,8 @@ def _read_parquet(path: Path) -> list[dict[str, Any]]:
             f"{path}: a manifest of version {version}; expected {' or '.join(_READ_VERSIONS)}; "
             "update xgem or prepare it again"
         )
-    # A null is an annotation that this row lacks and another has.
-    return [{name: v for name, v in record.items() if v is not None or name not in ANNOTATIONS} for record in records]
+    # A null is something that this row lacks and another has.
+    return [{name: v for name, v in record.items() if v is not None or name not in _OPTIONAL} for record in records]
 
 
 def _write_parquet(rows: Sequence[Row], path: Path) -> None:
@@ -326,16 +339,20 @@ def _write_parquet(rows: Sequence[Row], path: Path) -> None:
 
     records = [_record(row) for row in rows]
     box = pa.struct([("label", pa.string()), *((side, pa.float64()) for side in "xywh")])
+    flags = {"invert": pa.bool_(), "allow_any": pa.bool_()}
     types = dict.fromkeys(Row.model_fields, pa.string()) | {
         "labels": pa.list_(pa.string()),
         "age": pa.float64(),
         "severity": pa.float64(),
         "masks": pa.map_(pa.string(), pa.list_(pa.string())),
         "boxes": pa.list_(box),
+        "reading": pa.struct([(name, flags.get(name, pa.string())) for name in ReadOptions.model_fields]),
+        "view_guessed": pa.bool_(),
     }
     written = set[str]().union(*records)
+    version = SCHEMA_VERSION if written & {*LATER} else "2"
     schema = pa.schema(
-        [(name, kind) for name, kind in types.items() if name in written], metadata={"xgem_manifest": SCHEMA_VERSION}
+        [(name, kind) for name, kind in types.items() if name in written], metadata={"xgem_manifest": version}
     )
     pq.write_table(pa.Table.from_pylist(records, schema=schema), path)
 

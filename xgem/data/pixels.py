@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
+from xgem.configs.reading import Rescale
 from xgem.types import ImageError
 
 if TYPE_CHECKING:
@@ -14,9 +15,6 @@ if TYPE_CHECKING:
 
     Floats = NDArray[np.float32]
 
-
-Voi = Literal["none", "window", "lut"]
-Rescale = Literal["auto", "header", "minmax"]
 
 SMALL_PART: Final = 0.25
 """An image whose values span less than this share of their range is warned of."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import logging
 import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -14,12 +13,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from xgem.configs.reading import AS_STATED, ReadOptions
 from xgem.data.cache import ArrayCache
 from xgem.data.manifest import Manifest
 from xgem.data.read import NEGATIVE
-from xgem.data.transforms import read_with, to_square
+from xgem.data.transforms import Notes, read_with, to_square
 from xgem.types import DataError, ImageError
 from xgem.utils.hashing import canonical, content_hash, reading_threads
+from xgem.utils.progress import showing, track
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -27,8 +28,6 @@ if TYPE_CHECKING:
 
     from xgem.configs.components import TransformConfig
 
-
-logger = logging.getLogger(__name__)
 
 # To be increased when the same file and config would give different pixels
 PREPARE_VERSION = 2
@@ -68,21 +67,26 @@ def prepare_images(
         DataError: a file is missing, or the split has no images.
     """
     paths: list[Path] = []
+    readings: list[ReadOptions] = []
     index: dict[tuple[str, str], list[int]] = {}
     for study in manifest.studies(split):
         for view, files in study.images.items():
             index[study.id, view] = list(range(len(paths), len(paths) + len(files)))
             paths.extend(files)
+            readings += [study.reading] * len(files)
     if not paths:
         raise DataError(f"no images in split {split!r}; check the manifest with `xgem data check`")
-    key = {
+    key: dict[str, Any] = {
         "content": content_hash(paths),
         "transform": config.model_dump(mode="json"),
         "version": PREPARE_VERSION,
     }
 
+    if any(one != AS_STATED for one in readings):
+        key["reading"] = [one.model_dump() for one in readings]
+
     def make() -> dict[str, NDArray[Any]]:
-        values, changed = _prepare(paths, config, f"preparing {split or 'all'} images", progress)
+        values, changed = _prepare(paths, readings, config, f"preparing {split or 'all'} images", progress)
         return {"values": values, "changed": changed}
 
     arrays = ArrayCache(cache_folder).get_or_make("images", key, make)
@@ -93,49 +97,33 @@ def prepare_images(
 
 
 def _prepare(
-    paths: Sequence[Path], config: TransformConfig, title: str, progress: bool
+    paths: Sequence[Path], readings: Sequence[ReadOptions], config: TransformConfig, title: str, progress: bool
 ) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
     """(n, size, size) uint8, read in several threads; and (n,) 1 where the first version read other pixels."""
-    from rich.console import Console
-    from rich.progress import track
-
     values = np.empty((len(paths), config.size, config.size), dtype=np.uint8)
-    notes: dict[int, tuple[str, ...]] = {}
+    changed = np.zeros(len(paths), dtype=np.uint8)
+    noted = Notes()
 
     def prepare_row(row: int) -> None:
         try:
-            radiograph = read_with(paths[row], config)
+            radiograph = read_with(paths[row], config, readings[row])
             square = to_square(radiograph, config)
         except ImageError:
             raise
         except Exception as error:
             raise ImageError(f"{paths[row]}: cannot be prepared ({error})") from error
         values[row] = np.rint((square + 1) * 127.5).astype(np.uint8)
-        if radiograph.notes:
-            notes[row] = radiograph.notes
+        noted.add(radiograph.notes, paths[row])
+        changed[row] = bool(set(radiograph.notes) - {NEGATIVE})
 
     with ThreadPoolExecutor(reading_threads()) as pool:
         rows = pool.map(prepare_row, range(len(paths)))
-        tracked = track(
-            rows,
-            description=title,
-            total=len(paths),
-            disable=not progress,
-            console=Console(stderr=True),
-            transient=True,
-        )
         try:
-            for _ in tracked:
-                pass
+            with showing(progress):
+                for _ in track(rows, title, len(paths)):
+                    pass
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
-    if notes:  # one line for all of them: a data set may have thousands
-        first = min(notes)
-        logger.warning(
-            "%d of %d images are doubtful (`xgem data check --images` counts them), first %s: %s",
-            *(len(notes), len(paths), paths[first], "; ".join(notes[first])),
-        )
-    changed = np.zeros(len(paths), dtype=np.uint8)
-    changed[[row for row, said in notes.items() if set(said) - {NEGATIVE}]] = 1
+    noted.log()
     return values, changed

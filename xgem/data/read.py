@@ -14,11 +14,12 @@ import os
 import threading
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 
-from xgem.data.pixels import Decoded, Reading, Rescale, Voi, by_depth, looks_negative, scale_array, stretched
+from xgem.configs.reading import Rescale, Voi
+from xgem.data.pixels import Decoded, Reading, by_depth, looks_negative, scale_array, stretched
 from xgem.types import ImageError
 from xgem.utils.hashing import array_hash
 
@@ -39,8 +40,8 @@ _PARSING = threading.Lock()  # NumPy parses headers with ast, which fails in sev
 Kind = Literal["dicom", "npy", "image"]
 
 
-VOI_CHOICES: tuple[str, ...] = ("none", "window", "lut")
-RESCALE_CHOICES: tuple[str, ...] = ("auto", "header", "minmax")
+VOI_CHOICES: tuple[str, ...] = get_args(Voi)
+RESCALE_CHOICES: tuple[str, ...] = get_args(Rescale)
 
 
 MIN_SIDE = 32

@@ -7,6 +7,7 @@ from typing import Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, ValidationError, field_validator, model_validator
 
+from xgem.configs.reading import AS_STATED, ReadOptions
 from xgem.data.annotations import MAX_SEVERITY, Box
 from xgem.labels.spatial import plain_name
 from xgem.labels.views import VIEWS
@@ -14,11 +15,13 @@ from xgem.labels.views import VIEWS
 Split = Literal["train", "val", "test"]
 SPLITS: tuple[str, ...] = get_args(Split)
 ANNOTATIONS = ("race", "severity", "masks", "boxes")
+LATER = ("reading", "view_guessed")
+"""Fields of version 3, of which only those are written that say something."""
 # What all rows of one study must agree on, because it belongs to the study and not to the image.
 STUDY_FIELDS = (
     *("subject", "split", "findings", "impression", "labels", "age", "sex"),
     *ANNOTATIONS,
-    *("source", "licence"),
+    *("source", "licence", "reading"),
 )
 # How far a box may reach out of its image, as a share: one pixel of 1024, or rounding to three places.
 _TOLERANCE = 1e-3
@@ -38,6 +41,9 @@ class Row(BaseModel):
     is, that outline it; several are united. ``boxes`` hold findings; ``severity`` is a Brixia score. Structures and
     classes are any names in lower case words: which of them a model knows is said in its preset. Empty and None are
     unknown, not absent.
+
+    ``reading`` says how the study's images are read, where their files or headers do not tell: every command that reads
+    a manifest does so. ``view_guessed``: the view was told from the pixels, not by the source.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -58,6 +64,8 @@ class Row(BaseModel):
     boxes: tuple[Box, ...] = ()
     source: str = ""
     licence: str = ""
+    reading: ReadOptions = AS_STATED
+    view_guessed: bool = False
 
     @field_validator("study", "subject")
     @classmethod
@@ -134,6 +142,8 @@ class Row(BaseModel):
     def _has_file(self) -> Row:
         if self.view is not None and self.file is None:
             raise ValueError("a row with a view needs a file")
+        if self.view_guessed and self.view is None:
+            raise ValueError("view_guessed without a view")
         if (self.masks or self.boxes) and self.file is None:
             raise ValueError("a row with masks or boxes needs the file that they are of")
         return self

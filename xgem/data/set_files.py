@@ -19,6 +19,7 @@ from typing import Any, Final, Literal
 
 from PIL import Image
 
+from xgem.configs.reading import AS_STATED, ReadOptions
 from xgem.data.image_files import IMAGE_ENDINGS, is_data
 from xgem.data.manifest import Manifest
 from xgem.data.sets import EvalSet, Item
@@ -61,6 +62,7 @@ def read_set(
     sections: Sequence[str] = ("impression",),
     pad: bool = False,
     name: str | None = None,
+    reading: ReadOptions = AS_STATED,
 ) -> EvalSet:
     """Read a set from a manifest, a folder, or a CSV.
 
@@ -76,6 +78,7 @@ def read_set(
             :func:`xgem.labels.vocabulary.annotated_labels`), ``reports`` labels the reports by xgem's own rules,
             ``auto`` does so if the file has no labels.
         pad: allow images of several sizes.
+        reading: how the images are read; what it leaves open is as a manifest says.
 
     Raises:
         DataError: no such path, nothing in it, a required column or a file is missing, a label other than -1, 0, 1 or
@@ -103,6 +106,7 @@ def read_set(
     missing = [item.file for item in items if item.file is not None and not item.file.is_file()]
     if missing:
         raise DataError(f"{place}: {len(missing)} of {len(items)} files are missing, first {missing[0]}")
+    items = [replace(item, reading=reading.over(item.reading)) for item in items]
     # Labels from the text, if requested or if there are no others
     from_text = labels == "reports" or (labels == "auto" and not any(item.labels for item in items))
     if from_text and any(item.report.strip() or item.prompt.strip() for item in items):
@@ -147,6 +151,7 @@ def _of_study(study: Study, view: str, sections: Sequence[str]) -> Item:
         sex=study.sex,
         race=study.race,
         severity=study.severity,
+        reading=study.reading,
     )
 
 

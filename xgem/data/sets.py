@@ -7,18 +7,19 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from xgem.data.read import read_image
-from xgem.data.transforms import pad_square, resize
+from xgem.configs.reading import AS_STATED, ReadOptions
+from xgem.data.transforms import Notes, evened, pad_square, read_with, resize
 from xgem.labels.vocabulary import CHEXPERT_CLASSES
 from xgem.types import DataError, InputError
-from xgem.utils.hashing import content_hash
+from xgem.utils.hashing import content_hash, reading_threads
 
 Images = NDArray[np.uint8]
 
@@ -30,7 +31,7 @@ class Item:
     ``id`` identifies it within its set, ``pair`` the corresponding item of the other set (a generated item names the
     real study whose prompt it was generated from; by default ``id``). ``prompt`` is the text from which it was
     generated, ``report`` the report itself. ``labels`` maps CheXpert classes to 1, 0 or -1 (uncertain), without
-    unknown classes. ``age`` is in years.
+    unknown classes. ``age`` is in years. ``reading`` says how its image is read.
     """
 
     id: str
@@ -44,6 +45,7 @@ class Item:
     sex: str | None = None
     race: str | None = None
     severity: float | None = None
+    reading: ReadOptions = field(default=AS_STATED, repr=False)
 
 
 @dataclass(frozen=True)
@@ -51,13 +53,16 @@ class EvalSet:
     """Items of one kind, in a fixed order.
 
     ``labelled_by`` is the source of the labels: ``file``, ``annotators`` or the labeller's name. ``pad`` allows images
-    of several sizes: each is padded to a square, then resized.
+    of several sizes: each is padded to a square, then resized. ``kept``, if given, keeps the pixels that have been read
+    for whoever reads them next; subsets share it.
     """
 
     name: str
     items: tuple[Item, ...]
     labelled_by: str = "file"
     pad: bool = False
+    kept: KeptImages | None = field(default=None, repr=False, compare=False)
+    _said: set[str] = field(default_factory=set[str], repr=False, compare=False)
 
     def __len__(self) -> int:
         return len(self.items)
@@ -71,6 +76,8 @@ class EvalSet:
         for item in self.items:
             stated = replace(item, file=None, labels={})
             digest.update(repr((stated, sorted(item.labels.items()))).encode())
+            if item.reading != AS_STATED:  # sets of before keep their hash
+                digest.update(repr(item.reading).encode())
         return digest.hexdigest()
 
     @property
@@ -118,7 +125,7 @@ class EvalSet:
         return self if len(rows) == len(self.items) else self.subset(rows)
 
     def batches(self, size: int | None = None, batch_size: int = 256) -> Iterator[Images]:
-        """The images in order, as (b, size, size) uint8; at most ``batch_size`` of them are in memory.
+        """The images in order, square pixels, as (b, size, size) uint8; at most ``batch_size`` of them are in memory.
 
         Args:
             size: side in pixels; None keeps the original size, which must then be the same for all images.
@@ -129,24 +136,72 @@ class EvalSet:
             DataError: images of several sizes (unless ``pad``); the message names two of them.
         """
         first: tuple[str, tuple[int, int]] | None = None
-        files = [item.file for item in self.with_images().items if item.file is not None]
-        with ThreadPoolExecutor(4) as pool:
-            for start in range(0, len(files), batch_size):
-                pixels: list[NDArray[np.float32]] = []
-                for image in pool.map(read_image, files[start : start + batch_size]):
-                    shape = (int(image.pixels.shape[0]), int(image.pixels.shape[1]))
-                    first = first or (image.origin, shape)
-                    if shape != first[1] and not self.pad:
+        items, noted = self.with_images().items, Notes()
+        read = partial(_read, size=size) if self.kept is None else partial(self.kept.read, size=size)
+        with ThreadPoolExecutor(reading_threads()) as pool:
+            for start in range(0, len(items), batch_size):
+                pixels: list[Images] = []
+                for image in pool.map(read, items[start : start + batch_size]):
+                    noted.add(image.notes, image.file)
+                    first = first or (image.origin, image.shape)
+                    if image.shape != first[1] and not self.pad:
                         raise DataError(
                             f"{self.name}: images of mixed sizes, {first[0]} {_by(first[1])} and {image.origin} "
-                            f"{_by(shape)}; resize them, or pass pad=True (--pad) to pad and resize each"
+                            f"{_by(image.shape)}; resize them, or pass pad=True (--pad) to pad and resize each"
                         )
-                    pixels.append(_square(image.pixels, size))
-                yield np.stack([np.rint(square * 255).astype(np.uint8) for square in pixels])
+                    pixels.append(image.pixels)
+                yield np.stack(pixels)
+        if self.name not in self._said:  # once, however often the images are read
+            self._said.add(self.name)
+            noted.log(self.name)
 
     def images(self, size: int | None = None) -> Images:
         """All images at once, (n, size, size) uint8; see :meth:`batches`."""
         return np.concatenate(list(self.batches(size)))
+
+
+@dataclass(frozen=True)
+class _Resized:
+    """An image ``file`` as it is measured: pixels (size, size) uint8, its ``shape`` (h, w) before, and its notes."""
+
+    file: Path
+    origin: str
+    shape: tuple[int, int]
+    pixels: Images
+    notes: tuple[str, ...]
+
+
+def _read(item: Item, size: int | None) -> _Resized:
+    assert item.file is not None
+    image = read_with(item.file, reading=item.reading)
+    pixels = evened(image.pixels, image.aspect, name=image.origin)
+    shape = (int(pixels.shape[0]), int(pixels.shape[1]))
+    measured = np.rint(_square(pixels, size) * 255).astype(np.uint8)
+    return _Resized(item.file, image.origin, shape, measured, image.notes)
+
+
+class KeptImages:
+    """Images in memory once they have been read, by file, reading and size, up to ``most_bytes``; later ones are read
+    again."""
+
+    def __init__(self, most_bytes: int = 1 << 30) -> None:
+        self._most = most_bytes
+        self.nbytes = 0
+        self._images: dict[tuple[Path | None, ReadOptions, int | None], _Resized] = {}
+        self._lock = Lock()
+
+    def read(self, item: Item, size: int | None) -> _Resized:
+        """The item's image as a square of ``size`` pixels, or in its own size; safe in several threads."""
+        key = (item.file, item.reading, size)
+        kept = self._images.get(key)
+        if kept is not None:
+            return kept
+        image = _read(item, size)
+        with self._lock:
+            if self.nbytes + image.pixels.nbytes <= self._most and key not in self._images:
+                self._images[key] = image
+                self.nbytes += image.pixels.nbytes
+        return image
 
 
 def _square(pixels: NDArray[np.float32], size: int | None) -> NDArray[np.float32]:

@@ -16,9 +16,8 @@ from numpy.typing import NDArray
 
 from xgem.data.annotation_files import read_masks
 from xgem.data.manifest import Manifest
-from xgem.data.read import read_image
 from xgem.data.rows import SPLITS, Row
-from xgem.data.transforms import resize
+from xgem.data.transforms import evened, read_with, resize
 from xgem.types import InputError, OutputError
 from xgem.utils.files import replacing
 
@@ -48,7 +47,7 @@ dl { margin: 0 } dt { font-weight: bold } dd { margin: 0 0 .4em }
 def write_page(manifest: Manifest, out: Path, *, count: int = 12, split: str | None = None, seed: int = 0) -> None:
     """Write ``count`` random images as ``.html``, each complete with its texts, or as ``.png``, texts cut to fit.
 
-    Masks are outlined and boxes drawn, a colour each.
+    Masks are outlined and boxes drawn, a colour each. Pixels that are not square are shown as such, by the spacing.
 
     Raises:
         InputError: another ending, an unknown split, or no images. ImageError: one cannot be read.
@@ -77,7 +76,7 @@ def write_page(manifest: Manifest, out: Path, *, count: int = 12, split: str | N
 def _fields(row: Row) -> dict[str, str]:
     fields = {
         "study": row.study,
-        "view": f"{row.view or 'unknown view'}, {row.split}",
+        "view": f"{row.view or 'unknown view'}{' (guessed)' if row.view_guessed else ''}, {row.split}",
         "patient": ", ".join(part for part in (row.sex or "", "" if row.age is None else f"{row.age:g} years") if part),
         "labels": ", ".join(row.labels),
         "findings": row.findings,
@@ -94,7 +93,8 @@ def _picture(manifest: Manifest, row: Row) -> Image:
 
     file = manifest.file(row)
     assert file is not None
-    pixels = read_image(file).pixels
+    image = read_with(file, reading=row.reading)
+    pixels = evened(image.pixels, image.aspect, name=image.origin)
     scale = SIDE / max(pixels.shape)
     size = (max(1, round(pixels.shape[0] * scale)), max(1, round(pixels.shape[1] * scale)))
     grey = np.rint(np.clip(resize(pixels, size, "area"), 0, 1) * 255).astype(np.uint8)

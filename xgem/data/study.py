@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
+from xgem.configs.reading import AS_STATED, ReadOptions
 from xgem.data.annotation_files import read_masks
 from xgem.data.annotations import Annotation
-from xgem.data.read import read_image
+from xgem.data.headers import uneven_grid
 from xgem.data.sections import join_sections
+from xgem.data.transforms import read_with
 from xgem.types import InputError
 
 if TYPE_CHECKING:
@@ -32,7 +34,7 @@ class Study:
     the study lacks is absent. ``findings`` and ``impression`` are cleaned text, empty when missing.
     ``age`` is in years, ``sex`` is ``"F"``, ``"M"`` or ``None``; ``severity`` is a Brixia score, 0 to 18.
     ``masks`` maps a structure to the files that outline it, several of which are united; ``boxes`` hold findings. Both
-    are of the first image of :data:`ANNOTATED_VIEW`.
+    are of the first image of :data:`ANNOTATED_VIEW`. ``reading``: how its images are read.
     """
 
     id: str
@@ -50,6 +52,7 @@ class Study:
     boxes: tuple[Box, ...] = ()
     source: str = ""
     licence: str = ""
+    reading: ReadOptions = AS_STATED
 
     @property
     def annotated(self) -> bool:
@@ -76,9 +79,11 @@ def read_study(study: Study, config: TransformConfig) -> Annotation:
     masks = {structure: _united(structure, files) for structure, files in study.masks.items()}
     size = None
     if study.boxes and not masks:
-        height, width = read_image(study.images[ANNOTATED_VIEW][0], voi=config.voi).pixels.shape
+        height, width = read_with(study.images[ANNOTATED_VIEW][0], config, study.reading).pixels.shape
         size = (height, width)
-    return Annotation(masks, study.boxes, study.severity, size).squared(config)
+    files = study.images.get(ANNOTATED_VIEW, ())
+    grid = uneven_grid(files[0]) if files and (study.masks or study.boxes) else None
+    return Annotation(masks, study.boxes, study.severity, size, aspect=grid.aspect if grid else 1.0).squared(config)
 
 
 def _united(structure: str, files: Sequence[Path]) -> Mask:

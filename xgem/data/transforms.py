@@ -9,10 +9,15 @@ No step mirrors an image: the heart is on the patient's left.
 from __future__ import annotations
 
 import logging
+import os
+import re
+import threading
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from xgem.configs.reading import AS_STATED, ReadOptions
 from xgem.data.read import Radiograph, read_image
 from xgem.types import ImageError
 
@@ -25,27 +30,71 @@ if TYPE_CHECKING:
     Floats = NDArray[np.float32]
 
 logger = logging.getLogger(__name__)
+_NUMBERS = re.compile(r"[-+]?\d[\d.e+-]*")
+
+
+class Notes:
+    """What was noted while images were read (``Radiograph.notes``), to be logged in a line per kind."""
+
+    def __init__(self) -> None:
+        self.images = 0
+        self._kinds: dict[str, list[tuple[str, str]]] = {}
+        self._lock = threading.Lock()
+
+    def add(self, notes: Sequence[str], source: Any) -> None:
+        """Count an image with its notes, which are of one kind if they differ in numbers only; any thread may."""
+        name = str(source) if isinstance(source, str | os.PathLike) else "array"
+        with self._lock:
+            self.images += 1
+            for note in notes:
+                self._kinds.setdefault(_NUMBERS.sub("#", note), []).append((name, note))
+
+    def log(self, what: str = "") -> None:
+        """Warn of each kind: how many images, the first file by name, and its note; of one image, its name alone."""
+        for found in self._kinds.values():
+            name, note = min(found)
+            if self.images == 1:
+                logger.warning("%s: %s", name, note)
+            else:
+                prefix = f"{what}: " if what else ""
+                logger.warning("%s%d of %d images, first %s: %s", prefix, len(found), self.images, name, note)
+
 
 # Larger results are due to wrong values in the header and would exhaust the memory
 MAX_SIDE = 16_384
+_SAME_SCALE = 0.01
 
 
-def read_square(source: Source, config: TransformConfig, *, allow_any: bool = False) -> Floats:
-    """Read an image with the config's settings and make it square: (size, size) in [-1, 1]. Its notes are logged."""
-    radiograph = read_with(source, config, allow_any=allow_any)
-    for note in radiograph.notes:
-        logger.warning("%s: %s", radiograph.origin, note)
+def read_square(
+    source: Source, config: TransformConfig, reading: ReadOptions = AS_STATED, *, noted: Notes | None = None
+) -> Floats:
+    """Read an image as :func:`read_with` and make it square: (size, size) in [-1, 1].
+
+    What was found is logged, or added to ``noted``, which says it once for many images.
+    """
+    radiograph = read_with(source, config, reading)
+    own = Notes() if noted is None else noted
+    own.add(radiograph.notes, source)
+    if noted is None:
+        own.log()
     return to_square(radiograph, config)
 
 
 def read_with(
-    source: Source, config: TransformConfig, *, allow_any: bool = False, view: str | None = None
+    source: Source,
+    config: TransformConfig | None = None,
+    reading: ReadOptions = AS_STATED,
+    *,
+    view: str | None = None,
 ) -> Radiograph:
-    """:func:`read_image` with the config's VOI, MONOCHROME1, rescale and invert settings."""
+    """:func:`read_image` with the settings of ``reading``, and for what it leaves open those of ``config``, if any."""
+    if config is None:
+        return read_image(source, view=view, **reading.model_dump())
+    config = reading.on(config)
     return read_image(
         source,
         voi=config.voi,
-        allow_any=allow_any,
+        allow_any=bool(reading.allow_any),
         invert_monochrome1=config.invert_monochrome1,
         view=view,
         rescale=config.rescale,
@@ -67,12 +116,25 @@ def to_square(radiograph: Radiograph, config: TransformConfig) -> Floats:
     if config.pixel_spacing is not None and radiograph.spacing is not None:
         pixels = resample(pixels, radiograph.spacing, config.pixel_spacing, config.interpolation, radiograph.origin)
     elif config.pad:
-        sides = (radiograph.aspect, 1.0)
-        pixels = resample(pixels, sides, min(sides), config.interpolation, radiograph.origin)
+        pixels = evened(pixels, radiograph.aspect, config.interpolation, radiograph.origin)
     if config.pad:
         pixels = pad_square(pixels)
     pixels = resize(pixels, (config.size, config.size), config.interpolation)
     return np.clip(pixels * np.float32(2) - np.float32(1), -1, 1)
+
+
+def evened(pixels: Floats, aspect: float, interpolation: str = "area", name: str = "image") -> Floats:
+    """(h, w) of pixels ``aspect`` times as high as wide, resampled to square ones of the shorter side."""
+    sides = (aspect, 1.0)
+    return resample(pixels, sides, min(sides), interpolation, name)
+
+
+def evened_size(size: tuple[int, int], aspect: float) -> tuple[int, int]:
+    """Height and width of an image of ``size`` after :func:`evened`."""
+    scales = (aspect / min(aspect, 1.0), 1 / min(aspect, 1.0))
+    if all(abs(scale - 1) <= _SAME_SCALE for scale in scales):
+        return size
+    return max(1, round(size[0] * scales[0])), max(1, round(size[1] * scales[1]))
 
 
 def resample(
@@ -80,7 +142,7 @@ def resample(
 ) -> Floats:
     """(h, w) at ``spacing`` (row, column) mm resampled to square pixels of ``target`` mm; unchanged within 1 %."""
     scales = [side / target for side in spacing]
-    if all(abs(scale - 1) <= 0.01 for scale in scales):
+    if all(abs(scale - 1) <= _SAME_SCALE for scale in scales):
         return pixels
     height, width = (max(1, round(length * scale)) for length, scale in zip(pixels.shape, scales, strict=True))
     if max(height, width) > MAX_SIDE:

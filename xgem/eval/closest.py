@@ -6,6 +6,7 @@ seem farther from the training images than held-out images are, and so hide copi
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -21,11 +22,16 @@ from xgem.judges.extractors import Extractor
 from xgem.metrics import privacy
 from xgem.metrics.bootstrap import Array, Estimate
 from xgem.metrics.privacy import Closest, Rows
+from xgem.utils.progress import StepBar, track
 
 if TYPE_CHECKING:
     from xgem.judges.reid import Reid
 
 _MOST_BYTES: Final = 1 << 30
+_BATCH_BYTES: Final = 1 << 22  # of training images: large enough that products take longer than preparing them
+
+
+_BLOCK: Final = 1024  # rows of training features
 
 
 @dataclass(frozen=True)
@@ -99,15 +105,16 @@ def aligned_space(run: Run) -> Space:
 def latent_space(run: Run, extractor: Extractor) -> Space:
     """Distances of features (:func:`xgem.metrics.privacy.latent_distance`)."""
     generated, training = run.features(run.generated, extractor), run.features(run.training, extractor)
-    nearest = partial(privacy.latent_distance, training=training, device=run.device)
-    closest = nearest(generated)
+    nearest = partial(privacy.latent_distance, device=run.device)
+    among = partial(_in_blocks, training, f"{extractor.name} distances")
+    closest = nearest(generated, among())
     return Space(
         "latent",
         "distance / sqrt(d)",
         closest,
-        None if run.own is None else nearest(generated, own_prompt=run.own),
-        None if run.held_out is None else nearest(run.features(run.held_out, extractor)),
-        _neighbours(closest, lambda rows: nearest(training[rows], exclude=rows)),
+        None if run.own is None else nearest(generated, training, own_prompt=run.own),
+        None if run.held_out is None else nearest(run.features(run.held_out, extractor), among()),
+        _neighbours(closest, lambda rows: nearest(training[rows], among(), exclude=rows)),
         extractor.name,
         extractor.weights,
     )
@@ -115,25 +122,45 @@ def latent_space(run: Run, extractor: Extractor) -> Space:
 
 def same_patient(run: Run, reid: Reid, items: EvalSet, own_prompt: Rows | None = None) -> Closest:
     """The highest re-identification score of each image with a training image, and the row of that image."""
-    features = run.features(items, reid.extractor), run.features(run.training, reid.extractor)
-    return privacy.reidentification_score(*features, reid.weight, reid.bias, own_prompt=own_prompt, device=run.device)
+    features, training = run.features(items, reid.extractor), run.features(run.training, reid.extractor)
+    known = _in_blocks(training, "re-identification scores") if own_prompt is None else training
+    return privacy.reidentification_score(
+        features, known, reid.weight, reid.bias, own_prompt=own_prompt, device=run.device
+    )
+
+
+def _in_blocks(features: Features, description: str) -> Iterator[Features]:
+    """The rows of training features in blocks, whose comparison is one step of progress."""
+    return track([features[row : row + _BLOCK] for row in range(0, len(features), _BLOCK)], description)
+
+
+def _chunk(size: int) -> int:
+    return max(1, _MOST_BYTES // size**2)
 
 
 def _in_chunks(items: EvalSet, size: int) -> Iterator[tuple[slice, NDArray[np.uint8]]]:
     """The images in chunks of at most a gigabyte; training images are read again for each chunk."""
-    step = max(1, _MOST_BYTES // size**2)
+    step = _chunk(size)
     for start in range(0, len(items), step):
         part = slice(start, min(start + step, len(items)))
         yield part, items.subset(range(part.start, part.stop)).images(size)
 
 
-def _closest(run: Run, items: EvalSet, measure: Any, size: int, exclude: Rows | None = None) -> Closest:
+def _closest(run: Run, items: EvalSet, name: str, measure: Any, size: int, exclude: Rows | None = None) -> Closest:
     """The closest training image of each item, by a distance of images."""
     values, rows = np.empty(len(items)), np.empty(len(items), dtype=np.int64)
-    for part, images in _in_chunks(items, size):
-        excluded = None if exclude is None else exclude[part]
-        closest = measure(images, run.training.batches(size), exclude=excluded, device=run.device)
-        values[part], rows[part] = closest.values, closest.rows
+    chunks = math.ceil(len(items) / _chunk(size))
+    with StepBar(f"{name} distances of {items.name}", chunks * len(run.training)) as bar:
+
+        def known() -> Iterator[NDArray[np.uint8]]:
+            for batch in run.training.batches(size, max(1, _BATCH_BYTES // size**2)):
+                yield batch
+                bar.advance(len(batch))
+
+        for part, images in _in_chunks(items, size):
+            excluded = None if exclude is None else exclude[part]
+            closest = measure(images, known(), exclude=excluded, device=run.device)
+            values[part], rows[part] = closest.values, closest.rows
     return Closest(values, rows)
 
 
@@ -148,9 +175,9 @@ def _of_own_prompt(run: Run, own: Rows) -> Closest:
 
 
 def _of_images(run: Run, name: str, unit: str, measure: Any, size: int, own: Closest | None = None) -> Space:
-    closest = _closest(run, run.generated, measure, size)
-    held_out = None if run.held_out is None else _closest(run, run.held_out, measure, size)
-    neighbours = _neighbours(closest, lambda rows: _closest(run, run.training.subset(rows), measure, size, rows))
+    closest = _closest(run, run.generated, name, measure, size)
+    held_out = None if run.held_out is None else _closest(run, run.held_out, name, measure, size)
+    neighbours = _neighbours(closest, lambda rows: _closest(run, run.training.subset(rows), name, measure, size, rows))
     return Space(name, unit, closest, own, held_out, neighbours)
 
 

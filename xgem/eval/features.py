@@ -20,10 +20,12 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from xgem.data.sets import EvalSet
+from xgem.data.headers import uneven_grid
+from xgem.data.sets import EvalSet, Item
 from xgem.judges.extractors import Extractor
 from xgem.types import DataError, OutputError
 from xgem.utils.hashing import canonical
+from xgem.utils.progress import StepBar, track
 
 logger = logging.getLogger(__name__)
 Features = NDArray[np.float32]
@@ -95,29 +97,37 @@ def _computed(
 ) -> Iterator[tuple[int, Features]]:
     """Batches of features (b, d), each with the row of its first image; DataError where one is not finite."""
     start = 0
-    for images in items.batches(side, batch_size):
-        vectors = extractor(images)
-        if not np.isfinite(vectors).all():
-            row = start + int(np.flatnonzero(~np.isfinite(vectors).all(axis=1))[0])
-            raise DataError(
-                f"{items.items[row].file}: {extractor.name} gives features that are not finite for this image"
-            )
-        yield start, vectors
-        start += len(vectors)
+    with StepBar(f"features of {items.name}, {extractor.name}", len(items)) as bar:
+        for images in items.batches(side, batch_size):
+            vectors = extractor(images)
+            if not np.isfinite(vectors).all():
+                row = start + int(np.flatnonzero(~np.isfinite(vectors).all(axis=1))[0])
+                raise DataError(
+                    f"{items.items[row].file}: {extractor.name} gives features that are not finite for this image"
+                )
+            yield start, vectors
+            start += len(vectors)
+            bar.advance(len(vectors))
 
 
 def _hashes(items: EvalSet) -> list[bytes]:
-    """SHA-256 of each image file."""
+    """SHA-256 of each image file; of an image that is read in a way of its own, or resampled, with that."""
 
-    def digest(file: Path) -> bytes:
+    def digest(item: Item) -> bytes:
+        file = item.file
+        assert file is not None
         try:
             with file.open("rb") as stream:
-                return hashlib.file_digest(stream, "sha256").digest()
+                found = hashlib.file_digest(stream, "sha256").digest()
         except OSError as error:
             raise DataError(f"{file}: cannot be read ({error.strerror}); remove it from the set") from error
+        grid, told = uneven_grid(file), item.reading.model_dump()
+        if grid is None and not told:
+            return found
+        return hashlib.sha256(found + canonical({"reading": told, "aspect": grid and grid.aspect}).encode()).digest()
 
     with ThreadPoolExecutor(4) as pool:
-        return list(pool.map(digest, [item.file for item in items.items if item.file is not None]))
+        return list(track(pool.map(digest, items.items), f"hashing {items.name}", len(items)))
 
 
 def _place(cache: Path, extractor: Extractor, side: int | None) -> Path:

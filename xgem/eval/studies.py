@@ -11,9 +11,9 @@ from typing import Final, Literal
 import numpy as np
 
 from xgem.data.set_files import read_set
-from xgem.data.sets import EvalSet, Images, pairs
+from xgem.data.sets import EvalSet, Images, Item, pairs
 from xgem.data.study import ANNOTATED_VIEW
-from xgem.data.transforms import read_square
+from xgem.data.transforms import Notes, read_square
 from xgem.pipeline.embedding import Evaluated
 from xgem.types import DataError
 
@@ -120,8 +120,14 @@ def answered(studies: Sequence[str], sets: Sequence[EvalSet]) -> list[str]:
 
 def pixels_of(items: EvalSet, model: Evaluated) -> Images:
     """The images of a set as the model reads them, (n, size, size) uint8."""
+    noted = Notes()
+
+    def read(item: Item) -> Images:
+        assert item.file is not None
+        square = read_square(item.file, model.transform, item.reading, noted=noted)
+        return np.rint((square + 1) * 127.5).astype(np.uint8)
+
     with ThreadPoolExecutor(4) as pool:
-        read = pool.map(
-            lambda file: read_square(file, model.transform), [item.file for item in items.items if item.file]
-        )
-        return np.stack([np.rint((one + 1) * 127.5).astype(np.uint8) for one in read])
+        pixels = np.stack(list(pool.map(read, [item for item in items.items if item.file])))
+    noted.log(items.name)
+    return pixels

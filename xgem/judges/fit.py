@@ -16,6 +16,7 @@ from xgem.checkpoints import training as checkpoint
 from xgem.data.cache import ArrayCache
 from xgem.judges.settings import Stage
 from xgem.types import CheckpointError
+from xgem.utils.progress import StepBar
 
 logger = logging.getLogger(__name__)
 
@@ -75,7 +76,8 @@ def fit(
     optimizer, rate = _optimizer(network, stage), SCHEDULES[stage.schedule]
     first = _resumed(network, optimizer, folder, name) if folder else 0
     network.train()
-    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+    generators = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(generators), StepBar(f"training {name}", total, done=first * steps_per_epoch) as bar:
         for epoch in range(first, epochs):
             torch.manual_seed(seed * 1_000_003 + epoch)
             order = torch.randperm(n) if chances is None else torch.multinomial(chances, n, replacement=True)
@@ -92,6 +94,7 @@ def fit(
                 value.backward()
                 optimizer.step()
                 loss_sum += float(value.detach())
+                bar.move_to(step + 1, f"epoch {epoch + 1} of {epochs}")
             logger.info("%s: epoch %d of %d, loss %.4f", name, epoch + 1, epochs, loss_sum / len(steps))
             if folder:
                 parts = {"network": network.state_dict(), "optimizer": checkpoint.optimizer_tensors(optimizer)}

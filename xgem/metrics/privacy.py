@@ -9,13 +9,16 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from xgem.metrics.bootstrap import Array, Estimate, Sampled
 from xgem.types import InputError, ShapeError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Rows = NDArray[np.int64]
 Statistic = Callable[[Array], float]
@@ -129,6 +132,8 @@ def aligned_distance(
     Raises:
         ShapeError, InputError: as :func:`pixel_distance`; images that are no larger than the margins.
     """
+    import torch
+
     _rows(generated, 3)
     height, width = (side - 2 * margin for side in generated.shape[1:])
     if min(height, width) < 1 or margin < 0:
@@ -142,30 +147,37 @@ def aligned_distance(
         flat -= flat.mean(axis=1, keepdims=True)
         return flat / (flat.std(axis=1, keepdims=True) + np.float32(1e-6))
 
-    shifts = list(product(range(2 * margin + 1), repeat=2))
-    step = max(1, _BLOCK_ROWS // len(shifts))
+    def tensor(windows: NDArray[np.float32]) -> Tensor:
+        return torch.from_numpy(windows).to(device, torch.float64)
+
+    shifts = [shift for shift in product(range(2 * margin + 1), repeat=2) if shift != (margin, margin)]
     best, best_rows = np.full(len(generated), np.inf), np.full(len(generated), -1, dtype=np.int64)
     start = 0  # row of the block's first training image
     for block in _blocks(training, generated.shape[1:], 3):
         for values in _parts(block):
-            centres = window(values.reshape(-1, *generated.shape[1:]), margin, margin)
-            for first in range(0, len(generated), step):
-                part = slice(first, first + step)
-                # All windows of some generated images: (shifts * images, height * width)
-                windows = np.concatenate([window(generated[part], top, left) for top, left in shifts])
-                excluded = None if exclude is None else np.tile(np.asarray(exclude)[part] - start, len(shifts))
-                nearest = _nearest(windows, iter([centres]), excluded, device)
-                # The best shift of each image
-                by_shift = nearest.values.reshape(len(shifts), -1)  # (shifts, images)
-                place = by_shift.argmin(axis=0), np.arange(by_shift.shape[1])
-                _improve(best, best_rows, part, by_shift[place], start + nearest.rows.reshape(by_shift.shape)[place])
+            centres = tensor(window(values.reshape(-1, *generated.shape[1:]), margin, margin))
+            norms = centres.square().sum(1)
+            for first in range(0, len(generated), _BLOCK_ROWS):
+                part = slice(first, first + _BLOCK_ROWS)
+                excluded = None if exclude is None else np.asarray(exclude)[part] - start
+                # The closest training image over all windows, found by products and measured by differences
+                chosen = tensor(window(generated[part], margin, margin))
+                lowest, rows = _squared(chosen, centres, norms, excluded).min(1)
+                for top, left in shifts:
+                    x = tensor(window(generated[part], top, left))
+                    squared, nearest = _squared(x, centres, norms, excluded).min(1)
+                    closer = squared < lowest
+                    lowest[closer], rows[closer], chosen[closer] = squared[closer], nearest[closer], x[closer]
+                exact = (chosen - centres[rows]).square().sum(1)
+                exact[lowest.isinf()] = torch.inf
+                _improve(best, best_rows, part, exact.cpu().numpy(), start + rows.cpu().numpy())
             start += len(values)
     return _root(_checked(Closest(best, best_rows)), height * width)
 
 
 def reidentification_score(
     generated: NDArray[Any],
-    training: NDArray[Any],
+    training: NDArray[Any] | Iterable[NDArray[Any]],
     weight: NDArray[Any],
     bias: float,
     *,
@@ -178,7 +190,7 @@ def reidentification_score(
     the training images. See :class:`xgem.judges.reid.Reid` for features, weight and bias.
 
     Args:
-        generated, training: (n, d) and (m, d) features.
+        generated, training: (n, d) and (m, d) features, or batches of the latter.
         weight, bias: (d,) and a scalar: the last layer.
         own_prompt: as in :func:`pixel_distance`.
     """
@@ -323,19 +335,31 @@ def _nearest(queries: NDArray[Any], blocks: Iterator[NDArray[Any]], exclude: Any
     for block in blocks:
         for values in _parts(block):
             y = torch.as_tensor(values).to(device, torch.float64)
+            norms = y.square().sum(1)
             for first in range(0, len(queries), step):
                 part = slice(first, first + step)
                 x = torch.as_tensor(np.array(queries[part])).to(device, torch.float64)
-                squared = x.square().sum(1, keepdim=True) + y.square().sum(1) - 2 * x @ y.T  # (queries, training)
-                if exclude is not None:
-                    excluded = torch.as_tensor(np.asarray(exclude)[part], device=device)[:, None]
-                    squared[excluded == start + torch.arange(len(y), device=device)] = torch.inf
-                nearest = squared.argmin(1)
+                excluded = None if exclude is None else np.asarray(exclude)[part] - start
+                lowest, nearest = _squared(x, y, norms, excluded).min(1)
                 exact = (x - y[nearest]).square().sum(1)
-                exact[squared.gather(1, nearest[:, None])[:, 0].isinf()] = torch.inf
+                exact[lowest.isinf()] = torch.inf
                 _improve(best, best_rows, part, exact.cpu().numpy(), start + nearest.cpu().numpy())
             start += len(values)
     return Closest(best, best_rows)
+
+
+def _squared(x: Tensor, y: Tensor, norms: Tensor, excluded: Rows | None) -> Tensor:
+    """Squared distances (n, m) of the rows of x (n, d) and y (m, d), whose squared ``norms`` are (m,).
+
+    ``excluded`` (n,) is the row of y that each row of x is not compared with; a row that y has not excludes nothing.
+    """
+    import torch
+
+    squared = torch.addmm(norms + x.square().sum(1, keepdim=True), x, y.T, alpha=-2)
+    if excluded is not None:
+        rows = torch.as_tensor(excluded, device=x.device)[:, None]
+        squared[rows == torch.arange(len(y), device=x.device)] = torch.inf
+    return squared
 
 
 def _checked(closest: Closest) -> Closest:

@@ -7,7 +7,8 @@ import json
 import logging
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -17,9 +18,10 @@ import numpy as np
 from xgem.checkpoints.locate import embedded_names
 from xgem.configs.preset import Preset
 from xgem.data.annotation_files import coco, read_boxes, read_masks, read_severity, write_labels
-from xgem.data.annotations import Annotation, Box, check_known
+from xgem.data.annotations import STRUCTURES, Annotation, Box, check_known
 from xgem.data.captions import preface
 from xgem.data.demographics import read_demographics
+from xgem.data.headers import Grid
 from xgem.data.study import Study
 from xgem.modalities.base import InputOnly
 from xgem.types import InputError, Prompt
@@ -27,11 +29,35 @@ from xgem.types import InputError, Prompt
 logger = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True)
+class _Placed:
+    """The ``value`` of masks or boxes that may be drawn on the stored pixels of an image, which are not square."""
+
+    value: Any
+    grid: Grid
+
+
 class _Spatial(InputOnly):
     """A modality that steers a ControlNet: its ``Prompt.value`` is an annotation on the preset's grid."""
 
     def annotation(self, value: Annotation) -> Annotation:
         return value
+
+    def placed(self, value: Any, grid: Grid | None) -> Any:
+        return value if grid is None else _Placed(value, grid)
+
+    @staticmethod
+    def given(value: Any, read: Callable[[Any], Annotation]) -> tuple[Annotation, Any]:
+        """The annotation, and the value itself; of the same size as the image's stored pixels, it has their aspect.
+
+        Boxes that do not say of which size their image is are of the image.
+        """
+        if not isinstance(value, _Placed):
+            return read(value), value
+        given = read(value.value)
+        if given.size in (None, value.grid.size):
+            given = replace(given, size=value.grid.size, aspect=value.grid.aspect)
+        return given, value.value
 
     @staticmethod
     def squared(given: Annotation, preset: Preset) -> Annotation:
@@ -55,7 +81,8 @@ class Masks(_Spatial):
     def read(self, value: Any, preset: Preset, *, allow_any: bool = False) -> Prompt:
         del allow_any
         known = preset.vocabulary
-        given = read_masks(value) if known is None else read_masks(value, known.structures)
+        structures = STRUCTURES if known is None else known.structures
+        given, value = self.given(value, lambda one: read_masks(one, structures))
         squared = self.squared(given, preset)
         notes = () if given.size == squared.size else (_resized(given, squared, preset.transform.pad),)
         if _middle(given.masks.get("left lung")) < _middle(given.masks.get("right lung")):
@@ -84,7 +111,7 @@ class Boxes(_Spatial):
 
     def read(self, value: Any, preset: Preset, *, allow_any: bool = False) -> Prompt:
         del allow_any
-        given = read_boxes(value)
+        given, value = self.given(value, read_boxes)
         height, width = given.size or (1, 1)
         how = "padded" if preset.transform.pad else "stretched"
         notes = () if height == width else (f"boxes of an image of {height} x {width}, which was {how} to a square",)
@@ -105,6 +132,10 @@ class Severity(_Spatial):
     """A Brixia score, 0 to 18: drawn as a bar, and written in front of the text."""
 
     name = "severity"
+
+    def placed(self, value: Any, grid: Grid | None) -> Any:
+        del grid
+        return value
 
     def of_study(self, study: Study, sections: Sequence[str]) -> float | None:
         del sections

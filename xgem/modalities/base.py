@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from xgem.configs.preset import Preset
 from xgem.data.annotations import Annotation
+from xgem.data.headers import Grid
 from xgem.data.study import Study
 from xgem.types import InputError, Prompt
 
@@ -33,6 +34,11 @@ class Modality(ABC):
         """
         del study, sections
         return None
+
+    def placed(self, value: Any, grid: Grid | None) -> Any:
+        """A user's value, of an annotation on an image with this grid, as ``read`` takes it."""
+        del grid
+        return value
 
     @abstractmethod
     def read(self, value: Any, preset: Preset, *, allow_any: bool = False) -> Prompt:

@@ -14,6 +14,7 @@ from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
 from xgem.configs.preset import Preset
+from xgem.configs.reading import ReadOptions
 from xgem.data.study import Study
 from xgem.data.transforms import read_with, to_square
 from xgem.labels.views import VIEWS, add_view
@@ -37,7 +38,7 @@ class Radiograph(Modality):
         self.name = name
 
     def read(self, value: Any, preset: Preset, *, allow_any: bool = False) -> Prompt:
-        image = read_with(value, preset.transform, allow_any=allow_any, view=self.name)
+        image = read_with(value, preset.transform, ReadOptions(allow_any=allow_any), view=self.name)
         square = to_square(image, preset.transform)  # (s, s)
         return Prompt(torch.from_numpy(square)[None], image.sha256, image.origin, image.notes)
 

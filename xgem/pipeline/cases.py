@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, cast
 
+from xgem.configs.reading import ReadOptions
 from xgem.data.image_files import IMAGE_ENDINGS, is_data
 from xgem.data.manifest import Manifest
 from xgem.modalities import get_modality
@@ -61,6 +62,23 @@ def gather(preset: Preset, many: Mapping[str, Sequence[Path]], shared: Mapping[s
                 "the same names (without their endings), or manifests of the same studies"
             )
     return {name: {**shared, **{modality: found[modality][name] for modality in found}} for name in sorted(names)}
+
+
+def reading_of(many: Mapping[str, Sequence[Path]]) -> ReadOptions:
+    """How the images are read that manifests among the paths hold.
+
+    Raises:
+        InputError: not all of them in one way.
+    """
+    names = [name for name in many if get_modality(name).is_image]
+    places = {path for name in names for path in many[name] if path.suffix.lower() in MANIFEST_ENDINGS}
+    found = ReadOptions.common(one.reading for path in sorted(places) for one in Manifest.read(path).studies())
+    if found is None:
+        raise InputError(
+            f"{', '.join(map(str, sorted(places)))}: studies whose images are read in different ways (their field "
+            "reading); make a manifest of each kind, and run them one by one"
+        )
+    return found
 
 
 def _values(preset: Preset, modality: str, paths: Sequence[Path]) -> dict[str, Any]:
@@ -147,6 +165,7 @@ def generate_cases(
     parsed = CallOptions.parse(options)
     before = _state(out)
     seed = parsed.seed if parsed.seed is not None else (before or {}).get("seed", secrets.randbelow(2**32))
+    common = read_prompts(pipeline.preset, shared, parsed.reading)
     state: dict[str, Any] = {
         "synthetic": True,
         "checkpoint": {"name": pipeline.name, "hash": pipeline.hash},
@@ -155,7 +174,7 @@ def generate_cases(
         "options": {**parsed.record(), "batch_size": parsed.batch_size},
         "privacy_gate": parsed.privacy_gate is not None,
         "inputs": sorted({name for case in cases.values() for name in case}),
-        "shared": {name: prompt.sha256 for name, prompt in read_prompts(pipeline.preset, shared).items()},
+        "shared": {name: prompt.sha256 for name, prompt in common.items()},
     }
     state = json.loads(json.dumps(state))
     if before is None or overwrite:

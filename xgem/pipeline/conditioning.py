@@ -6,8 +6,10 @@ Every input is encoded by itself, in a batch of one: what else is in a request c
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import numpy as np
@@ -16,8 +18,11 @@ from torch import Tensor
 
 from xgem.checkpoints import store
 from xgem.configs.components import ControlNetConfig, DiTGeneratorConfig
+from xgem.configs.reading import AS_STATED, ReadOptions
 from xgem.data.annotations import Annotation, render
 from xgem.data.captions import preface
+from xgem.data.headers import uneven_grid
+from xgem.data.study import ANNOTATED_VIEW
 from xgem.generators.sampling import Control
 from xgem.modalities import get_modality
 from xgem.types import CheckpointError, Context, Encoded, Prompt
@@ -43,10 +48,25 @@ class Conditions(NamedTuple):
     images: Mapping[str, Tensor]
 
 
-def read_prompts(preset: Preset, item: Mapping[str, Any], *, allow_any: bool = False) -> dict[str, Prompt]:
-    """The item's inputs, read, in the preset's order: the order in which a caller lists them changes nothing."""
+def read_prompts(
+    preset: Preset,
+    item: Mapping[str, Any],
+    reading: ReadOptions = AS_STATED,
+    start: Mapping[str, Any] | None = None,
+) -> dict[str, Prompt]:
+    """The item's inputs, read, in the preset's order: the order in which a caller lists them changes nothing.
+
+    Annotations given with an image to ``start`` from, by output, are put through the same resampling as it.
+    """
+    file = (start or {}).get(ANNOTATED_VIEW)
+    grid = uneven_grid(Path(file)) if isinstance(file, str | os.PathLike) else None
     names = [name for name in preset.modalities if name in item]
-    return {name: get_modality(name).read(item[name], preset, allow_any=allow_any) for name in names}
+    preset = preset.model_copy(update={"transform": reading.on(preset.transform)})
+    known = {name: get_modality(name) for name in names}
+    return {
+        name: one.read(one.placed(item[name], grid), preset, allow_any=bool(reading.allow_any))
+        for name, one in known.items()
+    }
 
 
 def with_notes(model: LoadedModel, prompts: Mapping[str, Prompt], outputs: Sequence[str]) -> dict[str, Prompt]:

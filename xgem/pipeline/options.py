@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, Self, TypedDic
 
 from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo, field_validator
 
+from xgem.configs.reading import ReadOptions, Rescale, Voi, read_help
 from xgem.types import InputError, OptionError
 
 if TYPE_CHECKING:
@@ -107,14 +108,15 @@ class Option:
         help: one or two sentences, for the command line and ``help()``.
         limits: the numbers that it accepts.
         unset: what None stands for.
-        recorded: whether it decides what a sample is, so that metadata hold it and a replay restores it.
+        recorded: whether it decides what a sample is, so that metadata hold it and a replay restores it; ``"given"``:
+            only where it is not None, as metadata of before have it.
         command_line: whether ``xgem generate`` takes it as it is; a text gives the flags.
     """
 
     help: str
     limits: Limits | None = None
     unset: str = ""
-    recorded: bool = False
+    recorded: bool | Literal["given"] = False
     command_line: bool | str = True
 
 
@@ -224,8 +226,11 @@ class CallOptions(SamplingOptions):
     ] = "pil"
     allow_any: Annotated[
         bool,
-        Option("Accept DICOM files of another modality, body part or view.", command_line="--allow-any"),
+        Option(read_help("allow_any"), command_line="--allow-any"),
     ] = False
+    voi: Annotated[Voi | None, Option(read_help("voi"), unset="the preset's", recorded="given")] = None
+    rescale: Annotated[Rescale | None, Option(read_help("rescale"), unset="the preset's", recorded="given")] = None
+    invert: Annotated[bool | None, Option(read_help("invert"), unset="the preset's", recorded="given")] = None
     privacy_gate: Annotated[
         Any,
         Option(
@@ -270,7 +275,13 @@ class CallOptions(SamplingOptions):
 
     def record(self) -> dict[str, Any]:
         """What metadata hold, as JSON values."""
-        return {name: getattr(self, name) for name in RECORDED}
+        values = {name: getattr(self, name) for name in RECORDED}
+        return {name: value for name, value in values.items() if value is not None or option(name).recorded != "given"}
+
+    @property
+    def reading(self) -> ReadOptions:
+        """How the given radiographs are read, those to start from too."""
+        return ReadOptions(voi=self.voi, rescale=self.rescale, invert=self.invert, allow_any=self.allow_any or None)
 
 
 class CallKeywords(TypedDict, total=False):
@@ -295,6 +306,9 @@ class CallKeywords(TypedDict, total=False):
     callback_on_step_end: StepCallback | None
     output_type: str
     allow_any: bool
+    voi: Voi | None
+    rescale: Rescale | None
+    invert: bool | None
     privacy_gate: PrivacyGate | None
 
 

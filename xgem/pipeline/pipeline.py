@@ -22,6 +22,7 @@ from xgem.checkpoints import store
 from xgem.checkpoints.locate import Location, locate
 from xgem.configs.components import DiTGeneratorConfig
 from xgem.configs.preset import Preset
+from xgem.configs.reading import ReadOptions
 from xgem.generators.latent_diffusion import DiTLatentDiffusion
 from xgem.generators.sampling import FORMER_SAMPLERS, SAMPLERS
 from xgem.modalities import MODALITIES
@@ -210,8 +211,11 @@ class XgemPipeline:
             raise InputError("privacy_gate compares images, expected another output_type than 'latent'")
         self.to(options.device, options.dtype)
         # Read all inputs before a component is loaded: a file that cannot be read is reported at once.
-        prompts = [read_prompts(self.preset, item, allow_any=options.allow_any) for item in request.items]
-        images = [read_prompts(self.preset, item, allow_any=options.allow_any) for item in request.images]
+        prompts = [
+            read_prompts(self.preset, item, options.reading, start)
+            for item, start in zip(request.items, request.images, strict=True)
+        ]
+        images = [read_prompts(self.preset, item, options.reading) for item in request.images]
         _warn_of_unused(options, prompts)
         prompts = [with_notes(self, item, request.outputs) for item in prompts]
         gate = None if options.privacy_gate is None else options.privacy_gate.indexed(self, request.outputs)
@@ -270,7 +274,9 @@ class XgemPipeline:
         )
         request = self._request(inputs, list(together), options)
         # Its inputs, repeated for every row of the batch.
-        prompts, start = (read_prompts(self.preset, item, allow_any=True) for item in (inputs, images))
+        reading = ReadOptions(allow_any=True).over(options.reading)
+        prompts = read_prompts(self.preset, inputs, reading, images)
+        start = read_prompts(self.preset, images, reading)
         conditions = encode_conditions(self, prompts, start, request.outputs)
         parts = {
             name: batch_inputs(

@@ -20,14 +20,16 @@ import torch
 from numpy.typing import NDArray
 
 from xgem.checkpoints.index import component_hash
+from xgem.configs.reading import AS_STATED, ReadOptions
 from xgem.data.manifest import Manifest
 from xgem.data.set_files import read_set
-from xgem.data.transforms import read_square, resize
+from xgem.data.transforms import Notes, read_square, resize
 from xgem.metrics.privacy import ALIGNED_SIZE, aligned_distance, latent_distance
 from xgem.modalities import get_modality
 from xgem.pipeline.conditioning import embed
 from xgem.types import InputError
 from xgem.utils.files import replacing
+from xgem.utils.progress import StepBar
 
 if TYPE_CHECKING:
     from xgem.pipeline.model import LoadedModel
@@ -98,7 +100,8 @@ class PrivacyGate:
     """Training images (and held-out ones) by view, or indexes made from them earlier; see :meth:`open`.
 
     Estimated thresholds would refuse a fraction ``quantile`` of the held-out real images by either distance. The
-    request fails after ``tries`` refused draws of a sample.
+    request fails after ``tries`` refused draws of a sample. ``reading``: how images are read, by file, where a manifest
+    says so.
     """
 
     training: Files = field(default_factory=dict[str, Sequence[Path]])
@@ -107,6 +110,7 @@ class PrivacyGate:
     thresholds: Thresholds = Thresholds()
     quantile: float = 0.01
     tries: int = 10
+    reading: Mapping[Path, ReadOptions] = field(default_factory=dict[Path, ReadOptions], repr=False)
     _made: dict[tuple[str, str], Index] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -138,12 +142,14 @@ class PrivacyGate:
         manifest = Manifest.read(path)
         manifest.check(files=False)
         found: dict[str, dict[str, list[Path]]] = {"train": {}, "val": {}, "test": {}}
+        reading: dict[Path, ReadOptions] = {}
         for study in manifest.studies():
             for view, files in study.images.items():
+                reading |= dict.fromkeys(files, study.reading)
                 found[study.split].setdefault(view, []).extend(files)
         views = found["val"].keys() | found["test"].keys()
         held_out = {view: [*found["val"].get(view, []), *found["test"].get(view, [])] for view in sorted(views)}
-        return cls(found["train"], held_out, **options)
+        return cls(found["train"], held_out, reading=reading, **options)
 
     @classmethod
     def from_images(cls, path: str | Path, view: str = "frontal", **options: Any) -> Self:
@@ -246,7 +252,7 @@ class PrivacyGate:
         if not self.training.get(view):
             known = ", ".join(sorted({*self.training, *self.indexes})) or "nothing"
             raise InputError(f"privacy gate: no training images of {view}, only of {known}; {view} cannot be checked")
-        pixels, latents = _read(model, view, self.training[view])
+        pixels, latents = _read(model, view, self.training[view], self.reading)
         index = Index(encoder, pixels, latents, 0.0, 0.0)
         latent, pixel = self.thresholds.latent, self.thresholds.pixel
         if latent is None or pixel is None:
@@ -256,7 +262,7 @@ class PrivacyGate:
                     f"privacy gate: {len(seen)} held-out images of {view}, expected at least {MIN_HELD_OUT} to "
                     "estimate thresholds; give a manifest with more in val, or both thresholds (--privacy-threshold)"
                 )
-            there, vectors = _read(model, view, seen)
+            there, vectors = _read(model, view, seen, self.reading)
             latent = _quantile(latent_distance(vectors, latents).values, self.quantile) if latent is None else latent
             pixel = _quantile(aligned_distance(there, pixels).values, self.quantile) if pixel is None else pixel
         return replace(index, latent_threshold=latent, pixel_threshold=pixel)
@@ -271,13 +277,22 @@ def _encoder_hash(model: LoadedModel, view: str) -> str:
     return f"{own}-{hashlib.sha256(model.preset.transform.model_dump_json().encode()).hexdigest()[:16]}"
 
 
-def _read(model: LoadedModel, view: str, files: Sequence[Path]) -> tuple[Images, NDArray[np.float32]]:
+def _read(
+    model: LoadedModel, view: str, files: Sequence[Path], reading: Mapping[Path, ReadOptions]
+) -> tuple[Images, NDArray[np.float32]]:
+    noted = Notes()
+
     def pixels_of(file: Path) -> Images:
-        return np.rint((read_square(file, model.preset.transform) + 1) * 127.5).astype(np.uint8)
+        square = read_square(file, model.preset.transform, reading.get(file, AS_STATED), noted=noted)
+        return np.rint((square + 1) * 127.5).astype(np.uint8)
 
     batches = [files[start : start + _BATCH] for start in range(0, len(files), _BATCH)]
-    with ThreadPoolExecutor(4) as pool:
-        parts = [_features(model, view, np.stack(list(pool.map(pixels_of, batch)))) for batch in batches]
+    parts: list[tuple[Images, NDArray[np.float32]]] = []
+    with ThreadPoolExecutor(4) as pool, StepBar(f"index of {view} images", len(files)) as bar:
+        for batch in batches:
+            parts.append(_features(model, view, np.stack(list(pool.map(pixels_of, batch)))))
+            bar.advance(len(batch))
+    noted.log("privacy gate")
     return np.concatenate([pixels for pixels, _ in parts]), np.concatenate([vectors for _, vectors in parts])
 
 

@@ -12,8 +12,9 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from xgem._version import __version__
+from xgem.configs.reading import ReadOptions
 from xgem.modalities import get_modality
-from xgem.pipeline.conditioning import annotations_of
+from xgem.pipeline.conditioning import annotations_of, read_prompts
 from xgem.pipeline.generation import REPORT_ENDINGS, Generation, read_metadata
 from xgem.pipeline.metadata import upgraded
 from xgem.pipeline.options import DEFAULT_BATCH_SIZE, CallOptions, renamed
@@ -128,8 +129,10 @@ def replay(
             logger.warning("generated with %s %s, replayed with %s: pixels may differ", what, then, now)
     given = _find(path, pipeline, record.inputs, inputs or {}, "input", "--")
     images = _find(path, pipeline, record.image, image or {}, "start image", "--image ")
-    prompts = _read(pipeline, record.inputs, given, "input")
-    _read(pipeline, record.image, images, "start image")
+    reading = ReadOptions(allow_any=True).over(CallOptions.recorded(metadata).reading)
+    prompts = read_prompts(pipeline.preset, given, reading, images)
+    _check_inputs(record.inputs, given, prompts, "input")
+    _check_inputs(record.image, images, read_prompts(pipeline.preset, images, reading), "start image")
     threads = torch.get_num_threads()
     try:
         # How many threads share a sum decides the order of its additions.
@@ -259,16 +262,14 @@ def _annotation_file(path: Path, pipeline: XgemPipeline, name: str, was: _Input)
     return file if prompt.sha256 == was.sha256_on_grid else None
 
 
-def _read(
-    pipeline: XgemPipeline, recorded: Mapping[str, _Input], found: Mapping[str, Any], what: str
-) -> dict[str, Prompt]:
-    prompts: dict[str, Prompt] = {}
-    for name, value in found.items():
-        prompts[name] = prompt = get_modality(name).read(value, pipeline.preset, allow_any=True)
+def _check_inputs(
+    recorded: Mapping[str, _Input], found: Mapping[str, Any], prompts: Mapping[str, Prompt], what: str
+) -> None:
+    """InputError where what was found is not what was recorded."""
+    for name, prompt in prompts.items():
         was = recorded[name]
-        if value != was.text and prompt.sha256 not in (was.sha256, was.sha256_on_grid):
+        if found[name] != was.text and prompt.sha256 not in (was.sha256, was.sha256_on_grid):
             raise InputError(
                 f"{what} {name!r} is not the recorded one: its SHA-256 starts with {prompt.sha256[:12]}, "
                 f"recorded is {was.sha256[:12]}; give the original file"
             )
-    return prompts

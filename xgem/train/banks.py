@@ -17,6 +17,7 @@ from xgem.modalities import get_modality
 from xgem.train.corpus import Corpus
 from xgem.types import DataError, Encoded
 from xgem.utils.hashing import module_hash
+from xgem.utils.progress import track
 
 logger = logging.getLogger(__name__)
 
@@ -104,7 +105,7 @@ def prompt_bank(
         if truncated:
             logger.warning("%d of %d texts are too long and were truncated", truncated, len(texts))
         encoder.to(device)
-        parts = [encoder.encode(_on(batch, device)) for batch in batches]
+        parts = [encoder.encode(_on(batch, device)) for batch in track(batches, f"encodings of {modality}")]
         width = max(part.tokens.shape[1] for part in parts)
         return {
             "pooled": torch.cat([part.pooled.cpu() for part in parts]),
@@ -123,7 +124,8 @@ def target_bank(modality: str, codec: Any, corpus: Corpus, cache: ArrayCache, de
     @torch.no_grad()
     def make() -> dict[str, Tensor]:
         codec.to(device)
-        return {"latents": torch.cat([codec.encode(_on(batch, device)).cpu() for batch in batches])}
+        shown = track(batches, f"latents of {modality}")
+        return {"latents": torch.cat([codec.encode(_on(batch, device)).cpu() for batch in shown])}
 
     statistics: Mapping[str, Any] = codec.config.model_dump(mode="json")
     key = _key(modality, corpus, rows) | {"codec": module_hash(codec), "config": statistics}

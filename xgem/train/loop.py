@@ -21,7 +21,6 @@ import torch
 from accelerate import Accelerator
 from PIL import Image
 from pydantic import BaseModel
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.optim.swa_utils import AveragedModel
@@ -32,6 +31,7 @@ from xgem.configs.preset import Preset, StageConfig
 from xgem.train.logs import Logs
 from xgem.train.needs import Need
 from xgem.types import CheckpointError, ConfigError, DataError
+from xgem.utils.progress import StepBar
 from xgem.utils.random import mix
 
 log = logging.getLogger(__name__)
@@ -173,17 +173,8 @@ def _parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, 
 
 @contextmanager
 def _bar(stage: Stage, state: TrainState, shown: bool) -> Iterator[Any]:
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[rate]}"),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, disable=not shown) as progress:
-        task = progress.add_task(stage.name, total=stage.config.steps, completed=state.step, rate="")
-        yield lambda step, rate, loss: progress.update(task, completed=step, rate=f"{rate:.1f}/s loss {loss:.4f}")
+    with StepBar(stage.name, stage.config.steps, done=state.step, shown=shown) as bar:
+        yield lambda step, rate, loss: bar.move_to(step, f"{rate:.1f}/s loss {loss:.4f}")
 
 
 class _Run:

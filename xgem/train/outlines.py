@@ -20,8 +20,8 @@ from xgem.configs.components import TransformConfig
 from xgem.data.manifest import Manifest, place
 from xgem.data.outlines import Outlines
 from xgem.data.prepare import prepare_images
-from xgem.data.read import read_image
 from xgem.data.study import ANNOTATED_VIEW, Study, read_study
+from xgem.data.transforms import evened_size, read_with
 from xgem.judges.segmenter import SegmenterConfig, train_segmenter
 from xgem.types import DataError, OutputError
 
@@ -88,7 +88,9 @@ def _written(
     study: Study, found: NDArray[np.bool_], structures: Sequence[str], folder: Path, root: Path
 ) -> dict[str, tuple[str, ...]]:
     """The study's masks (structures, s, s) as files on its image's own grid, without the square's padding."""
-    height, width = read_image(study.images[ANNOTATED_VIEW][0]).pixels.shape
+    image = read_with(study.images[ANNOTATED_VIEW][0], reading=study.reading)
+    stored = image.pixels.shape
+    height, width = evened_size((stored[0], stored[1]), image.aspect)
     side = max(height, width)
     top, left = (side - height) // 2, (side - width) // 2
     files: dict[str, tuple[str, ...]] = {}
@@ -98,7 +100,8 @@ def _written(
         square = Image.fromarray(mask).resize((side, side), Image.Resampling.NEAREST)
         file = folder / f"{study.id}.{name.replace(' ', '-')}.png"
         partial = file.with_name(f".{file.name}.{os.getpid()}.part")
-        square.crop((left, top, left + width, top + height)).save(partial, format="PNG")
+        shown = square.crop((left, top, left + width, top + height))
+        shown.resize((stored[1], stored[0]), Image.Resampling.NEAREST).save(partial, format="PNG")
         partial.replace(file)
         files[name] = (place(file, root),)
     return files

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from xgem.types import DataError
+from xgem.utils.progress import track
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -50,7 +51,8 @@ def content_hash(paths: Iterable[str | os.PathLike[str]]) -> str:
 
     total = hashlib.sha256()
     with ThreadPoolExecutor(reading_threads()) as pool:
-        for digest in pool.map(file_digest, paths):
+        files = list(paths)
+        for digest in track(pool.map(file_digest, files), "hashing files", len(files)):
             total.update(digest)
     return total.hexdigest()
 

@@ -82,7 +82,7 @@ def test_studies_of_a_folder(tmp_path: Path, caplog: pytest.LogCaptureFixture) -
     assert other.age == pytest.approx(11 / 12)
     assert frontal.findings == "Has clear lungs. The heart is normal."
     reasons = left_out(out)
-    assert set(reasons) == {"lat.dcm", "ct.dcm", "foot.dcm", "none.dcm", "notes.pdf"}
+    assert set(reasons) == {"lat.dcm", "ct.dcm", "foot.dcm", "none.dcm", "notes.pdf", "x.dcm"}
     assert reasons["lat.dcm"].startswith("the same SOPInstanceUID as")  # copy.dcm comes first
     assert "modality CT" in reasons["ct.dcm"]
     assert "body part FOOT" in reasons["foot.dcm"]

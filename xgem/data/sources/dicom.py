@@ -15,7 +15,9 @@ Decisions:
   they are, headers and names as they were; the spacing of pixels is read from them when they are used.
 * The patient's names and ids are blotted out in reports ("___"). Other private data in a text remain: read what you
   share.
-* An image whose view is not stated is kept with view None, which nothing uses. No view is guessed from pixels.
+* An image whose view is not stated is kept with view None, which nothing uses, and listed as left out. Where asked for,
+  a classifier tells frontals from laterals by their pixels; what it tells is marked as ``view_guessed``, and what it is
+  not sure of stays unknown.
 * A study without a PatientID is a subject of its own, with a warning: its patient may be in two splits.
 * Findings and impression are found by headings (``xgem.data.sections``). There are no labels.
 * A fixed hash of the subject gives 80 % train, 10 % val, 10 % test (``xgem data split`` changes that).
@@ -28,11 +30,12 @@ from __future__ import annotations
 import hashlib
 import logging
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+from xgem.configs.reading import ReadOptions
 from xgem.data.dicom_header import check_header
 from xgem.data.headers import age_in, read_header, sex_in, text_of, view_in
 from xgem.data.image_files import is_data
@@ -44,6 +47,7 @@ from xgem.data.sources.rows import make_row, write_manifest
 from xgem.data.tables import read_table
 from xgem.types import DataError, ImageError
 from xgem.utils.files import replacing
+from xgem.utils.progress import track
 from xgem.utils.tables import csv_text
 
 if TYPE_CHECKING:
@@ -57,6 +61,17 @@ _HEX = 16
 _WORD = 3  # letters of a name from which on it is blotted out: shorter ones are parts of words
 
 
+class Guess(NamedTuple):
+    """The view that an image shows, or None and the ``reason`` why it is not told."""
+
+    view: str | None
+    reason: str = ""
+
+
+GuessView = Callable[[Sequence[Path]], Sequence[Guess]]
+"""Tells the views of files from their pixels."""
+
+
 @dataclass
 class _Study:
     """What the files of one study say; ``ids`` by the names of :data:`_KEYS`."""
@@ -66,14 +81,26 @@ class _Study:
     sex: str | None
     images: list[tuple[Path, str | None]] = field(default_factory=list[tuple[Path, str | None]])
     texts: list[str] = field(default_factory=list[str])
+    guessed: set[Path] = field(default_factory=set[Path])
 
     @property
     def patient(self) -> str:
         return f"{self.ids['IssuerOfPatientID']}:{self.ids['PatientID']}"
 
 
-def prepare(source_dir: Path, out: Path, *, reports: Path | None = None, salt: str = "") -> Manifest:
+def prepare(
+    source_dir: Path,
+    out: Path,
+    *,
+    reports: Path | None = None,
+    salt: str = "",
+    allow_any: bool = False,
+    guess: GuessView | None = None,
+) -> Manifest:
     """Make the manifest of a folder of DICOM files, refer to them where they are, write it to ``out``.
+
+    ``allow_any`` accepts other modalities and body parts, and has the manifest say so; ``guess`` tells the views that
+    headers do not state.
 
     Raises:
         DataError: no file can be used (names the first and its reason), or no report is of a study in the folder.
@@ -82,44 +109,47 @@ def prepare(source_dir: Path, out: Path, *, reports: Path | None = None, salt: s
     if not source.is_dir():
         raise DataError(f"{source}: no such folder; expected one with DICOM files")
     left_out: list[tuple[str, str]] = []
-    studies = _read(source, reports, left_out)
+    studies = _read(source, reports, left_out, allow_any)
     if not studies:
         first = f"; {left_out[0][0]}: {left_out[0][1]}" if left_out else ""
         raise DataError(f"{source}: none of its {len(left_out)} files is a chest radiograph in DICOM{first}")
     if reports is not None:
         _add_reports(studies, reports, left_out)
+    _settle_views(studies.values(), guess, left_out)
     _warn(source, studies.values())
     rows = [row for uid in sorted(studies) for row in _rows(uid, studies[uid], root, salt)]
+    if allow_any:
+        rows = [row.model_copy(update={"reading": ReadOptions(allow_any=True)}) for row in rows]
     manifest = write_manifest(rows, root, out)
     listed = out.with_name(f"{out.stem}.left-out.csv")
     listed.unlink(missing_ok=True)
     if left_out:
         with replacing(listed) as partial:
             partial.write_text(csv_text(["file", "reason"], left_out), encoding="utf-8")
-        logger.warning("dicom: %d files are left out, with their reasons in %s", len(left_out), listed)
+        logger.warning("dicom: %d files are left out or not used, with their reasons in %s", len(left_out), listed)
     return manifest
 
 
-def _read(source: Path, reports: Path | None, left_out: list[tuple[str, str]]) -> dict[str, _Study]:
+def _read(source: Path, reports: Path | None, left_out: list[tuple[str, str]], allow_any: bool) -> dict[str, _Study]:
     studies: dict[str, _Study] = {}
     seen: dict[str, Path] = {}
-    for path in sorted(source.rglob("*")):
+    for path in track(sorted(source.rglob("*")), "reading headers"):
         apart = reports is not None and path.resolve().is_relative_to(reports.resolve())
         if not path.is_file() or apart or not is_data(path.relative_to(source)):
             continue
         try:
-            _take(path, studies, seen)
+            _take(path, studies, seen, allow_any)
         except (ImageError, ValueError, TypeError) as error:
             left_out.append((str(path), " ".join(str(error).removeprefix(f"{path}: ").split())))
     return studies
 
 
-def _take(path: Path, studies: dict[str, _Study], seen: dict[str, Path]) -> None:
+def _take(path: Path, studies: dict[str, _Study], seen: dict[str, Path], allow_any: bool) -> None:
     """Put a file into its study; ImageError says why it cannot be used."""
     header = read_header(path)
     report = text_of(header, "Modality").upper() == "SR"
     if not report:
-        check_header(header, Reading(str(path)), allow_any=False, view=None)
+        check_header(header, Reading(str(path)), allow_any=allow_any, view=None)
     ids = {name: text_of(header, name) for name in _KEYS}
     uid, instance = ids["StudyInstanceUID"], text_of(header, "SOPInstanceUID")
     if not uid:
@@ -138,6 +168,20 @@ def _take(path: Path, studies: dict[str, _Study], seen: dict[str, Path]) -> None
         study.texts.append(text)
     else:
         study.images.append((path, view_in(header)))
+
+
+def _settle_views(studies: Iterable[_Study], guess: GuessView | None, left_out: list[tuple[str, str]]) -> None:
+    """Guess the views that headers do not state, as far as the classifier is sure, and list the others."""
+    unknown = [(study, at) for study in studies for at, (_, view) in enumerate(study.images) if view is None]
+    files = [study.images[at][0] for study, at in unknown]
+    guesses = guess(files) if guess is not None and files else [None] * len(files)
+    noted = "cannot be used: no view; `--guess-views` tells it from the pixels"
+    for (study, at), file, found in zip(unknown, files, guesses, strict=True):
+        if found is not None and found.view is not None:
+            study.images[at] = (file, found.view)
+            study.guessed.add(file)
+        else:
+            left_out.append((str(file), noted if found is None else f"cannot be used: no view ({found.reason})"))
 
 
 def _lines(container: Dataset) -> Iterator[str]:
@@ -227,7 +271,9 @@ def _rows(uid: str, study: _Study, root: Path, salt: str) -> list[Row]:
         "sex": study.sex,
         "source": SOURCE,
     }
-    images = [{"file": place(path, root), "view": view} for path, view in study.images]
+    images: list[dict[str, Any]] = [
+        {"file": place(path, root), "view": view, "view_guessed": path in study.guessed} for path, view in study.images
+    ]
     return [make_row(f"study {uid}", **common, **image) for image in images or [{}]]
 
 
@@ -252,6 +298,7 @@ def _warn(source: Path, studies: Iterable[_Study]) -> None:
     counts = {
         "studies have no PatientID; each is a subject of its own": sum(not one.ids["PatientID"] for one in known),
         "images state no known view and are used by nothing": sum(view is None for _, _, view in images),
+        "views are guessed from the pixels": sum(len(one.guessed) for one in known),
         "images have the patient's name or id in their path; rename them before you share the manifest": sum(
             _blotted(re.sub(r"[_\W]", " ", str(path.relative_to(source))), study.ids).find("___") >= 0
             for study, path, _ in images

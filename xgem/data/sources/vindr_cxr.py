@@ -35,6 +35,7 @@ from xgem.data.tables import number_of, read_table
 from xgem.labels.terms import DOUBTED, NO_FINDING
 from xgem.labels.vocabulary import classes_of
 from xgem.types import DataError, InputError
+from xgem.utils.progress import track
 
 logger = logging.getLogger(__name__)
 
@@ -65,7 +66,7 @@ def prepare(source_dir: Path, out: Path) -> Manifest:
         boxes = _boxes(_table(source, f"annotations_{split}.csv"))
         places = {name: path for name in votes if (path := _dicom(files, name)) is not None}
         check_images(f"{SOURCE}, {split}", listed, len(votes), len(places))
-        for name, image in places.items():
+        for name, image in track(list(places.items()), f"reading headers of {split}"):
             readers = votes[name]
             header = read_header(image)
             width, height = (int(text_of(header, side) or 0) for side in ("Columns", "Rows"))

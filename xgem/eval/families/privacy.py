@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from xgem.data.sets import EvalSet, check_disjoint
+from xgem.data.sets import EvalSet, KeptImages, check_disjoint
 from xgem.eval import closest
 from xgem.eval.closest import Run, Space
 from xgem.eval.plots import histogram
@@ -79,10 +80,11 @@ def evaluate(
         DataError: ``held_out`` shares a patient or an image with ``training``; with ``own_prompt``, a generated image
             names no training image.
     """
-    # The sets, and the prompt of each generated image
-    generated, training = generated.with_images(), training.with_images()
+    # The sets, and the prompt of each generated image; every space reads them, so their pixels stay in memory
+    kept = KeptImages()
+    generated, training = (replace(items.with_images(), kept=kept) for items in (generated, training))
     if held_out is not None:
-        held_out = held_out.with_images()
+        held_out = replace(held_out.with_images(), kept=kept)
         _check_held_out(training, held_out)
     prompts = [item.pair or item.prompt or item.id for item in generated.items]
     side = size or max(next(generated.batches(None, 1)).shape[1:])

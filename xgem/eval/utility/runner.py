@@ -19,6 +19,7 @@ from xgem.judges.tasks.training import train
 from xgem.metrics.bootstrap import Array, Bootstrap, Sampled
 from xgem.metrics.classification import Measures
 from xgem.types import NotComputed
+from xgem.utils.progress import track
 
 logger = logging.getLogger(__name__)
 VERSION = 1
@@ -127,7 +128,7 @@ def run_protocols(
     # Every protocol, run by run
     results: dict[str, Runs] = {}
     failed: dict[str, str] = {}
-    for protocol in protocols:
+    for protocol in track(protocols, "protocols of utility"):
         try:
             runs: list[Predictions] = []
             first: Training | None = None

@@ -1,0 +1,85 @@
+"""Fits and measures the classifier of views that `xgem data prepare dicom --guess-views` uses, and ships it.
+
+    xgem data prepare openi openi --out openi.parquet
+    python benchmarks/views.py openi.parquet --out xgem/assets/judges/views
+
+Fits on the split train and measures on val: accuracy of all, and of those that it is sure of. For comparison, the best
+threshold on how much an image equals its mirror image. `--frontals MANIFEST` measures on another data set's frontals.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import xgem
+from xgem.data.manifest import Manifest
+from xgem.data.prepare import prepare_images
+from xgem.judges.views import LEAST, VIEWS, ViewGuess
+
+INVERSE_PENALTY = 10.0
+
+
+def images_of(path: Path, split: str | None, model: Any, cache: str) -> tuple[Any, Any]:
+    """Images (n, s, s) uint8 of frontals and laterals, and (n,) whether each is a lateral."""
+    prepared = prepare_images(Manifest.read(path), split, model.preset.transform, cache)
+    rows = {view: [row for (_, name), own in prepared.index.items() if name == view for row in own] for view in VIEWS}
+    order = rows[VIEWS[0]] + rows[VIEWS[1]]
+    return prepared.values.numpy()[order], np.repeat([False, True], [len(rows[view]) for view in VIEWS])
+
+
+def symmetry(images: Any) -> Any:
+    """Correlation (n,) of each image with its mirror image."""
+    centred = images - images.mean(axis=(1, 2), keepdims=True, dtype=np.float32)
+    mirrored = (centred * centred[:, :, ::-1]).sum(axis=(1, 2))
+    return mirrored / (centred**2).sum(axis=(1, 2))
+
+
+def measured(probability: Any, lateral: Any) -> dict[str, Any]:
+    right = (probability > 0.5) == lateral
+    sure = np.maximum(probability, 1 - probability) >= LEAST
+    return {
+        "n": len(lateral),
+        "accuracy": round(float(right.mean()), 4),
+        "sure": int(sure.sum()),
+        "accuracy of the sure": round(float(right[sure].mean()), 4),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("manifest", type=Path)
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--frontals", type=Path)
+    options = parser.parse_args()
+    from sklearn.linear_model import LogisticRegression
+
+    model = xgem.load(device="cpu")
+    with tempfile.TemporaryDirectory() as cache:
+        images, lateral = images_of(options.manifest, "train", model, cache)
+        held_out, truth = images_of(options.manifest, "val", model, cache)
+        fitted = LogisticRegression(C=INVERSE_PENALTY, max_iter=5000).fit(model.embed(VIEWS[0], images), lateral)
+        weight = fitted.coef_[0].astype(np.float32).astype(np.float64)
+        guess = ViewGuess(model, weight, float(np.float32(fitted.intercept_[0])))
+        results = {"train": measured(guess.laterals(images), lateral), "val": measured(guess.laterals(held_out), truth)}
+        alike, seen = symmetry(images), symmetry(held_out)
+        cuts = np.quantile(alike, np.linspace(0.01, 0.99, 99))
+        cut = cuts[np.argmax([((alike < one) == lateral).mean() for one in cuts])]
+        results["symmetry, val"] = {"n": len(truth), "accuracy": round(float(((seen < cut) == truth).mean()), 4)}
+        if options.frontals:
+            others, none = images_of(options.frontals, None, model, cache)
+            results["other frontals"] = measured(guess.laterals(others[~none]), none[~none])
+    print(json.dumps(results, indent=2))
+    if options.out:
+        about = {"data": "Open-i, split train", "least": LEAST, "n": len(lateral), "val": results["val"]}
+        options.out.mkdir(parents=True, exist_ok=True)
+        guess.save(options.out, about)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,63 @@
+"""How radiographs are read whose files say too little, or the wrong thing: one set of options for all that read any.
+
+``xgem.data.read.read_image`` says what each does. Imports no numpy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, Final, Literal, Self
+
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
+
+from xgem.configs.base import Config
+from xgem.configs.components import TransformConfig
+
+Voi = Literal["none", "window", "lut"]
+Rescale = Literal["auto", "header", "minmax"]
+
+
+class ReadOptions(Config):
+    """Options of reading; None leaves one to the preset, or to the default of ``read_image``.
+
+    A manifest's row, an item of a set and a request have them; only what is stated is written.
+    """
+
+    voi: Voi | None = Field(default=None, description="VOI transform of DICOM: none, or the header's window or LUT.")
+    rescale: Rescale | None = Field(
+        default=None,
+        description="Values that become 0 and 1: header (bit depth), auto (lower if 16 bits are hardly used), minmax.",
+    )
+    invert: bool | None = Field(default=None, description="Turn the radiographs around: negatives that do not say so.")
+    allow_any: bool | None = Field(
+        default=None, description="Accept DICOM files of another modality, body part or view."
+    )
+
+    @model_serializer(mode="wrap")
+    def stated(self, serialise: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        record: dict[str, Any] = serialise(self)
+        return {name: value for name, value in record.items() if value is not None}
+
+    def over(self, other: ReadOptions) -> ReadOptions:
+        """These options, and for what they leave open those of ``other``."""
+        return ReadOptions(**{**other.model_dump(), **self.model_dump()})
+
+    def on(self, config: TransformConfig) -> TransformConfig:
+        """A preset's preprocessing with these options; itself where they leave all to it."""
+        changes = {name: value for name, value in self.model_dump().items() if name != "allow_any"}
+        return config.model_copy(update=changes) if changes else config
+
+    @classmethod
+    def common(cls, several: Iterable[Self]) -> Self | None:
+        """The options that all of ``several`` have; None where they differ."""
+        found = list(dict.fromkeys(several))
+        return None if len(found) > 1 else found[0] if found else cls()
+
+
+AS_STATED: Final = ReadOptions()
+"""As a file states it and the preset says."""
+
+
+def read_help(name: str) -> str:
+    """What the option ``name`` does, for command lines and ``help()``."""
+    return ReadOptions.model_fields[name].description or ""
