@@ -211,6 +211,29 @@ def control(
 
 
 @app.command()
+def codec(
+    data: Data,
+    out: Out,
+    model: Model = None,
+    split: Split = "val",
+    seed: Seed = 0,
+    bootstrap: Draws = 1000,
+    device: Device = None,
+    overwrite: Overwrite = False,
+    as_json: AsJson = False,
+) -> None:
+    """Measure what the report codec alone loses: exact reports, words, and words that no training report has.
+
+    Real reports are encoded and decoded; no generator behind the codec can do better. For all reports, for studies
+    without and with annotated findings, and by length. OUT receives codec.json, .csv, .md and .html.
+    """
+    from xgem.eval.codec import evaluate_codec
+
+    options: dict[str, Any] = {"split": split, "draws": bootstrap, "seed": seed, "device": device}
+    write_and_print("codec", out, overwrite, as_json, lambda: evaluate_codec(model, data, **options))
+
+
+@app.command()
 def card(
     model: Annotated[Path, typer.Option("--model", metavar="DIR", help="The evaluated checkpoint.")],
     evaluation: Annotated[

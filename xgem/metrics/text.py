@@ -1,9 +1,10 @@
-"""Metrics of generated reports: BLEU and ROUGE-L, each with matched and shuffled prompts."""
+"""Metrics of generated reports: BLEU and ROUGE-L, each with matched and shuffled prompts; words and non-words."""
 
 from __future__ import annotations
 
+import re
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from importlib.metadata import version
 from itertools import permutations as permuted
 from typing import TYPE_CHECKING, Any
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from sacrebleu.metrics.bleu import BLEU
 
 MAX_ORDER = 4
+_WORD = re.compile(r"[^\W\d_]{2,}")
 
 
 def _bleu() -> BLEU:
@@ -145,6 +147,42 @@ def intra_study_bleu(studies: Sequence[Sequence[str]], bootstrap: Bootstrap) -> 
         rows.append(bleu_statistics([a for a, _ in pairs], [b for _, b in pairs]).sum(axis=0))
     total = bootstrap.weights @ np.array(rows)
     return {f"bleu_{order}": bootstrap.sampled(bleu_from_statistics(total, order)) for order in range(1, MAX_ORDER + 1)}
+
+
+def words(text: str) -> list[str]:
+    """The words of a report in lower case: runs of two or more letters."""
+    return _WORD.findall(text.lower())
+
+
+def word_f1(outputs: Sequence[str], references: Sequence[str]) -> Array:
+    """F1 (n,) of the words of each output, with their counts, against those of its reference; 0 where one is empty."""
+    scores = np.zeros(len(outputs))
+    for row, pair in enumerate(zip(outputs, references, strict=True)):
+        made, real = (Counter(words(text)) for text in pair)
+        if made and real:
+            scores[row] = 2 * (made & real).total() / (made.total() + real.total())
+    return scores
+
+
+def vocabulary(reports: Iterable[str]) -> frozenset[str]:
+    """All words of reports."""
+    return frozenset(word for report in reports for word in words(report))
+
+
+def unknown_words(reports: Sequence[str], known: Collection[str]) -> list[list[str]]:
+    """The words of each report that are not among the ``known`` ones."""
+    return [[word for word in words(report) if word not in known] for report in reports]
+
+
+def compare_unknown(
+    outputs: Sequence[str], references: Sequence[str], known: Collection[str], bootstrap: Bootstrap
+) -> tuple[Sampled, Sampled]:
+    """Shares of outputs and of their references with a word that is not among the ``known`` ones."""
+    outside, real = (
+        bootstrap.mean(np.array([bool(found) for found in unknown_words(texts, known)], dtype=np.float64))
+        for texts in (outputs, references)
+    )
+    return outside, real
 
 
 def most_frequent(reports: Sequence[str]) -> str:

@@ -193,6 +193,13 @@ def embed(model: LoadedModel, modality: str, values: NDArray[np.uint8] | Sequenc
 
 
 @torch.inference_mode()
+def reconstruct_reports(model: LoadedModel, modality: str, reports: Sequence[str]) -> list[str]:
+    """Reports, encoded and decoded by the modality's codec."""
+    codec = model.component(model.preset.codec(modality))
+    return [text for part in _batches(reports, 64) for text in codec.decode(codec.encode(list(part)))]
+
+
+@torch.inference_mode()
 def reconstruct(model: LoadedModel, modality: str, images: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """Images (n, size, size) uint8, encoded and decoded by the modality's codec."""
     codec = model.component(model.preset.codec(modality))

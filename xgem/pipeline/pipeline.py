@@ -352,6 +352,10 @@ class XgemPipeline:
         """Images (n, size, size) uint8, encoded and decoded by the modality's codec."""
         return conditioning.reconstruct(self, modality, images)
 
+    def reconstruct_reports(self, modality: str, reports: Sequence[str]) -> list[str]:
+        """Reports, encoded and decoded by the modality's codec."""
+        return conditioning.reconstruct_reports(self, modality, reports)
+
 
 def _warn_of_unused(options: CallOptions, prompts: Sequence[Mapping[str, Prompt]]) -> None:
     steered = (options.controlnet_conditioning_scale, options.control_guidance_end) != (1, 1)

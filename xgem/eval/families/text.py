@@ -61,7 +61,7 @@ def evaluate(
     """BLEU, ROUGE-L, label F1 by every labeller, RadGraph-F1 and RaTEScore, and BLEU within a study.
 
     Args:
-        training: real training reports; the most frequent of them is the constant baseline.
+        training: real training reports: the most frequent is the constant baseline, and their words are known.
         labellers: by the name under which their F1 is reported, or the reason why one is not available; by default
             xgem's own rules.
         external: ``radgraph`` and ``ratescore``; their shuffled control is a single derangement, as each needs a run.
@@ -78,18 +78,18 @@ def evaluate(
     reported = real.with_reports()
     truth, outputs = one_each(reported, generated)
     bootstrap = Bootstrap(len(outputs), draws=draws, seed=seed)
-    constant = text.most_frequent(training.reports) if training is not None else None
+    constant = None if training is None else text.most_frequent(training.reports)
 
     # Word overlap
     metrics = _overlap(outputs, truth, constant, bootstrap, {"seed": seed, "permutations": permutations})
     blank = np.array([not report.strip() for report in outputs.reports], dtype=np.float64)
     metrics.append(Metric.measured("empty_reports", bootstrap.mean(blank)))
+    metrics.append(_non_words(outputs, truth, training, bootstrap))
     cases: dict[str, Array] = {"rouge_l": text.rouge_l(outputs.reports, truth.reports)}
 
     # Agreement of labels, by each labeller
-    labelled = _by_labellers(
-        labellers or {RuleLabeller().name: RuleLabeller()}, outputs, truth, constant, uncertain, bootstrap
-    )
+    chosen = labellers or {RuleLabeller().name: RuleLabeller()}
+    labelled = _by_labellers(chosen, outputs, truth, constant, uncertain, bootstrap)
     metrics += labelled.metrics
     cases |= labelled.cases
 
@@ -158,6 +158,15 @@ def _overlap(
         Metric.measured(name, comparison, paired={"constant": baseline.get(name)})
         for name, comparison in compared.items()
     ]
+
+
+def _non_words(generated: EvalSet, real: EvalSet, training: EvalSet | None, bootstrap: Bootstrap) -> Metric:
+    """The share of generated reports with a word that no training report has, beside that of real ones."""
+    if training is None:
+        return Metric.missing("non_words", "no training reports were given (--training)")
+    known = text.vocabulary(training.reports)
+    unknown, of_real = text.compare_unknown(generated.reports, real.reports, known, bootstrap)
+    return Metric.measured("non_words", unknown, paired={"real": of_real})
 
 
 @dataclass(frozen=True)

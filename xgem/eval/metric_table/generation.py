@@ -194,6 +194,33 @@ def _text() -> Iterator[MetricSpec]:
     )
 
 
+def _words() -> Iterator[MetricSpec]:
+    yield MetricSpec(
+        "codec_exact",
+        ("text",),
+        True,
+        "Share of real reports that the report codec encodes and decodes to the same text.",
+        function="xgem.eval.codec.evaluate_codec",
+        title="codec, exact",
+    )
+    yield MetricSpec(
+        "codec_word_f1",
+        ("text",),
+        True,
+        "F1 of the words of real reports, encoded and decoded by the report codec.",
+        function=f"{_M}text.word_f1",
+        title="codec, word F1",
+    )
+    yield MetricSpec(
+        "non_words",
+        ("text",),
+        False,
+        "Share of reports with a word that no training report has.",
+        function=f"{_M}text.unknown_words",
+        title="reports with a word outside the training vocabulary",
+    )
+
+
 def _consistency() -> Iterator[MetricSpec]:
     yield MetricSpec(
         "cosine",
@@ -243,5 +270,5 @@ def _control() -> Iterator[MetricSpec]:
 
 def rows() -> Iterator[MetricSpec]:
     """The metrics of this module."""
-    for part in (_agreement, _fidelity, _text, _consistency, _control):
+    for part in (_agreement, _fidelity, _text, _words, _consistency, _control):
         yield from part()
