@@ -98,7 +98,7 @@ class Preset(Config):
     """The component that lets outputs be sampled together; None: they are sampled independently."""
     sampling: SamplingConfig = SamplingConfig()
     report_sections: tuple[Section, ...] = ("impression",)
-    """The sections that make the report a generator learns to write, in this order."""
+    """The sections that make the report a generator learns to write; findings come first."""
     prompt_sections: tuple[Section, ...] | None = None
     """The sections whose text a report as prompt is, in training; None: any text that describes the study."""
     train: dict[str, StageConfig] = Field(default_factory=dict[str, StageConfig])

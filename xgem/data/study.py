@@ -65,9 +65,10 @@ def report_of(study: Study, sections: Sequence[str]) -> str:
 
     One section stands for itself, both have their headings (:func:`xgem.data.sections.join_sections`).
     """
-    if len(sections) == 1:
-        return getattr(study, sections[0]).strip()
-    return join_sections(study.findings.strip(), study.impression.strip())
+    findings, impression = (
+        getattr(study, name).strip() if name in sections else "" for name in ("findings", "impression")
+    )
+    return join_sections(findings, impression) if len(sections) > 1 else findings or impression
 
 
 def read_study(study: Study, config: TransformConfig) -> Annotation:
