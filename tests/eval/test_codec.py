@@ -57,7 +57,8 @@ def faked(monkeypatch: pytest.MonkeyPatch, kind: str, decode: Any) -> None:
 
 def test_a_codec_that_garbles_abnormal_reports(manifest: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     faked(monkeypatch, "report_vae", lambda text: text if text == NORMAL else "Small left pleural diamemakeration.")
-    _, (found,) = codec.evaluate_codec(None, manifest, draws=20)
+    about, (found,) = codec.evaluate_codec(None, manifest, draws=20)
+    assert about["share of sentences that a training report has"] == 1
 
     def value(name: str, group: str) -> float:
         estimate = found.find(name, of=group).value

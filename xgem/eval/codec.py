@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from xgem.data.manifest import Manifest
 from xgem.data.study import Study, report_of
 from xgem.eval.record import Example, FamilyResult, Metric
+from xgem.labels.sentences import written_sentences
 from xgem.labels.vocabulary import NO_FINDING, annotated_labels
 from xgem.metrics import text
 from xgem.metrics.bootstrap import Array, Bootstrap
@@ -75,6 +76,7 @@ def evaluate_codec(
         "seed": seed,
         "bootstrap": f"{draws} resamplings of studies",
         "training vocabulary": len(known),
+        "share of sentences that a training report has": _recurring(reports, [report for _, report in training]),
     }
     return about, [_measured(coded, known, draws, seed)]
 
@@ -82,6 +84,11 @@ def evaluate_codec(
 def _reports(manifest: Manifest, split: str, sections: Sequence[str]) -> list[tuple[Study, str]]:
     pairs = ((study, report_of(study, sections)) for study in manifest.studies(split))
     return [(study, report) for study, report in pairs if report]
+
+
+def _recurring(reports: Sequence[str], training: Sequence[str]) -> float:
+    known = {sentence for report in training for sentence in written_sentences(report)}
+    return float(np.mean([sentence in known for report in reports for sentence in written_sentences(report)]))
 
 
 def _measured(coded: _Coded, known: frozenset[str], draws: int, seed: int) -> FamilyResult:
