@@ -13,7 +13,7 @@ import typer
 from xgem.cli import completion
 from xgem.cli.inputs import inputs_of, many_of, mask_of, named, report_of
 from xgem.cli.options import Progress, parse_guidance
-from xgem.configs.reading import Rescale, Voi
+from xgem.configs.base import Rescale, Voi
 from xgem.pipeline.options import RENAMED, CallOptions, option
 from xgem.types import InputError
 

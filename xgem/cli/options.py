@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from xgem.cli import completion
-from xgem.configs.reading import ReadOptions, Rescale, Voi, read_help
+from xgem.configs.base import Rescale, Voi
+from xgem.configs.reading import ReadOptions, read_help
 from xgem.types import InputError
 from xgem.utils.progress import showing
 

@@ -12,6 +12,8 @@ Role = Literal["encoder", "codec", "generator", "control", "alignment"]
 """What a component does."""
 Section = Literal["findings", "impression"]
 """The sections of a report that are learned."""
+Voi = Literal["none", "window", "lut"]
+Rescale = Literal["auto", "header", "minmax"]
 
 
 class Config(BaseModel):

@@ -19,7 +19,7 @@ from pydantic import (
 )
 
 from xgem.configs.alignment import AlignmentConfig
-from xgem.configs.base import Config, Role, Section
+from xgem.configs.base import Config, Rescale, Role, Section, Voi
 from xgem.labels.spatial import BOX_CLASSES, STRUCTURES, Vocabulary, check_added
 
 
@@ -35,10 +35,10 @@ class TransformConfig(Config):
     size: int = Field(default=256, ge=16)
     pixel_spacing: float | None = Field(default=None, gt=0)
     pad: bool = True
-    voi: Literal["none", "window", "lut"] = "none"
+    voi: Voi = "none"
     invert_monochrome1: bool = True
     interpolation: Literal["bicubic", "area", "bilinear"] = "area"
-    rescale: Literal["auto", "header", "minmax"] = "auto"
+    rescale: Rescale = "auto"
     invert: bool = False
 
     @model_serializer(mode="wrap")

@@ -6,15 +6,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any, Final, Literal, Self
+from typing import Any, Final, Self
 
 from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
 
-from xgem.configs.base import Config
+from xgem.configs.base import Config, Rescale, Voi
 from xgem.configs.components import TransformConfig
-
-Voi = Literal["none", "window", "lut"]
-Rescale = Literal["auto", "header", "minmax"]
 
 
 class ReadOptions(Config):

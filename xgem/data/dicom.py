@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from pydicom.dataset import Dataset
 
-    from xgem.configs.reading import Voi
+    from xgem.configs.base import Voi
     from xgem.data.pixels import Floats, Reading
 
 

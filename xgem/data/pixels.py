@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from xgem.configs.reading import Rescale
+from xgem.configs.base import Rescale
 from xgem.types import ImageError
 
 if TYPE_CHECKING:

@@ -17,7 +17,7 @@ from xgem.configs.reading import AS_STATED, ReadOptions
 from xgem.data.cache import ArrayCache
 from xgem.data.manifest import Manifest
 from xgem.data.read import NEGATIVE
-from xgem.data.transforms import Notes, read_with, to_square
+from xgem.data.transforms import Notes, grey_levels, read_with, to_square
 from xgem.types import DataError, ImageError
 from xgem.utils.hashing import canonical, content_hash, reading_threads
 from xgem.utils.progress import showing, track
@@ -112,7 +112,7 @@ def _prepare(
             raise
         except Exception as error:
             raise ImageError(f"{paths[row]}: cannot be prepared ({error})") from error
-        values[row] = np.rint((square + 1) * 127.5).astype(np.uint8)
+        values[row] = grey_levels(square)
         noted.add(radiograph.notes, paths[row])
         changed[row] = bool(set(radiograph.notes) - {NEGATIVE})
 

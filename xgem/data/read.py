@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 
-from xgem.configs.reading import Rescale, Voi
+from xgem.configs.base import Rescale, Voi
 from xgem.data.pixels import Decoded, Reading, by_depth, looks_negative, scale_array, stretched
 from xgem.types import ImageError
 from xgem.utils.hashing import array_hash

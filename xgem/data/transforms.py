@@ -123,6 +123,11 @@ def to_square(radiograph: Radiograph, config: TransformConfig) -> Floats:
     return np.clip(pixels * np.float32(2) - np.float32(1), -1, 1)
 
 
+def grey_levels(square: Floats) -> NDArray[np.uint8]:
+    """An image in [-1, 1], as :func:`to_square` makes it, in grey levels 0 to 255."""
+    return np.rint((square + 1) * 127.5).astype(np.uint8)
+
+
 def evened(pixels: Floats, aspect: float, interpolation: str = "area", name: str = "image") -> Floats:
     """(h, w) of pixels ``aspect`` times as high as wide, resampled to square ones of the shorter side."""
     sides = (aspect, 1.0)

@@ -13,7 +13,7 @@ import numpy as np
 from xgem.data.set_files import read_set
 from xgem.data.sets import EvalSet, Images, Item, pairs
 from xgem.data.study import ANNOTATED_VIEW
-from xgem.data.transforms import Notes, read_square
+from xgem.data.transforms import Notes, grey_levels, read_square
 from xgem.pipeline.embedding import Evaluated
 from xgem.types import DataError
 
@@ -124,8 +124,7 @@ def pixels_of(items: EvalSet, model: Evaluated) -> Images:
 
     def read(item: Item) -> Images:
         assert item.file is not None
-        square = read_square(item.file, model.transform, item.reading, noted=noted)
-        return np.rint((square + 1) * 127.5).astype(np.uint8)
+        return grey_levels(read_square(item.file, model.transform, item.reading, noted=noted))
 
     with ThreadPoolExecutor(4) as pool:
         pixels = np.stack(list(pool.map(read, [item for item in items.items if item.file])))

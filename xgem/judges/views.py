@@ -20,7 +20,7 @@ from xgem.checkpoints.index import component_hash
 from xgem.checkpoints.locate import ASSETS, DEFAULT_MODEL
 from xgem.configs.reading import AS_STATED, ReadOptions
 from xgem.data.sources.dicom import Guess
-from xgem.data.transforms import Notes, read_square
+from xgem.data.transforms import Notes, grey_levels, read_square
 from xgem.pipeline.pipeline import XgemPipeline
 from xgem.types import CheckpointError, ImageError
 from xgem.utils.files import one_line, read_json, replacing, write_json
@@ -106,7 +106,7 @@ class ViewGuess:
         for file in files:
             try:
                 square = read_square(file, self.model.preset.transform, self.reading, noted=unsaid)
-                squares[file] = np.rint((square + 1) * 127.5).astype(np.uint8)
+                squares[file] = grey_levels(square)
             except ImageError as error:
                 guesses[file] = Guess(None, str(error).removeprefix(f"{file}: "))
         if squares:

@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, Self, TypedDic
 
 from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo, field_validator
 
-from xgem.configs.reading import ReadOptions, Rescale, Voi, read_help
+from xgem.configs.base import Rescale, Voi
+from xgem.configs.reading import ReadOptions, read_help
 from xgem.types import InputError, OptionError
 
 if TYPE_CHECKING:

@@ -23,7 +23,7 @@ from xgem.checkpoints.index import component_hash
 from xgem.configs.reading import AS_STATED, ReadOptions
 from xgem.data.manifest import Manifest
 from xgem.data.set_files import read_set
-from xgem.data.transforms import Notes, read_square, resize
+from xgem.data.transforms import Notes, grey_levels, read_square, resize
 from xgem.metrics.privacy import ALIGNED_SIZE, aligned_distance, latent_distance
 from xgem.modalities import get_modality
 from xgem.pipeline.conditioning import embed
@@ -284,7 +284,7 @@ def _read(
 
     def pixels_of(file: Path) -> Images:
         square = read_square(file, model.preset.transform, reading.get(file, AS_STATED), noted=noted)
-        return np.rint((square + 1) * 127.5).astype(np.uint8)
+        return grey_levels(square)
 
     batches = [files[start : start + _BATCH] for start in range(0, len(files), _BATCH)]
     parts: list[tuple[Images, NDArray[np.float32]]] = []
