@@ -53,3 +53,25 @@ def test_flags_must_fit_the_levels(debug_preset: Any) -> None:
     values = debug_preset.components["report"].model_dump() | {"attention": (True,)}
     with pytest.raises(ValidationError, match=r"one attention flag per level \(2\)"):
         ReportGeneratorConfig(**values)
+
+
+def test_separate_tokens_are_parts_of_the_latent_at_places_of_their_own(debug_preset: Any) -> None:
+    config = config_of(debug_preset, separate=True, tokens=4, fully_connected=False)
+    torch.manual_seed(0)
+    net = ReportUNet(config).eval()
+    part = config.latent_dim // 4
+    assert (net.enter.in_features, net.leave.out_features) == (part, part)
+    z = torch.randn(1, config.latent_dim)
+    changed = z.clone()
+    changed[:, part : 2 * part] += 1
+    with torch.no_grad():
+        touched = (net._to_tokens(changed) - net._to_tokens(z)).abs().sum(dim=(0, 2)) > 0
+        equal = net._to_tokens(z[:, :part].repeat(1, 4))[0]
+    assert touched.tolist() == [False, True, False, False]
+    assert not torch.allclose(equal[0], equal[1])  # the same sentence at two places
+
+
+def test_separate_tokens_divide_the_latent(debug_preset: Any) -> None:
+    values = debug_preset.components["report"].model_dump() | {"separate": True, "tokens": 3, "latent_dim": 16}
+    with pytest.raises(ValidationError, match="latent_dim 16 does not divide into 3 separate tokens"):
+        ReportGeneratorConfig(**values)

@@ -3,23 +3,29 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
+from safetensors import safe_open
 from torch import Tensor
 
+from xgem.checkpoints.weights import WEIGHTS_NAME, read_weights, write_weights
+from xgem.configs.components import ReportVAEConfig
 from xgem.generators.report_vae import ReportVAE
-from xgem.types import ShapeError
+from xgem.types import ConfigError, ShapeError
 
 TEXTS = ["Large left pleural effusion.", "No acute cardiopulmonary abnormality. Clear lungs."]
 
 
-@pytest.fixture(scope="module")
-def vae(debug_parts: dict[str, Any]) -> ReportVAE:
-    """Random weights, scaled up so that different latents say different things."""
-    module = copy.deepcopy(debug_parts["report_vae"])
+@pytest.fixture(scope="module", params=[1, 3])
+def vae(debug_parts: dict[str, Any], request: pytest.FixtureRequest) -> ReportVAE:
+    """Random weights, scaled up so that different latents say different things; so many memory tokens a layer."""
+    given = debug_parts["report_vae"]
+    config = given.config.model_copy(update={"memory_tokens": request.param})
+    module = ReportVAE(config, given.encoder_tokenizer, given.decoder_tokenizer).eval()
     with torch.no_grad():
         torch.manual_seed(3)
         for parameter in module.parameters():
@@ -36,14 +42,15 @@ def written_out(vae: ReportVAE, ids: Tensor, z: Tensor) -> Tensor:
     n, heads, layers = ids.shape[1], vae.decoder.config.n_head, vae.decoder.config.n_layer
     memory = vae.to_memory(z).chunk(layers, dim=1)
     x = gpt2.wte(ids) + vae.to_embedding(z)[:, None] + gpt2.wpe(torch.arange(n))
-    seen = torch.cat([torch.ones(n, 1), torch.ones(n, n).tril()], dim=1).bool()  # the memory, and what came before
+    m = vae.config.memory_tokens
+    seen = torch.cat([torch.ones(n, m), torch.ones(n, n).tril()], dim=1).bool()  # the memory, and what came before
 
     def split(y: Tensor) -> Tensor:
         return y.unflatten(2, (heads, -1)).transpose(1, 2)
 
-    for block, token in zip(gpt2.h, memory, strict=True):
+    for block, tokens in zip(gpt2.h, memory, strict=True):
         query, key, value = block.attn.c_attn(block.ln_1(x)).chunk(3, dim=2)
-        key, value = (torch.cat([token[:, None], y], dim=1) for y in (key, value))
+        key, value = (torch.cat([tokens.unflatten(1, (m, -1)), y], dim=1) for y in (key, value))
         query, key, value = split(query), split(key), split(value)
         scores = query @ key.transpose(2, 3) / query.shape[-1] ** 0.5
         mixed = scores.masked_fill(~seen, float("-inf")).softmax(dim=-1) @ value
@@ -150,3 +157,33 @@ def test_the_decoder_is_causal(vae: ReportVAE) -> None:
     with torch.no_grad():
         torch.testing.assert_close(vae.logits(other, z)[:, :3], vae.logits(ids, z)[:, :3])
     assert not torch.allclose(F.softmax(vae.logits(other, z)[:, 4], -1), F.softmax(vae.logits(ids, z)[:, 4], -1))
+
+
+def test_posteriors_begin_narrow_where_that_is_set(vae: ReportVAE) -> None:
+    narrow = copy.deepcopy(vae)
+    narrow.config = vae.config.model_copy(update={"log_variance": -3.0})
+    with torch.no_grad():
+        (mean, logvar), (same, lower) = vae.posterior(TEXTS), narrow.posterior(TEXTS)
+    torch.testing.assert_close(same, mean)
+    torch.testing.assert_close(lower, logvar - 3)
+
+
+def test_shared_embeddings_are_one_table_that_is_stored_once(vae: ReportVAE, tmp_path: Path) -> None:
+    config = vae.config.model_copy(update={"shared_embeddings": True})
+    tokenizer = vae.decoder_tokenizer
+    module = ReportVAE(config, tokenizer, tokenizer)
+    assert module.encoder.embeddings.word_embeddings.weight is module.decoder.transformer.wte.weight
+    saved = sum(value.numel() for value in module.parameters())
+    assert saved == sum(value.numel() for value in vae.parameters()) - len(tokenizer) * config.width
+    write_weights(tmp_path, "report_vae", module.state_dict())
+    with safe_open(tmp_path / WEIGHTS_NAME, framework="pt") as file:
+        tables = [key for key in file.keys() if file.get_slice(key).get_shape()[:1] == [len(tokenizer)]]  # noqa: SIM118
+    assert len(tables) == 1
+    again = ReportVAE(config, tokenizer, tokenizer)
+    again.load_state_dict({key: value for key, (value, _) in read_weights(tmp_path, [WEIGHTS_NAME]).items()})
+    z = torch.randn(2, 16)
+    assert again.eval().decode(z) == module.eval().decode(z)
+    with pytest.raises(ConfigError, match="shared_embeddings"):
+        ReportVAEConfig.parse(
+            {"pretrained_encoder": "a", "pretrained_decoder": "b", "shared_embeddings": True}, "preset"
+        )

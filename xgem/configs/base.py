@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, SerializerFunctionWrapHandler, ValidationError, model_serializer
 
 from xgem.types import ConfigError
 
@@ -20,6 +20,14 @@ class Config(BaseModel):
     """Frozen, and without unknown keys."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+    added: ClassVar[tuple[str, ...]] = ()
+    """Fields of later versions: written only where they are not the default, so that what was recorded stays equal."""
+
+    @model_serializer(mode="wrap")
+    def _as_recorded(self, serialise: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        record: dict[str, Any] = serialise(self)
+        defaults = {name: type(self).model_fields[name].default for name in self.added}
+        return {name: value for name, value in record.items() if name not in defaults or value != defaults[name]}
 
     @classmethod
     def parse(cls, data: Any, origin: str) -> Self:

@@ -7,14 +7,12 @@ of a training run's fingerprint: new ones go last, and are left out of the recor
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import (
     Field,
-    SerializerFunctionWrapHandler,
     ValidationInfo,
     field_validator,
-    model_serializer,
     model_validator,
 )
 
@@ -28,10 +26,10 @@ class TransformConfig(Config):
 
     ``pixel_spacing`` in mm (None keeps the file's); ``pad`` pads to a square with zeros instead of stretching;
     ``voi`` applies a DICOM window or LUT before MONOCHROME1 is inverted; ``rescale`` says which values become 0 and 1,
-    and ``invert`` turns every image around (``xgem.data.read.read_image``). These two are written only where they are
-    not the default, so that configurations of before stay as they are.
+    and ``invert`` turns every image around (``xgem.data.read.read_image``).
     """
 
+    added: ClassVar[tuple[str, ...]] = ("rescale", "invert")
     size: int = Field(default=256, ge=16)
     pixel_spacing: float | None = Field(default=None, gt=0)
     pad: bool = True
@@ -40,12 +38,6 @@ class TransformConfig(Config):
     interpolation: Literal["bicubic", "area", "bilinear"] = "area"
     rescale: Rescale = "auto"
     invert: bool = False
-
-    @model_serializer(mode="wrap")
-    def _without_new_defaults(self, serialise: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        record: dict[str, Any] = serialise(self)
-        defaults = {"rescale": "auto", "invert": False}
-        return {name: value for name, value in record.items() if name not in defaults or value != defaults[name]}
 
 
 class EncoderConfig(Config):
@@ -179,10 +171,13 @@ class ReportVAEConfig(Config):
     diffusion target's standard deviation 1 (4.3108 is the published scale, its reciprocal).
 
     ``sentences``: how many of each section have a latent vector of their own; None: the whole report has one, as in
-    Optimus.
+    Optimus. ``memory_tokens``: keys and values that a latent vector becomes in every layer of the decoder (Optimus: 1).
+    ``log_variance``: added to the encoder's, so that at a negative value training begins with narrow posteriors.
+    ``shared_embeddings``: encoder and decoder have one table of token embeddings.
     """
 
     role: ClassVar[Role] = "codec"
+    added: ClassVar[tuple[str, ...]] = ("sentences", "memory_tokens", "log_variance", "shared_embeddings")
     kind: Literal["report_vae"] = "report_vae"
     pretrained_encoder: str | None = None
     pretrained_decoder: str | None = None
@@ -196,17 +191,17 @@ class ReportVAEConfig(Config):
     latent_mean: float = 0.0
     latent_std: float = 1.0
     sentences: dict[Section, Annotated[int, Field(ge=1)]] | None = Field(default=None, min_length=1)
+    memory_tokens: int = Field(default=1, ge=1)
+    log_variance: float = 0.0
+    shared_embeddings: bool = False
 
     @model_validator(mode="after")
     def _both_or_none(self) -> ReportVAEConfig:
         if (self.pretrained_encoder is None) != (self.pretrained_decoder is None):
             raise ValueError("expected pretrained_encoder and pretrained_decoder, or neither")
+        if self.pretrained_encoder is not None and self.shared_embeddings:
+            raise ValueError("shared_embeddings is set: pretrained towers have vocabularies of their own")
         return self
-
-    @model_serializer(mode="wrap")
-    def _without_no_sentences(self, serialise: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        record: dict[str, Any] = serialise(self)
-        return {name: value for name, value in record.items() if name != "sentences" or value}
 
     @property
     def fixed_size(self) -> int | None:
@@ -294,12 +289,15 @@ class ReportGeneratorConfig(GeneratorConfig):
     """The UNet of linear blocks over report latents (Versatile Diffusion's text UNet).
 
     ``fully_connected``: a block's linear layers join all tokens, as published; otherwise the tokens share them, whose
-    weights are then fewer by the square of ``tokens``.
+    weights are then fewer by the square of ``tokens``. ``separate``: each token is a part of the latent of its own (a
+    sentence's vector) at a learned position; otherwise linear layers spread the latent over the tokens.
     """
 
+    added: ClassVar[tuple[str, ...]] = ("separate",)
     kind: Literal["report_generator"] = "report_generator"
     latent_dim: int = 768
-    tokens: int = 4
+    tokens: int = Field(default=4, ge=1)
+    separate: bool = False
     fully_connected: bool = True
     width: int = 320
     channel_mult: tuple[int, ...] = (1, 2, 4, 4)
@@ -316,6 +314,8 @@ class ReportGeneratorConfig(GeneratorConfig):
     def _one_per_level(self) -> ReportGeneratorConfig:
         if self.attention is not None and len(self.attention) != len(self.channel_mult):
             raise ValueError(f"expected one attention flag per level ({len(self.channel_mult)}), got {self.attention}")
+        if self.separate and self.latent_dim % self.tokens:
+            raise ValueError(f"latent_dim {self.latent_dim} does not divide into {self.tokens} separate tokens")
         return self
 
     @property
@@ -345,6 +345,7 @@ class ControlNetConfig(Config):
     """
 
     role: ClassVar[Role] = "control"
+    added: ClassVar[tuple[str, ...]] = ("structures", "box_classes")
     kind: Literal["controlnet"] = "controlnet"
     annotations: tuple[str, ...]
     filled_boxes: bool = False
@@ -362,11 +363,6 @@ class ControlNetConfig(Config):
     def _are_new(cls, value: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
         check_added(value, STRUCTURES if info.field_name == "structures" else BOX_CLASSES)
         return value
-
-    @model_serializer(mode="wrap")
-    def _without_empty_names(self, serialise: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        record: dict[str, Any] = serialise(self)
-        return {name: value for name, value in record.items() if value or name not in ("structures", "box_classes")}
 
     @property
     def vocabulary(self) -> Vocabulary:

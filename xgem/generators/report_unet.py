@@ -79,8 +79,9 @@ class Level(nn.Module):
 class ReportUNet(nn.Module):
     """Noisy latents (b, d), timesteps (b,) and a context to a prediction (b, d).
 
-    The latent becomes ``tokens`` tokens; widths grow by ``channel_mult`` and shrink again with skip connections, with
-    a linear layer between levels. The last layer is zero-initialised: training starts from a prediction of zero.
+    The latent becomes ``tokens`` tokens, of all of it or (``separate``) of one part each; widths grow by
+    ``channel_mult`` and shrink again with skip connections, with a linear layer between levels. The last layer is
+    zero-initialised: training starts from a prediction of zero.
     """
 
     def __init__(self, config: ReportGeneratorConfig) -> None:
@@ -91,7 +92,9 @@ class ReportUNet(nn.Module):
         self.frequencies = Timesteps(config.width, flip_sin_to_cos=True, downscale_freq_shift=0)
         self.time = TimeEmbedding(config.width, time_dim)
         self.pooled = PooledEmbedding(config.pooled_dim, time_dim)
-        self.enter = nn.Linear(config.latent_dim, config.width * config.tokens)
+        parts = config.tokens if config.separate else 1
+        self.enter = nn.Linear(config.latent_dim // parts, config.width * config.tokens // parts)
+        self.position = nn.Parameter(torch.randn(parts, config.width) * 0.02) if config.separate else None
         widths = [config.width * multiple for multiple in config.channel_mult]
         attention = config.attention or (True,) * len(widths)
         # Down: levels of growing width with a linear layer between them; every output has a skip connection
@@ -115,7 +118,7 @@ class ReportUNet(nn.Module):
             if depth:
                 self.up.append(TokenLinear(channels, channels, mixed))
         self.norm = nn.GroupNorm(config.norm_num_groups, config.width)
-        self.leave = _zero(nn.Linear(config.width * config.tokens, config.latent_dim))
+        self.leave = _zero(nn.Linear(config.width * config.tokens // parts, config.latent_dim // parts))
         install_context_cache(self)
 
     def forward(self, z: Tensor, t: Tensor, context: Context) -> Tensor:
@@ -123,7 +126,7 @@ class ReportUNet(nn.Module):
             raise ShapeError(f"report denoiser: expected (b, {self.config.latent_dim}), got {tuple(z.shape)}")
         time = self.time(self.frequencies(t.expand(len(z))).to(z.dtype)) + self.pooled(context.pooled)  # (b, 4 width)
         bias = torch.zeros_like(context.mask, dtype=z.dtype).masked_fill(~context.mask, -1e4)[:, None]  # (b, 1, n)
-        x = self.enter(z).unflatten(1, (self.config.tokens, self.config.width))  # (b, tokens, width)
+        x = self._to_tokens(z)  # (b, tokens, width)
         skips = [x]
         for layer in self.down:
             x = layer(x, time, context.tokens, bias) if isinstance(layer, Level) else layer(x)
@@ -134,4 +137,11 @@ class ReportUNet(nn.Module):
                 x = layer(torch.cat([x, skips.pop()], dim=2), time, context.tokens, bias)
             else:
                 x = layer(x)
-        return self.leave(nn.functional.silu(self.norm(x.transpose(1, 2)).transpose(1, 2)).flatten(1))
+        x = nn.functional.silu(self.norm(x.transpose(1, 2)).transpose(1, 2))
+        return self.leave(x.flatten(1)) if self.position is None else self.leave(x).flatten(1)
+
+    def _to_tokens(self, z: Tensor) -> Tensor:
+        """z (b, d) as tokens (b, tokens, width)."""
+        if self.position is None:
+            return self.enter(z).unflatten(1, (self.config.tokens, self.config.width))
+        return self.enter(z.unflatten(1, (self.config.tokens, -1))) + self.position

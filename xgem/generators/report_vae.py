@@ -26,7 +26,7 @@ class ReportVAE(Component):
     """Texts to latents (b, d) and back; of a whole report, or (``config.sentences``) of each of its n sentences.
 
     Encoder: BERT's pooled first token, then one bias-free linear layer to mean and log variance. Decoder: GPT-2 that
-    receives z twice: as an extra key and value in every layer (memory), and added to every token's embedding.
+    receives z twice: as extra keys and values in every layer (memory), and added to every token's embedding.
     Source: XGeM 3.2 and Optimus 3.1.
     """
 
@@ -47,11 +47,13 @@ class ReportVAE(Component):
         self.decoder = gpt2 or GPT2LMHeadModel(_gpt2_config(config, decoder_tokenizer))
         hidden, width, layers = self.encoder.config.hidden_size, self.decoder.config.n_embd, self.decoder.config.n_layer
         self.to_posterior = nn.Linear(hidden, 2 * config.latent_dim, bias=False)
-        self.to_memory = nn.Linear(config.latent_dim, layers * width, bias=False)
+        self.to_memory = nn.Linear(config.latent_dim, layers * width * config.memory_tokens, bias=False)
         self.to_embedding = nn.Linear(config.latent_dim, width, bias=False)
         nn.init.zeros_(
             self.to_embedding.weight
         )  # otherwise the noise of an untrained posterior drowns the token embeddings
+        if config.shared_embeddings:
+            self.encoder.embeddings.word_embeddings = self.decoder.transformer.wte
 
     @classmethod
     def from_config(cls, config: ReportVAEConfig, assets: Path | None = None, tokenizer: Any = None) -> Self:
@@ -124,7 +126,7 @@ class ReportVAE(Component):
         tokens = self._tokenize(self.encoder_tokenizer, texts)
         pooled = self.encoder(tokens["input_ids"], attention_mask=tokens["attention_mask"]).pooler_output
         mean, logvar = self.to_posterior(pooled).chunk(2, dim=1)  # (b, d) each
-        return mean, logvar
+        return mean, logvar + self.config.log_variance
 
     def encode(self, batch: list[str]) -> Tensor:
         """Posterior means, normalised to unit variance: b reports to (b, n * d), with n = 1 for whole reports.
@@ -142,12 +144,13 @@ class ReportVAE(Component):
         return ((mean - self.config.latent_mean) / self.config.latent_std)[picked].flatten(1)
 
     def _memory(self, z: Tensor) -> DynamicCache:
-        """z (b, d) as one key and value token in every layer."""
+        """z (b, d) as n = ``memory_tokens`` keys, which are values too, in every layer."""
         heads, layers = self.decoder.config.n_head, self.decoder.config.n_layer
         cache = DynamicCache(config=self.decoder.config)
         for layer, part in enumerate(self.to_memory(z).chunk(layers, dim=1)):
-            token = part.view(len(z), heads, 1, -1)  # (b, heads, 1, width / heads)
-            cache.update(token, token, layer)
+            tokens = part.view(len(z), self.config.memory_tokens, heads, -1)
+            tokens = tokens.transpose(1, 2)  # (b, heads, n, width / heads)
+            cache.update(tokens, tokens, layer)
         return cache
 
     def _step(self, ids: Tensor, z: Tensor, cache: DynamicCache, position: int) -> Tensor:

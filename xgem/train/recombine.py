@@ -17,7 +17,9 @@ _EXCHANGED: Final = (
     ("new", "stable", "unchanged", "improved", "increased"),
 )
 _WORD: Final = re.compile(r"[a-z]{2,}", re.IGNORECASE)
-_EXCHANGE, _OTHER_WORD, _LEFT_OUT = 0.5, 0.12, 0.04
+_EXCHANGE, _LEFT_OUT = 0.5, 0.04
+_OTHER_WORDS: Final = (0.05, 0.4)
+"""Least and greatest share of a sentence's words that become any other one."""
 
 
 class Recombined:
@@ -31,11 +33,12 @@ class Recombined:
     def draw(self, sentence: str, rng: random.Random) -> str:
         """A variant of ``sentence``, never empty."""
         kind = rng.random()
-        if kind < 0.4:
+        if kind < 0.35:
             return self._spliced(sentence, rng.choice(self.pool), rng)
         words = sentence.split(" ")
-        if kind < 0.75:
-            changed = (_WORD.sub(lambda match: self._exchanged(match[0], rng), word) for word in words)
+        if kind < 0.8:
+            share = rng.uniform(*_OTHER_WORDS)
+            changed = (_WORD.sub(lambda match: self._exchanged(match[0], share, rng), word) for word in words)
             return " ".join(word for word in changed if rng.random() >= _LEFT_OUT) or sentence
         i, j = rng.randrange(len(words)), rng.randrange(len(words))
         words[i], words[j] = words[j], words[i]
@@ -46,11 +49,11 @@ class Recombined:
         ends, starts = ([match.start() for match in _CLAUSE.finditer(text)] for text in (one, other))
         return one[: rng.choice(ends)] + other[rng.choice(starts) :] if ends and starts else one
 
-    def _exchanged(self, word: str, rng: random.Random) -> str:
-        """Another word of the same kind, or any other one, or most often the word itself."""
+    def _exchanged(self, word: str, share: float, rng: random.Random) -> str:
+        """Another word of the same kind, or (with probability ``share``) any other one, or the word itself."""
         others = self.others.get(word.lower())
         if others is not None:
             new = rng.choice(others) if rng.random() < _EXCHANGE else word.lower()
         else:
-            new = rng.choice(self.words) if self.words and word.islower() and rng.random() < _OTHER_WORD else word
+            new = rng.choice(self.words) if self.words and word.islower() and rng.random() < share else word
         return new.capitalize() if word[0].isupper() and new.islower() else new
