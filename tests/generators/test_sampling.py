@@ -14,7 +14,7 @@ from torch import Tensor
 from xgem.convert.random_init import random_component
 from xgem.generators.context_cache import ContextCachingProcessor, TimeEmbedding, reused_context
 from xgem.generators.latent_diffusion import LatentDiffusion
-from xgem.generators.sampling import SAMPLERS, guided, make_scheduler, sample
+from xgem.generators.sampling import SAMPLERS, Output, guided, make_scheduler, sample, sample_together
 from xgem.types import Context, Encoded, InputError
 
 B, STEPS = 2, 6
@@ -134,6 +134,38 @@ def test_guidance_one_is_conditional_and_zero_unconditional(debug_preset: Any, n
         sample(model, fused, z, guidance_scale=0.0, **options),
         sample(model, model.null(B), z, guidance_scale=1.0, **options),
     )
+
+
+@pytest.mark.parametrize("name", ["frontal", "report"])
+def test_rescaled_guidance_has_the_deviation_of_the_conditional_prediction(debug_preset: Any, name: str) -> None:
+    model = model_of(debug_preset, name)
+    fused, z, t = context_of(model), noise_of(model), torch.tensor(600)
+    with torch.no_grad():
+        conditional = model(z, t.expand(B), fused)
+        plain, half, full = (guided(model, fused, 4.0, rescale)(z, t) for rescale in (0.0, 0.5, 1.0))
+
+    def deviation(x: Tensor) -> Tensor:
+        return x.flatten(1).std(dim=1)
+
+    assert not torch.allclose(deviation(plain), deviation(conditional), rtol=1e-3)
+    torch.testing.assert_close(deviation(full), deviation(conditional))
+    torch.testing.assert_close(half, (plain + full) / 2)
+
+
+def test_guidance_may_be_on_in_a_part_of_the_steps_alone(debug_preset: Any) -> None:
+    model = model_of(debug_preset, "frontal")
+    sizes: list[int] = []
+    model.net.register_forward_pre_hook(lambda _, arguments: sizes.append(len(arguments[0])))
+    where = {"guidance_start": 0.25, "guidance_end": 0.75}
+    output = Output(model, context_of(model), noise_of(model), 2.0, **where)
+    made = sample_together({"frontal": output}, num_inference_steps=4)["frontal"]
+    assert sizes == [B, 2 * B, 2 * B, B]
+    for scale, start, end in ((1.0, 0.25, 0.75), (2.0, 0.0, 1.0)):
+        other = Output(model, output.context, output.noise, scale, guidance_start=start, guidance_end=end)
+        assert not torch.allclose(made, sample_together({"frontal": other}, num_inference_steps=4)["frontal"])
+    never = Output(model, output.context, output.noise, 2.0, guidance_end=0.0)
+    plain = sample(model, output.context, output.noise, num_inference_steps=4, guidance_scale=1.0)
+    torch.testing.assert_close(sample_together({"frontal": never}, num_inference_steps=4)["frontal"], plain)
 
 
 @pytest.mark.parametrize("name", ["frontal", "report"])

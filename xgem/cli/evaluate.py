@@ -15,12 +15,16 @@ from xgem.cli.options import (
     AsJson,
     BatchSize,
     Cache,
+    Candidates,
     Data,
     Device,
     Draws,
     Dtype,
     Epochs,
     Guidance,
+    GuidanceEnd,
+    GuidanceRescale,
+    GuidanceStart,
     JudgeSource,
     Limit,
     Model,
@@ -67,7 +71,11 @@ class Generation:
     ] = 1
     num_inference_steps: Steps = None
     guidance_scale: Guidance = None
+    guidance_start: GuidanceStart = None
+    guidance_end: GuidanceEnd = None
+    guidance_rescale: GuidanceRescale = None
     sampler: Sampler = None
+    num_candidates: Candidates = 1
     batch_size: BatchSize = 32
     bootstrap: Draws = 1000
     classifier_epochs: Epochs = 10
@@ -89,7 +97,11 @@ class Generation:
             limit=self.limit,
             num_inference_steps=self.num_inference_steps,
             guidance_scale=parse_guidance(self.guidance_scale),
+            guidance_start=self.guidance_start,
+            guidance_end=self.guidance_end,
+            guidance_rescale=self.guidance_rescale,
             sampler=self.sampler,
+            num_candidates=self.num_candidates,
             batch_size=self.batch_size,
         )
         return {

@@ -54,6 +54,34 @@ Guidance = Annotated[
         show_default="the preset's",
     ),
 ]
+GuidanceStart = Annotated[
+    float | None,
+    typer.Option(
+        "--guidance-start",
+        metavar="X",
+        help="Fraction of the steps where guidance begins.",
+        show_default="the preset's",
+    ),
+]
+GuidanceEnd = Annotated[
+    float | None,
+    typer.Option(
+        "--guidance-end", metavar="X", help="Fraction of the steps after which it ends.", show_default="the preset's"
+    ),
+]
+GuidanceRescale = Annotated[
+    float | None,
+    typer.Option(
+        "--guidance-rescale",
+        metavar="X",
+        help="Rescaling of guidance, against saturation.",
+        show_default="the preset's",
+    ),
+]
+Candidates = Annotated[
+    int,
+    typer.Option("--num-candidates", metavar="N", help="Candidates a sample; the one nearest to the inputs is kept."),
+]
 Sampler = Annotated[
     str | None,
     typer.Option(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal, TypeVar, cast
+from typing import Any, ClassVar, Literal, TypeVar, cast
 
 from pydantic import Field, model_validator
 
@@ -59,11 +59,19 @@ class ModalityConfig(Config):
 
 
 class SamplingConfig(Config):
-    """Defaults of ``generate``. ``guidance_scale`` by output; 1 is no guidance."""
+    """Defaults of ``generate``. ``guidance_scale`` by output; 1 is no guidance.
 
+    Guidance is on between the fractions ``guidance_start`` and ``guidance_end`` of the steps; ``guidance_rescale`` as
+    ``xgem.generators.sampling.guided`` takes it.
+    """
+
+    added: ClassVar[tuple[str, ...]] = ("guidance_start", "guidance_end", "guidance_rescale")
     num_inference_steps: int = Field(default=25, ge=1)
     guidance_scale: dict[str, float] = Field(default_factory=dict[str, float])
     sampler: Literal["dpmsolver++", "sde-dpmsolver++", "ddim", "unipc"] = "dpmsolver++"
+    guidance_start: float = Field(default=0.0, ge=0, le=1)
+    guidance_end: float = Field(default=1.0, ge=0, le=1)
+    guidance_rescale: float = Field(default=0.0, ge=0, le=1)
 
 
 class StageConfig(Config):

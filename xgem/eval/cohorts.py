@@ -24,6 +24,10 @@ from xgem.eval.studies import FEWEST
 from xgem.modalities import get_modality
 from xgem.types import InputError
 
+_PASSED: Final = (
+    "seed", "num_inference_steps", "guidance_start", "guidance_end", "guidance_rescale", "sampler", "num_candidates",
+    "batch_size",
+)  # fmt: skip
 _NUMBER: Final = re.compile(r"-([0-9]{8})(?=-|$)")  # of an item in its id
 
 
@@ -35,12 +39,17 @@ class Sampling:
     limit: int | None = None
     num_inference_steps: int | None = None
     guidance_scale: float | dict[str, float] | None = None
+    guidance_start: float | None = None
+    guidance_end: float | None = None
+    guidance_rescale: float | None = None
     sampler: str | None = None
+    num_candidates: int = 1
     batch_size: int = 32
 
     def __post_init__(self) -> None:
         at_least("seed", self.seed, 0)
         at_least("batch_size", self.batch_size, 1)
+        at_least("num_candidates", self.num_candidates, 1)
         at_least("num_inference_steps", self.num_inference_steps, 1)
         at_least("limit", self.limit, FEWEST)
 
@@ -103,7 +112,9 @@ class Cohorts:
         if isinstance(scale, dict):
             scale = {output: value for output, value in scale.items() if output in outputs} or None
         values = {"name": name, "model": self.model, "outputs": outputs, "joint": joint, "guidance_scale": scale}
-        values |= {key: getattr(sampling, key) for key in ("seed", "num_inference_steps", "sampler", "batch_size")}
+        values |= {key: getattr(sampling, key) for key in _PASSED}
+        if not joint and "matched" not in studies:
+            values["num_candidates"] = 1  # a single output from nothing has nothing to agree with
         return Plan.model_validate(values | studies)
 
     def made(self, plan: Plan) -> Path:

@@ -86,10 +86,11 @@ def make_scheduler(name: str, diffusion: DiffusionConfig) -> Any:
     return SAMPLERS[name](schedule_arguments(diffusion))
 
 
-def guided(model: LatentDiffusion, context: Context, scale: float) -> Denoiser:
+def guided(model: LatentDiffusion, context: Context, scale: float, rescale: float = 0.0) -> Denoiser:
     """Classifier-free guidance (Ho & Salimans 2022, eq. 6): one batched call, not two.
 
-    ``scale`` 1 is the plain conditional model, 0 the unconditional one.
+    ``scale`` 1 is the plain conditional model, 0 the unconditional one. ``rescale`` in [0, 1]: how far the prediction
+    gets the standard deviation of the conditional one, against saturation (Lin et al. 2024, eq. 15 and 16).
     """
     if scale == 1:
         return lambda z, t: model(z, t.expand(len(z)), context)
@@ -98,7 +99,12 @@ def guided(model: LatentDiffusion, context: Context, scale: float) -> Denoiser:
 
     def denoise(z: Tensor, t: Tensor) -> Tensor:
         conditional, null = model(torch.cat([z, z]), t.expand(2 * batch), both).chunk(2)  # (b, *latent_shape) each
-        return null + scale * (conditional - null)
+        prediction = null + scale * (conditional - null)
+        if rescale == 0:
+            return prediction
+        axes = tuple(range(1, z.ndim))
+        ratio = conditional.std(dim=axes, keepdim=True) / prediction.std(dim=axes, keepdim=True)  # (b, 1, ...)
+        return prediction * (rescale * ratio + 1 - rescale)
 
     return denoise
 
@@ -134,6 +140,8 @@ class Control:
 class Output:
     """One output to sample: its model and context, the initial noise (b, *latent_shape), its guidance scale.
 
+    Guidance is on from the fraction ``guidance_start`` of the steps to ``guidance_end`` (Kynkaanniemi et al. 2024);
+    outside, the model is the plain conditional one. ``guidance_rescale`` as :func:`guided` takes it.
     ``step_noise`` is for the samplers in ``STOCHASTIC``. ``kept``: latents z0 (b, *latent_shape) to start from instead
     of noise alone (SDEdit). ``control``: diffusion transformers only.
     """
@@ -145,6 +153,16 @@ class Output:
     step_noise: StepNoise | None = None
     kept: Tensor | None = None
     control: Control | None = None
+    guidance_start: float = 0.0
+    guidance_end: float = 1.0
+    guidance_rescale: float = 0.0
+
+    def denoisers(self, steps: int) -> list[Denoiser]:
+        """The denoiser of each of ``steps`` steps."""
+        plain = guided(self.model, self.context, 1.0)
+        with_guidance = guided(self.model, self.context, self.guidance_scale, self.guidance_rescale)
+        first, last = self.guidance_start * steps, self.guidance_end * steps
+        return [with_guidance if first <= step < last else plain for step in range(steps)]
 
 
 @torch.inference_mode()
@@ -180,7 +198,7 @@ def sample_together(
     if any(not torch.equal(scheduler.timesteps, timesteps) for scheduler in schedulers.values()):
         raise InputError(f"{', '.join(outputs)} have different noise schedules and cannot be sampled jointly")
     z = {name: output.noise * schedulers[name].init_noise_sigma for name, output in outputs.items()}  # (b, ...) each
-    denoisers = {name: guided(output.model, output.context, output.guidance_scale) for name, output in outputs.items()}
+    denoisers = {name: output.denoisers(len(timesteps)) for name, output in outputs.items()}
     kept = {name: output.kept for name, output in outputs.items() if output.kept is not None}
     for name, scheduler in schedulers.items():
         if hasattr(scheduler, "set_begin_index"):  # what ddim was depends on the timestep only
@@ -209,7 +227,7 @@ def sample_together(
                         attached.enter_context(environment.seeing(name, output.model.net, tokens))
                     if output.control is not None:
                         attached.enter_context(output.control.at(step, len(timesteps), output.model.net))
-                    prediction = denoisers[name](scheduler.scale_model_input(z[name], t), t)
+                    prediction = denoisers[name][step](scheduler.scale_model_input(z[name], t), t)
                 added = {}
                 if sampler in STOCHASTIC and output.step_noise is not None:
                     added = {"variance_noise": output.step_noise(step)}

@@ -39,6 +39,7 @@ MAX_GUIDANCE_SCALE: Final = 100
 LARGE_GUIDANCE_SCALE: Final = 20
 """Above it, pictures are saturated."""
 MAX_CONTROL_SCALE: Final = 10
+MAX_CANDIDATES: Final = 64
 DEFAULT_BATCH_SIZE: Final = 16
 DEFAULT_STRENGTH: Final = 0.5
 
@@ -151,6 +152,23 @@ class SamplingOptions(_Options):
             recorded=True,
         ),
     ] = None
+    guidance_start: Annotated[
+        float | None,
+        Option("Fraction of the sampling steps at which guidance begins.", Limits(0, 1), "the preset's", "given"),
+    ] = None
+    guidance_end: Annotated[
+        float | None,
+        Option("Fraction of the sampling steps after which guidance ends.", Limits(0, 1), "the preset's", "given"),
+    ] = None
+    guidance_rescale: Annotated[
+        float | None,
+        Option(
+            "How far guided predictions get the standard deviation of those without, against saturation.",
+            Limits(0, 1),
+            "the preset's",
+            "given",
+        ),
+    ] = None
     sampler: Annotated[
         str | None,
         Option("Sampler: dpmsolver++, sde-dpmsolver++, ddim or unipc.", unset="the preset's", recorded=True),
@@ -173,6 +191,14 @@ class SamplingOptions(_Options):
     greedy: Annotated[
         bool, Option("Decode reports greedily (most likely token), or sample tokens, seeded.", recorded=True)
     ] = True
+    num_candidates: Annotated[
+        int,
+        Option(
+            "Candidates for each sample, of which the one that agrees best with the inputs (and joint outputs with "
+            "each other) is kept: so many times the cost.",
+            Limits(1, MAX_CANDIDATES, whole=True),
+        ),
+    ] = 1
     batch_size: Annotated[int, Option("Maximum batch size.", Limits(1, whole=True))] = DEFAULT_BATCH_SIZE
 
 
@@ -290,11 +316,15 @@ class CallKeywords(TypedDict, total=False):
 
     num_inference_steps: int | None
     guidance_scale: float | Mapping[str, float] | None
+    guidance_start: float | None
+    guidance_end: float | None
+    guidance_rescale: float | None
     sampler: str | None
     joint: bool | None
     controlnet_conditioning_scale: float
     control_guidance_end: float
     greedy: bool
+    num_candidates: int
     batch_size: int
     seed: int | Sequence[int] | None
     generator: torch.Generator | Sequence[torch.Generator] | None

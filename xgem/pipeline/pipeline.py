@@ -209,6 +209,8 @@ class XgemPipeline:
         request = self._request(inputs, outputs, options)
         if options.privacy_gate is not None and options.output_type == "latent":
             raise InputError("privacy_gate compares images, expected another output_type than 'latent'")
+        if options.num_candidates > 1 and options.output_type == "latent":
+            raise InputError("num_candidates compares decoded outputs, expected another output_type than 'latent'")
         self.to(options.device, options.dtype)
         # Read all inputs before a component is loaded: a file that cannot be read is reported at once.
         prompts = [
@@ -230,7 +232,7 @@ class XgemPipeline:
         for group in request.groups:
 
             def draw(rows: Sequence[Row], group: Sequence[str] = group) -> Iterator[tuple[Row, Sample]]:
-                return sampler.sample_all(group, rows, conditions)
+                return sampler.sample_best(group, rows, conditions)
 
             drawn = draw(sampler.rows()) if gate is None else accepted(self, gate, sampler.rows(), draw)
             for row, sample in sorted(drawn, key=lambda drawn_row: drawn_row[0][:2]):

@@ -141,7 +141,7 @@ def replay(
     finally:
         torch.set_num_threads(threads)
     now = {**metadata, "xgem": __version__, "torch": torch.__version__, "device": str(pipeline.device)}
-    names = ("output", "sample", "guidance_scale", "together", "batch", "privacy_gate")
+    names = ("output", "sample", "guidance_scale", "together", "batch", "privacy_gate", "candidates")
     of_sample = {key: metadata[key] for key in names if key in metadata}
     common = {key: value for key, value in now.items() if key == "guidance_scale" or key not in of_sample}
     generation = Generation({record.output: [sample]}, common, {record.output: [of_sample]}, annotations_of(prompts))

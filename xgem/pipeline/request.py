@@ -20,7 +20,8 @@ class Request:
     """A checked request.
 
     ``items`` are its inputs, ``seeds`` and ``images`` (to start from) of each. ``options`` have the preset's defaults
-    filled in: ``num_inference_steps``, ``sampler`` and ``joint`` are set, ``guidance_scale`` has every output, and
+    filled in: ``num_inference_steps``, ``sampler``, ``joint``, ``guidance_start``, ``guidance_end`` and
+    ``guidance_rescale`` are set, ``guidance_scale`` has every output, and
     ``strength`` is set where there is an image to start from.
     """
 
@@ -93,11 +94,14 @@ def make_request(
     joint = bool(options.joint) and len(names) > 1
     if joint:
         _check_aligned(preset, names)
-    steps = preset.sampling.num_inference_steps if options.num_inference_steps is None else options.num_inference_steps
+    defaults = ("num_inference_steps", "guidance_start", "guidance_end", "guidance_rescale")
+    given = {name: getattr(options, name) for name in defaults}
+    chosen = {name: getattr(preset.sampling, name) if value is None else value for name, value in given.items()}
+    steps = chosen["num_inference_steps"]
     # Options that depend on the items.
     images = _images(options.image, len(items), names)
     filled = options.replaced(
-        num_inference_steps=steps,
+        **chosen,
         guidance_scale=_guidance(preset, options.guidance_scale, names),
         sampler=sampler,
         joint=joint,

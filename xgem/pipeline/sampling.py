@@ -15,6 +15,7 @@ from xgem.checkpoints import store
 from xgem.encoders.fusion import stack
 from xgem.generators.sampling import Output, sample_together
 from xgem.modalities import get_modality
+from xgem.pipeline.candidates import best_of
 from xgem.pipeline.conditioning import Conditions, control_of, fuse
 from xgem.pipeline.options import LARGE_GUIDANCE_SCALE
 from xgem.types import CheckpointError, Context, DeviceError, PrivacyError, SamplingError
@@ -78,6 +79,23 @@ class Sampler:
         """Every sample of the request, of any one output."""
         numbers = range(self.request.options.num_samples)
         return [Row(item, number, seed) for item, seed in enumerate(self.request.seeds) for number in numbers]
+
+    def sample_best(
+        self, group: Sequence[str], rows: Sequence[Row], conditions: Sequence[Conditions]
+    ) -> Iterator[tuple[Row, Sample]]:
+        """As :meth:`sample_all`, the best of ``num_candidates`` for each row."""
+        options = self.request.options
+        if options.num_candidates == 1:
+            return self.sample_all(group, rows, conditions)
+        return best_of(
+            self.model,
+            group,
+            rows,
+            conditions,
+            lambda drawn: self.sample_all(group, drawn, conditions),
+            count=options.num_candidates,
+            batch_size=options.batch_size,
+        )
 
     def sample_all(
         self, group: Sequence[str], rows: Sequence[Row], conditions: Sequence[Conditions]
@@ -183,6 +201,9 @@ class Sampler:
             control_of(
                 model, name, part.annotations, options.controlnet_conditioning_scale, options.control_guidance_end
             ),
+            cast(float, options.guidance_start),
+            cast(float, options.guidance_end),
+            cast(float, options.guidance_rescale),
         )
 
     def _decode(self, output: str, latents: Tensor, keys: Sequence[tuple[int, int]]) -> list[Any]:
