@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from xgem.data.sections import split_sections
+from xgem.data.sections import join_sections, section_of, split_sections
 
 FULL = """                                 FINAL REPORT
  EXAMINATION:  CHEST (PA AND LAT)
@@ -81,3 +81,13 @@ def test_forms(report: str, findings: str, impression: str) -> None:
 )
 def test_words_of_a_sentence_are_no_headings(report: str) -> None:
     assert split_sections(report).impression == report
+
+
+def test_one_section_of_a_report() -> None:
+    report = join_sections("Lungs are clear.", "No acute disease.")
+    assert section_of(report, "findings") == "Lungs are clear."
+    assert section_of(report, "impression") == "No acute disease."
+    assert (section_of("Old granuloma.", "findings"), section_of("Old granuloma.", "impression")) == (
+        "",
+        "Old granuloma.",
+    )

@@ -60,6 +60,7 @@ VALUES: dict[str, Any] = {
     "controlnet_conditioning_scale": 0.5,
     "control_guidance_end": 0.25,
     "greedy": False,
+    "report_section": "impression",
     "num_candidates": 2,
     "batch_size": 3,
     "seed": 77,

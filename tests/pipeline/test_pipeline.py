@@ -260,3 +260,15 @@ def test_contexts_are_padded_and_masked_to_one_width() -> None:
     assert stacked.tokens.shape == (2, 5, 3)
     assert stacked.mask.tolist() == [[True] * 2 + [False] * 3, [True] * 4 + [False]]
     assert not stacked.tokens[0, 2:].any()
+
+
+def test_one_section_of_a_report_on_request(pipeline: XgemPipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = "Findings: Lungs are clear. Impression: No acute disease."
+    both = pipeline.preset.model_copy(update={"report_sections": ("findings", "impression")})
+    monkeypatch.setattr(pipeline, "preset", both)
+    monkeypatch.setattr(pipeline.component("report_vae"), "decode", lambda z, **_: [whole] * len(z))
+    made = [pipeline({}, "report", report_section=one, **QUICK).report for one in (None, "findings", "impression")]
+    assert made == [[whole], ["Lungs are clear."], ["No acute disease."]]
+    monkeypatch.undo()
+    with pytest.raises(InputError, match="report_section 'findings': preset 'debug' writes impression"):
+        pipeline({}, "report", report_section="findings", **QUICK)

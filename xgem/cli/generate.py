@@ -13,7 +13,7 @@ import typer
 from xgem.cli import completion
 from xgem.cli.inputs import inputs_of, many_of, mask_of, named, report_of
 from xgem.cli.options import Progress, parse_guidance
-from xgem.configs.base import Rescale, Voi
+from xgem.configs.base import Rescale, Section, Voi
 from xgem.pipeline.options import RENAMED, CallOptions, option
 from xgem.types import InputError
 
@@ -142,6 +142,7 @@ _KINDS: dict[str, tuple[Any, str | None]] = {
     "dtype": (str, None),
     "voi": (Voi, "NAME"),
     "rescale": (Rescale, "NAME"),
+    "report_section": (Section, "NAME"),
 }
 """Type on the command line, where it is another one than in Python, and metavar."""
 

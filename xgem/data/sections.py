@@ -17,6 +17,7 @@ import re
 from dataclasses import dataclass
 from typing import Final
 
+from xgem.configs.base import Section
 from xgem.data.cleaning import clean_report
 
 HEADINGS: Final[dict[str, tuple[str, ...]]] = {
@@ -107,6 +108,11 @@ def joined_sections(report: str) -> tuple[str, str]:
     """Findings and impression of a report that :func:`join_sections` wrote, as they are; else all is the impression."""
     match = _JOINED.fullmatch(report)
     return (match[1], match[2] or "") if match else ("", report)
+
+
+def section_of(report: str, section: Section) -> str:
+    """One section of a report that :func:`join_sections` wrote, without its heading; empty if it has none."""
+    return joined_sections(report)[("findings", "impression").index(section)]
 
 
 def _section(match: re.Match[str]) -> str:

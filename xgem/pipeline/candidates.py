@@ -16,8 +16,7 @@ from xgem.utils.random import derived_seed
 if TYPE_CHECKING:
     from xgem.configs.preset import Preset
     from xgem.pipeline.conditioning import Conditions
-    from xgem.pipeline.model import SamplingModel
-    from xgem.pipeline.sampling import Row, Sample
+    from xgem.pipeline.model import Row, Sample, SamplingModel
 
 _ALIGNED: Final = frozenset({"image_encoder", "text_encoder"})
 """Kinds of prompt encoders whose vectors share one space (XGeM 2.1)."""

@@ -1,10 +1,10 @@
-"""What the steps of a request need of a loaded checkpoint."""
+"""What the steps of a request need of a loaded checkpoint, and the samples that they pass on."""
 
 from __future__ import annotations
 
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 if TYPE_CHECKING:
     import torch
@@ -34,3 +34,15 @@ class SamplingModel(LoadedModel, Protocol):
 
     @property
     def sampling_lock(self) -> AbstractContextManager[Any]: ...
+
+
+class Row(NamedTuple):
+    """One sample to draw: the item of the request, the sample's index within the item, and its seed."""
+
+    item: int
+    number: int
+    seed: int
+
+
+Sample = dict[str, tuple[Any, dict[str, Any]]]
+"""One sample by output: its value, and what its metadata say of it alone."""

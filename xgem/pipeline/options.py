@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, Self, TypedDic
 
 from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo, field_validator
 
-from xgem.configs.base import Rescale, Voi
+from xgem.configs.base import Rescale, Section, Voi
 from xgem.configs.reading import ReadOptions, read_help
 from xgem.types import InputError, OptionError
 
@@ -191,6 +191,14 @@ class SamplingOptions(_Options):
     greedy: Annotated[
         bool, Option("Decode reports greedily (most likely token), or sample tokens, seeded.", recorded=True)
     ] = True
+    report_section: Annotated[
+        Section | None,
+        Option(
+            "Only this section of a report, findings or impression, without its heading.",
+            unset="all that the preset writes",
+            recorded="given",
+        ),
+    ] = None
     num_candidates: Annotated[
         int,
         Option(
@@ -324,6 +332,7 @@ class CallKeywords(TypedDict, total=False):
     controlnet_conditioning_scale: float
     control_guidance_end: float
     greedy: bool
+    report_section: Section | None
     num_candidates: int
     batch_size: int
     seed: int | Sequence[int] | None

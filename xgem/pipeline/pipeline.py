@@ -30,9 +30,10 @@ from xgem.pipeline import conditioning
 from xgem.pipeline.conditioning import annotations_of, encode_conditions, read_prompts, with_notes
 from xgem.pipeline.generation import Generation
 from xgem.pipeline.metadata import describe_request
+from xgem.pipeline.model import Row, Sample
 from xgem.pipeline.options import CallKeywords, CallOptions, Inputs, documented, renamed
 from xgem.pipeline.request import Request, make_request
-from xgem.pipeline.sampling import Row, Sample, Sampler, accepted, batch_inputs, has_alignment
+from xgem.pipeline.sampling import Sampler, accepted, batch_inputs, has_alignment
 from xgem.types import CheckpointError, ConfigError, InputError, Prompt
 from xgem.utils.devices import dtype_name, resolve_device, resolve_dtype
 from xgem.utils.progress import StepBar

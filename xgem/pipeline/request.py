@@ -91,6 +91,9 @@ def make_request(
     sampler = preset.sampling.sampler if options.sampler is None else options.sampler
     if sampler not in samplers:
         raise InputError(f"sampler {sampler!r} is not known, expected one of: {', '.join(samplers)}")
+    if options.report_section not in (None, *preset.report_sections):
+        written = " and ".join(preset.report_sections)
+        raise InputError(f"report_section {options.report_section!r}: preset {preset.name!r} writes {written}")
     joint = bool(options.joint) and len(names) > 1
     if joint:
         _check_aligned(preset, names)

@@ -12,11 +12,13 @@ import torch
 from torch import Tensor
 
 from xgem.checkpoints import store
+from xgem.data.sections import section_of
 from xgem.encoders.fusion import stack
 from xgem.generators.sampling import Output, sample_together
 from xgem.modalities import get_modality
 from xgem.pipeline.candidates import best_of
 from xgem.pipeline.conditioning import Conditions, control_of, fuse
+from xgem.pipeline.model import Row, Sample
 from xgem.pipeline.options import LARGE_GUIDANCE_SCALE
 from xgem.types import CheckpointError, Context, DeviceError, PrivacyError, SamplingError
 from xgem.utils.progress import StepBar
@@ -29,18 +31,6 @@ if TYPE_CHECKING:
     from xgem.pipeline.request import Request
 
 logger = logging.getLogger(__name__)
-
-
-class Row(NamedTuple):
-    """One sample to draw: the item of the request, the sample's index within the item, and its seed."""
-
-    item: int
-    number: int
-    seed: int
-
-
-Sample = dict[str, tuple[Any, dict[str, Any]]]
-"""One sample by output: its value, and what its metadata say of it alone."""
 
 
 class BatchInputs(NamedTuple):
@@ -215,13 +205,20 @@ class Sampler:
         if options.greedy:
             decoded = codec.decode(latents, greedy=True)
             self._check_finite(output, decoded, "decoded images")
-            return modality.to_output(decoded, options.output_type)
+            return self._shown(modality.to_output(decoded, options.output_type))
         values: list[Any] = []
         for row, (seed, index) in zip(latents, keys, strict=True):
             # One at a time: a generator shared by a batch would make each row depend on the others.
             source = torch.Generator().manual_seed(derived_seed(seed, output, index, "decode"))
             values += modality.to_output(codec.decode(row[None], greedy=False, generator=source), options.output_type)
-        return values
+        return self._shown(values)
+
+    def _shown(self, values: list[Any]) -> list[Any]:
+        """Reports with the requested section alone, where the preset writes both; images as they are."""
+        section = self.request.options.report_section
+        if section is None or len(self.model.preset.report_sections) == 1:
+            return values
+        return [section_of(value, section) if isinstance(value, str) else value for value in values]
 
 
 def alignment_of(model: SamplingModel) -> Alignment:
