@@ -115,10 +115,7 @@ class ImageVAE(Component):
         return (self.config.latent_channels, side, side)
 
     def _fold(self, x: Tensor) -> Tensor:
-        """(b, 1, s, s) to (b, channels * p * p, s/p, s/p)."""
-        size = self.config.image_size
-        if x.ndim != 4 or x.shape[1:] != (1, size, size):
-            raise ShapeError(f"image VAE: expected (b, 1, {size}, {size}), got {tuple(x.shape)}")
+        """(b, 1, h, w) to (b, channels * p * p, h/p, w/p)."""
         p = self.config.patch
         return rearrange(x.expand(-1, self.config.in_channels, -1, -1), "b c (h p) (w q) -> b (c p q) h w", p=p, q=p)
 
@@ -129,7 +126,10 @@ class ImageVAE(Component):
         return x.mean(dim=1, keepdim=True)
 
     def moments(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and log variance of the posterior, each (b, c, h, w), before normalisation."""
+        """Mean and log variance of the posterior, each (b, c, h/f, w/f), before normalisation.
+
+        Of images (b, 1, h, w) of any size that f divides: a codec is made of convolutions.
+        """
         encoded = self.vae.encode(self._fold(x))
         assert isinstance(encoded, AutoencoderKLOutput)
         posterior = encoded.latent_dist
@@ -158,6 +158,9 @@ class ImageVAE(Component):
 
     def encode(self, batch: Tensor) -> Tensor:
         """Normalised posterior mean, which is deterministic: (b, 1, s, s) in [-1, 1] to (b, c, s/f, s/f)."""
+        size = self.config.image_size
+        if batch.ndim != 4 or batch.shape[1:] != (1, size, size):
+            raise ShapeError(f"image VAE: expected (b, 1, {size}, {size}), got {tuple(batch.shape)}")
         z, _ = self.moments(batch)
         mean, std = self._scale(z)
         return (z - mean) / std

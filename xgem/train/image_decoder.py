@@ -73,12 +73,13 @@ class ImageDecoderStage(CodecStage):
     """
 
     name = "image-decoder"
-    losses: ClassVar[Mapping[str, float]] = {"gradient": 0.5, "power": 0.02, "adversarial": 0.01, "after": 150}
+    losses: ClassVar[Mapping[str, float]] = {
+        "gradient": 0.5, "power": 0.02, "adversarial": 0.01, "after": 150, "crop": 1.0,
+    }  # fmt: skip
 
     def __init__(self, context: StageContext) -> None:
         (vae,) = context.parts([context.preset.codec(context.view)], self.name).values()
         super().__init__(context, vae)
-        self.weights = self.loss_weights(self.name, self.config)
         self.adversarial, self.after = self.weights.pop("adversarial"), self.weights.pop("after")
         decoder = set(vae.decoder_parameters())
         for parameter in vae.parameters():

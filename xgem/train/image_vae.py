@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from abc import abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
@@ -63,8 +64,19 @@ def image_terms(x: Tensor, y: Tensor) -> dict[str, Tensor]:
     return {"l1": (y - x).abs().mean(), "gradient": torch.as_tensor(gradient)}
 
 
+def crops(x: Tensor, side: int, step: int, rng: random.Random) -> Tensor:
+    """A square of each image (b, 1, h, w) at a random place on a grid of ``step`` pixels: (b, 1, side, side)."""
+    rows, columns = ((length - side) // step for length in x.shape[2:])
+    corners = [(rng.randint(0, rows) * step, rng.randint(0, columns) * step) for _ in x]
+    return torch.stack([one[:, i : i + side, j : j + side] for one, (i, j) in zip(x, corners, strict=True)])
+
+
 class CodecStage(Stage):
-    """Common base of the stages that train the image codec: batches, validation figures, contact sheets."""
+    """Common base of the stages that train the image codec: batches, validation figures, contact sheets.
+
+    ``config.loss``: ``crop``, the side of the random crop of an image that is trained on, as a fraction of the image's:
+    a codec is made of convolutions, and many crops teach it more than few whole images do.
+    """
 
     @classmethod
     def needs(cls, name: str, preset: Preset) -> list[needs.Need]:
@@ -75,7 +87,8 @@ class CodecStage(Stage):
         self.component = context.preset.codec(context.view)
         self.train, self.val = context.train.images, context.val.images
         self.vae, self.module = vae, Autoencoder(vae)
-        self.weights: dict[str, float] = {}
+        self.weights = self.loss_weights(self.name, self.config)
+        self.crop = self.weights.pop("crop")
 
     def fingerprint(self) -> str:
         return super().fingerprint() + self.train.sha256
@@ -83,7 +96,11 @@ class CodecStage(Stage):
     def batch(self, step: int, rank: int, world: int) -> dict[str, Any]:
         size = self.config.batch_size
         rows = permuted(len(self.train.values), (step * world + rank) * size, size, mix(self.seed, self.name))
-        return {"x": self.train.floats(rows)}  # (b, 1, s, s) in [-1, 1]
+        x = self.train.floats(rows)  # (b, 1, s, s) in [-1, 1]
+        grid = self.vae.config.downscale
+        side = round(x.shape[2] * self.crop / grid) * grid
+        rng = random.Random(mix(self.seed, self.name, "crops", step, rank))
+        return {"x": crops(x, side, grid, rng) if side < x.shape[2] else x}
 
     @abstractmethod
     def terms(self, x: Tensor, y: Tensor, *moments: Tensor) -> dict[str, Tensor]:
@@ -127,13 +144,14 @@ class ImageVAEStage(CodecStage):
     """L1 + gradients + local spectra + KL. ``config.loss``: ``gradient``, ``spectral``, ``kl``, ``prominence``."""
 
     name = "image-vae"
-    losses: ClassVar[Mapping[str, float]] = {"gradient": 0.5, "spectral": 0.02, "kl": 0.001, "prominence": 0.5}
+    losses: ClassVar[Mapping[str, float]] = {
+        "gradient": 0.5, "spectral": 0.02, "kl": 0.001, "prominence": 0.5, "crop": 1.0,
+    }  # fmt: skip
 
     def __init__(self, context: StageContext) -> None:
         settings = context.preset.components[context.preset.codec(context.view)]
         assert isinstance(settings, ImageVAEConfig)
         super().__init__(context, ImageVAE.from_config(settings))
-        self.weights = self.loss_weights(self.name, self.config)
         self.prominence = self.weights.pop("prominence")
         if settings.shortcut:
             rows = torch.linspace(0, len(self.train.values) - 1, _SHORTCUT).long().unique()
