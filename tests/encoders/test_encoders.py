@@ -9,8 +9,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from xgem.configs.components import ImageEncoderConfig
 from xgem.encoders.image import ImageEncoder
-from xgem.types import InputError, ShapeError
+from xgem.types import ConfigError, InputError, ShapeError
 
 SHORT, LONG = "Clear lungs.", "Large left pleural effusion. Cardiomegaly. Clear right lung."
 
@@ -98,3 +99,26 @@ def test_an_empty_text_is_refused(debug_parts: dict[str, Any], text: str) -> Non
     for name in ("text_encoder", "report_vae"):
         with pytest.raises(InputError, match="empty"):
             debug_parts[name].encode([LONG, text])
+
+
+def test_a_pyramid_of_convolutions_embeds_the_same_patches() -> None:
+    config = ImageEncoderConfig(image_size=64, patch_size=16, width=32, layers=1, heads=2, embed_dim=16, stem="pyramid")
+    torch.manual_seed(0)
+    encoder = ImageEncoder.from_config(config).eval()
+    x = torch.rand(2, 1, 64, 64) * 2 - 1
+    with torch.no_grad():
+        encoded = encoder(x)
+        embedded = encoder.visual.conv1(x.expand(-1, 3, -1, -1))
+    assert encoded.tokens.shape == (2, 16, 32)
+    assert embedded.shape == (2, 32, 4, 4)
+    again = ImageEncoder.from_config(config)
+    again.load_state_dict(encoder.state_dict())
+    with torch.no_grad():
+        torch.testing.assert_close(again.eval()(x).pooled, encoded.pooled)
+    assert "stem" not in ImageEncoderConfig().model_dump()
+    for wrong, why in (
+        ({"patch_size": 12}, "patch_size is 12"),
+        ({"pretrained": "x"}, "a pretrained tower has its own"),
+    ):
+        with pytest.raises(ConfigError, match=why):
+            ImageEncoderConfig.parse({"stem": "pyramid", **wrong}, "preset")

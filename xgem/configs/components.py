@@ -60,9 +60,12 @@ class EncoderConfig(Config):
 class ImageEncoderConfig(EncoderConfig):
     """One ViT for all views. ``pretrained``: an open_clip hub id or local directory; it then sets the sizes.
 
-    ``resize`` accepts images of another size than its own, resized with antialiasing.
+    ``stem``: patches are embedded by one convolution as large as they are, as published, or by a pyramid of small ones,
+    which learns more from few images (Xiao et al. 2021). ``resize`` accepts images of another size than its own,
+    resized with antialiasing.
     """
 
+    added: ClassVar[tuple[str, ...]] = ("stem",)
     kind: Literal["image_encoder"] = "image_encoder"
     pretrained: str | None = None
     image_size: int = 128
@@ -73,6 +76,15 @@ class ImageEncoderConfig(EncoderConfig):
     embed_dim: int = 256
     patch_dropout: float = Field(default=0.0, ge=0, lt=1)
     resize: bool = False
+    stem: Literal["patch", "pyramid"] = "patch"
+
+    @model_validator(mode="after")
+    def _stem_fits(self) -> ImageEncoderConfig:
+        if self.stem == "pyramid" and self.pretrained is not None:
+            raise ValueError("stem 'pyramid' is of fresh weights, a pretrained tower has its own")
+        if self.stem == "pyramid" and self.patch_size & (self.patch_size - 1):
+            raise ValueError(f"stem 'pyramid' halves the image at each level, patch_size is {self.patch_size}")
+        return self
 
     @property
     def fixed_size(self) -> int | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Self
 
@@ -13,6 +14,19 @@ from xgem.configs.components import ImageEncoderConfig
 from xgem.encoders.base import PromptEncoder
 from xgem.encoders.pretrained import Towers, load_towers, open_clip_part, saved_architecture
 from xgem.types import Encoded, ShapeError
+
+
+def pyramid(patch: int, width: int) -> torch.nn.Sequential:
+    """The stem of Xiao et al. 2021: 3 x 3 convolutions of stride 2, each of twice the channels of the one before.
+
+    Images (b, 3, s, s) to (b, width, s / patch, s / patch). With group instead of batch normalisation.
+    """
+    levels = patch.bit_length() - 1
+    channels = [3, *(max(8, width >> (levels - 1 - level)) // 8 * 8 for level in range(levels))]
+    layers: list[torch.nn.Module] = []
+    for before, after in pairwise(channels):
+        layers += [torch.nn.Conv2d(before, after, 3, 2, 1, bias=False), torch.nn.GroupNorm(8, after), torch.nn.GELU()]
+    return torch.nn.Sequential(*layers, torch.nn.Conv2d(channels[-1], width, 1))
 
 
 class ImageEncoder(PromptEncoder):
@@ -41,6 +55,8 @@ class ImageEncoder(PromptEncoder):
             pool_type="avg",
             output_tokens=True,
         )
+        if config.stem == "pyramid":
+            self.visual.conv1 = pyramid(config.patch_size, config.width)
 
     @classmethod
     def from_config(cls, config: ImageEncoderConfig, assets: Path | None = None) -> Self:
