@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from xgem.checkpoints.store import INDEX_NAME, file_sha256, init_checkpoint, load_component, save_component, verify
-from xgem.configs.components import ImageVAEConfig
+from xgem.configs.codecs import ImageVAEConfig
 from xgem.generators.image_vae import ImageVAE
 from xgem.types import CheckpointError
 

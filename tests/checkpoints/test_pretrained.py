@@ -13,7 +13,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 from transformers import AutoTokenizer, BertConfig, BertModel, GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from xgem.checkpoints.store import init_checkpoint, load_component, save_component
-from xgem.configs.components import ImageGeneratorConfig, ImageVAEConfig, ReportVAEConfig
+from xgem.configs.codecs import ImageVAEConfig, ReportVAEConfig
+from xgem.configs.components import ImageGeneratorConfig
 from xgem.configs.preset import load_preset
 from xgem.generators.image_vae import ImageVAE
 from xgem.generators.latent_diffusion import ImageLatentDiffusion

@@ -28,7 +28,7 @@ from xgem.checkpoints.store import (
     verify,
 )
 from xgem.checkpoints.weights import parse_size, read_weights, write_weights
-from xgem.configs.components import ImageVAEConfig
+from xgem.configs.codecs import ImageVAEConfig
 from xgem.generators.image_vae import ImageVAE
 from xgem.types import CheckpointError, ConfigError, OutputError
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from xgem.configs.base import Section
-from xgem.configs.components import ReportVAEConfig
+from xgem.configs.codecs import ReportVAEConfig
 from xgem.encoders.tokenizer import train_tokenizer
 from xgem.generators.report_sentences import from_sentences, to_sentences
 from xgem.generators.report_vae import ReportVAE

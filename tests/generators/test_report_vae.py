@@ -13,7 +13,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from xgem.checkpoints.weights import WEIGHTS_NAME, read_weights, write_weights
-from xgem.configs.components import ReportVAEConfig
+from xgem.configs.codecs import ReportVAEConfig
 from xgem.generators.report_vae import ReportVAE
 from xgem.types import ConfigError, ShapeError
 

@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from xgem.configs.preset import Preset, load_preset
-from xgem.pipeline.options import MAX_SEED, CallOptions
+from xgem.pipeline.limits import MAX_SEED
+from xgem.pipeline.options import CallOptions
 from xgem.pipeline.request import Request, make_request
 from xgem.types import InputError
 

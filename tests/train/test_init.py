@@ -13,7 +13,8 @@ from diffusers import AutoencoderKL
 from transformers import T5Config, T5EncoderModel
 
 from xgem.checkpoints.store import init_checkpoint, load_component, read_index, save_component, verify
-from xgem.configs.components import DiTGeneratorConfig, ImageVAEConfig, T5EncoderConfig
+from xgem.configs.codecs import ImageVAEConfig
+from xgem.configs.components import DiTGeneratorConfig, T5EncoderConfig
 from xgem.configs.preset import ModalityConfig, Preset, StageConfig
 from xgem.convert.random_init import random_checkpoint
 from xgem.data.manifest import Manifest

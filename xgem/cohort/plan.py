@@ -52,7 +52,8 @@ from xgem.data.rows import Split
 from xgem.labels.views import VIEWS
 from xgem.labels.vocabulary import CHEXPERT_CLASSES, NO_FINDING
 from xgem.modalities import MODALITIES
-from xgem.pipeline.options import MAX_SEED, RENAMED, SamplingOptions, renamed
+from xgem.pipeline.limits import MAX_SEED
+from xgem.pipeline.options import RENAMED, SamplingOptions, renamed
 from xgem.types import InputError
 
 logger = logging.getLogger(__name__)

@@ -18,7 +18,8 @@ from torch import Tensor
 
 from xgem.checkpoints.component import Component
 from xgem.checkpoints.store import init_checkpoint, save_component
-from xgem.configs.components import ImageEncoderConfig, ImageVAEConfig, TextEncoderConfig
+from xgem.configs.codecs import ImageVAEConfig
+from xgem.configs.components import ImageEncoderConfig, TextEncoderConfig
 from xgem.configs.preset import Preset, load_preset
 from xgem.convert.published import Converted, fill, read_weights_file, refuse_unused, tensors
 from xgem.encoders.image import ImageEncoder

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from xgem.checkpoints.component import Component
 from xgem.checkpoints.pretrained import load_pretrained
-from xgem.configs.components import ImageVAEConfig
+from xgem.configs.codecs import ImageVAEConfig
 from xgem.types import ShapeError
 
 

@@ -14,7 +14,7 @@ from transformers import AutoTokenizer, BertConfig, BertModel, DynamicCache, GPT
 
 from xgem.checkpoints.component import Component
 from xgem.checkpoints.pretrained import load_pretrained
-from xgem.configs.components import ReportVAEConfig
+from xgem.configs.codecs import ReportVAEConfig
 from xgem.generators.report_sentences import from_sentences, to_sentences
 from xgem.types import ConfigError, InputError, ShapeError
 

@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import difflib
 import inspect
-import math
-import operator
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,6 +18,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo, fie
 
 from xgem.configs.base import Rescale, Section, Voi
 from xgem.configs.reading import ReadOptions, read_help
+from xgem.pipeline.limits import MAX_SEED, Limits
 from xgem.types import InputError, OptionError
 
 if TYPE_CHECKING:
@@ -33,7 +32,6 @@ Inputs = Mapping[str, Any]
 StepCallback = Callable[[Any, int, int, dict[str, Any]], None]
 """Called as ``f(pipeline, step, timestep, {"latents": (b, *latent_shape), "output": modality})``."""
 
-MAX_SEED: Final = 2**63 - 1
 MAX_STEPS: Final = 1000
 MAX_GUIDANCE_SCALE: Final = 100
 LARGE_GUIDANCE_SCALE: Final = 20
@@ -61,41 +59,6 @@ DIFFERENT_NAMES: Final = {
     "callback": "callback_on_step_end",
 }
 """What other libraries call our options, to suggest them."""
-
-
-@dataclass(frozen=True)
-class Limits:
-    """The numbers that an option accepts: ``low`` to ``high``; without ``low`` itself where it is ``open``."""
-
-    low: float
-    high: float = math.inf
-    whole: bool = False
-    open: bool = False
-
-    def __str__(self) -> str:
-        kind = "a whole number" if self.whole else "a finite number"
-        high = "2**63 - 1" if self.high == MAX_SEED else f"{self.high:g}"
-        if self.high == math.inf:
-            return f"{kind}, {self.low:g} or more"
-        return f"{kind} above {self.low:g}, up to {high}" if self.open else f"{kind} from {self.low:g} to {high}"
-
-    def check(self, name: str, value: Any) -> Any:
-        """A number, or all numbers of a sequence or mapping, as int or float; ValueError where one is out of range."""
-        if isinstance(value, Mapping):
-            items = cast(Mapping[str, Any], value).items()
-            return {key: self.check(f"{name} for {key!r}", one) for key, one in items}
-        if isinstance(value, Sequence) and not isinstance(value, str | bytes):
-            return tuple(self.check(name, one) for one in cast(Sequence[Any], value))
-        try:
-            if isinstance(value, bool | str | bytes):
-                raise TypeError
-            number = operator.index(value) if self.whole else float(value)
-        except (TypeError, ValueError):
-            raise ValueError(f"{name} is {value!r}, expected {self}") from None
-        above = number > self.low if self.open else number >= self.low
-        if not math.isfinite(number) or not above or number > self.high:
-            raise ValueError(f"{name} is {value!r}, expected {self}")
-        return number
 
 
 FORMER_LIMITS: Final = {"guidance_scale": Limits(0), "controlnet_conditioning_scale": Limits(0)}

@@ -18,7 +18,8 @@ from torch import nn
 
 from xgem.checkpoints import store
 from xgem.checkpoints.component import component_class
-from xgem.configs.components import ReportVAEConfig, TextEncoderConfig
+from xgem.configs.codecs import ReportVAEConfig
+from xgem.configs.components import TextEncoderConfig
 from xgem.configs.preset import Preset, StageConfig
 from xgem.data.cache import ArrayCache
 from xgem.encoders.tokenizer import train_tokenizer

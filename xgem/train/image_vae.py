@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from xgem.checkpoints import store
-from xgem.configs.components import ImageVAEConfig
+from xgem.configs.codecs import ImageVAEConfig
 from xgem.configs.preset import Preset
 from xgem.generators.image_vae import ImageVAE
 from xgem.labels.views import VIEWS

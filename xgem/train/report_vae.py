@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from xgem.checkpoints import store
 from xgem.configs.base import Section
-from xgem.configs.components import ReportVAEConfig
+from xgem.configs.codecs import ReportVAEConfig
 from xgem.configs.preset import Preset
 from xgem.data.captions import caption_from_labels
 from xgem.data.study import Study
