@@ -18,6 +18,7 @@ from xgem.labels.vocabulary import CHEXPERT_CLASSES, CLASS_SETS
 from xgem.metrics import text
 from xgem.metrics.bootstrap import Array, Bootstrap, Comparison, Estimate, Sampled, derangements
 from xgem.metrics.classification import Uncertain, as_binary, columns, compare_f1_by_class, compare_f1_scores
+from xgem.metrics.language import compare_perplexity, language_signature, trigram_model
 from xgem.types import DataError, InputError, NotComputed
 from xgem.utils.tables import csv_text
 
@@ -58,10 +59,11 @@ def evaluate(
     seed: int = 0,
     permutations: int = 10,
 ) -> FamilyResult:
-    """BLEU, ROUGE-L, label F1 by every labeller, RadGraph-F1 and RaTEScore, and BLEU within a study.
+    """BLEU, ROUGE-L, perplexity, label F1 by every labeller, RadGraph-F1 and RaTEScore, and BLEU within a study.
 
     Args:
-        training: real training reports: the most frequent is the constant baseline, and their words are known.
+        training: real training reports: the most frequent is the constant baseline, their words are known, and
+            perplexity is under a trigram model of them.
         labellers: by the name under which their F1 is reported, or the reason why one is not available; by default
             xgem's own rules.
         external: ``radgraph`` and ``ratescore``; their shuffled control is a single derangement, as each needs a run.
@@ -82,9 +84,7 @@ def evaluate(
 
     # Word overlap
     metrics = _overlap(outputs, truth, constant, bootstrap, {"seed": seed, "permutations": permutations})
-    blank = np.array([not report.strip() for report in outputs.reports], dtype=np.float64)
-    metrics.append(Metric.measured("empty_reports", bootstrap.mean(blank)))
-    metrics.append(_non_words(outputs, truth, training, bootstrap))
+    metrics += _as_written(outputs, truth, training, bootstrap)
     cases: dict[str, Array] = {"rouge_l": text.rouge_l(outputs.reports, truth.reports)}
 
     # Agreement of labels, by each labeller
@@ -106,6 +106,7 @@ def evaluate(
         "uncertain": uncertain,
         "bleu": text.bleu_signature(),
         "rouge_l": text.rouge_signature(),
+        "perplexity": language_signature(),
         "training": None if training is None else {"name": training.name, "n": len(training)},
     }
     return FamilyResult(
@@ -114,7 +115,7 @@ def evaluate(
         paired_settings(reported, generated, n=bootstrap.n, draws=draws, seed=seed, **settings),
         details={
             "real studies left out, without a report": len(real) - len(reported),
-            "empty generated reports": int(blank.sum()),
+            "empty generated reports": sum(not report.strip() for report in outputs.reports),
             "distinct generated reports": text.distinct(outputs.reports),
             "distinct real reports": text.distinct(truth.reports),
             "constant report": constant,
@@ -160,13 +161,24 @@ def _overlap(
     ]
 
 
-def _non_words(generated: EvalSet, real: EvalSet, training: EvalSet | None, bootstrap: Bootstrap) -> Metric:
-    """The share of generated reports with a word that no training report has, beside that of real ones."""
+def _as_written(generated: EvalSet, real: EvalSet, training: EvalSet | None, bootstrap: Bootstrap) -> list[Metric]:
+    """Empty reports; against training reports, those with a word that none of them has, and perplexity."""
+    blank = np.array([not report.strip() for report in generated.reports], dtype=np.float64)
+    empty = Metric.measured("empty_reports", bootstrap.mean(blank))
     if training is None:
-        return Metric.missing("non_words", "no training reports were given (--training)")
-    known = text.vocabulary(training.reports)
-    unknown, of_real = text.compare_unknown(generated.reports, real.reports, known, bootstrap)
-    return Metric.measured("non_words", unknown, paired={"real": of_real})
+        reason = "no training reports were given (--training)"
+        return [empty, *(Metric.missing(name, reason) for name in ("non_words", "perplexity", "perplexity_ratio"))]
+    unknown, unknown_real = text.compare_unknown(
+        generated.reports, real.reports, text.vocabulary(training.reports), bootstrap
+    )
+    model = trigram_model(tuple(training.reports))
+    surprise, surprise_real, ratio = compare_perplexity(generated.reports, real.reports, model, bootstrap)
+    return [
+        empty,
+        Metric.measured("non_words", unknown, paired={"real": unknown_real}),
+        Metric.measured("perplexity", surprise, paired={"real": surprise_real}),
+        Metric.measured("perplexity_ratio", ratio),
+    ]
 
 
 @dataclass(frozen=True)

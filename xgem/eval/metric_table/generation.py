@@ -219,6 +219,23 @@ def _words() -> Iterator[MetricSpec]:
         function=f"{_M}text.unknown_words",
         title="reports with a word outside the training vocabulary",
     )
+    for name, doc, unit, title in (
+        (
+            "perplexity",
+            "Perplexity per word of reports under a trigram model of training reports; far below that of real reports "
+            "they are stereotyped, above it they do not read like reports.",
+            ">= 1, target that of real reports",
+            "",
+        ),
+        (
+            "perplexity_ratio",
+            "Perplexity of generated reports over that of real ones.",
+            "> 0, target 1",
+            "perplexity / real",
+        ),
+    ):
+        source, function = "Witten & Bell 1991; Chen & Goodman 1999", f"{_M}language.compare_perplexity"
+        yield MetricSpec(name, ("text",), None, doc, unit, source, function, title)
 
 
 def _consistency() -> Iterator[MetricSpec]:
