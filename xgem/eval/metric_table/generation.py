@@ -49,6 +49,21 @@ def _agreement() -> Iterator[MetricSpec]:
         "classifier logits (r)",
         source=f"{_C}, factual correctness",
     )
+    yield row(
+        "input_icc",
+        "Share of the variance of the outputs' vectors (or logits) that lies between studies; the rest is of the seed.",
+        "seeds.intraclass_correlation",
+        "input over seed (ICC)",
+        "[-1 / (k - 1), 1], k samples",
+        "Shrout & Fleiss 1979, ICC(1,1); Shou et al. 2013",
+    )
+    yield row(
+        "label_jaccard",
+        "Jaccard index of the findings of two samples of one study; shuffled: of one sample of two studies.",
+        "seeds.compare_jaccard",
+        "findings of two samples (Jaccard)",
+        "[0, 1]",
+    )
 
 
 def _fidelity() -> Iterator[MetricSpec]:
