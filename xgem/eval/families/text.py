@@ -12,6 +12,7 @@ from xgem.data.sets import EvalSet, pairs
 from xgem.eval import plots
 from xgem.eval.pairing import one_each, paired_settings
 from xgem.eval.record import Example, FamilyResult, Metric
+from xgem.eval.retrieval import Retrieval
 from xgem.judges.external_text import SCORES, ExternalMetric
 from xgem.judges.report_labellers import LabelTable, ReportLabeller, RuleLabeller
 from xgem.labels.vocabulary import CHEXPERT_CLASSES, CLASS_SETS
@@ -28,6 +29,10 @@ LABELS: Final = "text_labels.csv"
 _WORST: Final = 8
 
 
+Baselines = Mapping[str, Sequence[str]]
+"""Reports of each study by the name of the baseline that gives them."""
+
+
 @dataclass(frozen=True)
 class Tables:
     """Precomputed labels by id, of the generated and of the real reports."""
@@ -38,13 +43,13 @@ class Tables:
 
 @dataclass(frozen=True)
 class _Labels:
-    """Labels by one labeller, (n, 14) of 1, 0, -1, NaN; those of the constant report if it can label new text."""
+    """Labels by one labeller, (n, 14) of 1, 0, -1, NaN; those of the baselines if it can label new text."""
 
     name: str
     version: str
     real: Array
     generated: Array
-    constant: Array | None
+    baselines: Mapping[str, Array]
 
 
 def evaluate(
@@ -52,6 +57,7 @@ def evaluate(
     generated: EvalSet,
     *,
     training: EvalSet | None = None,
+    retrieval: Retrieval | NotComputed | None = None,
     labellers: Mapping[str, ReportLabeller | Tables | NotComputed] | None = None,
     external: Mapping[str, ExternalMetric | NotComputed] | None = None,
     uncertain: Uncertain = "positive",
@@ -64,6 +70,8 @@ def evaluate(
     Args:
         training: real training reports: the most frequent is the constant baseline, their words are known, and
             perplexity is under a trigram model of them.
+        retrieval: for each real study the report of the nearest training image, a baseline of the same name; or the
+            reason why there is none.
         labellers: by the name under which their F1 is reported, or the reason why one is not available; by default
             xgem's own rules.
         external: ``radgraph`` and ``ratescore``; their shuffled control is a single derangement, as each needs a run.
@@ -81,22 +89,25 @@ def evaluate(
     truth, outputs = one_each(reported, generated)
     bootstrap = Bootstrap(len(outputs), draws=draws, seed=seed)
     constant = None if training is None else text.most_frequent(training.reports)
+    baselines: dict[str, list[str]] = {} if constant is None else {"constant": [constant] * bootstrap.n}
+    if isinstance(retrieval, Retrieval):
+        baselines["retrieval"] = retrieval.of(truth)
 
     # Word overlap
-    metrics = _overlap(outputs, truth, constant, bootstrap, {"seed": seed, "permutations": permutations})
+    metrics = _overlap(outputs, truth, baselines, bootstrap, {"seed": seed, "permutations": permutations})
     metrics += _as_written(outputs, truth, training, bootstrap)
     cases: dict[str, Array] = {"rouge_l": text.rouge_l(outputs.reports, truth.reports)}
 
     # Agreement of labels, by each labeller
     chosen = labellers or {RuleLabeller().name: RuleLabeller()}
-    labelled = _by_labellers(chosen, outputs, truth, constant, uncertain, bootstrap)
+    labelled = _by_labellers(chosen, outputs, truth, baselines, uncertain, bootstrap)
     metrics += labelled.metrics
     cases |= labelled.cases
 
     # Entities, by packages in their own Python environments
     for name in SCORES:
         metric = (external or {}).get(name, NotComputed(_NO_PYTHON.format(name)))
-        of_entities, values = _external(name, metric, outputs, truth, constant, bootstrap, seed)
+        of_entities, values = _external(name, metric, outputs, truth, baselines, bootstrap, seed)
         metrics += of_entities
         cases |= values
     metrics += _within_study(reported, generated, draws, seed)
@@ -108,6 +119,7 @@ def evaluate(
         "rouge_l": text.rouge_signature(),
         "perplexity": language_signature(),
         "training": None if training is None else {"name": training.name, "n": len(training)},
+        "retrieval": dict(retrieval.settings) if isinstance(retrieval, Retrieval) else retrieval and str(retrieval),
     }
     return FamilyResult(
         FAMILY,
@@ -143,22 +155,18 @@ _NO_PYTHON: Final = "no Python interpreter with the package was given (--{}-pyth
 
 
 def _overlap(
-    generated: EvalSet, real: EvalSet, constant: str | None, bootstrap: Bootstrap, options: Mapping[str, int]
+    generated: EvalSet, real: EvalSet, baselines: Baselines, bootstrap: Bootstrap, options: Mapping[str, int]
 ) -> list[Metric]:
-    """BLEU and ROUGE-L, with the shuffled control and the constant baseline."""
+    """BLEU and ROUGE-L, with the shuffled control and the baselines."""
     compared = text.compare_bleu(generated.reports, real.reports, bootstrap, **options)
     compared["rouge_l"] = text.compare_mean(text.rouge_l, generated.reports, real.reports, bootstrap, **options)
-    baseline: dict[str, Sampled] = {}
-    if constant is not None:
-        repeated = [constant] * bootstrap.n
-        statistics = bootstrap.weights @ text.bleu_statistics(repeated, real.reports)  # (1 + draws, 10)
+    scores: dict[str, dict[str, Sampled]] = {name: {} for name in compared}
+    for baseline, reports in baselines.items():
+        statistics = bootstrap.weights @ text.bleu_statistics(reports, real.reports)  # (1 + draws, 10)
         for order in range(1, text.MAX_ORDER + 1):
-            baseline[f"bleu_{order}"] = bootstrap.sampled(text.bleu_from_statistics(statistics, order))
-        baseline["rouge_l"] = bootstrap.mean(text.rouge_l(repeated, real.reports))
-    return [
-        Metric.measured(name, comparison, paired={"constant": baseline.get(name)})
-        for name, comparison in compared.items()
-    ]
+            scores[f"bleu_{order}"][baseline] = bootstrap.sampled(text.bleu_from_statistics(statistics, order))
+        scores["rouge_l"][baseline] = bootstrap.mean(text.rouge_l(reports, real.reports))
+    return [Metric.measured(name, comparison, paired=scores[name]) for name, comparison in compared.items()]
 
 
 def _as_written(generated: EvalSet, real: EvalSet, training: EvalSet | None, bootstrap: Bootstrap) -> list[Metric]:
@@ -195,7 +203,7 @@ def _by_labellers(
     labellers: Mapping[str, ReportLabeller | Tables | NotComputed],
     generated: EvalSet,
     real: EvalSet,
-    constant: str | None,
+    baselines: Baselines,
     uncertain: Uncertain,
     bootstrap: Bootstrap,
 ) -> _Labelled:
@@ -204,7 +212,7 @@ def _by_labellers(
         if isinstance(labeller, NotComputed):
             result.metrics.extend(Metric.missing(f"micro_f1_{scope}", labeller, extractor=name) for scope in CLASS_SETS)
             continue
-        labels = _labels(name, labeller, generated, real, constant)
+        labels = _labels(name, labeller, generated, real, baselines)
         metrics, rows, chart = _label_f1(labels, uncertain, bootstrap)
         result.metrics.extend(metrics)
         result.rows.extend(rows)
@@ -214,15 +222,22 @@ def _by_labellers(
 
 
 def _labels(
-    name: str, labeller: ReportLabeller | Tables, generated: EvalSet, real: EvalSet, constant: str | None
+    name: str, labeller: ReportLabeller | Tables, generated: EvalSet, real: EvalSet, baselines: Baselines
 ) -> _Labels:
     if isinstance(labeller, Tables):
         versions = f"{labeller.generated.name}, {labeller.real.name}"
         of_generated = labeller.generated.of([item.id for item in generated.items])
-        return _Labels(name, versions, labeller.real.of([item.id for item in real.items]), of_generated, None)
-    fixed = None if constant is None else np.repeat(labeller.label([constant]), len(generated), axis=0)
+        return _Labels(name, versions, labeller.real.of([item.id for item in real.items]), of_generated, {})
+    fixed = {baseline: _label_each(labeller, reports) for baseline, reports in baselines.items()}
     version = f"{labeller.name} {labeller.version[:16]}"
     return _Labels(name, version, labeller.label(real.reports), labeller.label(generated.reports), fixed)
+
+
+def _label_each(labeller: ReportLabeller, reports: Sequence[str]) -> Array:
+    """Labels (n, 14), each distinct report labelled once."""
+    distinct = list(dict.fromkeys(reports))
+    rows = {report: row for row, report in enumerate(distinct)}
+    return labeller.label(distinct)[[rows[report] for report in reports]]
 
 
 def _label_f1(
@@ -233,24 +248,30 @@ def _label_f1(
     truth, predicted = (
         as_binary(values, uncertain=uncertain, blank="negative") for values in (labels.real, labels.generated)
     )
-    constant = None if labels.constant is None else as_binary(labels.constant, uncertain=uncertain, blank="negative")
+    baselines = {
+        name: as_binary(values, uncertain=uncertain, blank="negative") for name, values in labels.baselines.items()
+    }
     common: dict[str, Any] = {"extractor": labels.name, "weights": labels.version}
     # Averages over the sets of classes
     metrics: list[Metric] = []
     for scope, classes in CLASS_SETS.items():
         kept = columns(truth, classes)
         compared = compare_f1_scores(kept, columns(predicted, classes), bootstrap)
-        baseline = None if constant is None else compare_f1_scores(kept, columns(constant, classes), bootstrap)
+        scores = {
+            baseline: compare_f1_scores(kept, columns(values, classes), bootstrap)
+            for baseline, values in baselines.items()
+        }
         for name, comparison in compared.items():
             if not np.isfinite(comparison.matched.value):
                 reason = "no real report has a positive label for any of the classes"
                 metrics.append(Metric.missing(f"{name}_{scope}", reason, **common))
                 continue
-            paired = {"constant": baseline[name].matched if baseline else None}
+            paired = {baseline: score[name].matched for baseline, score in scores.items()}
             metrics.append(Metric.measured(f"{name}_{scope}", comparison, paired=paired, **common))
     # Class by class
     rows: list[list[Any]] = []
     series: dict[str, list[Estimate | None]] = {"generated": [], "shuffled": []}
+    by_class = {baseline: compare_f1_by_class(truth, values, bootstrap) for baseline, values in baselines.items()}
     for k, (name, comparison) in enumerate(
         zip(CHEXPERT_CLASSES, compare_f1_by_class(truth, predicted, bootstrap), strict=True)
     ):
@@ -259,7 +280,8 @@ def _label_f1(
         if comparison is None:
             metric = Metric.missing("f1", "no real report has a positive label for it", of=name, **common)
         else:
-            metric = Metric.measured("f1", comparison, n=known, of=name, **common)
+            paired = {baseline: found.matched for baseline, values in by_class.items() if (found := values[k])}
+            metric = Metric.measured("f1", comparison, paired=paired, n=known, of=name, **common)
         metrics.append(metric)
         shuffled = metric.references["shuffled"].value if metric.value else None
         numbers = [metric.value.value, *metric.value.interval] if metric.value else [None, None, None]
@@ -285,17 +307,18 @@ def _external(
     metric: ExternalMetric | NotComputed,
     generated: EvalSet,
     real: EvalSet,
-    constant: str | None,
+    baselines: Baselines,
     bootstrap: Bootstrap,
     seed: int,
 ) -> tuple[list[Metric], dict[str, Array]]:
+    """The metrics of a package, with one derangement and the baselines, and their values per case."""
     if isinstance(metric, NotComputed):
         return [Metric.missing(title, metric, extractor=name) for title in SCORES[name]], {}
-    """The metrics of a package, with one derangement and the constant report, and their values per case."""
-    # One run for the outputs, the shuffled outputs and the constant report
+    # One run for the outputs, the shuffled outputs and the baselines
     n = bootstrap.n
     order = derangements(n, 1, seed)[0]
-    outputs = [*generated.reports, *(generated.reports[int(j)] for j in order), *([constant] * n if constant else [])]
+    outputs = [*generated.reports, *(generated.reports[int(j)] for j in order)]
+    outputs += [report for reports in baselines.values() for report in reports]
     try:
         scores, version = metric.score(outputs, real.reports * (len(outputs) // n))
     except NotComputed as reason:
@@ -303,7 +326,9 @@ def _external(
     metrics: list[Metric] = []
     for title, values in scores.items():
         comparison = Comparison(bootstrap.mean(values[:n]), bootstrap.mean(values[n : 2 * n]))
-        paired = {"constant": bootstrap.mean(values[2 * n :]) if constant else None}
+        paired = {
+            baseline: bootstrap.mean(values[k * n : (k + 1) * n]) for k, baseline in enumerate(baselines, start=2)
+        }
         options: dict[str, Any] = {"extractor": name, "weights": version, "settings": metric.settings}
         metrics.append(Metric.measured(title, comparison, paired=paired, **options))
     return metrics, {title: values[:n] for title, values in scores.items()}
