@@ -88,12 +88,9 @@ def evaluate(
     reported = real.with_reports()
     truth, outputs = one_each(reported, generated)
     bootstrap = Bootstrap(len(outputs), draws=draws, seed=seed)
-    constant = None if training is None else text.most_frequent(training.reports)
-    baselines: dict[str, list[str]] = {} if constant is None else {"constant": [constant] * bootstrap.n}
-    if isinstance(retrieval, Retrieval):
-        baselines["retrieval"] = retrieval.of(truth)
+    baselines = _baselines(truth, training, retrieval)
 
-    # Word overlap
+    # Words
     metrics = _overlap(outputs, truth, baselines, bootstrap, {"seed": seed, "permutations": permutations})
     metrics += _as_written(outputs, truth, training, bootstrap)
     cases: dict[str, Array] = {"rouge_l": text.rouge_l(outputs.reports, truth.reports)}
@@ -125,13 +122,7 @@ def evaluate(
         FAMILY,
         metrics,
         paired_settings(reported, generated, n=bootstrap.n, draws=draws, seed=seed, **settings),
-        details={
-            "real studies left out, without a report": len(real) - len(reported),
-            "empty generated reports": sum(not report.strip() for report in outputs.reports),
-            "distinct generated reports": text.distinct(outputs.reports),
-            "distinct real reports": text.distinct(truth.reports),
-            "constant report": constant,
-        },
+        details=_details(outputs, truth, baselines, left_out=len(real) - len(reported)),
         plots=labelled.charts,
         examples=_worst(outputs, truth, cases["rouge_l"]),
         tables={
@@ -139,6 +130,27 @@ def evaluate(
             CASES: csv_text(["id", *cases], zip([item.id for item in truth.items], *cases.values(), strict=True)),
         },
     )
+
+
+def _details(generated: EvalSet, real: EvalSet, baselines: Baselines, *, left_out: int) -> dict[str, Any]:
+    """Counts of reports left out, of empty and of distinct ones, and the constant report."""
+    return {
+        "real studies left out, without a report": left_out,
+        "empty generated reports": sum(not report.strip() for report in generated.reports),
+        "distinct generated reports": text.distinct(generated.reports),
+        "distinct real reports": text.distinct(real.reports),
+        "constant report": next(iter(baselines.get("constant", ())), None),
+    }
+
+
+def _baselines(real: EvalSet, training: EvalSet | None, retrieval: object) -> Baselines:
+    """The most frequent training report, and the retrieved ones, of each study; what is not given is left out."""
+    baselines: dict[str, Sequence[str]] = {}
+    if training is not None:
+        baselines["constant"] = [text.most_frequent(training.reports)] * len(real)
+    if isinstance(retrieval, Retrieval):
+        baselines["retrieval"] = retrieval.of(real)
+    return baselines
 
 
 def _check(generated: EvalSet, external: Mapping[str, object]) -> None:
