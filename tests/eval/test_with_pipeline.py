@@ -100,7 +100,7 @@ def test_routes_of_a_checkpoint(out: Path) -> None:
     # Reports beside those of the nearest training images, and against the language of training reports
     for route in ("F->T", "L->T", "F+L->T"):
         for name in ("bleu_4", "rouge_l", "micro_f1_14", "f1"):
-            measured = [one for one in numbers(record, "text", route, name) if one["value"]]
+            measured = [one for one in numbers(record, "text", route, name) if "value" in one]
             assert measured
             assert all({"constant", "retrieval", "shuffled"} <= set(one["references"]) for one in measured)
         (words,) = numbers(record, "text", route, "non_words")
@@ -108,7 +108,9 @@ def test_routes_of_a_checkpoint(out: Path) -> None:
         assert words["value"]["n"] == perplexity["value"]["n"] == 10
         assert "real" in perplexity["references"]
         (between,) = numbers(record, "agreement", route, "input_icc")
-        assert -1 <= between["value"]["low"] <= between["value"]["high"] <= 1
+        assert "the same" in between["not_computed"]  # random weights say one thing whatever the input
+        (findings,) = numbers(record, "agreement", route, "label_jaccard")
+        assert findings["value"]["value"] == findings["references"]["shuffled"]["value"]["value"] == 1
     assert all("at least 2" in one["not_computed"] for one in numbers(record, "agreement", "L->F", "input_icc"))
     (blur,) = numbers(record, "fidelity", "L->F", "band_power_ratio")
     assert "reconstructed" in blur["references"]
