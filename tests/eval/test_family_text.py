@@ -70,6 +70,23 @@ def test_matched_reports_are_above_shuffled_and_constant_ones(good: FamilyResult
     assert labels.value == pytest.approx(1)
 
 
+def test_perplexity_stands_beside_that_of_real_reports(good: FamilyResult) -> None:
+    real, training = _real(), _real(80, seed=1)
+    rng = np.random.default_rng(0)
+    mixed = [replace(item, report=" ".join(rng.permutation(item.report.split()))) for item in real.items]
+    as_real = evaluate(real, real, training=training, **SOME)
+    out_of_order = evaluate(real, replace(real, name="mixed", items=tuple(mixed)), training=training, **SOME)
+    for found, low, high in ((as_real, 1, 1), (good, 2, np.inf), (out_of_order, 3, np.inf)):
+        perplexity, ratio = found["perplexity"], found["perplexity_ratio"].value
+        assert perplexity.value is not None
+        assert ratio is not None
+        assert low <= ratio.value <= high
+        assert ratio.low <= ratio.value <= ratio.high
+        assert ratio.value == pytest.approx(perplexity.value.value / perplexity.references["real"].value.value)
+        assert perplexity.higher_is_better is None
+    assert "--training" in evaluate(real, real, **SOME)["perplexity"].reason
+
+
 def test_swapped_reports_lose_everything(good: FamilyResult) -> None:
     real = _real()
     swapped = evaluate(real, _generated(real, derangements(60, 1)[0]), **SOME)

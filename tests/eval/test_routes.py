@@ -79,6 +79,20 @@ class World:
         return EvalSet(folder.name, tuple(items))
 
 
+@dataclass(frozen=True)
+class Effusion:
+    """A judge that reads the first number of the state off laterals."""
+
+    world: World
+    name: str = "effusion"
+    weights: str = "1"
+    size: int = SIZE
+    classes: tuple[str, ...] = ("Pleural Effusion",)
+
+    def scores(self, images: np.ndarray) -> np.ndarray:
+        return 1 / (1 + np.exp(-self.world.model().embed("lateral", images)[:, :1]))
+
+
 def report(state: np.ndarray) -> str:
     found = [phrase for phrase, value in zip(PHRASES, state, strict=True) if value > 0]
     return ("There is " + ". There is ".join(found) + ".") if found else "No acute disease."
@@ -233,11 +247,43 @@ def test_reports_stand_beside_the_constant_one(world: World, real: Studies, tmp_
     made = world.generated(tmp_path / "made", "report", listens=True, count=3)
     found = agreement.evaluate(real, made, training=training, draws=DRAWS, **options)
     assert found.settings["pairs"] == "mean of 3 samples per study"
-    assert {metric.name for metric in found.metrics} == {"prompt_agreement", "target_agreement"}
+    assert [one.name for one in found.metrics] == ["prompt_agreement", "target_agreement", "input_icc", "label_jaccard"]
     constant = found["target_agreement"].references["constant"].difference
     assert constant is not None
     assert constant.low > 0
     assert "constant" not in agreement.evaluate(real, made, draws=DRAWS, **options)["target_agreement"].references
+
+
+@pytest.mark.parametrize("output", ["lateral", "report"])
+def test_outputs_of_a_model_that_follows_its_prompts_vary_with_the_input_more_than_with_the_seed(
+    world: World, real: Studies, tmp_path: Path, output: str
+) -> None:
+    judge = Effusion(world)
+    options: dict[str, Any] = {"inputs": ("frontal",), "output": output, "encoders": world.model(), "judge": judge}
+
+    def found(listens: bool, count: int) -> FamilyResult:
+        made = world.generated(tmp_path / f"{listens}{count}", output, listens=listens, count=count)
+        return agreement.evaluate(real, made, draws=DRAWS, **options)
+
+    follows, ignores, single = found(True, 3), found(False, 3), found(True, 1)
+    assert all("at least 2" in one.reason for one in single.metrics if one.name in ("input_icc", "label_jaccard"))
+    encoders = "prompt encoders of fake"
+    for extractor in (encoders, judge.name) if output == "lateral" else (encoders,):
+        high, low = (one.find("input_icc", extractor=extractor).value for one in (follows, ignores))
+        assert high is not None
+        assert low is not None
+        assert high.low > 0.6
+        assert -0.5 <= low.low < 0.05
+        assert low.high < 0.3
+    high, low = follows["label_jaccard"], ignores["label_jaccard"]
+    assert high.value is not None
+    gain, none = (one.references["shuffled"].difference for one in (high, low))
+    assert gain is not None
+    assert none is not None
+    assert gain.low > 0.2
+    assert none.low < 0 < none.high
+    assert high.value.low > high.references["real, other studies"].value.high
+    assert high.extractor == (judge.name if output == "lateral" else "xgem-rules")
 
 
 def test_sharpness_is_that_of_real_images_or_less(world: World, real: Studies, tmp_path: Path) -> None:

@@ -97,6 +97,21 @@ def test_routes_of_a_checkpoint(out: Path) -> None:
     single = {"F->T", "L->T"} & set(both["references"])
     assert len(single) == 1
     assert "difference" in both["references"][single.pop()]
+    # Reports beside those of the nearest training images, and against the language of training reports
+    for route in ("F->T", "L->T", "F+L->T"):
+        for name in ("bleu_4", "rouge_l", "micro_f1_14", "f1"):
+            measured = [one for one in numbers(record, "text", route, name) if "value" in one]
+            assert measured
+            assert all({"constant", "retrieval", "shuffled"} <= set(one["references"]) for one in measured)
+        (words,) = numbers(record, "text", route, "non_words")
+        (perplexity,) = numbers(record, "text", route, "perplexity")
+        assert words["value"]["n"] == perplexity["value"]["n"] == 10
+        assert "real" in perplexity["references"]
+        (between,) = numbers(record, "agreement", route, "input_icc")
+        assert "the same" in between["not_computed"]  # random weights say one thing whatever the input
+        (findings,) = numbers(record, "agreement", route, "label_jaccard")
+        assert findings["value"]["value"] == findings["references"]["shuffled"]["value"]["value"] == 1
+    assert all("at least 2" in one["not_computed"] for one in numbers(record, "agreement", "L->F", "input_icc"))
     (blur,) = numbers(record, "fidelity", "L->F", "band_power_ratio")
     assert "reconstructed" in blur["references"]
     assert numbers(record, "fidelity", "L->F", "ssim")

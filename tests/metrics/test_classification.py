@@ -122,7 +122,13 @@ def test_a_label_of_another_kind_is_refused() -> None:
 
 
 def test_sets_of_classes_are_the_papers() -> None:
-    assert {name: len(classes) for name, classes in CLASS_SETS.items()} == {"14": 14, "5": 5, "10+": 11}
+    assert {name: len(classes) for name, classes in CLASS_SETS.items()} == {
+        "14": 14,
+        "5": 5,
+        "10+": 11,
+        "findings": 13,
+    }
+    assert "No Finding" not in CLASS_SETS["findings"]
     assert set(CLASS_SETS["10+"]) == set(CHEXPERT_CLASSES) - {"Pleural Other", "Fracture", "Support Devices"}
     wide = np.arange(28.0).reshape(2, 14)
     assert columns(wide, CHEXPERT_5)[0].tolist() == [CHEXPERT_CLASSES.index(name) for name in CHEXPERT_5]

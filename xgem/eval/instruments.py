@@ -15,6 +15,7 @@ from xgem.eval.diversity import similarity_of_seeds
 from xgem.eval.families import agreement, factual, fidelity, text
 from xgem.eval.families.consistency import View
 from xgem.eval.record import FamilyResult
+from xgem.eval.retrieval import Retrieval, retrieve
 from xgem.eval.sharpness import sharpness
 from xgem.eval.spaces import Settings
 from xgem.eval.studies import Studies, samples
@@ -220,12 +221,33 @@ class Instruments:
         """Text and agreement; empty without inputs, as nothing was requested."""
         if not inputs:
             return []
-        return [self.words(real[report], generated, report), self._agreement(real, generated, inputs, report, None)]
+        words = self.words(real[report], generated, report, retrieval=self.retrieval(real, inputs, report))
+        return [words, self._agreement(real, generated, inputs, report, None)]
 
     def words(self, real: EvalSet, generated: EvalSet, report: str, **options: Any) -> FamilyResult:
         """Text metrics, averaged over samples; ``options`` as for :func:`xgem.eval.families.text.evaluate`."""
         options |= {"training": self.training.get(report), **self.bootstrap}
         return over_samples(text.evaluate, real, generated, **options)
+
+    def retrieval(self, real: Studies, inputs: Sequence[str], report: str) -> Retrieval | NotComputed:
+        """The reports of the training studies whose images are nearest to those of the prompts, or why there are none.
+
+        In the judge's feature space, which is independent of the model; where a view has no judge, in that of the
+        model's own prompt encoders.
+        """
+        views = [name for name in inputs if name in self.encoders.images]
+        if not views:
+            return NotComputed("the prompt has no image to retrieve by")
+        lacking = [name for name in (*views, report) if name not in self.training]
+        if lacking:
+            return NotComputed(f"no training study has a {' or a '.join(lacking)}")
+        judges = {view: self.judge(view) for view in views}
+        spaces = {view: judge_space(judge) for view, judge in judges.items() if not isinstance(judge, NotComputed)}
+        if len(spaces) < len(views):
+            spaces = {view: prompt_encoder(f"xgem:{self.name}/{view}", self.device) for view in views}
+        prompts = {view: real[view] for view in views}
+        options: dict[str, Any] = {"cache": self.cache, "device": self.device}
+        return or_reason(lambda: retrieve(prompts, self.training, report, spaces, **options))
 
     def _agreement(
         self, real: Studies, generated: EvalSet, inputs: Sequence[str], output: str, judge: Judge | None

@@ -152,6 +152,7 @@ class _Suite:
             "report",
             labellers=self.labellers,
             external=self.weights.external(),
+            retrieval=instruments.retrieval(self.setup.real, [VIEW], "report"),
         )
         return [replace(found, route="F->T")]
 

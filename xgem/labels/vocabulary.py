@@ -62,8 +62,9 @@ CLASS_SETS: Final[dict[str, tuple[str, ...]]] = {
     "14": CHEXPERT_CLASSES,
     "5": CHEXPERT_5,
     "10+": (*XGEM_10, NO_FINDING),
+    "findings": tuple(name for name in CHEXPERT_CLASSES if name != NO_FINDING),
 }
-"""Sets of classes for reports: CheXGenBench's F1-14 and F1-5, XGeM's ten with "No Finding"."""
+"""Sets of classes for reports: CheXGenBench's F1-14 and F1-5, XGeM's ten with "No Finding", and findings alone."""
 PARENTS: Final[dict[str, str]] = {
     "Cardiomegaly": "Enlarged Cardiomediastinum",
     "Edema": "Lung Opacity",

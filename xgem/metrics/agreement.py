@@ -39,8 +39,12 @@ def standardised(rows: Array) -> Array:
 
 def cosine(first: Array, second: Array) -> Array:
     """(n, d), (m, d) -> (n, m) cosine similarities; 0 with a zero vector, such as that of a constant image."""
-    a, b = (rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12) for rows in (first, second))
-    return a @ b.T
+    return directions(first) @ directions(second).T
+
+
+def directions(rows: Array) -> Array:
+    """(n, d) vectors, each divided by its length; a zero vector stays zero."""
+    return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
 
 
 def own_rank_scores(target: Array, output: Array) -> Array:

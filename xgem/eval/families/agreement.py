@@ -1,23 +1,28 @@
 """Do outputs agree with the prompts that they were generated from, and with the study's real image or report?
 
 Cosine similarities use a model's own prompt encoders (XGeM, Eq. 2 and 5), which are not an independent judge of that
-model; pixels and the judge's scores are. Every number is compared with that of other studies' outputs (``shuffled``).
+model; pixels and the judge's scores are. These numbers are compared with that of other studies' outputs (``shuffled``).
+Where a study has several samples, two more say whether outputs depend on the input more than on the seed.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
+from numpy.typing import NDArray
 
 from xgem.data.sets import EvalSet
+from xgem.eval import input_over_seed
 from xgem.eval.pairing import paired_settings
 from xgem.eval.record import FamilyResult, Metric
 from xgem.eval.studies import Studies, pixels_of, samples
-from xgem.judges.judge import Judge, scores_of
+from xgem.judges.judge import Judge, scores_of, thresholds_of
+from xgem.judges.report_labellers import RuleLabeller
 from xgem.metrics import agreement
 from xgem.metrics.bootstrap import Array, Bootstrap, Comparison, Sampled, average
+from xgem.metrics.classification import as_binary
 from xgem.metrics.text import most_frequent
 from xgem.pipeline.embedding import Evaluated
 
@@ -39,12 +44,16 @@ def evaluate(
 ) -> FamilyResult:
     """Agreement of generated images or reports with their prompts and targets; means over the samples of a study.
 
+    With several samples, also the share of the outputs' variance that lies between studies and not between seeds, and
+    how much the findings of two samples of a study have in common: by the judge for images, by rules for reports.
+
     Args:
         real: the real studies of the generated items, with all of ``inputs`` and ``output``.
         inputs: modalities of the prompts.
         output: the generated modality.
         encoders: prompt encoders, codec and preprocessing of a model.
-        judge: a classifier whose scores of generated and real images are correlated, class by class.
+        judge: a classifier whose scores of generated and real images are correlated, class by class, and whose findings
+            of several samples are compared.
         training: real training studies, for baselines: for images, ridge regression from the prompt images to the
             target; for reports, the most frequent report.
 
@@ -109,10 +118,14 @@ def _of_images(
         metrics.append(Metric.measured(name, value, paired={"ridge": ridge}, extractor=GRID))
     # The judge's logits
     if judge is not None:
-        actual = _logits(scores_of(judge, real[output]))
-        scores = (agreement.logit_scores(actual, _logits(scores_of(judge, sample))) for sample in outputs)
-        value = _mean(scores, bootstrap)
-        metrics.append(Metric.measured("classifier_agreement", value, extractor=judge.name, weights=judge.weights))
+        by: dict[str, Any] = {"extractor": judge.name, "weights": judge.weights}
+        actual, scores = scores_of(judge, real[output]), [scores_of(judge, sample) for sample in outputs]
+        logits = [_logits(sample) for sample in scores]
+        value = _mean((agreement.logit_scores(_logits(actual), sample) for sample in logits), bootstrap)
+        metrics.append(Metric.measured("classifier_agreement", value, **by))
+        metrics.append(input_over_seed.of_vectors(logits, bootstrap, **by))
+        seen, of_real = [sample > thresholds_of(judge) for sample in scores], actual > thresholds_of(judge)
+        metrics.append(input_over_seed.of_labels(seen, of_real, bootstrap, **by))
     return metrics
 
 
@@ -130,7 +143,15 @@ def _of_reports(
         fixed = encoders.embed(output, [most_frequent(training[output].reports)])
         constant = bootstrap.mean(agreement.cosine(_embedded(real[output], output, encoders), fixed)[:, 0])
     vectors = [encoders.embed(output, sample.reports) for sample in outputs]
-    return _cosines(real, inputs, output, vectors, encoders, bootstrap, constant)
+    stated = [_findings(sample.reports) for sample in outputs]
+    by = {"extractor": RuleLabeller().name, "weights": RuleLabeller().version}
+    labels = input_over_seed.of_labels(stated, _findings(real[output].reports), bootstrap, **by)
+    return [*_cosines(real, inputs, output, vectors, encoders, bootstrap, constant), labels]
+
+
+def _findings(reports: Sequence[str]) -> NDArray[np.bool_]:
+    """Label sets (n, 14) by xgem's rules, "No Finding" among them; uncertain ones count as present."""
+    return as_binary(RuleLabeller().label(reports), uncertain="positive", blank="negative") == 1
 
 
 def _cosines(
@@ -142,22 +163,21 @@ def _cosines(
     bootstrap: Bootstrap,
     constant: Sampled | None = None,
 ) -> list[Metric]:
-    """Cosine similarities of the outputs with the prompts (ceiling: the real target's) and with the real target."""
+    """Cosines with the prompts (ceiling: the real target's) and with the real target; input over seed."""
     prompts, target = prompt_vectors(real, inputs, encoders), _embedded(real[output], output, encoders)
     ceiling = _mean([agreement.cosine(prompts, target)], bootstrap).matched
-    return [
+    by: dict[str, Any] = {"extractor": f"prompt encoders of {encoders.name}", "weights": encoders.hash}
+    metrics = [
         Metric.measured(
-            name,
-            _mean((agreement.cosine(other, sample) for sample in vectors), bootstrap),
-            paired=paired,
-            extractor=f"prompt encoders of {encoders.name}",
-            weights=encoders.hash,
+            name, _mean((agreement.cosine(other, sample) for sample in vectors), bootstrap), paired=paired, **by
         )
         for name, other, paired in (
             ("prompt_agreement", prompts, {"ceiling": ceiling}),
             ("target_agreement", target, {"constant": constant}),
         )
     ]
+    directions = [agreement.directions(sample) for sample in vectors]
+    return [*metrics, input_over_seed.of_vectors(directions, bootstrap, **by)]
 
 
 def _correlation(target: Array, output: Array) -> Array:

@@ -12,12 +12,14 @@ from xgem.data.sets import EvalSet, pairs
 from xgem.eval import plots
 from xgem.eval.pairing import one_each, paired_settings
 from xgem.eval.record import Example, FamilyResult, Metric
+from xgem.eval.retrieval import Retrieval
 from xgem.judges.external_text import SCORES, ExternalMetric
 from xgem.judges.report_labellers import LabelTable, ReportLabeller, RuleLabeller
 from xgem.labels.vocabulary import CHEXPERT_CLASSES, CLASS_SETS
 from xgem.metrics import text
 from xgem.metrics.bootstrap import Array, Bootstrap, Comparison, Estimate, Sampled, derangements
 from xgem.metrics.classification import Uncertain, as_binary, columns, compare_f1_by_class, compare_f1_scores
+from xgem.metrics.language import compare_perplexity, language_signature, trigram_model
 from xgem.types import DataError, InputError, NotComputed
 from xgem.utils.tables import csv_text
 
@@ -25,6 +27,10 @@ FAMILY: Final = "text"
 CASES: Final = "text_cases.csv"
 LABELS: Final = "text_labels.csv"
 _WORST: Final = 8
+
+
+Baselines = Mapping[str, Sequence[str]]
+"""Reports of each study by the name of the baseline that gives them."""
 
 
 @dataclass(frozen=True)
@@ -37,13 +43,13 @@ class Tables:
 
 @dataclass(frozen=True)
 class _Labels:
-    """Labels by one labeller, (n, 14) of 1, 0, -1, NaN; those of the constant report if it can label new text."""
+    """Labels by one labeller, (n, 14) of 1, 0, -1, NaN; those of the baselines if it can label new text."""
 
     name: str
     version: str
     real: Array
     generated: Array
-    constant: Array | None
+    baselines: Mapping[str, Array]
 
 
 def evaluate(
@@ -51,6 +57,7 @@ def evaluate(
     generated: EvalSet,
     *,
     training: EvalSet | None = None,
+    retrieval: Retrieval | NotComputed | None = None,
     labellers: Mapping[str, ReportLabeller | Tables | NotComputed] | None = None,
     external: Mapping[str, ExternalMetric | NotComputed] | None = None,
     uncertain: Uncertain = "positive",
@@ -58,10 +65,13 @@ def evaluate(
     seed: int = 0,
     permutations: int = 10,
 ) -> FamilyResult:
-    """BLEU, ROUGE-L, label F1 by every labeller, RadGraph-F1 and RaTEScore, and BLEU within a study.
+    """BLEU, ROUGE-L, perplexity, label F1 by every labeller, RadGraph-F1 and RaTEScore, and BLEU within a study.
 
     Args:
-        training: real training reports: the most frequent is the constant baseline, and their words are known.
+        training: real training reports: the most frequent is the constant baseline, their words are known, and
+            perplexity is under a trigram model of them.
+        retrieval: for each real study the report of the nearest training image, a baseline of the same name; or the
+            reason why there is none.
         labellers: by the name under which their F1 is reported, or the reason why one is not available; by default
             xgem's own rules.
         external: ``radgraph`` and ``ratescore``; their shuffled control is a single derangement, as each needs a run.
@@ -78,25 +88,23 @@ def evaluate(
     reported = real.with_reports()
     truth, outputs = one_each(reported, generated)
     bootstrap = Bootstrap(len(outputs), draws=draws, seed=seed)
-    constant = None if training is None else text.most_frequent(training.reports)
+    baselines = _baselines(truth, training, retrieval)
 
-    # Word overlap
-    metrics = _overlap(outputs, truth, constant, bootstrap, {"seed": seed, "permutations": permutations})
-    blank = np.array([not report.strip() for report in outputs.reports], dtype=np.float64)
-    metrics.append(Metric.measured("empty_reports", bootstrap.mean(blank)))
-    metrics.append(_non_words(outputs, truth, training, bootstrap))
+    # Words
+    metrics = _overlap(outputs, truth, baselines, bootstrap, {"seed": seed, "permutations": permutations})
+    metrics += _as_written(outputs, truth, training, bootstrap)
     cases: dict[str, Array] = {"rouge_l": text.rouge_l(outputs.reports, truth.reports)}
 
     # Agreement of labels, by each labeller
     chosen = labellers or {RuleLabeller().name: RuleLabeller()}
-    labelled = _by_labellers(chosen, outputs, truth, constant, uncertain, bootstrap)
+    labelled = _by_labellers(chosen, outputs, truth, baselines, uncertain, bootstrap)
     metrics += labelled.metrics
     cases |= labelled.cases
 
     # Entities, by packages in their own Python environments
     for name in SCORES:
         metric = (external or {}).get(name, NotComputed(_NO_PYTHON.format(name)))
-        of_entities, values = _external(name, metric, outputs, truth, constant, bootstrap, seed)
+        of_entities, values = _external(name, metric, outputs, truth, baselines, bootstrap, seed)
         metrics += of_entities
         cases |= values
     metrics += _within_study(reported, generated, draws, seed)
@@ -106,19 +114,15 @@ def evaluate(
         "uncertain": uncertain,
         "bleu": text.bleu_signature(),
         "rouge_l": text.rouge_signature(),
+        "perplexity": language_signature(),
         "training": None if training is None else {"name": training.name, "n": len(training)},
+        "retrieval": dict(retrieval.settings) if isinstance(retrieval, Retrieval) else retrieval and str(retrieval),
     }
     return FamilyResult(
         FAMILY,
         metrics,
         paired_settings(reported, generated, n=bootstrap.n, draws=draws, seed=seed, **settings),
-        details={
-            "real studies left out, without a report": len(real) - len(reported),
-            "empty generated reports": int(blank.sum()),
-            "distinct generated reports": text.distinct(outputs.reports),
-            "distinct real reports": text.distinct(truth.reports),
-            "constant report": constant,
-        },
+        details=_details(outputs, truth, baselines, left_out=len(real) - len(reported)),
         plots=labelled.charts,
         examples=_worst(outputs, truth, cases["rouge_l"]),
         tables={
@@ -126,6 +130,27 @@ def evaluate(
             CASES: csv_text(["id", *cases], zip([item.id for item in truth.items], *cases.values(), strict=True)),
         },
     )
+
+
+def _details(generated: EvalSet, real: EvalSet, baselines: Baselines, *, left_out: int) -> dict[str, Any]:
+    """Counts of reports left out, of empty and of distinct ones, and the constant report."""
+    return {
+        "real studies left out, without a report": left_out,
+        "empty generated reports": sum(not report.strip() for report in generated.reports),
+        "distinct generated reports": text.distinct(generated.reports),
+        "distinct real reports": text.distinct(real.reports),
+        "constant report": next(iter(baselines.get("constant", ())), None),
+    }
+
+
+def _baselines(real: EvalSet, training: EvalSet | None, retrieval: object) -> Baselines:
+    """The most frequent training report, and the retrieved ones, of each study; what is not given is left out."""
+    baselines: dict[str, Sequence[str]] = {}
+    if training is not None:
+        baselines["constant"] = [text.most_frequent(training.reports)] * len(real)
+    if isinstance(retrieval, Retrieval):
+        baselines["retrieval"] = retrieval.of(real)
+    return baselines
 
 
 def _check(generated: EvalSet, external: Mapping[str, object]) -> None:
@@ -142,31 +167,38 @@ _NO_PYTHON: Final = "no Python interpreter with the package was given (--{}-pyth
 
 
 def _overlap(
-    generated: EvalSet, real: EvalSet, constant: str | None, bootstrap: Bootstrap, options: Mapping[str, int]
+    generated: EvalSet, real: EvalSet, baselines: Baselines, bootstrap: Bootstrap, options: Mapping[str, int]
 ) -> list[Metric]:
-    """BLEU and ROUGE-L, with the shuffled control and the constant baseline."""
+    """BLEU and ROUGE-L, with the shuffled control and the baselines."""
     compared = text.compare_bleu(generated.reports, real.reports, bootstrap, **options)
     compared["rouge_l"] = text.compare_mean(text.rouge_l, generated.reports, real.reports, bootstrap, **options)
-    baseline: dict[str, Sampled] = {}
-    if constant is not None:
-        repeated = [constant] * bootstrap.n
-        statistics = bootstrap.weights @ text.bleu_statistics(repeated, real.reports)  # (1 + draws, 10)
+    scores: dict[str, dict[str, Sampled]] = {name: {} for name in compared}
+    for baseline, reports in baselines.items():
+        statistics = bootstrap.weights @ text.bleu_statistics(reports, real.reports)  # (1 + draws, 10)
         for order in range(1, text.MAX_ORDER + 1):
-            baseline[f"bleu_{order}"] = bootstrap.sampled(text.bleu_from_statistics(statistics, order))
-        baseline["rouge_l"] = bootstrap.mean(text.rouge_l(repeated, real.reports))
-    return [
-        Metric.measured(name, comparison, paired={"constant": baseline.get(name)})
-        for name, comparison in compared.items()
-    ]
+            scores[f"bleu_{order}"][baseline] = bootstrap.sampled(text.bleu_from_statistics(statistics, order))
+        scores["rouge_l"][baseline] = bootstrap.mean(text.rouge_l(reports, real.reports))
+    return [Metric.measured(name, comparison, paired=scores[name]) for name, comparison in compared.items()]
 
 
-def _non_words(generated: EvalSet, real: EvalSet, training: EvalSet | None, bootstrap: Bootstrap) -> Metric:
-    """The share of generated reports with a word that no training report has, beside that of real ones."""
+def _as_written(generated: EvalSet, real: EvalSet, training: EvalSet | None, bootstrap: Bootstrap) -> list[Metric]:
+    """Empty reports; against training reports, those with a word that none of them has, and perplexity."""
+    blank = np.array([not report.strip() for report in generated.reports], dtype=np.float64)
+    empty = Metric.measured("empty_reports", bootstrap.mean(blank))
     if training is None:
-        return Metric.missing("non_words", "no training reports were given (--training)")
-    known = text.vocabulary(training.reports)
-    unknown, of_real = text.compare_unknown(generated.reports, real.reports, known, bootstrap)
-    return Metric.measured("non_words", unknown, paired={"real": of_real})
+        reason = "no training reports were given (--training)"
+        return [empty, *(Metric.missing(name, reason) for name in ("non_words", "perplexity", "perplexity_ratio"))]
+    unknown, unknown_real = text.compare_unknown(
+        generated.reports, real.reports, text.vocabulary(training.reports), bootstrap
+    )
+    model = trigram_model(tuple(training.reports))
+    surprise, surprise_real, ratio = compare_perplexity(generated.reports, real.reports, model, bootstrap)
+    return [
+        empty,
+        Metric.measured("non_words", unknown, paired={"real": unknown_real}),
+        Metric.measured("perplexity", surprise, paired={"real": surprise_real}),
+        Metric.measured("perplexity_ratio", ratio),
+    ]
 
 
 @dataclass(frozen=True)
@@ -183,7 +215,7 @@ def _by_labellers(
     labellers: Mapping[str, ReportLabeller | Tables | NotComputed],
     generated: EvalSet,
     real: EvalSet,
-    constant: str | None,
+    baselines: Baselines,
     uncertain: Uncertain,
     bootstrap: Bootstrap,
 ) -> _Labelled:
@@ -192,7 +224,7 @@ def _by_labellers(
         if isinstance(labeller, NotComputed):
             result.metrics.extend(Metric.missing(f"micro_f1_{scope}", labeller, extractor=name) for scope in CLASS_SETS)
             continue
-        labels = _labels(name, labeller, generated, real, constant)
+        labels = _labels(name, labeller, generated, real, baselines)
         metrics, rows, chart = _label_f1(labels, uncertain, bootstrap)
         result.metrics.extend(metrics)
         result.rows.extend(rows)
@@ -202,15 +234,22 @@ def _by_labellers(
 
 
 def _labels(
-    name: str, labeller: ReportLabeller | Tables, generated: EvalSet, real: EvalSet, constant: str | None
+    name: str, labeller: ReportLabeller | Tables, generated: EvalSet, real: EvalSet, baselines: Baselines
 ) -> _Labels:
     if isinstance(labeller, Tables):
         versions = f"{labeller.generated.name}, {labeller.real.name}"
         of_generated = labeller.generated.of([item.id for item in generated.items])
-        return _Labels(name, versions, labeller.real.of([item.id for item in real.items]), of_generated, None)
-    fixed = None if constant is None else np.repeat(labeller.label([constant]), len(generated), axis=0)
+        return _Labels(name, versions, labeller.real.of([item.id for item in real.items]), of_generated, {})
+    fixed = {baseline: _label_each(labeller, reports) for baseline, reports in baselines.items()}
     version = f"{labeller.name} {labeller.version[:16]}"
     return _Labels(name, version, labeller.label(real.reports), labeller.label(generated.reports), fixed)
+
+
+def _label_each(labeller: ReportLabeller, reports: Sequence[str]) -> Array:
+    """Labels (n, 14), each distinct report labelled once."""
+    distinct = list(dict.fromkeys(reports))
+    rows = {report: row for row, report in enumerate(distinct)}
+    return labeller.label(distinct)[[rows[report] for report in reports]]
 
 
 def _label_f1(
@@ -221,24 +260,30 @@ def _label_f1(
     truth, predicted = (
         as_binary(values, uncertain=uncertain, blank="negative") for values in (labels.real, labels.generated)
     )
-    constant = None if labels.constant is None else as_binary(labels.constant, uncertain=uncertain, blank="negative")
+    baselines = {
+        name: as_binary(values, uncertain=uncertain, blank="negative") for name, values in labels.baselines.items()
+    }
     common: dict[str, Any] = {"extractor": labels.name, "weights": labels.version}
     # Averages over the sets of classes
     metrics: list[Metric] = []
     for scope, classes in CLASS_SETS.items():
         kept = columns(truth, classes)
         compared = compare_f1_scores(kept, columns(predicted, classes), bootstrap)
-        baseline = None if constant is None else compare_f1_scores(kept, columns(constant, classes), bootstrap)
+        scores = {
+            baseline: compare_f1_scores(kept, columns(values, classes), bootstrap)
+            for baseline, values in baselines.items()
+        }
         for name, comparison in compared.items():
             if not np.isfinite(comparison.matched.value):
                 reason = "no real report has a positive label for any of the classes"
                 metrics.append(Metric.missing(f"{name}_{scope}", reason, **common))
                 continue
-            paired = {"constant": baseline[name].matched if baseline else None}
+            paired = {baseline: score[name].matched for baseline, score in scores.items()}
             metrics.append(Metric.measured(f"{name}_{scope}", comparison, paired=paired, **common))
     # Class by class
     rows: list[list[Any]] = []
     series: dict[str, list[Estimate | None]] = {"generated": [], "shuffled": []}
+    by_class = {baseline: compare_f1_by_class(truth, values, bootstrap) for baseline, values in baselines.items()}
     for k, (name, comparison) in enumerate(
         zip(CHEXPERT_CLASSES, compare_f1_by_class(truth, predicted, bootstrap), strict=True)
     ):
@@ -247,7 +292,8 @@ def _label_f1(
         if comparison is None:
             metric = Metric.missing("f1", "no real report has a positive label for it", of=name, **common)
         else:
-            metric = Metric.measured("f1", comparison, n=known, of=name, **common)
+            paired = {baseline: found.matched for baseline, values in by_class.items() if (found := values[k])}
+            metric = Metric.measured("f1", comparison, paired=paired, n=known, of=name, **common)
         metrics.append(metric)
         shuffled = metric.references["shuffled"].value if metric.value else None
         numbers = [metric.value.value, *metric.value.interval] if metric.value else [None, None, None]
@@ -273,17 +319,18 @@ def _external(
     metric: ExternalMetric | NotComputed,
     generated: EvalSet,
     real: EvalSet,
-    constant: str | None,
+    baselines: Baselines,
     bootstrap: Bootstrap,
     seed: int,
 ) -> tuple[list[Metric], dict[str, Array]]:
+    """The metrics of a package, with one derangement and the baselines, and their values per case."""
     if isinstance(metric, NotComputed):
         return [Metric.missing(title, metric, extractor=name) for title in SCORES[name]], {}
-    """The metrics of a package, with one derangement and the constant report, and their values per case."""
-    # One run for the outputs, the shuffled outputs and the constant report
+    # One run for the outputs, the shuffled outputs and the baselines
     n = bootstrap.n
     order = derangements(n, 1, seed)[0]
-    outputs = [*generated.reports, *(generated.reports[int(j)] for j in order), *([constant] * n if constant else [])]
+    outputs = [*generated.reports, *(generated.reports[int(j)] for j in order)]
+    outputs += [report for reports in baselines.values() for report in reports]
     try:
         scores, version = metric.score(outputs, real.reports * (len(outputs) // n))
     except NotComputed as reason:
@@ -291,7 +338,9 @@ def _external(
     metrics: list[Metric] = []
     for title, values in scores.items():
         comparison = Comparison(bootstrap.mean(values[:n]), bootstrap.mean(values[n : 2 * n]))
-        paired = {"constant": bootstrap.mean(values[2 * n :]) if constant else None}
+        paired = {
+            baseline: bootstrap.mean(values[k * n : (k + 1) * n]) for k, baseline in enumerate(baselines, start=2)
+        }
         options: dict[str, Any] = {"extractor": name, "weights": version, "settings": metric.settings}
         metrics.append(Metric.measured(title, comparison, paired=paired, **options))
     return metrics, {title: values[:n] for title, values in scores.items()}

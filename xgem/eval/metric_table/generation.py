@@ -49,6 +49,21 @@ def _agreement() -> Iterator[MetricSpec]:
         "classifier logits (r)",
         source=f"{_C}, factual correctness",
     )
+    yield row(
+        "input_icc",
+        "Share of the variance of the outputs' vectors (or logits) that lies between studies; the rest is of the seed.",
+        "seeds.intraclass_correlation",
+        "input over seed (ICC)",
+        "[-1 / (k - 1), 1], k samples",
+        "Shrout & Fleiss 1979, ICC(1,1); Shou et al. 2013",
+    )
+    yield row(
+        "label_jaccard",
+        "Jaccard index of the findings of two samples of one study; shuffled: of one sample of two studies.",
+        "seeds.compare_jaccard",
+        "findings of two samples (Jaccard)",
+        "[0, 1]",
+    )
 
 
 def _fidelity() -> Iterator[MetricSpec]:
@@ -219,6 +234,23 @@ def _words() -> Iterator[MetricSpec]:
         function=f"{_M}text.unknown_words",
         title="reports with a word outside the training vocabulary",
     )
+    for name, doc, unit, title in (
+        (
+            "perplexity",
+            "Perplexity per word of reports under a trigram model of training reports; far below that of real reports "
+            "they are stereotyped, above it they do not read like reports.",
+            ">= 1, target that of real reports",
+            "",
+        ),
+        (
+            "perplexity_ratio",
+            "Perplexity of generated reports over that of real ones.",
+            "> 0, target 1",
+            "perplexity / real",
+        ),
+    ):
+        source, function = "Witten & Bell 1991; Chen & Goodman 1999", f"{_M}language.compare_perplexity"
+        yield MetricSpec(name, ("text",), None, doc, unit, source, function, title)
 
 
 def _consistency() -> Iterator[MetricSpec]:
