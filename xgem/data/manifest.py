@@ -20,16 +20,17 @@ from typing import Any, TypeVar
 from pydantic import ValidationError
 
 from xgem.configs.reading import ReadOptions
-from xgem.data.rows import ANNOTATIONS, LATER, SPLITS, STUDY_FIELDS, Row, Split, one_line
+from xgem.data.rows import ANNOTATIONS, LATER, LATEST, SPLITS, STUDY_FIELDS, Row, Split, one_line
 from xgem.data.study import Study
 from xgem.labels.spatial import STRUCTURES, in_order
 from xgem.types import ManifestError, OutputError
 
 logger = logging.getLogger(__name__)
 
-SCHEMA_VERSION = "3"
-_READ_VERSIONS = ("1", "2", SCHEMA_VERSION)  # "1" had no annotations, "2" neither reading nor guessed views
-_OPTIONAL = (*ANNOTATIONS, *LATER)
+SCHEMA_VERSION = "4"
+# "1" had no annotations, "2" neither reading nor guessed views, "3" no qualified findings
+_READ_VERSIONS = ("1", "2", "3", SCHEMA_VERSION)
+_OPTIONAL = (*ANNOTATIONS, *LATER, *LATEST)
 F = TypeVar("F")
 
 
@@ -163,6 +164,7 @@ class Manifest:
             source=first.source,
             licence=first.licence,
             reading=first.reading,
+            qualified=first.qualified,
         )
 
     def check(self, files: bool = True) -> None:
@@ -348,9 +350,10 @@ def _write_parquet(rows: Sequence[Row], path: Path) -> None:
         "boxes": pa.list_(box),
         "reading": pa.struct([(name, flags.get(name, pa.string())) for name in ReadOptions.model_fields]),
         "view_guessed": pa.bool_(),
+        "qualified": pa.list_(pa.string()),
     }
     written = set[str]().union(*records)
-    version = SCHEMA_VERSION if written & {*LATER} else "2"
+    version = SCHEMA_VERSION if written & {*LATEST} else "3" if written & {*LATER} else "2"
     schema = pa.schema(
         [(name, kind) for name, kind in types.items() if name in written], metadata={"xgem_manifest": version}
     )

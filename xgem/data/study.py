@@ -34,7 +34,8 @@ class Study:
     the study lacks is absent. ``findings`` and ``impression`` are cleaned text, empty when missing.
     ``age`` is in years, ``sex`` is ``"F"``, ``"M"`` or ``None``; ``severity`` is a Brixia score, 0 to 18.
     ``masks`` maps a structure to the files that outline it, several of which are united; ``boxes`` hold findings. Both
-    are of the first image of :data:`ANNOTATED_VIEW`. ``reading``: how its images are read.
+    are of the first image of :data:`ANNOTATED_VIEW`. ``reading``: how its images are read. ``qualified``: findings with
+    side, place and size, in the form of :mod:`xgem.labels.qualified`.
     """
 
     id: str
@@ -53,6 +54,7 @@ class Study:
     source: str = ""
     licence: str = ""
     reading: ReadOptions = AS_STATED
+    qualified: tuple[str, ...] = ()
 
     @property
     def annotated(self) -> bool:

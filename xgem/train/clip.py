@@ -171,8 +171,9 @@ class ClipStage(Stage):
             study = corpus.studies[index]
             known = corpus.known(index)
             labels.append(self._labels_of(study, known))
-            if descriptions := corpus.texts(index):
-                text = vary(rng.choice(descriptions), rng) if rng else descriptions[0]
+            description = corpus.draw_text(index, rng) if rng else next(iter(corpus.texts(index)), None)
+            if description is not None:
+                text = vary(description, rng) if rng else description
                 texts.append(text)
                 owners[self.text].append(position)
                 stated = {field: value for field, value in known.items() if f"{field}:" in text}

@@ -71,6 +71,8 @@ def test_openi_from_csvs(csvs: Path, tmp_path: Path):
     assert (four.impression, four.labels) == ("Node.", ("Lymph Nodes",))
     assert (five.findings, five.impression, five.labels) == ("", "", ())
     assert {row.licence for row in made.rows} == {openi.LICENCE}
+    assert (one.qualified, four.qualified, five.qualified) == ((), ("Lymph nodes/hilum/left",), ())
+    assert two.qualified == ("Cardiomegaly/mild", "Pulmonary Disease, Chronic Obstructive")
 
 
 def test_nothing_is_copied_and_files_are_relative_below_the_manifest(csvs: Path, tmp_path: Path):
@@ -96,6 +98,7 @@ def test_openi_from_xml_with_projections(tmp_path: Path, chest):
     assert studies["openi-1"].images["lateral"][0].stem == "CXR1_1_IM-0001-3001"
     assert (studies["openi-1"].impression, studies["openi-1"].labels) == ("Normal.", ("normal",))
     assert (studies["openi-2"].impression, studies["openi-2"].labels) == ("Big heart.", ("Cardiomegaly",))
+    assert (studies["openi-1"].qualified, studies["openi-2"].qualified) == ((), ("Cardiomegaly/mild",))
     assert list(studies["openi-2"].images) == ["frontal"]
     assert list(studies["openi-3"].images) == ["lateral"]
 
@@ -150,3 +153,5 @@ def test_real_openi(data_dir: Path, tmp_path: Path):
     }
     assert not any("XXXX" in study.impression + study.findings for study in studies)
     assert not any("No Indexing" in study.labels for study in studies)
+    assert sum(len(study.qualified) for study in studies) > 5000
+    assert not any(study.qualified for study in studies if "normal" in study.labels)

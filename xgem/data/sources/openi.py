@@ -17,6 +17,7 @@ Decisions:
 * If no split is published, a fixed hash of the subject gives 80 % train, 10 % val, 10 % test.
 * Labels are the annotators' ``Problems`` (the headings of the MeSH terms), without repeats and without "No Indexing"
   and "Technical Quality of Image Unsatisfactory"; "normal" stays "normal".
+* MeSH terms with side, place and size are kept as ``qualified`` findings, where the table has the column ``MeSH``.
 * Report text is cleaned (``xgem.data.cleaning``). A missing impression stays empty, even if there are findings.
 * Reports without images become rows without a file; studies with neither text nor image are left out.
 """
@@ -35,6 +36,7 @@ from xgem.data.image_files import ImageFiles
 from xgem.data.manifest import Manifest, Row, place, split_of
 from xgem.data.sources.rows import make_row, write_manifest
 from xgem.data.tables import read_table, split_of_name
+from xgem.labels.qualified import qualified_terms
 from xgem.labels.vocabulary import is_silent
 from xgem.types import DataError
 
@@ -50,6 +52,7 @@ _BOTH = re.compile(r"\b(?:2|two) views?\b", re.IGNORECASE)
 @dataclass(frozen=True)
 class _Report:
     problems: Sequence[str] = ()
+    terms: Sequence[str] = ()
     findings: str = ""
     impression: str = ""
 
@@ -139,6 +142,7 @@ def _rows(images: Sequence[_Image], reports: Mapping[str, _Report], root: Path) 
             "findings": findings,
             "impression": impression,
             "labels": labels_from_problems(report.problems),
+            "qualified": qualified_terms(report.terms),
             "source": SOURCE,
             "licence": LICENCE,
         }
@@ -164,7 +168,9 @@ def _read_reports(path: Path) -> dict[str, _Report]:
     for row in read_table(path, "uid", "Problems", "findings", "impression").rows:
         if row["uid"] in reports:
             raise DataError(f"{path}: duplicate study {row['uid']}")
-        reports[row["uid"]] = _Report(row["Problems"].split(";"), row["findings"], row["impression"])
+        reports[row["uid"]] = _Report(
+            row["Problems"].split(";"), row.get("MeSH", "").split(";"), row["findings"], row["impression"]
+        )
     return reports
 
 
@@ -213,8 +219,9 @@ def _read_xml(source: Path) -> tuple[list[_Image], dict[str, _Report]]:
             raise DataError(f"{path}: {f'duplicate study {uid}' if uid else 'no uId element'}")
         texts = {node.get("Label", "").upper(): "".join(node.itertext()) for node in root.iter("AbstractText")}
         # MeSH terms are "Heading/qualifier/...": the heading is the problem, as in the CSV of reports
-        problems = [(node.text or "").split("/")[0] for node in root.findall(".//MeSH/major")]
-        reports[uid] = _Report(problems, texts.get("FINDINGS", ""), texts.get("IMPRESSION", ""))
+        terms = [node.text or "" for node in root.findall(".//MeSH/major")]
+        problems = [term.split("/")[0] for term in terms]
+        reports[uid] = _Report(problems, terms, texts.get("FINDINGS", ""), texts.get("IMPRESSION", ""))
         for node in root.iter("parentImage"):
             stem = node.get("id") or ""
             found = files.find(f"{stem}.png", any_ending=True)
