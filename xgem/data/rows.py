@@ -46,7 +46,8 @@ class Row(BaseModel):
     unknown, not absent.
 
     ``reading`` says how the study's images are read, where their files or headers do not tell: every command that reads
-    a manifest does so. ``view_guessed``: the view was told from the pixels, not by the source.
+    a manifest does so. Its ``pixel_aspect`` is of the row's own image. ``view_guessed``: the view was told from the
+    pixels, not by the source.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -70,6 +71,10 @@ class Row(BaseModel):
     reading: ReadOptions = AS_STATED
     view_guessed: bool = False
     qualified: tuple[str, ...] = ()
+
+    def of_study(self, name: str) -> object:
+        """The part of field ``name`` in which the rows of a study must agree."""
+        return self.reading.of_study if name == "reading" else getattr(self, name)
 
     @field_validator("study", "subject")
     @classmethod

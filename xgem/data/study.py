@@ -14,7 +14,7 @@ from xgem.data.annotation_files import read_masks
 from xgem.data.annotations import Annotation
 from xgem.data.headers import uneven_grid
 from xgem.data.sections import join_sections
-from xgem.data.transforms import read_with
+from xgem.data.transforms import SquashedFile, read_with
 from xgem.types import InputError
 
 if TYPE_CHECKING:
@@ -35,7 +35,8 @@ class Study:
     ``age`` is in years, ``sex`` is ``"F"``, ``"M"`` or ``None``; ``severity`` is a Brixia score, 0 to 18.
     ``masks`` maps a structure to the files that outline it, several of which are united; ``boxes`` hold findings. Both
     are of the first image of :data:`ANNOTATED_VIEW`. ``reading``: how its images are read. ``qualified``: findings with
-    side, place and size, in the form of :mod:`xgem.labels.qualified`.
+    side, place and size, in the form of :mod:`xgem.labels.qualified`. ``aspects``: height of a pixel divided by its
+    width, of images whose files lost it.
     """
 
     id: str
@@ -55,6 +56,17 @@ class Study:
     licence: str = ""
     reading: ReadOptions = AS_STATED
     qualified: tuple[str, ...] = ()
+    aspects: Mapping[Path, float] = field(default_factory=dict[Path, float])
+
+    def reading_of(self, file: Path) -> ReadOptions:
+        """How one of its images is read: ``reading``, and its pixels' aspect where that is known."""
+        aspect = self.aspects.get(file)
+        return self.reading if aspect is None else self.reading.model_copy(update={"pixel_aspect": aspect})
+
+    def source_of(self, file: Path) -> Path | SquashedFile:
+        """One of its images as a prompt: its path, which tells the pixels' aspect where that is known."""
+        aspect = self.aspects.get(file)
+        return file if aspect is None else SquashedFile(str(file), aspect)
 
     @property
     def annotated(self) -> bool:
@@ -82,11 +94,13 @@ def read_study(study: Study, config: TransformConfig) -> Annotation:
     masks = {structure: _united(structure, files) for structure, files in study.masks.items()}
     size = None
     if study.boxes and not masks:
-        height, width = read_with(study.images[ANNOTATED_VIEW][0], config, study.reading).pixels.shape
+        first = study.images[ANNOTATED_VIEW][0]
+        height, width = read_with(first, config, study.reading_of(first)).pixels.shape
         size = (height, width)
     files = study.images.get(ANNOTATED_VIEW, ())
     grid = uneven_grid(files[0]) if files and (study.masks or study.boxes) else None
-    return Annotation(masks, study.boxes, study.severity, size, aspect=grid.aspect if grid else 1.0).squared(config)
+    aspect = grid.aspect if grid else study.aspects.get(files[0], 1.0) if files else 1.0
+    return Annotation(masks, study.boxes, study.severity, size, aspect=aspect).squared(config)
 
 
 def _united(structure: str, files: Sequence[Path]) -> Mask:
