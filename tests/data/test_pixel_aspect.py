@@ -39,9 +39,10 @@ def squashed(tmp_path: Path) -> Manifest:
     mask.save(tmp_path / "mask.png")
     common: dict[str, Any] = {"subject": "p", "split": "train"}
     told: dict[str, Any] = {"reading": ReadOptions(pixel_aspect=TALL), "masks": {"cardiomediastinum": ("mask.png",)}}
+    other: dict[str, Any] = {**told, "reading": ReadOptions(pixel_aspect=0.8)}
     rows = (
         Row(study="a", view="frontal", file="a0.png", **common, **told),
-        Row(study="a", view="lateral", file="a1.png", **common, **told | {"reading": ReadOptions(pixel_aspect=0.8)}),
+        Row(study="a", view="lateral", file="a1.png", **common, **other),
         Row(study="b", view="frontal", file="b0.png", **common),
     )
     return Manifest(rows, tmp_path)

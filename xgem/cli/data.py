@@ -29,6 +29,7 @@ class Source(StrEnum):
 
     openi = "openi"
     nih = "nih"
+    nih_boxes = "nih-boxes"
     segmentations = "segmentations"
     cardiothoracic = "cardiothoracic"
     severity = "severity"
@@ -82,6 +83,16 @@ class OpeniExtra:
         return {name: value for name, value in vars(self).items() if value}
 
 
+@dataclass(frozen=True)
+class WithNih:
+    """Options of boxes on images of NIH ChestX-ray14."""
+
+    nih: Annotated[
+        Path | None,
+        typer.Option("--nih", metavar="DIR", help="nih-boxes: folder of nih, to join.", show_default=False),
+    ] = None
+
+
 @app.command()
 @grouped
 def prepare(
@@ -94,6 +105,7 @@ def prepare(
     how: Reading,
     folder: OwnDicom,
     headers: OpeniExtra,
+    joined: WithNih,
     column: Annotated[
         list[str] | None,
         typer.Option("--column", metavar="FIELD=COLUMN", help="csv: the column of a field; the others are guessed."),
@@ -154,7 +166,7 @@ def prepare(
         return
     if told or mapping or dry_run:
         raise InputError(f"{next(iter(told), 'mapping')}: an option of csv, a table of your own; leave it out")
-    given = _options_of(source, folder, headers, how)
+    given = _options_of(source, folder, headers, joined, how)
     manifest = importlib.import_module(f"xgem.data.sources.{source.name}").prepare(directory, out, **given)
     if how.reading != AS_STATED:  # kept in the manifest, for all that read it
         manifest = manifest.read_as(how.reading)
@@ -162,11 +174,12 @@ def prepare(
     show_counts(manifest.summary() | {"manifest": str(out)}, as_json)
 
 
-def _options_of(source: Source, dicom: OwnDicom, headers: OpeniExtra, how: Reading) -> dict[str, Any]:
+def _options_of(source: Source, dicom: OwnDicom, headers: OpeniExtra, joined: WithNih, how: Reading) -> dict[str, Any]:
     """The options of one source alone, as its ``prepare`` takes them; InputError where they are another's."""
     from xgem.types import InputError
 
     given = {Source.dicom: dicom.given(how.reading), Source.openi: headers.given()}
+    given[Source.nih_boxes] = {"nih": joined.nih} if joined.nih else {}
     for owner, options in given.items():
         if options and source is not owner:
             of = "dicom, a folder of your own" if owner is Source.dicom else owner.value
