@@ -91,7 +91,7 @@ def read_study(study: Study, config: TransformConfig) -> Annotation:
     Raises:
         InputError: a mask cannot be read, is empty, or another size than the others.
     """
-    masks = {structure: _united(structure, files) for structure, files in study.masks.items()}
+    masks = _read_masks(study)
     size = None
     if study.boxes and not masks:
         first = study.images[ANNOTATED_VIEW][0]
@@ -103,8 +103,19 @@ def read_study(study: Study, config: TransformConfig) -> Annotation:
     return Annotation(masks, study.boxes, study.severity, size, aspect=aspect).squared(config)
 
 
-def _united(structure: str, files: Sequence[Path]) -> Mask:
-    masks = [read_masks({structure: file}, (structure,)).masks[structure] for file in files]
+def _read_masks(study: Study) -> dict[str, Mask]:
+    """Masks by structure, those of several files united; one of both lungs ("lungs") as the left and the right one."""
+    parts: dict[str, list[tuple[Path, Mask]]] = {}
+    for structure, files in study.masks.items():
+        for file in files:
+            for name, mask in read_masks({structure: file}, (structure,)).masks.items():
+                parts.setdefault(name, []).append((file, mask))
+    return {name: _united(name, found) for name, found in parts.items()}
+
+
+def _united(structure: str, found: Sequence[tuple[Path, Mask]]) -> Mask:
+    masks = [mask for _, mask in found]
     if len({mask.shape for mask in masks}) != 1:
-        raise InputError(f"{files[0]}: masks of {structure!r} are of {[mask.shape for mask in masks]}, not of one size")
+        shapes = [mask.shape for mask in masks]
+        raise InputError(f"{found[0][0]}: masks of {structure!r} are of {shapes}, not of one size")
     return np.logical_or.reduce(masks)
