@@ -73,7 +73,8 @@ class Prompt:
     for reports; an ``Annotation`` for masks, boxes and severity, a mapping for demographics. ``sha256``
     identifies the input's content in the output's metadata; ``origin`` says where it came from (a file's
     name, ``"array"``, ``"text"``); ``notes`` are warnings worth keeping (truncation, ...). ``text`` is the
-    input as text, where reading that gives it again: it goes into the metadata.
+    input as text, where reading that gives it again: it goes into the metadata. ``pixel_aspect`` is that of an image
+    which was given with it (:class:`xgem.data.transforms.SquashedFile`).
     """
 
     value: Any
@@ -81,6 +82,7 @@ class Prompt:
     origin: str
     notes: tuple[str, ...] = ()
     text: str | None = None
+    pixel_aspect: float | None = None
 
 
 @dataclass(frozen=True)

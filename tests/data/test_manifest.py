@@ -16,6 +16,7 @@ from pydantic import ValidationError
 from xgem.configs.reading import ReadOptions
 from xgem.data.annotations import Box
 from xgem.data.manifest import SCHEMA_VERSION, Manifest, Row, place
+from xgem.data.rows import LATER, LATEST
 from xgem.labels.spatial import BOX_CLASSES, STRUCTURES
 from xgem.types import ManifestError, OutputError
 
@@ -140,10 +141,10 @@ def test_annotations_that_are_absent_are_not_written(tmp_path: Path, suffix: str
         written = set(json.loads(path.read_text()))
     else:
         written = set(parquet.read_schema(path).names)
-    assert written == set(Row.model_fields) - {"masks", "boxes", "severity", "race", "reading", "view_guessed"}
+    assert written == set(Row.model_fields) - {"masks", "boxes", "severity", "race", *LATER, *LATEST}
 
 
-@pytest.mark.parametrize("version", [None, "1", "2"])
+@pytest.mark.parametrize("version", [None, "1", "2", "3"])
 def test_manifests_of_earlier_versions_are_read(tmp_path: Path, version: str | None):
     table = pa.table({"study": ["a"], "subject": ["p"], "split": ["val"], "labels": [["Mass"]]})
     metadata = None if version is None else {"xgem_manifest": version}
@@ -156,7 +157,7 @@ def test_what_version_3_says_is_written(tmp_path: Path):
     said = row("a", reading={"invert": True}, view_guessed=True)
     made = manifest(said, row("b"), root=tmp_path)
     made.write(tmp_path / "m.parquet")
-    assert parquet.read_schema(tmp_path / "m.parquet").metadata[b"xgem_manifest"].decode() == SCHEMA_VERSION
+    assert parquet.read_schema(tmp_path / "m.parquet").metadata[b"xgem_manifest"].decode() == "3"
     read = Manifest.read(tmp_path / "m.parquet")
     assert read == made
     assert read.studies()[0].reading == ReadOptions(invert=True)
@@ -168,12 +169,31 @@ def test_what_version_3_says_is_written(tmp_path: Path):
     assert not {"reading", "view_guessed"} & second.keys()
 
 
+def test_qualified_findings_are_of_the_study_and_of_version_4(tmp_path: Path):
+    terms = ("Pleural Effusion/left/small", "Cardiomegaly")
+    made = manifest(row("a", qualified=terms), row("b"), root=tmp_path)
+    for name in ("m.parquet", "m.jsonl"):
+        made.write(tmp_path / name)
+        read = Manifest.read(tmp_path / name)
+        assert read == made
+        assert [study.qualified for study in read.studies()] == [terms, ()]
+    assert parquet.read_schema(tmp_path / "m.parquet").metadata[b"xgem_manifest"].decode() == SCHEMA_VERSION == "4"
+    first, second = map(json.loads, (tmp_path / "m.jsonl").read_text().splitlines())
+    assert first["qualified"] == [*terms]
+    assert "qualified" not in second
+    with pytest.raises(ManifestError, match="study 'a': two rows differ in qualified"):
+        manifest(row("a", qualified=terms), row("a", file="other.png"), root=tmp_path).studies()
+    for bad in ([""], ["/left"], [" / "]):
+        with pytest.raises(ValidationError, match="must be findings with their qualifiers"):
+            row("a", qualified=bad)
+
+
 def test_a_manifest_of_a_later_version_is_refused(tmp_path: Path):
     manifest(row(), root=tmp_path).write(tmp_path / "m.parquet")
     table = parquet.read_table(tmp_path / "m.parquet")
     assert table.schema.metadata[b"xgem_manifest"] == b"2"  # as before, where nothing of version 3 is said
-    parquet.write_table(table.replace_schema_metadata({"xgem_manifest": "4"}), tmp_path / "m.parquet")
-    with pytest.raises(ManifestError, match="version 4; expected 1 or 2 or 3; update xgem"):
+    parquet.write_table(table.replace_schema_metadata({"xgem_manifest": "5"}), tmp_path / "m.parquet")
+    with pytest.raises(ManifestError, match="version 5; expected 1 or 2 or 3 or 4; update xgem"):
         Manifest.read(tmp_path / "m.parquet")
 
 

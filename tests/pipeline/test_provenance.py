@@ -12,6 +12,7 @@ from PIL import Image, PngImagePlugin
 
 from xgem.configs.preset import load_preset
 from xgem.convert.random_init import random_checkpoint
+from xgem.data.transforms import SquashedFile
 from xgem.pipeline.generation import Generation, read_metadata
 from xgem.pipeline.pipeline import XgemPipeline
 from xgem.pipeline.replay import replay
@@ -196,6 +197,21 @@ def test_inputs_are_looked_up_by_name(pipeline: XgemPipeline, saved: Path, monke
         replay(file, model=pipeline, progress=False)
     monkeypatch.chdir(saved)
     assert replay(file, model=pipeline, progress=False).identical
+
+
+def test_the_shape_of_a_squashed_input_is_recorded_and_replayed(pipeline: XgemPipeline, tmp_path: Path) -> None:
+    file = write_image(tmp_path / "f.png")
+    results = {
+        name: pipeline({"frontal": value}, "lateral", seed=3, **QUICK)
+        for name, value in (("true", SquashedFile(str(file), 1.4)), ("stored", file))
+    }
+    results["true"].save(tmp_path / "out")
+    assert results["true"].metadata["inputs"]["frontal"]["pixel_aspect"] == 1.4
+    assert "pixel_aspect" not in results["stored"].metadata["inputs"]["frontal"]
+    images = [np.asarray(result.lateral[0]) for result in results.values()]
+    assert not np.array_equal(images[0], images[1])
+    again = replay(tmp_path / "out/lateral.png", inputs={"frontal": file}, model=pipeline, progress=False)
+    assert again.identical
 
 
 def test_another_input_is_refused(pipeline: XgemPipeline, saved: Path) -> None:

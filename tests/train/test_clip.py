@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import random
 from pathlib import Path
 from typing import Any
@@ -12,9 +13,11 @@ import torch
 
 from xgem.configs.preset import Preset
 from xgem.data.manifest import Manifest
+from xgem.encoders.contrastive import info_nce
 from xgem.train.clip import ClipStage, common_labels
 from xgem.train.context import StageContext
 from xgem.train.corpus import Corpus
+from xgem.types import ConfigError
 
 
 def stage_of(preset: Preset, corpora: tuple[Corpus, Corpus], weight: float) -> ClipStage:
@@ -162,3 +165,101 @@ def test_studies_without_labels_are_compared_by_their_impression(
     )
     keys = stage._collate(dataclasses.replace(corpora[0], studies=studies), [0, 1, 2], None)["key"].tolist()
     assert keys[0] == keys[2] != keys[1]
+
+
+def stage_with(preset: Preset, corpora: tuple[Corpus, Corpus], count: float) -> Any:
+    config = preset.train["clip"].model_copy(update={"loss": {"hard_negatives": count}, "batch_size": 8})
+    preset = preset.model_copy(update={"train": {"clip": config}})
+    torch.manual_seed(0)
+    return ClipStage(StageContext(preset, *corpora, Path("root"), seed=0))
+
+
+def test_hard_negatives_are_off_unless_asked_for(debug_preset: Any, corpora: tuple[Corpus, Corpus]) -> None:
+    plain, off = stage_of(debug_preset, corpora, 0.0), stage_with(debug_preset, corpora, 0.0)
+    batches = [stage.batch(3, 0, 1) for stage in (plain, off)]
+    assert torch.equal(batches[0]["ids"], batches[1]["ids"])
+    assert batches[1]["negatives"].numel() == 0
+    assert len(batches[1]["ids"]) == len(batches[1]["owner"]["report"])
+    for wrong in (0.5, -1.0):
+        with pytest.raises(ConfigError, match=r"hard_negatives is .*; expected a number of texts, 0 or more"):
+            stage_with(debug_preset, corpora, wrong)
+
+
+def test_hard_negatives_are_of_their_own_study(debug_preset: Any, corpora: tuple[Corpus, Corpus]) -> None:
+    stage = stage_with(debug_preset, corpora, 2.0)
+    batch = stage._collate(corpora[0], stage.usable, random.Random(0))
+    m = len(batch["owner"]["report"])
+    decode = stage.module.text.tokenizer.decode
+    texts = [decode(ids, skip_special_tokens=True) for ids in batch["ids"]]
+    true, false = texts[:m], texts[m:]
+    assert len(false) == len(batch["negatives"]) >= m
+    of_study = dict(zip(batch["owner"]["report"].tolist(), true, strict=True))
+    for place, text in zip(batch["negatives"].tolist(), false, strict=True):
+        assert text != of_study[place // 2]
+        assert set(text.split()) & set(of_study[place // 2].split())
+    assert len(set(batch["negatives"].tolist())) == len(false)
+    again = [stage._collate(corpora[1], list(range(7)), None)["ids"] for _ in range(2)]
+    assert torch.equal(*again)  # validation draws the same ones every time
+
+
+def test_the_loss_has_them_beside_the_other_studies_texts(debug_preset: Any, corpora: tuple[Corpus, Corpus]) -> None:
+    stage = stage_with(debug_preset, corpora, 2.0)
+    batch = stage._collate(corpora[0], stage.usable, random.Random(0))
+    module: Any = stage.module.eval()
+    with torch.no_grad():
+        image, text, _, scale, _ = module(batch["images"], batch["ids"])
+        loss, logged = stage.loss(module, batch)
+    owner, m = batch["owner"], len(batch["owner"]["report"])
+    vectors = dict(zip(owner["report"].tolist(), text.pooled[:m], strict=True))
+    false: dict[int, list[torch.Tensor]] = {}
+    for place, vector in zip(batch["negatives"].tolist(), text.pooled[m:], strict=True):
+        false.setdefault(place // 2, []).append(vector)
+    frontals = dict(zip(owner["frontal"].tolist(), image.pooled[: len(owner["frontal"])], strict=True))
+    both, key = sorted(frontals.keys() & vectors.keys()), batch["key"].tolist()
+    to_text = to_image = 0.0
+    for i in both:
+        others = [j for j in both if j == i or key[j] != key[i]]
+        logits = [scale * vectors[j] @ frontals[i] for j in others]
+        logits += [scale * one @ frontals[i] for one in false.get(i, [])]
+        own = scale * vectors[i] @ frontals[i]
+        to_text += float(torch.stack(logits).logsumexp(0) - own) / len(both)
+        back = torch.stack([scale * vectors[i] @ frontals[j] for j in others])
+        to_image += float(back.logsumexp(0) - own) / len(both)
+    assert float(logged["frontal-report"]) == pytest.approx((to_text + to_image) / 2, rel=1e-4)
+    assert torch.isfinite(loss)
+    plain = stage_with(debug_preset, corpora, 0.0)
+    plain.module.load_state_dict(stage.module.state_dict())
+    batch |= {"ids": batch["ids"][:m]}
+    with torch.no_grad():
+        without = plain.loss(plain.module.eval(), batch)[1]
+    assert float(without["frontal-report"]) < float(logged["frontal-report"])
+    torch.testing.assert_close(without["frontal-lateral"], logged["frontal-lateral"])
+
+
+def test_the_loss_falls_when_the_true_text_is_nearer_than_the_false_one() -> None:
+    image = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
+    own, scale = image.clone(), torch.tensor(10.0)
+
+    def loss(angle: float, **kwargs: Any) -> float:
+        false = torch.tensor([[math.cos(angle), math.sin(angle)], [math.sin(angle), math.cos(angle)]])[:, None]
+        return float(info_nce(image, own, scale, negatives=false, **kwargs))
+
+    falling = [loss(angle) for angle in (0.0, 0.3, 0.6, 0.9)]
+    assert falling == sorted(falling, reverse=True)
+    assert falling[0] == pytest.approx(0.5 * math.log(2), abs=0.02)  # as near as the true one: a coin, in one direction
+    none = loss(0.0, counted=torch.zeros(2, 1, dtype=torch.bool))
+    assert none == pytest.approx(float(info_nce(image, own, scale)))
+    assert loss(0.0, counted=torch.tensor([[True], [False]])) == pytest.approx((falling[0] + none) / 2)
+
+
+def test_training_moves_images_away_from_the_false_texts(debug_preset: Any, corpora: tuple[Corpus, Corpus]) -> None:
+    stage = stage_with(debug_preset, corpora, 2.0)
+    batch = stage._collate(corpora[0], stage.usable, random.Random(0))
+    optimizer = torch.optim.Adam(stage.module.parameters(), lr=3e-3)
+    before = float(stage.loss(stage.module, batch)[1]["frontal-report"])
+    for _ in range(25):
+        loss = stage.loss(stage.module, batch)[0]
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert float(stage.loss(stage.module, batch)[1]["frontal-report"]) < 0.7 * before

@@ -109,3 +109,52 @@ def test_a_share_of_the_studies_makes_way_for_rare_ones() -> None:
     assert counts[-1] + counts[-2] == pytest.approx(300, abs=60)
     assert counts[-1] == pytest.approx(counts[-2], abs=50)
     assert all(new in (old, -1, -2) for old, new in zip(studies, made, strict=True))
+
+
+def annotated(**changes: Any) -> Corpus:
+    terms = ("Pleural Effusion/left/small", "Cardiomegaly/mild")
+    studies = (
+        replace(STUDIES[0], qualified=terms, source="openi"),
+        replace(STUDIES[1], labels=("normal",), source="openi"),
+        STUDIES[2],
+    )
+    return replace(corpus(**changes), studies=studies)
+
+
+def test_captions_with_side_and_size_are_off_unless_asked_for() -> None:
+    assert [annotated().texts(index) for index in range(3)] == [
+        corpus().texts(0),
+        [IMPRESSION, "No acute cardiopulmonary abnormality."],
+        [],
+    ]
+    for seed in range(20):
+        rng, same = random.Random(seed), random.Random(seed)
+        assert annotated().draw_text(0, rng) == same.choice(corpus().texts(0))
+        assert rng.random() == same.random()  # nothing else was drawn
+
+
+def test_captions_with_side_and_size_join_the_texts() -> None:
+    asked = annotated(captions="qualified")
+    made = asked.texts(0)
+    assert made[:4] == corpus().texts(0)
+    assert made[4] == "Small left pleural effusion. Mild cardiomegaly."
+    assert len(made) == 7
+    assert made == asked.texts(0)
+    assert all("left" in text.lower() and "small" in text.lower() for text in made[4:])
+    assert asked.texts(2) == []
+    assert asked.draw_text(2, random.Random(0)) is None
+    only = annotated(captions="qualified", prompt_sections=("findings",)).texts(0)
+    assert only[:2] == [FINDINGS, made[4]]
+    assert asked.fingerprint() != annotated().fingerprint()
+
+
+def test_each_use_draws_another_wording() -> None:
+    asked = annotated(captions="qualified", joined=frozenset({"demographics"}))
+    rng = random.Random(0)
+    drawn = Counter(asked.draw_text(0, rng) for _ in range(600))
+    fixed = set(asked.texts(0))
+    fresh = [text for text in drawn if text not in fixed]
+    assert len(fresh) > 100
+    assert all("left" in str(text).lower() for text in fresh)
+    assert any(str(text).startswith("sex:Female, age:61.0. ") for text in fresh)
+    assert sum(drawn[text] for text in fixed if asked.worded(0)[0] not in text) > 200

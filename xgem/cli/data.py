@@ -29,9 +29,13 @@ class Source(StrEnum):
 
     openi = "openi"
     nih = "nih"
+    nih_boxes = "nih-boxes"
     segmentations = "segmentations"
     cardiothoracic = "cardiothoracic"
     severity = "severity"
+    covid = "covid"
+    hannover = "hannover"
+    roco = "roco"
     mimic_cxr = "mimic-cxr"
     chexpert = "chexpert"
     padchest = "padchest"
@@ -63,6 +67,35 @@ class OwnDicom:
         return {name: value for name, value in values.items() if value}
 
 
+@dataclass(frozen=True)
+class OpeniExtra:
+    """Options of Open-i."""
+
+    extra: Annotated[
+        Path | None,
+        typer.Option(
+            "--extra", metavar="DIR", help="openi: folder with ages and true shapes of the images.", show_default=False
+        ),
+    ] = None
+    r2gen_split: Annotated[
+        bool, typer.Option("--r2gen-split", help="openi: R2Gen's split, from the folder of --extra.")
+    ] = False
+
+    def given(self) -> dict[str, Any]:
+        """What was given, as the source takes it."""
+        return {name: value for name, value in vars(self).items() if value}
+
+
+@dataclass(frozen=True)
+class WithNih:
+    """Options of boxes on images of NIH ChestX-ray14."""
+
+    nih: Annotated[
+        Path | None,
+        typer.Option("--nih", metavar="DIR", help="nih-boxes: folder of nih, to join.", show_default=False),
+    ] = None
+
+
 @app.command()
 @grouped
 def prepare(
@@ -74,6 +107,8 @@ def prepare(
     out: Annotated[Path, typer.Option("--out", help="Manifest to write: .parquet or .jsonl.")],
     how: Reading,
     folder: OwnDicom,
+    headers: OpeniExtra,
+    joined: WithNih,
     column: Annotated[
         list[str] | None,
         typer.Option("--column", metavar="FIELD=COLUMN", help="csv: the column of a field; the others are guessed."),
@@ -134,16 +169,25 @@ def prepare(
         return
     if told or mapping or dry_run:
         raise InputError(f"{next(iter(told), 'mapping')}: an option of csv, a table of your own; leave it out")
-    given = folder.given(how.reading)
-    if source is not Source.dicom and given:
-        raise InputError(f"{next(iter(given))}: an option of dicom, a folder of your own; leave it out")
-    if source is Source.dicom:
-        given["allow_any"] = bool(how.allow_any)
+    given = _options_of(source, folder, headers, joined, how)
     manifest = importlib.import_module(f"xgem.data.sources.{source.name}").prepare(directory, out, **given)
     if how.reading != AS_STATED:  # kept in the manifest, for all that read it
         manifest = manifest.read_as(how.reading)
         manifest.write(out)
     show_counts(manifest.summary() | {"manifest": str(out)}, as_json)
+
+
+def _options_of(source: Source, dicom: OwnDicom, headers: OpeniExtra, joined: WithNih, how: Reading) -> dict[str, Any]:
+    """The options of one source alone, as its ``prepare`` takes them; InputError where they are another's."""
+    from xgem.types import InputError
+
+    given = {Source.dicom: dicom.given(how.reading), Source.openi: headers.given()}
+    given[Source.nih_boxes] = {"nih": joined.nih} if joined.nih else {}
+    for owner, options in given.items():
+        if options and source is not owner:
+            of = "dicom, a folder of your own" if owner is Source.dicom else owner.value
+            raise InputError(f"{next(iter(options))}: an option of {of}; leave it out")
+    return given.get(source, {}) | ({"allow_any": bool(how.allow_any)} if source is Source.dicom else {})
 
 
 @app.command()

@@ -148,7 +148,7 @@ class Reading:
     @property
     def reading(self) -> ReadOptions:
         """What was given."""
-        return ReadOptions(**{name: getattr(self, name) for name in ReadOptions.model_fields})
+        return ReadOptions(**{name: getattr(self, name) for name in ReadOptions.model_fields if name != "pixel_aspect"})
 
 
 def parse_guidance(text: str | None) -> float | dict[str, float] | None:

@@ -20,6 +20,7 @@ from xgem.cohort.plan import Balanced, Finding, Matched, Plan
 from xgem.configs.reading import ReadOptions
 from xgem.data.manifest import Manifest
 from xgem.data.study import Study
+from xgem.data.transforms import SquashedFile
 from xgem.labels.vocabulary import annotated_labels
 from xgem.modalities import get_modality
 from xgem.types import InputError
@@ -44,7 +45,7 @@ class Cell:
     race: str | None = None
     severity: float | None = None
     tells: bool = False
-    images: Mapping[str, Path] = field(default_factory=dict[str, Path])
+    images: Mapping[str, Path | SquashedFile] = field(default_factory=dict[str, Path | SquashedFile])
     annotations: tuple[str, ...] = ()
     study: Study | None = None
 

@@ -109,6 +109,8 @@ class Preset(Config):
     """The sections that make the report a generator learns to write; findings come first."""
     prompt_sections: tuple[Section, ...] | None = None
     """The sections whose text a report as prompt is, in training; None: any text that describes the study."""
+    captions: Literal["labels", "qualified"] = "labels"
+    """Captions beside reports: of the labels; ``qualified`` adds those of findings with side, place and size."""
     train: dict[str, StageConfig] = Field(default_factory=dict[str, StageConfig])
 
     @model_validator(mode="after")

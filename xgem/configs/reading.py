@@ -30,6 +30,15 @@ class ReadOptions(Config):
         default=None, description="Accept DICOM files of another modality, body part or view."
     )
 
+    pixel_aspect: float | None = Field(
+        default=None,
+        gt=0,
+        allow_inf_nan=False,
+        repr=False,
+        description="Height of a pixel divided by its width, of an image whose file lost it: squashed to a square.",
+    )
+    """Of one image: rows of a study may differ in it, and no command line has it."""
+
     @model_serializer(mode="wrap")
     def stated(self, serialise: SerializerFunctionWrapHandler) -> dict[str, Any]:
         record: dict[str, Any] = serialise(self)
@@ -41,8 +50,15 @@ class ReadOptions(Config):
 
     def on(self, config: TransformConfig) -> TransformConfig:
         """A preset's preprocessing with these options; itself where they leave all to it."""
-        changes = {name: value for name, value in self.model_dump().items() if name != "allow_any"}
+        changes = {
+            name: value for name, value in self.model_dump().items() if name not in ("allow_any", "pixel_aspect")
+        }
         return config.model_copy(update=changes) if changes else config
+
+    @property
+    def of_study(self) -> ReadOptions:
+        """What all images of a study have in common: all but ``pixel_aspect``."""
+        return self if self.pixel_aspect is None else self.model_copy(update={"pixel_aspect": None})
 
     @classmethod
     def common(cls, several: Iterable[Self]) -> Self | None:

@@ -20,16 +20,17 @@ from typing import Any, TypeVar
 from pydantic import ValidationError
 
 from xgem.configs.reading import ReadOptions
-from xgem.data.rows import ANNOTATIONS, LATER, SPLITS, STUDY_FIELDS, Row, Split, one_line
+from xgem.data.rows import ANNOTATIONS, LATER, LATEST, SPLITS, STUDY_FIELDS, Row, Split, one_line
 from xgem.data.study import Study
 from xgem.labels.spatial import STRUCTURES, in_order
 from xgem.types import ManifestError, OutputError
 
 logger = logging.getLogger(__name__)
 
-SCHEMA_VERSION = "3"
-_READ_VERSIONS = ("1", "2", SCHEMA_VERSION)  # "1" had no annotations, "2" neither reading nor guessed views
-_OPTIONAL = (*ANNOTATIONS, *LATER)
+SCHEMA_VERSION = "4"
+# "1" had no annotations, "2" neither reading nor guessed views, "3" no qualified findings and pixel aspects
+_READ_VERSIONS = ("1", "2", "3", SCHEMA_VERSION)
+_OPTIONAL = (*ANNOTATIONS, *LATER, *LATEST)
 F = TypeVar("F")
 
 
@@ -139,13 +140,16 @@ class Manifest:
         first = rows[0]
         for row in rows[1:]:
             for name in STUDY_FIELDS:
-                if getattr(row, name) != getattr(first, name):
+                if row.of_study(name) != first.of_study(name):
                     raise ManifestError(f"study {first.study!r}: two rows differ in {name}; make them equal")
         images: dict[str, list[Path]] = {}
+        aspects: dict[Path, float] = {}
         for row in rows:
             path = self.file(row)
             if row.view is not None and path is not None:
                 images.setdefault(row.view, []).append(path)
+                if row.reading.pixel_aspect is not None:
+                    aspects[path] = row.reading.pixel_aspect
         return Study(
             id=first.study,
             subject=first.subject,
@@ -162,7 +166,9 @@ class Manifest:
             boxes=first.boxes,
             source=first.source,
             licence=first.licence,
-            reading=first.reading,
+            reading=first.reading.of_study,
+            qualified=first.qualified,
+            aspects=aspects,
         )
 
     def check(self, files: bool = True) -> None:
@@ -187,7 +193,7 @@ class Manifest:
                 )
             first, where = studies.setdefault(row.study, (row, number))
             for name in STUDY_FIELDS:
-                if getattr(first, name) != getattr(row, name):
+                if first.of_study(name) != row.of_study(name):
                     raise ManifestError(
                         f"row {number}: study {row.study!r} differs in {name} from row {where}; "
                         "a study has one subject, one split and one report"
@@ -339,18 +345,21 @@ def _write_parquet(rows: Sequence[Row], path: Path) -> None:
 
     records = [_record(row) for row in rows]
     box = pa.struct([("label", pa.string()), *((side, pa.float64()) for side in "xywh")])
-    flags = {"invert": pa.bool_(), "allow_any": pa.bool_()}
+    kinds = {"invert": pa.bool_(), "allow_any": pa.bool_(), "pixel_aspect": pa.float64()}
+    squashed = any(row.reading.pixel_aspect is not None for row in rows)
+    options = [name for name in ReadOptions.model_fields if squashed or name != "pixel_aspect"]
     types = dict.fromkeys(Row.model_fields, pa.string()) | {
         "labels": pa.list_(pa.string()),
         "age": pa.float64(),
         "severity": pa.float64(),
         "masks": pa.map_(pa.string(), pa.list_(pa.string())),
         "boxes": pa.list_(box),
-        "reading": pa.struct([(name, flags.get(name, pa.string())) for name in ReadOptions.model_fields]),
+        "reading": pa.struct([(name, kinds.get(name, pa.string())) for name in options]),
         "view_guessed": pa.bool_(),
+        "qualified": pa.list_(pa.string()),
     }
     written = set[str]().union(*records)
-    version = SCHEMA_VERSION if written & {*LATER} else "2"
+    version = SCHEMA_VERSION if squashed or written & {*LATEST} else "3" if written & {*LATER} else "2"
     schema = pa.schema(
         [(name, kind) for name, kind in types.items() if name in written], metadata={"xgem_manifest": version}
     )

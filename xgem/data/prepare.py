@@ -73,7 +73,7 @@ def prepare_images(
         for view, files in study.images.items():
             index[study.id, view] = list(range(len(paths), len(paths) + len(files)))
             paths.extend(files)
-            readings += [study.reading] * len(files)
+            readings += map(study.reading_of, files)
     if not paths:
         raise DataError(f"no images in split {split!r}; check the manifest with `xgem data check`")
     key: dict[str, Any] = {

@@ -17,11 +17,13 @@ SPLITS: tuple[str, ...] = get_args(Split)
 ANNOTATIONS = ("race", "severity", "masks", "boxes")
 LATER = ("reading", "view_guessed")
 """Fields of version 3, of which only those are written that say something."""
+LATEST = ("qualified",)
+"""Fields of version 4, of which only those are written that say something."""
 # What all rows of one study must agree on, because it belongs to the study and not to the image.
 STUDY_FIELDS = (
     *("subject", "split", "findings", "impression", "labels", "age", "sex"),
     *ANNOTATIONS,
-    *("source", "licence", "reading"),
+    *("source", "licence", "reading", "qualified"),
 )
 # How far a box may reach out of its image, as a share: one pixel of 1024, or rounding to three places.
 _TOLERANCE = 1e-3
@@ -35,7 +37,8 @@ class Row(BaseModel):
     ``findings`` and ``impression`` are cleaned text, empty when missing; an absent impression is never filled from the
     findings. ``labels`` carry the source's own names; ``source`` says whose they are, and so what is absent where they
     do not name it (:data:`xgem.labels.vocabulary.SOURCES`; ``chexpert`` where they list every finding by CheXpert's
-    names). ``age`` is in years, ``sex`` is ``"F"`` or ``"M"``; None is unknown.
+    names). ``age`` is in years, ``sex`` is ``"F"`` or ``"M"``; None is unknown. ``qualified`` are findings with side,
+    place and size, ``"Pleural Effusion/left/small"`` (:mod:`xgem.labels.qualified`), where annotators give them.
 
     Annotations belong to the study and are of its frontal. ``masks`` maps a structure to PNG files, named as ``file``
     is, that outline it; several are united. ``boxes`` hold findings; ``severity`` is a Brixia score. Structures and
@@ -43,7 +46,8 @@ class Row(BaseModel):
     unknown, not absent.
 
     ``reading`` says how the study's images are read, where their files or headers do not tell: every command that reads
-    a manifest does so. ``view_guessed``: the view was told from the pixels, not by the source.
+    a manifest does so. Its ``pixel_aspect`` is of the row's own image. ``view_guessed``: the view was told from the
+    pixels, not by the source.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -66,6 +70,11 @@ class Row(BaseModel):
     licence: str = ""
     reading: ReadOptions = AS_STATED
     view_guessed: bool = False
+    qualified: tuple[str, ...] = ()
+
+    def of_study(self, name: str) -> object:
+        """The part of field ``name`` in which the rows of a study must agree."""
+        return self.reading.of_study if name == "reading" else getattr(self, name)
 
     @field_validator("study", "subject")
     @classmethod
@@ -93,6 +102,13 @@ class Row(BaseModel):
     def _are_named(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         if any(not label.strip() for label in value):
             raise ValueError("must not hold empty names")
+        return value
+
+    @field_validator("qualified")
+    @classmethod
+    def _have_headings(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if any(not term.split("/")[0].strip() for term in value):
+            raise ValueError("must be findings with their qualifiers, like 'Pleural Effusion/left/small'")
         return value
 
     @field_validator("age")

@@ -151,7 +151,7 @@ def _of_study(study: Study, view: str, sections: Sequence[str]) -> Item:
         sex=study.sex,
         race=study.race,
         severity=study.severity,
-        reading=study.reading,
+        reading=study.reading_of(files[0]) if files else study.reading,
     )
 
 

@@ -78,6 +78,8 @@ class EvalSet:
             digest.update(repr((stated, sorted(item.labels.items()))).encode())
             if item.reading != AS_STATED:  # sets of before keep their hash
                 digest.update(repr(item.reading).encode())
+            if item.reading.pixel_aspect is not None:
+                digest.update(repr(item.reading.pixel_aspect).encode())
         return digest.hexdigest()
 
     @property

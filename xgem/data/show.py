@@ -102,8 +102,8 @@ def _picture(manifest: Manifest, row: Row) -> Image:
     for number, (structure, files) in enumerate(manifest.masks(row).items()):
         colour = ImageColor.getrgb(_COLOURS[number % len(_COLOURS)])
         for path in files:
-            mask = read_masks({structure: path}, (structure,)).masks[structure]
-            shown[_outline(mask, size)] = colour[:3]
+            for mask in read_masks({structure: path}, (structure,)).masks.values():
+                shown[_outline(mask, size)] = colour[:3]
     picture = Image.fromarray(shown)
     draw = ImageDraw.Draw(picture)
     for number, box in enumerate(row.boxes):

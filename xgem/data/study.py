@@ -14,7 +14,7 @@ from xgem.data.annotation_files import read_masks
 from xgem.data.annotations import Annotation
 from xgem.data.headers import uneven_grid
 from xgem.data.sections import join_sections
-from xgem.data.transforms import read_with
+from xgem.data.transforms import SquashedFile, read_with
 from xgem.types import InputError
 
 if TYPE_CHECKING:
@@ -34,7 +34,9 @@ class Study:
     the study lacks is absent. ``findings`` and ``impression`` are cleaned text, empty when missing.
     ``age`` is in years, ``sex`` is ``"F"``, ``"M"`` or ``None``; ``severity`` is a Brixia score, 0 to 18.
     ``masks`` maps a structure to the files that outline it, several of which are united; ``boxes`` hold findings. Both
-    are of the first image of :data:`ANNOTATED_VIEW`. ``reading``: how its images are read.
+    are of the first image of :data:`ANNOTATED_VIEW`. ``reading``: how its images are read. ``qualified``: findings with
+    side, place and size, in the form of :mod:`xgem.labels.qualified`. ``aspects``: height of a pixel divided by its
+    width, of images whose files lost it.
     """
 
     id: str
@@ -53,6 +55,18 @@ class Study:
     source: str = ""
     licence: str = ""
     reading: ReadOptions = AS_STATED
+    qualified: tuple[str, ...] = ()
+    aspects: Mapping[Path, float] = field(default_factory=dict[Path, float])
+
+    def reading_of(self, file: Path) -> ReadOptions:
+        """How one of its images is read: ``reading``, and its pixels' aspect where that is known."""
+        aspect = self.aspects.get(file)
+        return self.reading if aspect is None else self.reading.model_copy(update={"pixel_aspect": aspect})
+
+    def source_of(self, file: Path) -> Path | SquashedFile:
+        """One of its images as a prompt: its path, which tells the pixels' aspect where that is known."""
+        aspect = self.aspects.get(file)
+        return file if aspect is None else SquashedFile(str(file), aspect)
 
     @property
     def annotated(self) -> bool:
@@ -77,18 +91,31 @@ def read_study(study: Study, config: TransformConfig) -> Annotation:
     Raises:
         InputError: a mask cannot be read, is empty, or another size than the others.
     """
-    masks = {structure: _united(structure, files) for structure, files in study.masks.items()}
+    masks = _read_masks(study)
     size = None
     if study.boxes and not masks:
-        height, width = read_with(study.images[ANNOTATED_VIEW][0], config, study.reading).pixels.shape
+        first = study.images[ANNOTATED_VIEW][0]
+        height, width = read_with(first, config, study.reading_of(first)).pixels.shape
         size = (height, width)
     files = study.images.get(ANNOTATED_VIEW, ())
     grid = uneven_grid(files[0]) if files and (study.masks or study.boxes) else None
-    return Annotation(masks, study.boxes, study.severity, size, aspect=grid.aspect if grid else 1.0).squared(config)
+    aspect = grid.aspect if grid else study.aspects.get(files[0], 1.0) if files else 1.0
+    return Annotation(masks, study.boxes, study.severity, size, aspect=aspect).squared(config)
 
 
-def _united(structure: str, files: Sequence[Path]) -> Mask:
-    masks = [read_masks({structure: file}, (structure,)).masks[structure] for file in files]
+def _read_masks(study: Study) -> dict[str, Mask]:
+    """Masks by structure, those of several files united; one of both lungs ("lungs") as the left and the right one."""
+    parts: dict[str, list[tuple[Path, Mask]]] = {}
+    for structure, files in study.masks.items():
+        for file in files:
+            for name, mask in read_masks({structure: file}, (structure,)).masks.items():
+                parts.setdefault(name, []).append((file, mask))
+    return {name: _united(name, found) for name, found in parts.items()}
+
+
+def _united(structure: str, found: Sequence[tuple[Path, Mask]]) -> Mask:
+    masks = [mask for _, mask in found]
     if len({mask.shape for mask in masks}) != 1:
-        raise InputError(f"{files[0]}: masks of {structure!r} are of {[mask.shape for mask in masks]}, not of one size")
+        shapes = [mask.shape for mask in masks]
+        raise InputError(f"{found[0][0]}: masks of {structure!r} are of {shapes}, not of one size")
     return np.logical_or.reduce(masks)

@@ -13,6 +13,7 @@ import os
 import re
 import threading
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -31,6 +32,20 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 _NUMBERS = re.compile(r"[-+]?\d[\d.e+-]*")
+
+
+@dataclass(frozen=True)
+class SquashedFile(os.PathLike[str]):
+    """A path for whatever takes one, of an image file that lost the shape of its pixels.
+
+    ``pixel_aspect``: height of a pixel divided by its width; :func:`read_with` reads the file with it.
+    """
+
+    path: str
+    pixel_aspect: float
+
+    def __fspath__(self) -> str:
+        return self.path
 
 
 class Notes:
@@ -87,9 +102,21 @@ def read_with(
     *,
     view: str | None = None,
 ) -> Radiograph:
-    """:func:`read_image` with the settings of ``reading``, and for what it leaves open those of ``config``, if any."""
+    """:func:`read_image` with the settings of ``reading``, and for what it leaves open those of ``config``, if any.
+
+    A ``pixel_aspect`` of ``reading``, or of a :class:`SquashedFile`, is that of an image whose file states neither
+    spacing nor aspect; a stated one counts.
+    """
+    aspect = source.pixel_aspect if isinstance(source, SquashedFile) else reading.pixel_aspect
+    radiograph = _read(source, config, reading, view)
+    if aspect is None or radiograph.spacing is not None or radiograph.aspect != 1:
+        return radiograph
+    return replace(radiograph, aspect=aspect)
+
+
+def _read(source: Source, config: TransformConfig | None, reading: ReadOptions, view: str | None) -> Radiograph:
     if config is None:
-        return read_image(source, view=view, **reading.model_dump())
+        return read_image(source, view=view, **reading.of_study.model_dump())
     config = reading.on(config)
     return read_image(
         source,

@@ -21,18 +21,33 @@ def gathered(x: Tensor, *, training: bool = True) -> Tensor:
     return torch.cat(list(dist_nn.all_gather(x)))
 
 
-def info_nce(a: Tensor, b: Tensor, scale: Tensor, same: Tensor | None = None) -> Tensor:
+def info_nce(
+    a: Tensor,
+    b: Tensor,
+    scale: Tensor,
+    same: Tensor | None = None,
+    negatives: Tensor | None = None,
+    counted: Tensor | None = None,
+) -> Tensor:
     """Symmetric InfoNCE (XGeM, Eq. 1) of unit vectors ``a``, ``b`` (n, d); row i of each belongs together.
 
     ``scale`` is the inverse temperature. ``same`` (n, n) bool marks further pairs that are not negatives, such as two
-    studies with the same report: they are excluded from the denominators.
+    studies with the same report: they are excluded from the denominators. ``negatives`` (n, k, d): k further negatives
+    of each row of ``a``, of that row alone and in its direction alone; ``counted`` (n, k) bool: which are there,
+    by default all.
     """
     logits = scale * a @ b.T  # (n, n), row i against all of b
     if same is not None:
         off_diagonal = same & ~torch.eye(len(a), dtype=torch.bool, device=a.device)
         logits = logits.masked_fill(off_diagonal, float("-inf"))
     target = torch.arange(len(a), device=a.device)
-    return 0.5 * (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target))
+    to_b = logits
+    if negatives is not None:
+        own = scale * (negatives @ a[:, :, None]).squeeze(2)  # (n, k), row i against its own negatives
+        if counted is not None:
+            own = own.masked_fill(~counted, float("-inf"))
+        to_b = torch.cat([logits, own], dim=1)  # (n, n + k)
+    return 0.5 * (F.cross_entropy(to_b, target) + F.cross_entropy(logits.T, target))
 
 
 class Temperature(nn.Module):

@@ -52,6 +52,8 @@ def describe_prompt(prompt: Prompt) -> dict[str, Any]:
     described: dict[str, Any] = {"sha256": prompt.sha256, "origin": prompt.origin, "notes": list(prompt.notes)}
     if prompt.text is not None:
         described["text"] = prompt.text
+    if prompt.pixel_aspect is not None:
+        described["pixel_aspect"] = prompt.pixel_aspect
     if isinstance(prompt.value, Annotation):
         described["sha256_on_grid"] = prompt.value.sha256  # of what is written beside the images
     if any("truncated" in note for note in prompt.notes):

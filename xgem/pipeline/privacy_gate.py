@@ -145,7 +145,7 @@ class PrivacyGate:
         reading: dict[Path, ReadOptions] = {}
         for study in manifest.studies():
             for view, files in study.images.items():
-                reading |= dict.fromkeys(files, study.reading)
+                reading |= {file: study.reading_of(file) for file in files}
                 found[study.split].setdefault(view, []).extend(files)
         views = found["val"].keys() | found["test"].keys()
         held_out = {view: [*found["val"].get(view, []), *found["test"].get(view, [])] for view in sorted(views)}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from xgem._version import __version__
 from xgem.configs.reading import ReadOptions
+from xgem.data.transforms import SquashedFile
 from xgem.modalities import get_modality
 from xgem.pipeline.conditioning import annotations_of, read_prompts
 from xgem.pipeline.generation import REPORT_ENDINGS, Generation, read_metadata
@@ -46,6 +48,13 @@ class _Input(BaseModel):
     origin: str
     text: str | None = None
     sha256_on_grid: str | None = None
+    pixel_aspect: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+
+    def as_read(self, value: Any) -> Any:
+        """A file with the aspect of its pixels that was told when it was read; anything else as it is."""
+        if self.pixel_aspect is None or not isinstance(value, str | os.PathLike):
+            return value
+        return SquashedFile(os.fspath(value), self.pixel_aspect)
 
 
 class _Record(BaseModel):
@@ -232,7 +241,7 @@ def _find(
     found: dict[str, Any] = {}
     for name, was in recorded.items():
         if name in given:
-            found[name] = given[name]
+            found[name] = was.as_read(given[name])
         elif was.text is not None:
             found[name] = was.text
         elif (file := _annotation_file(path, pipeline, name, was)) is not None:
@@ -245,7 +254,7 @@ def _find(
                 raise InputError(
                     f"{path}: its {what} {name!r} was {was.origin!r}, which is not found; give it ({option}{name})"
                 )
-            found[name] = there[0]
+            found[name] = was.as_read(there[0])
     return found
 
 

@@ -6,7 +6,7 @@ import hashlib
 import math
 import random
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from itertools import chain, combinations
 from pathlib import Path
@@ -22,15 +22,18 @@ from xgem.configs.components import ImageEncoderConfig, TextEncoderConfig
 from xgem.configs.preset import Preset
 from xgem.data.augment import jitter
 from xgem.data.study import Study
+from xgem.data.wordings import absent_classes
 from xgem.encoders.contrastive import Temperature, gathered, info_nce
 from xgem.encoders.image import ImageEncoder
 from xgem.encoders.text import TextEncoder
+from xgem.labels.hard_negatives import hard_negatives
+from xgem.labels.rules import label_report
 from xgem.labels.vocabulary import is_affirmation, named
 from xgem.train import needs
 from xgem.train.context import StageContext, first_output
 from xgem.train.corpus import Corpus, enriched, known_studies, vary
 from xgem.train.loop import Stage, permuted
-from xgem.types import Encoded
+from xgem.types import ConfigError, Encoded
 from xgem.utils.random import mix
 
 _PATCH = 8  # side of the coarse patch that each token predicts
@@ -90,11 +93,14 @@ class ClipStage(Stage):
     other in pairs with a report: half of all chest reports are normal. ``config.loss``: ``patches``, weight of the
     patch head; ``labels``, weight of the binary cross-entropy of annotated labels, and of demographics and severity if
     the preset adds them to texts, from either encoder's vector (unknown labels masked); ``known``, fraction of samples
-    drawn from studies with known demographics or severity.
+    drawn from studies with known demographics or severity; ``hard_negatives``, number of texts per study that differ
+    from its own in one statement: the other side, another size or finding, a denial (``xgem.labels.hard_negatives``).
+    They are further negatives of their own study's images, in the direction from image to text. They are none for the
+    images of other studies, of which they may be true ("right effusion"), and nothing is learned from them alone.
     """
 
     name = "clip"
-    losses: ClassVar[Mapping[str, float]] = {"patches": 1.0, "labels": 0.0, "known": 0.0}
+    losses: ClassVar[Mapping[str, float]] = {"patches": 1.0, "labels": 0.0, "known": 0.0, "hard_negatives": 0.0}
 
     @classmethod
     def needs(cls, name: str, preset: Preset) -> list[needs.Need]:
@@ -107,6 +113,12 @@ class ClipStage(Stage):
         preset, train = context.preset, context.train
         self.config, self.seed, self.train, self.val = context.config(self.name), context.seed, train, context.val
         self.weights = self.loss_weights(self.name, self.config)
+        self.negatives = int(self.weights["hard_negatives"])  # k in shapes
+        if self.negatives != self.weights["hard_negatives"] or self.negatives < 0:
+            raise ConfigError(
+                f"stage {self.name}: hard_negatives is {self.weights['hard_negatives']:g}; expected a number of texts, "
+                "0 or more"
+            )
         self.labels = common_labels(train) if self.weights["labels"] else []
         self.written = bool(self.weights["labels"] and train.joined)
         count = len(self.labels) + (len(written_labels({})) if self.written else 0)
@@ -150,12 +162,23 @@ class ClipStage(Stage):
         annotated = [named(name, study.labels, study.source) for name in self.labels]
         return annotated + (written_labels(known) if self.written else [])
 
+    def _false_texts(self, corpus: Corpus, index: int, text: str, rng: random.Random | None) -> list[str]:
+        """Up to k texts that are false of study ``index`` and differ from its ``text`` in one statement."""
+        study, told = corpus.studies[index], corpus.texts(index)
+        absent = absent_classes(study.labels, study.source)
+        if not study.labels:  # not annotated: what its report denies
+            labels = label_report(" ".join(filter(None, (study.findings, study.impression))))
+            absent = tuple(name for name, label in labels.items() if label == 0)
+        own = rng or random.Random(mix(self.seed, self.name, "hard negatives", study.id))
+        return hard_negatives(text, self.negatives, own, absent=absent, told=told)
+
     def _collate(self, corpus: Corpus, indices: list[int], rng: random.Random | None) -> dict[str, Any]:
         """Batch of the studies ``indices``, b in number; n images (view by view) and m texts.
 
         ``images`` (n, 1, s, s); ``ids`` (m, tokens); ``owner`` by modality: position in the batch of the study of each
         row; ``key`` (b,): equal for studies that are not negatives of each other; ``labels`` (b, l); ``text_labels``
-        (m, l): only what the text states.
+        (m, l): only what the text states. With p hard negatives, ``ids`` is (m + p, tokens), and ``negatives`` (p,) has
+        the place of each among k of every study: k times the position of its study, and its number there.
         """
         rows: dict[str, list[int]] = {view: [] for view in self.views}
         owners: dict[str, list[int]] = {name: [] for name in (*self.views, self.text)}
@@ -163,6 +186,8 @@ class ClipStage(Stage):
         keys: list[int] = []
         labels: list[list[float]] = []
         text_labels: list[list[float]] = []
+        false_texts: list[str] = []
+        places: list[int] = []
         for position, index in enumerate(indices):
             for view in self.views:
                 if candidates := corpus.rows(index, view):
@@ -171,21 +196,26 @@ class ClipStage(Stage):
             study = corpus.studies[index]
             known = corpus.known(index)
             labels.append(self._labels_of(study, known))
-            if descriptions := corpus.texts(index):
-                text = vary(rng.choice(descriptions), rng) if rng else descriptions[0]
+            description = corpus.draw_text(index, rng) if rng else next(iter(corpus.texts(index)), None)
+            if description is not None:
+                text = vary(description, rng) if rng else description
                 texts.append(text)
                 owners[self.text].append(position)
                 stated = {field: value for field, value in known.items() if f"{field}:" in text}
                 text_labels.append(self._labels_of(study, stated))
+                made = self._false_texts(corpus, index, text, rng) if self.negatives else []
+                places += range(position * self.negatives, position * self.negatives + len(made))
+                false_texts += made
             content = "|".join(sorted(study.labels)) or study.impression
             keys.append(int.from_bytes(hashlib.sha256(content.encode()).digest()[:6], "big"))
         x = corpus.images.floats(list(chain.from_iterable(rows.values())))
         return {
             "images": jitter(x) if rng else x,
-            "ids": self.tokenize(texts or ["normal"]),
+            "ids": self.tokenize([*texts, *false_texts] or ["normal"]),
             "key": torch.tensor(keys),
             "labels": torch.tensor(labels),
             "text_labels": torch.tensor(text_labels).reshape(len(text_labels), len(labels[0])),
+            "negatives": torch.tensor(places, dtype=torch.long),
             "owner": {name: torch.tensor(value, dtype=torch.long) for name, value in owners.items()},
         }
 
@@ -204,6 +234,7 @@ class ClipStage(Stage):
             placed[name] = gather(value.new_zeros(count, value.shape[1]).index_copy(0, rows, value[: len(rows)]))
             present[name] = gather(value.new_zeros(count).index_fill(0, rows, 1.0)) > 0
         key = gather(batch["key"].to(device).double()).long()  # 48 bits: exact as doubles, which can be gathered
+        false, counted = self._false_vectors(batch, text.pooled[len(owner[self.text]) :], count, gather)
         # InfoNCE of every pair of modalities, over the studies that have both
         terms: dict[str, Tensor] = {}
         for a, b in combinations(vectors, 2):
@@ -211,7 +242,8 @@ class ClipStage(Stage):
             if both.sum() < 2:
                 continue
             same = key[both][:, None] == key[both] if b == self.text else None
-            terms[f"{a}-{b}"] = info_nce(placed[a][both], placed[b][both], scale, same)
+            extra = (false[both], counted[both]) if b == self.text and false is not None else (None, None)
+            terms[f"{a}-{b}"] = info_nce(placed[a][both], placed[b][both], scale, same, *extra)
         # A batch may have no pair with one of the encoders, but DDP expects gradients of all parameters.
         total = 0 * (image.pooled.sum() + text.pooled.sum())
         if terms:
@@ -230,6 +262,18 @@ class ClipStage(Stage):
             label_loss = losses.sum() / known.sum().clamp(min=1)
             total, logged = total + self.weights["labels"] * label_loss, logged | {"labels": label_loss.detach()}
         return total, logged
+
+    def _false_vectors(
+        self, batch: dict[str, Any], vectors: Tensor, count: int, gather: Callable[[Tensor], Tensor]
+    ) -> tuple[Tensor | None, Tensor]:
+        """Vectors of the hard negatives by study (world * b, k, d), None without; which are there (world * b, k)."""
+        k, device = self.negatives, vectors.device
+        if not k:
+            return None, torch.empty(0, dtype=torch.bool)
+        places = batch["negatives"].to(device)
+        rows = vectors.new_zeros(count * k, vectors.shape[1]).index_copy(0, places, vectors[: len(places)])
+        there = gather(vectors.new_zeros(count * k).index_fill(0, places, 1.0)) > 0
+        return gather(rows).unflatten(0, (-1, k)), there.unflatten(0, (-1, k))
 
     def validate(self, module: nn.Module) -> dict[str, float]:
         device = next(module.parameters()).device

@@ -13,19 +13,24 @@ from typing import Any
 import torch
 
 from xgem.configs.preset import Preset
+from xgem.data import wordings
 from xgem.data.captions import caption_from_labels, preface
 from xgem.data.manifest import Manifest
 from xgem.data.prepare import PreparedImages, prepare_images
 from xgem.data.study import Study, report_of
 from xgem.labels.sentences import written_sentences
 from xgem.types import DataError
+from xgem.utils.random import mix
+
+_WORDINGS = 2  # random wordings of a caption among the fixed texts of a study, beside the canonical one
 
 
 @dataclass(frozen=True)
 class Corpus:
     """One split: its ``studies``, ordered by id, and all of their ``images``.
 
-    ``sections``, ``prompt_sections`` and ``joined`` (modalities that are added to report texts): from the preset.
+    ``sections``, ``prompt_sections``, ``joined`` (modalities that are added to report texts) and ``captions``: from the
+    preset.
     """
 
     studies: tuple[Study, ...]
@@ -33,6 +38,7 @@ class Corpus:
     sections: tuple[str, ...]
     prompt_sections: tuple[str, ...] | None = None
     joined: frozenset[str] = frozenset()
+    captions: str = "labels"
     reports: tuple[str, ...] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -53,7 +59,7 @@ class Corpus:
         studies = tuple(manifest.studies(split))
         images = PreparedImages(torch.empty(0, dtype=torch.uint8), {}, (), "")
         joined = frozenset(name for name, modality in preset.modalities.items() if modality.joins == "report")
-        return cls(studies, images, preset.report_sections, preset.prompt_sections, joined)
+        return cls(studies, images, preset.report_sections, preset.prompt_sections, joined, preset.captions)
 
     def rows(self, index: int, view: str) -> list[int]:
         """Rows of ``images`` with view ``view`` of study ``index``; empty if it has none."""
@@ -64,6 +70,9 @@ class Corpus:
         set, the preset's ``prompt_sections``, and the caption only for studies without them. If demographics or
         severity are known and the preset adds them to texts, each text also comes with them as a prefix, and every
         non-empty part of the prefix is a text of its own.
+
+        With ``captions="qualified"`` these are joined by captions of the findings with side, place and size: the
+        canonical one and two wordings that depend on the study's id alone.
         """
         study = self.studies[index]
         caption = caption_from_labels(study.labels)
@@ -71,12 +80,35 @@ class Corpus:
             candidates = [self.reports[index], study.impression, study.findings, caption]
         else:
             candidates = [report_of(study, self.prompt_sections) or caption]
+        candidates += self.worded(index)
         texts = list(dict.fromkeys(text for text in candidates if text.strip()))
         known = self.known(index)
         if known:
             texts += [f"{preface(**known)} {text}" for text in texts]
         parts = (part for count in range(1, len(known) + 1) for part in combinations(known.items(), count))
         return texts + [preface(**dict(part)) for part in parts]
+
+    def worded(self, index: int) -> list[str]:
+        """Those of :meth:`texts` that are captions in several wordings; none unless the preset asks for them."""
+        study = self.studies[index]
+        if self.captions != "qualified" or not (study.labels or study.qualified):
+            return []
+        rng = random.Random(mix(0, "captions", study.id))
+        said = (study.qualified, study.labels, study.source)
+        made = [wordings.caption(*said), *(wordings.random_caption(*said, rng) for _ in range(_WORDINGS))]
+        return list(dict.fromkeys(filter(None, made)))
+
+    def draw_text(self, index: int, rng: random.Random) -> str | None:
+        """One of :meth:`texts`, uniformly, None where there is none; of a caption in wordings any, at every use."""
+        texts = self.texts(index)
+        if not texts:
+            return None
+        text = rng.choice(texts)
+        fixed = next((one for one in self.worded(index)[1:] if text.endswith(one)), None)
+        if fixed is None:
+            return text
+        study = self.studies[index]
+        return text.removesuffix(fixed) + wordings.random_caption(study.qualified, study.labels, study.source, rng)
 
     def known(self, index: int) -> dict[str, Any]:
         """Known demographics and severity of a study that the preset adds to texts: arguments of ``preface``."""

@@ -88,7 +88,8 @@ def _written(
     study: Study, found: NDArray[np.bool_], structures: Sequence[str], folder: Path, root: Path
 ) -> dict[str, tuple[str, ...]]:
     """The study's masks (structures, s, s) as files on its image's own grid, without the square's padding."""
-    image = read_with(study.images[ANNOTATED_VIEW][0], reading=study.reading)
+    file = study.images[ANNOTATED_VIEW][0]
+    image = read_with(file, reading=study.reading_of(file))
     stored = image.pixels.shape
     height, width = evened_size((stored[0], stored[1]), image.aspect)
     side = max(height, width)
@@ -98,10 +99,10 @@ def _written(
         if mask.mean() < LEAST_SHARE:
             continue
         square = Image.fromarray(mask).resize((side, side), Image.Resampling.NEAREST)
-        file = folder / f"{study.id}.{name.replace(' ', '-')}.png"
-        partial = file.with_name(f".{file.name}.{os.getpid()}.part")
+        drawn = folder / f"{study.id}.{name.replace(' ', '-')}.png"
+        partial = drawn.with_name(f".{drawn.name}.{os.getpid()}.part")
         shown = square.crop((left, top, left + width, top + height))
         shown.resize((stored[1], stored[0]), Image.Resampling.NEAREST).save(partial, format="PNG")
-        partial.replace(file)
-        files[name] = (place(file, root),)
+        partial.replace(drawn)
+        files[name] = (place(drawn, root),)
     return files

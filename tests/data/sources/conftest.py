@@ -7,11 +7,12 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-REPORTS = """uid,MeSH,Problems,image,indication,comparison,findings,impression
+MESH = "Cardiomegaly/mild;Pulmonary Disease, Chronic Obstructive;No Indexing;Cardiomegaly/ mild"
+REPORTS = f"""uid,MeSH,Problems,image,indication,comparison,findings,impression
 1,normal,normal,Xray Chest PA and Lateral,,,The lungs are clear.,Normal chest x-XXXX.
-2,x,"Cardiomegaly;Pulmonary Disease, Chronic Obstructive;No Indexing;Cardiomegaly",,,,The heart is large..,
-3,x,Technical Quality of Image Unsatisfactory ,,,,,
-4,x,Lymph nodes,,,,,1. Node.
+2,"{MESH}","Cardiomegaly;Pulmonary Disease, Chronic Obstructive;No Indexing;Cardiomegaly",,,,The heart is large..,
+3,Technical Quality of Image Unsatisfactory ,Technical Quality of Image Unsatisfactory ,,,,,
+4,Lymph nodes/hilum/left,Lymph nodes,,,,,1. Node.
 """
 MASKS = """image,mask,structure,view,finding,sex,age,image_licence,image_url
 case-2-day1.png,m0.png,Left Lung,PA,"COVID-19, ARDS",M,40,CC BY,

@@ -7,11 +7,13 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
 from tests.data.sources.conftest import image
+from xgem.cli.data import app
 from xgem.data.manifest import Manifest, split_of
 from xgem.data.sources import openi
-from xgem.types import DataError
+from xgem.types import DataError, InputError
 
 XML = """<?xml version="1.0" encoding="utf-8"?>
 <eCitation><uId id="CXR{uid}"/><MedlineCitation><Article><Abstract>
@@ -71,6 +73,8 @@ def test_openi_from_csvs(csvs: Path, tmp_path: Path):
     assert (four.impression, four.labels) == ("Node.", ("Lymph Nodes",))
     assert (five.findings, five.impression, five.labels) == ("", "", ())
     assert {row.licence for row in made.rows} == {openi.LICENCE}
+    assert (one.qualified, four.qualified, five.qualified) == ((), ("Lymph nodes/hilum/left",), ())
+    assert two.qualified == ("Cardiomegaly/mild", "Pulmonary Disease, Chronic Obstructive")
 
 
 def test_nothing_is_copied_and_files_are_relative_below_the_manifest(csvs: Path, tmp_path: Path):
@@ -96,6 +100,7 @@ def test_openi_from_xml_with_projections(tmp_path: Path, chest):
     assert studies["openi-1"].images["lateral"][0].stem == "CXR1_1_IM-0001-3001"
     assert (studies["openi-1"].impression, studies["openi-1"].labels) == ("Normal.", ("normal",))
     assert (studies["openi-2"].impression, studies["openi-2"].labels) == ("Big heart.", ("Cardiomegaly",))
+    assert (studies["openi-1"].qualified, studies["openi-2"].qualified) == ((), ("Cardiomegaly/mild",))
     assert list(studies["openi-2"].images) == ["frontal"]
     assert list(studies["openi-3"].images) == ["lateral"]
 
@@ -150,3 +155,87 @@ def test_real_openi(data_dir: Path, tmp_path: Path):
     }
     assert not any("XXXX" in study.impression + study.findings for study in studies)
     assert not any("No Indexing" in study.labels for study in studies)
+    assert sum(len(study.qualified) for study in studies) > 5000
+    assert not any(study.qualified for study in studies if "normal" in study.labels)
+
+
+EXTRA = """uid,file,age,dicom_view,row_direction,source_width,source_height,pixel_mm,position,r2gen_split
+1,1_f.png,23,PA,L,400,500,0.15,,test
+1,1_l.png,23,LL,A,400,400,0.15,,test
+2,2_f.png,90,AP,L,500,400,0.15,,train
+"""
+
+
+@pytest.fixture
+def extra(tmp_path: Path) -> Path:
+    (tmp_path / "extra").mkdir()
+    (tmp_path / "extra/images.csv").write_text(EXTRA)
+    return tmp_path / "extra"
+
+
+def test_openi_with_ages_and_true_shapes(csvs: Path, extra: Path, tmp_path: Path):
+    made = openi.prepare(csvs, tmp_path / "m.parquet", extra=extra)
+    assert Manifest.read(tmp_path / "m.parquet") == made
+    shapes = {Path(row.file).name: row.reading.pixel_aspect for row in made.rows if row.file}
+    assert shapes == {"1_f.png": 1.25, "1_l.png": None, "2_f.png": 0.8, "5_f.png": None}
+    assert {study.id: study.age for study in made.studies()} == {
+        "openi-1": 23,
+        "openi-2": 90,
+        "openi-4": None,
+        "openi-5": None,
+    }
+    plain = openi.prepare(csvs, tmp_path / "p.parquet")
+    assert all(row.age is None and row.reading.pixel_aspect is None for row in plain.rows)
+    assert [row.split for row in plain.rows] == [row.split for row in made.rows]
+
+
+def test_openi_with_the_split_of_r2gen(csvs: Path, extra: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    with caplog.at_level(logging.WARNING):
+        made = openi.prepare(csvs, tmp_path / "m.parquet", extra=extra, r2gen_split=True)
+    assert {study.id: study.split for study in made.studies()} == {"openi-1": "test", "openi-2": "train"}
+    assert "2 studies are in none of R2Gen's splits" in caplog.text
+    with pytest.raises(DataError, match="r2gen_split without extra"):
+        openi.prepare(csvs, tmp_path / "x.parquet", r2gen_split=True)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "words"),
+    [
+        ("1,1_l.png,23", "1,1_l.png,24", "age 24, but 23 in another row of study 1"),
+        ("A,400,400,0.15,,test", "A,400,400,0.15,,train", "two values of r2gen_split in study 1"),
+        (",train\n", ",dev\n", "r2gen_split 'dev'; expected train, val, test or nothing"),
+        ("500,400", "0,400", "source of 0 x 400 pixels; expected 1 or more"),
+        ("500,400", "wide,400", "source_width is 'wide'; expected a number"),
+        ("source_width", "width", "column 'source_width'"),
+        (EXTRA[EXTRA.index("1,1_f") :], "9,9.png,1,,,1,1,,,\n", "lists none of the 4 images"),
+    ],
+)
+def test_openi_refuses_tables_of_headers(csvs: Path, extra: Path, tmp_path: Path, old: str, new: str, words: str):
+    (extra / "images.csv").write_text(EXTRA.replace(old, new, 1))
+    with pytest.raises(DataError, match=words):
+        openi.prepare(csvs, tmp_path / "m.parquet", extra=extra)
+    (extra / "images.csv").unlink()
+    with pytest.raises(DataError, match=r"has no images\.csv"):
+        openi.prepare(csvs, tmp_path / "m.parquet", extra=extra)
+
+
+def test_openi_headers_on_the_command_line(csvs: Path, extra: Path, tmp_path: Path):
+    runner, out = CliRunner(), str(tmp_path / "m.parquet")
+    result = runner.invoke(app, ["prepare", "openi", str(csvs), "--out", out, "--extra", str(extra), "--r2gen-split"])
+    assert result.exit_code == 0, result.output
+    assert {row.split for row in Manifest.read(out).rows} == {"test", "train"}
+    wrong = runner.invoke(app, ["prepare", "nih", str(csvs), "--out", f"{out}.jsonl", "--extra", str(extra)])
+    assert isinstance(wrong.exception, InputError)
+    assert "extra: an option of openi" in str(wrong.exception)
+
+
+@pytest.mark.data
+def test_real_openi_with_headers(data_dir: Path, tmp_path: Path):
+    made = openi.prepare(data_dir / "openi", tmp_path / "m.parquet", extra=data_dir / "openi_extra", r2gen_split=True)
+    made.check(files=False)
+    studies = made.studies()
+    assert Counter(study.split for study in studies) == {"train": 1865, "test": 528, "val": 268}
+    assert all(study.age is not None for study in studies)
+    aspects = [row.reading.pixel_aspect or 1 for row in made.rows]
+    assert sum(abs(aspect - 1) > 0.1 for aspect in aspects) > 0.5 * len(aspects)
+    assert 0.6 < min(aspects) < max(aspects) < 1.8

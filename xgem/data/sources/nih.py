@@ -45,8 +45,13 @@ def prepare(source_dir: Path, out: Path) -> Manifest:
     Raises:
         DataError: the folder has neither layout, a column or images are missing, or a box is invalid.
     """
+    root = Path(out).resolve().parent
+    return write_manifest(rows_of(Path(source_dir), root), root, out)
+
+
+def rows_of(source: Path, root: Path) -> list[Row]:
+    """The rows of a folder for a manifest in ``root``; DataError as :func:`prepare`."""
     # The table and its images
-    source = Path(source_dir)
     if not source.is_dir():
         raise DataError(f"{source}: no such folder; expected the unpacked ChestX-ray14 data set")
     original = sorted(source.glob("Data_Entry_2017*.csv"))
@@ -68,7 +73,6 @@ def prepare(source_dir: Path, out: Path) -> Manifest:
     # One row per image
     test_patients = _test_patients(source, {record[columns[0]]: record[columns[1]] for record in records})
     boxes = _boxes(source, {record[columns[0]] for record in records})
-    root = Path(out).resolve().parent
     rows: list[Row] = []
     for record in records:
         name, patient, age, sex, labels = (record[column] for column in columns)
@@ -92,7 +96,7 @@ def prepare(source_dir: Path, out: Path) -> Manifest:
                     licence=LICENCE,
                 )
             )
-    return write_manifest(rows, root, out)
+    return rows
 
 
 def _split(patient: str, subject: str, test_patients: frozenset[str] | None) -> Split:

@@ -17,7 +17,13 @@ Decisions:
 * If no split is published, a fixed hash of the subject gives 80 % train, 10 % val, 10 % test.
 * Labels are the annotators' ``Problems`` (the headings of the MeSH terms), without repeats and without "No Indexing"
   and "Technical Quality of Image Unsatisfactory"; "normal" stays "normal".
+* MeSH terms with side, place and size are kept as ``qualified`` findings, where the table has the column ``MeSH``.
 * Report text is cleaned (``xgem.data.cleaning``). A missing impression stays empty, even if there are findings.
+* With ``extra``, a folder with ``images.csv`` (file, age, source_width, source_height, r2gen_split) of what the DICOM
+  headers and R2Gen's annotation file tell of the same images: the age, and the shape of the images before they were
+  squashed to squares, which becomes the ``pixel_aspect`` of their reading. Images that it does not list keep theirs.
+* With ``r2gen_split``, the split is R2Gen's (Chen et al., EMNLP 2020), on which most published scores of Open-i reports
+  stand; studies in none of its splits are left out, with their number in a warning.
 * Reports without images become rows without a file; studies with neither text nor image are left out.
 """
 
@@ -30,11 +36,14 @@ from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 
+from xgem.configs.reading import ReadOptions
 from xgem.data.cleaning import clean_report
-from xgem.data.image_files import ImageFiles
+from xgem.data.image_files import ImageFiles, image_size
 from xgem.data.manifest import Manifest, Row, place, split_of
+from xgem.data.rows import SPLITS
 from xgem.data.sources.rows import make_row, write_manifest
-from xgem.data.tables import read_table, split_of_name
+from xgem.data.tables import number_of, read_table, split_of_name, years_of
+from xgem.labels.qualified import qualified_terms
 from xgem.labels.vocabulary import is_silent
 from xgem.types import DataError
 
@@ -50,6 +59,7 @@ _BOTH = re.compile(r"\b(?:2|two) views?\b", re.IGNORECASE)
 @dataclass(frozen=True)
 class _Report:
     problems: Sequence[str] = ()
+    terms: Sequence[str] = ()
     findings: str = ""
     impression: str = ""
 
@@ -62,12 +72,39 @@ class _Image:
     split: str | None = None
 
 
-def prepare(source_dir: Path, out: Path) -> Manifest:
+@dataclass(frozen=True)
+class _Extra:
+    """What the table of headers tells: by study, or by the name of the image's file."""
+
+    ages: Mapping[str, float]
+    splits: Mapping[str, str]
+    sizes: Mapping[str, tuple[float, float]]
+
+    def aspect(self, file: Path) -> float | None:
+        """Height of a stored pixel divided by its width; None where the source's size is unknown."""
+        if file.name not in self.sizes:
+            return None
+        width, height = self.sizes[file.name]
+        stored_width, stored_height = image_size(file)
+        return round((height / stored_height) / (width / stored_width), 6)
+
+
+_NOTHING = _Extra({}, {}, {})
+
+
+def prepare(source_dir: Path, out: Path, *, extra: Path | None = None, r2gen_split: bool = False) -> Manifest:
     """Write the manifest of an Open-i folder to ``out``, with references to its images in place.
 
+    Args:
+        extra: folder with the table of headers; None leaves ages unknown and images in their stored shape.
+        r2gen_split: take the split from that table.
+
     Raises:
-        DataError: the folder has none of the layouts above, or a column or a listed image is missing.
+        DataError: the folder has none of the layouts above, or a column or a listed image is missing, or the table of
+            headers is missing, has none of the images, or a value that cannot be.
     """
+    if r2gen_split and extra is None:
+        raise DataError("r2gen_split without extra: give the folder whose images.csv has the column r2gen_split")
     source = Path(source_dir)
     if not source.is_dir():
         raise DataError(f"{source}: no such folder; expected the unpacked Open-i data set")
@@ -85,7 +122,10 @@ def prepare(source_dir: Path, out: Path) -> Manifest:
         )
     root = Path(out).resolve().parent
     _check_join(source, {image.uid for image in images}, reports.keys())
-    rows = list(_rows(images, reports, root))
+    told = _NOTHING if extra is None else _read_extra(Path(extra), {image.file.name for image in images})
+    rows = list(_rows(images, reports, root, told))
+    if r2gen_split:
+        rows = list(_in_r2gen(rows, told.splits))
     if not rows:
         raise DataError(f"{source}: no images and no reports found")
     return write_manifest(rows, root, out)
@@ -107,7 +147,48 @@ def labels_from_problems(problems: Iterable[str]) -> tuple[str, ...]:
     return tuple(labels)
 
 
-def _rows(images: Sequence[_Image], reports: Mapping[str, _Report], root: Path) -> Iterable[Row]:
+def _read_extra(folder: Path, files: Set[str]) -> _Extra:
+    """The table of headers, of which at least one image is among ``files``."""
+    path = folder / "images.csv"
+    if not path.is_file():
+        raise DataError(f"{folder}: has no images.csv; expected the table of file, age, source_width, source_height")
+    ages: dict[str, float] = {}
+    splits: dict[str, str] = {}
+    sizes: dict[str, tuple[float, float]] = {}
+    records = read_table(path, "uid", "file", "age", "source_width", "source_height", "r2gen_split").rows
+    for row in records:
+        where = f"{path}: image {row['file']}"
+        if (age := years_of(row["age"])) is not None and ages.setdefault(row["uid"], age) != age:
+            raise DataError(f"{where}: age {age:g}, but {ages[row['uid']]:g} in another row of study {row['uid']}")
+        if split := row["r2gen_split"]:
+            if split not in SPLITS:
+                raise DataError(f"{where}: r2gen_split {split!r}; expected {', '.join(SPLITS)} or nothing")
+            if splits.setdefault(row["uid"], split) != split:
+                raise DataError(f"{where}: two values of r2gen_split in study {row['uid']}; a study has one split")
+        if row["source_width"] and row["source_height"]:
+            size = tuple(number_of(row[name], f"{where}: {name}") for name in ("source_width", "source_height"))
+            if min(size) < 1:
+                raise DataError(f"{where}: source of {size[0]:g} x {size[1]:g} pixels; expected 1 or more")
+            sizes[row["file"]] = (size[0], size[1])
+    if files and not files & {row["file"] for row in records}:
+        raise DataError(f"{path}: lists none of the {len(files)} images, {min(files)} for one; is it of another copy?")
+    return _Extra(ages, splits, sizes)
+
+
+def _in_r2gen(rows: Iterable[Row], splits: Mapping[str, str]) -> Iterable[Row]:
+    """The rows of studies that R2Gen's split has, in that split."""
+    left_out: set[str] = set()
+    for row in rows:
+        split = splits.get(row.study.removeprefix(f"{SOURCE}-"))
+        if split is None:
+            left_out.add(row.study)
+        else:
+            yield row.model_copy(update={"split": split})
+    if left_out:
+        logger.warning("openi: %d studies are in none of R2Gen's splits and are left out", len(left_out))
+
+
+def _rows(images: Sequence[_Image], reports: Mapping[str, _Report], root: Path, extra: _Extra) -> Iterable[Row]:
     """One row per image, or one without a file for a report without images."""
     by_uid: dict[str, list[_Image]] = {}
     for image in images:
@@ -139,13 +220,17 @@ def _rows(images: Sequence[_Image], reports: Mapping[str, _Report], root: Path) 
             "findings": findings,
             "impression": impression,
             "labels": labels_from_problems(report.problems),
+            "qualified": qualified_terms(report.terms),
+            "age": extra.ages.get(uid),
             "source": SOURCE,
             "licence": LICENCE,
         }
         if not study_images:
             yield make_row(f"study {uid}", **common)
         for image in study_images:
-            yield make_row(f"study {uid}", **common, view=image.view, file=place(image.file, root))
+            aspect = extra.aspect(image.file)
+            reading = {} if aspect in (None, 1) else {"reading": ReadOptions(pixel_aspect=aspect)}
+            yield make_row(f"study {uid}", **common, **reading, view=image.view, file=place(image.file, root))
 
 
 def _check_join(source: Path, images: Set[str], reports: Set[str]) -> None:
@@ -164,7 +249,9 @@ def _read_reports(path: Path) -> dict[str, _Report]:
     for row in read_table(path, "uid", "Problems", "findings", "impression").rows:
         if row["uid"] in reports:
             raise DataError(f"{path}: duplicate study {row['uid']}")
-        reports[row["uid"]] = _Report(row["Problems"].split(";"), row["findings"], row["impression"])
+        reports[row["uid"]] = _Report(
+            row["Problems"].split(";"), row.get("MeSH", "").split(";"), row["findings"], row["impression"]
+        )
     return reports
 
 
@@ -213,8 +300,9 @@ def _read_xml(source: Path) -> tuple[list[_Image], dict[str, _Report]]:
             raise DataError(f"{path}: {f'duplicate study {uid}' if uid else 'no uId element'}")
         texts = {node.get("Label", "").upper(): "".join(node.itertext()) for node in root.iter("AbstractText")}
         # MeSH terms are "Heading/qualifier/...": the heading is the problem, as in the CSV of reports
-        problems = [(node.text or "").split("/")[0] for node in root.findall(".//MeSH/major")]
-        reports[uid] = _Report(problems, texts.get("FINDINGS", ""), texts.get("IMPRESSION", ""))
+        terms = [node.text or "" for node in root.findall(".//MeSH/major")]
+        problems = [term.split("/")[0] for term in terms]
+        reports[uid] = _Report(problems, terms, texts.get("FINDINGS", ""), texts.get("IMPRESSION", ""))
         for node in root.iter("parentImage"):
             stem = node.get("id") or ""
             found = files.find(f"{stem}.png", any_ending=True)
