@@ -60,6 +60,7 @@ def test_covid(collection: Path, masks: Path, tmp_path: Path, caplog: pytest.Log
     with caplog.at_level(logging.WARNING):
         made = covid.prepare(collection, tmp_path / "m.parquet")
     assert "covid: 1 of 3 listed images are not there" in caplog.text
+    assert "covid: 1 images are listed again; the first row of each counts" in caplog.text
     assert Manifest.read(tmp_path / "m.parquet") == made
     first, second = made.rows
     assert (first.view, first.age, first.sex, first.labels) == ("frontal", 65, "M", ("COVID-19", "ARDS"))

@@ -53,6 +53,9 @@ def prepare(source_dir: Path, out: Path) -> Manifest:
     records = read_table(table, *_COLUMNS).rows
     subjects = _subjects(records)
     own = {record["file"]: record for record in reversed(records) if not record["in_shared"]}
+    listed = sum(not record["in_shared"] for record in records)
+    if listed > len(own):
+        logger.warning("covid: %d images are listed again; the first row of each counts", listed - len(own))
     images, masks = ImageFiles(source / "images"), ImageFiles(source / "masks")
     places = images.found(own)
     check_images(SOURCE, table, len(own), len(places))
