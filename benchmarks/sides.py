@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +51,19 @@ def brighter_half(images: NDArray[np.uint8], sides: NDArray[np.float64]) -> dict
     return {list(GROUPS)[k]: round(float(np.nanmean(right[:, k])), 3) for k in known}
 
 
+def told(accuracy: dict[str, Any]) -> list[str]:
+    """The groups whose side is told better than by chance on held-out images: binomial test, one-sided, p < 0.025."""
+    from scipy.stats import binomtest
+
+    names: list[str] = []
+    for name in GROUPS:
+        parts = [part[name] for part in accuracy.values() if part[name]["n"]]
+        n, right = sum(part["n"] for part in parts), sum(round(part["n"] * part["accuracy"]) for part in parts)
+        if n and binomtest(right, n, 0.5, alternative="greater").pvalue < 0.025:
+            names.append(name)
+    return names
+
+
 def mirrored(images: NDArray[np.uint8], targets: NDArray[np.float64]) -> tuple[NDArray[Any], NDArray[Any]]:
     return np.concatenate([images, images[..., ::-1]]), np.concatenate([targets, targets[:, :, [1, 0, 2]]])
 
@@ -69,6 +83,8 @@ def main() -> None:
     options = parser.parse_args()
     logging.basicConfig(level=logging.INFO)
     config = SideConfig(epochs=options.epochs, size=options.size)
+    if options.frozen:
+        config = replace(config, learning_rate=3e-3, dropout=0.3)
     # Studies for training and for measuring, apart by patient
     read = {path.stem: Manifest.read(path).studies(None) for path in options.manifests}
     by_manifest = {name: [study for study in studies if VIEW in study.images] for name, studies in read.items()}
@@ -98,6 +114,7 @@ def main() -> None:
         "training": {"n": len(training), "one-sided": dict(zip(GROUPS, sided.tolist(), strict=True))},
         "accuracy": accuracy,
     }
+    about["told"] = told(accuracy)
     print(json.dumps(about, indent=2))
     if options.out:
         options.out.mkdir(parents=True, exist_ok=True)

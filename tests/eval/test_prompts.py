@@ -34,7 +34,7 @@ class Reader:
 
     name, weights, hash, size = "reader", "0" * 16, "1" * 16, SIZE
     classes = KNOWN
-    groups = tuple(GROUPS)
+    groups = told = tuple(GROUPS)
 
     def scores(self, images: np.ndarray) -> np.ndarray:
         """A finding's score is the grey level of its own row, on the brighter side."""
@@ -189,7 +189,12 @@ def test_malformed_images_are_counted(obeys: FamilyResult) -> None:
 
 def test_what_is_not_known_is_said(obeys: FamilyResult) -> None:
     assert "does not know this finding" in obeys["asked_auroc/Fracture"].reason
-    assert "does not know this finding" in obeys["asked_side/Support Devices"].reason
+    assert "not tell it better than chance" in obeys["asked_side/Support Devices"].reason
+    reader = Reader()
+    reader.told = ("effusion",)
+    fewer = measured(lambda sentence, _: sentence, sides=reader)
+    assert "not tell it better than chance" in fewer["asked_side/Pneumothorax"].reason
+    assert fewer["asked_side"].settings["sentences"] == 4
     missing = NotComputed("no weights")
     found = measured(lambda sentence, _: sentence, judge=missing, sides=missing, malformed=missing)
     assert found["asked_auroc/Pleural Effusion"].reason == "no weights"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,8 @@ import torch
 
 from xgem.judges.sides import (
     GROUPS,
+    RECORD,
+    SHIPPED,
     SideConfig,
     SideJudge,
     SideNetwork,
@@ -109,3 +112,13 @@ def test_what_cannot_be_learned_is_refused() -> None:
         train_sides(images, np.zeros((8, 1, 3)), config=CONFIG)
     with pytest.raises(InputError, match="on one side alone"):
         train_sides(images, targets_of([{"Pleural Effusion": BOTH}] * 8, [{}] * 8), config=CONFIG)
+
+
+def test_the_one_that_ships() -> None:
+    record = json.loads((SHIPPED / RECORD).read_text(encoding="utf-8"))
+    shipped = SideJudge.load()
+    assert shipped.groups == tuple(GROUPS)
+    assert shipped.leftness(np.zeros((2, 100, 90), np.uint8)).shape == (2, len(GROUPS))
+    assert record["accuracy"]["nih_boxes"]["effusion"]["accuracy"] > 0.6
+    assert shipped.told == ("effusion", "opacity", "lesion")
+    assert sum(file.stat().st_size for file in SHIPPED.iterdir()) < 2_000_000

@@ -88,13 +88,23 @@ def _pooled(maps: Tensor) -> Tensor:
 
 
 class SideJudge:
-    """A trained network of sides. ``groups`` names its outputs, ``hash`` identifies its weights."""
+    """A trained network of sides. ``groups`` names its outputs, ``hash`` identifies its weights.
+
+    ``told`` are the groups whose sides it tells better than chance on held-out images; all, unless given. ``accuracy``
+    is what a record says of it.
+    """
 
     def __init__(
-        self, network: nn.Module, groups: Sequence[str], config: SideConfig, accuracy: Mapping[str, Any] | None = None
+        self,
+        network: nn.Module,
+        groups: Sequence[str],
+        config: SideConfig,
+        accuracy: Mapping[str, Any] | None = None,
+        told: Sequence[str] | None = None,
     ) -> None:
         self._network = network.eval()
         self.groups = tuple(groups)
+        self.told = self.groups if told is None else tuple(told)
         self.config = config
         self.accuracy = dict(accuracy or {})
         self.hash = module_hash(network)[:16]
@@ -135,7 +145,7 @@ class SideJudge:
             network = SideNetwork(len(record["groups"]), config)
             state = load_file(folder / WEIGHTS)
             network.load_state_dict({name: value.to(network.state_dict()[name].dtype) for name, value in state.items()})
-            return cls(network.to(device), record["groups"], config, record.get("accuracy"))
+            return cls(network.to(device), record["groups"], config, record.get("accuracy"), record.get("told"))
         except (KeyError, TypeError, RuntimeError, OSError, SafetensorError) as error:
             raise CheckpointError(
                 f"{folder}: not a judge of sides ({one_line(error)}); expected {RECORD} and {WEIGHTS} of "

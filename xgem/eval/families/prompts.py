@@ -38,6 +38,8 @@ class Sides(Protocol):
     @property
     def groups(self) -> Sequence[str]: ...
     @property
+    def told(self) -> Sequence[str]: ...
+    @property
     def hash(self) -> str: ...
     def leftness(self, images: Images) -> Array: ...
 
@@ -213,7 +215,9 @@ def _sides(
     groups, seeds = list(judge.groups), len(images) // len(sentences)
     leftness, of_real = judge.leftness(images), judge.leftness(real.images)  # (n, groups)
     # The judge's side for what each sentence asks
-    first = [next((groups.index(g) for f in one.findings if (g := group_of(f)) in groups), None) for one in sentences]
+    first = [
+        next((groups.index(g) for f in one.findings if (g := group_of(f)) in judge.told), None) for one in sentences
+    ]
     seen = np.full(len(images), math.nan)
     for row, column in enumerate(first):
         part = slice(row * seeds, (row + 1) * seeds)
@@ -242,12 +246,18 @@ def _sides(
     for name in findings:
         rows = np.array([bool(one.side) and name in one.findings for one in sentences])
         group = group_of(name)
-        if group not in groups:
-            reason = "the judge of sides does not know this finding: too few real images name its side"
+        if group is None or group not in judge.told:
+            reason = "the judge of sides does not tell it better than chance: too few real images name its side"
             metrics.append(Metric.missing("asked_side", reason, of=name, **named))
         else:
             metrics.append(measured(rows, [groups.index(group)], name))
     return metrics
+
+
+def _column(sentence: Sentence, judge: Sides) -> int | None:
+    """The judge's column for the first finding of a sentence whose side it tells."""
+    groups = [group_of(name) for name in sentence.findings]
+    return next((list(judge.groups).index(name) for name in groups if name is not None and name in judge.told), None)
 
 
 def _agree(seen: Array, wanted: Array) -> Array:
