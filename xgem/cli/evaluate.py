@@ -35,6 +35,7 @@ from xgem.cli.options import (
     Seed,
     Split,
     Steps,
+    at_least,
     parse_guidance,
 )
 from xgem.cli.set_options import write_and_print
@@ -243,6 +244,63 @@ def codec(
 
     options: dict[str, Any] = {"split": split, "draws": bootstrap, "seed": seed, "device": device}
     write_and_print("codec", out, overwrite, as_json, lambda: evaluate_codec(model, data, **options))
+
+
+@app.command()
+def prompts(
+    data: Data,
+    out: Out,
+    model: Model = None,
+    split: Split = "val",
+    seeds: Annotated[
+        int, typer.Option("--seeds", metavar="N", callback=at_least(2), help="Images of each sentence.")
+    ] = 16,
+    sentences: Annotated[
+        Path | None,
+        typer.Option(
+            "--sentences",
+            metavar="CSV",
+            help="Sentences of your own: columns sentence, findings, side, partner.",
+            show_default="42 that ship with xgem",
+        ),
+    ] = None,
+    judge: JudgeSource = None,
+    sides: Annotated[
+        Path | None,
+        typer.Option(
+            "--side-judge", metavar="DIR", help="Judge of sides.", show_default="the one that ships with xgem"
+        ),
+    ] = None,
+    seed: Seed = 0,
+    num_inference_steps: Steps = None,
+    guidance_scale: Guidance = None,
+    sampler: Sampler = None,
+    batch_size: BatchSize = 32,
+    bootstrap: Draws = 1000,
+    cache: Cache = None,
+    device: Device = None,
+    dtype: Dtype = None,
+    overwrite: Overwrite = False,
+    progress: Progress = True,
+    as_json: AsJson = False,
+) -> None:
+    """Measure whether a frontal shows what a sentence asked for: the finding, its side, a chest at all.
+
+    Every sentence is given alone, with several seeds; sample k of every sentence starts from the same noise. References
+    are the same judges on real images and sentences that are exchanged. OUT receives prompts.json, .csv, .md, .html and
+    .png (a contact sheet of sentences and seeds), and the images, with which the same command resumes.
+    """
+    from xgem.eval.cohorts import Sampling
+    from xgem.eval.prompts import PromptSettings, evaluate_prompts
+    from xgem.eval.sentences import SENTENCES, read_sentences
+
+    sampling = Sampling(
+        seed, None, num_inference_steps, parse_guidance(guidance_scale), sampler=sampler, batch_size=batch_size
+    )
+    settings = PromptSettings(sampling, seeds, bootstrap, judge, sides)
+    options = {"split": split, "settings": settings, "cache": cache, "device": device, "dtype": dtype}
+    options |= {"progress": progress, "sentences": read_sentences(sentences) if sentences else SENTENCES}
+    write_and_print("prompts", out, overwrite, as_json, lambda: evaluate_prompts(model, data, out, **options))
 
 
 @app.command()

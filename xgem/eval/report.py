@@ -22,6 +22,8 @@ from xgem.utils.tables import csv_text, markdown_table
 
 TEMPLATE: Final = "report.html.jinja"
 _HEADS: Final = ("metric", "value [95 %]", "n", "reference", "extractor")
+_BY_FINDING: Final = ("prompts",)
+"""Families whose numbers of single findings are in every table: they are few, and what it is about."""
 _IN_SUMMARY: Final = 2
 """Numbers of each family and route in the summary on top of the HTML report."""
 _CSV_HEADS: Final = (
@@ -64,13 +66,17 @@ def _numbers(metric: MetricEntry) -> Iterator[tuple[str, NumberEntry, float | No
 def as_markdown(record: Record | Sequence[FamilyResult]) -> str:
     """A table for each family and route, then one line for each reason why metrics were not computed.
 
-    Numbers of single findings are only in the CSV and HTML reports.
+    Numbers of single findings are only in the CSV and HTML reports, but for the family ``prompts``.
     """
     families = record.families if isinstance(record, Record) else [family_entry(result) for result in record]
     parts: list[str] = []
     for family in families:
         parts.append(f"### {family.title}")
-        shown = [metric for metric in family.metrics if metric.of.rpartition(", ")[2] not in CHEXPERT_CLASSES]
+        shown = [
+            metric
+            for metric in family.metrics
+            if family.family in _BY_FINDING or metric.of.rpartition(", ")[2] not in CHEXPERT_CLASSES
+        ]
         rows = [_row(metric) for metric in shown if metric.value is not None]
         if rows:
             parts.append(markdown_table(_HEADS, rows))

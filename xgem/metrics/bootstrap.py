@@ -170,6 +170,28 @@ class Bootstrap:
         return Comparison(matched, self.sampled(total / pairs))
 
 
+class CrossedBootstrap(Bootstrap):
+    """Resamplings of a design in which every row meets every column, such as sentences x seeds.
+
+    Rows and columns are resampled independently, and a cell counts as often as its row times its column (the pigeonhole
+    bootstrap, Owen 2007, "The pigeonhole bootstrap", Annals of Applied Statistics 1): cells of one sentence are not
+    independent, and neither are those of one seed.
+
+    ``weights`` is (1 + draws, rows * columns), row by row; ``row_weights`` and ``column_weights`` are its factors.
+    """
+
+    def __init__(self, rows: int, columns: int, *, draws: int = 1000, seed: int = 0) -> None:
+        if min(rows, columns) < 2:
+            raise InputError(f"{rows} x {columns}: a crossed bootstrap needs at least 2 x 2")
+        super().__init__(rows, draws=draws, seed=seed)
+        self.row_weights = self.weights
+        rng = np.random.default_rng([seed, 1])
+        counts = rng.multinomial(columns, np.full(columns, 1 / columns), size=draws).astype(np.float64)
+        self.column_weights: Array = np.concatenate([np.ones((1, columns)), counts])
+        self.weights = (self.row_weights[:, :, None] * self.column_weights[:, None, :]).reshape(1 + draws, -1)
+        self.n = rows * columns
+
+
 def derangements(n: int, count: int, seed: int = 0) -> NDArray[np.int64]:
     """``count`` permutations of ``range(n)`` without a fixed point, (count, n): cyclic shifts of random orders."""
     if n < 2:

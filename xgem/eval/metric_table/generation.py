@@ -1,4 +1,4 @@
-"""Metrics of generated images and reports: agreement, fidelity, text, consistency, control."""
+"""Metrics of generated images and reports: agreement, fidelity, text, consistency, control, prompts."""
 
 from __future__ import annotations
 
@@ -300,7 +300,70 @@ def _control() -> Iterator[MetricSpec]:
         yield MetricSpec(name, ("control",), True, doc, unit, "xgem", f"{_M}{function}", title)
 
 
+def _prompts() -> Iterator[MetricSpec]:
+    grey, family = ">= 0, grey levels of 255", "xgem.eval.families.prompts."
+    for name, title, better, unit, function, doc in (
+        (
+            "asked_auroc",
+            "finding shown (AUROC)",
+            True,
+            "[0, 1]",
+            f"{_M}auc.auc",
+            "A judge's score for a finding: images that were asked for it against images that were not.",
+        ),
+        (
+            "asked_auroc_macro",
+            "finding shown (AUROC), macro",
+            True,
+            "[0, 1]",
+            f"{_M}auc.auc",
+            "AUROC of asked findings, mean over findings.",
+        ),
+        (
+            "asked_side",
+            "on the asked side",
+            True,
+            "[0, 1]",
+            "xgem.judges.sides.SideJudge",
+            "Share of images whose finding a judge sees on the side that was asked for; 0.5 is chance.",
+        ),
+        (
+            "malformed",
+            "malformed",
+            False,
+            "[0, 1]",
+            "xgem.judges.malformed.beyond_any",
+            "Share of images farther from real ones than 99 % of held-out real images are.",
+        ),
+        (
+            "text_effect",
+            "effect of the text",
+            True,
+            grey,
+            f"{family}effects",
+            "Mean absolute difference of images of two sentences from the same noise.",
+        ),
+        (
+            "seed_effect",
+            "effect of the seed",
+            None,
+            grey,
+            f"{family}effects",
+            "Mean absolute difference of images of one sentence from different noise.",
+        ),
+        (
+            "text_over_seed",
+            "effect of the text / of the seed",
+            True,
+            ">= 0",
+            f"{family}effects",
+            "Effect of the text over that of the seed: 0 where a model ignores the text.",
+        ),
+    ):
+        yield MetricSpec(name, ("prompts",), better, doc, unit, "xgem", function, title)
+
+
 def rows() -> Iterator[MetricSpec]:
     """The metrics of this module."""
-    for part in (_agreement, _fidelity, _text, _words, _consistency, _control):
+    for part in (_agreement, _fidelity, _text, _words, _consistency, _control, _prompts):
         yield from part()

@@ -12,6 +12,7 @@ FAMILIES: Final = (
     "factual",
     "consistency",
     "control",
+    "prompts",
     "privacy",
     "utility",
     "fairness",

@@ -12,6 +12,7 @@ clip-vit-l-14       openai/clip-vit-large-patch14, image projection          768
 xrv-densenet-all    TorchXRayVision's DenseNet-121 trained on all its data  1024
 xrv-densenet-mimic  the same trained on MIMIC-CXR                           1024
 biovil-t            microsoft/BiomedVLP-BioViL-T, image and text             128
+mobilenet-v2        MobileNetV2 with ImageNet's weights; ships with xgem    1280
 xgem-classifier     xgem's judge, trained on real training images           192
 xgem:MODEL/MODALITY a prompt encoder of an xgem checkpoint, image and text     -
 =================== ====================================================== =====
@@ -158,6 +159,12 @@ def _biovil_t(source: str | None, device: str) -> Extractor:
     return biovil_t(source, device)
 
 
+def _mobilenet(source: str | None, device: str) -> Extractor:
+    from xgem.judges.extractors.mobilenet import mobilenet
+
+    return mobilenet(source, device)
+
+
 _LOADERS: Final[dict[str, Callable[[str | None, str], Extractor]]] = {
     "inception-v3": _inception,
     "rad-dino": _rad_dino,
@@ -165,6 +172,7 @@ _LOADERS: Final[dict[str, Callable[[str | None, str], Extractor]]] = {
     "xrv-densenet-all": _densenet("all"),
     "xrv-densenet-mimic": _densenet("mimic"),
     "biovil-t": _biovil_t,
+    "mobilenet-v2": _mobilenet,
 }
 NAMES: Final = (*_LOADERS, "xgem-classifier", "xgem:MODEL/MODALITY")
 WITH_TEXTS: Final = ("biovil-t", "xgem:")
