@@ -112,7 +112,7 @@ def test_matched_cells_answer_to_the_studies_that_have_the_inputs(manifest: Path
 
 def test_matched_inputs_are_the_studys_own(manifest: Path) -> None:
     (shown, other) = matched(manifest, inputs=["lateral", "demographics"]).cells
-    assert {name: path.name for name, path in shown.images.items()} == {"lateral": "a-lateral.png"}
+    assert {name: Path(path).name for name, path in shown.images.items()} == {"lateral": "a-lateral.png"}
     assert (shown.sex, shown.ages, shown.race, shown.tells, shown.texts) == ("F", (40.0, 40.0), "White", True, ())
     assert (other.sex, other.ages) == ("M", None)
     seen = matched(manifest, inputs=["frontal"])

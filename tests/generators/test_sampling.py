@@ -156,8 +156,7 @@ def test_guidance_may_be_on_in_a_part_of_the_steps_alone(debug_preset: Any) -> N
     model = model_of(debug_preset, "frontal")
     sizes: list[int] = []
     model.net.register_forward_pre_hook(lambda _, arguments: sizes.append(len(arguments[0])))
-    where = {"guidance_start": 0.25, "guidance_end": 0.75}
-    output = Output(model, context_of(model), noise_of(model), 2.0, **where)
+    output = Output(model, context_of(model), noise_of(model), 2.0, guidance_start=0.25, guidance_end=0.75)
     made = sample_together({"frontal": output}, num_inference_steps=4)["frontal"]
     assert sizes == [B, 2 * B, 2 * B, B]
     for scale, start, end in ((1.0, 0.25, 0.75), (2.0, 0.0, 1.0)):
