@@ -22,7 +22,7 @@ from xgem.judges.sides import (
     targets_of,
     train_sides,
 )
-from xgem.labels.sides import BOTH
+from xgem.labels.sides import BOTH, SIDES, Side
 from xgem.types import CheckpointError, InputError
 
 SIZE = 32
@@ -30,14 +30,14 @@ LEFT, RIGHT, NONE = frozenset({"left"}), frozenset({"right"}), frozenset[str]()
 CONFIG = SideConfig(size=SIZE, width=8, epochs=12, batch_size=16, learning_rate=3e-3, dropout=0.0)
 
 
-def planted(count: int, seed: int) -> tuple[np.ndarray, list[dict[str, frozenset[str]]]]:
+def planted(count: int, seed: int) -> tuple[np.ndarray, list[dict[str, frozenset[Side]]]]:
     """Noise with a heart on the patient's left, and on one side a bright effusion at the bottom."""
     rng = np.random.default_rng(seed)
     images = rng.normal(90, 15, (count, SIZE, SIZE))
     images[:, 14:22, 17:24] += 60
-    named: list[dict[str, frozenset[str]]] = []
+    named: list[dict[str, frozenset[Side]]] = []
     for image in images:
-        side = ("left", "right")[int(rng.integers(2))]
+        side = SIDES[int(rng.integers(2))]
         column = int(rng.integers(2, 8)) + (16 if side == "left" else 0)
         image[23:29, column : column + 6] += 70
         named.append({"Pleural Effusion": frozenset({side})})
@@ -77,7 +77,7 @@ def test_it_is_kept_in_files(judge: SideJudge, tmp_path: Path) -> None:
 def test_the_halves_are_those_of_the_patient() -> None:
     network = SideNetwork(1, SideConfig(size=SIZE, width=8)).eval()
     torch.nn.init.zeros_(network.head.weight)
-    torch.nn.init.zeros_(network.head.bias)
+    torch.nn.init.zeros_(network.head.bias)  # type: ignore[arg-type]
     with torch.no_grad():
         network.place[..., :1] = 5.0  # the left of the image
     left, right = network(torch.zeros(1, 1, SIZE, SIZE))[0, 0].tolist()

@@ -16,7 +16,7 @@ from xgem.labels.vocabulary import classes_of
 
 Side = Literal["left", "right"]
 SIDES: Final[tuple[Side, Side]] = ("left", "right")
-BOTH: Final = frozenset(SIDES)
+BOTH: Final[frozenset[Side]] = frozenset(SIDES)
 _SIDE: Final = re.compile(r"\b(left|right)\b(?!\s+(?:heart|ventric|atri|main\s?stem|cardiac))", re.IGNORECASE)
 _BOTH: Final = re.compile(r"\b(?:bilateral(?:ly)?|both|bibasilar|bibasal|biapical)\b", re.IGNORECASE)
 _ACROSS: Final = 0.25
@@ -61,7 +61,9 @@ def boxed_sides(boxes: Iterable[Rectangle]) -> dict[str, frozenset[Side]]:
     found: defaultdict[str, set[Side]] = defaultdict(set)
     for box in boxes:
         in_left_half = (0.5 - box.x) / box.w  # the image's left, the patient's right
-        sides = BOTH if _ACROSS <= in_left_half <= 1 - _ACROSS else {SIDES[int(in_left_half > 0.5)]}
+        sides: frozenset[Side] = (
+            BOTH if _ACROSS <= in_left_half <= 1 - _ACROSS else frozenset({SIDES[int(in_left_half > 0.5)]})
+        )
         for name in classes_of(box.label):
             found[name] |= sides
     return {name: frozenset(sides) for name, sides in found.items()}

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final, Protocol
+from typing import Any, Final, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -147,7 +147,7 @@ def _findings(
     asked = [k for k in range(len(CHEXPERT_CLASSES)) if (labels[:, k] == 1).any()]
     if isinstance(judge, NotComputed):
         return [Metric.missing("asked_auroc", judge, of=CHEXPERT_CLASSES[k]) for k in asked]
-    named = {"extractor": judge.name, "weights": judge.weights}
+    named: dict[str, Any] = {"extractor": judge.name, "weights": judge.weights}
     seeds = len(images) // len(sentences)
     scores, of_real = judge.scores(images), judge.scores(real.images)
     metrics: list[Metric] = []
@@ -211,13 +211,11 @@ def _sides(
     findings = sorted({name for one in sentences if one.side for name in one.findings}, key=CHEXPERT_CLASSES.index)
     if isinstance(judge, NotComputed):
         return [Metric.missing("asked_side", judge, of=name) for name in ("", *findings)]
-    named = {"extractor": "judge of sides", "weights": judge.hash}
+    named: dict[str, Any] = {"extractor": "judge of sides", "weights": judge.hash}
     groups, seeds = list(judge.groups), len(images) // len(sentences)
     leftness, of_real = judge.leftness(images), judge.leftness(real.images)  # (n, groups)
     # The judge's side for what each sentence asks
-    first = [
-        next((groups.index(g) for f in one.findings if (g := group_of(f)) in judge.told), None) for one in sentences
-    ]
+    first = [_column(one, judge) for one in sentences]
     seen = np.full(len(images), math.nan)
     for row, column in enumerate(first):
         part = slice(row * seeds, (row + 1) * seeds)
