@@ -61,8 +61,9 @@ def boxed_sides(boxes: Iterable[Rectangle]) -> dict[str, frozenset[Side]]:
     found: defaultdict[str, set[Side]] = defaultdict(set)
     for box in boxes:
         in_left_half = (0.5 - box.x) / box.w  # the image's left, the patient's right
-        side: Side = SIDES[int(in_left_half > 0.5)]
-        sides: frozenset[Side] = BOTH if _ACROSS <= in_left_half <= 1 - _ACROSS else frozenset({side})
+        sides: frozenset[Side] = (
+            BOTH if _ACROSS <= in_left_half <= 1 - _ACROSS else frozenset({SIDES[int(in_left_half > 0.5)]})
+        )
         for name in classes_of(box.label):
             found[name] |= sides
     return {name: frozenset(sides) for name, sides in found.items()}

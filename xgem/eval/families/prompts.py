@@ -215,10 +215,7 @@ def _sides(
     groups, seeds = list(judge.groups), len(images) // len(sentences)
     leftness, of_real = judge.leftness(images), judge.leftness(real.images)  # (n, groups)
     # The judge's side for what each sentence asks
-    first = [
-        next((groups.index(str(g)) for f in one.findings if (g := group_of(f)) in judge.told), None)
-        for one in sentences
-    ]
+    first = [_column(one, judge) for one in sentences]
     seen = np.full(len(images), math.nan)
     for row, column in enumerate(first):
         part = slice(row * seeds, (row + 1) * seeds)
