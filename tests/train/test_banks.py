@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,17 @@ def test_banks_hold_the_components_answers(
             if rows := train.rows(index, "lateral"):
                 expected = debug_parts["image_encoder"].encode(train.images.floats(rows))
                 torch.testing.assert_close(images.encoded(images.rows[index]).pooled, expected.pooled)
+
+
+def test_a_report_without_one_of_its_sections_is_no_target(
+    corpora: tuple[Corpus, Corpus], debug_parts: dict[str, Any], tmp_path: Path
+) -> None:
+    studies = [replace(study, findings="" if i % 2 else "Clear.") for i, study in enumerate(corpora[0].studies)]
+    train = replace(corpora[0], studies=tuple(studies), sections=("findings", "impression"))
+    bank = target_bank("report", debug_parts["report_vae"], train, ArrayCache(tmp_path), CPU)
+    having = [bool(study.findings and study.impression) for study in studies]
+    assert 0 < sum(having) < len(having) / 2 + 1
+    assert [len(rows) for rows in bank.rows] == [int(one) for one in having]
 
 
 def test_texts_that_are_cut_are_counted(

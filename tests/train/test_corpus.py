@@ -36,6 +36,11 @@ def test_rows_are_those_of_the_study_and_view() -> None:
     assert corpus().rows(0, "lateral") == []
 
 
+def test_a_report_is_complete_with_all_of_its_sections() -> None:
+    assert [corpus().complete(index) for index in range(3)] == [True, False, False]
+    assert [corpus(sections=("impression",)).complete(index) for index in range(3)] == [True, True, False]
+
+
 def test_a_study_is_described_by_each_of_its_distinct_texts() -> None:
     plain = corpus()
     whole = f"Findings: {FINDINGS} Impression: {IMPRESSION}"

@@ -54,7 +54,8 @@ class TargetBank:
 def _items(corpus: Corpus, modality: str, *, as_target: bool) -> tuple[list[list[int]], list[Any]]:
     """Rows by study, and the batches to encode in the order of the rows.
 
-    Images are the same as prompt and as target. Prompt texts are all that describe a study; the target is its report.
+    Images are the same as prompt and as target. Prompt texts are all that describe a study; the target is its report,
+    if it has all sections: from others, a generator would learn to leave one out.
     """
     studies = range(len(corpus.studies))
     if get_modality(modality).is_image:
@@ -64,7 +65,7 @@ def _items(corpus: Corpus, modality: str, *, as_target: bool) -> tuple[list[list
             corpus.images.floats(flat[start : start + _CHUNK]) for start in range(0, len(flat), _CHUNK)
         ]
     else:
-        texts = [[corpus.reports[i]] if as_target and corpus.reports[i] else [] for i in studies]
+        texts = [[corpus.reports[i]] if as_target and corpus.complete(i) else [] for i in studies]
         if not as_target:
             texts = [corpus.texts(index) for index in studies]
         items = [list(range(len(study_texts))) for study_texts in texts]

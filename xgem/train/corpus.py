@@ -61,6 +61,10 @@ class Corpus:
         joined = frozenset(name for name, modality in preset.modalities.items() if modality.joins == "report")
         return cls(studies, images, preset.report_sections, preset.prompt_sections, joined, preset.captions)
 
+    def complete(self, index: int) -> bool:
+        """Whether study ``index`` has all sections of the report that a generator learns to write."""
+        return all(getattr(self.studies[index], section).strip() for section in self.sections)
+
     def rows(self, index: int, view: str) -> list[int]:
         """Rows of ``images`` with view ``view`` of study ``index``; empty if it has none."""
         return self.images.index.get((self.studies[index].id, view), [])

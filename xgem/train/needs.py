@@ -46,7 +46,7 @@ def target(modality: str, sections: tuple[str, ...]) -> Need:
     """An image of that view; of a text modality the ``sections`` that a generator learns to write."""
     if get_modality(modality).is_image:
         return image(modality)
-    return Need(f"a {modality} ({', '.join(sections)})", lambda corpus, index: bool(corpus.reports[index]))
+    return Need(f"a {modality} ({', '.join(sections)})", lambda corpus, index: corpus.complete(index))
 
 
 def together(*needs: Need) -> Need:
