@@ -26,8 +26,9 @@ class Config(BaseModel):
     @model_serializer(mode="wrap")
     def _as_recorded(self, serialise: SerializerFunctionWrapHandler) -> dict[str, Any]:
         record: dict[str, Any] = serialise(self)
-        defaults = {name: type(self).model_fields[name].default for name in self.added}
-        return {name: value for name, value in record.items() if name not in defaults or value != defaults[name]}
+        fields = type(self).model_fields
+        left = {name for name in self.added if getattr(self, name) == fields[name].default}
+        return {name: value for name, value in record.items() if name not in left}
 
     @classmethod
     def parse(cls, data: Any, origin: str) -> Self:
