@@ -97,6 +97,7 @@ class StageConfig(Config):
 class Preset(Config):
     """One model: preprocessing, components, how modalities use them, sampling defaults and training."""
 
+    added: ClassVar[tuple[str, ...]] = ("captions",)
     name: str
     description: str = ""
     transform: TransformConfig = TransformConfig()
