@@ -21,7 +21,8 @@ class Config(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     added: ClassVar[tuple[str, ...]] = ()
-    """Fields of later versions: written only where they are not the default, so that what was recorded stays equal."""
+    """Fields that are written only where they are not the default: those of later versions, so that what was recorded
+    stays equal."""
 
     @model_serializer(mode="wrap")
     def _as_recorded(self, serialise: SerializerFunctionWrapHandler) -> dict[str, Any]:

@@ -6,9 +6,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any, Final, Self
+from typing import ClassVar, Final, Self
 
-from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
+from pydantic import Field
 
 from xgem.configs.base import Config, Rescale, Voi
 from xgem.configs.components import TransformConfig
@@ -20,6 +20,7 @@ class ReadOptions(Config):
     A manifest's row, an item of a set and a request have them; only what is stated is written.
     """
 
+    added: ClassVar[tuple[str, ...]] = ("voi", "rescale", "invert", "allow_any", "pixel_aspect")
     voi: Voi | None = Field(default=None, description="VOI transform of DICOM: none, or the header's window or LUT.")
     rescale: Rescale | None = Field(
         default=None,
@@ -38,11 +39,6 @@ class ReadOptions(Config):
         description="Height of a pixel divided by its width, of an image whose file lost it: squashed to a square.",
     )
     """Of one image: rows of a study may differ in it, and no command line has it."""
-
-    @model_serializer(mode="wrap")
-    def stated(self, serialise: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        record: dict[str, Any] = serialise(self)
-        return {name: value for name, value in record.items() if value is not None}
 
     def over(self, other: ReadOptions) -> ReadOptions:
         """These options, and for what they leave open those of ``other``."""

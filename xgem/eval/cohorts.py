@@ -24,10 +24,6 @@ from xgem.eval.studies import FEWEST
 from xgem.modalities import get_modality
 from xgem.types import InputError
 
-_PASSED: Final = (
-    "seed", "num_inference_steps", "guidance_start", "guidance_end", "guidance_rescale", "sampler", "num_candidates",
-    "batch_size",
-)  # fmt: skip
 _NUMBER: Final = re.compile(r"-([0-9]{8})(?=-|$)")  # of an item in its id
 
 
@@ -112,7 +108,7 @@ class Cohorts:
         if isinstance(scale, dict):
             scale = {output: value for output, value in scale.items() if output in outputs} or None
         values = {"name": name, "model": self.model, "outputs": outputs, "joint": joint, "guidance_scale": scale}
-        values |= {key: getattr(sampling, key) for key in _PASSED}
+        values |= {key: value for key, value in vars(sampling).items() if key not in ("limit", "guidance_scale")}
         if not joint and "matched" not in studies:
             values["num_candidates"] = 1  # a single output from nothing has nothing to agree with
         return Plan.model_validate(values | studies)
