@@ -18,7 +18,9 @@ from xgem.metrics.text import (
     compare_mean,
     distinct,
     intra_study_bleu,
+    meteor,
     most_frequent,
+    most_typical,
     rouge_l,
 )
 from xgem.types import InputError
@@ -111,6 +113,28 @@ def test_copied_reports_beat_shuffled_on_bleu() -> None:
     assert found["bleu_4"].difference.estimate().above_zero
     same = compare_bleu(texts[:1] * 30, texts, Bootstrap(30, draws=100))
     assert not same["bleu_4"].difference.estimate().above_zero
+
+
+def test_meteor_by_hand() -> None:
+    equal, stem, swapped, other, empty = meteor(
+        ["lungs are clear", "lung is clear", "clear are lungs", "heart enlarged", ""], ["Lungs are clear."] * 5
+    )
+    assert equal == pytest.approx(1 - 0.5 * (1 / 3) ** 3)  # three words in one chunk
+    # "lung" by its stem and "clear": precision and recall 2 / 3, two matches in two chunks
+    assert stem == pytest.approx(2 / 3 * (1 - 0.5 * (2 / 2) ** 3))
+    assert swapped == pytest.approx(1 - 0.5 * (3 / 3) ** 3)
+    assert other == empty == 0
+
+
+def test_the_most_typical_report_need_not_be_the_most_frequent() -> None:
+    common = [
+        "the lungs are clear and the heart is normal",
+        "lungs are clear and heart is normal",
+        "the lungs are clear",
+    ]
+    assert most_typical([*common, "pacemaker", "pacemaker", ""]) == common[0]
+    with pytest.raises(InputError, match="template baseline"):
+        most_typical(["", "1."])
 
 
 def test_most_frequent_and_distinct() -> None:

@@ -44,8 +44,8 @@ class Metric:
         extractor: the feature space, the judge of images or the labeller of reports.
         weights: hash or version of the extractor.
         references: by name. ``shuffled``: prompts of other studies; ``floor`` and ``ceiling``: the value of real images
-            for a distance and for a score; ``constant``, ``ridge``: baselines; ``independent``: outputs sampled
-            separately; other names are free.
+            for a distance and for a score; ``constant``, ``template``, ``retrieval``, ``ridge``: baselines;
+            ``independent``: outputs sampled separately; other names are free.
         share_of_ceiling: (value - shuffled) / (ceiling - shuffled), if both are paired with the value.
     """
 

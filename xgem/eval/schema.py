@@ -73,7 +73,7 @@ class MetricEntry(_Entry):
     references: dict[str, ReferenceEntry] = Field(
         default_factory=dict,
         description="By name: shuffled (prompts of other studies), floor and ceiling (what real images reach), "
-        "constant, ridge (baselines), independent (outputs sampled separately), and others.",
+        "constant, template, retrieval, ridge (baselines), independent (outputs sampled separately), and others.",
     )
     share_of_ceiling: NumberEntry | None = Field(
         None, description="(value - shuffled) / (ceiling - shuffled): 0 is chance, 1 is as good as real images."

@@ -1,4 +1,4 @@
-"""Metrics of generated reports: BLEU and ROUGE-L, each with matched and shuffled prompts; words and non-words."""
+"""Metrics of generated reports: BLEU, ROUGE-L and METEOR, with matched and shuffled prompts; words and non-words."""
 
 from __future__ import annotations
 
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 MAX_ORDER = 4
 _WORD = re.compile(r"[^\W\d_]{2,}")
+_TOKEN = re.compile(r"[^\W_]+")
+_CANDIDATES = 300  # reports among which the most typical one is sought, and to which they are compared
 
 
 def _bleu() -> BLEU:
@@ -103,6 +105,45 @@ def rouge_l(outputs: Sequence[str], references: Sequence[str]) -> Array:
     for output, reference in zip(outputs, references, strict=True):
         if (output, reference) not in cache:
             cache[output, reference] = float(scorer.score(reference, output)["rougeL"].fmeasure)
+    return np.array([cache[pair] for pair in zip(outputs, references, strict=True)], dtype=np.float64)
+
+
+class _NoSynonyms:
+    """In place of WordNet, which does not ship with nltk."""
+
+    @staticmethod
+    def synsets(word: str) -> list[Any]:
+        del word
+        return []
+
+
+def meteor_signature() -> str:
+    """How METEOR is computed, with the package's version."""
+    return (
+        "METEOR, exact and Porter-stem matches, no synonyms, alpha 0.9, beta 3, gamma 0.5; case:lc, words of letters "
+        f"and digits; nltk {version('nltk')}"
+    )
+
+
+def meteor(outputs: Sequence[str], references: Sequence[str]) -> Array:
+    """METEOR (Banerjee and Lavie 2005), (n,) in [0, 1], 0 for an empty output: recall-weighted F of matched words.
+
+    Without the synonyms of WordNet, so a little below what published tables give for the same reports.
+    """
+    try:
+        from nltk.translate.meteor_score import single_meteor_score
+    except ImportError as error:
+        raise InputError("METEOR needs the package nltk, which is not installed: install xgem[eval]") from error
+    synonyms: Any = _NoSynonyms()
+    split: dict[str, list[str]] = {}
+    for report in (*outputs, *references):
+        split[report] = split.get(report) or _TOKEN.findall(report.lower())
+    cache: dict[tuple[str, str], float] = {}
+    for output, reference in zip(outputs, references, strict=True):
+        if (output, reference) not in cache:
+            cache[output, reference] = float(
+                single_meteor_score(split[reference], split[output], wordnet=synonyms) if split[output] else 0.0
+            )
     return np.array([cache[pair] for pair in zip(outputs, references, strict=True)], dtype=np.float64)
 
 
@@ -191,6 +232,19 @@ def most_frequent(reports: Sequence[str]) -> str:
     if not counts:
         raise InputError("no reports: the constant baseline needs training impressions")
     return counts.most_common(1)[0][0]
+
+
+def most_typical(reports: Sequence[str]) -> str:
+    """The report whose words agree best, by mean F1, with those of all: the fixed template as a baseline.
+
+    Sought among the most frequent reports, compared to reports evenly spread over all: 300 of each at most.
+    """
+    given = [report for report in reports if words(report)]
+    if not given:
+        raise InputError("no reports: the template baseline needs training reports")
+    candidates = [report for report, _ in Counter(given).most_common(_CANDIDATES)]
+    others = given[:: -(-len(given) // _CANDIDATES)]
+    return max(candidates, key=lambda report: word_f1([report] * len(others), others).mean())
 
 
 def distinct(reports: Sequence[str]) -> int:

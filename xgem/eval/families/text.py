@@ -65,11 +65,11 @@ def evaluate(
     seed: int = 0,
     permutations: int = 10,
 ) -> FamilyResult:
-    """BLEU, ROUGE-L, perplexity, label F1 by every labeller, RadGraph-F1 and RaTEScore, and BLEU within a study.
+    """Overlap of words, perplexity, label F1 by every labeller, RadGraph-F1 and RaTEScore, and BLEU within a study.
 
     Args:
-        training: real training reports: the most frequent is the constant baseline, their words are known, and
-            perplexity is under a trigram model of them.
+        training: real training reports: the most frequent and the most typical one are the baselines ``constant`` and
+            ``template``, their words are known, and perplexity is under a trigram model of them.
         retrieval: for each real study the report of the nearest training image, a baseline of the same name; or the
             reason why there is none.
         labellers: by the name under which their F1 is reported, or the reason why one is not available; by default
@@ -114,6 +114,7 @@ def evaluate(
         "uncertain": uncertain,
         "bleu": text.bleu_signature(),
         "rouge_l": text.rouge_signature(),
+        "meteor": text.meteor_signature(),
         "perplexity": language_signature(),
         "training": None if training is None else {"name": training.name, "n": len(training)},
         "retrieval": dict(retrieval.settings) if isinstance(retrieval, Retrieval) else retrieval and str(retrieval),
@@ -133,21 +134,23 @@ def evaluate(
 
 
 def _details(generated: EvalSet, real: EvalSet, baselines: Baselines, *, left_out: int) -> dict[str, Any]:
-    """Counts of reports left out, of empty and of distinct ones, and the constant report."""
+    """Counts of reports left out, of empty and of distinct ones, and the fixed reports."""
     return {
         "real studies left out, without a report": left_out,
         "empty generated reports": sum(not report.strip() for report in generated.reports),
         "distinct generated reports": text.distinct(generated.reports),
         "distinct real reports": text.distinct(real.reports),
         "constant report": next(iter(baselines.get("constant", ())), None),
+        "template report": next(iter(baselines.get("template", ())), None),
     }
 
 
 def _baselines(real: EvalSet, training: EvalSet | None, retrieval: object) -> Baselines:
-    """The most frequent training report, and the retrieved ones, of each study; what is not given is left out."""
+    """The most frequent and the most typical training report, and the retrieved ones, as far as given."""
     baselines: dict[str, Sequence[str]] = {}
     if training is not None:
         baselines["constant"] = [text.most_frequent(training.reports)] * len(real)
+        baselines["template"] = [text.most_typical(training.reports)] * len(real)
     if isinstance(retrieval, Retrieval):
         baselines["retrieval"] = retrieval.of(real)
     return baselines
@@ -169,15 +172,18 @@ _NO_PYTHON: Final = "no Python interpreter with the package was given (--{}-pyth
 def _overlap(
     generated: EvalSet, real: EvalSet, baselines: Baselines, bootstrap: Bootstrap, options: Mapping[str, int]
 ) -> list[Metric]:
-    """BLEU and ROUGE-L, with the shuffled control and the baselines."""
+    """BLEU, ROUGE-L and METEOR, with the shuffled control and the baselines."""
     compared = text.compare_bleu(generated.reports, real.reports, bootstrap, **options)
-    compared["rouge_l"] = text.compare_mean(text.rouge_l, generated.reports, real.reports, bootstrap, **options)
+    means = {"rouge_l": text.rouge_l, "meteor": text.meteor}
+    for name, score in means.items():
+        compared[name] = text.compare_mean(score, generated.reports, real.reports, bootstrap, **options)
     scores: dict[str, dict[str, Sampled]] = {name: {} for name in compared}
     for baseline, reports in baselines.items():
         statistics = bootstrap.weights @ text.bleu_statistics(reports, real.reports)  # (1 + draws, 10)
         for order in range(1, text.MAX_ORDER + 1):
             scores[f"bleu_{order}"][baseline] = bootstrap.sampled(text.bleu_from_statistics(statistics, order))
-        scores["rouge_l"][baseline] = bootstrap.mean(text.rouge_l(reports, real.reports))
+        for name, score in means.items():
+            scores[name][baseline] = bootstrap.mean(score(reports, real.reports))
     return [Metric.measured(name, comparison, paired=scores[name]) for name, comparison in compared.items()]
 
 

@@ -160,6 +160,13 @@ def _text() -> Iterator[MetricSpec]:
     yield row(
         "rouge_l", "F-measure of the longest common subsequence.", f"Lin 2004; {_B} 2.4", f"{_M}text.rouge_l", "ROUGE-L"
     )
+    yield row(
+        "meteor",
+        "Recall-weighted F-measure of words with equal stems, less a penalty for their order; no synonyms.",
+        "Banerjee and Lavie 2005",
+        f"{_M}text.meteor",
+        "METEOR",
+    )
     for scope, classes, source in (
         ("14", "CheXpert's 14 classes", f"{_B} 2.4"),
         ("5", "CheXpert's 5 competition classes", f"{_B} 2.4"),
