@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -43,6 +43,7 @@ from xgem.cli.set_options import write_and_print
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from xgem.eval.cohorts import Sampling
     from xgem.eval.record import FamilyResult
 
 app = typer.Typer(
@@ -58,18 +59,11 @@ ReportSamples = Annotated[
 ]
 
 
-@dataclass(frozen=True)
-class Generation:
-    """Data, sampling settings and output folder of an evaluation."""
+@dataclass(frozen=True, kw_only=True)
+class HowSampled:
+    """Sampling settings of an evaluation."""
 
-    data: Data
-    out: Out
-    split: Split = "val"
-    limit: Limit = None
     seed: Seed = 0
-    num_samples: Annotated[
-        int, typer.Option("--num-samples", metavar="N", help="Samples per study; numbers are means over them.")
-    ] = 1
     num_inference_steps: Steps = None
     guidance_scale: Guidance = None
     guidance_start: GuidanceStart = None
@@ -78,6 +72,27 @@ class Generation:
     sampler: Sampler = None
     num_candidates: Candidates = 1
     batch_size: BatchSize = 32
+
+    def sampling(self, limit: int | None = None) -> Sampling:
+        """The settings as the evaluations take them."""
+        from xgem.eval.cohorts import Sampling
+
+        given = {field.name: getattr(self, field.name) for field in fields(HowSampled)}
+        given["guidance_scale"] = parse_guidance(self.guidance_scale)
+        return Sampling(**given, limit=limit)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Generation(HowSampled):
+    """Data, sampling settings and output folder of an evaluation."""
+
+    data: Data
+    out: Out
+    split: Split = "val"
+    limit: Limit = None
+    num_samples: Annotated[
+        int, typer.Option("--num-samples", metavar="N", help="Samples per study; numbers are means over them.")
+    ] = 1
     bootstrap: Draws = 1000
     classifier_epochs: Epochs = 10
     cache: Cache = None
@@ -90,23 +105,10 @@ class Generation:
     @property
     def settings(self) -> dict[str, Any]:
         """The settings that all evaluations of a checkpoint have."""
-        from xgem.eval.cohorts import Sampling
         from xgem.judges.classifier import ClassifierConfig
 
-        sampling = Sampling(
-            seed=self.seed,
-            limit=self.limit,
-            num_inference_steps=self.num_inference_steps,
-            guidance_scale=parse_guidance(self.guidance_scale),
-            guidance_start=self.guidance_start,
-            guidance_end=self.guidance_end,
-            guidance_rescale=self.guidance_rescale,
-            sampler=self.sampler,
-            num_candidates=self.num_candidates,
-            batch_size=self.batch_size,
-        )
         return {
-            "sampling": sampling,
+            "sampling": self.sampling(self.limit),
             "num_samples": self.num_samples,
             "bootstrap": self.bootstrap,
             "classifier": ClassifierConfig(epochs=self.classifier_epochs),
@@ -247,7 +249,9 @@ def codec(
 
 
 @app.command()
+@grouped
 def prompts(
+    sampled: HowSampled,
     data: Data,
     out: Out,
     model: Model = None,
@@ -271,11 +275,6 @@ def prompts(
             "--side-judge", metavar="DIR", help="Judge of sides.", show_default="the one that ships with xgem"
         ),
     ] = None,
-    seed: Seed = 0,
-    num_inference_steps: Steps = None,
-    guidance_scale: Guidance = None,
-    sampler: Sampler = None,
-    batch_size: BatchSize = 32,
     bootstrap: Draws = 1000,
     cache: Cache = None,
     device: Device = None,
@@ -290,14 +289,10 @@ def prompts(
     are the same judges on real images and sentences that are exchanged. OUT receives prompts.json, .csv, .md, .html and
     .png (a contact sheet of sentences and seeds), and the images, with which the same command resumes.
     """
-    from xgem.eval.cohorts import Sampling
     from xgem.eval.prompts import PromptSettings, evaluate_prompts
     from xgem.eval.sentences import SENTENCES, read_sentences
 
-    sampling = Sampling(
-        seed, None, num_inference_steps, parse_guidance(guidance_scale), sampler=sampler, batch_size=batch_size
-    )
-    settings = PromptSettings(sampling, seeds, bootstrap, judge, sides)
+    settings = PromptSettings(sampled.sampling(), seeds, bootstrap, judge, sides)
     options = {"split": split, "settings": settings, "cache": cache, "device": device, "dtype": dtype}
     options |= {"progress": progress, "sentences": read_sentences(sentences) if sentences else SENTENCES}
     write_and_print("prompts", out, overwrite, as_json, lambda: evaluate_prompts(model, data, out, **options))

@@ -164,15 +164,8 @@ def make_pictures(
         "sampling": _sampling(model, settings),
     }
     _check_record(folder, made_with)
-    options = {
-        "num_samples": settings.seeds,
-        "seed": sampling.seed,
-        "num_inference_steps": sampling.num_inference_steps,
-        "guidance_scale": sampling.guidance_scale,
-        "sampler": sampling.sampler,
-        "batch_size": sampling.batch_size,
-        "progress": False,
-    }
+    options = {name: value for name, value in asdict(sampling).items() if name != "limit"}
+    options |= {"num_samples": settings.seeds, "progress": False}
     rows: list[Images] = []
     with StepBar("generating", len(sentences), shown=progress) as bar:
         for k, sentence in enumerate(sentences):
