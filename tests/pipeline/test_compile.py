@@ -1,8 +1,9 @@
-"""A compiled transformer makes what it makes otherwise, is compiled once a shape, and is replayed compiled."""
+"""Compiled denoisers make what they make otherwise, and are replayed compiled."""
 
 from __future__ import annotations
 
 import shutil
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,6 @@ import pytest
 import torch
 from PIL import Image
 
-from xgem.configs.preset import load_preset
-from xgem.convert.random_init import random_checkpoint
 from xgem.pipeline.pipeline import XgemPipeline
 from xgem.pipeline.replay import replay
 from xgem.types import DeviceError, InputError
@@ -66,10 +65,57 @@ def test_it_is_recorded_and_replayed(chexgen_checkpoint: Path, compiled: XgemPip
     assert isinstance(again.generation.frontal[0], Image.Image)
 
 
-def test_nothing_to_compile(tmp_path: Path) -> None:
-    random_checkpoint(tmp_path / "unet", load_preset("debug"))
-    with pytest.raises(InputError, match=r"unet: has no diffusion transformer, which is what compile is for"):
-        XgemPipeline.from_pretrained(tmp_path / "unet", device="cpu", compile=True)
+@pytest.fixture(scope="module")
+def unets(debug_checkpoint: Path) -> XgemPipeline:
+    return XgemPipeline.from_pretrained(debug_checkpoint, device="cpu", compile=True)
+
+
+@pytest.mark.parametrize(
+    ("inputs", "outputs", "options"),
+    [
+        ({"report": TEXT}, ["frontal", "lateral"], {"guidance_scale": 1.0}),
+        ({"report": "Clear."}, ["frontal", "lateral"], {"num_samples": 3, "guidance_scale": 4.0}),
+        (None, ["frontal", "lateral", "report"], {"guidance_start": 0.5}),
+        ({"report": TEXT}, ["frontal"], {"num_samples": 2, "num_inference_steps": 5}),
+    ],
+)
+def test_unets_make_the_same_alone_and_jointly(
+    debug_checkpoint: Path, unets: XgemPipeline, inputs: Any, outputs: list[str], options: dict[str, Any]
+) -> None:
+    pytest.importorskip("onnxruntime")
+    plain = XgemPipeline.from_pretrained(debug_checkpoint, device="cpu")
+    # Fresh alignments and last layers are zero: with them, a coupling that is left out would not be seen
+    alignment = plain.component("alignment")
+    torch.manual_seed(0)
+    for parameter in alignment.parameters():
+        if not parameter.any():
+            torch.nn.init.normal_(parameter, std=0.2)
+    unets.component("alignment").load_state_dict(alignment.state_dict())
+    given = QUICK | {"output_type": "latent", "num_inference_steps": 3, "sampler": "dpmsolver++"} | options
+    made, expected = (one(inputs, outputs, **given) for one in (unets, plain))
+    for name in outputs:
+        for one, other in zip(getattr(made, name), getattr(expected, name), strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-3)
+    if len(outputs) > 1:
+        alone = plain(inputs, outputs, joint=False, **given)
+        assert not torch.allclose(alone.frontal[0], made.frontal[0], rtol=1e-3, atol=1e-3)
+
+
+def test_compiled_unets_are_recorded_and_replayed(debug_checkpoint: Path, unets: XgemPipeline, tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime")
+    options: dict[str, Any] = QUICK | {"output_type": "pil", "num_inference_steps": 3, "num_samples": 2}
+    unets({"report": TEXT}, ["frontal", "lateral"], **options).save(tmp_path)
+    again = replay(sorted(tmp_path.glob("lateral*.png"))[1], model=debug_checkpoint)
+    assert again.identical
+    assert again.generation.metadata["compiled"] is True
+
+
+def test_what_unets_are_not_compiled_for(debug_checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(DeviceError, match="for the CPU in float32, not for cpu in bfloat16; leave compile out"):
+        XgemPipeline.from_pretrained(debug_checkpoint, device="cpu", dtype="bfloat16", compile=True)
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    with pytest.raises(InputError, match=r"the package onnxruntime, which is not installed: install xgem\[onnx\]"):
+        XgemPipeline.from_pretrained(debug_checkpoint, device="cpu", compile=True)
 
 
 def test_a_machine_without_compiler(chexgen_checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Any
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
@@ -12,6 +12,15 @@ from diffusers.models.attention import BasicTransformerBlock
 from torch import Tensor, nn
 
 from xgem.types import CheckpointError
+
+
+@runtime_checkable
+class Exported(Protocol):
+    """A denoiser that is run by another library, which hooks do not reach (``xgem.generators.onnx_denoiser``)."""
+
+    def attending(
+        self, coupling: EnvironmentAttentions, tokens: Tensor, *, guided: bool
+    ) -> AbstractContextManager[None]: ...
 
 
 def attention_sites(denoiser: nn.Module) -> list[BasicTransformerBlock]:
@@ -65,6 +74,32 @@ class EnvironmentAttentions(nn.Module):
         A batch larger than ``tokens`` has the unconditional half of classifier-free guidance last. If ``guided``, that
         half does not attend, so that guidance also amplifies the tokens; otherwise it attends to the same tokens.
         """
+        if isinstance(denoiser, Exported):
+            with denoiser.attending(self, tokens, guided=guided):
+                yield
+            return
+
+        def add(site: nn.Module, hidden: Tensor) -> Tensor:
+            if not guided:
+                return hidden + site(hidden, tokens.repeat(len(hidden) // len(tokens), 1, 1))
+            # Only the conditional half attends to the tokens
+            conditional = hidden[: len(tokens)]  # (b', n, c)
+            coupled = conditional + site(conditional, tokens)
+            return coupled if len(tokens) == len(hidden) else torch.cat([coupled, hidden[len(tokens) :]])
+
+        with self._after_blocks(denoiser, add):
+            yield
+
+    @contextmanager
+    def weighted(self, denoiser: nn.Module, tokens: Tensor, attends: Tensor) -> Iterator[None]:
+        """As ``attached``, with tokens (b, m, d) for every row of the batch and weights ``attends`` (b,), without any
+        step that depends on a size: for exports."""
+        with self._after_blocks(denoiser, lambda site, hidden: hidden + attends[:, None, None] * site(hidden, tokens)):
+            yield
+
+    @contextmanager
+    def _after_blocks(self, denoiser: nn.Module, add: Callable[[nn.Module, Tensor], Tensor]) -> Iterator[None]:
+        """Within this block ``add(site, hidden)`` changes the hidden states (b, n, c) after each transformer block."""
         blocks = attention_sites(denoiser)
         if len(blocks) != len(self.sites):
             raise CheckpointError(
@@ -73,16 +108,7 @@ class EnvironmentAttentions(nn.Module):
             )
 
         def hook(site: nn.Module) -> Any:
-            def add(block: nn.Module, args: Any, hidden: Tensor) -> Tensor:
-                del block, args
-                if not guided:
-                    return hidden + site(hidden, tokens.repeat(len(hidden) // len(tokens), 1, 1))
-                # Only the conditional half attends to the tokens
-                conditional = hidden[: len(tokens)]  # (b', n, c)
-                coupled = conditional + site(conditional, tokens)
-                return coupled if len(tokens) == len(hidden) else torch.cat([coupled, hidden[len(tokens) :]])
-
-            return add
+            return lambda block, args, hidden: add(site, hidden)
 
         handles = [block.register_forward_hook(hook(site)) for block, site in zip(blocks, self.sites, strict=True)]
         try:

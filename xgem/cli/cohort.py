@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from xgem.cli.options import Progress
+from xgem.cli.options import Compile, Progress
 from xgem.types import InputError
 
 if TYPE_CHECKING:
@@ -24,9 +24,6 @@ Shard = Annotated[
     typer.Option("--shard", metavar="I/N", help="Generate only part I of N; set automatically under torchrun."),
 ]
 Slurm = Annotated[bool, typer.Option("--slurm", help="Submit a SLURM job with one shard per task (needs submitit).")]
-Compile = Annotated[
-    bool, typer.Option("--compile", help="Compile the diffusion transformer; worthwhile for large cohorts.")
-]
 Threads = Annotated[
     int | None,
     typer.Option(

@@ -16,6 +16,7 @@ from xgem.cli.options import (
     BatchSize,
     Cache,
     Candidates,
+    Compile,
     Data,
     Device,
     Draws,
@@ -72,6 +73,7 @@ class HowSampled:
     sampler: Sampler = None
     num_candidates: Candidates = 1
     batch_size: BatchSize = 32
+    compile: Compile = False
 
     def sampling(self, limit: int | None = None) -> Sampling:
         """The settings as the evaluations take them."""

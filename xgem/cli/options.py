@@ -92,6 +92,9 @@ Sampler = Annotated[
         autocompletion=completion.samplers,
     ),
 ]
+Compile = Annotated[
+    bool, typer.Option("--compile", help="Compile the denoisers (UNets: the extra onnx, on the CPU in float32).")
+]
 BatchSize = Annotated[int, typer.Option("--batch-size", metavar="N", help="Maximum batch size.")]
 Draws = Annotated[int, typer.Option("--bootstrap", metavar="N", callback=at_least(1), help="Bootstrap draws.")]
 JudgeSource = Annotated[

@@ -77,7 +77,7 @@ def run(
         plan: of the cohort; one in ``out`` already is continued if its plan is the same or has a smaller count.
         shard: which batches; all by default.
         device: by default, shards on one machine use one GPU each.
-        compile: compile the model's diffusion transformer.
+        compile: compile the model's denoisers (``XgemPipeline.from_pretrained``).
         threads: CPU threads; by default the number that the cohort was started with, or torch's.
 
     Raises:

@@ -29,7 +29,8 @@ _NUMBER: Final = re.compile(r"-([0-9]{8})(?=-|$)")  # of an item in its id
 
 @dataclass(frozen=True)
 class Sampling:
-    """How cohorts are generated; None leaves an option to the model's preset. ``limit``: at most so many studies."""
+    """How cohorts are generated; None leaves an option to the model's preset. ``limit``: at most so many studies;
+    ``compile``: with compiled denoisers."""
 
     seed: int = 0
     limit: int | None = None
@@ -41,6 +42,7 @@ class Sampling:
     sampler: str | None = None
     num_candidates: int = 1
     batch_size: int = 32
+    compile: bool = False
 
     def __post_init__(self) -> None:
         at_least("seed", self.seed, 0)
@@ -108,7 +110,9 @@ class Cohorts:
         if isinstance(scale, dict):
             scale = {output: value for output, value in scale.items() if output in outputs} or None
         values = {"name": name, "model": self.model, "outputs": outputs, "joint": joint, "guidance_scale": scale}
-        values |= {key: value for key, value in vars(sampling).items() if key not in ("limit", "guidance_scale")}
+        values |= {
+            key: value for key, value in vars(sampling).items() if key not in ("limit", "guidance_scale", "compile")
+        }
         if not joint and "matched" not in studies:
             values["num_candidates"] = 1  # a single output from nothing has nothing to agree with
         return Plan.model_validate(values | studies)
@@ -123,7 +127,8 @@ class Cohorts:
         """
         folder = self.folder / plan.name
         count = max(plan.count, int((Folder(folder).begun() or {}).get("count", 0)))
-        run(_with_count(plan, count), folder, device=self.device, dtype=self.dtype, progress=self.progress)
+        how: dict[str, Any] = {"device": self.device, "dtype": self.dtype, "compile": self.sampling.compile}
+        run(_with_count(plan, count), folder, progress=self.progress, **how)
         return folder
 
     def sets(self, plan: Plan, studies: Sequence[str] = ()) -> dict[str, EvalSet]:

@@ -103,7 +103,7 @@ def evaluate_prompts(
     if split == "train":
         raise InputError("split 'train': judges were trained on it; use val or test")
     check_sentences(sentences)
-    opened = open_model(model or DEFAULT_MODEL, device=device, dtype=dtype)
+    opened = open_model(model or DEFAULT_MODEL, device=device, dtype=dtype, compile=settings.sampling.compile)
     if VIEW not in opened.images or "report" not in opened.inputs:
         raise InputError(
             f"{opened.name}: takes {', '.join(opened.inputs)} and makes {', '.join(opened.modalities)}; expected "
@@ -164,7 +164,7 @@ def make_pictures(
         "sampling": _sampling(model, settings),
     }
     _check_record(folder, made_with)
-    options = {name: value for name, value in asdict(sampling).items() if name != "limit"}
+    options = {name: value for name, value in asdict(sampling).items() if name not in ("limit", "compile")}
     options |= {"num_samples": settings.seeds, "progress": False}
     rows: list[Images] = []
     with StepBar("generating", len(sentences), shown=progress) as bar:

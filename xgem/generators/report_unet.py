@@ -28,7 +28,7 @@ class TokenLinear(nn.Linear):
     def forward(self, input: Tensor) -> Tensor:
         if self.mixed == 1:
             return super().forward(input)
-        return super().forward(input.flatten(1)).unflatten(1, (self.mixed, -1))
+        return super().forward(input.flatten(1)).view(input.shape[0], self.mixed, -1)
 
 
 class ResidualBlock(nn.Module):
@@ -51,7 +51,7 @@ class ResidualBlock(nn.Module):
     def forward(self, x: Tensor, time: Tensor) -> Tensor:
         """x (b, n, c), time (b, time_dim)."""
         h = self.fc1(self.act(self._norm(self.norm1, x)))
-        h = h + self.time(self.act(time)).view(len(h), -1, h.shape[2])
+        h = h + self.time(self.act(time)).view(h.shape[0], -1, h.shape[2])
         return self.skip(x) + self.fc2(self.dropout(self.act(self._norm(self.norm2, h))))
 
 
@@ -124,7 +124,9 @@ class ReportUNet(nn.Module):
     def forward(self, z: Tensor, t: Tensor, context: Context) -> Tensor:
         if z.shape[1:] != (self.config.latent_dim,):
             raise ShapeError(f"report denoiser: expected (b, {self.config.latent_dim}), got {tuple(z.shape)}")
-        time = self.time(self.frequencies(t.expand(len(z))).to(z.dtype)) + self.pooled(context.pooled)  # (b, 4 width)
+        time = self.time(self.frequencies(t.expand(z.shape[0])).to(z.dtype)) + self.pooled(
+            context.pooled
+        )  # (b, 4 width)
         bias = torch.zeros_like(context.mask, dtype=z.dtype).masked_fill(~context.mask, -1e4)[:, None]  # (b, 1, n)
         x = self._to_tokens(z)  # (b, tokens, width)
         skips = [x]
@@ -143,5 +145,5 @@ class ReportUNet(nn.Module):
     def _to_tokens(self, z: Tensor) -> Tensor:
         """z (b, d) as tokens (b, tokens, width)."""
         if self.position is None:
-            return self.enter(z).unflatten(1, (self.config.tokens, self.config.width))
-        return self.enter(z.unflatten(1, (self.config.tokens, -1))) + self.position
+            return self.enter(z).view(z.shape[0], self.config.tokens, self.config.width)
+        return self.enter(z.reshape(z.shape[0], self.config.tokens, -1)) + self.position

@@ -83,13 +83,15 @@ class Evaluated:
         return (*self.images, *self.reports)
 
 
-def open_model(model: str | Path | None, *, device: str | None = None, dtype: str | None = None) -> Evaluated:
+def open_model(
+    model: str | Path | None, *, device: str | None = None, dtype: str | None = None, compile: bool = False
+) -> Evaluated:
     """Load a checkpoint (name, folder or hub id) for evaluation.
 
     Raises:
-        CheckpointError, DeviceError: as :func:`xgem.load`.
+        CheckpointError, DeviceError, InputError: as :func:`xgem.load`.
     """
-    pipe = XgemPipeline.from_pretrained(model, device=device, dtype=dtype)
+    pipe = XgemPipeline.from_pretrained(model, device=device, dtype=dtype, compile=compile)
     preset = pipe.preset
     kinds = {name: preset.components[preset.codec(name)].kind for name in preset.outputs}
     return Evaluated(

@@ -20,10 +20,11 @@ from numpy.typing import NDArray
 
 from xgem.checkpoints import store
 from xgem.checkpoints.locate import Location, locate
-from xgem.configs.components import DiTGeneratorConfig
+from xgem.configs.components import ImageGeneratorConfig, ReportGeneratorConfig
 from xgem.configs.preset import Preset
 from xgem.configs.reading import ReadOptions
-from xgem.generators.latent_diffusion import DiTLatentDiffusion
+from xgem.generators.latent_diffusion import DiTLatentDiffusion, LatentDiffusion
+from xgem.generators.onnx_denoiser import OnnxDenoiser, onnx_runtime
 from xgem.generators.sampling import FORMER_SAMPLERS, SAMPLERS
 from xgem.modalities import MODALITIES
 from xgem.pipeline import conditioning
@@ -34,7 +35,7 @@ from xgem.pipeline.model import Row, Sample
 from xgem.pipeline.options import CallKeywords, CallOptions, Inputs, documented, renamed
 from xgem.pipeline.request import Request, make_request
 from xgem.pipeline.sampling import Sampler, accepted, batch_inputs, has_alignment
-from xgem.types import CheckpointError, ConfigError, InputError, Prompt
+from xgem.types import CheckpointError, ConfigError, DeviceError, InputError, Prompt
 from xgem.utils.devices import dtype_name, resolve_device, resolve_dtype
 from xgem.utils.progress import StepBar
 from xgem.utils.random import draw_seeds
@@ -56,7 +57,7 @@ class XgemPipeline:
         name: the checkpoint's name, as metadata gives it.
         hash: stands for all of the checkpoint's files (``xgem.checkpoints.store.checkpoint_hash``).
         device, dtype: where and in which number format requests run.
-        compiled: whether its diffusion transformer is compiled.
+        compiled: whether its denoisers are compiled.
     """
 
     def __init__(
@@ -75,8 +76,7 @@ class XgemPipeline:
         self.preset = _read_preset(location.root)
         self.hash = store.checkpoint_hash(location.root)
         self.compiled = compile
-        if compile and not any(isinstance(part, DiTGeneratorConfig) for part in self.preset.components.values()):
-            raise InputError(f"{self.name}: has no diffusion transformer, which is what compile is for; leave it out")
+        self._check_compiled(self.device, self.dtype)
         self._components: dict[str, Component] = {}
         self._lock = threading.Lock()
         # Generators keep their projected context while they sample: one at a time, threads wait for each other.
@@ -94,13 +94,15 @@ class XgemPipeline:
     ) -> XgemPipeline:
         """Open a checkpoint: an embedded one by name (None: the default), a folder, or a hub id with a revision.
 
-        ``compile`` makes its diffusion transformer faster and the first request of each shape (batch size, and without
-        guidance the length of captions) much slower: it is for many requests of few shapes. Samples that annotations
-        steer are made as without it.
+        ``compile`` makes denoisers faster, for many requests. UNets are run by ONNX Runtime (the extra ``onnx``; on the
+        CPU in float32 only), which takes some seconds once. A diffusion transformer is compiled by PyTorch, which
+        makes the first request of each shape (batch size, and without guidance the length of captions) much slower;
+        samples that annotations steer are made as without it.
 
         Raises:
             CheckpointError: there is none, or its index is not valid.
-            DeviceError: the device or dtype is not available. InputError: there is nothing to compile.
+            DeviceError: the device or dtype is not available, or UNets cannot be compiled for it. InputError: a
+            package that compiling takes is missing.
         """
         return cls(locate(model, revision=revision), device=device, dtype=dtype, compile=compile)
 
@@ -139,6 +141,7 @@ class XgemPipeline:
         """
         new_device = self.device if device is None else resolve_device(device)
         new_dtype = resolve_dtype(self.dtype if dtype is None else dtype, new_device)
+        self._check_compiled(new_device, new_dtype)
         with self._lock:
             if new_dtype != self.dtype:
                 self._components.clear()
@@ -155,11 +158,26 @@ class XgemPipeline:
         """
         with self._lock:
             if name not in self._components:
-                self._components[name] = store.load_component(self.root, name, device=self.device, dtype=self.dtype)
-                if self.compiled and isinstance(component := self._components[name], DiTLatentDiffusion):
+                component = store.load_component(self.root, name, device=self.device, dtype=self.dtype)
+                if self.compiled and isinstance(component, DiTLatentDiffusion):
                     # With shapes of its own, what is made depends on no other.
                     component.net.compile(fullgraph=True, dynamic=False)
+                elif self.compiled and isinstance(component, LatentDiffusion):
+                    component.net = OnnxDenoiser(component.net)
+                self._components[name] = component
             return self._components[name]
+
+    def _check_compiled(self, device: torch.device, dtype: torch.dtype) -> None:
+        """Refuse to compile what cannot be compiled for this device and number format."""
+        unets = (ImageGeneratorConfig, ReportGeneratorConfig)
+        if not self.compiled or not any(isinstance(part, unets) for part in self.preset.components.values()):
+            return
+        if device.type != "cpu" or dtype != torch.float32:
+            raise DeviceError(
+                f"{self.name}: its UNets are compiled for the CPU in float32, not for {device.type} in "
+                f"{dtype_name(dtype)}; leave compile out"
+            )
+        onnx_runtime()
 
     @overload
     def __call__(
