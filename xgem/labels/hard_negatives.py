@@ -15,6 +15,7 @@ from typing import Final
 
 from xgem.labels.rules import is_known_text, label_report
 from xgem.labels.sentences import written_sentences
+from xgem.labels.sides import BOTH_SIDES
 from xgem.labels.vocabulary import NO_FINDING
 
 _DENYING: Final = re.compile(
@@ -22,7 +23,6 @@ _DENYING: Final = re.compile(
     re.IGNORECASE,
 )
 _SIDE: Final = re.compile(r"\b(left|right)(?=\b|ward)", re.IGNORECASE)
-_BOTH_SIDES: Final = re.compile(r"\b(?:bilateral(?:ly)?|both|bibasilar|biapical)\b", re.IGNORECASE)
 _OPPOSITE: Final = {"left": "right", "right": "left"}
 _EXTENTS: Final = {
     "small": "large",
@@ -81,7 +81,7 @@ _VERB: Final = re.compile(
 def other_side(sentence: str) -> str | None:
     """The sentence with left and right exchanged; None where it names no side or both, or denies something."""
     named = {match[0].lower() for match in _SIDE.finditer(sentence)}
-    if len(named) != 1 or _BOTH_SIDES.search(sentence) or _DENYING.search(sentence):
+    if len(named) != 1 or BOTH_SIDES.search(sentence) or _DENYING.search(sentence):
         return None
     return _SIDE.sub(lambda match: _as_written(_OPPOSITE[match[0].lower()], match[0]), sentence)
 
@@ -183,7 +183,7 @@ def _on_both_sides(sentence: str, true: Iterable[str]) -> bool:
     for one in true:
         if one == sentence or _DENYING.search(one):
             continue
-        there = _BOTH_SIDES.search(one) or other in {match[0].lower() for match in _SIDE.finditer(one)}
+        there = BOTH_SIDES.search(one) or other in {match[0].lower() for match in _SIDE.finditer(one)}
         if there and (not own or not (about := _stated(one)) or own & about):
             return True
     return False

@@ -18,7 +18,8 @@ Side = Literal["left", "right"]
 SIDES: Final[tuple[Side, Side]] = ("left", "right")
 BOTH: Final[frozenset[Side]] = frozenset(SIDES)
 _SIDE: Final = re.compile(r"\b(left|right)\b(?!\s+(?:heart|ventric|atri|main\s?stem|cardiac))", re.IGNORECASE)
-_BOTH: Final = re.compile(r"\b(?:bilateral(?:ly)?|both|bibasilar|bibasal|biapical)\b", re.IGNORECASE)
+BOTH_SIDES: Final = re.compile(r"\b(?:bilateral(?:ly)?|both|bibasilar|bibasal|biapical)\b", re.IGNORECASE)
+"""Words for both sides at once."""
 _ACROSS: Final = 0.25
 """A box with at least this share of its width on either side of the middle is on both sides."""
 
@@ -50,7 +51,7 @@ def named_sides(report: str) -> dict[str, frozenset[Side]]:
 
 
 def _sides(sentence: str) -> frozenset[Side]:
-    if _BOTH.search(sentence):
+    if BOTH_SIDES.search(sentence):
         return BOTH
     words = {word.lower() for word in _SIDE.findall(sentence)}
     return frozenset(side for side in SIDES if side in words)
