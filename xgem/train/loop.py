@@ -19,6 +19,7 @@ from typing import Any, ClassVar, cast
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import broadcast
 from PIL import Image
 from pydantic import BaseModel
 from torch import Tensor, nn
@@ -47,6 +48,12 @@ class LoopOptions:
     progress: bool = True
     log_every: int = 20
     tensorboard: bool = True
+    until: float | None = None
+    """When to stop between two steps, with a checkpoint, as a value of ``time.monotonic()``; None: at the end."""
+
+    @property
+    def time_is_up(self) -> bool:
+        return self.until is not None and time.monotonic() >= self.until
 
 
 class Stage(ABC):
@@ -177,6 +184,15 @@ def _bar(stage: Stage, state: TrainState, shown: bool) -> Iterator[Any]:
         yield lambda step, rate, loss: bar.move_to(step, f"{rate:.1f}/s loss {loss:.4f}")
 
 
+FINISHED = "finished"
+"""The file in a stage's work folder that says that it is finished: its last step, written after its components."""
+
+
+def is_finished(state: TrainState, config: StageConfig) -> bool:
+    """Whether a stage has trained all of its steps, or its stop rule has ended it."""
+    return state.stopped or state.step >= config.steps
+
+
 class _Run:
     """One run of a stage: its modules, optimizer, averaged weights, and work files in ``root/training/STAGE``."""
 
@@ -212,6 +228,8 @@ class _Run:
         self.call = cast(nn.Module, torch.compile(self.module)) if options.compile else self.module
         with checkpoint.writable(self.work):
             self.work.mkdir(parents=True, exist_ok=True)
+            if self.main and not is_finished(self.state, self.config):
+                (self.work / FINISHED).unlink(missing_ok=True)  # of a run whose checkpoints are gone
         self.logs = Logs(self.work, self.state.step, wanted=self.main, tensorboard=options.tensorboard)
 
     def _restore(self, folder: Path, optimizer: torch.optim.Optimizer) -> None:
@@ -246,6 +264,13 @@ class _Run:
         self.averaged.update_parameters(self.accelerator.unwrap_model(self.module))
         self.state.step += 1
         return loss, norm, logged
+
+    def time_is_up(self) -> bool:
+        """Whether to stop here; what the first process says holds for all."""
+        if self.options.until is None or self.accelerator.num_processes == 1:
+            return self.options.time_is_up
+        said = torch.tensor(float(self.options.time_is_up), device=self.accelerator.device)
+        return bool(cast(Tensor, broadcast(said)).item())
 
     def _on_device(self, value: Any) -> Any:
         return value.to(self.accelerator.device) if isinstance(value, Tensor) else value
@@ -298,6 +323,8 @@ class _Run:
         if self.main:
             with torch.no_grad():
                 self.stage.finish(final, root)
+            with checkpoint.writable(self.work):
+                (self.work / FINISHED).write_text(f"{self.state.step}\n", encoding="utf-8")
         self.accelerator.wait_for_everyone()
         self.logs.close()
 
@@ -315,7 +342,9 @@ def _finite(loss: Tensor, stage: str, step: int) -> float:
 def train(stage: Stage, root: Path, options: LoopOptions = LoopOptions()) -> TrainState:
     """Train ``stage`` to the end (or its stop rule) and write its component(s) into ``root``.
 
-    Work files live in ``root/training/<stage>``: checkpoints, ``log.jsonl``, TensorBoard events, sheets.
+    Work files live in ``root/training/<stage>``: checkpoints, ``log.jsonl``, TensorBoard events, sheets, and
+    ``finished`` once the components are written. At ``options.until``, but after one step at least, training stops with
+    a checkpoint: no component is written, and a resumed run goes on.
 
     Raises:
         CheckpointError: a run is there already and ``resume`` is off, or resume finds other settings.
@@ -326,11 +355,12 @@ def train(stage: Stage, root: Path, options: LoopOptions = LoopOptions()) -> Tra
     with _bar(stage, state, options.progress and run.main) as show:
         run.module.train()
         clock, since = time.perf_counter(), state.step
-        while state.step < config.steps and not state.stopped:
+        while not is_finished(state, config):
             loss, norm, logged = run.step()
             last = state.step == config.steps
+            ends = not last and run.time_is_up()
             logs = last or state.step % options.log_every == 0
-            saves = last or state.step % config.checkpoint_every == 0
+            saves = last or ends or state.step % config.checkpoint_every == 0
             # The loss is checked before every checkpoint too, so that none holds weights of a diverged run
             value = _finite(loss, stage.name, state.step) if logs or saves else math.nan
             if logs:
@@ -345,5 +375,9 @@ def train(stage: Stage, root: Path, options: LoopOptions = LoopOptions()) -> Tra
                 run.validate()
             if saves or state.stopped:
                 run.save()
+            if ends and not state.stopped:
+                log.info("%s: time is up at step %d of %d; --resume goes on", stage.name, state.step, config.steps)
+                run.logs.close()
+                return state
     run.finish(root)
     return state
