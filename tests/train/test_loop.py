@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from xgem.checkpoints import training as checkpoint
 from xgem.configs.preset import StageConfig
+from xgem.train.averaging import average_
 from xgem.train.logs import trim
 from xgem.train.loop import (
     FINISHED,
@@ -35,7 +36,6 @@ from xgem.train.loop import (
     permuted,
     train,
 )
-from xgem.train.loop import _ema as ema
 from xgem.types import CheckpointError, DataError, OutputError
 from xgem.utils.random import mix
 
@@ -320,7 +320,7 @@ def test_epochs_and_seeds_differ() -> None:
 def test_averaging_warms_up_to_its_decay() -> None:
     for count, decay in ((0, 0.1), (8, 0.5), (10_000, 0.99)):
         averaged, current = [torch.tensor([1.0, 2.0])], [torch.tensor([3.0, 0.0])]
-        ema(0.99)(averaged, current, torch.tensor(count))
+        average_(averaged, current, 0.99, count)
         expected = torch.tensor([1.0, 2.0]) * decay + torch.tensor([3.0, 0.0]) * (1 - decay)
         torch.testing.assert_close(averaged[0], expected)
 

@@ -24,14 +24,15 @@ from PIL import Image
 from pydantic import BaseModel
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.optim.swa_utils import AveragedModel
 
 from xgem.checkpoints import training as checkpoint
 from xgem.checkpoints.training import TrainState
 from xgem.configs.preset import Preset, StageConfig
+from xgem.train.averaging import Average
 from xgem.train.logs import Logs
 from xgem.train.needs import Need
 from xgem.types import CheckpointError, ConfigError, DataError
+from xgem.utils.devices import moved
 from xgem.utils.progress import StepBar
 from xgem.utils.random import mix
 
@@ -144,16 +145,6 @@ def learning_rate(config: StageConfig, step: int) -> float:
     return config.learning_rate * (config.final_lr_fraction + (1 - config.final_lr_fraction) * cosine)
 
 
-def _ema(decay: float) -> Any:
-    """Exponential averaging with a warm-up of the decay, (1 + n) / (10 + n), as tensors are updated in one call."""
-
-    def update(averaged: Any, current: Any, n: Tensor) -> None:
-        weight = min(decay, (1 + int(n)) / (10 + int(n)))
-        torch._foreach_lerp_(list(averaged), list(current), 1 - weight)
-
-    return update
-
-
 @contextmanager
 def _quick_attention(device: torch.device, precision: str) -> Iterator[None]:
     """On a CPU in half precision, attention by plain products: the backward pass of the fused kernel is slow there."""
@@ -212,8 +203,7 @@ class _Run:
         )
         self.main = self.accelerator.is_main_process
         self.fingerprint = stage.fingerprint()
-        self.averaged = AveragedModel(stage.module, multi_avg_fn=_ema(self.config.ema_decay), use_buffers=False)
-        self.averaged.requires_grad_(False)
+        self.averaged = Average(stage.module, self.config.ema_decay)
         optimizer = torch.optim.AdamW(
             _parameter_groups(stage.module, self.config.weight_decay),
             lr=self.config.learning_rate,
@@ -273,7 +263,7 @@ class _Run:
         return bool(cast(Tensor, broadcast(said)).item())
 
     def _on_device(self, value: Any) -> Any:
-        return value.to(self.accelerator.device) if isinstance(value, Tensor) else value
+        return moved(value, self.accelerator.device) if isinstance(value, Tensor) else value
 
     def save(self) -> None:
         """Write a checkpoint from which the run can be resumed."""
