@@ -9,6 +9,8 @@
 #   make train-default [DATA=openi] [RUN=folder] [PRECISION=bf16]   trains openi-128; call it again to go on
 #   make embed [RUN=folder]                      ships what was trained: fp16, measured, with its card
 #   make train-chexgen [RUN=folder] [PRECISION=bf16]    trains chexgen-small; make embed-chexgen ships it
+#   make train-gpu GPU_DATA=folder [RUN=folder] [MINUTES=9] [SCALE=1 or STEPS=100]    trains openi-256 on a GPU, by the minute
+#   make train-gpu-pieces [RUN=folder] [PIECES=folder]    its finished components, fp16, as files of at most 15 MB
 #   make eval [MODEL=folder] [RUN=folder]        the tables of all routes, of joint outputs, of all families, on val
 
 .DEFAULT_GOAL := help
@@ -46,7 +48,7 @@ JOBS ?= 2
 ARGS ?=
 
 .PHONY: help install install-dev demo test lint format docs golden mutation train-default eval embed train-chexgen \
-	embed-chexgen clean
+	embed-chexgen train-gpu train-gpu-pieces train-gpu-join clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -158,6 +160,32 @@ embed-chexgen: $(INSTALLED_DEV) $(CHEXGEN)/all.parquet
 	$(XGEM) eval control --model "$(SHIPPED)" --data "$(CHEXGEN)/all.parquet" --split $(SPLIT) --limit 200 \
 		--out "$(CHEXGEN)/eval" --cache "$(CHEXGEN)/eval-cache" --overwrite
 	$(XGEM) eval card "$(CHEXGEN)/eval" --model "$(SHIPPED)" --notes docs/cards/chexgen-small.md
+
+# On one GPU, in calls of MINUTES that go on where the last one stopped. GPU_DATA is a folder of `xgem data pack`.
+# GPU_PYTHON names a Python that has what xgem needs, where no environment can be made (without a network, for one).
+GPU_PRESET ?= openi-256-gpu
+GPU_DATA ?= runs/packed-256
+GPU_PYTHON ?= $(BIN)/python
+MINUTES ?= 9
+SCALE ?= 1
+STEPS ?=
+BATCH ?=
+GPU_PRECISION ?= bf16
+PIECES ?= $(RUN)-pieces
+train-gpu train-gpu-pieces train-gpu-join: PRESET := $(GPU_PRESET)
+train-gpu train-gpu-pieces train-gpu-join: export PYTHONPATH := $(CURDIR)$(if $(PYTHONPATH),:$(PYTHONPATH))
+GPU_INSTALLED := $(if $(filter $(BIN)/python,$(GPU_PYTHON)),$(INSTALLED))
+
+train-gpu: $(GPU_INSTALLED)
+	$(GPU_PYTHON) benchmarks/train_gpu.py --preset "$(GPU_PRESET)" --data "$(GPU_DATA)/manifest.parquet" --out "$(RUN)" \
+		--minutes $(MINUTES) --scale $(SCALE) $(if $(STEPS),--steps $(STEPS)) $(if $(BATCH),--batch $(BATCH)) \
+		--precision $(GPU_PRECISION) $(ARGS)
+
+train-gpu-pieces: $(GPU_INSTALLED)
+	$(GPU_PYTHON) benchmarks/pieces.py split "$(RUN)" "$(PIECES)"
+
+train-gpu-join: $(GPU_INSTALLED)
+	$(GPU_PYTHON) benchmarks/pieces.py join "$(PIECES)" "$(RUN)"
 
 clean:
 	rm -rf build dist .pytest_cache .ruff_cache .hypothesis

@@ -5,6 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -143,6 +146,27 @@ def test_nothing_half_made_is_left(tmp_path: Path):
     with pytest.raises(RuntimeError, match="stop"):
         ArrayCache(tmp_path).get_or_make("k", {}, fail)
     assert not list(tmp_path.rglob("*.*"))
+
+
+def test_of_several_that_want_an_entry_one_makes_it(tmp_path: Path):
+    """Stages that train side by side read the same images."""
+    make = Maker()
+    started = threading.Barrier(3)
+
+    def slow() -> dict[str, np.ndarray]:
+        time.sleep(0.3)
+        return make()
+
+    def wanted(_: int) -> dict[str, torch.Tensor]:
+        started.wait()
+        return ArrayCache(tmp_path).get_or_make("k", {"x": 1}, slow)
+
+    with ThreadPoolExecutor(3) as pool:
+        results = list(pool.map(wanted, range(3)))
+    assert make.calls == 1
+    for result in results:
+        same(result, Maker()())
+    assert [path.suffix for path in (tmp_path / "k").iterdir()] == [".safetensors"]
 
 
 def test_bad_keys_names_and_places(tmp_path: Path):

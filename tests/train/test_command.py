@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import signal
+import time
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,11 +19,12 @@ from xgem.cli import main
 from xgem.cli.options import with_stage_settings
 from xgem.configs.preset import load_preset
 from xgem.convert.random_init import random_checkpoint
+from xgem.data.manifest import Manifest
 from xgem.train import reid
 from xgem.train.context import on_device
 from xgem.train.image_vae import ImageVAEStage
-from xgem.train.loop import learning_rate
-from xgem.train.stages import _architecture, planned
+from xgem.train.loop import FINISHED, LoopOptions, learning_rate
+from xgem.train.stages import _architecture, planned, run
 from xgem.types import ConfigError, DeviceError, InputError
 from xgem.utils.hashing import module_hash
 
@@ -169,6 +172,44 @@ def test_without_weights_to_start_from_the_way_out_is_named(
     options = ["--preset", str(tmp_path / "tune.yaml"), "--data", str(toy), "--out", str(tmp_path / "out")]
     assert main(["train", "all", *options, "--no-progress"]) == 1
     assert "train it first, or take it by --init from a checkpoint that has it" in capsys.readouterr().err
+
+
+# ------------------------------------------------------------------------------------------------------ limited time
+
+
+def test_minutes_count_from_the_start_of_the_command(
+    monkeypatch: pytest.MonkeyPatch, toy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    seen: list[Any] = []
+    monkeypatch.setattr("xgem.train.stages.run", lambda names, preset, data, out, loop, **more: seen.append(loop.until))
+    command = ["train", "clip", "--preset", "debug", "--data", str(toy), "--out", str(tmp_path), "--no-progress"]
+    before = time.monotonic()
+    assert main([*command, "--max-minutes", "2.5"]) == main(command) == 0
+    assert 150 <= seen[0] - before < 160
+    assert seen[1] is None
+    assert main([*command, "--max-minutes", "0"]) == 2
+    assert capsys.readouterr().err == "xgem: error: --max-minutes 0: expected more than 0\n"
+
+
+def test_time_is_for_all_stages_together(toy: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """With no time at all each call takes one step: two for the first stage, then two for the second."""
+    debug, manifest = load_preset("debug"), Manifest.read(toy)
+    few = {"steps": 2, "batch_size": 2, "warmup_steps": 1}
+    names = ("image-vae", "report-vae")
+    preset = debug.model_copy(update={"train": {name: debug.train[name].model_copy(update=few) for name in names}})
+    options = LoopOptions(resume=True, progress=False, tensorboard=False)
+    run(names, preset, manifest, tmp_path / "whole", options)
+    caplog.set_level("INFO", logger="xgem")
+    finished: list[list[str]] = []
+    for _ in range(4):
+        run(names, preset, manifest, tmp_path / "broken", replace(options, until=0.0))
+        finished.append([name for name in names if (tmp_path / "broken/training" / name / FINISHED).exists()])
+        assert set(read_index(tmp_path / "broken").components) == {name.replace("-", "_") for name in finished[-1]}
+    assert finished == [[], ["image-vae"], ["image-vae"], [*names]]
+    assert "time is up: report-vae not started; --resume goes on" in caplog.messages
+    for name in ("image_vae", "report_vae"):
+        whole, broken = (load_component(tmp_path / root, name) for root in ("whole", "broken"))
+        assert module_hash(whole) == module_hash(broken)
 
 
 # ------------------------------------------------------------------------------------------------------ interrupted

@@ -6,6 +6,7 @@ import io
 import json
 import math
 import resource
+import time
 from collections import Counter
 from contextlib import nullcontext
 from dataclasses import replace
@@ -23,9 +24,18 @@ from torch import Tensor, nn
 
 from xgem.checkpoints import training as checkpoint
 from xgem.configs.preset import StageConfig
+from xgem.train.averaging import average_
 from xgem.train.logs import trim
-from xgem.train.loop import LoopOptions, Stage, _quick_attention, learning_rate, permuted, train
-from xgem.train.loop import _ema as ema
+from xgem.train.loop import (
+    FINISHED,
+    LoopOptions,
+    Stage,
+    _quick_attention,
+    is_finished,
+    learning_rate,
+    permuted,
+    train,
+)
 from xgem.types import CheckpointError, DataError, OutputError
 from xgem.utils.random import mix
 
@@ -155,6 +165,44 @@ def test_what_a_killed_save_left_behind_is_no_checkpoint(tmp_path: Path) -> None
     assert sorted(path.name for path in folder.iterdir()) == ["step-00000009", "step-00000012"]
 
 
+# --------------------------------------------------------------------------------------------------- limited time
+
+
+def test_runs_out_of_time_end_with_the_same_bits(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A run whose time is always up takes one step a call, keeps it, and says how to go on."""
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    whole.mkdir()
+    broken.mkdir()
+    expected = train(Line(), whole, QUIET)
+    caplog.set_level("INFO", logger="xgem")
+    for step in range(1, 12):
+        assert train(Line(), broken, replace(RESUME, until=0.0)).step == step
+        assert "line: time is up at step" in caplog.messages[-1]
+        assert not (broken / "final.safetensors").exists()
+        assert not (broken / "training/line" / FINISHED).exists()
+    assert caplog.messages[-1] == "line: time is up at step 11 of 12; --resume goes on"
+    assert train(Line(), broken, replace(RESUME, until=0.0)) == expected
+    for name in ("final.safetensors", "training/line/finished"):
+        assert (broken / name).read_bytes() == (whole / name).read_bytes()
+    assert log_of(broken) == log_of(whole)
+
+
+def test_a_run_with_time_to_spare_is_a_whole_one(tmp_path: Path) -> None:
+    state = train(Line(), tmp_path, replace(QUIET, until=time.monotonic() + 600))
+    assert is_finished(state, Line().config)
+    assert (tmp_path / "training/line" / FINISHED).read_text(encoding="utf-8") == "12\n"
+
+
+def test_the_stop_rule_finishes_a_run_whose_time_is_up(tmp_path: Path) -> None:
+    settings = {"validate_every": 1, "steps": 40, "patience": 1}
+    for losses in ([1.0], [2.0]):
+        stage = Line(**settings)
+        stage.validations = losses
+        state = train(stage, tmp_path, replace(RESUME, until=0.0))
+    assert (state.step, state.best_step, state.stopped) == (2, 1, True)
+    assert (tmp_path / "training/line" / FINISHED).exists()
+
+
 # ---------------------------------------------------------------------------------------------- stopping and losing
 
 
@@ -272,7 +320,7 @@ def test_epochs_and_seeds_differ() -> None:
 def test_averaging_warms_up_to_its_decay() -> None:
     for count, decay in ((0, 0.1), (8, 0.5), (10_000, 0.99)):
         averaged, current = [torch.tensor([1.0, 2.0])], [torch.tensor([3.0, 0.0])]
-        ema(0.99)(averaged, current, torch.tensor(count))
+        average_(averaged, current, 0.99, count)
         expected = torch.tensor([1.0, 2.0]) * decay + torch.tensor([3.0, 0.0]) * (1 - decay)
         torch.testing.assert_close(averaged[0], expected)
 

@@ -1,4 +1,4 @@
-"""``xgem data split``, ``sample``, ``filter``, ``show`` and ``export``: parts of manifests, to see and to use."""
+"""``xgem data split``, ``sample``, ``filter``, ``show``, ``export`` and ``pack``: parts and copies of manifests."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Final, Literal
 
 import typer
 
+from xgem.cli import completion
 from xgem.cli.counts import AsJson, Overwrite, show_counts
 from xgem.cli.grouped import grouped
 from xgem.cli.options import Reading
@@ -148,6 +149,30 @@ def export(
     show_counts({"images": counts, "folder": str(out)}, as_json)
 
 
+def pack(
+    manifest: Source,
+    out: Annotated[Path, typer.Option("--out", help="Folder to write, new or empty.")],
+    preset: Annotated[
+        str,
+        typer.Option(
+            "--preset", help="Preset or YAML file that prepares the images.", autocompletion=completion.presets
+        ),
+    ] = "openi-256",
+    quality: Annotated[int, typer.Option("--quality", help="Quality of WebP, 1 to 100.")] = 85,
+    as_json: AsJson = False,
+) -> None:
+    """Pack a data set into a small folder: images at a preset's size as WebP, texts, labels, masks, boxes.
+
+    OUT/manifest.parquet is read by all commands. Compression is lossy: the peak signal-to-noise ratio is printed.
+    """
+    from xgem.configs import load_preset
+    from xgem.data.manifest import Manifest
+    from xgem.data.pack import pack as pack_images
+
+    counts = pack_images(Manifest.read(manifest), out, load_preset(preset).transform, quality=quality)
+    show_counts(counts | {"folder": str(out)}, as_json)
+
+
 def _write(made: Manifest, out: Path, overwrite: bool, as_json: bool) -> None:
     made.check(files=False)
     made.write(out, overwrite=overwrite)
@@ -160,4 +185,5 @@ COMMANDS: Final[dict[str, Callable[..., None]]] = {
     "filter": filter_rows,
     "show": show,
     "export": export,
+    "pack": pack,
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -62,6 +63,15 @@ def train(
     threads: Annotated[
         int | None, typer.Option("--threads", min=1, help="Number of CPU threads; default: all cores.")
     ] = None,
+    max_minutes: Annotated[
+        float | None,
+        typer.Option(
+            "--max-minutes",
+            metavar="M",
+            help="Stop after M minutes with a checkpoint from which --resume goes on.",
+            show_default="no limit",
+        ),
+    ] = None,
     progress: Progress = True,
 ) -> None:
     """Train one stage, or all of them, and write a checkpoint for `xgem generate --model` to --out.
@@ -70,14 +80,20 @@ def train(
 
     xgem train all --preset openi-128-tune --init openi-128 --data mine.parquet --out tuned
 
+    --max-minutes counts from the start of the command, for all of its stages together. A stage that is not finished has
+    no component in --out yet and no file OUT/training/STAGE/finished; the exit status is 0 either way.
+
     Stage reid is not part of a preset: it trains the re-identification network that xgem eval privacy uses.
     """
     import logging
+    import time
 
     import torch
 
     from xgem.train.stages import stages
 
+    if max_minutes is not None and not 0 < max_minutes < math.inf:
+        raise InputError(f"--max-minutes {max_minutes:g}: expected more than 0")
     if precision not in {"no", "bf16", "fp16"}:
         raise InputError(f"--precision {precision}: expected no, bf16 or fp16")
     if stage not in ("all", "reid", *stages()):
@@ -88,6 +104,7 @@ def train(
         torch.set_num_threads(threads)
     logging.getLogger("xgem").setLevel(logging.INFO)
     options = {"resume": resume, "compile": use_compile, "precision": precision, "progress": progress}
+    options["until"] = None if max_minutes is None else time.monotonic() + 60 * max_minutes
     torch.set_flush_denormal(True)  # averaged weights decay through numbers that slow a CPU down
     try:
         _run(stage, preset, data, out, options, device, init=init, seed=seed, steps=steps, settings=settings or ())

@@ -11,7 +11,8 @@ import hashlib
 import logging
 import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +20,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from xgem.utils.files import replacing
+from xgem.types import OutputError
+from xgem.utils.files import locked, replacing
 from xgem.utils.hashing import arrays_hash, canonical
 
 if TYPE_CHECKING:
@@ -41,6 +43,8 @@ class ArrayCache:
     ) -> dict[str, Tensor]:
         """The stored arrays for ``key``, or those of ``make()``, which are then stored.
 
+        Of several processes that want the same entry one makes it, and the others wait for it.
+
         Args:
             kind: name of the sub-folder.
             key: everything that the arrays depend on, as JSON values: data hash, encoder hash, config.
@@ -51,12 +55,16 @@ class ArrayCache:
             OutputError: the cache cannot be written.
         """
         text, file = canonical(key), self._file(kind, key)
-        stored = _read(file, text) if file.exists() else None
+        before = _stamp(file)
+        stored = _read(file, text) if before else None
         if stored is not None:
             return stored
-        arrays = {name: torch.as_tensor(value).detach().cpu().contiguous() for name, value in make().items()}
-        _write(file, text, arrays)
-        shutil.rmtree(self.unfinished(kind, key), ignore_errors=True)
+        with _alone(file):
+            if _stamp(file) != before and (stored := _read(file, text)) is not None:
+                return stored  # another process has made it meanwhile
+            arrays = {name: torch.as_tensor(value).detach().cpu().contiguous() for name, value in make().items()}
+            _write(file, text, arrays)
+            shutil.rmtree(self.unfinished(kind, key), ignore_errors=True)
         return arrays
 
     def unfinished(self, kind: str, key: Mapping[str, Any]) -> Path:
@@ -65,6 +73,31 @@ class ArrayCache:
 
     def _file(self, kind: str, key: Mapping[str, Any]) -> Path:
         return self.folder / kind / f"{hashlib.sha256(canonical(key).encode()).hexdigest()}.safetensors"
+
+
+def _stamp(file: Path) -> tuple[int, int] | None:
+    """What changes when a file is replaced; None where there is none."""
+    try:
+        found = file.stat()
+    except OSError:
+        return None
+    return found.st_ino, found.st_mtime_ns
+
+
+@contextmanager
+def _alone(file: Path) -> Iterator[None]:
+    """Only one process at a time makes an entry."""
+    lock = file.with_name(f".{file.stem}.lock")
+    try:
+        lock.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"{file}: cannot be written ({error.strerror}); choose another path") from error
+    with locked(lock, create=True):
+        try:
+            yield
+        finally:
+            with suppress(OSError):
+                lock.unlink(missing_ok=True)
 
 
 def _read(file: Path, text: str) -> dict[str, Tensor] | None:

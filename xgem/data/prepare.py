@@ -19,6 +19,7 @@ from xgem.data.manifest import Manifest
 from xgem.data.read import NEGATIVE
 from xgem.data.transforms import Notes, grey_levels, read_with, to_square
 from xgem.types import DataError, ImageError
+from xgem.utils.devices import moved
 from xgem.utils.hashing import canonical, content_hash, reading_threads
 from xgem.utils.progress import showing, track
 
@@ -46,10 +47,18 @@ class PreparedImages:
     paths: tuple[Path, ...]
     sha256: str
 
-    def floats(self, rows: Sequence[int] | Tensor) -> Tensor:
-        """Rows as (n, 1, size, size) float32 in [-1, 1]."""
-        chosen = self.values[torch.as_tensor(rows, dtype=torch.long)]
-        return chosen.unsqueeze(1).float() / 127.5 - 1
+    def floats(self, rows: Sequence[int] | Tensor, device: torch.device | None = None) -> Tensor:
+        """Rows as (n, 1, size, size) float32 in [-1, 1], on ``device``; None: on the CPU."""
+        return as_floats(self.bytes(rows), device)
+
+    def bytes(self, rows: Sequence[int] | Tensor) -> Tensor:
+        """Rows as (n, 1, size, size) uint8."""
+        return self.values[torch.as_tensor(rows, dtype=torch.long)].unsqueeze(1)
+
+
+def as_floats(values: Tensor, device: torch.device | None = None) -> Tensor:
+    """Grey levels 0 to 255 as float32 in [-1, 1], on ``device``, to which a quarter of the bytes travel as uint8."""
+    return moved(values, device).float() / 127.5 - 1
 
 
 def prepare_images(

@@ -16,6 +16,7 @@ from xgem.data.cache import ArrayCache
 from xgem.modalities import get_modality
 from xgem.train.corpus import Corpus
 from xgem.types import DataError, Encoded
+from xgem.utils.devices import moved
 from xgem.utils.hashing import module_hash
 from xgem.utils.progress import track
 
@@ -36,11 +37,12 @@ class PromptBank:
     mask: Tensor
     rows: list[list[int]]
 
-    def encoded(self, rows: list[int]) -> Encoded:
-        """Encodings of ``rows``, b in number, without common padding: (b, d), (b, n, c), (b, n)."""
+    def encoded(self, rows: list[int], device: torch.device | None = None) -> Encoded:
+        """Encodings of ``rows``, b in number, without common padding: (b, d), (b, n, c), (b, n); on ``device``."""
         mask = self.mask[rows]  # (b, t)
         width = int(mask.sum(dim=1).max())
-        return Encoded(self.pooled[rows].float(), self.tokens[rows, :width].float(), mask[:, :width])
+        pooled, tokens = (moved(part, device).float() for part in (self.pooled[rows], self.tokens[rows, :width]))
+        return Encoded(pooled, tokens, moved(mask[:, :width].contiguous(), device))
 
 
 @dataclass(frozen=True)

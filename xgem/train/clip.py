@@ -112,6 +112,7 @@ class ClipStage(Stage):
     def __init__(self, context: StageContext) -> None:
         preset, train = context.preset, context.train
         self.config, self.seed, self.train, self.val = context.config(self.name), context.seed, train, context.val
+        self.device = context.device
         self.weights = self.loss_weights(self.name, self.config)
         self.negatives = int(self.weights["hard_negatives"])  # k in shapes
         if self.negatives != self.weights["hard_negatives"] or self.negatives < 0:
@@ -208,7 +209,7 @@ class ClipStage(Stage):
                 false_texts += made
             content = "|".join(sorted(study.labels)) or study.impression
             keys.append(int.from_bytes(hashlib.sha256(content.encode()).digest()[:6], "big"))
-        x = corpus.images.floats(list(chain.from_iterable(rows.values())))
+        x = corpus.images.floats(list(chain.from_iterable(rows.values())), self.device)
         return {
             "images": jitter(x) if rng else x,
             "ids": self.tokenize([*texts, *false_texts] or ["normal"]),

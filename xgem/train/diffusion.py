@@ -24,6 +24,7 @@ from xgem.train.corpus import Corpus, draw_prompts, enriched, known_studies
 from xgem.train.loop import permuted, spread_over
 from xgem.train.sheets import contact_sheet
 from xgem.types import Encoded
+from xgem.utils.devices import moved
 from xgem.utils.random import mix
 
 _VALIDATION_TIMES = 8
@@ -67,7 +68,7 @@ class DiffusionStage(DependentStage):
     def __init__(self, context: StageContext, target: str) -> None:
         preset = context.preset
         self.name, self.preset, self.config, self.seed = target, preset, context.config(target), context.seed
-        self.target, self.component = target, preset.generator(target)
+        self.target, self.component, self.device = target, preset.generator(target), context.device
         settings = preset.components[self.component]
         self.prompts: tuple[str, ...] = getattr(settings, "prompts", ())
         assert target not in self.prompts
@@ -112,8 +113,8 @@ class DiffusionStage(DependentStage):
                 keep[name].append(name in chosen)
         return {
             "z0": split.targets.latents[targets],  # (b, *latent_shape)
-            "encoded": {name: split.prompts[name].encoded(rows[name]) for name in self.prompts},
-            "keep": {name: torch.tensor(keep[name]) for name in self.prompts},  # (b,) bool
+            "encoded": {name: split.prompts[name].encoded(rows[name], self.device) for name in self.prompts},
+            "keep": {name: moved(torch.tensor(keep[name]), self.device) for name in self.prompts},  # (b,) bool
         }
 
     def loss(self, module: nn.Module, batch: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from xgem.checkpoints import store
 from xgem.configs.codecs import ImageVAEConfig
 from xgem.configs.preset import Preset
+from xgem.data.prepare import as_floats
 from xgem.generators.image_vae import ImageVAE
 from xgem.labels.views import VIEWS
 from xgem.metrics.spectrum import band_power
@@ -86,7 +87,7 @@ class CodecStage(Stage):
         self.config, self.seed, self.settings = context.config(self.name), context.seed, (vae.config,)
         self.component = context.preset.codec(context.view)
         self.train, self.val = context.train.images, context.val.images
-        self.vae, self.module = vae, Autoencoder(vae)
+        self.vae, self.module, self.device = vae, Autoencoder(vae), context.device
         self.weights = self.loss_weights(self.name, self.config)
         self.crop = self.weights.pop("crop")
 
@@ -96,11 +97,11 @@ class CodecStage(Stage):
     def batch(self, step: int, rank: int, world: int) -> dict[str, Any]:
         size = self.config.batch_size
         rows = permuted(len(self.train.values), (step * world + rank) * size, size, mix(self.seed, self.name))
-        x = self.train.floats(rows)  # (b, 1, s, s) in [-1, 1]
+        x = self.train.bytes(rows)  # (b, 1, s, s) uint8
         grid = self.vae.config.downscale
         side = round(x.shape[2] * self.crop / grid) * grid
         rng = random.Random(mix(self.seed, self.name, "crops", step, rank))
-        return {"x": crops(x, side, grid, rng) if side < x.shape[2] else x}
+        return {"x": as_floats(crops(x, side, grid, rng) if side < x.shape[2] else x, self.device)}
 
     @abstractmethod
     def terms(self, x: Tensor, y: Tensor, *moments: Tensor) -> dict[str, Tensor]:

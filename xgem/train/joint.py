@@ -25,6 +25,7 @@ from xgem.train.context import DependentStage, StageContext
 from xgem.train.corpus import Corpus, draw_prompts
 from xgem.train.loop import permuted, spread_over
 from xgem.types import ConfigError, Encoded
+from xgem.utils.devices import moved
 from xgem.utils.random import mix
 
 _VALIDATION = 96
@@ -93,7 +94,7 @@ class JointStage(DependentStage):
 
     def __init__(self, context: StageContext) -> None:
         preset, device = context.preset, context.device
-        self.config, self.seed = context.config(self.name), context.seed
+        self.config, self.seed, self.device = context.config(self.name), context.seed, device
         if preset.alignment is None:
             raise ConfigError(f"preset {preset.name!r} has no alignment to train")
         self.component = preset.alignment
@@ -172,9 +173,9 @@ class JointStage(DependentStage):
                 rows[name].append(rng.choice(banks[name][1].rows[index]) if name in chosen else 0)
                 keep[name].append(name in chosen)
         return {
-            "z0": {name: banks[name][0].latents[chosen] for name, chosen in targets.items()},
-            "encoded": {name: banks[name][1].encoded(chosen) for name, chosen in rows.items()},
-            "keep": {name: torch.tensor(drawn) for name, drawn in keep.items()},
+            "z0": {name: moved(banks[name][0].latents[chosen], self.device) for name, chosen in targets.items()},
+            "encoded": {name: banks[name][1].encoded(chosen, self.device) for name, chosen in rows.items()},
+            "keep": {name: moved(torch.tensor(drawn), self.device) for name, drawn in keep.items()},
             "alone": False,
         }
 

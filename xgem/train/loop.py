@@ -19,18 +19,20 @@ from typing import Any, ClassVar, cast
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import broadcast
 from PIL import Image
 from pydantic import BaseModel
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.optim.swa_utils import AveragedModel
 
 from xgem.checkpoints import training as checkpoint
 from xgem.checkpoints.training import TrainState
 from xgem.configs.preset import Preset, StageConfig
+from xgem.train.averaging import Average
 from xgem.train.logs import Logs
 from xgem.train.needs import Need
 from xgem.types import CheckpointError, ConfigError, DataError
+from xgem.utils.devices import moved
 from xgem.utils.progress import StepBar
 from xgem.utils.random import mix
 
@@ -47,6 +49,12 @@ class LoopOptions:
     progress: bool = True
     log_every: int = 20
     tensorboard: bool = True
+    until: float | None = None
+    """When to stop between two steps, with a checkpoint, as a value of ``time.monotonic()``; None: at the end."""
+
+    @property
+    def time_is_up(self) -> bool:
+        return self.until is not None and time.monotonic() >= self.until
 
 
 class Stage(ABC):
@@ -137,16 +145,6 @@ def learning_rate(config: StageConfig, step: int) -> float:
     return config.learning_rate * (config.final_lr_fraction + (1 - config.final_lr_fraction) * cosine)
 
 
-def _ema(decay: float) -> Any:
-    """Exponential averaging with a warm-up of the decay, (1 + n) / (10 + n), as tensors are updated in one call."""
-
-    def update(averaged: Any, current: Any, n: Tensor) -> None:
-        weight = min(decay, (1 + int(n)) / (10 + int(n)))
-        torch._foreach_lerp_(list(averaged), list(current), 1 - weight)
-
-    return update
-
-
 @contextmanager
 def _quick_attention(device: torch.device, precision: str) -> Iterator[None]:
     """On a CPU in half precision, attention by plain products: the backward pass of the fused kernel is slow there."""
@@ -177,6 +175,15 @@ def _bar(stage: Stage, state: TrainState, shown: bool) -> Iterator[Any]:
         yield lambda step, rate, loss: bar.move_to(step, f"{rate:.1f}/s loss {loss:.4f}")
 
 
+FINISHED = "finished"
+"""The file in a stage's work folder that says that it is finished: its last step, written after its components."""
+
+
+def is_finished(state: TrainState, config: StageConfig) -> bool:
+    """Whether a stage has trained all of its steps, or its stop rule has ended it."""
+    return state.stopped or state.step >= config.steps
+
+
 class _Run:
     """One run of a stage: its modules, optimizer, averaged weights, and work files in ``root/training/STAGE``."""
 
@@ -196,8 +203,7 @@ class _Run:
         )
         self.main = self.accelerator.is_main_process
         self.fingerprint = stage.fingerprint()
-        self.averaged = AveragedModel(stage.module, multi_avg_fn=_ema(self.config.ema_decay), use_buffers=False)
-        self.averaged.requires_grad_(False)
+        self.averaged = Average(stage.module, self.config.ema_decay)
         optimizer = torch.optim.AdamW(
             _parameter_groups(stage.module, self.config.weight_decay),
             lr=self.config.learning_rate,
@@ -212,6 +218,8 @@ class _Run:
         self.call = cast(nn.Module, torch.compile(self.module)) if options.compile else self.module
         with checkpoint.writable(self.work):
             self.work.mkdir(parents=True, exist_ok=True)
+            if self.main and not is_finished(self.state, self.config):
+                (self.work / FINISHED).unlink(missing_ok=True)  # of a run whose checkpoints are gone
         self.logs = Logs(self.work, self.state.step, wanted=self.main, tensorboard=options.tensorboard)
 
     def _restore(self, folder: Path, optimizer: torch.optim.Optimizer) -> None:
@@ -247,8 +255,15 @@ class _Run:
         self.state.step += 1
         return loss, norm, logged
 
+    def time_is_up(self) -> bool:
+        """Whether to stop here; what the first process says holds for all."""
+        if self.options.until is None or self.accelerator.num_processes == 1:
+            return self.options.time_is_up
+        said = torch.tensor(float(self.options.time_is_up), device=self.accelerator.device)
+        return bool(cast(Tensor, broadcast(said)).item())
+
     def _on_device(self, value: Any) -> Any:
-        return value.to(self.accelerator.device) if isinstance(value, Tensor) else value
+        return moved(value, self.accelerator.device) if isinstance(value, Tensor) else value
 
     def save(self) -> None:
         """Write a checkpoint from which the run can be resumed."""
@@ -298,6 +313,8 @@ class _Run:
         if self.main:
             with torch.no_grad():
                 self.stage.finish(final, root)
+            with checkpoint.writable(self.work):
+                (self.work / FINISHED).write_text(f"{self.state.step}\n", encoding="utf-8")
         self.accelerator.wait_for_everyone()
         self.logs.close()
 
@@ -315,7 +332,9 @@ def _finite(loss: Tensor, stage: str, step: int) -> float:
 def train(stage: Stage, root: Path, options: LoopOptions = LoopOptions()) -> TrainState:
     """Train ``stage`` to the end (or its stop rule) and write its component(s) into ``root``.
 
-    Work files live in ``root/training/<stage>``: checkpoints, ``log.jsonl``, TensorBoard events, sheets.
+    Work files live in ``root/training/<stage>``: checkpoints, ``log.jsonl``, TensorBoard events, sheets, and
+    ``finished`` once the components are written. At ``options.until``, but after one step at least, training stops with
+    a checkpoint: no component is written, and a resumed run goes on.
 
     Raises:
         CheckpointError: a run is there already and ``resume`` is off, or resume finds other settings.
@@ -326,11 +345,12 @@ def train(stage: Stage, root: Path, options: LoopOptions = LoopOptions()) -> Tra
     with _bar(stage, state, options.progress and run.main) as show:
         run.module.train()
         clock, since = time.perf_counter(), state.step
-        while state.step < config.steps and not state.stopped:
+        while not is_finished(state, config):
             loss, norm, logged = run.step()
             last = state.step == config.steps
+            ends = not last and run.time_is_up()
             logs = last or state.step % options.log_every == 0
-            saves = last or state.step % config.checkpoint_every == 0
+            saves = last or ends or state.step % config.checkpoint_every == 0
             # The loss is checked before every checkpoint too, so that none holds weights of a diverged run
             value = _finite(loss, stage.name, state.step) if logs or saves else math.nan
             if logs:
@@ -345,5 +365,9 @@ def train(stage: Stage, root: Path, options: LoopOptions = LoopOptions()) -> Tra
                 run.validate()
             if saves or state.stopped:
                 run.save()
+            if ends and not state.stopped:
+                log.info("%s: time is up at step %d of %d; --resume goes on", stage.name, state.step, config.steps)
+                run.logs.close()
+                return state
     run.finish(root)
     return state

@@ -11,6 +11,7 @@ from typing import Any, cast
 from accelerate import PartialState
 
 from xgem.checkpoints import store
+from xgem.checkpoints import training as checkpoint
 from xgem.checkpoints.component import component_class
 from xgem.configs.preset import Preset
 from xgem.data.manifest import Manifest
@@ -24,7 +25,7 @@ from xgem.train.diffusion import DiffusionStage
 from xgem.train.image_decoder import ImageDecoderStage
 from xgem.train.image_vae import ImageVAEStage
 from xgem.train.joint import JointStage
-from xgem.train.loop import LoopOptions, Stage, TrainState, train
+from xgem.train.loop import LoopOptions, Stage, TrainState, is_finished, train
 from xgem.train.report_vae import ReportVAEStage
 from xgem.types import ConfigError, InputError
 from xgem.utils.hashing import module_hash
@@ -162,6 +163,9 @@ def run(
 ) -> dict[str, TrainState]:
     """Train stages one after the other into the checkpoint folder ``root``; finished ones are only written again.
 
+    When the time of ``options.until`` is up, the stage that trains stops with a checkpoint, and later ones do not
+    start. A call takes one step at least, so that repeated calls come to an end.
+
     ``init`` is a checkpoint whose weights training starts from, and whose components stand in where ``root`` has none.
 
     Raises:
@@ -177,11 +181,20 @@ def run(
     )
     context = StageContext(preset, train_split, val_split, root, seed, init)
     states: dict[str, TrainState] = {}
-    for name in names:
+    progressed = False
+    for place, name in enumerate(names):
+        if progressed and options.time_is_up:
+            log.info("time is up: %s not started; --resume goes on", ", ".join(names[place:]))
+            break
         if _is_left_out(name, preset, root):
             states[name] = TrainState()
             continue
         stage = make_stage(name, context)
         log.info("%s: %d steps of %d", name, stage.config.steps, stage.config.batch_size)
+        checkpoints = root / "training" / name / "checkpoints"
+        before = checkpoint.latest(checkpoints)
         states[name] = train(stage, root, options)
+        progressed |= checkpoint.latest(checkpoints) != before
+        if not is_finished(states[name], stage.config):
+            break
     return states

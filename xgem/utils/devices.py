@@ -56,6 +56,13 @@ def resolve_dtype(dtype: str | torch.dtype | None, device: torch.device) -> torc
     return wanted
 
 
+def moved(value: torch.Tensor, device: torch.device | str | None) -> torch.Tensor:
+    """``value`` on ``device``; to a GPU through pinned memory, so that the CPU does not wait for what the GPU does."""
+    if device is None or torch.device(device).type != "cuda" or value.device.type != "cpu":
+        return value if device is None else value.to(device)
+    return value.pin_memory().to(device, non_blocking=True)
+
+
 def dtype_name(dtype: torch.dtype) -> str:
     """``"float32"`` for ``torch.float32``."""
     return str(dtype).removeprefix("torch.")

@@ -120,10 +120,11 @@ def sync(folder: Path, files: Iterable[str]) -> None:
 
 
 @contextlib.contextmanager
-def locked(root: Path) -> Iterator[None]:
+def locked(root: Path, *, create: bool = False) -> Iterator[None]:
     """Exclusive access to the index of a folder: several stages may train into one folder at the same time.
 
-    The lock is on the folder itself and ends with the process, so a killed writer leaves no lock behind.
+    The lock is on the folder itself and ends with the process, so a killed writer leaves no lock behind. With
+    ``create``, ``root`` is a file, which is made where it is missing.
     """
     try:
         import fcntl
@@ -131,7 +132,7 @@ def locked(root: Path) -> Iterator[None]:
         yield
         return
     try:
-        descriptor = os.open(root, os.O_RDONLY)
+        descriptor = os.open(root, os.O_RDONLY | (os.O_CREAT if create else 0), 0o666)
     except OSError as error:
         raise OutputError(f"{root}: cannot be opened ({error.strerror})") from error
     try:
