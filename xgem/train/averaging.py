@@ -34,7 +34,7 @@ class Average(AveragedModel):
     @torch.no_grad()
     def update_parameters(self, model: nn.Module) -> None:
         count = int(self.n_averaged)
-        ours, theirs = list(self.module.parameters()), [value.detach() for value in model.parameters()]
+        ours, theirs = ([value.detach() for value in one.parameters()] for one in (self.module, model))
         if count:
             average_(ours, theirs, self.decay, count)
         else:
