@@ -3,18 +3,62 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from xgem.cli import completion
+from xgem.cli.grouped import grouped
 from xgem.cli.options import Device, Progress, with_stage_settings
 from xgem.types import InputError
 
+if TYPE_CHECKING:
+    from xgem.train.loop import LoopOptions
 
+
+@dataclass(frozen=True, kw_only=True)
+class Running:
+    """How a training runs, as opposed to what is trained."""
+
+    resume: Annotated[bool, typer.Option("--resume", help="Resume an earlier run, if there is one.")] = False
+    device: Device = None
+    compile: Annotated[bool, typer.Option("--compile", help="Compile the model; worthwhile for long runs.")] = False
+    precision: Annotated[str, typer.Option("--precision", help="Mixed precision: no (float32), bf16 or fp16.")] = "no"
+    threads: Annotated[
+        int | None, typer.Option("--threads", min=1, help="Number of CPU threads; default: all cores.")
+    ] = None
+    max_minutes: Annotated[
+        float | None,
+        typer.Option(
+            "--max-minutes",
+            metavar="M",
+            help="Stop after M minutes with a checkpoint from which --resume goes on.",
+            show_default="no limit",
+        ),
+    ] = None
+    progress: Progress = True
+
+    def options(self) -> LoopOptions:
+        """The options of the loop, checked; time counts from here."""
+        from xgem.train.loop import LoopOptions
+
+        if self.max_minutes is not None and not 0 < self.max_minutes < math.inf:
+            raise InputError(f"--max-minutes {self.max_minutes:g}: expected more than 0")
+        if self.precision not in {"no", "bf16", "fp16"}:
+            raise InputError(f"--precision {self.precision}: expected no, bf16 or fp16")
+        until = None if self.max_minutes is None else time.monotonic() + 60 * self.max_minutes
+        return LoopOptions(
+            resume=self.resume, compile=self.compile, precision=self.precision, progress=self.progress, until=until
+        )
+
+
+@grouped
 def train(
+    running: Running,
     stage: Annotated[
         str,
         typer.Argument(
@@ -34,7 +78,6 @@ def train(
             autocompletion=completion.presets,
         ),
     ] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Resume an earlier run, if there is one.")] = False,
     init: Annotated[
         str | None,
         typer.Option(
@@ -55,24 +98,6 @@ def train(
             show_default=False,
         ),
     ] = None,
-    device: Device = None,
-    use_compile: Annotated[
-        bool, typer.Option("--compile", help="Compile the model; worthwhile for long runs.")
-    ] = False,
-    precision: Annotated[str, typer.Option("--precision", help="Mixed precision: no (float32), bf16 or fp16.")] = "no",
-    threads: Annotated[
-        int | None, typer.Option("--threads", min=1, help="Number of CPU threads; default: all cores.")
-    ] = None,
-    max_minutes: Annotated[
-        float | None,
-        typer.Option(
-            "--max-minutes",
-            metavar="M",
-            help="Stop after M minutes with a checkpoint from which --resume goes on.",
-            show_default="no limit",
-        ),
-    ] = None,
-    progress: Progress = True,
 ) -> None:
     """Train one stage, or all of them, and write a checkpoint for `xgem generate --model` to --out.
 
@@ -86,28 +111,22 @@ def train(
     Stage reid is not part of a preset: it trains the re-identification network that xgem eval privacy uses.
     """
     import logging
-    import time
 
     import torch
 
     from xgem.train.stages import stages
 
-    if max_minutes is not None and not 0 < max_minutes < math.inf:
-        raise InputError(f"--max-minutes {max_minutes:g}: expected more than 0")
-    if precision not in {"no", "bf16", "fp16"}:
-        raise InputError(f"--precision {precision}: expected no, bf16 or fp16")
+    loop = running.options()
     if stage not in ("all", "reid", *stages()):
         raise InputError(f"unknown stage {stage!r}: expected all, reid or one of {', '.join(stages())}")
     if preset is None and stage != "reid":
         raise InputError(f"stage {stage!r} is one of a preset: name it with --preset")
-    if threads is not None:
-        torch.set_num_threads(threads)
+    if running.threads is not None:
+        torch.set_num_threads(running.threads)
     logging.getLogger("xgem").setLevel(logging.INFO)
-    options = {"resume": resume, "compile": use_compile, "precision": precision, "progress": progress}
-    options["until"] = None if max_minutes is None else time.monotonic() + 60 * max_minutes
     torch.set_flush_denormal(True)  # averaged weights decay through numbers that slow a CPU down
     try:
-        _run(stage, preset, data, out, options, device, init=init, seed=seed, steps=steps, settings=settings or ())
+        _run(stage, preset, data, out, loop, running.device, init=init, seed=seed, steps=steps, settings=settings or ())
     finally:
         torch.set_flush_denormal(False)  # whoever called goes on with IEEE's numbers
 
@@ -117,7 +136,7 @@ def _run(
     preset: str | None,
     data: Path,
     out: Path,
-    options: Mapping[str, Any],
+    loop: LoopOptions,
     device: str | None,
     *,
     init: str | None,
@@ -130,10 +149,8 @@ def _run(
     from xgem.data.manifest import Manifest
     from xgem.train import reid
     from xgem.train.context import on_device
-    from xgem.train.loop import LoopOptions
     from xgem.train.stages import planned, run
 
-    loop = LoopOptions(**options)
     if stage == "reid":
         known, name = reid.PRESETS, preset or "small"
         config = None
