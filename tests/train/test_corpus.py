@@ -13,7 +13,7 @@ import torch
 from xgem.data.prepare import PreparedImages
 from xgem.data.study import Study
 from xgem.labels.sentences import written_sentences
-from xgem.train.corpus import Corpus, enriched, known_studies, vary
+from xgem.train.corpus import Corpus, balanced, enriched, known_studies, studies_by_class, vary
 from xgem.types import DataError
 
 FINDINGS, IMPRESSION = "The heart is large. No effusion.", "Cardiomegaly."
@@ -114,6 +114,26 @@ def test_a_share_of_the_studies_makes_way_for_rare_ones() -> None:
     assert counts[-1] + counts[-2] == pytest.approx(300, abs=60)
     assert counts[-1] == pytest.approx(counts[-2], abs=50)
     assert all(new in (old, -1, -2) for old, new in zip(studies, made, strict=True))
+
+
+def test_a_share_of_the_studies_is_drawn_class_by_class() -> None:
+    rng = random.Random(0)
+    shares = {("Cardiomegaly",): 30, ("Cardiomegaly", "Pneumothorax"): 10, ("Pulmonary Edema",): 9, ("normal",): 200}
+    made_of = [labels for labels, count in shares.items() for _ in range(count)]
+    images = PreparedImages(torch.empty(0, dtype=torch.uint8), {}, (), "")
+    labelled = (Study(str(k), str(k), "train", labels=labels, source="openi") for k, labels in enumerate(made_of))
+    studies = Corpus(tuple(labelled), images, ("impression",))
+    usable = list(range(len(studies.studies)))
+    groups = studies_by_class(studies, usable)
+    assert [len(group) for group in groups] == [40, 200, 10]  # cardiomegaly, no finding, pneumothorax; no edema
+    assert [len(group) for group in studies_by_class(studies, usable[30:])] == [10, 200, 10]
+    assert balanced([-1] * 5, groups, 0.0, rng) == [-1] * 5
+    assert rng.random() == random.Random(0).random()  # nothing was drawn
+    assert balanced([-1] * 5, [], 1.0, rng) == [-1] * 5  # of data without labels
+    made = balanced([-1] * 6000, groups, 0.5, rng)
+    assert made.count(-1) == pytest.approx(3000, abs=200)
+    with_pneumothorax = sum(index in groups[2] for index in made)
+    assert with_pneumothorax == pytest.approx(1000 + 1000 / 4, abs=150)
 
 
 def annotated(**changes: Any) -> Corpus:

@@ -31,7 +31,7 @@ from xgem.labels.rules import label_report
 from xgem.labels.vocabulary import is_affirmation, named
 from xgem.train import needs
 from xgem.train.context import StageContext, first_output
-from xgem.train.corpus import Corpus, enriched, known_studies, vary
+from xgem.train.corpus import Corpus, balanced, enriched, known_studies, studies_by_class, vary
 from xgem.train.loop import Stage, permuted
 from xgem.types import ConfigError, Encoded
 from xgem.utils.random import mix
@@ -93,14 +93,21 @@ class ClipStage(Stage):
     other in pairs with a report: half of all chest reports are normal. ``config.loss``: ``patches``, weight of the
     patch head; ``labels``, weight of the binary cross-entropy of annotated labels, and of demographics and severity if
     the preset adds them to texts, from either encoder's vector (unknown labels masked); ``known``, fraction of samples
-    drawn from studies with known demographics or severity; ``hard_negatives``, number of texts per study that differ
+    drawn from studies with known demographics or severity; ``balanced``, fraction drawn class by class
+    (:func:`xgem.train.corpus.studies_by_class`); ``hard_negatives``, number of texts per study that differ
     from its own in one statement: the other side, another size or finding, a denial (``xgem.labels.hard_negatives``).
     They are further negatives of their own study's images, in the direction from image to text. They are none for the
     images of other studies, of which they may be true ("right effusion"), and nothing is learned from them alone.
     """
 
     name = "clip"
-    losses: ClassVar[Mapping[str, float]] = {"patches": 1.0, "labels": 0.0, "known": 0.0, "hard_negatives": 0.0}
+    losses: ClassVar[Mapping[str, float]] = {
+        "patches": 1.0,
+        "labels": 0.0,
+        "known": 0.0,
+        "balanced": 0.0,
+        "hard_negatives": 0.0,
+    }
 
     @classmethod
     def needs(cls, name: str, preset: Preset) -> list[needs.Need]:
@@ -140,6 +147,7 @@ class ClipStage(Stage):
             self.module(torch.zeros(1, 1, size, size), self.tokenize(["normal"]))
         self.usable = [i for i in range(len(train.studies)) if self._parts(train, i) >= 2]
         self.known = known_studies(train, self.usable, self.weights["known"])
+        self.classes = studies_by_class(train, self.usable)
 
     @property
     def fresh(self) -> dict[str, nn.Module]:
@@ -157,6 +165,7 @@ class ClipStage(Stage):
         picked = permuted(len(self.usable), (step * world + rank) * size, size, mix(self.seed, self.name))
         rng = random.Random(mix(self.seed, self.name, "texts", step, rank))
         studies = enriched([self.usable[i] for i in picked], self.known, self.weights["known"], rng)
+        studies = balanced(studies, self.classes, self.weights["balanced"], rng)
         return self._collate(self.train, studies, rng)
 
     def _labels_of(self, study: Study, known: Mapping[str, Any]) -> list[float]:

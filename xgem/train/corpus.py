@@ -19,9 +19,12 @@ from xgem.data.manifest import Manifest
 from xgem.data.prepare import PreparedImages, prepare_images
 from xgem.data.study import Study, report_of
 from xgem.labels.sentences import written_sentences
+from xgem.labels.vocabulary import annotated_labels
 from xgem.types import DataError
 from xgem.utils.random import mix
 
+FEWEST = 10
+"""Studies with a class below which it is not drawn for its own sake: too few to learn more than these by heart."""
 _WORDINGS = 2  # random wordings of a caption among the fixed texts of a study, beside the canonical one
 
 
@@ -142,6 +145,22 @@ def known_studies(corpus: Corpus, usable: Sequence[int], share: float) -> list[i
     if share and not known:
         raise DataError("no age, sex or score is known for any training study: set the loss setting known to 0")
     return known
+
+
+def studies_by_class(corpus: Corpus, usable: Sequence[int], least: int = FEWEST) -> list[list[int]]:
+    """Those of the ``usable`` studies that have each of CheXpert's classes, where there are ``least`` or more."""
+    groups: dict[str, list[int]] = {}
+    for index in usable:
+        study = corpus.studies[index]
+        for name, label in annotated_labels(study.labels, study.source).items():
+            if label == 1:
+                groups.setdefault(name, []).append(index)
+    return [groups[name] for name in sorted(groups) if len(groups[name]) >= least]
+
+
+def balanced(studies: Sequence[int], groups: Sequence[Sequence[int]], share: float, rng: random.Random) -> list[int]:
+    """``studies``, each replaced with probability ``share`` by one of a group: any group, then any of its studies."""
+    return [rng.choice(rng.choice(groups)) if share and groups and rng.random() < share else study for study in studies]
 
 
 def vary(text: str, rng: random.Random, *, keep: float = 0.7) -> str:

@@ -20,7 +20,7 @@ from xgem.generators.sampling import sample
 from xgem.train import needs
 from xgem.train.banks import PromptBank, TargetBank, prompt_bank, target_bank
 from xgem.train.context import DependentStage, StageContext
-from xgem.train.corpus import Corpus, draw_prompts, enriched, known_studies
+from xgem.train.corpus import Corpus, balanced, draw_prompts, enriched, known_studies, studies_by_class
 from xgem.train.loop import permuted, spread_over
 from xgem.train.sheets import contact_sheet
 from xgem.types import Encoded
@@ -53,10 +53,11 @@ class DiffusionStage(DependentStage):
     """Trains the generator of one modality on frozen encoders and codec, whose outputs are cached.
 
     ``config.loss``: ``known``, the fraction of samples drawn from studies with a known severity score, age or sex that
-    is added to texts; for data where such studies are rare.
+    is added to texts; for data where such studies are rare. ``balanced``, the fraction drawn class by class: one of
+    CheXpert's classes that 10 studies or more are annotated with, then one of these, so that rare findings are learned.
     """
 
-    losses: ClassVar[Mapping[str, float]] = {"known": 0.0}
+    losses: ClassVar[Mapping[str, float]] = {"known": 0.0, "balanced": 0.0}
 
     @classmethod
     def needs(cls, name: str, preset: Preset) -> list[needs.Need]:
@@ -77,8 +78,9 @@ class DiffusionStage(DependentStage):
         self.codec = parts[preset.codec(target)]
         self.train, self.val = (self._split(corpus, parts, context) for corpus in (context.train, context.val))
         self.usable = [i for i, rows in enumerate(self.train.targets.rows) if rows]
-        self.share = self.loss_weights(target, self.config)["known"]
-        self.known = known_studies(context.train, self.usable, self.share)
+        self.weights = self.loss_weights(target, self.config)
+        self.known = known_studies(context.train, self.usable, self.weights["known"])
+        self.classes = studies_by_class(context.train, self.usable)
         model = component_class(settings.kind).from_config(settings)
         assert isinstance(model, LatentDiffusion)
         self.module, self.model = _Conditional(model), model
@@ -95,7 +97,8 @@ class DiffusionStage(DependentStage):
         size = self.config.batch_size
         picked = permuted(len(self.usable), (step * world + rank) * size, size, mix(self.seed, self.name))
         rng = random.Random(mix(self.seed, self.name, "prompts", step, rank))
-        studies = enriched([self.usable[i] for i in picked], self.known, self.share, rng)
+        studies = enriched([self.usable[i] for i in picked], self.known, self.weights["known"], rng)
+        studies = balanced(studies, self.classes, self.weights["balanced"], rng)
         return self._collate(self.train, studies, rng)
 
     def _collate(self, split: _Split, indices: list[int], rng: random.Random) -> dict[str, Any]:
