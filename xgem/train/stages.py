@@ -26,6 +26,7 @@ from xgem.train.image_decoder import ImageDecoderStage
 from xgem.train.image_vae import ImageVAEStage
 from xgem.train.joint import JointStage
 from xgem.train.loop import LoopOptions, Stage, TrainState, is_finished, train
+from xgem.train.report_decoder import ReportDecoderStage
 from xgem.train.report_vae import ReportVAEStage
 from xgem.types import ConfigError, InputError
 from xgem.utils.hashing import module_hash
@@ -38,6 +39,7 @@ _BEFORE: dict[str, Builder] = {
     "image-decoder": ImageDecoderStage,
     "clip": ClipStage,
     "report-vae": ReportVAEStage,
+    "report-decoder": ReportDecoderStage,
 }
 _AFTER: dict[str, Builder] = {"joint": JointStage, "control": ControlStage}
 
