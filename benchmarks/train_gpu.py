@@ -34,12 +34,11 @@ NEEDS: Final[dict[str, tuple[str, ...]]] = {
     "image-vae": (),
     "clip": (),
     "report-vae": (),
-    "report-decoder": ("report-vae",),
     "image-decoder": ("image-vae",),
     # Not beside image-decoder, which changes the codec that they are trained with
     "frontal": ("image-vae", "image-decoder", "clip"),
     "lateral": ("image-vae", "image-decoder", "clip"),
-    "report": ("report-vae", "report-decoder", "clip"),
+    "report": ("report-vae", "clip"),
     "joint": ("frontal", "lateral", "report", "image-decoder"),
 }
 """The stages that each one builds on; those that begin chains of others come first."""

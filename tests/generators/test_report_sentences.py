@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from xgem.checkpoints.store import init_checkpoint, load_component, save_component
 from xgem.configs.base import Section
 from xgem.configs.codecs import ReportVAEConfig
 from xgem.encoders.tokenizer import train_tokenizer
@@ -74,6 +76,50 @@ def test_each_latent_is_decoded_to_the_sentence_that_it_has_alone(vae: ReportVAE
     assert vae.decode(z) == [from_sentences(texts, BOTH) for texts in alone]
     with pytest.raises(ShapeError, match="40"):
         vae.decode(torch.randn(3, 8))
+
+
+@pytest.fixture
+def knowing(vae: ReportVAE) -> ReportVAE:
+    """The same weights, with two known sentences and the empty one."""
+    config = vae.config.model_copy(update={"known_sentences": True})
+    module = ReportVAE(config, *[vae.decoder_tokenizer] * 2)
+    module.load_state_dict(vae.state_dict())
+    module.know(["Heart is large.", "Lungs are clear.", ""])
+    return module.eval()
+
+
+def test_latents_between_sentences_become_known_ones(vae: ReportVAE, knowing: ReportVAE) -> None:
+    texts = ["Lungs are clear.", "", "", "Heart is large.", ""]
+    z = knowing.encode([from_sentences(texts, BOTH)])
+    beside = z + 0.2 * z.std() * torch.randn(z.shape, generator=torch.Generator().manual_seed(0))
+    assert vae.decode(beside) != [from_sentences(texts, BOTH)]  # random weights decode to something else
+    assert knowing.decode(beside) == knowing.decode(z) == [from_sentences(texts, BOTH)]
+
+
+def test_a_text_that_comes_back_to_its_latent_stands(knowing: ReportVAE, monkeypatch: pytest.MonkeyPatch) -> None:
+    new = "No acute disease."
+    z = knowing.encode([new])
+
+    def decoded(z: Any, **options: Any) -> list[str]:
+        return ["", "", "", new, ""]
+
+    monkeypatch.setattr(knowing, "_decode_texts", decoded)
+    assert knowing.decode(z) == [new]
+    known = knowing.encode(["Heart is large."])
+    assert knowing.decode(known * 0.9 + z * 0.1) == ["Heart is large."]
+
+
+def test_known_sentences_are_stored_and_need_places(vae: ReportVAE, knowing: ReportVAE, tmp_path: Path) -> None:
+    init_checkpoint(tmp_path / "model", {"components": {}})
+    save_component(tmp_path / "model", "report_vae", knowing)
+    again: Any = load_component(tmp_path / "model", "report_vae")
+    assert again.known == knowing.known
+    z = torch.randn(4, 40)
+    assert again.eval().decode(z) == knowing.decode(z)
+    vae.save_assets(tmp_path)
+    assert not (tmp_path / "known_sentences.json").exists()
+    with pytest.raises(ConfigError, match="known_sentences"):
+        ReportVAEConfig.parse({"known_sentences": True}, "preset")
 
 
 def test_places_are_written_only_where_there_are_some_and_are_checked() -> None:

@@ -73,7 +73,6 @@ CASES = {
     ),
     "clip": Case("debug", "clip", {"learning_rate": 1e-3, "loss": {"labels": 2.0}}),
     "report-vae": Case("debug", "report-vae", {"learning_rate": 1e-3, "loss": {"kl": 0.5, "free_bits": 0.1}}),
-    "report-decoder": Case("debug", "report-decoder", {"learning_rate": 1e-3}),
     "frontal": Case("debug", "frontal", {}),
     "lateral": Case("debug", "lateral", {"gradient_accumulation": 2}),
     "report": Case("debug", "report", {"learning_rate": 1e-3}),

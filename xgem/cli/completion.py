@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Final, get_args
 
 STAGES: Final = (
-    "image-vae", "image-decoder", "clip", "report-vae", "report-decoder", "frontal", "lateral", "report", "joint",
-    "control", "all", "reid",
+    "image-vae", "image-decoder", "clip", "report-vae", "frontal", "lateral", "report", "joint", "control",
+    "all", "reid",
 )  # fmt: skip
 """Of ``xgem train``: those of ``xgem.train.stages.stages``, which would import torch, and the two that are none."""
 

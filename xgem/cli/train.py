@@ -63,8 +63,7 @@ def train(
         str,
         typer.Argument(
             metavar="STAGE",
-            help="image-vae, image-decoder, clip, report-vae, report-decoder, frontal, lateral, report, joint, "
-            "control, all, or reid.",
+            help="image-vae, image-decoder, clip, report-vae, frontal, lateral, report, joint, control, all, or reid.",
             autocompletion=completion.stages,
         ),
     ],

@@ -57,11 +57,19 @@ class ReportVAEConfig(Config):
     ``sentences``: how many of each section have a latent vector of their own; None: the whole report has one, as in
     Optimus. ``memory_tokens``: keys and values that a latent vector becomes in every layer of the decoder (Optimus: 1).
     ``log_variance``: added to the encoder's, so that at a negative value training begins with narrow posteriors.
-    ``shared_embeddings``: encoder and decoder have one table of token embeddings.
+    ``shared_embeddings``: encoder and decoder have one table of token embeddings. ``known_sentences``: the codec keeps
+    the sentences of its training reports, and a latent becomes the nearest of them unless the decoder's text is much
+    nearer; for codecs with ``sentences``.
     """
 
     role: ClassVar[Role] = "codec"
-    added: ClassVar[tuple[str, ...]] = ("sentences", "memory_tokens", "log_variance", "shared_embeddings")
+    added: ClassVar[tuple[str, ...]] = (
+        "sentences",
+        "memory_tokens",
+        "log_variance",
+        "shared_embeddings",
+        "known_sentences",
+    )
     kind: Literal["report_vae"] = "report_vae"
     pretrained_encoder: str | None = None
     pretrained_decoder: str | None = None
@@ -78,6 +86,7 @@ class ReportVAEConfig(Config):
     memory_tokens: int = Field(default=1, ge=1)
     log_variance: float = 0.0
     shared_embeddings: bool = False
+    known_sentences: bool = False
 
     @model_validator(mode="after")
     def _both_or_none(self) -> ReportVAEConfig:
@@ -85,6 +94,8 @@ class ReportVAEConfig(Config):
             raise ValueError("expected pretrained_encoder and pretrained_decoder, or neither")
         if self.pretrained_encoder is not None and self.shared_embeddings:
             raise ValueError("shared_embeddings is set: pretrained towers have vocabularies of their own")
+        if self.known_sentences and self.sentences is None:
+            raise ValueError("known_sentences is set: expected sentences, the number of each section, too")
         return self
 
     @property

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Self
 
@@ -17,6 +18,10 @@ from xgem.checkpoints.pretrained import load_pretrained
 from xgem.configs.codecs import ReportVAEConfig
 from xgem.generators.report_sentences import from_sentences, to_sentences
 from xgem.types import ConfigError, InputError, ShapeError
+
+_KNOWN = "known_sentences.json"
+_CHUNK = 256  # sentences encoded at once
+_NEARER = 0.5
 
 # Renamed between versions of transformers
 _CACHE = "cache" if "cache" in inspect.signature(GPT2LMHeadModel.forward).parameters else "past_key_values"
@@ -52,6 +57,8 @@ class ReportVAE(Component):
         nn.init.zeros_(
             self.to_embedding.weight
         )  # otherwise the noise of an untrained posterior drowns the token embeddings
+        self.known: tuple[str, ...] = ()
+        self._known_latents: Tensor | None = None
         if config.shared_embeddings:
             self.encoder.embeddings.word_embeddings = self.decoder.transformer.wte
 
@@ -64,7 +71,10 @@ class ReportVAE(Component):
                 for side in ("encoder", "decoder")
             )
             if config.pretrained_encoder is None:
-                return cls(config, encoder_tokenizer, decoder_tokenizer)
+                module = cls(config, encoder_tokenizer, decoder_tokenizer)
+                if (file := assets / _KNOWN).is_file():
+                    module.know(json.loads(file.read_text(encoding="utf-8")))
+                return module
             # The preset does not repeat the sizes of pretrained models
             bert_config, gpt2_config = (
                 json.loads((assets / f"{side}_architecture.json").read_text(encoding="utf-8"))
@@ -91,11 +101,18 @@ class ReportVAE(Component):
     def save_assets(self, directory: Path) -> None:
         self.encoder_tokenizer.save_pretrained(str(directory / "encoder_tokenizer"))
         self.decoder_tokenizer.save_pretrained(str(directory / "decoder_tokenizer"))
+        if self.known:
+            text = json.dumps(self.known, ensure_ascii=False, indent=0) + "\n"
+            (directory / _KNOWN).write_text(text, encoding="utf-8")
         if self.config.pretrained_encoder is not None:
             for side, model in (("encoder", self.encoder), ("decoder", self.decoder)):
                 values = {key: value for key, value in model.config.to_dict().items() if key != "_name_or_path"}
                 text = json.dumps(values, indent=2, sort_keys=True) + "\n"
                 (directory / f"{side}_architecture.json").write_text(text, encoding="utf-8")
+
+    def know(self, sentences: Iterable[str]) -> None:
+        """Keep ``sentences``, which latents near them become."""
+        self.known, self._known_latents = tuple(sentences), None
 
     @property
     def latent_shape(self) -> tuple[int, ...]:
@@ -138,10 +155,15 @@ class ReportVAE(Component):
             raise InputError("report: expected text, got an empty one")
         places = self.config.sentences
         rows = [[text] for text in batch] if places is None else [to_sentences(text, places) for text in batch]
-        distinct = {text: row for row, text in enumerate(dict.fromkeys(text for texts in rows for text in texts))}
+        means = self._means([text for texts in rows for text in texts])  # (b * n, d)
+        return means.view(len(rows), -1)
+
+    def _means(self, texts: list[str]) -> Tensor:
+        """Normalised posterior means (b, d) of texts, each distinct one encoded once."""
+        distinct = {text: row for row, text in enumerate(dict.fromkeys(texts))}
         mean, _ = self.posterior(list(distinct))  # (distinct texts, d)
-        picked = torch.tensor([[distinct[text] for text in texts] for texts in rows], device=mean.device)  # (b, n)
-        return ((mean - self.config.latent_mean) / self.config.latent_std)[picked].flatten(1)
+        picked = torch.tensor([distinct[text] for text in texts], device=mean.device)  # (b,)
+        return ((mean - self.config.latent_mean) / self.config.latent_std)[picked]
 
     def _memory(self, z: Tensor) -> DynamicCache:
         """z (b, d) as n = ``memory_tokens`` keys, which are values too, in every layer."""
@@ -180,11 +202,31 @@ class ReportVAE(Component):
             raise ShapeError(f"report VAE: expected latents (b, {self.latent_shape}), got {tuple(z.shape)}")
         places = self.config.sentences
         options: dict[str, Any] = {"greedy": greedy, "generator": generator, "temperature": temperature}
-        texts = self._decode_texts(z.unflatten(1, (-1, self.config.latent_dim)).flatten(0, 1), **options)
+        parts = z.unflatten(1, (-1, self.config.latent_dim)).flatten(0, 1)  # (b * n, d)
+        texts = self._decode_texts(parts, **options)
+        if self.known:
+            texts = self._nearer(parts, texts)
         if places is None:
             return texts
         count = sum(places.values())
         return [from_sentences(texts[i : i + count], places) for i in range(0, len(texts), count)]
+
+    def _nearer(self, z: Tensor, texts: list[str]) -> list[str]:
+        """For each latent of z (b, d) the nearest known sentence, or its decoded text where the encoding of that is
+        less than half as far away.
+
+        What the decoder makes of a real sentence's latent is as a rule that sentence, at distance 0. A generator's
+        latents lie beside those of real sentences, and the decoder makes of them what no one writes, not far away.
+        """
+        known = self._known_latents
+        if known is None or known.device != z.device or known.dtype != z.dtype:
+            chunks = [self.known[i : i + _CHUNK] for i in range(0, len(self.known), _CHUNK)]
+            known = torch.cat([self._means(list(chunk)) for chunk in chunks]).to(z.dtype)  # (n, d)
+            self._known_latents = known
+        own = torch.linalg.vector_norm(z - self._means(texts).to(z.dtype), dim=1)  # (b,)
+        distance, nearest = torch.cdist(z[None].float(), known[None].float())[0].min(dim=1)  # (b,) each
+        rows = zip(texts, own.tolist(), distance.tolist(), nearest.tolist(), strict=True)
+        return [text if far < _NEARER * near else self.known[row] for text, far, near, row in rows]
 
     def _decode_texts(
         self, z: Tensor, *, greedy: bool, generator: torch.Generator | None, temperature: float

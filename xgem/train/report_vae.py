@@ -43,17 +43,15 @@ def _texts(study: Study) -> tuple[str, str, str]:
     return study.impression, study.findings, caption_from_labels(study.labels)
 
 
-class Autoencoder(nn.Module):
-    """The codec from texts to what its losses are computed from."""
-
+class _Autoencoder(nn.Module):
     def __init__(self, vae: ReportVAE, hide: float) -> None:
         super().__init__()
         self.vae, self.hide = vae, hide
 
     def forward(self, texts: list[str]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Negative log likelihood (b,), mean and log variance (b, d), and the number of predicted tokens (b,)."""
-        mean, logvar = self.posterior(texts)  # (b, d) each
-        z = self.latents(mean, logvar)
+        mean, logvar = self.vae.posterior(texts)  # (b, d) each
+        z = mean + torch.randn_like(mean) * (0.5 * logvar).exp() if self.training else mean
         ids = self.vae.decoder_ids(texts)  # (b, n)
         inputs = ids
         if self.training and self.hide > 0:  # word dropout makes the decoder rely on z (Bowman et al. 2016)
@@ -62,14 +60,6 @@ class Autoencoder(nn.Module):
             inputs = ids.masked_fill(hidden, self.vae.decoder_tokenizer.pad_token_id)
         counts = (ids[:, 1:] != self.vae.decoder_tokenizer.pad_token_id).sum(dim=1)
         return self.vae.reconstruction_loss(ids, z, inputs), mean, logvar, counts
-
-    def posterior(self, texts: list[str]) -> tuple[Tensor, Tensor]:
-        """Mean and log variance (b, d)."""
-        return self.vae.posterior(texts)
-
-    def latents(self, mean: Tensor, logvar: Tensor) -> Tensor:
-        """What the decoder gets, (b, d): a sample of the posterior, in evaluation its mean."""
-        return mean + torch.randn_like(mean) * (0.5 * logvar).exp() if self.training else mean
 
 
 class ReportVAEStage(Stage):
@@ -89,11 +79,12 @@ class ReportVAEStage(Stage):
     def needs(cls, name: str, preset: Preset) -> list[needs.Need]:
         return [needs.target(first_output(preset, is_image=False), preset.report_sections)]
 
-    def __init__(self, context: StageContext, vae: ReportVAE | None = None) -> None:
+    def __init__(self, context: StageContext) -> None:
         self.config, self.seed = context.config(self.name), context.seed
         self.component = context.preset.codec(context.text)
         settings = context.preset.components[self.component]
         assert isinstance(settings, ReportVAEConfig)
+        tokenizer = context.tokenizer(self.component)
         train, val = context.train, context.val
         self.corpus, self.settings = train, (settings,)
         self.weights = self.loss_weights(self.name, self.config)
@@ -108,18 +99,12 @@ class ReportVAEStage(Stage):
             self.variants = Recombined(self.pool)
             self.train_texts = _distinct(self.reports, settings.sentences, self.pool)
             self.val_texts = _distinct(self.val_reports, settings.sentences)
-        vae = vae or ReportVAE.from_config(settings, None, context.tokenizer(self.component))
-        self.module = Autoencoder(vae, self.weights["hide"])
+        self.module = _Autoencoder(ReportVAE.from_config(settings, None, tokenizer), self.weights["hide"])
 
     @property
     def fresh(self) -> dict[str, nn.Module]:
-        return {self.component: self.autoencoder.vae}
-
-    @property
-    def autoencoder(self) -> Autoencoder:
-        """The module that is optimised."""
-        assert isinstance(self.module, Autoencoder)
-        return self.module
+        assert isinstance(self.module, _Autoencoder)
+        return {self.component: self.module.vae}
 
     def fingerprint(self) -> str:
         return super().fingerprint() + self.corpus.fingerprint()
@@ -159,32 +144,32 @@ class ReportVAEStage(Stage):
         return total / 10, {"nll_per_token": (nll.sum() / counts.sum()).detach(), "kl": kl.detach()}
 
     def validate(self, module: nn.Module) -> dict[str, float]:
-        assert isinstance(module, Autoencoder)
+        assert isinstance(module, _Autoencoder)
         texts = self.val_texts[:256]
         nll, mean, logvar, counts = module(texts)
         kl, floored = self._kl(mean, logvar)
+        # Fraction of reports that are decoded verbatim from the posterior mean
+        vae, shown = module.vae, self.val_reports[:128]
+        exact = sum(a == b for a, b in zip(vae.decode(vae.encode(shown)), shown, strict=True)) / len(shown)
         return {
             "loss": float(nll.mean() + self.weights["kl"] * floored) / 10,
             "nll_per_token": float(nll.sum() / counts.sum()),
             "kl": float(kl),
-            "exact": self.exact(module.vae),
+            "exact": exact,
         }
 
-    def exact(self, vae: ReportVAE) -> float:
-        """Fraction of validation reports that are decoded verbatim from the posterior mean."""
-        shown = self.val_reports[:128]
-        return sum(a == b for a, b in zip(vae.decode(vae.encode(shown)), shown, strict=True)) / len(shown)
-
     def sheet(self, module: nn.Module) -> str:
-        assert isinstance(module, Autoencoder)
+        assert isinstance(module, _Autoencoder)
         vae, shown = module.vae, self.val_reports[:40]
         return "\n".join(f"{a}\n  -> {b}" for a, b in zip(shown, vae.decode(vae.encode(shown)), strict=True))
 
     def finish(self, module: nn.Module, root: Path) -> None:
-        assert isinstance(module, Autoencoder)
+        assert isinstance(module, _Autoencoder)
         vae = module.vae
         chunks = [self.reports[i : i + 64] for i in range(0, len(self.reports), 64)]
         normalised = torch.cat([vae.encode(chunk).cpu() for chunk in chunks])  # (reports, n * d)
         mean = normalised * vae.config.latent_std + vae.config.latent_mean
         vae.config = vae.config.model_copy(update={"latent_mean": float(mean.mean()), "latent_std": float(mean.std())})
+        if vae.config.known_sentences:
+            vae.know(_distinct(self.reports, vae.config.sentences or {}))
         store.save_component(root, self.component, vae)

@@ -26,7 +26,6 @@ from xgem.train.image_decoder import ImageDecoderStage
 from xgem.train.image_vae import ImageVAEStage
 from xgem.train.joint import JointStage
 from xgem.train.loop import LoopOptions, Stage, TrainState, is_finished, train
-from xgem.train.report_decoder import ReportDecoderStage
 from xgem.train.report_vae import ReportVAEStage
 from xgem.types import ConfigError, InputError
 from xgem.utils.hashing import module_hash
@@ -39,7 +38,6 @@ _BEFORE: dict[str, Builder] = {
     "image-decoder": ImageDecoderStage,
     "clip": ClipStage,
     "report-vae": ReportVAEStage,
-    "report-decoder": ReportDecoderStage,
 }
 _AFTER: dict[str, Builder] = {"joint": JointStage, "control": ControlStage}
 
@@ -81,8 +79,8 @@ def make_stage(name: str, context: StageContext) -> Stage:
     return stage
 
 
-_NOT_ARCHITECTURE = {"latent_mean", "latent_std"}
-"""What training measures."""
+_NOT_ARCHITECTURE = {"latent_mean", "latent_std", "known_sentences"}
+"""What training measures, and what no weight depends on."""
 _GRID = {"image_size", "latent_shape", "position_scale"}
 """What differs between resolutions of the same weights: codecs are convolutions, and a transformer's positions are
 computed (ChexGen's stage II starts from stage I's weights at twice the resolution)."""
