@@ -101,8 +101,8 @@ class XgemPipeline:
 
         Raises:
             CheckpointError: there is none, or its index is not valid.
-            DeviceError: the device or dtype is not available, or UNets cannot be compiled for it. InputError: a
-            package that compiling takes is missing.
+            DeviceError: the device or dtype is not available, or UNets cannot be compiled for it.
+            InputError: a package that compiling takes is missing.
         """
         return cls(locate(model, revision=revision), device=device, dtype=dtype, compile=compile)
 
