@@ -10,7 +10,6 @@ import io
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -24,7 +23,7 @@ from xgem.data.study import ANNOTATED_VIEW, Study, read_study
 from xgem.data.transforms import Notes, grey_levels, read_with, to_square
 from xgem.types import InputError
 from xgem.utils.files import new_folder
-from xgem.utils.hashing import reading_threads
+from xgem.utils.hashing import in_threads
 from xgem.utils.progress import track
 
 if TYPE_CHECKING:
@@ -73,12 +72,7 @@ def pack(manifest: Manifest, out: Path, config: TransformConfig, *, quality: int
             (folder / names[file]).write_bytes(data)
             return _psnr(grey, data)
 
-        with ThreadPoolExecutor(reading_threads()) as pool:
-            try:
-                ratios = list(track(pool.map(write, rows), "packing images", len(rows)))
-            except BaseException:
-                pool.shutdown(cancel_futures=True)
-                raise
+        ratios = in_threads(write, rows, "packing images")
         annotated = {study.id: study for study in manifest.studies() if study.masks or study.boxes}
         changed = {
             study.id: _annotations(study, folder, config)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,8 +19,8 @@ from xgem.data.read import NEGATIVE
 from xgem.data.transforms import Notes, grey_levels, read_with, to_square
 from xgem.types import DataError, ImageError
 from xgem.utils.devices import moved
-from xgem.utils.hashing import canonical, content_hash, reading_threads
-from xgem.utils.progress import showing, track
+from xgem.utils.hashing import canonical, content_hash, in_threads
+from xgem.utils.progress import showing
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -125,14 +124,7 @@ def _prepare(
         noted.add(radiograph.notes, paths[row])
         changed[row] = bool(set(radiograph.notes) - {NEGATIVE})
 
-    with ThreadPoolExecutor(reading_threads()) as pool:
-        rows = pool.map(prepare_row, range(len(paths)))
-        try:
-            with showing(progress):
-                for _ in track(rows, title, len(paths)):
-                    pass
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise
+    with showing(progress):
+        in_threads(prepare_row, range(len(paths)), title)
     noted.log()
     return values, changed

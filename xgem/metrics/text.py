@@ -101,11 +101,14 @@ def rouge_l(outputs: Sequence[str], references: Sequence[str]) -> Array:
     except ImportError as error:
         raise InputError("ROUGE-L needs the package rouge-score, which is not installed: install xgem[eval]") from error
     scorer: Any = RougeScorer(["rougeL"], use_stemmer=False)
-    cache: dict[tuple[str, str], float] = {}
-    for output, reference in zip(outputs, references, strict=True):
-        if (output, reference) not in cache:
-            cache[output, reference] = float(scorer.score(reference, output)["rougeL"].fmeasure)
-    return np.array([cache[pair] for pair in zip(outputs, references, strict=True)], dtype=np.float64)
+    return _each_pair(lambda made, real: scorer.score(real, made)["rougeL"].fmeasure, outputs, references)
+
+
+def _each_pair(score: Callable[[str, str], float], outputs: Sequence[str], references: Sequence[str]) -> Array:
+    """Scores (n,) of outputs against their references, each distinct pair scored once."""
+    pairs = list(zip(outputs, references, strict=True))
+    scores = {pair: float(score(*pair)) for pair in dict.fromkeys(pairs)}
+    return np.array([scores[pair] for pair in pairs], dtype=np.float64)
 
 
 class _NoSynonyms:
@@ -135,16 +138,12 @@ def meteor(outputs: Sequence[str], references: Sequence[str]) -> Array:
     except ImportError as error:
         raise InputError("METEOR needs the package nltk, which is not installed: install xgem[eval]") from error
     synonyms: Any = _NoSynonyms()
-    split: dict[str, list[str]] = {}
-    for report in (*outputs, *references):
-        split[report] = split.get(report) or _TOKEN.findall(report.lower())
-    cache: dict[tuple[str, str], float] = {}
-    for output, reference in zip(outputs, references, strict=True):
-        if (output, reference) not in cache:
-            cache[output, reference] = float(
-                single_meteor_score(split[reference], split[output], wordnet=synonyms) if split[output] else 0.0
-            )
-    return np.array([cache[pair] for pair in zip(outputs, references, strict=True)], dtype=np.float64)
+    split = {report: _TOKEN.findall(report.lower()) for report in {*outputs, *references}}
+
+    def score(made: str, real: str) -> float:
+        return single_meteor_score(split[real], split[made], wordnet=synonyms) if split[made] else 0.0
+
+    return _each_pair(score, outputs, references)
 
 
 def compare_mean(

@@ -5,10 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import torch
@@ -19,6 +19,9 @@ from xgem.utils.progress import track
 if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor, nn
+
+T = TypeVar("T")
+R = TypeVar("R")
 
 
 def canonical(key: Mapping[str, Any]) -> str:
@@ -75,6 +78,17 @@ def arrays_hash(arrays: Mapping[str, Tensor]) -> str:
 def reading_threads() -> int:
     """Number of threads that read files concurrently: one per core, at most 8."""
     return max(1, min(8, os.cpu_count() or 1))
+
+
+def in_threads(function: Callable[[T], R], items: Sequence[T], description: str) -> list[R]:
+    """``function`` of each item, in order, in several threads that read files, with a progress bar; the first error
+    ends them."""
+    with ThreadPoolExecutor(reading_threads()) as pool:
+        try:
+            return list(track(pool.map(function, items), description, len(items)))
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
 
 
 def array_hash(array: NDArray[Any]) -> str:
