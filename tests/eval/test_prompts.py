@@ -125,6 +125,9 @@ def ignores() -> FamilyResult:
 def test_a_model_that_obeys(obeys: FamilyResult) -> None:
     assert value(obeys, "asked_side") == 1
     assert value(obeys, "asked_side/Pleural Effusion") == 1
+    assert value(obeys, "asked_side_auroc") == value(obeys, "asked_side_auroc/effusion") == 1
+    assert obeys["asked_side_auroc/opacity"].references["ceiling"].value.value == 1
+    assert obeys["asked_side_auroc"].references["shuffled"].value.value == pytest.approx(0.5, abs=0.1)
     for name in ("Pleural Effusion", "Cardiomegaly", "Support Devices", NO_FINDING):
         assert value(obeys, f"asked_auroc/{name}") == 1, name
     macro = obeys["asked_auroc_macro"]
@@ -139,6 +142,7 @@ def test_a_model_that_obeys(obeys: FamilyResult) -> None:
 def test_a_model_that_ignores_the_text(ignores: FamilyResult) -> None:
     assert value(ignores, "asked_auroc/Pleural Effusion") == 0.5  # the same images for all sentences
     assert value(ignores, "asked_side") == pytest.approx(0.5, abs=0.01)  # both sides ask for the same images
+    assert value(ignores, "asked_side_auroc") == 0.5
     assert value(ignores, "text_effect") == 0
     assert value(ignores, "text_over_seed") == 0
     assert value(ignores, "seed_effect") > 30
@@ -153,9 +157,21 @@ def test_a_model_that_shows_the_finding_on_any_side() -> None:
     assert side.low < 0.5 < side.high
 
 
+def test_a_judge_that_leans_to_one_side_still_orders_them() -> None:
+    """All images seem left to it, those that are left more so: the share on the asked side says nothing, AUROC does."""
+
+    class Leaning(Reader):
+        def leftness(self, images: np.ndarray) -> np.ndarray:
+            return super().leftness(images) + 1000
+
+    found = measured(lambda sentence, _: sentence, sides=Leaning())
+    assert value(found, "asked_side") == 0.5
+    assert value(found, "asked_side_auroc") == 1
+
+
 def test_a_model_that_takes_left_for_right() -> None:
     found = measured(flipped)
-    assert value(found, "asked_side") == 0
+    assert value(found, "asked_side") == value(found, "asked_side_auroc") == 0
     assert value(found, "asked_auroc/Pleural Effusion") == 1
 
 

@@ -183,3 +183,20 @@ def test_each_use_draws_another_wording() -> None:
     assert all("left" in str(text).lower() for text in fresh)
     assert any(str(text).startswith("sex:Female, age:61.0. ") for text in fresh)
     assert sum(drawn[text] for text in fixed if asked.worded(0)[0] not in text) > 200
+
+
+def test_a_normal_study_without_a_report_is_not_said_to_have_what_radiologists_write() -> None:
+    said, kept = "No finding.", "No acute cardiopulmonary abnormality."
+    for captions in ("labels", "qualified"):
+        whole = replace(corpus(captions=captions), studies=(
+            replace(STUDIES[2], labels=("No Finding",), source="nih"),
+            replace(STUDIES[1], labels=("normal",), source="openi"),
+            replace(STUDIES[2], labels=("Cardiomegaly",), source="nih"),
+        ))  # fmt: skip
+        assert said in whole.texts(0)
+        assert kept in whole.texts(1)
+        assert "Cardiomegaly." in whole.texts(2)
+        rng = random.Random(0)
+        drawn = [{whole.draw_text(index, rng) for _ in range(300)} for index in range(3)]
+        assert [kept in texts for texts in drawn] == [False, True, False]
+        assert [said in texts for texts in drawn] == [True, False, False]

@@ -9,12 +9,15 @@ import pytest
 import torch
 
 from xgem.checkpoints.store import load_component
+from xgem.cli.options import with_stage_settings
 from xgem.convert.random_init import random_checkpoint
 from xgem.data.manifest import Manifest
 from xgem.train.context import StageContext
 from xgem.train.corpus import Corpus
 from xgem.train.image_decoder import ImageDecoderStage, power_divergence
+from xgem.train.image_vae import Autoencoder
 from xgem.train.loop import LoopOptions
+from xgem.train.perceptual import TAPS
 from xgem.train.stages import make_stage, run
 
 
@@ -33,9 +36,12 @@ def stage(debug_preset: Any, corpora: tuple[Corpus, Corpus], source: Path) -> Im
 
 
 @pytest.fixture
-def game(stage: ImageDecoderStage) -> Any:
-    """Codec and discriminator."""
-    return stage.module
+def on_features(debug_preset: Any, corpora: tuple[Corpus, Corpus], source: Path) -> ImageDecoderStage:
+    changed = ["image-decoder.loss.perceptual=0.1", "image-decoder.loss.on_features=1"]
+    preset = debug_preset.model_copy(update={"train": with_stage_settings(debug_preset.train, changed)})
+    made = make_stage("image-decoder", StageContext(preset, *corpora, source, 0))
+    assert isinstance(made, ImageDecoderStage)
+    return made
 
 
 def test_latents_stay_and_images_change(
@@ -66,19 +72,45 @@ def test_a_resumed_run_is_known_by_its_encoder_alone(
     assert stage.fingerprint() != known
 
 
-def test_each_side_of_the_game_gets_its_own_gradient(game: Any) -> None:
-    x = torch.randn(2, 1, 32, 32)
-    y = torch.randn(2, 1, 32, 32, requires_grad=True)
-    real, fake, judged = game.judge(x, y)
-    torch.testing.assert_close(fake, judged)  # the same verdict twice
-    (real.sum() + fake.sum()).backward(retain_graph=True)
-    assert y.grad is None
-    seen = {name: parameter.grad.clone() for name, parameter in game.discriminator.named_parameters()}
-    judged.sum().backward()
-    assert y.grad is not None
-    assert y.grad.abs().sum() > 0
-    for name, parameter in game.discriminator.named_parameters():
-        assert torch.equal(parameter.grad, seen[name])
+def test_each_side_of_the_game_gets_its_own_gradient(on_features: ImageDecoderStage) -> None:
+    game: Any = on_features.module
+    features: Any = on_features.features
+    x = torch.randn(2, 1, 64, 64)
+    y = torch.randn(2, 1, 64, 64, requires_grad=True)
+    patches, *scales = game.judge(x, y, (features(x), features(y)))
+    assert [len(scales), patches[0].shape] == [len(TAPS), (2, 1, 14, 14)]
+    for discriminator, logits in ((game.discriminator, [patches]), (game.on_features, scales)):
+        y.grad = None
+        for _, fake, judged in logits:
+            torch.testing.assert_close(fake, judged)  # the same verdict twice
+        torch.stack([real.sum() + fake.sum() for real, fake, _ in logits]).sum().backward(retain_graph=True)
+        assert y.grad is None
+        seen = {name: parameter.grad.clone() for name, parameter in discriminator.named_parameters()}
+        torch.stack([judged.sum() for *_, judged in logits]).sum().backward(retain_graph=True)
+        assert y.grad is not None
+        assert y.grad.abs().sum() > 0
+        for name, parameter in discriminator.named_parameters():
+            assert torch.equal(parameter.grad, seen[name])
+
+
+def test_features_are_asked_only_where_they_count(stage: ImageDecoderStage, on_features: ImageDecoderStage) -> None:
+    assert stage.features is None
+    for one, names in ((stage, set()), (on_features, {"perceptual", "on_features"})):
+        one.module.train()
+        _, logged = one.loss(one.module, one.batch(200, 0, 1))
+        assert logged.keys() == {"l1", "gradient", "power", "discriminator"} | names
+    assert not {name for name in on_features.module.state_dict() if name.startswith("features")}
+
+
+def test_noise_meets_the_decoder_in_training_alone(stage: ImageDecoderStage) -> None:
+    x = stage.train.floats(torch.arange(4))
+    far: dict[float, float] = {}
+    for noise in (0.0, 20.0):
+        module = Autoencoder(stage.vae, noise)
+        torch.testing.assert_close(module.eval()(x)[0], stage.vae.reconstruct(stage.vae.moments(x)[0]))
+        torch.manual_seed(0)
+        far[noise] = float((module.train()(x)[0] - module.eval()(x)[0]).detach().square().mean())
+    assert far[20.0] > 4 * far[0.0]
 
 
 def test_the_discriminator_counts_after_its_warm_up(stage: ImageDecoderStage) -> None:

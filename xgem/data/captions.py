@@ -11,6 +11,8 @@ from collections.abc import Iterable
 from xgem.labels.vocabulary import NORMAL_TERMS
 
 NORMAL_CAPTION = "No acute cardiopulmonary abnormality."
+LABELLED_NORMAL = "No finding."
+"""Said instead of ``NORMAL_CAPTION`` of studies without a report: what radiologists write belongs to their images."""
 
 # Headings that name an anatomical site or a property but no finding: the annotators saw something there
 _PLACES = frozenset(

@@ -149,8 +149,8 @@ class ImageVAE(Component):
             if part is not None:
                 yield from part.parameters()
 
-    def _scale(self, like: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and standard deviation of the latents, (1, c, 1, 1) each."""
+    def latent_scale(self, like: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation by which latents are normalised, (1, c, 1, 1) each."""
         c = self.config.latent_channels
         mean = like.new_tensor(self.config.latent_mean or (0.0,) * c)
         std = like.new_tensor(self.config.latent_std or (1.0,) * c)
@@ -162,7 +162,7 @@ class ImageVAE(Component):
         if batch.ndim != 4 or batch.shape[1:] != (1, size, size):
             raise ShapeError(f"image VAE: expected (b, 1, {size}, {size}), got {tuple(batch.shape)}")
         z, _ = self.moments(batch)
-        mean, std = self._scale(z)
+        mean, std = self.latent_scale(z)
         return (z - mean) / std
 
     def decode(self, z: Tensor, *, greedy: bool = True, generator: torch.Generator | None = None) -> Tensor:
@@ -170,5 +170,5 @@ class ImageVAE(Component):
         del greedy, generator
         if z.shape[1:] != self.latent_shape:
             raise ShapeError(f"image VAE: expected latents (b, {self.latent_shape}), got {tuple(z.shape)}")
-        mean, std = self._scale(z)
+        mean, std = self.latent_scale(z)
         return self.reconstruct(z * std + mean).clamp(-1, 1)

@@ -14,7 +14,7 @@ import torch
 
 from xgem.configs.preset import Preset
 from xgem.data import wordings
-from xgem.data.captions import caption_from_labels, preface
+from xgem.data.captions import LABELLED_NORMAL, NORMAL_CAPTION, caption_from_labels, preface
 from xgem.data.manifest import Manifest
 from xgem.data.prepare import PreparedImages, prepare_images
 from xgem.data.study import Study, report_of
@@ -82,7 +82,7 @@ class Corpus:
         canonical one and two wordings that depend on the study's id alone.
         """
         study = self.studies[index]
-        caption = caption_from_labels(study.labels)
+        caption = self._said(study, caption_from_labels(study.labels))
         if self.prompt_sections is None:
             candidates = [self.reports[index], study.impression, study.findings, caption]
         else:
@@ -103,7 +103,17 @@ class Corpus:
         rng = random.Random(mix(0, "captions", study.id))
         said = (study.qualified, study.labels, study.source)
         made = [wordings.caption(*said), *(wordings.random_caption(*said, rng) for _ in range(_WORDINGS))]
-        return list(dict.fromkeys(filter(None, made)))
+        return list(dict.fromkeys(self._said(study, text) for text in made if text))
+
+    @staticmethod
+    def _said(study: Study, caption: str) -> str:
+        """A caption as a text of this study.
+
+        Collections without reports have captions alone, so that a caption that is also a frequent impression would
+        stand for the look of their images: NIH's normal ones are 529, each with two texts, Open-i's have six.
+        """
+        reported = study.impression.strip() or study.findings.strip()
+        return LABELLED_NORMAL if caption == NORMAL_CAPTION and not reported else caption
 
     def draw_text(self, index: int, rng: random.Random) -> str | None:
         """One of :meth:`texts`, uniformly, None where there is none; of a caption in wordings any, at every use."""
@@ -115,7 +125,8 @@ class Corpus:
         if fixed is None:
             return text
         study = self.studies[index]
-        return text.removesuffix(fixed) + wordings.random_caption(study.qualified, study.labels, study.source, rng)
+        drawn = wordings.random_caption(study.qualified, study.labels, study.source, rng)
+        return text.removesuffix(fixed) + self._said(study, drawn)
 
     def known(self, index: int) -> dict[str, Any]:
         """Known demographics and severity of a study that the preset adds to texts: arguments of ``preface``."""

@@ -14,9 +14,12 @@ from xgem.checkpoints import store
 from xgem.generators.image_vae import ImageVAE
 from xgem.train.context import StageContext
 from xgem.train.image_vae import Autoencoder, CodecStage, image_terms, local_spectra
+from xgem.train.perceptual import FeatureDiscriminator, PerceptualFeatures, perceptual_distance
 from xgem.utils.hashing import module_hash
 
 _STEEPEST = 2.0
+_Logits = tuple[Tensor, Tensor, Tensor]
+_Maps = tuple[list[Tensor], list[Tensor]] | None
 
 
 def power_divergence(x: Tensor, y: Tensor) -> Tensor:
@@ -45,46 +48,69 @@ class PatchDiscriminator(nn.Sequential):
 
 
 class _Judged(Autoencoder):
-    """The codec and its discriminator in one ``forward``."""
+    """The codec and its discriminators in one ``forward``: of patches, and of ``features``."""
 
-    def __init__(self, vae: ImageVAE) -> None:
-        super().__init__(vae)
+    def __init__(self, vae: ImageVAE, noise: float, features: PerceptualFeatures | None, on_features: bool) -> None:
+        super().__init__(vae, noise)
         self.discriminator = PatchDiscriminator()
+        self.on_features = FeatureDiscriminator() if on_features else None
+        self.features = (features,)  # in a tuple: not trained, and no part of a checkpoint
 
-    def judge(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Logits of real and decoded images for the discriminator's loss, and of decoded ones for the decoder's.
+    def judge(self, x: Tensor, y: Tensor, maps: _Maps) -> list[_Logits]:
+        """Logits of real images and of decoded ones, each discriminator's, scale by scale; ``maps``: their features.
 
-        The first two have no gradient to the codec, the third none to the discriminator: one backward pass serves both.
+        The first two of a triple have no gradient to the codec, the third none to the discriminator: one backward pass
+        serves both.
         """
         real, fake = self.discriminator(torch.cat([x, y.detach()])).float().chunk(2)
-        frozen = {name: value.detach() for name, value in self.discriminator.named_parameters()}
-        return real, fake, functional_call(self.discriminator, frozen, (y,)).float()
+        judged = [(real, fake, _frozen(self.discriminator, y).float())]
+        if self.on_features is not None and maps is not None:
+            reals, fakes = self.on_features(maps[0]), self.on_features([one.detach() for one in maps[1]])
+            judged += zip(reals, fakes, _frozen(self.on_features, maps[1]), strict=True)
+        return judged
 
-    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+    def forward(self, x: Tensor) -> tuple[Any, ...]:
         y, mean, logvar = super().forward(x)
-        return (y, *self.judge(x, y)) if self.training else (y, mean, logvar)
+        if not self.training:
+            return y, mean, logvar
+        (features,) = self.features
+        maps = None if features is None else (features(x), features(y))
+        return y, self.judge(x, y, maps), maps
+
+
+def _frozen(discriminator: nn.Module, x: Any) -> Any:
+    """Its output without a gradient to its parameters."""
+    return functional_call(discriminator, {name: p.detach() for name, p in discriminator.named_parameters()}, (x,))
 
 
 class ImageDecoderStage(CodecStage):
     """L1 + gradients + divergence of local power + a patch discriminator (hinge loss), for the decoder only.
 
     It continues from the codec in its checkpoint folder. Latents do not change, so their generators remain valid.
-    ``config.loss``: ``gradient``, ``power``, ``adversarial``; ``after``, steps before the adversarial loss is applied.
+    ``config.loss``: ``gradient``, ``power``, ``adversarial``; ``after``, steps before the adversarial loss is applied;
+    ``perceptual``, distance between SqueezeNet's features; ``on_features``, the weight of a second discriminator, of
+    these features, relative to that of patches; ``noise``, greatest standard deviation of the noise in the latents that
+    the decoder learns to decode, as a generator's latents are not quite those of images.
     """
 
     name = "image-decoder"
     losses: ClassVar[Mapping[str, float]] = {
         "gradient": 0.5, "power": 0.02, "adversarial": 0.01, "after": 150, "crop": 1.0,
+        "perceptual": 0.0, "on_features": 0.0, "noise": 0.0,
     }  # fmt: skip
 
     def __init__(self, context: StageContext) -> None:
         (vae,) = context.parts([context.preset.codec(context.view)], self.name).values()
         super().__init__(context, vae)
         self.adversarial, self.after = self.weights.pop("adversarial"), self.weights.pop("after")
+        self.on_features, noise = self.weights.pop("on_features"), self.weights.pop("noise")
+        self.features = PerceptualFeatures().to(self.device) if self.on_features or self.weights["perceptual"] else None
+        if self.features is None:
+            del self.weights["perceptual"]
         decoder = set(vae.decoder_parameters())
         for parameter in vae.parameters():
             parameter.requires_grad_(parameter in decoder)
-        self.module = _Judged(vae)
+        self.module = _Judged(vae, noise, self.features, self.on_features > 0)
 
     @property
     def fresh(self) -> dict[str, nn.Module]:
@@ -99,15 +125,24 @@ class ImageDecoderStage(CodecStage):
         return super().batch(step, rank, world) | {"adversarial": self.adversarial if judged else 0.0}
 
     def terms(self, x: Tensor, y: Tensor, *moments: Tensor) -> dict[str, Tensor]:
-        return image_terms(x, y) | {"power": power_divergence(x, y)}
+        return self._terms(x, y, self.features and (self.features(x), self.features(y)))
+
+    def _terms(self, x: Tensor, y: Tensor, maps: _Maps) -> dict[str, Tensor]:
+        perceptual = {} if maps is None else {"perceptual": perceptual_distance(*maps)}
+        return image_terms(x, y) | {"power": power_divergence(x, y)} | perceptual
 
     def loss(self, module: nn.Module, batch: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
         x = batch["x"]
-        y, real, fake, judged = module(x)
-        terms = self.terms(x, y)
-        discriminator = ((1 - real).relu() + (1 + fake).relu()).mean()
-        logged = {k: v.detach() for k, v in (terms | {"discriminator": discriminator}).items()}
-        return self.total(terms) - batch["adversarial"] * judged.mean() + discriminator, logged
+        y, (patches, *scales), maps = module(x)
+        terms = self._terms(x, y, maps)
+        named = {"discriminator": (1.0, [patches])} | ({"on_features": (self.on_features, scales)} if scales else {})
+        total = self.total(terms)
+        for name, (weight, logits) in named.items():
+            discriminators = torch.stack([((1 - real).relu() + (1 + fake).relu()).mean() for real, fake, _ in logits])
+            decoder = torch.stack([judged.mean() for _, _, judged in logits])
+            total = total - batch["adversarial"] * weight * decoder.mean() + discriminators.mean()
+            terms[name] = discriminators.mean()
+        return total, {name: value.detach() for name, value in terms.items()}
 
     def finish(self, module: nn.Module, root: Path) -> None:
         assert isinstance(module, Autoencoder)

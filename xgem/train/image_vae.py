@@ -32,16 +32,22 @@ _SHORTCUT = 1024
 
 
 class Autoencoder(nn.Module):
-    """Encode, sample the posterior, decode in one ``forward``, so that all is wrapped by DDP and compiled."""
+    """Encode, sample the posterior, decode in one ``forward``, so that all is wrapped by DDP and compiled.
 
-    def __init__(self, vae: ImageVAE) -> None:
+    ``noise``: greatest standard deviation of the noise that normalised latents get in training, drawn for each image.
+    """
+
+    def __init__(self, vae: ImageVAE, noise: float = 0.0) -> None:
         super().__init__()
-        self.vae = vae
+        self.vae, self.noise = vae, noise
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         """Images (b, 1, s, s) to reconstructions, and mean and log variance (b, c, h, w) of the posterior."""
         mean, logvar = self.vae.moments(x)
         z = mean + torch.randn_like(mean) * (0.5 * logvar).exp() if self.training else mean
+        if self.training and self.noise:
+            amount = self.noise * torch.rand_like(z[:, :1, :1, :1])
+            z = z + amount * self.vae.latent_scale(z)[1] * torch.randn_like(z)
         return self.vae.reconstruct(z).float(), mean.float(), logvar.float()
 
 

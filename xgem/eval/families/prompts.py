@@ -249,6 +249,53 @@ def _sides(
             metrics.append(Metric.missing("asked_side", reason, of=name, **named))
         else:
             metrics.append(measured(rows, [groups.index(group)], name))
+    return metrics + _sides_apart(leftness, of_real, real.sides, wanted, first, judge, bootstrap, seed)
+
+
+def _sides_apart(
+    leftness: Array,
+    of_real: Array,
+    real_sides: Array,
+    wanted: Array,
+    columns: Sequence[int | None],
+    judge: Sides,
+    bootstrap: CrossedBootstrap,
+    seed: int,
+) -> list[Metric]:
+    """AUROC of left against right, by group of findings, and their mean.
+
+    A judge that calls most images left is no better than chance by the share on the asked side, and may still put those
+    that are left before those that are right.
+    """
+    seeds = len(leftness) // len(wanted)
+    metrics: list[Metric] = []
+    values: list[Comparison] = []
+    ceilings: list[Sampled | None] = []
+    for column in sorted({c for c in columns if c is not None}):
+        truth = np.where([c == column for c in columns], (wanted + 1) / 2, math.nan)  # 1 left, 0 right
+        named: dict[str, Any] = {"of": judge.groups[column], "extractor": "judge of sides", "weights": judge.hash}
+        reason = too_few(np.repeat(truth, seeds))
+        if reason:
+            metrics.append(Metric.missing("asked_side_auroc", reason, **named))
+            continue
+        matched, *permuted = (
+            auc(leftness[:, column], np.repeat(one, seeds), bootstrap)
+            for one in (truth, *(truth[order] for order in _orders(np.isfinite(truth), seed)))
+        )
+        ceilings.append(_ceiling(of_real[:, column], (real_sides[:, column] + 1) / 2, bootstrap, seed))
+        values.append(Comparison(matched, average(permuted)))
+        metrics.append(
+            Metric.measured("asked_side_auroc", values[-1], unpaired={"ceiling": ceilings[-1]}, **named,
+                settings={"sentences": int(np.isfinite(truth).sum())})
+        )  # fmt: skip
+    if values:
+        mean = Comparison(average([one.matched for one in values]), average([one.shuffled for one in values]))
+        known = [one for one in ceilings if one is not None]
+        metrics.insert(
+            0, Metric.measured("asked_side_auroc", mean, extractor="judge of sides", weights=judge.hash,
+                unpaired={"ceiling": average(known) if len(known) == len(values) else None},
+                settings={"groups": [one.of for one in metrics if one.value]})
+        )  # fmt: skip
     return metrics
 
 

@@ -335,6 +335,14 @@ def _prompts() -> Iterator[MetricSpec]:
             "Share of images whose finding a judge sees on the side that was asked for; 0.5 is chance.",
         ),
         (
+            "asked_side_auroc",
+            "left against right (AUROC)",
+            True,
+            "[0, 1]",
+            f"{_M}auc.auc",
+            "A judge's log odds of left: images asked for it on the left against on the right.",
+        ),
+        (
             "malformed",
             "malformed",
             False,
