@@ -129,7 +129,7 @@ def test_studies_that_read_the_same_are_no_negatives_in_pairs_with_a_text(
     assert 1 < len(set(keys)) < len(keys)
     module = stage.module.eval()
     with torch.no_grad():
-        image, text, _, scale, _ = module(batch["images"], batch["ids"])
+        image, text, _, scale, *_ = module(batch["images"], batch["ids"])
         loss, logged = stage.loss(module, batch)
     frontal, lateral = image.pooled.split([len(batch["owner"][view]) for view in ("frontal", "lateral")])
 
@@ -207,7 +207,7 @@ def test_the_loss_has_them_beside_the_other_studies_texts(debug_preset: Any, cor
     batch = stage._collate(corpora[0], stage.usable, random.Random(0))
     module: Any = stage.module.eval()
     with torch.no_grad():
-        image, text, _, scale, _ = module(batch["images"], batch["ids"])
+        image, text, _, scale, *_ = module(batch["images"], batch["ids"])
         loss, logged = stage.loss(module, batch)
     owner, m = batch["owner"], len(batch["owner"]["report"])
     vectors = dict(zip(owner["report"].tolist(), text.pooled[:m], strict=True))

@@ -7,7 +7,7 @@ import math
 import random
 from collections import Counter
 from collections.abc import Callable, Mapping
-from functools import partial
+from functools import lru_cache, partial
 from itertools import chain, combinations
 from pathlib import Path
 from typing import Any, ClassVar
@@ -28,7 +28,8 @@ from xgem.encoders.image import ImageEncoder
 from xgem.encoders.text import TextEncoder
 from xgem.labels.hard_negatives import hard_negatives
 from xgem.labels.rules import label_report
-from xgem.labels.vocabulary import is_affirmation, named
+from xgem.labels.sides import SIDES, named_sides
+from xgem.labels.vocabulary import CHEXPERT_CLASSES, is_affirmation, named
 from xgem.train import needs
 from xgem.train.context import StageContext, first_output
 from xgem.train.corpus import Corpus, balanced, enriched, known_studies, studies_by_class, vary
@@ -42,24 +43,26 @@ _LIMITS = {"age": (20, 30, 40, 50, 60, 70), "severity": (3, 6, 9, 12)}
 
 
 class ContrastiveModel(nn.Module):
-    """Both encoders, the temperature, and two linear heads used in training only: one predicts patches from tokens, to
-    keep tokens local; one predicts annotated labels from the shared space."""
+    """Both encoders, the temperature, and linear heads used in training only: one predicts patches from tokens, to keep
+    tokens local; one predicts annotated labels from the shared space, one what a text states."""
 
-    def __init__(self, image: ImageEncoder, text: TextEncoder, labels: int) -> None:
+    def __init__(self, image: ImageEncoder, text: TextEncoder, labels: int, stated: int = 0) -> None:
         super().__init__()
         self.image, self.text, self.temperature = image, text, Temperature()
         self.read_out = nn.LazyLinear(_PATCH * _PATCH)
         self.labels = nn.Linear(image.config.embed_dim, labels) if labels else None
+        self.stated = nn.Linear(text.config.embed_dim, stated) if stated else None
 
-    def forward(self, images: Tensor, ids: Tensor) -> tuple[Encoded, Encoded, Tensor, Tensor, Tensor | None]:
+    def forward(
+        self, images: Tensor, ids: Tensor
+    ) -> tuple[Encoded, Encoded, Tensor, Tensor, Tensor | None, Tensor | None]:
         """Images (b, 1, s, s) and ids (b', n) to both encodings, predicted patches (b, tokens, 64), the inverse
-        temperature (), and label logits (b + b', labels) of images, then texts."""
+        temperature (), label logits (b + b', labels) of images, then texts, and logits (b', stated) of texts."""
         image, text = self.image(images), self.text(ids)
-        logits = None
-        if self.labels is not None:
-            vectors = torch.cat([image.pooled, text.pooled])  # (b + b', d)
-            logits = self.labels(vectors * math.sqrt(vectors.shape[1]))  # unit vectors at unit variance
-        return image, text, self.read_out(image.tokens), self.temperature(), logits
+        unit = math.sqrt(text.pooled.shape[1])  # unit vectors to unit variance
+        labels = None if self.labels is None else self.labels(torch.cat([image.pooled, text.pooled]) * unit)
+        stated = None if self.stated is None else self.stated(text.pooled * unit)
+        return image, text, self.read_out(image.tokens), self.temperature(), labels, stated
 
 
 def coarse_patches(x: Tensor, tokens: int) -> Tensor:
@@ -78,10 +81,29 @@ def written_labels(known: Mapping[str, Any]) -> list[float]:
     return labels
 
 
+@lru_cache(maxsize=65536)
+def stated_labels(text: str) -> tuple[float, ...]:
+    """What a text states by the rules: (3 x 14,), each CheXpert class affirmed, on the left, on the right.
+
+    Sides are NaN of classes that are not affirmed, or are so without a side.
+    """
+    labels, found = label_report(text), named_sides(text)
+    affirmed = [float(labels.get(name) == 1) for name in CHEXPERT_CLASSES]
+    sides = [float(side in found[name]) if found.get(name) else math.nan for side in SIDES for name in CHEXPERT_CLASSES]
+    return (*affirmed, *sides)
+
+
 def common_labels(corpus: Corpus) -> list[str]:
     """Annotated labels with at least 20 studies, in alphabetical order."""
     counts = Counter(label for study in corpus.studies for label in set(study.labels) if is_affirmation(label))
     return sorted(label for label, count in counts.items() if count >= _COMMON)
+
+
+def _masked_cross_entropy(logits: Tensor, truth: Tensor) -> Tensor:
+    """Mean binary cross-entropy () of logits (n, l) over the entries of ``truth`` (n, l) that are not NaN."""
+    known = truth.isfinite()
+    losses = F.binary_cross_entropy_with_logits(logits.float(), truth.nan_to_num(), reduction="none") * known
+    return losses.sum() / known.sum().clamp(min=1)
 
 
 class ClipStage(Stage):
@@ -92,18 +114,21 @@ class ClipStage(Stage):
     Studies with the same annotated findings (or, without annotations, the same impression) are not negatives of each
     other in pairs with a report: half of all chest reports are normal. ``config.loss``: ``patches``, weight of the
     patch head; ``labels``, weight of the binary cross-entropy of annotated labels, and of demographics and severity if
-    the preset adds them to texts, from either encoder's vector (unknown labels masked); ``known``, fraction of samples
+    the preset adds them to texts, from either encoder's vector (unknown labels masked); ``stated``, weight of the same
+    for what each text states by :func:`stated_labels`, hard negatives included, from its own vector: a finding that
+    images of this size hardly show is still another text, and so is the other side; ``known``, fraction of samples
     drawn from studies with known demographics or severity; ``balanced``, fraction drawn class by class
     (:func:`xgem.train.corpus.studies_by_class`); ``hard_negatives``, number of texts per study that differ
     from its own in one statement: the other side, another size or finding, a denial (``xgem.labels.hard_negatives``).
     They are further negatives of their own study's images, in the direction from image to text. They are none for the
-    images of other studies, of which they may be true ("right effusion"), and nothing is learned from them alone.
+    images of other studies, of which they may be true ("right effusion").
     """
 
     name = "clip"
     losses: ClassVar[Mapping[str, float]] = {
         "patches": 1.0,
         "labels": 0.0,
+        "stated": 0.0,
         "known": 0.0,
         "balanced": 0.0,
         "hard_negatives": 0.0,
@@ -141,7 +166,8 @@ class ClipStage(Stage):
         image_encoder = ImageEncoder.from_config(image)
         text_encoder = TextEncoder.from_config(text, None, tokenizer)
         self.tokenize = text_encoder.tokenize
-        self.module = ContrastiveModel(image_encoder, text_encoder, count)
+        states = len(stated_labels("")) if self.weights["stated"] else 0
+        self.module = ContrastiveModel(image_encoder, text_encoder, count, states)
         with torch.no_grad():
             size = image_encoder.config.image_size
             self.module(torch.zeros(1, 1, size, size), self.tokenize(["normal"]))
@@ -188,7 +214,8 @@ class ClipStage(Stage):
         ``images`` (n, 1, s, s); ``ids`` (m, tokens); ``owner`` by modality: position in the batch of the study of each
         row; ``key`` (b,): equal for studies that are not negatives of each other; ``labels`` (b, l); ``text_labels``
         (m, l): only what the text states. With p hard negatives, ``ids`` is (m + p, tokens), and ``negatives`` (p,) has
-        the place of each among k of every study: k times the position of its study, and its number there.
+        the place of each among k of every study: k times the position of its study, and its number there. ``stated``
+        (m + p, 42) is there where it is trained on.
         """
         rows: dict[str, list[int]] = {view: [] for view in self.views}
         owners: dict[str, list[int]] = {name: [] for name in (*self.views, self.text)}
@@ -226,12 +253,13 @@ class ClipStage(Stage):
             "labels": torch.tensor(labels),
             "text_labels": torch.tensor(text_labels).reshape(len(text_labels), len(labels[0])),
             "negatives": torch.tensor(places, dtype=torch.long),
+            "stated": torch.tensor([stated_labels(text) for text in [*texts, *false_texts] if self.weights["stated"]]),
             "owner": {name: torch.tensor(value, dtype=torch.long) for name, value in owners.items()},
         }
 
     def loss(self, module: nn.Module, batch: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
         # b studies in the batch, n images, m texts, d shared space; world * b studies over all processes
-        image, text, read_out, scale, logits = module(batch["images"], batch["ids"])
+        image, text, read_out, scale, logits, states = module(batch["images"], batch["ids"])
         owner, device = batch["owner"], image.pooled.device
         count = len(batch["key"])
         by_view = image.pooled.split([len(owner[view]) for view in self.views])
@@ -266,11 +294,12 @@ class ClipStage(Stage):
             # Label head: n images, then m texts; unknown labels are masked
             image_owner = torch.cat([owner[view] for view in self.views]).to(device)  # (n,)
             truth = torch.cat([batch["labels"].to(device)[image_owner], batch["text_labels"].to(device)])  # (n + m, l)
-            known = truth.isfinite()
-            logits = logits.float()[: len(truth)]
-            losses = F.binary_cross_entropy_with_logits(logits, truth.nan_to_num(), reduction="none") * known
-            label_loss = losses.sum() / known.sum().clamp(min=1)
+            label_loss = _masked_cross_entropy(logits[: len(truth)], truth)
             total, logged = total + self.weights["labels"] * label_loss, logged | {"labels": label_loss.detach()}
+        if states is not None:
+            truth = batch["stated"].to(device)  # (m + p, 42); without a text, none, and one row of logits
+            stated_loss = _masked_cross_entropy(states[: len(truth)], truth.reshape(-1, states.shape[1]))
+            total, logged = total + self.weights["stated"] * stated_loss, logged | {"stated": stated_loss.detach()}
         return total, logged
 
     def _false_vectors(
