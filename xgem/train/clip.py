@@ -26,6 +26,7 @@ from xgem.data.wordings import absent_classes
 from xgem.encoders.contrastive import Temperature, gathered, info_nce
 from xgem.encoders.image import ImageEncoder
 from xgem.encoders.text import TextEncoder
+from xgem.judges.fit import label_loss
 from xgem.labels.hard_negatives import hard_negatives
 from xgem.labels.rules import label_report
 from xgem.labels.sides import SIDES, named_sides
@@ -97,13 +98,6 @@ def common_labels(corpus: Corpus) -> list[str]:
     """Annotated labels with at least 20 studies, in alphabetical order."""
     counts = Counter(label for study in corpus.studies for label in set(study.labels) if is_affirmation(label))
     return sorted(label for label, count in counts.items() if count >= _COMMON)
-
-
-def _masked_cross_entropy(logits: Tensor, truth: Tensor) -> Tensor:
-    """Mean binary cross-entropy () of logits (n, l) over the entries of ``truth`` (n, l) that are not NaN."""
-    known = truth.isfinite()
-    losses = F.binary_cross_entropy_with_logits(logits.float(), truth.nan_to_num(), reduction="none") * known
-    return losses.sum() / known.sum().clamp(min=1)
 
 
 class ClipStage(Stage):
@@ -294,12 +288,12 @@ class ClipStage(Stage):
             # Label head: n images, then m texts; unknown labels are masked
             image_owner = torch.cat([owner[view] for view in self.views]).to(device)  # (n,)
             truth = torch.cat([batch["labels"].to(device)[image_owner], batch["text_labels"].to(device)])  # (n + m, l)
-            label_loss = _masked_cross_entropy(logits[: len(truth)], truth)
-            total, logged = total + self.weights["labels"] * label_loss, logged | {"labels": label_loss.detach()}
+            annotated = label_loss(logits.float()[: len(truth)], truth)
+            total, logged = total + self.weights["labels"] * annotated, logged | {"labels": annotated.detach()}
         if states is not None:
             truth = batch["stated"].to(device)  # (m + p, 42); without a text, none, and one row of logits
-            stated_loss = _masked_cross_entropy(states[: len(truth)], truth.reshape(-1, states.shape[1]))
-            total, logged = total + self.weights["stated"] * stated_loss, logged | {"stated": stated_loss.detach()}
+            stated = label_loss(states.float()[: len(truth)], truth.reshape(-1, states.shape[1]))
+            total, logged = total + self.weights["stated"] * stated, logged | {"stated": stated.detach()}
         return total, logged
 
     def _false_vectors(
