@@ -63,7 +63,7 @@ rows = st.builds(
     reading=st.builds(
         ReadOptions,
         voi=st.sampled_from([None, "none", "window", "lut"]),
-        rescale=st.sampled_from([None, "auto", "header", "minmax"]),
+        rescale=st.sampled_from([None, "auto", "header", "minmax", "percentile"]),
         invert=st.sampled_from([None, True, False]),
         allow_any=st.sampled_from([None, True]),
     ),

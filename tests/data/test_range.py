@@ -12,6 +12,7 @@ import tifffile
 from PIL import Image
 
 from xgem.configs.components import TransformConfig
+from xgem.data.pixels import brightened
 from xgem.data.read import read_image
 from xgem.data.transforms import read_square
 from xgem.types import ImageError
@@ -44,6 +45,27 @@ def test_few_bits_in_16_are_read_by_their_depth_with_a_note(tmp_path: Path, ches
     np.testing.assert_allclose(header.pixels, stored / 65535, atol=1e-6)
     assert "dark or flat" in header.notes[0]
     assert read_image(path, rescale="minmax").pixels.max() == 1
+
+
+@pytest.mark.parametrize("invert", [False, True])
+@pytest.mark.parametrize("dark", [0.5, 0.9])
+def test_images_of_different_brightness_become_alike_by_their_percentile(chest, dark: float, invert: bool):
+    bright = np.clip(chest(bits=8) / 255 * 1.2, 0, 1).astype(np.float32)
+    dull = 1 - dark * bright if invert else dark * bright
+    image = read_image(dull, rescale="percentile", invert=invert)
+    white = np.percentile(bright, 99.5)
+    np.testing.assert_allclose(image.pixels, np.clip(bright / white, 0, 1), atol=1e-5)
+    assert np.percentile(image.pixels, 99.5) == pytest.approx(1)
+    assert abs(read_image(dull, invert=invert).pixels - image.pixels).max() > 0.05
+
+
+def test_background_outside_the_detector_does_not_count_for_the_percentile():
+    inside = np.zeros((64, 64), dtype=bool)
+    inside[:, :16] = True
+    pixels = np.where(inside, np.float32(0.5), np.float32(1))
+    assert brightened(pixels, inside)[inside].max() == 1
+    assert brightened(pixels)[inside].max() == 0.5
+    np.testing.assert_array_equal(brightened(np.zeros((8, 8), np.float32)), 0)
 
 
 @pytest.mark.parametrize("kind", ["png", "tif", "npy", "dcm"])
@@ -96,7 +118,7 @@ def test_signed_values_without_negative_ones(chest, write_dicom):
 
 
 def test_rescale_is_checked(chest):
-    with pytest.raises(ImageError, match="rescale 'max' is unknown; expected one of auto, header, minmax"):
+    with pytest.raises(ImageError, match="rescale 'max' is unknown; expected one of auto, header, minmax, percentile"):
         read_image(chest(), rescale="max")  # type: ignore[arg-type]
 
 

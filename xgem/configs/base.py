@@ -13,7 +13,7 @@ Role = Literal["encoder", "codec", "generator", "control", "alignment"]
 Section = Literal["findings", "impression"]
 """The sections of a report that are learned."""
 Voi = Literal["none", "window", "lut"]
-Rescale = Literal["auto", "header", "minmax"]
+Rescale = Literal["auto", "header", "minmax", "percentile"]
 
 
 class Config(BaseModel):

@@ -24,7 +24,8 @@ class ReadOptions(Config):
     voi: Voi | None = Field(default=None, description="VOI transform of DICOM: none, or the header's window or LUT.")
     rescale: Rescale | None = Field(
         default=None,
-        description="Values that become 0 and 1: header (bit depth), auto (lower if 16 bits are hardly used), minmax.",
+        description="Values that become 0 and 1: header (bit depth), auto (lower if 16 bits are hardly used), minmax, "
+        "percentile (auto, and the 99.5th percentile is white).",
     )
     invert: bool | None = Field(default=None, description="Turn the radiographs around: negatives that do not say so.")
     allow_any: bool | None = Field(

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 import numpy as np
 
 from xgem.configs.base import Rescale, Voi
-from xgem.data.pixels import Decoded, Reading, by_depth, looks_negative, scale_array, stretched
+from xgem.data.pixels import Decoded, Reading, brightened, by_depth, looks_negative, scale_array, stretched
 from xgem.types import ImageError
 from xgem.utils.hashing import array_hash
 
@@ -114,7 +114,8 @@ def read_image(
         rescale: ``"header"`` divides by the maximum of the bit depth that the file states (BitsStored, sBIT, or the
             size of its cells); ``"auto"`` does so too, unless the values fill less than a quarter of 16-bit cells: then
             by that of the smallest depth that holds them (12 bits in a 16-bit PNG); ``"minmax"`` stretches the values
-            from the lowest to the highest.
+            from the lowest to the highest; ``"percentile"`` is ``"auto"``, after which the 99.5th percentile becomes 1:
+            collections whose images are scaled differently become alike.
         invert: turn the image around, for negatives whose file does not say so.
 
     Raises:
@@ -326,7 +327,7 @@ def _in_memory(source: Any, reading: Reading) -> tuple[NDArray[Any], Floats]:
 
 
 def _checked(decoded: Decoded, reading: Reading, invert: bool) -> Floats:
-    """The pixels, contiguous, stretched and inverted if so asked; ImageError if they are no radiograph's."""
+    """The pixels, contiguous, rescaled and inverted if so asked; ImageError if they are no radiograph's."""
     pixels, name = decoded.pixels, reading.name
     height, width = pixels.shape
     if min(height, width) < MIN_SIDE:
@@ -338,6 +339,8 @@ def _checked(decoded: Decoded, reading: Reading, invert: bool) -> Floats:
     if float(np.ptp(pixels)) < MIN_CONTRAST:
         raise ImageError(f"{name}: a constant image ({float(pixels.mean()):.3f} everywhere); expected a radiograph")
     pixels = np.ascontiguousarray(1 - pixels if invert else pixels, dtype=np.float32)
+    if reading.rescale == "percentile":
+        pixels = brightened(pixels, decoded.inside)
     # Pixels outside the detector are background, as is the padding to a square
     return pixels if decoded.inside is None else np.where(decoded.inside, pixels, np.float32(0))
 
