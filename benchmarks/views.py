@@ -1,6 +1,6 @@
 """Fits and measures the classifier of views that `xgem data prepare dicom --guess-views` uses, and ships it.
 
-    xgem data prepare openi openi --out openi.parquet
+    xgem data prepare openi openi --extra openi_extra --out openi.parquet
     python benchmarks/views.py openi.parquet --out xgem/assets/judges/views
 
 Fits on the split train and measures on val: accuracy of all, and of those that it is sure of. For comparison, the best
@@ -17,17 +17,17 @@ from typing import Any
 
 import numpy as np
 
-import xgem
 from xgem.data.manifest import Manifest
 from xgem.data.prepare import prepare_images
-from xgem.judges.views import LEAST, VIEWS, ViewGuess
+from xgem.judges.extractors import open_extractor
+from xgem.judges.views import LEAST, SPACE, TRANSFORM, VIEWS, ViewGuess
 
-INVERSE_PENALTY = 10.0
+INVERSE_PENALTY = 0.01
 
 
-def images_of(path: Path, split: str | None, model: Any, cache: str) -> tuple[Any, Any]:
+def images_of(path: Path, split: str | None, cache: str) -> tuple[Any, Any]:
     """Images (n, s, s) uint8 of frontals and laterals, and (n,) whether each is a lateral."""
-    prepared = prepare_images(Manifest.read(path), split, model.preset.transform, cache)
+    prepared = prepare_images(Manifest.read(path), split, TRANSFORM, cache)
     rows = {view: [row for (_, name), own in prepared.index.items() if name == view for row in own] for view in VIEWS}
     order = rows[VIEWS[0]] + rows[VIEWS[1]]
     return prepared.values.numpy()[order], np.repeat([False, True], [len(rows[view]) for view in VIEWS])
@@ -58,21 +58,24 @@ def main() -> None:
     parser.add_argument("--frontals", type=Path)
     options = parser.parse_args()
     from sklearn.linear_model import LogisticRegression
+    from sklearn.preprocessing import StandardScaler
 
-    model = xgem.load(device="cpu")
+    features = open_extractor(SPACE)
     with tempfile.TemporaryDirectory() as cache:
-        images, lateral = images_of(options.manifest, "train", model, cache)
-        held_out, truth = images_of(options.manifest, "val", model, cache)
-        fitted = LogisticRegression(C=INVERSE_PENALTY, max_iter=5000).fit(model.embed(VIEWS[0], images), lateral)
-        weight = fitted.coef_[0].astype(np.float32).astype(np.float64)
-        guess = ViewGuess(model, weight, float(np.float32(fitted.intercept_[0])))
+        images, lateral = images_of(options.manifest, "train", cache)
+        held_out, truth = images_of(options.manifest, "val", cache)
+        vectors = np.concatenate([features(images[start : start + 64]) for start in range(0, len(images), 64)])
+        scaler = StandardScaler().fit(vectors)
+        fitted = LogisticRegression(C=INVERSE_PENALTY, max_iter=5000).fit(scaler.transform(vectors), lateral)
+        weight = (fitted.coef_[0] / scaler.scale_).astype(np.float32).astype(np.float64)
+        guess = ViewGuess(features, weight, float(np.float32(fitted.intercept_[0] - weight @ scaler.mean_)))
         results = {"train": measured(guess.laterals(images), lateral), "val": measured(guess.laterals(held_out), truth)}
         alike, seen = symmetry(images), symmetry(held_out)
         cuts = np.quantile(alike, np.linspace(0.01, 0.99, 99))
         cut = cuts[np.argmax([((alike < one) == lateral).mean() for one in cuts])]
         results["symmetry, val"] = {"n": len(truth), "accuracy": round(float(((seen < cut) == truth).mean()), 4)}
         if options.frontals:
-            others, none = images_of(options.frontals, None, model, cache)
+            others, none = images_of(options.frontals, None, cache)
             results["other frontals"] = measured(guess.laterals(others[~none]), none[~none])
     print(json.dumps(results, indent=2))
     if options.out:

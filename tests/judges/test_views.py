@@ -22,7 +22,7 @@ from xgem.data.rows import Row
 from xgem.data.show import _fields
 from xgem.data.sources import dicom
 from xgem.data.sources.dicom import Guess
-from xgem.judges.views import LEAST, RECORD, SHIPPED, WEIGHTS, ViewGuess
+from xgem.judges.views import LEAST, RECORD, SHIPPED, SPACE, WEIGHTS, ViewGuess
 from xgem.pipeline.pipeline import XgemPipeline
 from xgem.types import CheckpointError
 
@@ -32,16 +32,17 @@ def shipped() -> ViewGuess:
     return ViewGuess.shipped()
 
 
-def test_the_one_that_ships_is_of_the_encoder_that_ships(shipped: ViewGuess) -> None:
+def test_the_one_that_ships_is_of_the_features_that_ship(shipped: ViewGuess) -> None:
     record = json.loads((SHIPPED / RECORD).read_text(encoding="utf-8"))
-    assert shipped.model.name == DEFAULT_MODEL
+    assert shipped.features.name == SPACE
     assert record["val"]["accuracy of the sure"] >= record["val"]["accuracy"] >= 0.98
     assert (record["least"], record["views"]) == (LEAST, ["frontal", "lateral"])
-    assert sum(file.stat().st_size for file in SHIPPED.iterdir()) < 4000
+    assert sum(file.stat().st_size for file in SHIPPED.iterdir()) < 8000
 
 
 def test_generated_views_are_told_apart(shipped: ViewGuess, tmp_path: Path) -> None:
-    made = shipped.model({"report": "No acute disease."}, ["frontal", "lateral"], seed=3, num_samples=3, progress=False)
+    pipeline, views = XgemPipeline.from_pretrained(DEFAULT_MODEL), ["frontal", "lateral"]
+    made = pipeline({"report": "No acute disease."}, views, seed=3, num_samples=3, progress=False)
     files = sorted(file for file in made.save(tmp_path / "out") if file.suffix == ".png")
     told = shipped(files)
     assert len(told) == 6
@@ -62,16 +63,16 @@ def test_what_is_not_sure_or_cannot_be_read_has_no_view(shipped: ViewGuess, tmp_
     assert unsure([]) == []
 
 
-def test_it_is_kept_with_its_encoder(shipped: ViewGuess, debug_checkpoint: Path, tmp_path: Path) -> None:
+def test_it_is_kept_with_its_features(shipped: ViewGuess, tmp_path: Path) -> None:
     shipped.save(tmp_path, {"n": 1})
-    again = ViewGuess.load(tmp_path, shipped.model)
+    again = ViewGuess.load(tmp_path, shipped.features)
     np.testing.assert_array_equal(again.weight, shipped.weight)
     assert again.bias == shipped.bias
-    with pytest.raises(CheckpointError, match=r"fitted on the image encoder .* fit it again"):
-        ViewGuess.load(tmp_path, XgemPipeline.from_pretrained(debug_checkpoint, device="cpu"))
+    with pytest.raises(CheckpointError, match=r"fitted on the features .* fit it again"):
+        ViewGuess.load(tmp_path, replace(shipped.features, weights="another"))
     (tmp_path / WEIGHTS).unlink()
     with pytest.raises(CheckpointError, match="not a classifier of views"):
-        ViewGuess.load(tmp_path, shipped.model)
+        ViewGuess.load(tmp_path, shipped.features)
 
 
 def export(folder: Path) -> Path:

@@ -1,7 +1,7 @@
 """The view of a radiograph by its pixels, for files whose header does not say: frontal, lateral, or not sure.
 
-A logistic regression on the pooled image vectors of a checkpoint, which ships for the default one. It knows these two
-views alone: an oblique view, or another part of the body, gets one of them, or is not sure.
+A logistic regression on MobileNetV2's features of ImageNet, which do not change with the weights of any checkpoint. It
+knows these two views alone: an oblique view, or another part of the body, gets one of them, or is not sure.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
-from xgem.checkpoints.index import component_hash
-from xgem.checkpoints.locate import ASSETS, DEFAULT_MODEL
+from xgem.checkpoints.locate import ASSETS
+from xgem.configs.components import TransformConfig
 from xgem.configs.reading import AS_STATED, ReadOptions
 from xgem.data.sources.dicom import Guess
 from xgem.data.transforms import Notes, grey_levels, read_square
-from xgem.pipeline.pipeline import XgemPipeline
+from xgem.judges.extractors import Extractor, open_extractor
 from xgem.types import CheckpointError, ImageError
 from xgem.utils.files import one_line, read_json, replacing, write_json
 
@@ -29,24 +29,21 @@ SHIPPED: Final = ASSETS / "judges" / "views"
 RECORD: Final = "views.json"
 WEIGHTS: Final = "model.safetensors"
 VIEWS: Final = ("frontal", "lateral")
+SPACE: Final = "mobilenet-v2"
+TRANSFORM: Final = TransformConfig(size=256)
 LEAST: Final = 0.9
 """Probability of a view below which an image has none."""
 _BATCH: Final = 64
 
 
-def encoder_of(model: XgemPipeline) -> str:
-    """A hash of the image encoder, and so of what its vectors mean."""
-    return component_hash(model.root, model.preset.encoder(VIEWS[0]))
-
-
 @dataclass(frozen=True)
 class ViewGuess:
-    """Tells views: ``weight`` (d,) and ``bias`` of the log odds that an image is a lateral.
+    """Tells views: ``weight`` (d,) and ``bias`` of the log odds that an image with these ``features`` is a lateral.
 
     ``reading`` says how the files are read; an image with a probability below ``least`` for either view gets none.
     """
 
-    model: XgemPipeline
+    features: Extractor
     weight: NDArray[np.float64]
     bias: float
     reading: ReadOptions = AS_STATED
@@ -55,41 +52,42 @@ class ViewGuess:
     @classmethod
     def shipped(cls, reading: ReadOptions = AS_STATED) -> ViewGuess:
         """The one that ships with xgem; CheckpointError as :meth:`load`."""
-        return cls.load(SHIPPED, XgemPipeline.from_pretrained(DEFAULT_MODEL), reading)
+        return cls.load(SHIPPED, open_extractor(SPACE), reading)
 
     @classmethod
-    def load(cls, folder: Path, model: XgemPipeline, reading: ReadOptions = AS_STATED) -> ViewGuess:
+    def load(cls, folder: Path, features: Extractor, reading: ReadOptions = AS_STATED) -> ViewGuess:
         """What :meth:`save` wrote.
 
         Raises:
-            CheckpointError: files are missing, or of another image encoder than the model's.
+            CheckpointError: files are missing, or fitted on other features.
         """
         record = read_json(folder / RECORD)
         try:
             state = load_file(folder / WEIGHTS)
             weight, bias = state["weight"].astype(np.float64), float(state["bias"][0])
-            encoder = record["encoder"]
+            fitted = record["features"]
         except (KeyError, TypeError, OSError, SafetensorError) as error:
             raise CheckpointError(
                 f"{folder}: not a classifier of views ({one_line(error)}); expected {RECORD} and {WEIGHTS}"
             ) from None
-        if encoder != encoder_of(model):
+        if fitted != features.weights:
             raise CheckpointError(
-                f"{folder}: fitted on the image encoder {encoder}, but {model.name} has {encoder_of(model)}; fit it "
-                "again (benchmarks/views.py)"
+                f"{folder}: fitted on the features {fitted}, but {features.name} has {features.weights}; fit it again "
+                "(benchmarks/views.py)"
             )
-        return cls(model, weight, bias, reading)
+        return cls(features, weight, bias, reading)
 
     def save(self, folder: Path, about: dict[str, Any]) -> None:
-        """Write the weights, and ``about`` (data, accuracy) with the encoder that they are for; OutputError if not."""
+        """Write the weights, and ``about`` (data, accuracy) with the features that they are for; OutputError if not."""
         with replacing(folder / WEIGHTS) as partial:
             save_file({"weight": self.weight.astype(np.float32), "bias": np.array([self.bias], np.float32)}, partial)
         with replacing(folder / RECORD) as partial:
-            write_json(partial, {"views": list(VIEWS), "encoder": encoder_of(self.model), **about})
+            write_json(partial, {"views": list(VIEWS), "features": self.features.weights, **about})
 
     def laterals(self, images: NDArray[np.uint8]) -> NDArray[np.float64]:
-        """Probabilities (n,) that images (n, size, size) of the model's size are laterals."""
-        vectors = self.model.embed(VIEWS[0], images)  # (n, d)
+        """Probabilities (n,) that images (n, size, size) are laterals."""
+        starts = range(0, len(images), _BATCH)
+        vectors = np.concatenate([self.features(images[start : start + _BATCH]) for start in starts])  # (n, d)
         return 1 / (1 + np.exp(-(vectors @ self.weight + self.bias)))
 
     def __call__(self, files: Sequence[Path]) -> list[Guess]:
@@ -105,7 +103,7 @@ class ViewGuess:
         unsaid = Notes()  # whatever uses the images says it
         for file in files:
             try:
-                square = read_square(file, self.model.preset.transform, self.reading, noted=unsaid)
+                square = read_square(file, TRANSFORM, self.reading, noted=unsaid)
                 squares[file] = grey_levels(square)
             except ImageError as error:
                 guesses[file] = Guess(None, str(error).removeprefix(f"{file}: "))
