@@ -78,14 +78,26 @@ def test_each_latent_is_decoded_to_the_sentence_that_it_has_alone(vae: ReportVAE
         vae.decode(torch.randn(3, 8))
 
 
+SENTENCES = ("Heart is large.", "Lungs are clear.", "")
+
+
+class Learned(ReportVAE):
+    """Decodes a latent near that of one of the sentences to it, as a trained codec does; others as its weights do."""
+
+    def _decode_texts(self, z: torch.Tensor, **options: Any) -> list[str]:
+        texts = super()._decode_texts(z, **options)
+        distances = torch.cdist(z, self._means(list(SENTENCES)))  # (b, 3)
+        return [SENTENCES[row.argmin()] if row.min() < 0.5 else t for row, t in zip(distances, texts, strict=True)]
+
+
 @pytest.fixture
 def knowing(vae: ReportVAE) -> ReportVAE:
     """The same weights, with two known sentences and the empty one."""
     config = vae.config.model_copy(update={"known_sentences": True})
-    module = ReportVAE(config, *[vae.decoder_tokenizer] * 2)
+    module = Learned(config, *[vae.decoder_tokenizer] * 2)
     module.load_state_dict(vae.state_dict())
-    module.know(["Heart is large.", "Lungs are clear.", ""])
-    return module.eval()
+    module.eval().know(SENTENCES)
+    return module
 
 
 def test_latents_between_sentences_become_known_ones(vae: ReportVAE, knowing: ReportVAE) -> None:
@@ -100,8 +112,10 @@ def test_a_text_that_comes_back_to_its_latent_stands(knowing: ReportVAE, monkeyp
     new = "No acute disease."
     z = knowing.encode([new])
 
+    learned = knowing._decode_texts
+
     def decoded(z: Any, **options: Any) -> list[str]:
-        return ["", "", "", new, ""]
+        return ["", "", "", new, ""] if len(z) == 5 else learned(z, **options)  # the report's places, or known ones
 
     monkeypatch.setattr(knowing, "_decode_texts", decoded)
     assert knowing.decode(z) == [new]
@@ -113,13 +127,26 @@ def test_known_sentences_are_stored_and_need_places(vae: ReportVAE, knowing: Rep
     init_checkpoint(tmp_path / "model", {"components": {}})
     save_component(tmp_path / "model", "report_vae", knowing)
     again: Any = load_component(tmp_path / "model", "report_vae")
-    assert again.known == knowing.known
-    z = torch.randn(4, 40)
+    torch.testing.assert_close(again.known, knowing.known)
+    assert (again.known.dtype, again.known.shape) == (torch.uint8, (3, 4))  # two values in a byte
+    z = knowing.encode([from_sentences(list(SENTENCES), {"findings": 2, "impression": 1})])
+    again.__class__ = Learned
     assert again.eval().decode(z) == knowing.decode(z)
+    assert not any(b"Lungs are clear" in file.read_bytes() for file in (tmp_path / "model").rglob("*known*"))
     vae.save_assets(tmp_path)
-    assert not (tmp_path / "known_sentences.json").exists()
-    with pytest.raises(ConfigError, match="known_sentences"):
+    assert not list(tmp_path.glob("known*"))
+    with pytest.raises(ConfigError, match="expected sentences"):
         ReportVAEConfig.parse({"known_sentences": True}, "preset")
+    with pytest.raises(ConfigError, match="even latent_dim, got 5"):
+        ReportVAEConfig.parse({"known_sentences": True, "sentences": BOTH, "latent_dim": 5}, "preset")
+
+
+def test_only_sentences_that_decode_to_themselves_are_kept(knowing: ReportVAE) -> None:
+    kept = knowing.known
+    knowing.know([*SENTENCES, "No acute disease."])
+    torch.testing.assert_close(knowing.known, kept)
+    knowing.know(["No acute disease."])
+    assert knowing.known is None
 
 
 def test_places_are_written_only_where_there_are_some_and_are_checked() -> None:

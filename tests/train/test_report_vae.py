@@ -11,7 +11,7 @@ import torch
 from xgem.configs.preset import Preset
 from xgem.train.context import StageContext
 from xgem.train.corpus import Corpus
-from xgem.train.report_vae import ReportVAEStage, kl_weight
+from xgem.train.report_vae import ReportVAEStage, _worth_knowing, kl_weight
 
 
 def stage_of(preset: Preset, corpora: tuple[Corpus, Corpus], loss: dict[str, float], **settings: Any) -> ReportVAEStage:
@@ -87,3 +87,13 @@ def test_a_share_of_the_decoders_inputs_is_hidden_in_training_alone(
     tokens = real[:, 1:].sum()
     hidden = ((inputs == pad) & real)[:, 1:].sum() / tokens
     assert abs(float(hidden) - hide) < 5 * float(1 / tokens) ** 0.5 * (0 < hide < 1) + 1e-9
+
+
+def test_sentences_worth_knowing_recur_or_state_a_finding() -> None:
+    reports = [
+        "Findings: Clear lungs. Small left pleural effusion. Impression: Clear lungs.",
+        "Findings: No effusion is seen today. Old film. Impression: Stable.",
+        "Findings: Clear lungs. Impression: Stable.",
+    ]
+    kept = _worth_knowing(reports, {"findings": 2, "impression": 1})
+    assert kept == ["Clear lungs.", "Small left pleural effusion.", "Stable."]

@@ -58,8 +58,8 @@ class ReportVAEConfig(Config):
     Optimus. ``memory_tokens``: keys and values that a latent vector becomes in every layer of the decoder (Optimus: 1).
     ``log_variance``: added to the encoder's, so that at a negative value training begins with narrow posteriors.
     ``shared_embeddings``: encoder and decoder have one table of token embeddings. ``known_sentences``: the codec keeps
-    the sentences of its training reports, and a latent becomes the nearest of them unless the decoder's text is much
-    nearer; for codecs with ``sentences``.
+    the latents of sentences of its training reports that recur or state a finding, and another latent becomes the
+    nearest of them unless the decoder's text is much nearer; for codecs with ``sentences`` and an even ``latent_dim``.
     """
 
     role: ClassVar[Role] = "codec"
@@ -96,6 +96,8 @@ class ReportVAEConfig(Config):
             raise ValueError("shared_embeddings is set: pretrained towers have vocabularies of their own")
         if self.known_sentences and self.sentences is None:
             raise ValueError("known_sentences is set: expected sentences, the number of each section, too")
+        if self.known_sentences and self.latent_dim % 2:
+            raise ValueError(f"known_sentences is set: expected an even latent_dim, got {self.latent_dim}")
         return self
 
     @property

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import inspect
 import json
-from collections.abc import Iterable
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Final, Self
 
 import torch
 import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import AutoTokenizer, BertConfig, BertModel, DynamicCache, GPT2Config, GPT2LMHeadModel
 
@@ -19,9 +20,11 @@ from xgem.configs.codecs import ReportVAEConfig
 from xgem.generators.report_sentences import from_sentences, to_sentences
 from xgem.types import ConfigError, InputError, ShapeError
 
-_KNOWN = "known_sentences.json"
+_KNOWN = "known_sentences.safetensors"
 _CHUNK = 256  # sentences encoded at once
 _NEARER = 0.5
+_REACH = 4.0  # standard deviations
+_GREEDY: Final = {"greedy": True, "generator": None, "temperature": 1.0}
 
 # Renamed between versions of transformers
 _CACHE = "cache" if "cache" in inspect.signature(GPT2LMHeadModel.forward).parameters else "past_key_values"
@@ -57,8 +60,7 @@ class ReportVAE(Component):
         nn.init.zeros_(
             self.to_embedding.weight
         )  # otherwise the noise of an untrained posterior drowns the token embeddings
-        self.known: tuple[str, ...] = ()
-        self._known_latents: Tensor | None = None
+        self.known: Tensor | None = None  # (n, d / 2) uint8, latents of sentences in 4 bits
         if config.shared_embeddings:
             self.encoder.embeddings.word_embeddings = self.decoder.transformer.wte
 
@@ -73,7 +75,7 @@ class ReportVAE(Component):
             if config.pretrained_encoder is None:
                 module = cls(config, encoder_tokenizer, decoder_tokenizer)
                 if (file := assets / _KNOWN).is_file():
-                    module.know(json.loads(file.read_text(encoding="utf-8")))
+                    module.known = load_file(file)["latents"]
                 return module
             # The preset does not repeat the sizes of pretrained models
             bert_config, gpt2_config = (
@@ -101,18 +103,25 @@ class ReportVAE(Component):
     def save_assets(self, directory: Path) -> None:
         self.encoder_tokenizer.save_pretrained(str(directory / "encoder_tokenizer"))
         self.decoder_tokenizer.save_pretrained(str(directory / "decoder_tokenizer"))
-        if self.known:
-            text = json.dumps(self.known, ensure_ascii=False, indent=0) + "\n"
-            (directory / _KNOWN).write_text(text, encoding="utf-8")
+        if self.known is not None:
+            save_file({"latents": self.known.contiguous()}, directory / _KNOWN)
         if self.config.pretrained_encoder is not None:
             for side, model in (("encoder", self.encoder), ("decoder", self.decoder)):
                 values = {key: value for key, value in model.config.to_dict().items() if key != "_name_or_path"}
                 text = json.dumps(values, indent=2, sort_keys=True) + "\n"
                 (directory / f"{side}_architecture.json").write_text(text, encoding="utf-8")
 
-    def know(self, sentences: Iterable[str]) -> None:
-        """Keep ``sentences``, which latents near them become."""
-        self.known, self._known_latents = tuple(sentences), None
+    @torch.no_grad()
+    def know(self, sentences: Sequence[str]) -> None:
+        """Keep the latents of ``sentences`` that decode to themselves: others near them become these."""
+        kept: list[Tensor] = []
+        for start in range(0, len(sentences), _CHUNK):
+            chunk = list(sentences[start : start + _CHUNK])
+            latents = self._means(chunk)  # (b, d)
+            stored = _packed(latents)
+            decoded = self._decode_texts(_unpacked(stored).to(latents.dtype), **_GREEDY)
+            kept.append(stored[[text == own for text, own in zip(decoded, chunk, strict=True)]].cpu())
+        self.known = torch.cat(kept) if any(map(len, kept)) else None
 
     @property
     def latent_shape(self) -> tuple[int, ...]:
@@ -204,7 +213,7 @@ class ReportVAE(Component):
         options: dict[str, Any] = {"greedy": greedy, "generator": generator, "temperature": temperature}
         parts = z.unflatten(1, (-1, self.config.latent_dim)).flatten(0, 1)  # (b * n, d)
         texts = self._decode_texts(parts, **options)
-        if self.known:
+        if self.known is not None:
             texts = self._nearer(parts, texts)
         if places is None:
             return texts
@@ -218,15 +227,17 @@ class ReportVAE(Component):
         What the decoder makes of a real sentence's latent is as a rule that sentence, at distance 0. A generator's
         latents lie beside those of real sentences, and the decoder makes of them what no one writes, not far away.
         """
-        known = self._known_latents
-        if known is None or known.device != z.device or known.dtype != z.dtype:
-            chunks = [self.known[i : i + _CHUNK] for i in range(0, len(self.known), _CHUNK)]
-            known = torch.cat([self._means(list(chunk)) for chunk in chunks]).to(z.dtype)  # (n, d)
-            self._known_latents = known
+        assert self.known is not None
+        known = _unpacked(self.known.to(z.device))  # (n, d)
         own = torch.linalg.vector_norm(z - self._means(texts).to(z.dtype), dim=1)  # (b,)
-        distance, nearest = torch.cdist(z[None].float(), known[None].float())[0].min(dim=1)  # (b,) each
-        rows = zip(texts, own.tolist(), distance.tolist(), nearest.tolist(), strict=True)
-        return [text if far < _NEARER * near else self.known[row] for text, far, near, row in rows]
+        distance, nearest = torch.cdist(z[None].float(), known[None])[0].min(dim=1)  # (b,) each
+        beside = (own >= _NEARER * distance).nonzero()[:, 0].tolist()  # rows whose text does not stand
+        if beside:
+            rows, places = nearest[beside].unique(return_inverse=True)
+            sentences = self._decode_texts(known[rows].to(z.dtype), **_GREEDY)
+            for row, place in zip(beside, places.tolist(), strict=True):
+                texts[row] = sentences[place]
+        return texts
 
     def _decode_texts(
         self, z: Tensor, *, greedy: bool, generator: torch.Generator | None, temperature: float
@@ -251,6 +262,18 @@ class ReportVAE(Component):
             if done.all():
                 break
         return [text.strip() for text in tokenizer.batch_decode(ids, skip_special_tokens=True)]
+
+
+def _packed(z: Tensor) -> Tensor:
+    """Normalised latents (n, d) in 16 levels from -4 to 4, two in a byte: (n, d / 2) uint8."""
+    levels = ((z.float().clamp(-_REACH, _REACH) + _REACH) * (15 / (2 * _REACH))).round().to(torch.uint8)
+    return levels[:, ::2] * 16 + levels[:, 1::2]
+
+
+def _unpacked(packed: Tensor) -> Tensor:
+    """:func:`_packed` backwards: (n, d) float32."""
+    levels = torch.stack([packed // 16, packed % 16], dim=2).flatten(1)  # (n, d)
+    return levels.float() * (2 * _REACH / 15) - _REACH
 
 
 def _bert_config(config: ReportVAEConfig, vocabulary: int) -> BertConfig:

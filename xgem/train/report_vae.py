@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
@@ -18,7 +19,9 @@ from xgem.data.captions import caption_from_labels
 from xgem.data.study import Study
 from xgem.generators.report_sentences import to_sentences
 from xgem.generators.report_vae import ReportVAE
+from xgem.labels.rules import label_report
 from xgem.labels.sentences import written_sentences
+from xgem.labels.vocabulary import NO_FINDING
 from xgem.train import needs
 from xgem.train.context import StageContext, first_output
 from xgem.train.loop import Stage, permuted
@@ -37,6 +40,16 @@ def kl_weight(progress: float) -> float:
 def _distinct(reports: Iterable[str], places: Mapping[Section, int], more: Iterable[str] = ()) -> list[str]:
     """The distinct sentences of reports, as the codec divides them, and ``more``."""
     return list(dict.fromkeys([*(text for report in reports for text in to_sentences(report, places)), *more]))
+
+
+def _worth_knowing(reports: Iterable[str], places: Mapping[Section, int]) -> list[str]:
+    """The sentences that stand in more than one report, or state a finding."""
+    counts = Counter(text for report in reports for text in set(to_sentences(report, places)))
+    return sorted(text for text, count in counts.items() if count > 1 or _states_a_finding(text))
+
+
+def _states_a_finding(text: str) -> bool:
+    return any(label == 1 for name, label in label_report(text).items() if name != NO_FINDING)
 
 
 def _texts(study: Study) -> tuple[str, str, str]:
@@ -171,5 +184,5 @@ class ReportVAEStage(Stage):
         mean = normalised * vae.config.latent_std + vae.config.latent_mean
         vae.config = vae.config.model_copy(update={"latent_mean": float(mean.mean()), "latent_std": float(mean.std())})
         if vae.config.known_sentences:
-            vae.know(_distinct(self.reports, vae.config.sentences or {}))
+            vae.know(_worth_knowing(self.reports, vae.config.sentences or {}))
         store.save_component(root, self.component, vae)
