@@ -73,6 +73,17 @@ def test_families_of_measures_go_into_the_card_and_not_into_readme(root: Path, t
         write_card(root, measured)
 
 
+def test_what_only_some_models_are_measured_by_follows_the_rest(root: Path, tmp_path: Path) -> None:
+    readme = tmp_path / "README.md"
+    readme.write_text("<!-- results:begin -->\n<!-- results:end -->\n")
+    measured = evaluation(tmp_path / "eval", checkpoint_hash(root), ("routes", "joint", "codec", "prompts"))
+    for text in (write_card(root, measured, readme=readme).read_text(), readme.read_text()):
+        titles = [line[4:] for line in text.splitlines() if line.startswith("### ")]
+        assert titles == [
+            "Single outputs", "Several outputs of one request", "Frontals from a sentence", "The report codec alone"
+        ]  # fmt: skip
+
+
 def test_what_is_missing_is_said(root: Path) -> None:
     card = write_card(root, None).read_text()
     assert "has not been evaluated" in card

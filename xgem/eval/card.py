@@ -17,13 +17,17 @@ RESULTS: Final = ("<!-- results:begin -->", "<!-- results:end -->")
 _TITLES: Final = {
     "routes": "Single outputs",
     "joint": "Several outputs of one request",
+    "prompts": "Frontals from a sentence",
+    "codec": "The report codec alone",
     "control": "Requested vs. detected findings",
     "all": "All families of metrics",
 }
+_OPTIONAL: Final = ("prompts", "codec")
 _SETTINGS: Final = (
     "split",
     "seed",
     "num_samples",
+    "seeds",
     "report_samples",
     "num_inference_steps",
     "sampler",
@@ -36,9 +40,9 @@ def write_card(root: Path, evaluation: Path | None, *, notes: Path | None = None
     """Write ``root/README.md`` from the records in ``evaluation``, and their tables into ``readme``.
 
     ``evaluation`` is the results folder of ``xgem eval routes`` and, for a model with an alignment, of ``xgem eval
-    joint``; for one with a ControlNet, only of ``xgem eval control``. Results of ``xgem eval all`` in that folder are
-    included too. ``notes`` is Markdown on what no command can tell: data, licence, limitations. Without ``notes`` or
-    ``evaluation`` the card says what is missing.
+    joint``; for one with a ControlNet, only of ``xgem eval control``. Results of ``xgem eval prompts``, ``codec`` and
+    ``all`` in that folder are included too, those of ``all`` not in ``readme``. ``notes`` is Markdown on what no
+    command can tell: data, licence, limitations. Without ``notes`` or ``evaluation`` the card says what is missing.
 
     Raises:
         InputError: the notes or the evaluation are missing, or the evaluation is of another checkpoint.
@@ -51,6 +55,8 @@ def write_card(root: Path, evaluation: Path | None, *, notes: Path | None = None
     if any(entry.kind == "controlnet" for entry in index.components.values()):
         commands = ["control"]
     # Tables of the results
+    if evaluation is not None:
+        commands += [name for name in _OPTIONAL if (evaluation / f"{name}.json").is_file()]
     results = UNMEASURED if evaluation is None else _tables(evaluation, checkpoint, commands)
     families = ""
     if evaluation is not None and (evaluation / "all.json").is_file():

@@ -7,6 +7,7 @@ differ in which cohorts they need, and share those that they have in common.
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,6 +25,7 @@ from xgem.eval.studies import FEWEST
 from xgem.modalities import get_modality
 from xgem.types import InputError
 
+_PAUSE: Final = 2.0  # seconds
 _NUMBER: Final = re.compile(r"-([0-9]{8})(?=-|$)")  # of an item in its id
 
 
@@ -118,7 +120,7 @@ class Cohorts:
         return Plan.model_validate(values | studies)
 
     def made(self, plan: Plan) -> Path:
-        """The folder of the finished cohort; what is missing of it is generated.
+        """The folder of the finished cohort; what is missing of it is generated, by several processes if they run.
 
         A cohort that was begun with more samples of each study is finished with as many.
 
@@ -128,7 +130,8 @@ class Cohorts:
         folder = self.folder / plan.name
         count = max(plan.count, int((Folder(folder).begun() or {}).get("count", 0)))
         how: dict[str, Any] = {"device": self.device, "dtype": self.dtype, "compile": self.sampling.compile}
-        run(_with_count(plan, count), folder, progress=self.progress, **how)
+        while run(_with_count(plan, count), folder, progress=self.progress, **how).missing:
+            time.sleep(_PAUSE)  # another process is making them
         return folder
 
     def sets(self, plan: Plan, studies: Sequence[str] = ()) -> dict[str, EvalSet]:
