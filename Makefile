@@ -6,7 +6,7 @@
 #   make docs                                    the documentation as build/site/index.html
 #   make golden                                  records the losses anew that training is held to
 #   make mutation [ARGS="fusion --sample 60"]    the share of small changes to the code that tests notice
-#   make train-default [DATA=openi] [RUN=folder] [PRECISION=bf16]   trains openi-128; call it again to go on
+#   make train-default [XGEM_DATA=folder] [RUN=folder] [PRECISION=bf16]   trains openi-256; call it again to go on
 #   make embed [RUN=folder]                      ships what was trained: fp16, measured, with its card
 #   make train-chexgen [RUN=folder] [PRECISION=bf16]    trains chexgen-small; make embed-chexgen ships it
 #   make train-gpu GPU_DATA=folder [RUN=folder] [MINUTES=9] [SCALE=1 or STEPS=100]    trains openi-256 on a GPU, by the minute
@@ -32,12 +32,14 @@ WITH_EXTRAS := .[train,eval,published,onnx,slurm,docs,dev]
 PIP_FLAGS ?=
 
 XGEM_DATA ?= ../shared/data
-DATA ?= $(XGEM_DATA)/openi
-PRESET ?= openi-128
+PRESET ?= openi-256
 RUN ?= runs/$(PRESET)
 # bf16 is faster than float32 where the processor computes with it, and much slower where it does not.
 PRECISION ?= no
-MANIFEST := $(RUN)/manifest.parquet
+# Open-i alone, which models are measured on, and the other collections that they learn from too.
+MANIFEST := $(RUN)/openi.parquet
+ADDED := $(RUN)/nih-boxes.parquet $(RUN)/covid.parquet
+TRAINING := $(RUN)/training.parquet
 MODEL ?=
 OUT ?= out/demo
 FRONTAL ?=
@@ -108,24 +110,42 @@ mutation: $(INSTALLED_DEV)
 	$(BIN)/python benchmarks/mutation.py $(ARGS)
 
 $(MANIFEST): | $(INSTALLED_DEV)
-	$(XGEM) data prepare openi "$(DATA)" --out "$@"
+	$(XGEM) data prepare openi "$(XGEM_DATA)/openi" --extra "$(XGEM_DATA)/openi_extra" --out "$@"
+$(RUN)/nih-boxes.parquet: | $(INSTALLED_DEV)
+	$(XGEM) data prepare nih-boxes "$(XGEM_DATA)/nih_boxes" --nih "$(XGEM_DATA)/nih" --out "$@"
+$(RUN)/covid.parquet: | $(INSTALLED_DEV)
+	$(XGEM) data prepare covid "$(XGEM_DATA)/covid" --out "$@"
+$(TRAINING): $(MANIFEST) $(ADDED)
+	$(XGEM) data merge $^ --out "$@" --overwrite
 
-# In two passes: encoders and generators go on from the first one's weights, with other batches and another noise.
-train-default: HOW := --preset "$(PRESET)" --data "$(MANIFEST)" --precision $(PRECISION) --resume
-train-default: $(INSTALLED_DEV) $(MANIFEST)
-	$(XGEM) data check "$(MANIFEST)"
-	for stage in image-vae image-decoder clip report-vae frontal lateral report; do \
-		$(XGEM) train $$stage --out "$(RUN)/first" $(HOW) || exit; done
-	for stage in clip frontal lateral report joint; do \
-		$(XGEM) train $$stage --init "$(RUN)/first" --seed 1 --out "$(RUN)" $(HOW) || exit; done
+# In passes: each goes on from the weights of the one before, with other batches and another noise. Generators learn from the
+# report codec of the second. In the third, the encoders learn what texts state, and all see more of rare findings.
+train-default: HOW := --preset "$(PRESET)" --data "$(TRAINING)" --precision $(PRECISION) --resume
+train-default: SECOND := --init "$(RUN)/first" --out "$(RUN)/second" $(HOW)
+train-default: THIRD := --init "$(RUN)/second" --seed 1 --out "$(RUN)" $(HOW)
+train-default: $(INSTALLED_DEV) $(TRAINING)
+	$(XGEM) data check "$(TRAINING)"
+	for stage in image-vae image-decoder clip report-vae; do $(XGEM) train $$stage --out "$(RUN)/first" $(HOW) || exit; done
+	$(XGEM) train report-vae --seed 1 --set report-vae.steps=3000 --set report-vae.learning_rate=6e-4 \
+		--set report-vae.loss.recombined=0.5 $(SECOND)
+	for stage in frontal lateral report; do $(XGEM) train $$stage $(SECOND) || exit; done
+	$(XGEM) train clip --set clip.steps=1000 --set clip.learning_rate=6e-4 --set clip.loss.stated=3 \
+		--set clip.loss.hard_negatives=2 --set clip.loss.balanced=0.4 $(THIRD)
+	$(XGEM) train frontal --set frontal.steps=8000 --set frontal.loss.balanced=0.3 $(THIRD)
+	$(XGEM) train lateral --set lateral.loss.balanced=0.3 $(THIRD)
+	$(XGEM) train report --set report.steps=6000 --set report.loss.balanced=0.4 $(THIRD)
+	$(XGEM) train joint $(THIRD)
 
-# Joint outputs are measured where the model has what they need; 'all' is all families of measures.
-eval: MEASURE = --data "$(MANIFEST)" --split $(SPLIT) --out "$(RUN)/eval" --cache "$(RUN)/eval-cache" --overwrite
+# Joint outputs are measured where the model has what they need; 'all' is all families of measures. LIMIT studies, if given.
+eval: MEASURED = $(if $(MODEL),--model "$(MODEL)") --data "$(MANIFEST)" --split $(SPLIT) --out "$(RUN)/eval" --overwrite
+eval: GENERATED = $(MEASURED) --cache "$(RUN)/eval-cache"
+eval: LIMITED = $(GENERATED) $(if $(LIMIT),--limit $(LIMIT))
 eval: $(INSTALLED_DEV) $(MANIFEST)
-	$(XGEM) eval routes $(if $(MODEL),--model "$(MODEL)") $(MEASURE) --judge train --report-samples 3
-	$(if $(wildcard $(or $(MODEL),xgem/assets/$(PRESET))/alignment),$(XGEM) eval joint $(if $(MODEL),--model "$(MODEL)") $(MEASURE) \
-		--judge train --report-samples 3)
-	$(XGEM) eval all $(if $(MODEL),--model "$(MODEL)") $(MEASURE) --judge train
+	$(XGEM) eval codec $(MEASURED)
+	$(XGEM) eval prompts $(GENERATED) --compile
+	$(XGEM) eval routes $(LIMITED) --compile --report-samples 3
+	$(if $(wildcard $(or $(MODEL),xgem/assets/$(PRESET))/alignment),$(XGEM) eval joint $(LIMITED) --compile --report-samples 3)
+	$(XGEM) eval all $(LIMITED)
 
 # What ships: the trained checkpoint as fp16, measured, with its card and the tables of docs/results.md written from the measures.
 embed: $(INSTALLED_DEV) $(MANIFEST)
@@ -134,8 +154,8 @@ embed: $(INSTALLED_DEV) $(MANIFEST)
 	$(XGEM) eval card "$(RUN)/eval" --model "xgem/assets/$(PRESET)" \
 		--notes "docs/cards/$(PRESET).md" --readme docs/results.md
 
-# The text encoder learns what stands in front of texts; then ChexGen's stages: low resolution, twice that, control (with
-# masks that a segmenter draws where nobody has; it is measured with hand-drawn ones).
+# The codec and encoders of 128 x 128 first; the text encoder learns what stands in front of texts; then ChexGen's stages: low
+# resolution, twice that, control (with masks that a segmenter draws where nobody has; it is measured with hand-drawn ones).
 CHEXGEN ?= runs/chexgen-small
 SOURCES := openi nih segmentations severity
 MANIFESTS := $(SOURCES:%=$(CHEXGEN)/%.parquet)
@@ -149,7 +169,9 @@ $(CHEXGEN)/outlined.parquet: $(CHEXGEN)/all.parquet
 train-chexgen: TRAIN := $(XGEM) train
 train-chexgen: HOW := --precision $(PRECISION) --resume
 train-chexgen: $(INSTALLED_DEV) $(CHEXGEN)/all.parquet $(CHEXGEN)/outlined.parquet
-	$(TRAIN) clip --preset chexgen-small-clip --data "$(CHEXGEN)/all.parquet" --init openi-128 --out "$(CHEXGEN)/clip" $(HOW)
+	for stage in image-vae image-decoder clip; do \
+		$(TRAIN) $$stage --preset openi-128 --data "$(CHEXGEN)/openi.parquet" --out "$(CHEXGEN)/base" $(HOW) || exit; done
+	$(TRAIN) clip --preset chexgen-small-clip --data "$(CHEXGEN)/all.parquet" --init "$(CHEXGEN)/base" --out "$(CHEXGEN)/clip" $(HOW)
 	$(TRAIN) frontal --preset chexgen-small-64 --data "$(CHEXGEN)/all.parquet" --init "$(CHEXGEN)/clip" --out "$(CHEXGEN)/low" $(HOW)
 	$(TRAIN) frontal --preset chexgen-small --data "$(CHEXGEN)/all.parquet" --init "$(CHEXGEN)/low" --out "$(CHEXGEN)" $(HOW)
 	$(TRAIN) control --preset chexgen-small --data "$(CHEXGEN)/outlined.parquet" --out "$(CHEXGEN)" $(HOW)

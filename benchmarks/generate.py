@@ -1,6 +1,6 @@
 """Speed of xgem's sampler relative to a plain loop over the same diffusers modules.
 
-    python benchmarks/generate.py [--preset openi-128] [--runs 7] [--steps 25] [--batch 1] [--threads 2] [--compile]
+    python benchmarks/generate.py [--preset openi-256] [--runs 7] [--steps 25] [--batch 1] [--threads 2] [--compile]
 
 Both sides share weights, contexts, noise, scheduler and guidance. The plain loop calls the UNet twice per step
 and projects the context each time; xgem's sampler makes one batched call and caches what is constant over the steps.
@@ -69,7 +69,7 @@ def timed(call: Callable[[], Tensor]) -> tuple[float, Tensor]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--preset", default="openi-128")
+    parser.add_argument("--preset", default="openi-256")
     parser.add_argument("--runs", type=int, default=7)
     parser.add_argument("--steps", type=int, default=25)
     parser.add_argument("--our-steps", type=int)

@@ -1,6 +1,6 @@
 """Cost of joint sampling of two outputs, relative to two independent runs.
 
-    python benchmarks/joint.py [--preset openi-128] [--outputs frontal,lateral] [--runs 7] [--steps 25] [--threads 2]
+    python benchmarks/joint.py [--preset openi-256] [--outputs frontal,lateral] [--runs 7] [--steps 25] [--threads 2]
 
 Random weights of the preset's sizes; both sides share contexts, noise, schedulers and guidance. Runs alternate and
 ratios are taken per pair of runs, so that a drift in machine speed does not affect the result.
@@ -34,7 +34,7 @@ def timed(call: Callable[[], Any]) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--preset", default="openi-128")
+    parser.add_argument("--preset", default="openi-256")
     parser.add_argument("--outputs", default="frontal,lateral")
     parser.add_argument("--runs", type=int, default=7)
     parser.add_argument("--steps", type=int, default=25)

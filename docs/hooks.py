@@ -13,7 +13,7 @@ from mkdocs.structure.files import File, Files
 
 PROJECT = Path(__file__).resolve().parent.parent
 PAGES = {
-    "models/openi-128.md": "xgem/assets/openi-128/README.md",
+    "models/openi-256.md": "xgem/assets/openi-256/README.md",
     "models/chexgen-small.md": "xgem/assets/chexgen-small/README.md",
     "contributing.md": "CONTRIBUTING.md",
     "changelog.md": "CHANGELOG.md",

@@ -1,4 +1,4 @@
-"""Time and memory of a request, for the table of README: ``python docs/measure_hardware.py [--threads 1] [--runs 11]``.
+"""Time (of the first request: 1) and memory: ``python docs/measure_hardware.py [--threads 1] [--runs 11]``.
 
 Each model runs in a process of its own, one request for one sample with the preset's steps, seeds 0, 1, ...; the first
 request, which reads the weights, is not counted.
@@ -7,6 +7,7 @@ request, which reads the weights, is not counted.
 from __future__ import annotations
 
 import argparse
+import json
 import resource
 import statistics
 import subprocess
@@ -14,15 +15,15 @@ import sys
 import time
 
 REQUESTS = (
-    ("openi-128", "report", "frontal"),
-    ("openi-128", "report", "frontal,lateral"),
-    ("openi-128", "frontal", "lateral,report"),
+    ("openi-256", "report", "frontal"),
+    ("openi-256", "report", "frontal,lateral"),
+    ("openi-256", "frontal", "lateral,report"),
     ("chexgen-small", "severity", "frontal"),
 )
 
 
 def measure(model: str, given: str, outputs: str, threads: int, runs: int) -> None:
-    """Prints one row of the table."""
+    """Prints the seconds of each run, and the memory in GiB."""
     import numpy as np
     import torch
 
@@ -40,9 +41,7 @@ def measure(model: str, given: str, outputs: str, threads: int, runs: int) -> No
         pipeline(inputs, names, seed=seed, progress=False)
         seconds.append(time.perf_counter() - start)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # GiB, of KiB on Linux
-    times = f"{statistics.median(seconds):.2f} [{min(seconds):.2f}, {max(seconds):.2f}]"
-    shown = outputs.replace(",", ", ")
-    print(f"| {model} | {given} | {shown} | {times} | {peak:.1f} |", flush=True)
+    print(json.dumps({"seconds": seconds, "memory": peak}))
 
 
 def main() -> None:
@@ -55,10 +54,16 @@ def main() -> None:
     if options.only:
         measure(*options.only, threads=options.threads, runs=options.runs)
         return
-    print("| model | from | to | seconds, median [least, most] | memory, GiB |\n|---|---|---|---|---|", flush=True)
-    for request in REQUESTS:
+    print("| model | from | to | time, median [least, most] | memory, GiB |\n|---|---|---|---|---|", flush=True)
+    unit = 0.0  # median seconds of the first request
+    for model, given, outputs in REQUESTS:
         command = [sys.executable, __file__, "--threads", str(options.threads), "--runs", str(options.runs)]
-        subprocess.run([*command, "--only", *request], check=True)
+        command += ["--only", model, given, outputs]
+        found = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+        unit = unit or statistics.median(found["seconds"])
+        median, least, most = (value(found["seconds"]) / unit for value in (statistics.median, min, max))
+        shown, took = outputs.replace(",", ", "), f"{median:.2f} [{least:.2f}, {most:.2f}]"
+        print(f"| {model} | {given} | {shown} | {took} | {found['memory']:.1f} |", flush=True)
 
 
 if __name__ == "__main__":

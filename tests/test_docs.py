@@ -75,7 +75,7 @@ def test_site_builds_without_warnings(tmp_path: Path, caplog: pytest.LogCaptureF
         build(config)
     warnings = [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
     assert not warnings, "\n".join(warnings)
-    assert "openi-128" in (site / "models" / "openi-128.html").read_text(encoding="utf-8")
+    assert "openi-256" in (site / "models" / "openi-256.html").read_text(encoding="utf-8")
     assert "--num-inference-steps" in (site / "command-line.html").read_text(encoding="utf-8")
     assert "doc-heading" in (site / "reference" / "metrics.html").read_text(encoding="utf-8")
 

@@ -76,8 +76,8 @@ def test_every_example_is_tested(block: Block) -> None:
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """A folder with a drawn ``cxr.png`` (two dark fields on a bright ground) and an ``xgem`` command."""
-    if not (PROJECT / "xgem" / "assets" / "openi-128" / "model_index.json").is_file():
-        pytest.skip("the embedded checkpoint openi-128 is not in xgem/assets")
+    if not (PROJECT / "xgem" / "assets" / "openi-256" / "model_index.json").is_file():
+        pytest.skip("the embedded checkpoint openi-256 is not in xgem/assets")
     from PIL import Image
 
     y, x = np.mgrid[-1:1:160j, -1:1:144j]
@@ -158,10 +158,10 @@ def test_evaluation_runs_from_studies_to_numbers(
         views = Counter(row["view"] for row in csv.DictReader(stream))
     assert views == {"frontal": STUDIES, "lateral": STUDIES}
     wanted = {
-        "fidelity": {("fid", "xgem-classifier"), ("kid", "xgem-classifier"), ("fid", "xgem:openi-128/frontal")},
+        "fidelity": {("fid", "xgem-classifier"), ("kid", "xgem-classifier"), ("fid", "xgem:openi-256/frontal")},
         "factual": {("auroc_macro", "xgem-classifier")},
         "text": {("bleu_1", ""), ("rouge_l", "")},
-        "consistency": {("cosine", "prompt encoders of openi-128")},
+        "consistency": {("cosine", "prompt encoders of openi-256")},
         "privacy": {("pixel_distance", ""), ("aligned_distance", ""), ("latent_distance", "xgem-classifier")},
     }
     assert wanted.keys() == {words[2] for words in block.lines() if words[:2] == ["xgem", "eval"]}

@@ -18,7 +18,7 @@ def test_lists_are_those_of_the_library() -> None:
     assert set(completion.STAGES) == {"all", "reid", *stages()}
     assert set(completion.samplers("")) == set(SAMPLERS)
     assert completion.models("") == embedded_names()
-    assert "openi-128" in completion.presets("openi")
+    assert "openi-256" in completion.presets("openi")
     assert completion.outputs("lateral,re") == ["lateral,report"]
     assert completion.outputs("lateral,") == ["lateral,frontal", "lateral,report"]
 

@@ -13,7 +13,7 @@ from xgem.cli.info import count_parameters
 from xgem.configs.preset import preset_names
 
 
-@pytest.mark.parametrize("preset", ["debug", "openi-128"])
+@pytest.mark.parametrize("preset", ["debug", "openi-256"])
 def test_params_are_counted_by_component(xgem: Any, preset: str) -> None:
     counts = json.loads(xgem("params", preset, "--json").out)
     assert counts["preset"] == preset

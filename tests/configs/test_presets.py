@@ -19,7 +19,7 @@ def counted(name: str) -> dict[str, Any]:
 
 
 def test_the_names_are_those_of_the_files() -> None:
-    assert {"debug", "openi-128", "paper", "small"} <= set(preset_names())
+    assert {"debug", "openi-256", "paper", "small"} <= set(preset_names())
     assert all(load_preset(name).name == name for name in preset_names())
 
 
@@ -44,7 +44,7 @@ def test_it_serves_every_modality_and_trains_every_stage(name: str) -> None:
 
 
 def test_sizes_grow_from_debug_to_paper() -> None:
-    totals = [sum(counted(name).values()) for name in ("debug", "openi-128", "small", "paper")]
+    totals = [sum(counted(name).values()) for name in ("debug", "openi-256", "small", "paper")]
     assert totals == sorted(totals)
     assert totals[1] * 2 <= 48e6  # as fp16 the embedded checkpoint stays under 48 MB
 

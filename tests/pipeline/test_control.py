@@ -265,9 +265,9 @@ def test_a_checkpoint_without_its_control_says_so(chexgen_checkpoint: Path, tmp_
 
 def test_the_inputs_pick_the_embedded_checkpoint() -> None:
     assert {model_for(None), model_for({"mask": 1})} == set(embedded_names())
-    assert model_for({"frontal": "a.png"}) == "openi-128"
-    assert model_for(None) == "openi-128"
-    assert model_for({"report": TEXT}) == "openi-128"
+    assert model_for({"frontal": "a.png"}) == "openi-256"
+    assert model_for(None) == "openi-256"
+    assert model_for({"report": TEXT}) == "openi-256"
     for name in ("mask", "boxes", "severity", "demographics"):
         assert model_for([{"report": TEXT}, {name: 1}]) == "chexgen-small"
 

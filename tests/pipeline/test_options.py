@@ -16,6 +16,7 @@ import pytest
 import torch
 
 import xgem
+from xgem.checkpoints.locate import DEFAULT_MODEL
 from xgem.cli import main
 from xgem.cohort.check import options as planned
 from xgem.cohort.plan import Plan
@@ -27,7 +28,7 @@ from xgem.pipeline.options import RECORDED, RENAMED, CallKeywords, CallOptions, 
 from xgem.pipeline.pipeline import XgemPipeline
 from xgem.pipeline.privacy_gate import Index, PrivacyGate, Verdict
 from xgem.pipeline.replay import replay
-from xgem.types import InputError, OptionError
+from xgem.types import CheckpointError, InputError, OptionError
 
 FILES = Path(__file__).parent / "files"
 ALL = tuple(CallOptions.model_fields)
@@ -243,8 +244,18 @@ def test_a_ddim_sample_of_before_format_3_is_generated_again(
 
 
 def test_a_report_of_the_first_version_is_generated_again(tmp_path: Path) -> None:
+    written = json.loads((FILES / "report-0.1.0.json").read_text(encoding="utf-8"))
     for suffix in (".json", ".txt"):
-        shutil.copy(FILES / f"report-0.1.0{suffix}", tmp_path / f"report{suffix}")
+        shutil.copy(FILES / f"report-0.1.0{suffix}", tmp_path / f"old{suffix}")
+    with pytest.raises(CheckpointError, match=r"openi-128.* give it as model"):  # no longer part of xgem
+        replay(tmp_path / "old.txt", device="cpu", progress=False)
+    pipeline = XgemPipeline.from_pretrained(DEFAULT_MODEL, device="cpu")
+    named = ("seed", "num_samples", "sampler", "num_inference_steps", "guidance_scale", "strength")
+    kept = {"report": written["keep"]["report"]["text"]}
+    made = pipeline({}, "report", image=kept, **{name: written[name] for name in named}, progress=False)
+    now = {name: made.metadata[name] for name in ("checkpoint", "preset", "torch", "threads")}
+    (tmp_path / "report.json").write_text(json.dumps(written | now), encoding="utf-8")
+    (tmp_path / "report.txt").write_text(f"{made.report[0]}\n", encoding="utf-8")
     again = replay(tmp_path / "report.txt", device="cpu", progress=False)
     assert again.generation.report == [(tmp_path / "report.txt").read_text(encoding="utf-8").strip()]
     assert again.identical

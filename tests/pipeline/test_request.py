@@ -21,7 +21,7 @@ SAMPLERS = ["sde-dpmsolver++", "dpmsolver++", "ddim"]
 
 @pytest.fixture(scope="module")
 def preset() -> Preset:
-    return load_preset("openi-128")
+    return load_preset("openi-256")
 
 
 def ask(preset: Preset, inputs: Any, outputs: Any, **options: Any) -> Request:

@@ -28,7 +28,7 @@ from xgem.train.stages import _architecture, planned, run
 from xgem.types import ConfigError, DeviceError, InputError
 from xgem.utils.hashing import module_hash
 
-TUNE = "openi-128-tune"
+TUNE = "openi-256-tune"
 
 
 @pytest.fixture
@@ -94,7 +94,7 @@ def test_a_setting_that_does_not_fit_is_one_line(
 
 
 def test_settings_change_nothing_else() -> None:
-    stages = load_preset("openi-128").train
+    stages = load_preset("openi-256").train
     assert with_stage_settings(stages, []) == stages
     assert stages["joint"].loss == {"alone": 2000, "lowest": 400}
     changed = with_stage_settings(stages, ["joint.loss.lowest=0"])
@@ -129,12 +129,12 @@ def test_the_device_is_that_of_the_option(monkeypatch: pytest.MonkeyPatch) -> No
 # ------------------------------------------------------------------------------------------------------ fine-tuning
 
 
-def test_the_preset_for_fine_tuning_takes_openi_128_further() -> None:
-    tune, openi = load_preset(TUNE), load_preset("openi-128")
+def test_the_preset_for_fine_tuning_takes_openi_256_further() -> None:
+    tune, openi = load_preset(TUNE), load_preset("openi-256")
     assert planned(tune) == ("frontal", "lateral", "report", "joint")
     assert tune.model_copy(update={"name": openi.name, "description": openi.description, "train": openi.train}) == openi
     for name, config in tune.components.items():
-        assert _architecture(read_component_config(ASSETS / "openi-128", name)) == _architecture(config)
+        assert _architecture(read_component_config(ASSETS / "openi-256", name)) == _architecture(config)
     for name, config in tune.train.items():
         # Adam moves a weight by the learning rate at most, or little more, a step
         ours, theirs = (sum(learning_rate(c, step) for step in range(c.steps)) for c in (config, openi.train[name]))

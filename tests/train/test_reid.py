@@ -149,7 +149,7 @@ def test_starting_from_other_weights(data: Path, patients: Patients, tmp_path: P
     with pytest.raises(ConfigError, match="differs from the preset's"):
         ReidStage(other, patients, patients, 0, tmp_path)
     with pytest.raises(InputError, match="expected one of published, small, debug"):
-        reid.run(Manifest.read(data), tmp_path, QUIET, preset="openi-128", progress=False)
+        reid.run(Manifest.read(data), tmp_path, QUIET, preset="openi-256", progress=False)
 
 
 def test_the_command(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from xgem.checkpoints.index import INDEX_NAME
 from xgem.types import CheckpointError, InputError
 
-DEFAULT_MODEL = "openi-128"
+DEFAULT_MODEL = "openi-256"
 CONTROL_MODEL = "chexgen-small"
 """The checkpoint for requests with annotations or demographics."""
 ASSETS = Path(__file__).parents[1] / "assets"

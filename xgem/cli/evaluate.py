@@ -191,7 +191,7 @@ def control(
     judge: Annotated[
         str | None,
         typer.Option(
-            "--judge", metavar="NAME", help="Checkpoint whose encoders evaluate images.", show_default="openi-128"
+            "--judge", metavar="NAME", help="Checkpoint whose encoders evaluate images.", show_default="openi-256"
         ),
     ] = None,
     segmenter_epochs: Annotated[

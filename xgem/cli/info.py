@@ -39,7 +39,7 @@ PACKAGES = (
 def params(
     preset: Annotated[
         str, typer.Argument(help="Preset name, YAML file or checkpoint folder.", autocompletion=completion.presets)
-    ] = "openi-128",
+    ] = "openi-256",
     settings: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="NAME.FIELD=VALUE", help="Override a field of a component; may be repeated."),

@@ -155,7 +155,7 @@ def consistency(
     model: Annotated[
         str | None,
         typer.Option(
-            "--model", metavar="NAME", help="Checkpoint whose prompt encoders embed.", show_default="openi-128"
+            "--model", metavar="NAME", help="Checkpoint whose prompt encoders embed.", show_default="openi-256"
         ),
     ] = None,
 ) -> None:

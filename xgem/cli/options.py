@@ -35,7 +35,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print the results as JSON.
 Out = Annotated[Path, typer.Option("--out", metavar="DIR", help="Run folder for tables, reports and images.")]
 Model = Annotated[
     str | None,
-    typer.Option("--model", metavar="NAME", help="Embedded checkpoint, folder or hub id.", show_default="openi-128"),
+    typer.Option("--model", metavar="NAME", help="Embedded checkpoint, folder or hub id.", show_default="openi-256"),
 ]
 Split = Annotated[str, typer.Option("--split", metavar="NAME", help="Split of the manifest to evaluate on.")]
 Limit = Annotated[

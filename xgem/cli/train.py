@@ -103,7 +103,7 @@ def train(
 
     Progress is saved regularly: after an interruption, the same command with --resume ends with the same weights.
 
-    xgem train all --preset openi-128-tune --init openi-128 --data mine.parquet --out tuned
+    xgem train all --preset openi-256-tune --init openi-256 --data mine.parquet --out tuned
 
     --max-minutes counts from the start of the command, for all of its stages together. A stage that is not finished has
     no component in --out yet and no file OUT/training/STAGE/finished; the exit status is 0 either way.

@@ -16,14 +16,14 @@ from xgem.types import InputError
 
 
 def prompt_encoder(name: str, device: str) -> Extractor:
-    """The pooled vector of a checkpoint's prompt encoder: ``xgem:MODEL/MODALITY``, as ``xgem:openi-128/frontal``.
+    """The pooled vector of a checkpoint's prompt encoder: ``xgem:MODEL/MODALITY``, as ``xgem:openi-256/frontal``.
 
     Texts are encoded as the model's first report modality, in the same space, in which the encoders were aligned. A
     model is not an independent judge of its own outputs; report this with the number.
     """
     model, slash, modality = name.removeprefix("xgem:").rpartition("/")
     if not slash or not model or not modality:
-        raise InputError(f"feature space {name!r}: expected xgem:MODEL/MODALITY, as xgem:openi-128/frontal")
+        raise InputError(f"feature space {name!r}: expected xgem:MODEL/MODALITY, as xgem:openi-256/frontal")
     evaluated = open_model(model, device=device)
     if modality not in evaluated.images:
         raise InputError(f"feature space {name!r}: {model} has the image modalities {', '.join(evaluated.images)}")
