@@ -20,7 +20,7 @@ import numpy as np
 from xgem.data.manifest import Manifest
 from xgem.data.prepare import prepare_images
 from xgem.judges.extractors import open_extractor
-from xgem.judges.views import LEAST, SPACE, TRANSFORM, VIEWS, ViewGuess
+from xgem.judges.views import LEAST, SPACE, TRANSFORM, VIEWS, ViewGuess, vectors_of
 
 INVERSE_PENALTY = 0.01
 
@@ -64,7 +64,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as cache:
         images, lateral = images_of(options.manifest, "train", cache)
         held_out, truth = images_of(options.manifest, "val", cache)
-        vectors = np.concatenate([features(images[start : start + 64]) for start in range(0, len(images), 64)])
+        vectors = vectors_of(images, features)
         scaler = StandardScaler().fit(vectors)
         fitted = LogisticRegression(C=INVERSE_PENALTY, max_iter=5000).fit(scaler.transform(vectors), lateral)
         weight = (fitted.coef_[0] / scaler.scale_).astype(np.float32).astype(np.float64)

@@ -36,6 +36,11 @@ LEAST: Final = 0.9
 _BATCH: Final = 64
 
 
+def vectors_of(images: NDArray[np.uint8], features: Extractor) -> NDArray[np.float32]:
+    """Feature vectors (n, d) of images (n, size, size), in batches."""
+    return np.concatenate([features(images[start : start + _BATCH]) for start in range(0, len(images), _BATCH)])
+
+
 @dataclass(frozen=True)
 class ViewGuess:
     """Tells views: ``weight`` (d,) and ``bias`` of the log odds that an image with these ``features`` is a lateral.
@@ -86,9 +91,7 @@ class ViewGuess:
 
     def laterals(self, images: NDArray[np.uint8]) -> NDArray[np.float64]:
         """Probabilities (n,) that images (n, size, size) are laterals."""
-        starts = range(0, len(images), _BATCH)
-        vectors = np.concatenate([self.features(images[start : start + _BATCH]) for start in starts])  # (n, d)
-        return 1 / (1 + np.exp(-(vectors @ self.weight + self.bias)))
+        return 1 / (1 + np.exp(-(vectors_of(images, self.features) @ self.weight + self.bias)))
 
     def __call__(self, files: Sequence[Path]) -> list[Guess]:
         """The view of each file, or why there is none: the classifier is not sure, or the file cannot be read."""
