@@ -43,7 +43,7 @@ def plain_loop(
     scheduler = make_scheduler(sampler, model.config.diffusion)
     scheduler.set_timesteps(steps)
     null = model.null(len(noise))
-    z = noise * scheduler.init_noise_sigma
+    z = model.start(noise, scheduler.timesteps[0])
 
     def call(z: Tensor, t: Tensor, side: Context) -> Tensor:
         return unet(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,7 +10,8 @@ import torch
 from diffusers import DDPMScheduler
 
 from xgem.checkpoints.component import component_class
-from xgem.types import ShapeError
+from xgem.checkpoints.store import init_checkpoint, load_component, save_component
+from xgem.types import CheckpointError, ShapeError
 
 
 @pytest.mark.parametrize("name", ["frontal", "report"])
@@ -58,3 +60,43 @@ def test_the_timestep_matters(debug_parts: dict[str, Any], name: str) -> None:
     with torch.no_grad():
         early, late = (model(z, torch.tensor([t]), model.null(1)) for t in (10, 900))
     assert float((early - late).abs().max()) > 1e-5
+
+
+def with_mean(preset: Any, name: str, keeps: bool = True) -> Any:
+    settings = preset.components[name].model_copy(update={"latents_mean": keeps})
+    return component_class(settings.kind).from_config(settings)
+
+
+@pytest.mark.parametrize("name", ["frontal", "report"])
+def test_sampling_starts_where_the_forward_process_ends(debug_preset: Any, name: str) -> None:
+    model = with_mean(debug_preset, name)
+    latents = torch.randn(4000, *model.latent_shape) + 3
+    model.measure(latents)
+    last = torch.tensor(999)
+    started = model.start(torch.randn(latents.shape), last)
+    ended, _ = model.noisy(latents, torch.randn(latents.shape), last.expand(len(latents)))
+    assert 0.15 < float(ended.mean()) == pytest.approx(float(started.mean()), abs=0.03)  # 3 times 0.068
+    torch.testing.assert_close(
+        model.start(torch.zeros(1, *model.latent_shape), last)[0], 0.06826 * model.latents_mean, rtol=1e-3, atol=0
+    )
+
+
+def test_without_a_mean_sampling_starts_from_noise_alone(debug_preset: Any) -> None:
+    model = with_mean(debug_preset, "frontal", keeps=False)
+    model.measure(torch.ones(5, *model.latent_shape))
+    noise = torch.randn(2, *model.latent_shape)
+    assert torch.equal(model.start(noise, torch.tensor(999)), noise)
+    assert "latents_mean" not in model.config.model_dump()  # what was recorded before there was one stays equal
+
+
+def test_the_mean_is_of_the_checkpoint(debug_preset: Any, tmp_path: Path) -> None:
+    model = with_mean(debug_preset, "frontal")
+    model.measure(torch.randn(50, *model.latent_shape) * 3)
+    components = debug_preset.components | {"frontal": model.config}
+    init_checkpoint(tmp_path, debug_preset.model_copy(update={"components": components}))
+    save_component(tmp_path, "frontal", model, dtype=torch.float16)
+    loaded: Any = load_component(tmp_path, "frontal")
+    assert torch.equal(loaded.latents_mean, model.latents_mean)
+    (tmp_path / "frontal" / "latents_mean.safetensors").unlink()
+    with pytest.raises(CheckpointError, match="latents_mean"):
+        load_component(tmp_path, "frontal")

@@ -34,6 +34,9 @@ class Gaussian(nn.Module):
         self.alphas = np.cumprod(1 - levels)
         self.seen: list[tuple[int, Tensor]] = []
 
+    def start(self, noise: Tensor, t: Tensor) -> Tensor:
+        return noise  # the mean is 0
+
     def forward(self, z: Tensor, t: Tensor, context: Any) -> Tensor:
         self.seen.append((int(t[0]), z.clone()))
         a, s = float(self.alphas[int(t[0])] ** 0.5), float((1 - self.alphas[int(t[0])]) ** 0.5)

@@ -73,6 +73,19 @@ def test_a_stage_starts_from_the_given_weights(
                 assert getattr(module, old).get_vocab() == getattr(wanted, old).get_vocab()
 
 
+@pytest.mark.parametrize("name", ["frontal", "report"])
+def test_a_generator_keeps_the_mean_of_what_it_is_trained_on(
+    name: str, debug_preset: Any, corpora: tuple[Corpus, Corpus], source: Path
+) -> None:
+    settings = debug_preset.components[name].model_copy(update={"latents_mean": True})
+    preset = debug_preset.model_copy(update={"components": debug_preset.components | {name: settings}})
+    for init in (None, source):  # the source has none
+        stage: Any = make_stage(name, StageContext(preset, *corpora, source, 0, init))
+        wanted = stage.train.targets.latents.float().mean(dim=0)
+        torch.testing.assert_close(stage.model.latents_mean, wanted, rtol=1e-3, atol=1e-4)
+        assert float(wanted.abs().max()) > 0.01
+
+
 def test_one_stage_alone_gives_a_whole_checkpoint(debug_preset: Any, toy: Path, source: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     run(["report"], debug_preset, Manifest.read(toy), out, QUIET, init=source)

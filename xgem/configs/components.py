@@ -150,8 +150,13 @@ class DiffusionConfig(Config):
 
 
 class GeneratorConfig(Config):
-    """What all latent diffusion generators have."""
+    """What all latent diffusion generators have.
 
+    ``latents_mean``: it keeps the mean of its training latents, and samples start from what noise leaves of that
+    (:meth:`xgem.generators.latent_diffusion.LatentDiffusion.start`).
+    """
+
+    added: ClassVar[tuple[str, ...]] = ("latents_mean",)
     role: ClassVar[Role] = "generator"
     reads_pooled: ClassVar[bool] = True
     """Whether it attends to the prompts' pooled vectors too, or to their tokens alone."""
@@ -164,6 +169,7 @@ class GeneratorConfig(Config):
     """Width of the shared space."""
     null_probability: float = Field(default=0.1, ge=0, le=1)
     diffusion: DiffusionConfig = DiffusionConfig()
+    latents_mean: bool = False
 
 
 class ImageGeneratorConfig(GeneratorConfig):
@@ -218,7 +224,7 @@ class ReportGeneratorConfig(GeneratorConfig):
     sentence's vector) at a learned position; otherwise linear layers spread the latent over the tokens.
     """
 
-    added: ClassVar[tuple[str, ...]] = ("separate",)
+    added: ClassVar[tuple[str, ...]] = ("separate", "latents_mean")
     kind: Literal["report_generator"] = "report_generator"
     latent_dim: int = 768
     tokens: int = Field(default=4, ge=1)

@@ -6,7 +6,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol, Self
 
+import torch
 from diffusers import DDPMScheduler, UNet2DConditionModel
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from xgem.checkpoints.component import Component
@@ -17,6 +19,8 @@ from xgem.generators.dit import CaptionContext, DiT
 from xgem.generators.image_unet import ImageUNet
 from xgem.generators.report_unet import ReportUNet
 from xgem.types import CheckpointError, Context, Encoded
+
+_MEAN = "latents_mean.safetensors"
 
 
 def schedule_arguments(config: DiffusionConfig) -> dict[str, Any]:
@@ -51,6 +55,30 @@ class LatentDiffusion(Component):
         schedule = DDPMScheduler(**schedule_arguments(config.diffusion))
         self.register_buffer("alphas_cumprod", schedule.alphas_cumprod, persistent=False)
         self.alphas_cumprod: Tensor
+        # Beside the weights: a run's first checkpoint is compared with theirs, and older ones have none
+        self.register_buffer("latents_mean", torch.zeros(config.latent_shape), persistent=False)  # (*latent_shape,)
+        self.latents_mean: Tensor
+
+    @classmethod
+    def from_config(cls, config: Any, assets: Path | None = None) -> Self:
+        """Fresh weights; the mean of the training latents from ``assets``, where ``config.latents_mean`` is set."""
+        module = cls(config)
+        module.load_assets(assets)
+        return module
+
+    def load_assets(self, assets: Path | None) -> None:
+        """Takes over the mean of the training latents that ``save_assets`` wrote."""
+        if assets is not None and self.config.latents_mean:
+            self.latents_mean.copy_(load_file(assets / _MEAN)["mean"])
+
+    def save_assets(self, directory: Path) -> None:
+        if self.config.latents_mean:
+            save_file({"mean": self.latents_mean.half().contiguous()}, directory / _MEAN)
+
+    def measure(self, latents: Tensor) -> None:
+        """Keeps the mean of ``latents`` (n, *latent_shape), those that it is trained on, rounded to float16."""
+        if self.config.latents_mean:
+            self.latents_mean.copy_(latents.float().mean(dim=0).half())
 
     @property
     def latent_shape(self) -> tuple[int, ...]:
@@ -68,6 +96,17 @@ class LatentDiffusion(Component):
     def forward(self, z: Tensor, t: Tensor, context: Context) -> Tensor:
         """Noise or velocity (b, ...), by ``config.diffusion``, predicted for noisy z (b, ...) at timesteps t (b,)."""
         return self.net(z, t, context)
+
+    def start(self, noise: Tensor, t: Tensor) -> Tensor:
+        """Latents (b, ...) to start sampling from at timestep ``t`` (): ``noise`` (b, ...), and of the mean of the
+        training latents what the forward process leaves at t.
+
+        A schedule that does not end at zero signal leaves a part of every latent at its last timestep; denoisers have
+        never seen noise alone (Lin et al. 2024, section 3.1).
+        """
+        return noise + self.alphas_cumprod[t.to(self.alphas_cumprod.device)].sqrt().to(noise) * self.latents_mean.to(
+            noise
+        )
 
     def noisy(self, z0: Tensor, noise: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         """Noisy latents z_t (b, ...) and the denoiser's target (b, ...) in the mean squared error of Eq. 3."""
@@ -94,7 +133,7 @@ class ImageLatentDiffusion(LatentDiffusion):
         The paper fine-tunes Stable Diffusion's UNet, which has no projection of a pooled context: its last layer is
         then zero-initialised, so that predictions do not change. Raises CheckpointError if another weight does not fit.
         """
-        module = cls(config)
+        module = super().from_config(config, assets)
         if config.pretrained is not None and assets is None:
             unet = module.net.unet
             source = load_pretrained(UNet2DConditionModel, config.pretrained).state_dict()

@@ -197,7 +197,7 @@ def sample_together(
     timesteps = next(iter(schedulers.values())).timesteps
     if any(not torch.equal(scheduler.timesteps, timesteps) for scheduler in schedulers.values()):
         raise InputError(f"{', '.join(outputs)} have different noise schedules and cannot be sampled jointly")
-    z = {name: output.noise * schedulers[name].init_noise_sigma for name, output in outputs.items()}  # (b, ...) each
+    z = {name: output.model.start(output.noise, timesteps[0]) for name, output in outputs.items()}  # (b, ...) each
     denoisers = {name: output.denoisers(len(timesteps)) for name, output in outputs.items()}
     kept = {name: output.kept for name, output in outputs.items() if output.kept is not None}
     for name, scheduler in schedulers.items():

@@ -83,6 +83,7 @@ class DiffusionStage(DependentStage):
         self.classes = studies_by_class(context.train, self.usable)
         model = component_class(settings.kind).from_config(settings)
         assert isinstance(model, LatentDiffusion)
+        model.measure(self.train.targets.latents)
         self.module, self.model = _Conditional(model), model
         self.identify(settings, parts, context)
 
