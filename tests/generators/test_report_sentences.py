@@ -40,6 +40,11 @@ def test_a_single_section_takes_the_report_as_it_is() -> None:
     assert from_sentences(["", ""], {"impression": 2}) == ""
 
 
+def test_a_sentence_stands_once_in_a_section() -> None:
+    twice = ["Large heart.", "Large heart.", "Clear.", "Large heart.", ""]
+    assert from_sentences(twice, BOTH) == "Findings: Large heart. Clear. Impression: Large heart."
+
+
 @pytest.fixture(scope="module")
 def vae() -> ReportVAE:
     """Random weights; different latents say different things."""

@@ -27,9 +27,10 @@ def to_sentences(report: str, places: Mapping[Section, int]) -> list[str]:
 
 
 def from_sentences(sentences: Sequence[str], places: Mapping[Section, int]) -> str:
-    """The report of the sentences at those places; places without text are left out."""
+    """The report of the sentences at those places. Places without text are left out, and a sentence that its section
+    has already: radiologists do not write one twice."""
     texts: dict[str, str] = {}
     for section, count in places.items():
-        texts[section] = " ".join(text for text in sentences[:count] if text)
+        texts[section] = " ".join(dict.fromkeys(text for text in sentences[:count] if text))
         sentences = sentences[count:]
     return texts.popitem()[1] if len(texts) == 1 else join_sections(texts["findings"], texts["impression"])

@@ -22,7 +22,7 @@ from xgem.types import ConfigError, InputError, ShapeError
 
 _KNOWN = "known_sentences.safetensors"
 _CHUNK = 256  # sentences encoded at once
-_NEARER = 0.5
+_NEARER = 0.6
 _REACH = 4.0  # standard deviations
 _GREEDY: Final = {"greedy": True, "generator": None, "temperature": 1.0}
 
@@ -222,7 +222,7 @@ class ReportVAE(Component):
 
     def _nearer(self, z: Tensor, texts: list[str]) -> list[str]:
         """For each latent of z (b, d) the nearest known sentence, or its decoded text where the encoding of that is
-        less than half as far away.
+        less than 0.6 times as far away.
 
         What the decoder makes of a real sentence's latent is as a rule that sentence, at distance 0. A generator's
         latents lie beside those of real sentences, and the decoder makes of them what no one writes, not far away.
