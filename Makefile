@@ -77,13 +77,14 @@ $(INSTALLED_DEV): pyproject.toml
 # Through the environment, so that the shell takes them as they are, quotes and all.
 demo: export XGEM_SENTENCE = $(SENTENCE)
 demo: export XGEM_FRONTAL = $(FRONTAL)
-# Without FRONTAL, xgem first makes one from SENTENCE: no patient's image ships with it.
+# Without FRONTAL, xgem first makes one from SENTENCE: no patient's image ships with it. Of four candidates each, the lateral and
+# report are shown that agree best.
 demo: $(INSTALLED)
 ifeq ($(strip $(FRONTAL)),)
 	$(XGEM) generate --report "$$XGEM_SENTENCE" --outputs frontal --seed $(SEED) --out "$(OUT)/prompt" --overwrite
-	$(XGEM) generate --frontal "$(OUT)/prompt/frontal.png" --outputs lateral,report --seed $(SEED) --out "$(OUT)" --overwrite
+	$(XGEM) generate --frontal "$(OUT)/prompt/frontal.png" --outputs lateral,report --num-candidates 4 --seed $(SEED) --out "$(OUT)" --overwrite
 else
-	$(XGEM) generate --frontal "$$XGEM_FRONTAL" --outputs lateral,report --seed $(SEED) --out "$(OUT)" --overwrite
+	$(XGEM) generate --frontal "$$XGEM_FRONTAL" --outputs lateral,report --num-candidates 4 --seed $(SEED) --out "$(OUT)" --overwrite
 endif
 
 test: $(INSTALLED_DEV)

@@ -32,6 +32,9 @@ _SETTINGS: Final = (
     "num_inference_steps",
     "sampler",
     "guidance_scale",
+    "guidance_start",
+    "guidance_end",
+    "guidance_rescale",
     "bootstrap",
 )
 
