@@ -55,21 +55,17 @@ class LatentDiffusion(Component):
         schedule = DDPMScheduler(**schedule_arguments(config.diffusion))
         self.register_buffer("alphas_cumprod", schedule.alphas_cumprod, persistent=False)
         self.alphas_cumprod: Tensor
-        # Beside the weights: a run's first checkpoint is compared with theirs, and older ones have none
+        # Not a weight: checkpoints of before have none, and training measures it anew
         self.register_buffer("latents_mean", torch.zeros(config.latent_shape), persistent=False)  # (*latent_shape,)
         self.latents_mean: Tensor
 
     @classmethod
     def from_config(cls, config: Any, assets: Path | None = None) -> Self:
         """Fresh weights; the mean of the training latents from ``assets``, where ``config.latents_mean`` is set."""
-        module = cls(config)
-        module.load_assets(assets)
+        module = super().from_config(config, assets)
+        if assets is not None and config.latents_mean:
+            module.latents_mean.copy_(load_file(assets / _MEAN)["mean"])
         return module
-
-    def load_assets(self, assets: Path | None) -> None:
-        """Takes over the mean of the training latents that ``save_assets`` wrote."""
-        if assets is not None and self.config.latents_mean:
-            self.latents_mean.copy_(load_file(assets / _MEAN)["mean"])
 
     def save_assets(self, directory: Path) -> None:
         if self.config.latents_mean:
@@ -104,9 +100,8 @@ class LatentDiffusion(Component):
         A schedule that does not end at zero signal leaves a part of every latent at its last timestep; denoisers have
         never seen noise alone (Lin et al. 2024, section 3.1).
         """
-        return noise + self.alphas_cumprod[t.to(self.alphas_cumprod.device)].sqrt().to(noise) * self.latents_mean.to(
-            noise
-        )
+        left = self.alphas_cumprod[t.to(self.alphas_cumprod.device)].sqrt() * self.latents_mean  # (*latent_shape,)
+        return noise + left.to(noise)
 
     def noisy(self, z0: Tensor, noise: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         """Noisy latents z_t (b, ...) and the denoiser's target (b, ...) in the mean squared error of Eq. 3."""
