@@ -100,7 +100,7 @@ class LatentDiffusion(Component):
         A schedule that does not end at zero signal leaves a part of every latent at its last timestep; denoisers have
         never seen noise alone (Lin et al. 2024, section 3.1).
         """
-        left = self.alphas_cumprod[t.to(self.alphas_cumprod.device)].sqrt() * self.latents_mean  # (*latent_shape,)
+        left = self.alphas_cumprod[t].sqrt() * self.latents_mean  # (*latent_shape,)
         return noise + left.to(noise)
 
     def noisy(self, z0: Tensor, noise: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
