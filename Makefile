@@ -155,13 +155,16 @@ embed: $(INSTALLED_DEV) $(MANIFEST)
 	$(XGEM) eval card "$(RUN)/eval" --model "xgem/assets/$(PRESET)" \
 		--notes "docs/cards/$(PRESET).md" --readme docs/results.md
 
-# The codec and encoders of 128 x 128 first; the text encoder learns what stands in front of texts; then ChexGen's stages: low
+# On the codec and encoders of openi-256: the text encoder learns what stands in front of texts; then ChexGen's stages: low
 # resolution, twice that, control (with masks that a segmenter draws where nobody has; it is measured with hand-drawn ones).
 CHEXGEN ?= runs/chexgen-small
-SOURCES := openi nih segmentations severity
+CHEXGEN_INIT ?= xgem/assets/openi-256
+SOURCES := openi nih-boxes segmentations severity cardiothoracic
 MANIFESTS := $(SOURCES:%=$(CHEXGEN)/%.parquet)
+$(CHEXGEN)/openi.parquet: BESIDE := --extra "$(XGEM_DATA)/openi_extra"
+$(CHEXGEN)/nih-boxes.parquet: BESIDE := --nih "$(XGEM_DATA)/nih"
 $(MANIFESTS): $(CHEXGEN)/%.parquet: | $(INSTALLED_DEV)
-	$(XGEM) data prepare $* "$(XGEM_DATA)/$*" --out "$@"
+	$(XGEM) data prepare $* "$(XGEM_DATA)/$(subst -,_,$*)" $(BESIDE) --out "$@"
 $(CHEXGEN)/all.parquet: $(MANIFESTS)
 	$(XGEM) data merge $^ --out "$@" --overwrite
 $(CHEXGEN)/outlined.parquet: $(CHEXGEN)/all.parquet
@@ -169,18 +172,19 @@ $(CHEXGEN)/outlined.parquet: $(CHEXGEN)/all.parquet
 
 train-chexgen: TRAIN := $(XGEM) train
 train-chexgen: HOW := --precision $(PRECISION) --resume
+train-chexgen: ALL := --data "$(CHEXGEN)/all.parquet"
 train-chexgen: $(INSTALLED_DEV) $(CHEXGEN)/all.parquet $(CHEXGEN)/outlined.parquet
-	for stage in image-vae image-decoder clip; do \
-		$(TRAIN) $$stage --preset openi-128 --data "$(CHEXGEN)/openi.parquet" --out "$(CHEXGEN)/base" $(HOW) || exit; done
-	$(TRAIN) clip --preset chexgen-small-clip --data "$(CHEXGEN)/all.parquet" --init "$(CHEXGEN)/base" --out "$(CHEXGEN)/clip" $(HOW)
-	$(TRAIN) frontal --preset chexgen-small-64 --data "$(CHEXGEN)/all.parquet" --init "$(CHEXGEN)/clip" --out "$(CHEXGEN)/low" $(HOW)
-	$(TRAIN) frontal --preset chexgen-small --data "$(CHEXGEN)/all.parquet" --init "$(CHEXGEN)/low" --out "$(CHEXGEN)" $(HOW)
+	$(TRAIN) clip --preset chexgen-small-clip $(ALL) --init "$(CHEXGEN_INIT)" --out "$(CHEXGEN)/clip" $(HOW)
+	$(TRAIN) frontal --preset chexgen-small-128 $(ALL) --init "$(CHEXGEN)/clip" --out "$(CHEXGEN)/low" $(HOW)
+	$(TRAIN) frontal --preset chexgen-small $(ALL) --init "$(CHEXGEN)/low" --out "$(CHEXGEN)" $(HOW)
 	$(TRAIN) control --preset chexgen-small --data "$(CHEXGEN)/outlined.parquet" --out "$(CHEXGEN)" $(HOW)
 
 embed-chexgen: SHIPPED := xgem/assets/chexgen-small
 embed-chexgen: $(INSTALLED_DEV) $(CHEXGEN)/all.parquet
 	$(XGEM) export "$(CHEXGEN)" "$(SHIPPED)" --dtype float16 --overwrite
 	$(XGEM) eval control --model "$(SHIPPED)" --data "$(CHEXGEN)/all.parquet" --split $(SPLIT) --limit 200 \
+		--out "$(CHEXGEN)/eval" --cache "$(CHEXGEN)/eval-cache" --overwrite
+	$(XGEM) eval prompts --model "$(SHIPPED)" --data "$(CHEXGEN)/openi.parquet" --split $(SPLIT) \
 		--out "$(CHEXGEN)/eval" --cache "$(CHEXGEN)/eval-cache" --overwrite
 	$(XGEM) eval card "$(CHEXGEN)/eval" --model "$(SHIPPED)" --notes docs/cards/chexgen-small.md
 

@@ -112,10 +112,10 @@ def test_mutation_has_a_module_and_tests_for_every_target(
 
 def test_what_it_measures_on_a_device(dit: Any) -> None:
     options = Namespace(
-        device_preset="chexgen-small-64", device_steps=2, batches=[1, 2],
-        train_preset="chexgen-small-64", train_steps=1, train_batches=[2], peak_tflops=0.1,
+        device_preset="chexgen-small-128", device_steps=2, batches=[1, 2],
+        train_preset="chexgen-small-128", train_steps=1, train_batches=[2], peak_tflops=0.1,
     )  # fmt: skip
     found = dit.on_device(options, torch.device("cpu"), compiled=False)
-    assert [row["batch"] for row in found["sampling_rate of chexgen-small-64"]] == [1, 2]
-    for rows in (found["sampling_rate of chexgen-small-64"], found["training_rate of chexgen-small-64"]):
+    assert [row["batch"] for row in found["sampling_rate of chexgen-small-128"]] == [1, 2]
+    for rows in (found["sampling_rate of chexgen-small-128"], found["training_rate of chexgen-small-128"]):
         assert all(0 < row["share_of_peak"] < 20 for row in rows)

@@ -82,10 +82,10 @@ def test_a_chexgen_preset_makes_frontals_from_text(name: str) -> None:
 
 
 def test_its_text_encoder_goes_on_from_the_default_and_into_every_stage() -> None:
-    first, *later = (load_preset(name) for name in ("chexgen-small-clip", "chexgen-small-64", "chexgen-small"))
+    first, *later = (load_preset(name) for name in ("chexgen-small-clip", "chexgen-small-128", "chexgen-small"))
     assert set(first.train) == {"clip"}
     for name, config in first.components.items():
-        assert _architecture(config) == _architecture(load_preset("openi-128").components[name])
+        assert _architecture(config) == _architecture(load_preset("openi-256").components[name])
     assert all(preset.components["text_encoder"] == first.components["text_encoder"] for preset in later)
 
 

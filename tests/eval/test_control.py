@@ -156,7 +156,7 @@ def results(world: World) -> Results:
 
 
 CONTROLLED = (
-    *(("mask", f"{kind}/{name}") for kind in ("dice", "iou") for name in ("lungs", "heart")),
+    *(("mask", f"{kind}/{name}") for kind in ("dice", "iou") for name in ("lungs", "cardiomediastinum")),
     *(("boxes", name) for name in ("contrast_to_ring", "contrast_to_other_side", "response")),
     ("severity", "severity_spearman"),
     ("demographics", "sex_auroc"),
@@ -214,7 +214,7 @@ def test_permutations_say_what_chance_gives(results: Results) -> None:
 def test_the_results_name_their_judges_and_show_images(results: Results) -> None:
     masks = results["mask", True]
     assert masks.settings["pairs"] == "mean of 2 samples per study"
-    assert masks["dice/heart"].weights == masks.settings["segmenter"]
+    assert masks["dice/cardiomediastinum"].weights == masks.settings["segmenter"]
     assert len(masks.examples[0].images) == 7  # requested, real, found in real, and two pairs of generated and found
     assert results["boxes", True]["response"].extractor == "xgem-classifier"
     assert "severity" in results["severity", True].examples[0].caption
@@ -250,7 +250,7 @@ def test_a_structure_that_is_rarely_outlined_is_left_out(world: World) -> None:
     judges = world.judges()
     found = evaluate("mask", rare, replace(judges, segmenter=replace(judges.segmenter, epochs=1)))
     assert {metric.of for metric in found.metrics if metric.value is not None} == {"lungs"}
-    assert "expected at least 5 and 16" in found["dice/heart"].reason
+    assert "expected at least 5 and 16" in found["dice/cardiomediastinum"].reason
 
 
 def test_permutation_test_of_nothing_and_of_something() -> None:
@@ -283,4 +283,4 @@ def test_lungs_are_judged_as_one() -> None:
     both = united({"left lung": left, "right lung": right, "device": left})
     assert set(both) == {"lungs", "device"}
     np.testing.assert_array_equal(both["lungs"], left | right)
-    assert united({"left lung": left, "cardiomediastinum": right}).keys() == {"heart"}
+    assert united({"left lung": left, "heart": right}).keys() == {"heart"}

@@ -126,11 +126,8 @@ def test_a_text_that_comes_back_to_its_latent_stands(knowing: ReportVAE, monkeyp
     assert knowing.decode(z) == [new]
     known = knowing.encode(["Heart is large."])
     assert knowing.decode(known * 0.9 + z * 0.1) == ["Heart is large."]
-
-
-def test_a_word_of_several_tokens_is_told(vae: ReportVAE) -> None:
-    assert not vae._spells("is are is.")  # the short words of a small vocabulary
-    assert vae._spells("is are clear.")
+    monkeypatch.setattr("xgem.generators.report_vae._NEAR", 0.0)
+    assert knowing.decode(z) != [new]
 
 
 def test_known_sentences_are_stored_and_need_places(vae: ReportVAE, knowing: ReportVAE, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ import torch
 from xgem.data.prepare import PreparedImages
 from xgem.data.study import Study
 from xgem.labels.sentences import written_sentences
-from xgem.train.corpus import Corpus, balanced, enriched, known_studies, studies_by_class, vary
+from xgem.train.corpus import Corpus, balanced, studies_by_class, studies_by_field, vary
 from xgem.types import DataError
 
 FINDINGS, IMPRESSION = "The heart is large. No effusion.", "Cardiomegaly."
@@ -81,13 +81,13 @@ def test_the_fingerprint_follows_texts_images_and_studies() -> None:
     assert len({made.fingerprint() for made in (base, *changed)}) == 6
 
 
-def test_known_studies_are_those_of_which_something_is_known() -> None:
+def test_studies_are_grouped_by_what_is_known_of_them() -> None:
     joined = corpus(joined=frozenset({"demographics", "severity"}))
-    assert known_studies(joined, [0, 1, 2], 0.5) == [0, 1]
-    assert known_studies(joined, [2, 1], 0.5) == [1]
-    assert known_studies(joined, [2], 0.0) == []
+    assert studies_by_field(joined, [0, 1, 2], 0.5) == [[0], [1], [0]]  # age, severity, sex
+    assert studies_by_field(joined, [2, 1], 0.5) == [[1]]
+    assert studies_by_field(joined, [2], 0.0) == []
     with pytest.raises(DataError, match="no age, sex or score is known"):
-        known_studies(joined, [2], 0.5)
+        studies_by_field(joined, [2], 0.5)
 
 
 def test_a_variant_has_some_of_the_sentences_in_any_order() -> None:
@@ -102,18 +102,6 @@ def test_a_variant_has_some_of_the_sentences_in_any_order() -> None:
     assert all(len(set(one)) == len(one) >= 1 for one in kept)
     assert sum(map(len, kept)) / 8000 == pytest.approx(0.7, abs=0.03)
     assert vary(text, random.Random(5)) == vary(text, random.Random(5), keep=0.7)
-
-
-def test_a_share_of_the_studies_makes_way_for_rare_ones() -> None:
-    studies, rng = list(range(1000)), random.Random(0)
-    assert enriched(studies, [], 0.0, rng) == studies
-    assert rng.random() == random.Random(0).random()  # nothing was drawn
-    assert set(enriched(studies, [-1, -2], 1.0, rng)) == {-1, -2}
-    made = enriched(studies, [-1, -2], 0.3, rng)
-    counts = Counter(made)
-    assert counts[-1] + counts[-2] == pytest.approx(300, abs=60)
-    assert counts[-1] == pytest.approx(counts[-2], abs=50)
-    assert all(new in (old, -1, -2) for old, new in zip(studies, made, strict=True))
 
 
 def test_a_share_of_the_studies_is_drawn_class_by_class() -> None:

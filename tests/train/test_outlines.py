@@ -76,6 +76,26 @@ def test_new_masks_lie_on_what_they_outline_and_on_nothing_else(
     assert all(row == before[row.study] for row in outlined.rows if row.study not in map(str, range(24, 30)))
 
 
+def test_structures_are_learnt_from_the_images_that_have_them(
+    data: tuple[Manifest, dict[str, np.ndarray]], tmp_path: Path
+) -> None:
+    manifest, truth = data
+    rows = [
+        row.model_copy(update={"masks": {"heart": row.masks["left lung"]}}) if row.masks and int(row.study) % 2 else row
+        for row in manifest.rows
+    ]
+    mixed = Manifest(tuple(rows), manifest.root)
+    outlined = outline(mixed, tmp_path / "masks", tmp_path / "cache", config=CONFIG, progress=False)
+    masks = {study.id: study.masks for study in outlined.studies()}
+    assert set(masks["0"]) == {"left lung"}
+    assert set(masks["1"]) == {"heart"}
+    for number in range(24, 30):
+        assert set(masks[str(number)]) == {"left lung", "heart"}  # and no structure that nobody has drawn
+        for (file,) in masks[str(number)].values():
+            found, wanted = np.array(Image.open(file)), truth[str(number)]
+            assert 2 * (found & wanted).sum() / (found.sum() + wanted.sum()) > 0.7
+
+
 def test_equal_seeds_draw_equal_masks(data: tuple[Manifest, dict[str, np.ndarray]], tmp_path: Path) -> None:
     manifest, _ = data
     config = replace(CONFIG, epochs=1)
@@ -90,8 +110,8 @@ def test_equal_seeds_draw_equal_masks(data: tuple[Manifest, dict[str, np.ndarray
 def test_without_hand_drawn_masks_there_is_nothing_to_learn_from(
     data: tuple[Manifest, dict[str, np.ndarray]], tmp_path: Path
 ) -> None:
-    manifest, _ = data
-    with pytest.raises(DataError, match="has masks of left lung, right lung"):
+    manifest = Manifest(tuple(row for row in data[0].rows if not row.masks), data[0].root)
+    with pytest.raises(DataError, match="has a mask of left lung, right lung"):
         outline(manifest, tmp_path / "masks", tmp_path / "cache", config=CONFIG, progress=False)
     assert not (tmp_path / "masks").exists()
     manifest.write(manifest.root / "m.jsonl")

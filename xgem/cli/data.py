@@ -246,7 +246,7 @@ def outline(
     overwrite: Overwrite = False,
     as_json: AsJson = False,
 ) -> None:
-    """Segment lungs and heart in training images without masks, by a segmenter trained on those with masks.
+    """Segment lungs, heart and mediastinum in training images without masks, by a segmenter trained on drawn masks.
 
     This gives a ControlNet more training data, as hand-drawn masks are rare. Splits val and test are not changed.
     """

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 Mask = NDArray[np.bool_]
 Masks = Mapping[str, Mask]
 
-UNITED: Final[dict[str, tuple[str, ...]]] = {"lungs": ("left lung", "right lung"), "heart": ("cardiomediastinum",)}
+UNITED: Final[dict[str, tuple[str, ...]]] = {"lungs": ("left lung", "right lung")}
 """Structures that are evaluated as one: the name in the metrics, and the annotated structures that it consists of."""
 
 

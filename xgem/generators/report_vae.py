@@ -23,7 +23,7 @@ from xgem.types import ConfigError, InputError, ShapeError
 _KNOWN = "known_sentences.safetensors"
 _CHUNK = 256  # sentences encoded at once
 _NEARER = 0.65
-_NEARER_SPELLED = 0.52
+_NEAR = 0.35  # standard deviations, root mean square over the latent
 _REACH = 4.0  # standard deviations
 _GREEDY: Final = {"greedy": True, "generator": None, "temperature": 1.0}
 
@@ -223,7 +223,7 @@ class ReportVAE(Component):
 
     def _nearer(self, z: Tensor, texts: list[str]) -> list[str]:
         """For each latent of z (b, d) the nearest known sentence, or its decoded text where the encoding of that is
-        less than 0.65 times as far away; 0.52 times, if a word takes several tokens, as rare and wrong ones do.
+        less than 0.65 times as far away, and less than 0.35 standard deviations.
 
         What the decoder makes of a real sentence's latent is as a rule that sentence, at distance 0. A generator's
         latents lie beside those of real sentences, and the decoder makes of them what no one writes, not far away.
@@ -232,19 +232,14 @@ class ReportVAE(Component):
         known = _unpacked(self.known.to(z.device))  # (n, d)
         own = torch.linalg.vector_norm(z - self._means(texts).to(z.dtype), dim=1)  # (b,)
         distance, nearest = torch.cdist(z[None].float(), known[None])[0].min(dim=1)  # (b,) each
-        limits = torch.tensor([_NEARER_SPELLED if self._spells(text) else _NEARER for text in texts], device=z.device)
-        beside = (own >= limits * distance).nonzero()[:, 0].tolist()  # rows whose text does not stand
+        limits = (_NEARER * distance).clamp(max=_NEAR * z.shape[1] ** 0.5)
+        beside = (own >= limits).nonzero()[:, 0].tolist()  # rows whose text does not stand
         if beside:
             rows, places = nearest[beside].unique(return_inverse=True)
             sentences = self._decode_texts(known[rows].to(z.dtype), **_GREEDY)
             for row, place in zip(beside, places.tolist(), strict=True):
                 texts[row] = sentences[place]
         return texts
-
-    def _spells(self, text: str) -> bool:
-        """Whether a word of the text is more than one token."""
-        words = self.decoder_tokenizer(text, add_special_tokens=False).word_ids()
-        return len(set(words)) < len(words)
 
     def _decode_texts(
         self, z: Tensor, *, greedy: bool, generator: torch.Generator | None, temperature: float

@@ -33,7 +33,7 @@ from xgem.labels.sides import SIDES, named_sides
 from xgem.labels.vocabulary import CHEXPERT_CLASSES, is_affirmation, named
 from xgem.train import needs
 from xgem.train.context import StageContext, first_output
-from xgem.train.corpus import Corpus, balanced, enriched, known_studies, studies_by_class, vary
+from xgem.train.corpus import Corpus, balanced, studies_by_class, studies_by_field, vary
 from xgem.train.loop import Stage, permuted
 from xgem.types import ConfigError, Encoded
 from xgem.utils.random import mix
@@ -111,7 +111,7 @@ class ClipStage(Stage):
     the preset adds them to texts, from either encoder's vector (unknown labels masked); ``stated``, weight of the same
     for what each text states by :func:`stated_labels`, hard negatives included, from its own vector: a finding that
     images of this size hardly show is still another text, and so is the other side; ``known``, fraction of samples
-    drawn from studies with known demographics or severity; ``balanced``, fraction drawn class by class
+    drawn from studies of which severity, age, sex or race is known, field by field; ``balanced``, class by class
     (:func:`xgem.train.corpus.studies_by_class`); ``hard_negatives``, number of texts per study that differ
     from its own in one statement: the other side, another size or finding, a denial (``xgem.labels.hard_negatives``).
     They are further negatives of their own study's images, in the direction from image to text. They are none for the
@@ -166,7 +166,7 @@ class ClipStage(Stage):
             size = image_encoder.config.image_size
             self.module(torch.zeros(1, 1, size, size), self.tokenize(["normal"]))
         self.usable = [i for i in range(len(train.studies)) if self._parts(train, i) >= 2]
-        self.known = known_studies(train, self.usable, self.weights["known"])
+        self.known = studies_by_field(train, self.usable, self.weights["known"])
         self.classes = studies_by_class(train, self.usable)
 
     @property
@@ -184,7 +184,7 @@ class ClipStage(Stage):
         size = self.config.batch_size
         picked = permuted(len(self.usable), (step * world + rank) * size, size, mix(self.seed, self.name))
         rng = random.Random(mix(self.seed, self.name, "texts", step, rank))
-        studies = enriched([self.usable[i] for i in picked], self.known, self.weights["known"], rng)
+        studies = balanced([self.usable[i] for i in picked], self.known, self.weights["known"], rng)
         studies = balanced(studies, self.classes, self.weights["balanced"], rng)
         return self._collate(self.train, studies, rng)
 

@@ -146,16 +146,19 @@ class Corpus:
         return digest.hexdigest()
 
 
-def known_studies(corpus: Corpus, usable: Sequence[int], share: float) -> list[int]:
-    """Those of the ``usable`` studies whose texts have a prefix of demographics or severity.
+def studies_by_field(corpus: Corpus, usable: Sequence[int], share: float) -> list[list[int]]:
+    """Those of the ``usable`` studies whose texts say the sex, the age, the race, or the severity score.
 
     Raises:
         DataError: there are none, and a ``share`` of every batch is to be drawn from them.
     """
-    known = [index for index in usable if corpus.known(index)]
-    if share and not known:
+    groups: dict[str, list[int]] = {}
+    for index in usable:
+        for name in corpus.known(index):
+            groups.setdefault(name, []).append(index)
+    if share and not groups:
         raise DataError("no age, sex or score is known for any training study: set the loss setting known to 0")
-    return known
+    return [groups[name] for name in sorted(groups)]
 
 
 def studies_by_class(corpus: Corpus, usable: Sequence[int], least: int = FEWEST) -> list[list[int]]:
@@ -199,8 +202,3 @@ def draw_prompts(present: Sequence[str], target: str, rng: random.Random, null_p
         return frozenset()
     chosen = rng.randrange(1, 2 ** len(candidates))
     return frozenset(name for bit, name in enumerate(candidates) if chosen >> bit & 1)
-
-
-def enriched(studies: Sequence[int], rare: Sequence[int], share: float, rng: random.Random) -> list[int]:
-    """``studies``, each replaced with probability ``share`` by a study drawn uniformly from ``rare``."""
-    return [rng.choice(rare) if share and rng.random() < share else study for study in studies]

@@ -20,7 +20,7 @@ from xgem.generators.sampling import sample
 from xgem.train import needs
 from xgem.train.banks import PromptBank, TargetBank, prompt_bank, target_bank
 from xgem.train.context import DependentStage, StageContext
-from xgem.train.corpus import Corpus, balanced, draw_prompts, enriched, known_studies, studies_by_class
+from xgem.train.corpus import Corpus, balanced, draw_prompts, studies_by_class, studies_by_field
 from xgem.train.loop import permuted, spread_over
 from xgem.train.sheets import contact_sheet
 from xgem.types import Encoded
@@ -52,9 +52,9 @@ class _Split:
 class DiffusionStage(DependentStage):
     """Trains the generator of one modality on frozen encoders and codec, whose outputs are cached.
 
-    ``config.loss``: ``known``, the fraction of samples drawn from studies with a known severity score, age or sex that
-    is added to texts; for data where such studies are rare. ``balanced``, the fraction drawn class by class: one of
-    CheXpert's classes that 10 studies or more are annotated with, then one of these, so that rare findings are learned.
+    ``config.loss``: ``known``, the fraction of samples drawn field by field: one of severity score, age, sex and race,
+    then one of the studies whose texts say it. ``balanced``, the fraction drawn class by class: one of CheXpert's
+    classes that 10 studies or more are annotated with, then one of these, so that rare findings are learned.
     """
 
     losses: ClassVar[Mapping[str, float]] = {"known": 0.0, "balanced": 0.0}
@@ -79,7 +79,7 @@ class DiffusionStage(DependentStage):
         self.train, self.val = (self._split(corpus, parts, context) for corpus in (context.train, context.val))
         self.usable = [i for i, rows in enumerate(self.train.targets.rows) if rows]
         self.weights = self.loss_weights(target, self.config)
-        self.known = known_studies(context.train, self.usable, self.weights["known"])
+        self.known = studies_by_field(context.train, self.usable, self.weights["known"])
         self.classes = studies_by_class(context.train, self.usable)
         model = component_class(settings.kind).from_config(settings)
         assert isinstance(model, LatentDiffusion)
@@ -98,7 +98,7 @@ class DiffusionStage(DependentStage):
         size = self.config.batch_size
         picked = permuted(len(self.usable), (step * world + rank) * size, size, mix(self.seed, self.name))
         rng = random.Random(mix(self.seed, self.name, "prompts", step, rank))
-        studies = enriched([self.usable[i] for i in picked], self.known, self.weights["known"], rng)
+        studies = balanced([self.usable[i] for i in picked], self.known, self.weights["known"], rng)
         studies = balanced(studies, self.classes, self.weights["balanced"], rng)
         return self._collate(self.train, studies, rng)
 

@@ -27,7 +27,7 @@ from xgem.types import DataError, OutputError
 
 logger = logging.getLogger(__name__)
 
-OUTLINED: Final = ("left lung", "right lung", "cardiomediastinum")
+OUTLINED: Final = ("left lung", "right lung", "cardiomediastinum", "heart")
 LEAST_SHARE: Final = 0.02
 """A mask of a smaller share of the image is no lung and no heart: the image gets none of that structure."""
 
@@ -44,32 +44,34 @@ def outline(
 ) -> Manifest:
     """Give the training frontals without any annotation masks of ``structures``; all other rows stay as they are.
 
-    Images with boxes or a severity score get none, so that a ControlNet sees these alone too.
+    The segmenter learns from every image with a hand-drawn mask of one of them; a structure that nobody has drawn is
+    left out. Images with boxes or a severity score get none, so that a ControlNet sees these alone too.
 
     Args:
-        manifest: with hand-drawn masks of these structures in its split ``train``.
+        manifest: with hand-drawn masks of some of these structures in its split ``train``.
         masks: folder for the new masks, one PNG an image and structure, of the image's own size.
         cache: prepared images, and the segmenter.
 
     Raises:
-        DataError: no training study has masks of all the structures.
+        DataError: no training study has a mask of any of the structures.
         OutputError: the masks cannot be written.
     """
     config = config or SegmenterConfig()
     transform = TransformConfig(size=config.size)
     prepared = prepare_images(manifest, "train", transform, cache, progress=progress)
     studies = [study for study in manifest.studies("train") if ANNOTATED_VIEW in study.images]
-    drawn = [study for study in studies if all(name in study.masks for name in structures)]
-    if not drawn:
+    known = [name for name in structures if any(name in study.masks for study in studies)]
+    if not known:
         raise DataError(
-            f"no study of split 'train' has masks of {', '.join(structures)}: there is nothing to learn from"
+            f"no study of split 'train' has a mask of {', '.join(structures)}: there is nothing to learn from"
         )
+    drawn = [study for study in studies if any(name in study.masks for name in known)]
 
     def images(of: Sequence[Study]) -> NDArray[np.uint8]:
         return prepared.values[[prepared.index[study.id, ANNOTATED_VIEW][0] for study in of]].numpy()
 
-    known = Outlines.stacked([read_study(study, transform).masks for study in drawn], structures, config.size)
-    segmenter = train_segmenter(images(drawn), known, config=config, cache=cache, device=device)
+    outlines = Outlines.stacked([read_study(study, transform).masks for study in drawn], known, config.size)
+    segmenter = train_segmenter(images(drawn), outlines, config=config, cache=cache, device=device)
     lacking = [study for study in studies if not study.annotated]
     try:
         masks.mkdir(parents=True, exist_ok=True)
