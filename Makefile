@@ -110,12 +110,15 @@ golden: $(INSTALLED_DEV)
 mutation: $(INSTALLED_DEV)
 	$(BIN)/python benchmarks/mutation.py $(ARGS)
 
+# The manifest of a collection, and what two of them need beside their own folder.
+BESIDE_openi := --extra "$(XGEM_DATA)/openi_extra"
+BESIDE_nih-boxes := --nih "$(XGEM_DATA)/nih"
+prepare = $(XGEM) data prepare $(1) "$(XGEM_DATA)/$(subst -,_,$(1))" $(BESIDE_$(1)) --out "$@"
+
 $(MANIFEST): | $(INSTALLED_DEV)
-	$(XGEM) data prepare openi "$(XGEM_DATA)/openi" --extra "$(XGEM_DATA)/openi_extra" --out "$@"
-$(RUN)/nih-boxes.parquet: | $(INSTALLED_DEV)
-	$(XGEM) data prepare nih-boxes "$(XGEM_DATA)/nih_boxes" --nih "$(XGEM_DATA)/nih" --out "$@"
-$(RUN)/covid.parquet: | $(INSTALLED_DEV)
-	$(XGEM) data prepare covid "$(XGEM_DATA)/covid" --out "$@"
+	$(call prepare,openi)
+$(ADDED): $(RUN)/%.parquet: | $(INSTALLED_DEV)
+	$(call prepare,$*)
 $(TRAINING): $(MANIFEST) $(ADDED)
 	$(XGEM) data merge $^ --out "$@" --overwrite
 
@@ -161,10 +164,8 @@ CHEXGEN ?= runs/chexgen-small
 CHEXGEN_INIT ?= xgem/assets/openi-256
 SOURCES := openi nih-boxes segmentations severity cardiothoracic
 MANIFESTS := $(SOURCES:%=$(CHEXGEN)/%.parquet)
-$(CHEXGEN)/openi.parquet: BESIDE := --extra "$(XGEM_DATA)/openi_extra"
-$(CHEXGEN)/nih-boxes.parquet: BESIDE := --nih "$(XGEM_DATA)/nih"
 $(MANIFESTS): $(CHEXGEN)/%.parquet: | $(INSTALLED_DEV)
-	$(XGEM) data prepare $* "$(XGEM_DATA)/$(subst -,_,$*)" $(BESIDE) --out "$@"
+	$(call prepare,$*)
 $(CHEXGEN)/all.parquet: $(MANIFESTS)
 	$(XGEM) data merge $^ --out "$@" --overwrite
 $(CHEXGEN)/outlined.parquet: $(CHEXGEN)/all.parquet

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import combinations
 from pathlib import Path
@@ -152,24 +152,29 @@ def studies_by_field(corpus: Corpus, usable: Sequence[int], share: float) -> lis
     Raises:
         DataError: there are none, and a ``share`` of every batch is to be drawn from them.
     """
-    groups: dict[str, list[int]] = {}
-    for index in usable:
-        for name in corpus.known(index):
-            groups.setdefault(name, []).append(index)
+    groups = _grouped(usable, corpus.known)
     if share and not groups:
         raise DataError("no age, sex or score is known for any training study: set the loss setting known to 0")
-    return [groups[name] for name in sorted(groups)]
+    return groups
 
 
 def studies_by_class(corpus: Corpus, usable: Sequence[int], least: int = FEWEST) -> list[list[int]]:
     """Those of the ``usable`` studies that have each of CheXpert's classes, where there are ``least`` or more."""
+
+    def present(index: int) -> list[str]:
+        study = corpus.studies[index]
+        return [name for name, label in annotated_labels(study.labels, study.source).items() if label == 1]
+
+    return [group for group in _grouped(usable, present) if len(group) >= least]
+
+
+def _grouped(usable: Sequence[int], names: Callable[[int], Iterable[str]]) -> list[list[int]]:
+    """The studies of each name, in alphabetical order of the names."""
     groups: dict[str, list[int]] = {}
     for index in usable:
-        study = corpus.studies[index]
-        for name, label in annotated_labels(study.labels, study.source).items():
-            if label == 1:
-                groups.setdefault(name, []).append(index)
-    return [groups[name] for name in sorted(groups) if len(groups[name]) >= least]
+        for name in names(index):
+            groups.setdefault(name, []).append(index)
+    return [groups[name] for name in sorted(groups)]
 
 
 def balanced(studies: Sequence[int], groups: Sequence[Sequence[int]], share: float, rng: random.Random) -> list[int]:
