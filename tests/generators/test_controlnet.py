@@ -42,6 +42,19 @@ def test_it_starts_as_a_copy_that_changes_nothing() -> None:
     assert all(torch.equal(value, first[key]) for key, value in control.blocks[0].state_dict().items())
 
 
+def test_fresh_patches_read_drawings_as_if_they_were_standardised() -> None:
+    drawings = 3 + annotation() * torch.tensor([0.1, 0.5, 1.0, 2.0])[:, None, None]  # (3, 4, 8, 8)
+    control = control_of(model_of(), trained=False)
+    mean = drawings.mean(dim=(0, 2, 3), keepdim=True)
+    deviation = ((drawings - drawings.mean(dim=0)) ** 2).mean(dim=(0, 2, 3)).sqrt()[:, None, None]
+    with torch.no_grad():
+        expected = control.patches((drawings - mean) / deviation)
+        control.standardise(drawings)
+        torch.testing.assert_close(control.patches(drawings), expected, rtol=1e-4, atol=1e-4)
+        control.standardise(torch.ones(2, 4, 8, 8))
+        assert torch.isfinite(control.patches(drawings)).all()
+
+
 def test_the_annotation_and_its_scale_matter() -> None:
     model = model_of()
     control = control_of(model)

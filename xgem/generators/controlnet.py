@@ -31,10 +31,10 @@ class ControlNet(Component):
         same = config.model_dump(include=set(SHARED_WITH_CONTROL))
         donor = DiT(DiTGeneratorConfig(modality="", prompts=("",), depth=config.blocks, **same)).pixart
         self.patches, self.blocks = donor.pos_embed, donor.transformer_blocks
-        self.enter = nn.Linear(
-            config.width, config.width
-        )  # not zero: the copies see the annotation from the first step
-        self.leave = nn.ModuleList([nn.Linear(config.width, config.width) for _ in range(config.blocks)])
+        self.enter, *leave = (nn.Linear(config.width, config.width) for _ in range(config.blocks + 1))
+        nn.init.eye_(self.enter.weight)  # not zero: the copies see the annotation from the first step
+        nn.init.zeros_(self.enter.bias)
+        self.leave = nn.ModuleList(leave)
         for layer in self.leave:
             for parameter in layer.parameters():
                 nn.init.zeros_(parameter)
@@ -47,6 +47,19 @@ class ControlNet(Component):
         for copy, block in zip(control.blocks, transformer.pixart.transformer_blocks, strict=False):
             copy.load_state_dict(block.state_dict())
         return control
+
+    @torch.no_grad()
+    def standardise(self, annotations: Tensor) -> None:
+        """Adapt the fresh patch layer to ``annotations`` (n, c, h, w): by channel, mean 0, deviation between them 1.
+
+        It was trained on radiographs. Drawings differ from one another far less, and copies would hardly see them.
+        """
+        mean = annotations.float().mean(dim=(0, 2, 3))  # (c,)
+        deviation = annotations.float().std(dim=0, correction=0).square().mean(dim=(1, 2)).sqrt()  # (c,)
+        layer = self.patches.proj
+        assert layer.bias is not None
+        layer.weight /= deviation.clamp(min=0.05)[:, None, None]  # (d, c, p, p)
+        layer.bias -= (layer.weight * mean[:, None, None]).sum(dim=(1, 2, 3))
 
     @contextmanager
     def steering(self, transformer: DiT, annotation: Tensor, scale: float | Tensor = 1.0) -> Iterator[None]:
