@@ -185,7 +185,7 @@ embed-chexgen: $(INSTALLED_DEV) $(CHEXGEN)/all.parquet
 	$(XGEM) export "$(CHEXGEN)" "$(SHIPPED)" --dtype float16 --overwrite
 	$(XGEM) eval control --model "$(SHIPPED)" --data "$(CHEXGEN)/all.parquet" --split $(SPLIT) --limit 200 \
 		--out "$(CHEXGEN)/eval" --cache "$(CHEXGEN)/eval-cache" --overwrite
-	$(XGEM) eval prompts --model "$(SHIPPED)" --data "$(CHEXGEN)/openi.parquet" --split $(SPLIT) \
+	$(XGEM) eval prompts --seeds 4 --model "$(SHIPPED)" --data "$(CHEXGEN)/openi.parquet" --split $(SPLIT) \
 		--out "$(CHEXGEN)/eval" --cache "$(CHEXGEN)/eval-cache" --overwrite
 	$(XGEM) eval card "$(CHEXGEN)/eval" --model "$(SHIPPED)" --notes docs/cards/chexgen-small.md
 
