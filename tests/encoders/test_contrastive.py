@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from xgem.encoders.contrastive import Temperature, gathered, info_nce
+from xgem.encoders.contrastive import Temperature, info_nce
 
 
 def unit(n: int, d: int = 8, seed: int = 0) -> Tensor:
@@ -73,16 +73,3 @@ def test_the_temperature_is_learned_and_clamped_at_100() -> None:
     with torch.no_grad():
         temperature.log_scale.fill_(9.0)
     assert temperature().item() == 100.0
-
-
-def test_rows_of_all_processes_are_gathered_in_training_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    x = unit(2)
-    assert gathered(x) is x
-    monkeypatch.setattr("torch.distributed.is_initialized", lambda: True)
-    monkeypatch.setattr("torch.distributed.nn.functional.all_gather", lambda rows: (rows, rows + 1))
-    for processes in (2, 3):
-        monkeypatch.setattr("torch.distributed.get_world_size", lambda n=processes: n)
-        torch.testing.assert_close(gathered(x), torch.cat([x, x + 1]))
-        assert gathered(x, training=False) is x
-    monkeypatch.setattr("torch.distributed.get_world_size", lambda: 1)
-    assert gathered(x) is x

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import random
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from tests.train.batches import batch_of
 from xgem.configs.preset import Preset
 from xgem.data.manifest import Manifest
 from xgem.encoders.contrastive import info_nce
 from xgem.train.clip import ClipStage, common_labels
 from xgem.train.context import StageContext
 from xgem.train.corpus import Corpus
+from xgem.train.share import fixed_rngs
 from xgem.types import ConfigError
 
 
@@ -47,7 +48,7 @@ def test_the_labels_loss_is_the_annotated_studies_cross_entropy(
     monkeypatch.setattr("xgem.train.clip._COMMON", 5)
     stage = stage_of(debug_preset, corpora, 2.0)
     module: Any = stage.module.eval()
-    batch = stage.batch(0, 0, 1)
+    batch = batch_of(stage, 0)
     loss, logged = stage.loss(module, batch)
     logits = module(batch["images"], batch["ids"])[4]
     owners = [owner for name in ("frontal", "lateral", "report") for owner in batch["owner"][name].tolist()]
@@ -72,7 +73,7 @@ def test_labels_reach_both_encoders(
 ) -> None:
     monkeypatch.setattr("xgem.train.clip._COMMON", 5)
     stage = stage_of(debug_preset, corpora, 1.0)
-    batch = stage.batch(0, 0, 1)
+    batch = batch_of(stage, 0)
     logits = stage.module(batch["images"], batch["ids"])[4]
     for rows, encoder in ((logits[: len(batch["images"])], "image"), (logits[len(batch["images"]) :], "text")):
         stage.module.zero_grad()
@@ -96,7 +97,8 @@ def test_what_stands_in_front_of_a_text_is_learned_where_it_stands_there(
     known = Manifest(tuple(rows), manifest.root)
     train, val = (Corpus.load(known, split, preset, tmp_path, progress=False) for split in ("train", "val"))
     stage = stage_of(preset, (train, val), 1.0)
-    batch = stage._collate(train, [i for i in stage.usable for _ in range(12)], random.Random(0))
+    studies = [i for i in stage.usable for _ in range(12)]
+    batch = stage._collate(train, studies, fixed_rngs(0, count=len(studies)))
     count = len(stage.labels)
     over = [1.0, 1.0, 0.0, 0.0, 0.0]  # 45 years: over 20, 30 and 40; what comes first is the sex
     of_patient = torch.tensor([1.0, 1.0, *over], dtype=torch.float32)
@@ -122,7 +124,7 @@ def test_studies_that_read_the_same_are_no_negatives_in_pairs_with_a_text(
 ) -> None:
     stage: Any = stage_of(debug_preset, corpora, 0.0)
     whole = [i for i in stage.usable if stage._parts(corpora[0], i) == 3]
-    batch = stage._collate(corpora[0], whole, None)
+    batch = stage._collate(corpora[0], whole)
     keys = batch["key"].tolist()
     labels = ["|".join(sorted(corpora[0].studies[i].labels)) for i in whole]
     assert all((keys[i] == keys[j]) == (a == b) for i, a in enumerate(labels) for j, b in enumerate(labels))
@@ -163,7 +165,7 @@ def test_studies_without_labels_are_compared_by_their_impression(
         dataclasses.replace(study, labels=(), impression=f"Number {index % 2}.")
         for index, study in enumerate(corpora[0].studies)
     )
-    keys = stage._collate(dataclasses.replace(corpora[0], studies=studies), [0, 1, 2], None)["key"].tolist()
+    keys = stage._collate(dataclasses.replace(corpora[0], studies=studies), [0, 1, 2])["key"].tolist()
     assert keys[0] == keys[2] != keys[1]
 
 
@@ -176,7 +178,7 @@ def stage_with(preset: Preset, corpora: tuple[Corpus, Corpus], count: float) -> 
 
 def test_hard_negatives_are_off_unless_asked_for(debug_preset: Any, corpora: tuple[Corpus, Corpus]) -> None:
     plain, off = stage_of(debug_preset, corpora, 0.0), stage_with(debug_preset, corpora, 0.0)
-    batches = [stage.batch(3, 0, 1) for stage in (plain, off)]
+    batches = [batch_of(stage, 3) for stage in (plain, off)]
     assert torch.equal(batches[0]["ids"], batches[1]["ids"])
     assert batches[1]["negatives"].numel() == 0
     assert len(batches[1]["ids"]) == len(batches[1]["owner"]["report"])
@@ -187,7 +189,7 @@ def test_hard_negatives_are_off_unless_asked_for(debug_preset: Any, corpora: tup
 
 def test_hard_negatives_are_of_their_own_study(debug_preset: Any, corpora: tuple[Corpus, Corpus]) -> None:
     stage = stage_with(debug_preset, corpora, 2.0)
-    batch = stage._collate(corpora[0], stage.usable, random.Random(0))
+    batch = stage._collate(corpora[0], stage.usable, fixed_rngs(0, count=len(stage.usable)))
     m = len(batch["owner"]["report"])
     decode = stage.module.text.tokenizer.decode
     texts = [decode(ids, skip_special_tokens=True) for ids in batch["ids"]]
@@ -198,13 +200,13 @@ def test_hard_negatives_are_of_their_own_study(debug_preset: Any, corpora: tuple
         assert text != of_study[place // 2]
         assert set(text.split()) & set(of_study[place // 2].split())
     assert len(set(batch["negatives"].tolist())) == len(false)
-    again = [stage._collate(corpora[1], list(range(7)), None)["ids"] for _ in range(2)]
+    again = [stage._collate(corpora[1], list(range(7)))["ids"] for _ in range(2)]
     assert torch.equal(*again)  # validation draws the same ones every time
 
 
 def test_the_loss_has_them_beside_the_other_studies_texts(debug_preset: Any, corpora: tuple[Corpus, Corpus]) -> None:
     stage = stage_with(debug_preset, corpora, 2.0)
-    batch = stage._collate(corpora[0], stage.usable, random.Random(0))
+    batch = stage._collate(corpora[0], stage.usable, fixed_rngs(0, count=len(stage.usable)))
     module: Any = stage.module.eval()
     with torch.no_grad():
         image, text, _, scale, *_ = module(batch["images"], batch["ids"])
@@ -254,7 +256,7 @@ def test_the_loss_falls_when_the_true_text_is_nearer_than_the_false_one() -> Non
 
 def test_training_moves_images_away_from_the_false_texts(debug_preset: Any, corpora: tuple[Corpus, Corpus]) -> None:
     stage = stage_with(debug_preset, corpora, 2.0)
-    batch = stage._collate(corpora[0], stage.usable, random.Random(0))
+    batch = stage._collate(corpora[0], stage.usable, fixed_rngs(0, count=len(stage.usable)))
     optimizer = torch.optim.Adam(stage.module.parameters(), lr=3e-3)
     before = float(stage.loss(stage.module, batch)[1]["frontal-report"])
     for _ in range(25):

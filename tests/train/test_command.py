@@ -21,9 +21,10 @@ from xgem.configs.preset import load_preset
 from xgem.convert.random_init import random_checkpoint
 from xgem.data.manifest import Manifest
 from xgem.train import reid
-from xgem.train.context import on_device
 from xgem.train.image_vae import ImageVAEStage
 from xgem.train.loop import FINISHED, LoopOptions, learning_rate
+from xgem.train.processes import together
+from xgem.train.share import Share
 from xgem.train.stages import _architecture, planned, run
 from xgem.types import ConfigError, DeviceError, InputError
 from xgem.utils.hashing import module_hash
@@ -112,17 +113,17 @@ def test_settings_change_nothing_else() -> None:
 
 def test_the_device_is_that_of_the_option(monkeypatch: pytest.MonkeyPatch) -> None:
     before = PartialState().device
-    with on_device("cpu"):
+    with together("cpu"):
         assert PartialState().device == torch.device("cpu")
-    monkeypatch.setattr("xgem.train.context.resolve_device", lambda name: torch.device("meta"))
-    with on_device("meta"):
+    monkeypatch.setattr("xgem.train.processes.resolve_device", lambda name: torch.device("meta"))
+    with together("meta"):
         assert PartialState().device == torch.device("meta")
     assert PartialState().device == before
     monkeypatch.undo()
-    with pytest.raises(DeviceError, match="'cuda:99' is not available"), on_device("cuda:99"):
+    with pytest.raises(DeviceError, match="'cuda:99' is not available"), together("cuda:99"):
         pass
     monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(DeviceError, match="leave it out"), on_device("cpu"):
+    with pytest.raises(DeviceError, match="leave it out"), together("cpu"):
         pass
 
 
@@ -236,10 +237,10 @@ def test_interrupted_and_resumed_it_ends_with_the_same_bits(
     assert main(command("whole")) == 0
     original = ImageVAEStage.batch
 
-    def pressed(stage: ImageVAEStage, position: int, rank: int, world: int) -> Any:
-        if position == step:
+    def pressed(stage: ImageVAEStage, share: Share) -> Any:
+        if share.step == step:
             signal.raise_signal(signal.SIGINT)
-        return original(stage, position, rank, world)
+        return original(stage, share)
 
     with monkeypatch.context() as patched:
         patched.setattr(ImageVAEStage, "batch", pressed)

@@ -14,6 +14,7 @@ from xgem.data.prepare import PreparedImages
 from xgem.data.study import Study
 from xgem.labels.sentences import written_sentences
 from xgem.train.corpus import Corpus, balanced, studies_by_class, studies_by_field, vary
+from xgem.train.share import fixed_rngs
 from xgem.types import DataError
 
 FINDINGS, IMPRESSION = "The heart is large. No effusion.", "Cardiomegaly."
@@ -115,10 +116,10 @@ def test_a_share_of_the_studies_is_drawn_class_by_class() -> None:
     groups = studies_by_class(studies, usable)
     assert [len(group) for group in groups] == [40, 200, 10]  # cardiomegaly, no finding, pneumothorax; no edema
     assert [len(group) for group in studies_by_class(studies, usable[30:])] == [10, 200, 10]
-    assert balanced([-1] * 5, groups, 0.0, rng) == [-1] * 5
+    assert balanced([-1], groups, 0.0, [rng]) == [-1]
     assert rng.random() == random.Random(0).random()  # nothing was drawn
-    assert balanced([-1] * 5, [], 1.0, rng) == [-1] * 5  # of data without labels
-    made = balanced([-1] * 6000, groups, 0.5, rng)
+    assert balanced([-1], [], 1.0, [rng]) == [-1]  # of data without labels
+    made = balanced([-1] * 6000, groups, 0.5, fixed_rngs(0, count=6000))
     assert made.count(-1) == pytest.approx(3000, abs=200)
     with_pneumothorax = sum(index in groups[2] for index in made)
     assert with_pneumothorax == pytest.approx(1000 + 1000 / 4, abs=150)

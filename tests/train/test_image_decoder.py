@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+from tests.train.batches import batch_of
 from xgem.checkpoints.store import load_component
 from xgem.cli.options import with_stage_settings
 from xgem.convert.random_init import random_checkpoint
@@ -97,30 +98,31 @@ def test_features_are_asked_only_where_they_count(stage: ImageDecoderStage, on_f
     assert stage.features is None
     for one, names in ((stage, set()), (on_features, {"perceptual", "on_features"})):
         one.module.train()
-        _, logged = one.loss(one.module, one.batch(200, 0, 1))
+        _, logged = one.loss(one.module, batch_of(one, 200))
         assert logged.keys() == {"l1", "gradient", "power", "discriminator"} | names
     assert not {name for name in on_features.module.state_dict() if name.startswith("features")}
 
 
 def test_noise_meets_the_decoder_in_training_alone(stage: ImageDecoderStage) -> None:
     x = stage.train.floats(torch.arange(4))
+    mean = stage.vae.moments(x)[0]
     far: dict[float, float] = {}
     for noise in (0.0, 20.0):
         module = Autoencoder(stage.vae, noise)
         torch.testing.assert_close(module.eval()(x)[0], stage.vae.reconstruct(stage.vae.moments(x)[0]))
-        torch.manual_seed(0)
-        far[noise] = float((module.train()(x)[0] - module.eval()(x)[0]).detach().square().mean())
+        drawn = {"noise": torch.randn_like(mean), "amount": torch.rand(4), "added": torch.randn_like(mean)}
+        far[noise] = float((module(x, drawn)[0] - module(x)[0]).detach().square().mean())
     assert far[20.0] > 4 * far[0.0]
 
 
 def test_the_discriminator_counts_after_its_warm_up(stage: ImageDecoderStage) -> None:
-    weights = [stage.batch(step, 0, 1)["adversarial"] for step in (0, 149, 150)]
+    weights = [batch_of(stage, step)["adversarial"] for step in (0, 149, 150)]
     assert weights == [0.0, 0.0, 0.01]
 
 
 def test_only_the_decoder_learns(stage: ImageDecoderStage) -> None:
     stage.module.train()
-    loss, _ = stage.loss(stage.module, stage.batch(200, 0, 1))
+    loss, _ = stage.loss(stage.module, batch_of(stage, 200))
     loss.backward()
     decoder = set(stage.vae.decoder_parameters())
     for name, parameter in stage.vae.named_parameters():

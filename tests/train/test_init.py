@@ -12,6 +12,7 @@ import torch
 from diffusers import AutoencoderKL
 from transformers import T5Config, T5EncoderModel
 
+from tests.train.batches import batch_of
 from xgem.checkpoints.store import init_checkpoint, load_component, read_index, save_component, verify
 from xgem.configs.codecs import ImageVAEConfig
 from xgem.configs.components import DiTGeneratorConfig, T5EncoderConfig
@@ -154,5 +155,5 @@ def test_pretrained_frozen_parts_are_taken_and_let_go(
     assert seen["t5"]() is None
     assert seen["vae"]() is stage.codec  # shows what was generated
     assert set(read_index(root).components) == {"t5", "vae"}
-    (loss, _) = stage.loss(stage.module, stage.batch(0, 0, 1))
+    (loss, _) = stage.loss(stage.module, batch_of(stage, 0))
     assert torch.isfinite(loss)

@@ -7,7 +7,6 @@ import json
 import math
 import resource
 import time
-from collections import Counter
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -26,16 +25,10 @@ from xgem.checkpoints import training as checkpoint
 from xgem.configs.preset import StageConfig
 from xgem.train.averaging import average_
 from xgem.train.logs import trim
-from xgem.train.loop import (
-    FINISHED,
-    LoopOptions,
-    Stage,
-    _quick_attention,
-    is_finished,
-    learning_rate,
-    permuted,
-    train,
-)
+from xgem.train.loop import FINISHED, LoopOptions, is_finished, learning_rate, train
+from xgem.train.passes import _quick_attention
+from xgem.train.share import Share
+from xgem.train.stage import Stage, permuted
 from xgem.types import CheckpointError, DataError, OutputError
 from xgem.utils.random import mix
 
@@ -68,13 +61,12 @@ class Line(Stage):
     def fresh(self) -> dict[str, nn.Module]:
         return {"line": self.module}
 
-    def batch(self, step: int, rank: int, world: int) -> dict[str, Any]:
-        if step == self.kill_at:
+    def batch(self, share: Share) -> dict[str, Any]:
+        if share.step == self.kill_at:
             raise Killed
-        self.seen.append(step)
-        rows = permuted(20, (step * world + rank) * self.config.batch_size, self.config.batch_size, self.seed)
-        x = torch.tensor(rows).float()[:, None] / 20 * torch.tensor([1.0, -2.0, 0.5])
-        return {"x": x + 0.1 * torch.randn(len(rows), 3), "y": x.sum(dim=1, keepdim=True), "step": step}
+        self.seen.append(share.step)
+        x = torch.tensor(permuted(20, share.numbers, self.seed)).float()[:, None] / 20 * torch.tensor([1.0, -2.0, 0.5])
+        return {"x": x + 0.1 * share.normal((3,)), "y": x.sum(dim=1, keepdim=True), "step": share.step}
 
     def loss(self, module: nn.Module, batch: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
         loss = (module(batch["x"]) - batch["y"]).square().mean()
@@ -103,18 +95,20 @@ def log_of(root: Path) -> list[dict[str, float]]:
 # ------------------------------------------------------------------------------------------------------- resuming
 
 
-@pytest.mark.parametrize("accumulation", [1, 2])
+@pytest.mark.parametrize("micro_batch_size", [None, 2])
 @pytest.mark.parametrize("steps", [(2,), (3,), (7, 8), (1, 5, 11)], ids=lambda steps: "-".join(map(str, steps)))
-def test_killed_and_resumed_ends_with_the_same_bits(steps: tuple[int, ...], accumulation: int, tmp_path: Path) -> None:
+def test_killed_and_resumed_ends_with_the_same_bits(
+    steps: tuple[int, ...], micro_batch_size: int | None, tmp_path: Path
+) -> None:
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     whole.mkdir()
     broken.mkdir()
-    options: dict[str, Any] = {"gradient_accumulation": accumulation}
-    expected = train(Line(**options), whole, QUIET)
+    quiet, resume = (replace(options, micro_batch_size=micro_batch_size) for options in (QUIET, RESUME))
+    expected = train(Line(), whole, quiet)
     for step in steps:
         with pytest.raises(Killed):
-            train(Line(kill_at=step * accumulation, **options), broken, RESUME)
-    assert train(Line(**options), broken, RESUME) == expected
+            train(Line(kill_at=step), broken, resume)
+    assert train(Line(), broken, resume) == expected
     assert (broken / "final.safetensors").read_bytes() == (whole / "final.safetensors").read_bytes()
     assert log_of(broken) == log_of(whole)
     for name in ("model", "ema", "optimizer"):
@@ -263,23 +257,19 @@ def test_tensorboard_events_where_it_is_installed(tmp_path: Path) -> None:
 # ------------------------------------------------------------------------------------------------------ arithmetic
 
 
-def test_accumulated_gradients_are_those_of_the_whole_batch(tmp_path: Path) -> None:
-    """Two batches of 4 with accumulation take the step that one batch of 8 takes."""
-
-    class Steady(Line):
-        def batch(self, step: int, rank: int, world: int) -> dict[str, Any]:
-            size = self.config.batch_size
-            x = torch.tensor(permuted(24, step * size, size, 5)).float()[:, None] / 20 * torch.ones(3)
-            return {"x": x, "y": x.sum(dim=1, keepdim=True), "step": step}
-
-    for name, options in (("one", {"batch_size": 8}), ("two", {"batch_size": 4, "gradient_accumulation": 2})):
+@pytest.mark.parametrize("most", [1, 2, 3, 4])
+def test_parts_of_a_batch_give_the_step_of_the_whole(most: int, tmp_path: Path) -> None:
+    for name, options in (("one", QUIET), ("parts", replace(QUIET, micro_batch_size=most))):
         (tmp_path / name).mkdir()
-        stage = Steady(steps=5, **options)
-        stage.module[1].p = 0.0  # type: ignore[union-attr]
-        train(stage, tmp_path / name, QUIET)
-    one, two = (load_file(tmp_path / name / "final.safetensors") for name in ("one", "two"))
+        stage = Line(steps=5, batch_size=8)
+        stage.module[1].p = 0.0  # type: ignore[union-attr]  # dropout is drawn by part
+        train(stage, tmp_path / name, options)
+        assert len(stage.seen) == 5 * {"one": 1, "parts": {1: 8, 2: 4, 3: 4, 4: 2}[most]}[name]
+    one, parts = (load_file(tmp_path / name / "final.safetensors") for name in ("one", "parts"))
     for key, value in one.items():
-        torch.testing.assert_close(two[key], value, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(parts[key], value, rtol=1e-4, atol=1e-5)
+    for first, second in zip(*(log_of(tmp_path / name) for name in ("one", "parts")), strict=True):
+        assert second == pytest.approx(first, rel=1e-4)
 
 
 def test_learning_rate_schedule() -> None:
@@ -297,22 +287,15 @@ def test_learning_rate_schedule() -> None:
 
 @given(st.integers(1, 12), st.integers(0, 40), st.integers(1, 30), st.integers(0, 99))
 def test_the_stream_visits_everything_once_an_epoch(n: int, start: int, count: int, seed: int) -> None:
-    stream = permuted(n, 0, start + count, seed)
-    assert permuted(n, start, count, seed) == stream[start:]  # any part is the same whoever asks for it
+    stream = permuted(n, range(start + count), seed)
+    assert permuted(n, range(start, start + count), seed) == stream[start:]  # any part is the same whoever asks for it
     for epoch in range(len(stream) // n):
         assert sorted(stream[epoch * n : (epoch + 1) * n]) == list(range(n))
 
 
-def test_processes_share_the_stream() -> None:
-    whole = permuted(24, 0, 24, 3)
-    parts = [permuted(24, (step * 2 + rank) * 4, 4, 3) for step in range(3) for rank in range(2)]
-    assert [i for part in parts for i in part] == whole
-    assert Counter(whole) == Counter(range(24))
-
-
 def test_epochs_and_seeds_differ() -> None:
-    assert permuted(50, 0, 50, 1) != permuted(50, 50, 50, 1)
-    assert permuted(50, 0, 50, 1) != permuted(50, 0, 50, 2)
+    assert permuted(50, range(50), 1) != permuted(50, range(50, 100), 1)
+    assert permuted(50, range(50), 1) != permuted(50, range(50), 2)
     assert mix(1, "a") == mix(1, "a") != mix("1a") != mix(2, "a")
     assert 0 <= mix("x") < 2**63
 

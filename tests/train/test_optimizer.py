@@ -12,7 +12,9 @@ from torch import Tensor, nn
 
 from xgem.configs.preset import StageConfig, load_preset
 from xgem.convert.random_init import random_component
-from xgem.train.loop import LoopOptions, Stage, train
+from xgem.train.loop import LoopOptions, train
+from xgem.train.share import Share
+from xgem.train.stage import Stage
 
 QUIET = LoopOptions(progress=False, tensorboard=False, log_every=1)
 
@@ -35,7 +37,7 @@ class Layers(Stage):
     def fresh(self) -> dict[str, nn.Module]:
         return {}
 
-    def batch(self, step: int, rank: int, world: int) -> dict[str, Any]:
+    def batch(self, share: Share) -> dict[str, Any]:
         return {}
 
     def loss(self, module: nn.Module, batch: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:

@@ -11,12 +11,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.train.batches import batch_of
 from xgem.cli import main
 from xgem.data.manifest import Manifest, Row
 from xgem.judges.reid import WEIGHTS_NAME, ReidConfig, load_reid
 from xgem.train import reid
 from xgem.train.loop import LoopOptions
 from xgem.train.reid import PRESETS, Patients, ReidStage, pair_auc
+from xgem.train.share import Share
 from xgem.types import CheckpointError, ConfigError, DataError, InputError
 
 QUIET = LoopOptions(progress=False, tensorboard=False)
@@ -64,10 +66,10 @@ def test_a_resumed_run_equals_an_unbroken_one(
     reid.run(manifest, tmp_path / "whole", QUIET, preset="debug", progress=False)
     batch = ReidStage.batch
 
-    def dies(self: ReidStage, at: int, rank: int, world: int) -> dict[str, Any]:
-        if at == step:
+    def dies(self: ReidStage, share: Share) -> dict[str, Any]:
+        if share.step == step:
             raise Killed
-        return batch(self, at, rank, world)
+        return batch(self, share)
 
     monkeypatch.setattr(ReidStage, "batch", dies)
     with pytest.raises(Killed):
@@ -103,7 +105,7 @@ def test_pairs_are_balanced_and_stay_within_a_source(patients: Patients) -> None
         first, second = patients.pair(patient, False, rng)
         assert owner[first] == patient != owner[second]
         assert patients.source[owner[second]] == patients.source[patient]
-    batch = ReidStage(PRESETS["debug"], patients, patients, 0).batch(0, 0, 1)
+    batch = batch_of(ReidStage(PRESETS["debug"], patients, patients, 0), 0)
     assert batch["same"].tolist() == [1, 0] * 4
     assert batch["first"].shape == batch["second"].shape == (8, 3, 32, 32)
 

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+from tests.train.batches import batch_of
 from xgem.configs.preset import Preset
 from xgem.train.context import StageContext
 from xgem.train.corpus import Corpus
@@ -29,8 +30,8 @@ def test_the_kl_term_is_off_then_rises_then_stays(progress: float, weight: float
 
 
 def test_batches_carry_the_weight_of_their_step(debug_preset: Preset, corpora: tuple[Corpus, Corpus]) -> None:
-    stage = stage_of(debug_preset, corpora, {}, steps=20, gradient_accumulation=2)
-    found = [stage.batch(step, 0, 1)["kl"] for step in (0, 20, 25, 30, 39)]  # of 40 parts of batches
+    stage = stage_of(debug_preset, corpora, {}, steps=40)
+    found = [batch_of(stage, step)["kl"] for step in (0, 20, 25, 30, 39)]
     assert found == pytest.approx([0.0, 0.0, 0.5, 1.0, 1.0])
 
 
@@ -43,12 +44,12 @@ def test_the_loss_is_likelihood_and_weighted_kl_above_the_free_bits(
     mean = torch.tensor([[0.0, 0.5**0.5, 2.0], [0.0, 1.0, 2.0]])
     logvar = torch.zeros(2, 3)
 
-    def module(texts: list[str]) -> Any:
+    def module(texts: list[str], drawn: Any) -> Any:
         return nll, mean, logvar, counts
 
     floored = 0.5 + 0.5 + 2.0
     for weight in (0.0, 0.4):
-        loss, logged = stage.loss(module, {"texts": ["a", "b"], "kl": weight})
+        loss, logged = stage.loss(module, {"texts": ["a", "b"], "kl": weight, "drawn": {}})
         assert float(loss) == pytest.approx((6.0 + weight * 0.3 * floored) / 10)
         assert float(logged["kl"]) == pytest.approx((0.25 + 2.0 + 0.5 + 2.0) / 2)
         assert float(logged["nll_per_token"]) == pytest.approx(2.0)
@@ -76,8 +77,9 @@ def test_a_share_of_the_decoders_inputs_is_hidden_in_training_alone(
         lambda ids, z, inputs: seen.append((ids, inputs)) or torch.zeros(len(ids)),
     )
     texts = stage.train_texts * 40
-    for training in (True, False):
-        stage.module.train(training)(texts)
+    drawn = {"noise": torch.zeros(len(texts), 16), "hidden": torch.rand(len(texts), 32)}
+    for given in (drawn, None):
+        stage.module(texts, given)
     (ids, inputs), (_, shown) = seen
     pad = stage.module.vae.decoder_tokenizer.pad_token_id
     real = ids != pad

@@ -1,19 +1,19 @@
-"""Each process takes its own part of a batch, in every stage."""
+"""A batch is the same however it is divided among processes and passes, in every stage."""
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from tests.train.batches import batch_of
 from tests.train.test_golden_losses import CASES, tiny, write_data
 from xgem.convert.random_init import random_checkpoint
 from xgem.data.manifest import Manifest
 from xgem.train.context import StageContext
 from xgem.train.corpus import Corpus
-from xgem.train.reid import PRESETS, Patients, ReidStage
+from xgem.train.stage import ComparingStage
 from xgem.train.stages import make_stage
 
 ORDERED = ("image-vae", "image-decoder", "clip", "report-vae", "frontal", "lateral", "report", "joint")
@@ -39,55 +39,34 @@ def contexts(manifest: Manifest, tmp_path_factory: pytest.TempPathFactory) -> di
     return found
 
 
-def studies_of(stage: Any, batch_of: tuple[int, int, int], monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    """What a batch was made from: indices of studies, texts, or images."""
-    seen: list[Any] = []
-    if hasattr(stage, "_collate"):
-        original = stage._collate
-        with monkeypatch.context() as patched:
-            # The studies are the one list of numbers among the arguments
-            patched.setattr(
-                stage,
-                "_collate",
-                lambda *given: (
-                    seen.extend(next(x for x in given if isinstance(x, list) and x and isinstance(x[0], int)))
-                    or original(*given)
-                ),
-            )
-            stage.batch(*batch_of)
-        return seen
-    batch = stage.batch(*batch_of)
-    return batch["texts"] if "texts" in batch else [image.numpy().tobytes() for image in batch["x"]]
+def values_of(stage: Any, batch: dict[str, Any]) -> dict[str, torch.Tensor]:
+    """What each sample of a batch contributes to the loss; of stages whose loss is a mean, the loss itself."""
+    with torch.no_grad():
+        if isinstance(stage, ComparingStage):
+            return stage.per_sample(stage.module, batch)
+        return {"loss": stage.loss(stage.module, batch)[0][None]}
 
 
-@pytest.mark.parametrize("name", ORDERED)
-def test_processes_share_each_batch_in_the_order_of_one(
-    name: str, contexts: dict[str, StageContext], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    stage: Any = make_stage(name, contexts["debug"])
-    alone = [studies_of(stage, (step, 0, 1), monkeypatch) for step in range(8)]
-    shared = [[studies_of(stage, (step, rank, 2), monkeypatch) for rank in range(2)] for step in range(4)]
-    assert all(first != second for first, second in shared)
-    if name == "joint":  # whose groups of outputs are drawn by the step
-        assert not set(shared[0][0]) & set(shared[0][1])
-    else:
-        assert [part for parts in shared for part in parts] == alone
+CASES_OF_PRESETS = [*(f"debug {name}" for name in ORDERED), "debug-chexgen frontal", "debug-chexgen control"]
 
 
-@pytest.mark.parametrize("name", ["control", "reid"])
-def test_where_processes_draw_by_themselves_they_draw_differently(
-    name: str, contexts: dict[str, StageContext], manifest: Manifest, tmp_path: Path
-) -> None:
-    if name == "control":
-        stage: Any = make_stage(name, contexts["debug-chexgen"])
-        key = "z0"
-    else:
-        patients = Patients.load(manifest, ("train",), 32, tmp_path, progress=False)
-        stage, key = ReidStage(PRESETS["debug"], patients, patients, 0), "first"
-    for step in range(3):
-        drawn = []
-        for rank in (0, 1, 0):
-            torch.manual_seed(0)  # augmentation apart
-            drawn.append(stage.batch(step, rank, 2)[key])
-        assert not torch.equal(drawn[0], drawn[1])
-        assert torch.equal(drawn[0], drawn[2])
+@pytest.mark.parametrize("step", [0, 3])
+@pytest.mark.parametrize("name", CASES_OF_PRESETS)
+def test_parts_of_a_batch_are_the_whole(name: str, step: int, contexts: dict[str, StageContext]) -> None:
+    preset, _, kind = name.partition(" ")
+    stage: Any = make_stage(kind, contexts[preset])
+    stage.module.train()
+    for part in stage.module.modules():
+        if isinstance(part, torch.nn.Dropout):  # drawn by part
+            part.p = 0.0
+    size = stage.config.batch_size
+    whole = values_of(stage, batch_of(stage, step))
+    for count in (2, 3, 6):
+        share = size // count
+        parts = [values_of(stage, batch_of(stage, step, first, share)) for first in range(0, size, share)]
+        for key, value in whole.items():
+            found = torch.cat([part[key] for part in parts])
+            found = found if len(found) == len(value) else found.mean()[None]
+            torch.testing.assert_close(found, value, rtol=1e-3, atol=1e-4, msg=lambda text, key=key: f"{key}: {text}")
+    other = values_of(stage, batch_of(stage, step + 1))
+    assert any(not torch.allclose(other[key], value) for key, value in whole.items() if key in other)

@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.train.batches import batch_of
 from xgem.labels.vocabulary import CHEXPERT_CLASSES
 from xgem.train.clip import ClipStage, stated_labels
 from xgem.train.context import StageContext
@@ -53,7 +54,7 @@ def stage(debug_preset: Any, corpora: tuple[Corpus, Corpus]) -> ClipStage:
 
 
 def test_every_text_of_a_batch_states_something_of_its_own(stage: ClipStage) -> None:
-    batch = stage.batch(0, 0, 1)
+    batch = batch_of(stage, 0)
     assert batch["stated"].shape == (len(batch["ids"]), 3 * len(CHEXPERT_CLASSES))
     assert len(batch["ids"]) == len(batch["owner"]["report"]) + len(batch["negatives"])
     loss, logged = stage.loss(stage.module.eval(), batch)
@@ -62,7 +63,7 @@ def test_every_text_of_a_batch_states_something_of_its_own(stage: ClipStage) -> 
 
 
 def test_it_reaches_the_text_encoder_alone(stage: ClipStage) -> None:
-    batch = stage.batch(0, 0, 1)
+    batch = batch_of(stage, 0)
     stage.module(batch["images"], batch["ids"])[5].sum().backward()
     touched = {
         name.split(".")[0]

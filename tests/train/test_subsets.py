@@ -12,11 +12,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.train.batches import batch_of
 from xgem.convert.random_init import random_checkpoint
 from xgem.train.banks import PromptBank
 from xgem.train.context import StageContext
 from xgem.train.corpus import Corpus, draw_prompts
 from xgem.train.diffusion import DiffusionStage
+from xgem.train.share import fixed_rngs
 
 NAMES = ("frontal", "lateral", "report", "ecg")
 presents = st.lists(st.sampled_from(NAMES), unique=True)
@@ -111,14 +113,13 @@ def test_banks_know_what_each_study_has(stage: DiffusionStage, corpora: tuple[Co
 def test_the_target_is_no_prompt(stage: DiffusionStage) -> None:
     assert stage.target not in stage.prompts
     others = {"frontal", "lateral", "report"} - {stage.target}
-    assert set(stage.batch(0, 0, 1)["encoded"]) == set(stage.prompts) == others
+    assert set(batch_of(stage, 0)["encoded"]) == set(stage.prompts) == others
 
 
 def test_batches_draw_uniformly_from_what_each_study_has(stage: DiffusionStage, corpora: tuple[Corpus, Corpus]) -> None:
     train, _ = corpora
-    rng = random.Random(3)
     indices = [index for index in stage.usable for _ in range(250)]
-    batch = stage._collate(stage.train, indices, rng)
+    batch = stage._collate(stage.train, indices, fixed_rngs(3, count=len(indices)))
     by_presence: dict[frozenset[str], list[frozenset[str]]] = {}
     nulls = 0
     possible_nulls = 0
@@ -143,8 +144,8 @@ def test_batches_draw_uniformly_from_what_each_study_has(stage: DiffusionStage, 
         assert_uniform(drawn, subsets(set(present)))
 
 
-def test_batches_follow_from_step_and_rank(stage: DiffusionStage) -> None:
-    one, again, later, other = (stage.batch(*place) for place in ((3, 0, 2), (3, 0, 2), (4, 0, 2), (3, 1, 2)))
+def test_batches_follow_from_the_numbers_of_their_samples(stage: DiffusionStage) -> None:
+    one, again, later, other = (batch_of(stage, *place) for place in ((3, 0, 2), (3, 0, 2), (4, 0, 2), (3, 2, 2)))
     assert torch.equal(one["z0"], again["z0"])
     assert all(torch.equal(one["keep"][name], again["keep"][name]) for name in stage.prompts)
     assert all(torch.equal(one["encoded"][n].pooled, again["encoded"][n].pooled) for n in stage.prompts)
@@ -154,7 +155,7 @@ def test_batches_follow_from_step_and_rank(stage: DiffusionStage) -> None:
 
 def test_the_loss_is_finite_whatever_is_dropped(stage: DiffusionStage) -> None:
     for step in range(4):
-        loss, _ = stage.loss(stage.module, stage.batch(step, 0, 1))
+        loss, _ = stage.loss(stage.module, batch_of(stage, step))
         assert torch.isfinite(loss)
     figures = []
     for _ in range(2):

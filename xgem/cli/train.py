@@ -31,6 +31,15 @@ class Running:
     threads: Annotated[
         int | None, typer.Option("--threads", min=1, help="Number of CPU threads; default: all cores.")
     ] = None
+    micro_batch_size: Annotated[
+        int | None,
+        typer.Option(
+            "--micro-batch-size",
+            min=1,
+            help="Most samples that a process works on at once, where memory is short.",
+            show_default="its share of a batch",
+        ),
+    ] = None
     max_minutes: Annotated[
         float | None,
         typer.Option(
@@ -52,7 +61,12 @@ class Running:
             raise InputError(f"--precision {self.precision}: expected no, bf16 or fp16")
         until = None if self.max_minutes is None else time.monotonic() + 60 * self.max_minutes
         return LoopOptions(
-            resume=self.resume, compile=self.compile, precision=self.precision, progress=self.progress, until=until
+            resume=self.resume,
+            compile=self.compile,
+            precision=self.precision,
+            micro_batch_size=self.micro_batch_size,
+            progress=self.progress,
+            until=until,
         )
 
 
@@ -108,6 +122,9 @@ def train(
     --max-minutes counts from the start of the command, for all of its stages together. A stage that is not finished has
     no component in --out yet and no file OUT/training/STAGE/finished; the exit status is 0 either way.
 
+    Several processes train together where torchrun or accelerate launch starts this command: a batch is divided among
+    them, and the result is that of one process.
+
     Stage reid is not part of a preset: it trains the re-identification network that xgem eval privacy uses.
     """
     import logging
@@ -148,7 +165,7 @@ def _run(
     from xgem.configs import load_preset
     from xgem.data.manifest import Manifest
     from xgem.train import reid
-    from xgem.train.context import on_device
+    from xgem.train.processes import together
     from xgem.train.stages import planned, run
 
     if stage == "reid":
@@ -157,7 +174,7 @@ def _run(
         if name in known:
             config = with_stage_settings({"reid": known[name].train}, settings, steps=steps)["reid"]
         start = None if init is None else Path(init)
-        with on_device(device):
+        with together(device):
             reid.run(
                 Manifest.read(data),
                 out,
@@ -175,5 +192,5 @@ def _run(
     trained = {name: loaded.train[name] for name in names if name in loaded.train}
     changed = with_stage_settings(trained, settings, steps=steps)
     loaded = loaded.model_copy(update={"train": {**loaded.train, **changed}})
-    with on_device(device):
+    with together(device):
         run(names, loaded, Manifest.read(data), out, loop, seed=seed, init=source)

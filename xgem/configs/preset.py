@@ -75,7 +75,9 @@ class SamplingConfig(Config):
 
 
 class StageConfig(Config):
-    """How one stage is trained. ``loss`` holds the stage's own weights; each stage checks its keys."""
+    """How one stage is trained. ``batch_size`` counts the samples of all processes together; ``loss`` holds the stage's
+    own weights, and each stage checks its keys.
+    """
 
     steps: int = Field(ge=1)
     batch_size: int = Field(ge=1)
@@ -86,12 +88,21 @@ class StageConfig(Config):
     betas: tuple[float, float] = (0.9, 0.999)
     grad_clip: float = Field(default=1.0, gt=0)
     ema_decay: float = Field(default=0.999, ge=0, lt=1)
-    gradient_accumulation: int = Field(default=1, ge=1)
     validate_every: int = Field(default=500, ge=1)
     checkpoint_every: int = Field(default=500, ge=1)
     patience: int | None = Field(default=None, ge=1)
     """Stop rule: validations without a better loss before training stops; None trains all steps."""
     loss: dict[str, float] = Field(default_factory=dict[str, float])
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_before(cls, value: Any) -> Any:
+        """Checkpoints of before have a number of parts, each of ``batch_size``, which made a batch together."""
+        if not isinstance(value, dict) or "gradient_accumulation" not in value:
+            return cast(Any, value)
+        fields = dict(cast(dict[str, Any], value))
+        parts = fields.pop("gradient_accumulation")
+        return fields | {"batch_size": fields["batch_size"] * parts}
 
 
 class Preset(Config):

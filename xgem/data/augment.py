@@ -25,18 +25,25 @@ def affine_grid(x: Tensor, angle: Tensor, zoom: Tensor, shift: Tensor) -> Tensor
     return F.affine_grid(theta.to(x), list(x.shape), align_corners=False)
 
 
-def jitter(x: Tensor, *, shift: float = 0.08, zoom: float = 0.1, degrees: float = 5.0, contrast: float = 0.2) -> Tensor:
-    """Randomly shift, scale and rotate images (b, 1, s, s) in [-1, 1] and change their exposure.
+JITTER = 6
+"""How many random numbers :func:`jitter` takes for an image."""
 
-    Uses the global random state.
+
+def jitter(
+    x: Tensor, drawn: Tensor, *, shift: float = 0.08, zoom: float = 0.1, degrees: float = 5.0, contrast: float = 0.2
+) -> Tensor:
+    """Shift, scale and rotate images (b, 1, s, s) in [-1, 1] and change their exposure.
+
+    Args:
+        drawn: (b, 6), uniform in [0, 1).
+        shift, zoom, degrees, contrast: the greatest change in either direction.
     """
-    b = len(x)
-    angle = _uniform(b) * degrees * torch.pi / 180
-    grid = affine_grid(x, angle, 1 + _uniform(b) * zoom, _uniform(b, 2) * 2 * shift)
+    angle, size, right, down, gain, bias = (2 * drawn - 1).unbind(dim=1)  # (b,) each
+    moves = torch.stack([right, down], dim=1) * 2 * shift  # (b, 2)
+    grid = affine_grid(x, angle * degrees * torch.pi / 180, 1 + size * zoom, moves)
     moved = F.grid_sample(x + 1, grid, align_corners=False) - 1  # black (-1) outside the image
-    gain = 1 + _uniform(b, 1, 1, 1) * contrast
-    bias = _uniform(b, 1, 1, 1) * contrast
-    return (moved * gain.to(x) + bias.to(x)).clamp(-1, 1)
+    gain, bias = (value.to(x)[:, None, None, None] * contrast for value in (gain, bias))  # (b, 1, 1, 1)
+    return (moved * (1 + gain) + bias).clamp(-1, 1)
 
 
 def to_input(images: Tensor, size: int) -> Tensor:

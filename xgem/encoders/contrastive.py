@@ -1,24 +1,12 @@
-"""Symmetric InfoNCE over pairs of modalities, with negatives from every process."""
+"""Symmetric InfoNCE over pairs of modalities."""
 
 from __future__ import annotations
 
 import math
 
 import torch
-import torch.distributed as dist
-import torch.distributed.nn.functional as dist_nn
 import torch.nn.functional as F
 from torch import Tensor, nn
-
-
-def gathered(x: Tensor, *, training: bool = True) -> Tensor:
-    """Rows (n, d) of all processes as (world * n, d), with gradients to the process that each row comes from.
-
-    ``x`` itself with a single process, or outside ``training``: all processes validate on the same studies.
-    """
-    if not training or not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
-        return x
-    return torch.cat(list(dist_nn.all_gather(x)))
 
 
 def info_nce(

@@ -6,7 +6,7 @@ import hashlib
 import math
 import random
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from functools import lru_cache, partial
 from itertools import chain, combinations
 from pathlib import Path
@@ -20,13 +20,12 @@ from torch import Tensor, nn
 from xgem.checkpoints import store
 from xgem.configs.components import ImageEncoderConfig, TextEncoderConfig
 from xgem.configs.preset import Preset
-from xgem.data.augment import jitter
+from xgem.data.augment import JITTER, jitter
 from xgem.data.study import Study
 from xgem.data.wordings import absent_classes
-from xgem.encoders.contrastive import Temperature, gathered, info_nce
+from xgem.encoders.contrastive import Temperature, info_nce
 from xgem.encoders.image import ImageEncoder
 from xgem.encoders.text import TextEncoder
-from xgem.judges.fit import label_loss
 from xgem.labels.hard_negatives import hard_negatives
 from xgem.labels.rules import label_report
 from xgem.labels.sides import SIDES, named_sides
@@ -34,7 +33,8 @@ from xgem.labels.vocabulary import CHEXPERT_CLASSES, is_affirmation, named
 from xgem.train import needs
 from xgem.train.context import StageContext, first_output
 from xgem.train.corpus import Corpus, balanced, studies_by_class, studies_by_field, vary
-from xgem.train.loop import Stage, permuted
+from xgem.train.share import Share
+from xgem.train.stage import ComparingStage, permuted
 from xgem.types import ConfigError, Encoded
 from xgem.utils.random import mix
 
@@ -94,13 +94,29 @@ def stated_labels(text: str) -> tuple[float, ...]:
     return (*affirmed, *sides)
 
 
+def _spread(studies: int, values: Tensor, places: Tensor, slots: int = 1) -> Tensor:
+    """Values (m, ...) at ``places`` (m,) among ``slots`` a study: (studies, slots, ...), zeros elsewhere."""
+    places = places.to(values.device)
+    room = values.new_zeros(studies * slots, *values.shape[1:])
+    return room.index_copy(0, places, values[: len(places)]).unflatten(0, (studies, slots))
+
+
+def _label_sums(logits: Tensor, labels: Tensor) -> Tensor:
+    """Of every row of logits (m, l), the sum of the binary cross-entropies of its known labels, and how many are known:
+    (m, 2). Labels are 1, 0, or NaN where they are unknown; further rows of logits have none."""
+    labels = labels.to(logits.device)
+    known = torch.isfinite(labels)
+    losses = F.binary_cross_entropy_with_logits(logits[: len(labels)].float(), labels.nan_to_num(), reduction="none")
+    return torch.stack([(losses * known).sum(dim=1), known.sum(dim=1).to(losses)], dim=1)
+
+
 def common_labels(corpus: Corpus) -> list[str]:
     """Annotated labels with at least 20 studies, in alphabetical order."""
     counts = Counter(label for study in corpus.studies for label in set(study.labels) if is_affirmation(label))
     return sorted(label for label, count in counts.items() if count >= _COMMON)
 
 
-class ClipStage(Stage):
+class ClipStage(ComparingStage):
     """Symmetric InfoNCE over all pairs at every step: frontal-report, lateral-report and frontal-lateral.
 
     Further views take part if they share the first one's encoder.
@@ -180,13 +196,12 @@ class ClipStage(Stage):
     def fingerprint(self) -> str:
         return super().fingerprint() + self.train.fingerprint()
 
-    def batch(self, step: int, rank: int, world: int) -> dict[str, Any]:
-        size = self.config.batch_size
-        picked = permuted(len(self.usable), (step * world + rank) * size, size, mix(self.seed, self.name))
-        rng = random.Random(mix(self.seed, self.name, "texts", step, rank))
-        studies = balanced([self.usable[i] for i in picked], self.known, self.weights["known"], rng)
-        studies = balanced(studies, self.classes, self.weights["balanced"], rng)
-        return self._collate(self.train, studies, rng)
+    def batch(self, share: Share) -> dict[str, Any]:
+        picked = permuted(len(self.usable), share.numbers, mix(self.seed, self.name))
+        rngs = share.rngs("texts")
+        studies = balanced([self.usable[i] for i in picked], self.known, self.weights["known"], rngs)
+        studies = balanced(studies, self.classes, self.weights["balanced"], rngs)
+        return self._collate(self.train, studies, rngs, share.uniform((len(self.views), JITTER), "jitter"))
 
     def _labels_of(self, study: Study, known: Mapping[str, Any]) -> list[float]:
         annotated = [named(name, study.labels, study.source) for name in self.labels]
@@ -202,8 +217,16 @@ class ClipStage(Stage):
         own = rng or random.Random(mix(self.seed, self.name, "hard negatives", study.id))
         return hard_negatives(text, self.negatives, own, absent=absent, told=told)
 
-    def _collate(self, corpus: Corpus, indices: list[int], rng: random.Random | None) -> dict[str, Any]:
+    def _collate(
+        self,
+        corpus: Corpus,
+        indices: list[int],
+        rngs: Sequence[random.Random] | None = None,
+        jittered: Tensor | None = None,
+    ) -> dict[str, Any]:
         """Batch of the studies ``indices``, b in number; n images (view by view) and m texts.
+
+        In training, ``rngs`` draw images and texts, b in number, and ``jittered`` (b, views, 6) how images are changed.
 
         ``images`` (n, 1, s, s); ``ids`` (m, tokens); ``owner`` by modality: position in the batch of the study of each
         row; ``key`` (b,): equal for studies that are not negatives of each other; ``labels`` (b, l); ``text_labels``
@@ -220,6 +243,7 @@ class ClipStage(Stage):
         false_texts: list[str] = []
         places: list[int] = []
         for position, index in enumerate(indices):
+            rng = None if rngs is None else rngs[position]
             for view in self.views:
                 if candidates := corpus.rows(index, view):
                     rows[view].append(rng.choice(candidates) if rng else candidates[0])
@@ -240,8 +264,10 @@ class ClipStage(Stage):
             content = "|".join(sorted(study.labels)) or study.impression
             keys.append(int.from_bytes(hashlib.sha256(content.encode()).digest()[:6], "big"))
         x = corpus.images.floats(list(chain.from_iterable(rows.values())), self.device)
+        if jittered is not None:
+            x = jitter(x, torch.cat([jittered[owners[view], place] for place, view in enumerate(self.views)]))
         return {
-            "images": jitter(x) if rng else x,
+            "images": x,
             "ids": self.tokenize([*texts, *false_texts] or ["normal"]),
             "key": torch.tensor(keys),
             "labels": torch.tensor(labels),
@@ -251,62 +277,66 @@ class ClipStage(Stage):
             "owner": {name: torch.tensor(value, dtype=torch.long) for name, value in owners.items()},
         }
 
-    def loss(self, module: nn.Module, batch: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
-        # b studies in the batch, n images, m texts, d shared space; world * b studies over all processes
+    def per_sample(self, module: nn.Module, batch: dict[str, Any]) -> dict[str, Tensor]:
+        # b studies, v views, n images, m texts, k hard negatives a study and p in all, d shared space
         image, text, read_out, scale, logits, states = module(batch["images"], batch["ids"])
-        owner, device = batch["owner"], image.pooled.device
-        count = len(batch["key"])
-        by_view = image.pooled.split([len(owner[view]) for view in self.views])
-        vectors = dict(zip(self.views, by_view, strict=True)) | {self.text: text.pooled}
-        gather = partial(gathered, training=module.training)
-        # One row per study, zeros if missing, so that every process gathers the same shape
-        placed, present = {}, {}
-        for name, value in vectors.items():  # (world * b, d) and (world * b,)
-            rows = owner[name].to(device)
-            placed[name] = gather(value.new_zeros(count, value.shape[1]).index_copy(0, rows, value[: len(rows)]))
-            present[name] = gather(value.new_zeros(count).index_fill(0, rows, 1.0)) > 0
-        key = gather(batch["key"].to(device).double()).long()  # 48 bits: exact as doubles, which can be gathered
-        false, counted = self._false_vectors(batch, text.pooled[len(owner[self.text]) :], count, gather)
+        owner, v, k = batch["owner"], len(self.views), self.negatives
+        spread = partial(_spread, len(batch["key"]))
+        shown = torch.cat([owner[view] * v + place for place, view in enumerate(self.views)])  # (n,) in b v
+        told, false = owner[self.text], batch["negatives"]  # (m,) in b, (p,) in b k
+        errors = (read_out - coarse_patches(batch["images"], read_out.shape[1])).square().mean(dim=(1, 2))  # (n,)
+        found = {
+            "key": batch["key"],
+            "scale": scale.expand(len(batch["key"])),
+            "images": spread(image.pooled, shown, v),  # (b, v, d)
+            "shown": spread(errors.new_ones(len(shown)), shown, v),  # (b, v)
+            "texts": spread(text.pooled, told),  # (b, 1, d)
+            "told": spread(errors.new_ones(len(told)), told),  # (b, 1)
+            "patches": spread(errors, shown, v),  # (b, v)
+        }
+        if k:
+            found["false"] = spread(text.pooled[len(told) :], false, k)  # (b, k, d)
+            found["counted"] = spread(errors.new_ones(len(false)), false, k)  # (b, k)
+        if logits is not None:
+            # Label head: n images, then m texts; unknown labels are masked
+            of_images = torch.cat([owner[view] for view in self.views])  # (n,)
+            truth = torch.cat([batch["labels"][of_images], batch["text_labels"]])  # (n + m, l)
+            places = torch.cat([of_images * (v + 1) + shown % v, told * (v + 1) + v])
+            found["labels"] = spread(_label_sums(logits, truth), places, v + 1)  # (b, v + 1, 2)
+        if states is not None:
+            truth = batch["stated"].reshape(-1, states.shape[1])  # (m + p, 42)
+            places = torch.cat([told * (k + 1), false + torch.div(false, max(k, 1), rounding_mode="floor") + 1])
+            found["stated"] = spread(_label_sums(states, truth), places, k + 1)  # (b, k + 1, 2)
+        return found
+
+    def criterion(self, values: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        key, scale = values["key"], values["scale"].mean()
+        vectors = torch.cat([values["images"], values["texts"]], dim=1).unbind(dim=1)  # (b, d) each
+        present = (torch.cat([values["shown"], values["told"]], dim=1) > 0).unbind(dim=1)  # (b,) each
         # InfoNCE of every pair of modalities, over the studies that have both
         terms: dict[str, Tensor] = {}
-        for a, b in combinations(vectors, 2):
+        names = (*self.views, self.text)
+        for a, b in combinations(range(len(names)), 2):
             both = present[a] & present[b]
             if both.sum() < 2:
                 continue
-            same = key[both][:, None] == key[both] if b == self.text else None
-            extra = (false[both], counted[both]) if b == self.text and false is not None else (None, None)
-            terms[f"{a}-{b}"] = info_nce(placed[a][both], placed[b][both], scale, same, *extra)
-        # A batch may have no pair with one of the encoders, but DDP expects gradients of all parameters.
-        total = 0 * (image.pooled.sum() + text.pooled.sum())
+            with_text = names[b] == self.text
+            same = key[both][:, None] == key[both] if with_text else None
+            false = with_text and "false" in values
+            extra = (values["false"][both], values["counted"][both] > 0) if false else (None, None)
+            terms[f"{names[a]}-{names[b]}"] = info_nce(vectors[a][both], vectors[b][both], scale, same, *extra)
+        logged = {name: value.detach() for name, value in terms.items()}
+        patches = values["patches"].sum() / values["shown"].sum().clamp(min=1)
+        logged |= {"patches": patches.detach(), "scale": scale.detach()}
+        total = self.weights["patches"] * patches
         if terms:
             total = total + torch.stack(list(terms.values())).mean()
-        # Patch head
-        patches = F.mse_loss(read_out, coarse_patches(batch["images"], read_out.shape[1]))
-        logged = {k: v.detach() for k, v in terms.items()} | {"patches": patches.detach(), "scale": scale.detach()}
-        total = total + self.weights["patches"] * patches
-        if logits is not None:
-            # Label head: n images, then m texts; unknown labels are masked
-            image_owner = torch.cat([owner[view] for view in self.views]).to(device)  # (n,)
-            truth = torch.cat([batch["labels"].to(device)[image_owner], batch["text_labels"].to(device)])  # (n + m, l)
-            annotated = label_loss(logits.float()[: len(truth)], truth)
-            total, logged = total + self.weights["labels"] * annotated, logged | {"labels": annotated.detach()}
-        if states is not None:
-            truth = batch["stated"].to(device)  # (m + p, 42); without a text, none, and one row of logits
-            stated = label_loss(states.float()[: len(truth)], truth.reshape(-1, states.shape[1]))
-            total, logged = total + self.weights["stated"] * stated, logged | {"stated": stated.detach()}
+        for name in ("labels", "stated"):
+            if name in values:
+                losses, known = values[name].flatten(0, 1).sum(dim=0)
+                total = total + self.weights[name] * losses / known.clamp(min=1)
+                logged[name] = (losses / known.clamp(min=1)).detach()
         return total, logged
-
-    def _false_vectors(
-        self, batch: dict[str, Any], vectors: Tensor, count: int, gather: Callable[[Tensor], Tensor]
-    ) -> tuple[Tensor | None, Tensor]:
-        """Vectors of the hard negatives by study (world * b, k, d), None without; which are there (world * b, k)."""
-        k, device = self.negatives, vectors.device
-        if not k:
-            return None, torch.empty(0, dtype=torch.bool)
-        places = batch["negatives"].to(device)
-        rows = vectors.new_zeros(count * k, vectors.shape[1]).index_copy(0, places, vectors[: len(places)])
-        there = gather(vectors.new_zeros(count * k).index_fill(0, places, 1.0)) > 0
-        return gather(rows).unflatten(0, (-1, k)), there.unflatten(0, (-1, k))
 
     def validate(self, module: nn.Module) -> dict[str, float]:
         device = next(module.parameters()).device
@@ -315,7 +345,7 @@ class ClipStage(Stage):
         indices = [i for i in range(len(self.val.studies)) if self._parts(self.val, i) >= 2]
         chunks = [indices[i : i + size] for i in range(0, len(indices) - len(indices) % size or len(indices), size)]
         for chunk in chunks:
-            batch = self._collate(self.val, chunk, None)
+            batch = self._collate(self.val, chunk)
             batch = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in batch.items()}
             loss, logged = self.loss(module, batch)
             for key, value in (logged | {"loss": loss}).items():

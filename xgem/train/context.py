@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import logging
-import os
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import PartialState
-from accelerate.state import AcceleratorState
 from pydantic import BaseModel
 from torch import nn
 
@@ -25,41 +22,12 @@ from xgem.data.cache import ArrayCache
 from xgem.encoders.tokenizer import train_tokenizer
 from xgem.modalities import get_modality
 from xgem.train.corpus import Corpus
-from xgem.train.loop import Stage
-from xgem.types import CheckpointError, ConfigError, DeviceError
-from xgem.utils.devices import resolve_device
+from xgem.train.stage import Stage
+from xgem.types import CheckpointError, ConfigError
 from xgem.utils.hashing import module_hash
 from xgem.utils.random import mix
 
 log = logging.getLogger(__name__)
-
-_DEVICE = "ACCELERATE_TORCH_DEVICE"
-"""The variable of the environment that accelerate takes its device from, once a process."""
-
-
-@contextmanager
-def on_device(name: str | None) -> Iterator[None]:
-    """Train on the device of that name within the block; None: the first GPU, or that of each process, or the CPU.
-
-    Raises:
-        DeviceError: no such device here, or a name where several processes train, each on its own.
-    """
-    if name is None:
-        yield
-        return
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise DeviceError(f"device {name!r}: several processes train, each on a device of its own; leave it out")
-    device = resolve_device(name)
-    before = os.environ.get(_DEVICE)
-    AcceleratorState._reset_state(reset_partial_state=True)
-    try:
-        os.environ[_DEVICE] = str(device)
-        yield
-    finally:
-        AcceleratorState._reset_state(reset_partial_state=True)
-        os.environ.pop(_DEVICE)
-        if before is not None:
-            os.environ[_DEVICE] = before
 
 
 @dataclass(frozen=True)

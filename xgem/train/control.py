@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -22,10 +22,10 @@ from xgem.train import needs
 from xgem.train.annotated import KINDS, AnnotatedBank, annotated_bank
 from xgem.train.banks import PromptBank, prompt_bank
 from xgem.train.context import DependentStage, StageContext
-from xgem.train.loop import spread_over
+from xgem.train.share import Share, fixed_rngs
 from xgem.train.sheets import contact_sheet
+from xgem.train.stage import spread_over
 from xgem.types import ConfigError, DataError, Encoded
-from xgem.utils.random import mix
 
 _VALIDATION_TIMES = 8
 _SHEET = 12
@@ -108,17 +108,25 @@ class ControlStage(DependentStage):
         self.module = _Steered(self.model, self.generator)
         self.identify(settings, parts, context)
 
-    def batch(self, step: int, rank: int, world: int) -> dict[str, Any]:
-        del world  # processes draw independently
-        rng = random.Random(mix(self.seed, self.name, step, rank))
-        bank = self.train[0]
-        drawn = rng.choices(list(self.kinds), list(self.kinds.values()), k=self.config.batch_size)
+    def batch(self, share: Share) -> dict[str, Any]:
+        bank, rngs = self.train[0], share.rngs("annotations")
+        kinds, weights = list(self.kinds), list(self.kinds.values())
+        drawn = [rng.choices(kinds, weights)[0] for rng in rngs]
         # Structures and classes are drawn equally often, so that rare ones are not lost among the many lung masks
-        candidates = [rng.choice(list(bank.kinds[kind].values())) for kind in drawn]
-        return self._collate(self.train, [rng.choice(studies) for studies in candidates], drawn, rng)
+        studies = [
+            rng.choice(rng.choice(list(bank.kinds[kind].values()))) for kind, rng in zip(drawn, rngs, strict=True)
+        ]
+        return self._collate(self.train, studies, drawn, rngs) | {
+            "t": share.integers(0, self.generator.config.diffusion.num_train_timesteps, "timestep"),  # (b,)
+            "noise": share.normal(self.generator.latent_shape),  # (b, c, h, w)
+        }
 
     def _collate(
-        self, split: tuple[AnnotatedBank, PromptBank], studies: list[int], kinds: list[str], rng: random.Random
+        self,
+        split: tuple[AnnotatedBank, PromptBank],
+        studies: list[int],
+        kinds: list[str],
+        rngs: Sequence[random.Random],
     ) -> dict[str, Any]:
         """Each study with an annotation of its kind, or with any annotation if ``kinds`` is empty."""
         bank, prompts = split
@@ -128,38 +136,35 @@ class ControlStage(DependentStage):
                 [pair for pair in pairs if kind in bank.holds[pair[1]]]
                 for pairs, kind in zip(candidates, kinds, strict=True)
             ]
-        pairs = [rng.choice(pairs) for pairs in candidates]
-        keep = [bool(prompts.rows[study]) and rng.random() < self.caption for study in studies]
-        rows = [rng.choice(prompts.rows[study]) if kept else 0 for study, kept in zip(studies, keep, strict=True)]
+        pairs = [rng.choice(pairs) for pairs, rng in zip(candidates, rngs, strict=True)]
+        texts = [prompts.rows[study] for study in studies]
+        keep = [bool(rows) and rng.random() < self.caption for rows, rng in zip(texts, rngs, strict=True)]
+        chosen = [rng.choice(rows) if kept else 0 for rows, kept, rng in zip(texts, keep, rngs, strict=True)]
         return {
             "z0": bank.targets[[image for image, _ in pairs]],  # (b, c, h, w)
             "annotation": bank.annotations[[row for _, row in pairs]],  # (b, c, h, w)
-            "encoded": {self.prompt: prompts.encoded(rows)},
+            "encoded": {self.prompt: prompts.encoded(chosen)},
             "keep": {self.prompt: torch.tensor(keep)},  # (b,) bool
         }
 
     def loss(self, module: nn.Module, batch: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
-        z0 = batch["z0"]  # (b, c, h, w)
+        z0, t = batch["z0"], batch["t"]  # (b, c, h, w), (b,)
         encoded = {name: item.to(z0.device) for name, item in batch["encoded"].items()}
-        t = batch.get("t")  # (b,)
-        if t is None:
-            t = torch.randint(self.generator.config.diffusion.num_train_timesteps, (len(z0),), device=z0.device)
-        z, target = self.generator.noisy(z0, torch.randn_like(z0), t)
+        z, target = self.generator.noisy(z0, batch["noise"], t)
         return F.mse_loss(module(z, t, encoded, batch["keep"], batch["annotation"]).float(), target), {}
 
     def validate(self, module: nn.Module) -> dict[str, float]:
         """The loss of all annotated studies, and with annotations shifted to the next study (``shuffled``)."""
         device = next(module.parameters()).device
         studies = list(self.val[0].pairs)
-        batch = self._collate(self.val, studies, [], random.Random(mix(self.seed, "validate")))
+        batch = self._collate(self.val, studies, [], fixed_rngs(self.seed, "validate", count=len(studies)))
         batch = {key: value.to(device) if isinstance(value, Tensor) else value for key, value in batch.items()}
         steps = self.generator.config.diffusion.num_train_timesteps
         figures = {"loss": 0.0, "shuffled": 0.0}
         for k in range(_VALIDATION_TIMES):
             spread = spread_over(len(studies), k / _VALIDATION_TIMES, device)
-            timed = batch | {"t": (spread * steps).long()}
+            timed = batch | {"t": (spread * steps).long(), "noise": torch.randn_like(batch["z0"])}
             for name, annotation in (("loss", batch["annotation"]), ("shuffled", batch["annotation"].roll(1, 0))):
-                torch.manual_seed(mix(self.seed, "validate", k))  # the same noise for both
                 value = self.loss(module, timed | {"annotation": annotation})[0]
                 figures[name] += float(value.detach()) / _VALIDATION_TIMES
         return figures

@@ -177,9 +177,16 @@ def _grouped(usable: Sequence[int], names: Callable[[int], Iterable[str]]) -> li
     return [groups[name] for name in sorted(groups)]
 
 
-def balanced(studies: Sequence[int], groups: Sequence[Sequence[int]], share: float, rng: random.Random) -> list[int]:
+def balanced(
+    studies: Sequence[int], groups: Sequence[Sequence[int]], share: float, rngs: Sequence[random.Random]
+) -> list[int]:
     """``studies``, each replaced with probability ``share`` by one of a group: any group, then any of its studies."""
-    return [rng.choice(rng.choice(groups)) if share and groups and rng.random() < share else study for study in studies]
+    if not share or not groups:
+        return list(studies)
+    return [
+        rng.choice(rng.choice(groups)) if rng.random() < share else study
+        for study, rng in zip(studies, rngs, strict=True)
+    ]
 
 
 def vary(text: str, rng: random.Random, *, keep: float = 0.7) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -21,8 +21,9 @@ from xgem.train import needs
 from xgem.train.banks import PromptBank, TargetBank, prompt_bank, target_bank
 from xgem.train.context import DependentStage, StageContext
 from xgem.train.corpus import Corpus, balanced, draw_prompts, studies_by_class, studies_by_field
-from xgem.train.loop import permuted, spread_over
+from xgem.train.share import Share, fixed_rngs
 from xgem.train.sheets import contact_sheet
+from xgem.train.stage import permuted, spread_over
 from xgem.types import Encoded
 from xgem.utils.devices import moved
 from xgem.utils.random import mix
@@ -94,21 +95,23 @@ class DiffusionStage(DependentStage):
         prompts = {name: prompt_bank(name, encoder, *where, limit) for name, encoder in encoders.items()}
         return _Split(target_bank(self.target, self.codec, *where), prompts)
 
-    def batch(self, step: int, rank: int, world: int) -> dict[str, Any]:
-        size = self.config.batch_size
-        picked = permuted(len(self.usable), (step * world + rank) * size, size, mix(self.seed, self.name))
-        rng = random.Random(mix(self.seed, self.name, "prompts", step, rank))
-        studies = balanced([self.usable[i] for i in picked], self.known, self.weights["known"], rng)
-        studies = balanced(studies, self.classes, self.weights["balanced"], rng)
-        return self._collate(self.train, studies, rng)
+    def batch(self, share: Share) -> dict[str, Any]:
+        picked = permuted(len(self.usable), share.numbers, mix(self.seed, self.name))
+        rngs = share.rngs("prompts")
+        studies = balanced([self.usable[i] for i in picked], self.known, self.weights["known"], rngs)
+        studies = balanced(studies, self.classes, self.weights["balanced"], rngs)
+        return self._collate(self.train, studies, rngs) | {
+            "t": share.integers(0, self.model.config.diffusion.num_train_timesteps, "timestep"),  # (b,)
+            "noise": share.normal(self.model.latent_shape),  # (b, *latent_shape)
+        }
 
-    def _collate(self, split: _Split, indices: list[int], rng: random.Random) -> dict[str, Any]:
+    def _collate(self, split: _Split, indices: Sequence[int], rngs: Sequence[random.Random]) -> dict[str, Any]:
         """Latents and, by prompt, rows to encode and the multi-prompt draw. Missing prompts point at row 0, unused."""
         rows: dict[str, list[int]] = {name: [] for name in self.prompts}
         keep: dict[str, list[bool]] = {name: [] for name in self.prompts}
         targets = []
         null = self.model.config.null_probability
-        for index in indices:
+        for index, rng in zip(indices, rngs, strict=True):
             targets.append(rng.choice(split.targets.rows[index]))
             present = [name for name in self.prompts if split.prompts[name].rows[index]]
             chosen = draw_prompts(present, self.target, rng, null)
@@ -122,12 +125,9 @@ class DiffusionStage(DependentStage):
         }
 
     def loss(self, module: nn.Module, batch: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
-        z0 = batch["z0"]  # (b, *latent_shape)
+        z0, t = batch["z0"], batch["t"]  # (b, *latent_shape), (b,)
         encoded = {name: item.to(z0.device) for name, item in batch["encoded"].items()}
-        t = batch.get("t")  # (b,)
-        if t is None:
-            t = torch.randint(self.model.config.diffusion.num_train_timesteps, (len(z0),), device=z0.device)
-        z, target = self.model.noisy(z0, torch.randn_like(z0), t)  # (b, *latent_shape) each
+        z, target = self.model.noisy(z0, batch["noise"], t)  # (b, *latent_shape) each
         prediction = module(z, t, encoded, batch["keep"])
         return torch.nn.functional.mse_loss(prediction.float(), target), {}
 
@@ -135,13 +135,14 @@ class DiffusionStage(DependentStage):
         """The training loss on fixed studies, prompt subsets and evenly spaced timesteps."""
         device = next(module.parameters()).device
         usable = [i for i, rows in enumerate(self.val.targets.rows) if rows][:256]
-        batch = self._collate(self.val, usable, random.Random(mix(self.seed, "validate")))
+        batch = self._collate(self.val, usable, fixed_rngs(self.seed, "validate", count=len(usable)))
         batch["z0"] = batch["z0"].to(device)
         steps = self.model.config.diffusion.num_train_timesteps
         total = 0.0
         for k in range(_VALIDATION_TIMES):
             spread = spread_over(len(usable), k / _VALIDATION_TIMES, device)
-            total += float(self.loss(module, batch | {"t": (spread * steps).long()})[0]) / _VALIDATION_TIMES
+            timed = batch | {"t": (spread * steps).long(), "noise": torch.randn_like(batch["z0"])}
+            total += float(self.loss(module, timed)[0]) / _VALIDATION_TIMES
         return {"loss": total}
 
     def sheet(self, module: nn.Module) -> Image.Image | str | None:

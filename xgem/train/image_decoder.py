@@ -15,6 +15,7 @@ from xgem.generators.image_vae import ImageVAE
 from xgem.train.context import StageContext
 from xgem.train.image_vae import Autoencoder, CodecStage, image_terms, local_spectra
 from xgem.train.perceptual import FeatureDiscriminator, PerceptualFeatures, perceptual_distance
+from xgem.train.share import Share
 from xgem.utils.hashing import module_hash
 
 _STEEPEST = 2.0
@@ -69,8 +70,8 @@ class _Judged(Autoencoder):
             judged += zip(reals, fakes, _frozen(self.on_features, maps[1]), strict=True)
         return judged
 
-    def forward(self, x: Tensor) -> tuple[Any, ...]:
-        y, mean, logvar = super().forward(x)
+    def forward(self, x: Tensor, drawn: Mapping[str, Tensor] | None = None) -> tuple[Any, ...]:
+        y, mean, logvar = super().forward(x, drawn)
         if not self.training:
             return y, mean, logvar
         (features,) = self.features
@@ -103,14 +104,14 @@ class ImageDecoderStage(CodecStage):
         (vae,) = context.parts([context.preset.codec(context.view)], self.name).values()
         super().__init__(context, vae)
         self.adversarial, self.after = self.weights.pop("adversarial"), self.weights.pop("after")
-        self.on_features, noise = self.weights.pop("on_features"), self.weights.pop("noise")
+        self.on_features, self.noise = self.weights.pop("on_features"), self.weights.pop("noise")
         self.features = PerceptualFeatures().to(self.device) if self.on_features or self.weights["perceptual"] else None
         if self.features is None:
             del self.weights["perceptual"]
         decoder = set(vae.decoder_parameters())
         for parameter in vae.parameters():
             parameter.requires_grad_(parameter in decoder)
-        self.module = _Judged(vae, noise, self.features, self.on_features > 0)
+        self.module = _Judged(vae, self.noise, self.features, self.on_features > 0)
 
     @property
     def fresh(self) -> dict[str, nn.Module]:
@@ -120,9 +121,8 @@ class ImageDecoderStage(CodecStage):
         """Includes the encoder, but not the decoder, which a finished run has changed."""
         return super().fingerprint() + module_hash(self.vae.vae.encoder)
 
-    def batch(self, step: int, rank: int, world: int) -> dict[str, Any]:
-        judged = step >= self.after * self.config.gradient_accumulation
-        return super().batch(step, rank, world) | {"adversarial": self.adversarial if judged else 0.0}
+    def batch(self, share: Share) -> dict[str, Any]:
+        return super().batch(share) | {"adversarial": self.adversarial if share.step >= self.after else 0.0}
 
     def terms(self, x: Tensor, y: Tensor, *moments: Tensor) -> dict[str, Tensor]:
         return self._terms(x, y, self.features and (self.features(x), self.features(y)))
@@ -133,7 +133,7 @@ class ImageDecoderStage(CodecStage):
 
     def loss(self, module: nn.Module, batch: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
         x = batch["x"]
-        y, (patches, *scales), maps = module(x)
+        y, (patches, *scales), maps = module(x, batch["drawn"])
         terms = self._terms(x, y, maps)
         named = {"discriminator": (1.0, [patches])} | ({"on_features": (self.on_features, scales)} if scales else {})
         total = self.total(terms)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -23,8 +23,9 @@ from xgem.labels.views import VIEWS
 from xgem.metrics.spectrum import band_power
 from xgem.train import needs
 from xgem.train.context import StageContext
-from xgem.train.loop import Stage, permuted
+from xgem.train.share import Share
 from xgem.train.sheets import contact_sheet
+from xgem.train.stage import Stage, permuted
 from xgem.utils.random import mix
 
 _VALIDATION = 128
@@ -41,13 +42,17 @@ class Autoencoder(nn.Module):
         super().__init__()
         self.vae, self.noise = vae, noise
 
-    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
-        """Images (b, 1, s, s) to reconstructions, and mean and log variance (b, c, h, w) of the posterior."""
+    def forward(self, x: Tensor, drawn: Mapping[str, Tensor] | None = None) -> tuple[Tensor, ...]:
+        """Images (b, 1, s, s) to reconstructions, and mean and log variance (b, c, h, w) of the posterior.
+
+        ``drawn``, in training: the noise of the posterior's sample (b, c, h, w), ``added`` noise of that shape, and the
+        ``amount`` of the latter (b,) from 0 to 1.
+        """
         mean, logvar = self.vae.moments(x)
-        z = mean + torch.randn_like(mean) * (0.5 * logvar).exp() if self.training else mean
-        if self.training and self.noise:
-            amount = self.noise * torch.rand_like(z[:, :1, :1, :1])
-            z = z + amount * self.vae.latent_scale(z)[1] * torch.randn_like(z)
+        z = mean if drawn is None else mean + drawn["noise"] * (0.5 * logvar).exp()
+        if drawn is not None and self.noise:
+            amount = self.noise * drawn["amount"][:, None, None, None]  # (b, 1, 1, 1)
+            z = z + amount * self.vae.latent_scale(z)[1] * drawn["added"]
         return self.vae.reconstruct(z).float(), mean.float(), logvar.float()
 
 
@@ -71,10 +76,10 @@ def image_terms(x: Tensor, y: Tensor) -> dict[str, Tensor]:
     return {"l1": (y - x).abs().mean(), "gradient": torch.as_tensor(gradient)}
 
 
-def crops(x: Tensor, side: int, step: int, rng: random.Random) -> Tensor:
+def crops(x: Tensor, side: int, step: int, rngs: Sequence[random.Random]) -> Tensor:
     """A square of each image (b, 1, h, w) at a random place on a grid of ``step`` pixels: (b, 1, side, side)."""
     rows, columns = ((length - side) // step for length in x.shape[2:])
-    corners = [(rng.randint(0, rows) * step, rng.randint(0, columns) * step) for _ in x]
+    corners = [(rng.randint(0, rows) * step, rng.randint(0, columns) * step) for rng in rngs]
     return torch.stack([one[:, i : i + side, j : j + side] for one, (i, j) in zip(x, corners, strict=True)])
 
 
@@ -95,19 +100,22 @@ class CodecStage(Stage):
         self.train, self.val = context.train.images, context.val.images
         self.vae, self.module, self.device = vae, Autoencoder(vae), context.device
         self.weights = self.loss_weights(self.name, self.config)
-        self.crop = self.weights.pop("crop")
+        self.crop, self.noise = self.weights.pop("crop"), 0.0
 
     def fingerprint(self) -> str:
         return super().fingerprint() + self.train.sha256
 
-    def batch(self, step: int, rank: int, world: int) -> dict[str, Any]:
-        size = self.config.batch_size
-        rows = permuted(len(self.train.values), (step * world + rank) * size, size, mix(self.seed, self.name))
+    def batch(self, share: Share) -> dict[str, Any]:
+        rows = permuted(len(self.train.values), share.numbers, mix(self.seed, self.name))
         x = self.train.bytes(rows)  # (b, 1, s, s) uint8
         grid = self.vae.config.downscale
         side = round(x.shape[2] * self.crop / grid) * grid
-        rng = random.Random(mix(self.seed, self.name, "crops", step, rank))
-        return {"x": as_floats(crops(x, side, grid, rng) if side < x.shape[2] else x, self.device)}
+        x = crops(x, side, grid, share.rngs("crops")) if side < x.shape[2] else x
+        shape = (self.vae.config.latent_channels, side // grid, side // grid)
+        drawn = {"noise": share.normal(shape)}
+        if self.noise:
+            drawn |= {"amount": share.uniform((), "amount"), "added": share.normal(shape, "added")}
+        return {"x": as_floats(x, self.device), "drawn": drawn}
 
     @abstractmethod
     def terms(self, x: Tensor, y: Tensor, *moments: Tensor) -> dict[str, Tensor]:
@@ -118,7 +126,7 @@ class CodecStage(Stage):
         return terms["l1"] + sum(weight * terms[name] for name, weight in self.weights.items())
 
     def loss(self, module: nn.Module, batch: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
-        terms = self.terms(batch["x"], *module(batch["x"]))
+        terms = self.terms(batch["x"], *module(batch["x"], batch["drawn"]))
         return self.total(terms), {k: v.detach() for k, v in terms.items()}
 
     def _val_rows(self) -> Tensor:

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from xgem.alignment.environment import summary
@@ -17,13 +16,14 @@ from xgem.alignment.model import Alignment
 from xgem.checkpoints import store
 from xgem.configs.components import AlignmentConfig
 from xgem.configs.preset import Preset
-from xgem.encoders.contrastive import gathered, info_nce
+from xgem.encoders.contrastive import info_nce
 from xgem.generators.latent_diffusion import LatentDiffusion
 from xgem.train import needs
 from xgem.train.banks import PromptBank, TargetBank, prompt_bank, target_bank
 from xgem.train.context import DependentStage, StageContext
 from xgem.train.corpus import Corpus, draw_prompts
-from xgem.train.loop import permuted, spread_over
+from xgem.train.share import Share, fixed_rngs
+from xgem.train.stage import ComparingStage, permuted, spread_over
 from xgem.types import ConfigError, Encoded
 from xgem.utils.devices import moved
 from xgem.utils.random import mix
@@ -72,7 +72,7 @@ def _context(model: LatentDiffusion, encoded: Mapping[str, Encoded], keep: Mappi
     return model.fuse(encoded, keep) if encoded else model.null(batch)
 
 
-class JointStage(DependentStage):
+class JointStage(DependentStage, ComparingStage):
     """Denoising losses of all outputs of a group, and InfoNCE between their environment vectors (XGeM 2.3).
 
     A step trains one group of outputs, drawn uniformly from all subsets of two or more; prompts are drawn from the
@@ -138,23 +138,30 @@ class JointStage(DependentStage):
         rows = [banks[name][0].rows for name in group]
         return [index for index, study_rows in enumerate(zip(*rows, strict=True)) if all(study_rows)]
 
-    def batch(self, step: int, rank: int, world: int) -> dict[str, Any]:
-        alone = step < self.alone * self.config.gradient_accumulation
-        group = (
-            self.groups[-1] if alone else random.Random(mix(self.seed, self.name, "group", step)).choice(self.groups)
-        )
+    def batch(self, share: Share) -> dict[str, Any]:
+        alone = share.step < self.alone
+        group = self.groups[-1] if alone else share.of_step("group").choice(self.groups)
+        share = share.times(4) if alone else share
         studies = self.usable(self.train, group)
-        size = self.config.batch_size * (4 if alone else 1)
-        picked = permuted(len(studies), (step * world + rank) * size, size, mix(self.seed, self.name, *group))
-        rng = random.Random(mix(self.seed, self.name, "prompts", step, rank))
-        return self._collate(self.train, group, [studies[i] for i in picked], rng) | {"alone": alone}
+        picked = permuted(len(studies), share.numbers, mix(self.seed, self.name, *group))
+        return self._collate(self.train, group, [studies[i] for i in picked], share.rngs("prompts")) | {
+            "alone": alone,
+            "t": share.integers(self.lowest, self.steps, "timestep"),  # (b,)
+            # One for the whole batch: otherwise the timestep alone would identify matching vectors
+            "level": torch.tensor(share.of_step("level").randrange(self.steps)),  # ()
+            "noise": {name: self._noise(name, share, "noise") for name in group},  # (b, ...) each
+            "contrasted": {name: self._noise(name, share, "contrasted") for name in group},
+        }
+
+    def _noise(self, name: str, share: Share, purpose: str) -> Tensor:
+        return moved(share.normal(self.generators[name].latent_shape, f"{purpose} of {name}"), self.device)
 
     def _collate(
         self,
         banks: Mapping[str, tuple[TargetBank, PromptBank]],
         group: Sequence[str],
         indices: list[int],
-        rng: random.Random,
+        rngs: Sequence[random.Random],
     ) -> dict[str, Any]:
         """Latents ``z0`` (b, ...) of the group; encodings of the prompts; ``keep`` (b,) bool, True where one was drawn.
 
@@ -164,7 +171,7 @@ class JointStage(DependentStage):
         targets: dict[str, list[int]] = {name: [] for name in group}
         rows: dict[str, list[int]] = {name: [] for name in rest}
         keep: dict[str, list[bool]] = {name: [] for name in rest}
-        for index in indices:
+        for index, rng in zip(indices, rngs, strict=True):
             for name in group:
                 targets[name].append(rng.choice(banks[name][0].rows[index]))
             present = [name for name in rest if banks[name][1].rows[index]]
@@ -179,34 +186,34 @@ class JointStage(DependentStage):
             "alone": False,
         }
 
-    def loss(self, module: nn.Module, batch: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
+    def per_sample(self, module: nn.Module, batch: dict[str, Any]) -> dict[str, Tensor]:
         device = next(module.parameters()).device
         z0 = {name: value.to(device) for name, value in batch["z0"].items()}
         encoded = {name: item.to(device) for name, item in batch["encoded"].items()}
-        t, level = batch.get("t"), batch.get("level")  # (b,), ()
-        if t is None or level is None:
-            t = torch.randint(self.lowest, self.steps, (len(next(iter(z0.values()))),), device=device)
-            # One for the whole batch: otherwise the timestep alone would identify matching vectors
-            level = torch.randint(self.steps, (), device=device)
+        t, level = batch["t"], batch["level"]  # (b,), ()
         # Noisy latents and targets for denoising, (b, ...) each; other noise for the contrastive loss
-        noisy = {} if batch["alone"] else {name: self._noisy(name, value, t) for name, value in z0.items()}
-        contrasted = {name: self._noisy(name, value, level)[0] for name, value in z0.items()}
+        makers = {name: self.generators[name].noisy for name in z0}
+        noisy = {} if batch["alone"] else {name: makers[name](z0[name], batch["noise"][name], t) for name in z0}
+        contrasted = {name: makers[name](z0[name], batch["contrasted"][name], level)[0] for name in z0}
         z = {name: latents for name, (latents, _) in noisy.items()}
         predictions, vectors = module(z, t, encoded, batch["keep"], contrasted, level)
-        # InfoNCE between the environment vectors of every pair, (world * b, d) each
-        placed = {name: gathered(vector.float(), training=module.training) for name, vector in vectors.items()}
-        scale = torch.as_tensor(1 / self.temperature, device=device)
-        contrast = torch.stack(
-            [info_nce(placed[a], placed[b], scale) for a, b in itertools.combinations(placed, 2)]
-        ).mean()
-        if batch["alone"]:  # DDP expects gradients of all parameters
-            return contrast + 0 * sum(p.sum() for p in module.parameters()), {"contrast": contrast.detach()}
-        denoising = torch.stack([F.mse_loss(predictions[name].float(), noisy[name][1]) for name in z0]).mean()
-        logged = {"denoising": denoising.detach(), "contrast": contrast.detach()}
-        return denoising + self.contrastive * contrast, logged
+        found = {"environments": torch.stack([vectors[name].float() for name in z0], dim=1)}  # (b, outputs, d)
+        if noisy:
+            errors = [(predictions[name].float() - noisy[name][1]).square().flatten(1).mean(dim=1) for name in z0]
+            found["denoising"] = torch.stack(errors, dim=1)  # (b, outputs)
+        return found
 
-    def _noisy(self, name: str, z0: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-        return self.generators[name].noisy(z0, torch.randn_like(z0), t)
+    def criterion(self, values: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        # InfoNCE between the environment vectors of every pair of outputs, (b, d) each
+        vectors = values["environments"].unbind(dim=1)
+        scale = vectors[0].new_tensor(1 / self.temperature)
+        pairs = itertools.combinations(vectors, 2)
+        contrast = torch.stack([info_nce(a, b, scale) for a, b in pairs]).mean()
+        logged = {"contrast": contrast.detach()}
+        if "denoising" not in values:
+            return contrast, logged
+        denoising = values["denoising"].mean()
+        return denoising + self.contrastive * contrast, {"denoising": denoising.detach()} | logged
 
     def validate(self, module: nn.Module) -> dict[str, float]:
         """The denoising loss of every group on fixed studies and evenly spaced timesteps."""
@@ -214,12 +221,16 @@ class JointStage(DependentStage):
         figures = {"loss": 0.0, "contrast": 0.0}
         for group in self.groups:
             studies = self.usable(self.val, group)[:_VALIDATION]
-            batch = self._collate(self.val, group, studies, random.Random(mix(self.seed, "validate")))
+            batch = self._collate(self.val, group, studies, fixed_rngs(self.seed, "validate", count=len(studies)))
             for k in range(_VALIDATION_TIMES):
                 spread = spread_over(len(studies), k / _VALIDATION_TIMES, device)
                 t = self.lowest + (spread * (self.steps - self.lowest)).long()
                 level = torch.tensor((k + 0.5) / _VALIDATION_TIMES * self.steps, device=device).long()
-                _, logged = self.loss(module, batch | {"t": t, "level": level})
+                noise = {
+                    key: {name: torch.randn_like(value) for name, value in batch["z0"].items()}
+                    for key in ("noise", "contrasted")
+                }
+                _, logged = self.loss(module, batch | noise | {"t": t, "level": level})
                 share = 1 / (_VALIDATION_TIMES * len(self.groups))
                 figures["loss"] += float(logged["denoising"]) * share
                 figures["contrast"] += float(logged["contrast"]) * share

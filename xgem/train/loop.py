@@ -1,38 +1,34 @@
 """The training loop, the same for every stage.
 
-Random numbers and data order are functions of (seed, step, rank): the loop reseeds at every step, so that a resumed
-run equals an unbroken one (bitwise on a CPU) without any random state on disk.
+Random numbers and data order follow from the seed and a sample's number in the run (``xgem.train.share``): a resumed
+run equals an unbroken one (bitwise on a CPU) without any random state on disk, on any number of processes.
 """
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import math
 import time
-from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, cast
+from typing import Any, cast
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast
-from PIL import Image
-from pydantic import BaseModel
+from accelerate.utils import broadcast, reduce
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from xgem.checkpoints import training as checkpoint
 from xgem.checkpoints.training import TrainState
-from xgem.configs.preset import Preset, StageConfig
+from xgem.configs.preset import StageConfig
 from xgem.train.averaging import Average
 from xgem.train.logs import Logs
-from xgem.train.needs import Need
+from xgem.train.passes import Loss, Passes
+from xgem.train.stage import Stage
 from xgem.types import CheckpointError, ConfigError, DataError
-from xgem.utils.devices import moved
 from xgem.utils.progress import StepBar
 from xgem.utils.random import mix
 
@@ -41,11 +37,14 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class LoopOptions:
-    """How to run, as opposed to what to train. None of these changes the result of a CPU run, except ``precision``."""
+    """How to run, as opposed to what to train. None of these changes the result of a CPU run, except ``precision`` and,
+    by rounding, ``micro_batch_size``: the greatest number of samples that a process works on at once.
+    """
 
     resume: bool = False
     compile: bool = False
     precision: str = "no"
+    micro_batch_size: int | None = None
     progress: bool = True
     log_every: int = 20
     tensorboard: bool = True
@@ -57,85 +56,6 @@ class LoopOptions:
         return self.until is not None and time.monotonic() >= self.until
 
 
-class Stage(ABC):
-    """One thing to train. ``module`` is what is optimised; a stage knows its data and its loss, not the loop."""
-
-    name: str
-    module: nn.Module
-    config: StageConfig
-    seed: int
-    settings: tuple[BaseModel, ...] = ()
-    """Configurations of the components that take part: with them a run is another."""
-    losses: ClassVar[Mapping[str, float]] = {}
-    """Names and defaults of the weights that ``config.loss`` may set."""
-    origin: str = ""
-    """Hash of the weights that training starts from; empty where they are fresh."""
-
-    @classmethod
-    def needs(cls, name: str, preset: Preset) -> Sequence[Need]:
-        """What the stage ``name`` takes from the data: checked for all stages of a run before the first one trains."""
-        del name, preset
-        return ()
-
-    @property
-    @abstractmethod
-    def fresh(self) -> dict[str, nn.Module]:
-        """The components that start with fresh weights here, by name: what other weights to start from replace."""
-
-    @abstractmethod
-    def batch(self, step: int, rank: int, world: int) -> dict[str, Any]:
-        """The part of batch ``step`` that process ``rank`` of ``world`` works on; a pure function of its arguments."""
-
-    @abstractmethod
-    def loss(self, module: nn.Module, batch: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
-        """Scalar loss and what to log. ``module`` may be wrapped or compiled: call it, do not reach into it."""
-
-    @abstractmethod
-    def validate(self, module: nn.Module) -> dict[str, float]:
-        """Validation figures of the averaged weights; ``"loss"`` drives the stop rule."""
-
-    def sheet(self, module: nn.Module) -> Image.Image | str | None:
-        """A sample of what the averaged weights produce, kept beside the logs."""
-        del module
-        return None
-
-    @abstractmethod
-    def finish(self, module: nn.Module, root: Path) -> None:
-        """Write the trained component(s) into the checkpoint folder ``root``."""
-
-    def fingerprint(self) -> str:
-        """Identifies settings and data, so that a checkpoint is only resumed by the run it belongs to."""
-        parts = (self.name, str(self.seed), *(one.model_dump_json() for one in (self.config, *self.settings)))
-        parts += (self.origin,) if self.origin else ()
-        return hashlib.sha256("|".join(parts).encode()).hexdigest()
-
-    @classmethod
-    def loss_weights(cls, name: str, config: StageConfig) -> dict[str, float]:
-        """``config.loss`` over the stage's ``losses``; ConfigError lists the known names."""
-        unknown = sorted(set(config.loss) - set(cls.losses))
-        if unknown:
-            known = ", ".join(cls.losses) or "none"
-            raise ConfigError(f"stage {name}: unknown loss settings {unknown}: expected {known}")
-        return {**cls.losses, **config.loss}
-
-
-def permuted(n: int, start: int, count: int, seed: int) -> list[int]:
-    """Positions ``start .. start + count`` of an endless stream that visits 0..n-1 once an epoch, reshuffled each."""
-    if n == 0:
-        raise DataError("nothing to train on: no study of the training split has what this stage needs")
-    picked: list[int] = []
-    while len(picked) < count:
-        epoch, offset = divmod(start + len(picked), n)
-        order = torch.randperm(n, generator=torch.Generator().manual_seed(mix(seed, "epoch", epoch)))
-        picked += order[offset : offset + count - len(picked)].tolist()
-    return picked
-
-
-def spread_over(n: int, start: float, device: torch.device) -> Tensor:
-    """n numbers evenly spread over [0, 1), neighbours far apart (by the golden ratio): timesteps to validate at."""
-    return (torch.arange(n, device=device) * 0.6180339887 + start) % 1
-
-
 def learning_rate(config: StageConfig, step: int) -> float:
     """Linear warm-up, then cosine to ``final_lr_fraction`` of the peak at the last step."""
     if step < config.warmup_steps:
@@ -143,21 +63,6 @@ def learning_rate(config: StageConfig, step: int) -> float:
     progress = (step - config.warmup_steps) / max(1, config.steps - config.warmup_steps)
     cosine = 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
     return config.learning_rate * (config.final_lr_fraction + (1 - config.final_lr_fraction) * cosine)
-
-
-@contextmanager
-def _quick_attention(device: torch.device, precision: str) -> Iterator[None]:
-    """On a CPU in half precision, attention by plain products: the backward pass of the fused kernel is slow there."""
-    if device.type != "cpu" or precision == "no":
-        yield
-        return
-    before = torch.backends.cuda.fp16_bf16_reduction_math_sdp_allowed()
-    try:
-        torch.backends.cuda.allow_fp16_bf16_reduction_math_sdp(True)  # else the products are made in float32
-        with sdpa_kernel(SDPBackend.MATH):
-            yield
-    finally:
-        torch.backends.cuda.allow_fp16_bf16_reduction_math_sdp(before)
 
 
 def _parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
@@ -198,10 +103,13 @@ class _Run:
             raise CheckpointError(
                 f"{self.work} holds a run at {latest.name}: continue it with --resume or choose another --out"
             )
-        self.accelerator = Accelerator(
-            mixed_precision=options.precision, gradient_accumulation_steps=self.config.gradient_accumulation
-        )
+        self.accelerator = Accelerator(mixed_precision=options.precision)
         self.main = self.accelerator.is_main_process
+        if self.accelerator.num_processes > 1 and any(isinstance(part, _BatchNorm) for part in stage.module.modules()):
+            raise ConfigError(
+                f"stage {stage.name}: has batch normalisation, which depends on how a batch is divided: "
+                "train it with one process"
+            )
         self.fingerprint = stage.fingerprint()
         self.averaged = Average(stage.module, self.config.ema_decay)
         optimizer = torch.optim.AdamW(
@@ -215,7 +123,9 @@ class _Run:
         self.averaged.to(self.accelerator.device)
         self.module, self.optimizer = self.accelerator.prepare(stage.module, optimizer)
         # A compiled module stays compiled
-        self.call = cast(nn.Module, torch.compile(self.module)) if options.compile else self.module
+        call = cast(nn.Module, torch.compile(self.module)) if options.compile else self.module
+        self.passes = Passes(stage, call, self.accelerator, options.precision, options.micro_batch_size)
+        self.accelerator.gradient_accumulation_steps = len(self.passes.shares)
         with checkpoint.writable(self.work):
             self.work.mkdir(parents=True, exist_ok=True)
             if self.main and not is_finished(self.state, self.config):
@@ -233,27 +143,29 @@ class _Run:
             self.accelerator.scaler.load_state_dict(self.state.scaler)
 
     def step(self) -> tuple[Tensor, Tensor | None, dict[str, Tensor]]:
-        """One optimizer step: loss and logged terms of the last part of the batch, gradient norm before clipping."""
+        """One optimizer step: loss and logged terms of this process, gradient norm before clipping."""
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(self.config, self.state.step)
-        loss, norm, logged = torch.zeros(()), None, {}
-        rank, world = self.accelerator.process_index, self.accelerator.num_processes
-        for part in range(self.config.gradient_accumulation):
-            # All randomness follows from the position in the run (ADR-0004)
-            position = self.state.step * self.config.gradient_accumulation + part
-            torch.manual_seed(mix(self.stage.seed, self.stage.name, position, rank))
-            batch = {key: self._on_device(value) for key, value in self.stage.batch(position, rank, world).items()}
-            attention = _quick_attention(self.accelerator.device, self.options.precision)
-            with self.accelerator.accumulate(self.module), self.accelerator.autocast(), attention:
-                loss, logged = self.stage.loss(self.call, batch)
-                self.accelerator.backward(loss)
+        done: list[Loss] = []
+        norm = None
+        for loss_of_share in self.passes.losses(self.state.step):
+            with self.accelerator.accumulate(self.module):
+                done.append(loss_of_share())
+                # A share may leave parameters out, but DDP expects gradients of all, and one process is no other case
+                unused = 0 * sum(p.sum() for p in self.module.parameters() if p.requires_grad)
+                self.accelerator.backward(done[-1].value + unused)
                 if self.accelerator.sync_gradients:
                     norm = self.accelerator.clip_grad_norm_(self.module.parameters(), self.config.grad_clip)
                 self.optimizer.step()
                 self.optimizer.zero_grad(set_to_none=True)
         self.averaged.update_parameters(self.accelerator.unwrap_model(self.module))
         self.state.step += 1
-        return loss, norm, logged
+        terms = {name: torch.stack([one.terms[name] for one in done]).mean() for name in done[0].terms}
+        return torch.stack([one.shown for one in done]).mean(), norm, terms
+
+    def mean(self, value: Tensor) -> float:
+        """The mean of a number over all processes."""
+        return float(cast(Tensor, reduce(value.detach().float(), "mean")))
 
     def time_is_up(self) -> bool:
         """Whether to stop here; what the first process says holds for all."""
@@ -261,9 +173,6 @@ class _Run:
             return self.options.time_is_up
         said = torch.tensor(float(self.options.time_is_up), device=self.accelerator.device)
         return bool(cast(Tensor, broadcast(said)).item())
-
-    def _on_device(self, value: Any) -> Any:
-        return moved(value, self.accelerator.device) if isinstance(value, Tensor) else value
 
     def save(self) -> None:
         """Write a checkpoint from which the run can be resumed."""
@@ -319,8 +228,7 @@ class _Run:
         self.logs.close()
 
 
-def _finite(loss: Tensor, stage: str, step: int) -> float:
-    value = loss.item()
+def _finite(value: float, stage: str, step: int) -> float:
     if not math.isfinite(value):
         raise DataError(
             f"{stage}: loss is {value} at step {step}: resume with --precision no, "
@@ -352,15 +260,16 @@ def train(stage: Stage, root: Path, options: LoopOptions = LoopOptions()) -> Tra
             logs = last or state.step % options.log_every == 0
             saves = last or ends or state.step % config.checkpoint_every == 0
             # The loss is checked before every checkpoint too, so that none holds weights of a diverged run
-            value = _finite(loss, stage.name, state.step) if logs or saves else math.nan
+            value = _finite(run.mean(loss), stage.name, state.step) if logs or saves else math.nan
             if logs:
                 rate = (state.step - since) / (time.perf_counter() - clock)
                 show(state.step, rate, value)
                 clock, since = time.perf_counter(), state.step
+                assert norm is not None  # the last part of a batch clips
+                figures = {"step": state.step, "loss": value, "grad_norm": float(norm), "steps_per_s": rate}
+                figures |= {name: run.mean(term) for name, term in logged.items()}
                 if run.main:
-                    assert norm is not None  # the last part of a batch clips
-                    figures = {"step": state.step, "loss": value, "grad_norm": float(norm), "steps_per_s": rate}
-                    run.logs.record(figures | {name: float(term) for name, term in logged.items()})
+                    run.logs.record(figures)
             if last or state.step % config.validate_every == 0:
                 run.validate()
             if saves or state.stopped:

@@ -28,7 +28,9 @@ from xgem.data.manifest import Manifest
 from xgem.data.prepare import prepare_images
 from xgem.judges.reid import PUBLISHED, WEIGHTS_NAME, ReidConfig, SiameseNetwork, load_reid, save_reid, to_input
 from xgem.metrics.bootstrap import Array, Estimate, Sampled
-from xgem.train.loop import LoopOptions, Stage, TrainState, train
+from xgem.train.loop import LoopOptions, TrainState, train
+from xgem.train.share import Share
+from xgem.train.stage import Stage
 from xgem.types import ConfigError, DataError, InputError
 from xgem.utils.random import mix
 
@@ -176,11 +178,10 @@ class ReidStage(Stage):
     def fresh(self) -> dict[str, nn.Module]:
         return {self.name: self.module}
 
-    def batch(self, step: int, rank: int, world: int) -> dict[str, Any]:
-        rng = np.random.default_rng(mix(self.seed, self.name, step, rank, world))
-        count = max(2, self.config.batch_size // world)
-        patients = [self.patients.several[int(i)] for i in rng.integers(len(self.patients.several), size=count)]
-        same = [i % 2 == 0 for i in range(count)]
+    def batch(self, share: Share) -> dict[str, Any]:
+        rng = np.random.default_rng(mix(self.seed, self.name, share.step, share.first))
+        patients = [self.patients.several[int(i)] for i in rng.integers(len(self.patients.several), size=share.size)]
+        same = [number % 2 == 0 for number in share.numbers]
         rows = [self.patients.pair(patient, s, rng) for patient, s in zip(patients, same, strict=True)]
         first, second = (self._augmented(self.patients.images[[row[side] for row in rows]]) for side in (0, 1))
         return {"first": first, "second": second, "same": torch.tensor(same).float()}

@@ -24,8 +24,9 @@ from xgem.labels.sentences import written_sentences
 from xgem.labels.vocabulary import NO_FINDING
 from xgem.train import needs
 from xgem.train.context import StageContext, first_output
-from xgem.train.loop import Stage, permuted
 from xgem.train.recombine import Recombined
+from xgem.train.share import Share
+from xgem.train.stage import ComparingStage, permuted
 from xgem.types import DataError
 from xgem.utils.random import mix
 
@@ -61,21 +62,27 @@ class _Autoencoder(nn.Module):
         super().__init__()
         self.vae, self.hide = vae, hide
 
-    def forward(self, texts: list[str]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Negative log likelihood (b,), mean and log variance (b, d), and the number of predicted tokens (b,)."""
+    def forward(
+        self, texts: list[str], drawn: Mapping[str, Tensor] | None = None
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Negative log likelihood (b,), mean and log variance (b, d), and the number of predicted tokens (b,).
+
+        ``drawn``, in training: the ``noise`` of the posterior's sample (b, d), and for every token of the longest text
+        a number in [0, 1) that says whether it is ``hidden`` from the decoder.
+        """
         mean, logvar = self.vae.posterior(texts)  # (b, d) each
-        z = mean + torch.randn_like(mean) * (0.5 * logvar).exp() if self.training else mean
+        z = mean if drawn is None else mean + drawn["noise"] * (0.5 * logvar).exp()
         ids = self.vae.decoder_ids(texts)  # (b, n)
         inputs = ids
-        if self.training and self.hide > 0:  # word dropout makes the decoder rely on z (Bowman et al. 2016)
-            hidden = torch.rand(ids.shape, device=ids.device) < self.hide
+        if drawn is not None and self.hide > 0:  # word dropout makes the decoder rely on z (Bowman et al. 2016)
+            hidden = drawn["hidden"][:, : ids.shape[1]] < self.hide
             hidden[:, 0] = False
             inputs = ids.masked_fill(hidden, self.vae.decoder_tokenizer.pad_token_id)
         counts = (ids[:, 1:] != self.vae.decoder_tokenizer.pad_token_id).sum(dim=1)
         return self.vae.reconstruction_loss(ids, z, inputs), mean, logvar, counts
 
 
-class ReportVAEStage(Stage):
+class ReportVAEStage(ComparingStage):
     """Reconstruction + scheduled KL with free bits.
 
     Besides complete reports, it learns random combinations of sentences from all sections of the training split, so
@@ -112,7 +119,8 @@ class ReportVAEStage(Stage):
             self.variants = Recombined(self.pool)
             self.train_texts = _distinct(self.reports, settings.sentences, self.pool)
             self.val_texts = _distinct(self.val_reports, settings.sentences)
-        self.module = _Autoencoder(ReportVAE.from_config(settings, None, tokenizer), self.weights["hide"])
+        self.autoencoder = _Autoencoder(ReportVAE.from_config(settings, None, tokenizer), self.weights["hide"])
+        self.module = self.autoencoder
 
     @property
     def fresh(self) -> dict[str, nn.Module]:
@@ -122,22 +130,26 @@ class ReportVAEStage(Stage):
     def fingerprint(self) -> str:
         return super().fingerprint() + self.corpus.fingerprint()
 
-    def batch(self, step: int, rank: int, world: int) -> dict[str, Any]:
-        size = self.config.batch_size
+    def batch(self, share: Share) -> dict[str, Any]:
         # Blocks of 16 batches are drawn and sorted by length, which saves padding, then used in random order
-        block, place = divmod(step * world + rank, _BLOCK)
-        drawn = permuted(len(self.train_texts), block * _BLOCK * size, _BLOCK * size, mix(self.seed, self.name))
+        block, place = divmod(share.step, _BLOCK)
+        length = _BLOCK * share.batch
+        drawn = permuted(len(self.train_texts), range(block * length, (block + 1) * length), mix(self.seed, self.name))
         drawn.sort(key=lambda i: len(self.train_texts[i]))
-        slot = permuted(_BLOCK, 0, _BLOCK, mix(self.seed, self.name, "block", block))[place]
-        picked = drawn[slot * size : (slot + 1) * size]
-        rng = random.Random(mix(self.seed, self.name, "texts", step, rank))
+        slot = permuted(_BLOCK, range(_BLOCK), mix(self.seed, self.name, "block", block))[place]
+        start = slot * share.batch + share.first
         texts = [
             self._recombined(self.train_texts[i], rng)
             if rng.random() < self.weights["recombined"]
             else self.train_texts[i]
-            for i in picked
+            for i, rng in zip(drawn[start : start + share.size], share.rngs("texts"), strict=True)
         ]
-        return {"texts": texts, "kl": kl_weight(step / (self.config.steps * self.config.gradient_accumulation))}
+        vae = self.autoencoder.vae
+        random_numbers = {
+            "noise": share.normal((vae.config.latent_dim,)),  # (b, d)
+            "hidden": share.uniform((vae.config.max_length,), "hidden"),  # (b, n)
+        }
+        return {"texts": texts, "drawn": random_numbers, "kl": kl_weight(share.step / self.config.steps)}
 
     def _recombined(self, text: str, rng: random.Random) -> str:
         if self.variants is None:
@@ -150,10 +162,15 @@ class ReportVAEStage(Stage):
         kl = 0.5 * (mean.square() + logvar.exp() - 1 - logvar)
         return kl.sum(dim=1).mean(), kl.mean(dim=0).clamp(min=self.weights["free_bits"]).sum()
 
-    def loss(self, module: nn.Module, batch: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
-        nll, mean, logvar, counts = module(batch["texts"])
-        kl, floored = self._kl(mean, logvar)
-        total = nll.mean() + batch["kl"] * self.weights["kl"] * floored
+    def per_sample(self, module: nn.Module, batch: dict[str, Any]) -> dict[str, Tensor]:
+        nll, mean, logvar, counts = module(batch["texts"], batch["drawn"])
+        annealed = torch.full_like(nll, batch["kl"])
+        return {"nll": nll, "mean": mean, "logvar": logvar, "counts": counts, "annealed": annealed}
+
+    def criterion(self, values: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        nll, counts = values["nll"], values["counts"]
+        kl, floored = self._kl(values["mean"], values["logvar"])
+        total = nll.mean() + values["annealed"][0] * self.weights["kl"] * floored
         return total / 10, {"nll_per_token": (nll.sum() / counts.sum()).detach(), "kl": kl.detach()}
 
     def validate(self, module: nn.Module) -> dict[str, float]:

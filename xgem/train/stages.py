@@ -25,8 +25,9 @@ from xgem.train.diffusion import DiffusionStage
 from xgem.train.image_decoder import ImageDecoderStage
 from xgem.train.image_vae import ImageVAEStage
 from xgem.train.joint import JointStage
-from xgem.train.loop import LoopOptions, Stage, TrainState, is_finished, train
+from xgem.train.loop import LoopOptions, TrainState, is_finished, train
 from xgem.train.report_vae import ReportVAEStage
+from xgem.train.stage import Stage
 from xgem.types import ConfigError, InputError
 from xgem.utils.hashing import module_hash
 
