@@ -125,6 +125,9 @@ def test_the_device_is_that_of_the_option(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(DeviceError, match="leave it out"), together("cpu"):
         pass
+    monkeypatch.delenv("RANK", raising=False)
+    with pytest.raises(DeviceError, match="2 processes were started that do not know of one another"), together():
+        pass
 
 
 # ------------------------------------------------------------------------------------------------------ fine-tuning

@@ -9,12 +9,15 @@ import torch
 
 from tests.train.batches import batch_of
 from tests.train.test_golden_losses import CASES, tiny, write_data
+from xgem.configs.preset import StageConfig
 from xgem.convert.random_init import random_checkpoint
 from xgem.data.manifest import Manifest
 from xgem.train.context import StageContext
 from xgem.train.corpus import Corpus
+from xgem.train.passes import shares_of
 from xgem.train.stage import ComparingStage
 from xgem.train.stages import make_stage
+from xgem.types import ConfigError
 
 ORDERED = ("image-vae", "image-decoder", "clip", "report-vae", "frontal", "lateral", "report", "joint")
 
@@ -70,3 +73,22 @@ def test_parts_of_a_batch_are_the_whole(name: str, step: int, contexts: dict[str
             torch.testing.assert_close(found, value, rtol=1e-3, atol=1e-4, msg=lambda text, key=key: f"{key}: {text}")
     other = values_of(stage, batch_of(stage, step + 1))
     assert any(not torch.allclose(other[key], value) for key, value in whole.items() if key in other)
+
+
+def test_a_batch_is_divided_evenly_or_refused(contexts: dict[str, StageContext]) -> None:
+    stage = make_stage("image-vae", contexts["debug"])
+    size = stage.config.batch_size  # 8
+    shares = [share for process in range(2) for share in shares_of(stage, process, 2, 3)]
+    assert [(share.first, share.size, share.batch) for share in shares] == [(k, 2, size) for k in range(0, size, 2)]
+    with pytest.raises(ConfigError, match=r"batch of 8 .* among 3 processes: start 1, 2, 4, 8"):
+        shares_of(stage, 0, 3, None)
+
+
+def test_earlier_parts_of_a_batch_are_one_batch() -> None:
+    settings = {"steps": 1, "batch_size": 4, "learning_rate": 0.1}
+    assert StageConfig.model_validate(settings | {"gradient_accumulation": 3}).batch_size == 12
+    for wrong in ("2", 0):
+        with pytest.raises(ValueError, match="gradient_accumulation"):
+            StageConfig.model_validate(settings | {"gradient_accumulation": wrong})
+    with pytest.raises(ValueError, match="batch_size"):
+        StageConfig.model_validate({"gradient_accumulation": 2})

@@ -101,8 +101,10 @@ class StageConfig(Config):
         if not isinstance(value, dict) or "gradient_accumulation" not in value:
             return cast(Any, value)
         fields = dict(cast(dict[str, Any], value))
-        parts = fields.pop("gradient_accumulation")
-        return fields | {"batch_size": fields["batch_size"] * parts}
+        parts, size = fields.pop("gradient_accumulation"), fields.get("batch_size")
+        if not isinstance(parts, int) or parts < 1:
+            raise ValueError(f"gradient_accumulation is {parts!r}, expected a number of parts: leave it out")
+        return fields | ({"batch_size": size * parts} if isinstance(size, int) else {})
 
 
 class Preset(Config):

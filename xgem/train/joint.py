@@ -154,7 +154,7 @@ class JointStage(DependentStage, ComparingStage):
         }
 
     def _noise(self, name: str, share: Share, purpose: str) -> Tensor:
-        return moved(share.normal(self.generators[name].latent_shape, f"{purpose} of {name}"), self.device)
+        return share.normal(self.generators[name].latent_shape, f"{purpose} of {name}")
 
     def _collate(
         self,
