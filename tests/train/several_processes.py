@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -50,3 +51,9 @@ def train_each(
             run([case.stage], tiny(case.preset, {}), Manifest.read(manifest), folder / case.preset, options, seed=SEED)
 
     _together(rank, world, port, work)
+
+
+if __name__ == "__worker__":
+    sys.path.insert(0, str(Path(__file__).parents[2]))  # before other packages' tests
+    function, arguments = globals()["TASK"]
+    globals()[function](*arguments)

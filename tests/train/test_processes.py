@@ -6,6 +6,7 @@ import json
 import multiprocessing
 import os
 import random
+import runpy
 import shutil
 import signal
 import socket
@@ -16,7 +17,6 @@ from pathlib import Path
 
 import pytest
 
-from tests.train import several_processes
 from tests.train.test_golden_losses import CASES, differences, logged, read_golden, write_data
 from xgem.checkpoints.store import read_index, verify
 from xgem.cli import main
@@ -126,9 +126,11 @@ def free_port() -> int:
         return one.getsockname()[1]
 
 
-def together(start: Callable[..., BaseProcess], world: int, function: Callable[..., None], *arguments: object) -> None:
-    port = free_port()
-    workers = [start(function, rank, world, port, *arguments) for rank in range(world)]
+def together(start: Callable[..., BaseProcess], world: int, function: str, *arguments: object) -> None:
+    """Call a function of several_processes.py in every one of ``world`` processes."""
+    script, port = str(Path(__file__).with_name("several_processes.py")), free_port()
+    tasks = [{"TASK": (function, (rank, world, port, *arguments))} for rank in range(world)]
+    workers = [start(runpy.run_path, script, task, "__worker__") for task in tasks]
     for worker in workers:
         worker.join(LIMIT)
         assert worker.exitcode == 0
@@ -139,7 +141,7 @@ def test_losses_do_not_depend_on_the_number_of_processes(tmp_path: Path, start: 
     """Those of every stage are the golden ones, which one process made with whole batches."""
     manifest, two, apart = write_data(tmp_path), tmp_path / "two", tmp_path / "apart"
     keys = [key for key in CASES if key != "reid"]
-    together(start, 2, several_processes.train, manifest, two, None)
+    together(start, 2, "train", manifest, two, None)
     assert not wrong(dict.fromkeys(keys, two))
     # Half of every stage on two processes, the rest on four, which take one sample at once. Each stage has a folder of
     # its own: components of other weights, if by rounding alone, make those that build on them another run. What
@@ -148,9 +150,9 @@ def test_losses_do_not_depend_on_the_number_of_processes(tmp_path: Path, start: 
     for key, folder in folders.items():
         preset = CASES[key].preset
         shutil.copytree(two / preset, folder / preset, ignore=shutil.ignore_patterns("training"))
-    together(start, 2, several_processes.train_each, manifest, apart, 10, None)
+    together(start, 2, "train_each", manifest, apart, 10, None)
     assert {path.name for path in apart.glob("*/*/training/*/checkpoints/*")} == {"step-00000010"}
-    together(start, 4, several_processes.train_each, manifest, apart, None, 1)
+    together(start, 4, "train_each", manifest, apart, None, 1)
     assert not wrong(folders)
 
 
