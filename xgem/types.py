@@ -65,6 +65,10 @@ class PrivacyError(XgemError):
     """Every draw of a sample came too close to a training image."""
 
 
+class StoppedError(XgemError):
+    """A signal has stopped a training, which a checkpoint lets go on."""
+
+
 @dataclass(frozen=True)
 class Prompt:
     """One input made ready for its encoder.

@@ -220,11 +220,12 @@ def test_a_job_of_two_tasks_equals_one_process(
     plan: Path, whole: dict[str, bytes], tmp_path: Path, project: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("submitit")
-    from xgem.cohort.submit import Work, submit
+    from xgem.cohort.submit import Work
+    from xgem.utils.slurm import Resources, submit
 
     monkeypatch.setenv("PYTHONPATH", str(project))
     work = Work(str(plan), str(tmp_path / "out"), "cpu", None, False, 1)
-    job = submit(work, logs=tmp_path / "logs", tasks=2, timeout_min=4, cluster="local")
+    job = submit(work, "test", tmp_path / "logs", Resources(tasks=2, timeout_min=4), cluster="local")
     assert job.results() == [8, 4]
     assert tree(tmp_path / "out") == whole
 

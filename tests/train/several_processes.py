@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 
 def _together(rank: int, world: int, port: int, work: Callable[[], None]) -> None:
@@ -21,18 +22,19 @@ def _together(rank: int, world: int, port: int, work: Callable[[], None]) -> Non
     torch.set_num_threads(1)
     with together():
         work()
-    torch.distributed.destroy_process_group()
 
 
-def train(rank: int, world: int, port: int, manifest: Path, root: Path, micro_batch_size: int | None) -> None:
-    """Train every stage of the golden losses."""
-    from tests.train.test_golden_losses import train_presets
+def train(rank: int, world: int, port: int, manifest: Path, root: Path, options: dict[str, Any]) -> None:
+    """Train every stage of the golden losses, with ``options`` of the loop."""
+    from dataclasses import replace
 
-    _together(rank, world, port, lambda: train_presets(manifest, root, micro_batch_size=micro_batch_size))
+    from tests.train.test_golden_losses import QUIET, train_presets
+
+    _together(rank, world, port, lambda: train_presets(manifest, root, options=replace(QUIET, **options)))
 
 
 def train_each(
-    rank: int, world: int, port: int, manifest: Path, root: Path, stop: int | None, micro_batch_size: int | None
+    rank: int, world: int, port: int, manifest: Path, root: Path, stop: int | None, options: dict[str, Any]
 ) -> None:
     """Resume the stage of every folder in ``root``, a checkpoint with all components, up to step ``stop``."""
     from dataclasses import replace
@@ -44,11 +46,11 @@ def train_each(
 
     def work() -> None:
         if stop is not None:
-            loop._Run.time_is_up = lambda one: one.state.step == stop  # type: ignore[method-assign]
-        options = replace(QUIET, resume=True, micro_batch_size=micro_batch_size)
+            loop._Run.ends = lambda one, signals: "stop" if one.state.step == stop else None  # type: ignore[method-assign]
+        chosen = replace(QUIET, resume=True, **options)
         for folder in sorted(root.iterdir()):
             case = CASES[folder.name]
-            run([case.stage], tiny(case.preset, {}), Manifest.read(manifest), folder / case.preset, options, seed=SEED)
+            run([case.stage], tiny(case.preset, {}), Manifest.read(manifest), folder / case.preset, chosen, seed=SEED)
 
     _together(rank, world, port, work)
 

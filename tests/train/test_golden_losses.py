@@ -184,10 +184,9 @@ def train_presets(
     *,
     seed: int = SEED,
     changes: dict[str, dict[str, Any]] | None = None,
-    micro_batch_size: int | None = None,
+    options: LoopOptions = QUIET,
 ) -> None:
     """Train every case but ``reid`` below ``root``."""
-    options = replace(QUIET, micro_batch_size=micro_batch_size)
     for name, init in (("debug", None), ("debug-chexgen", root / "debug")):
         # The second takes text encoder and codec from the first.
         stages = [case.stage for case in CASES.values() if case.preset == name and case.stage != "reid"]

@@ -142,15 +142,6 @@ def test_other_settings_do_not_resume(change: dict[str, Any], tmp_path: Path) ->
         train(Line(**change), tmp_path, RESUME)
 
 
-def test_a_harmed_checkpoint_is_named(tmp_path: Path) -> None:
-    with pytest.raises(Killed):
-        train(Line(kill_at=7), tmp_path, QUIET)
-    (weights,) = tmp_path.glob("training/line/checkpoints/step-00000006/model.safetensors")
-    weights.write_bytes(weights.read_bytes()[:-5])
-    with pytest.raises(CheckpointError, match="step-00000006 cannot be read"):
-        train(Line(), tmp_path, RESUME)
-
-
 def test_what_a_killed_save_left_behind_is_no_checkpoint(tmp_path: Path) -> None:
     folder = tmp_path / "training/line/checkpoints"
     (folder / ".step-00000009.123").mkdir(parents=True)

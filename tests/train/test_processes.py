@@ -136,24 +136,45 @@ def together(start: Callable[..., BaseProcess], world: int, function: str, *argu
         assert worker.exitcode == 0
 
 
+KEYS = [key for key in CASES if key != "reid"]
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory: pytest.TempPathFactory, start: Callable[..., BaseProcess]) -> tuple[Path, Path]:
+    """Every stage trained by two processes: the manifest, and the folder."""
+    folder = tmp_path_factory.mktemp("two")
+    manifest = write_data(folder)
+    together(start, 2, "train", manifest, folder / "two", {})
+    return manifest, folder / "two"
+
+
 @pytest.mark.timeout(600)
-def test_losses_do_not_depend_on_the_number_of_processes(tmp_path: Path, start: Callable[..., BaseProcess]) -> None:
-    """Those of every stage are the golden ones, which one process made with whole batches."""
-    manifest, two, apart = write_data(tmp_path), tmp_path / "two", tmp_path / "apart"
-    keys = [key for key in CASES if key != "reid"]
-    together(start, 2, "train", manifest, two, None)
-    assert not wrong(dict.fromkeys(keys, two))
-    # Half of every stage on two processes, the rest on four, which take one sample at once. Each stage has a folder of
-    # its own: components of other weights, if by rounding alone, make those that build on them another run. What
-    # image-decoder starts from is gone, as it has changed its own codec.
-    folders = {key: apart / key for key in keys if key != "image-decoder"}
+def test_losses_of_two_processes_are_those_of_one(two: tuple[Path, Path]) -> None:
+    assert not wrong(dict.fromkeys(KEYS, two[1]))
+
+
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("sharding", ["no", "full"])
+def test_losses_do_not_depend_on_processes(
+    sharding: str, two: tuple[Path, Path], tmp_path: Path, start: Callable[..., BaseProcess]
+) -> None:
+    """Half of every stage on two processes, the rest on four, which take one sample at once: the golden losses."""
+    manifest, trained = two
+    # Each stage has a folder of its own: components of other weights, if by rounding alone, make those that build on
+    # them another run. What image-decoder starts from is gone, as it has changed its own codec.
+    folders = {key: tmp_path / "apart" / key for key in KEYS if key != "image-decoder"}
     for key, folder in folders.items():
         preset = CASES[key].preset
-        shutil.copytree(two / preset, folder / preset, ignore=shutil.ignore_patterns("training"))
-    together(start, 2, "train_each", manifest, apart, 10, None)
+        shutil.copytree(trained / preset, folder / preset, ignore=shutil.ignore_patterns("training"))
+    apart, alone, options = tmp_path / "apart", tmp_path / "alone", {"sharding": sharding}
+    together(start, 2, "train_each", manifest, apart, 10, options)
     assert {path.name for path in apart.glob("*/*/training/*/checkpoints/*")} == {"step-00000010"}
-    together(start, 4, "train_each", manifest, apart, None, 1)
+    shutil.copytree(apart / "joint", alone / "joint")
+    together(start, 4, "train_each", manifest, apart, None, options | {"micro_batch_size": 1})
     assert not wrong(folders)
+    # What several processes have written, a single one reads
+    together(start, 1, "train_each", manifest, alone, None, {})
+    assert not wrong({"joint": alone / "joint"})
 
 
 def wrong(folders: dict[str, Path]) -> dict[str, list[str]]:

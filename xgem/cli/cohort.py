@@ -83,13 +83,15 @@ def cohort(
         return
     if slurm:
         from xgem.cohort.run import open_cohort
-        from xgem.cohort.submit import Work, submit
+        from xgem.cohort.submit import Work
+        from xgem.utils.slurm import Resources, submit
 
         # The node decides on the device; what the model can do is the same everywhere.
         open_cohort(cohort_plan, device="cpu", compile=use_compile)
         work = Work(str(plan.absolute()), str(out.absolute()), device, dtype, use_compile, threads)
         logs = out.with_name(f"{out.name}.slurm").absolute()
-        job = submit(work, logs=logs, partition=partition, nodes=nodes, tasks=tasks, gpus=gpus, timeout_min=timeout)
+        wanted = Resources(nodes=nodes, tasks=tasks, gpus=gpus, timeout_min=timeout, partition=partition)
+        job = submit(work, "xgem-cohort", logs, wanted)
         typer.echo(f"job {job.job_id}: {nodes * tasks} shards into {out}, logs in {logs}")
         return
     from xgem.cohort.run import run

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from collections.abc import Sequence
@@ -40,6 +41,14 @@ class Running:
             show_default="its share of a batch",
         ),
     ] = None
+    sharding: Annotated[
+        str,
+        typer.Option(
+            "--sharding",
+            help="Of several processes: no (each has all weights), full (each has a part of every weight, of its "
+            "gradient, moments and average), or hybrid (all weights are on every node, in parts).",
+        ),
+    ] = "no"
     max_minutes: Annotated[
         float | None,
         typer.Option(
@@ -54,17 +63,21 @@ class Running:
     def options(self) -> LoopOptions:
         """The options of the loop, checked; time counts from here."""
         from xgem.train.loop import LoopOptions
+        from xgem.train.sharding import KINDS
 
         if self.max_minutes is not None and not 0 < self.max_minutes < math.inf:
             raise InputError(f"--max-minutes {self.max_minutes:g}: expected more than 0")
         if self.precision not in {"no", "bf16", "fp16"}:
             raise InputError(f"--precision {self.precision}: expected no, bf16 or fp16")
+        if self.sharding not in KINDS:
+            raise InputError(f"--sharding {self.sharding}: expected {' or '.join(KINDS)}")
         until = None if self.max_minutes is None else time.monotonic() + 60 * self.max_minutes
         return LoopOptions(
             resume=self.resume,
             compile=self.compile,
             precision=self.precision,
             micro_batch_size=self.micro_batch_size,
+            sharding=self.sharding,
             progress=self.progress,
             until=until,
         )
@@ -127,8 +140,6 @@ def train(
 
     Stage reid is not part of a preset: it trains the re-identification network that xgem eval privacy uses.
     """
-    import logging
-
     import torch
 
     from xgem.train.stages import stages
@@ -165,7 +176,7 @@ def _run(
     from xgem.configs import load_preset
     from xgem.data.manifest import Manifest
     from xgem.train import reid
-    from xgem.train.processes import together
+    from xgem.train.processes import Processes, together
     from xgem.train.stages import planned, run
 
     if stage == "reid":
@@ -193,4 +204,6 @@ def _run(
     changed = with_stage_settings(trained, settings, steps=steps)
     loaded = loaded.model_copy(update={"train": {**loaded.train, **changed}})
     with together(device):
+        if not Processes.current().main:
+            logging.getLogger("xgem").setLevel(logging.WARNING)
         run(names, loaded, Manifest.read(data), out, loop, seed=seed, init=source)

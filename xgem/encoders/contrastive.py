@@ -43,8 +43,8 @@ class Temperature(nn.Module):
 
     def __init__(self, initial: float = 1 / 0.07, maximum: float = 100.0) -> None:
         super().__init__()
-        self.log_scale = nn.Parameter(torch.tensor(math.log(initial)))
+        self.log_scale = nn.Parameter(torch.tensor([math.log(initial)]))  # (1,): a number alone cannot be sharded
         self.maximum = maximum
 
     def forward(self) -> Tensor:
-        return self.log_scale.exp().clamp(max=self.maximum)
+        return self.log_scale.exp().clamp(max=self.maximum)[0]

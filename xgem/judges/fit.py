@@ -107,7 +107,7 @@ def _resumed(network: nn.Module, optimizer: torch.optim.Optimizer, folder: Path,
     latest = checkpoint.latest(folder)
     if latest is None:
         return 0
-    state, tensors = checkpoint.load(latest, name)
+    state, tensors = checkpoint.load_state(latest, name), checkpoint.load(latest)
     if not {"network", "optimizer"} <= tensors.keys():
         raise CheckpointError(f"training checkpoint {latest} holds {', '.join(tensors)}: delete it")
     checkpoint.load_weights(network, tensors["network"], latest)

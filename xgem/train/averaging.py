@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
+from xgem.train.sharding import local
+
 
 def average_(averaged: list[Tensor], current: list[Tensor], decay: float, count: int) -> None:
     """Move ``averaged`` towards ``current`` after ``count`` updates; the decay warms up as (1 + n) / (10 + n)."""
@@ -34,7 +36,7 @@ class Average(AveragedModel):
     @torch.no_grad()
     def update_parameters(self, model: nn.Module) -> None:
         count = int(self.n_averaged)
-        ours, theirs = ([value.detach() for value in one.parameters()] for one in (self.module, model))
+        ours, theirs = ([local(value.detach()) for value in one.parameters()] for one in (self.module, model))
         if count:
             average_(ours, theirs, self.decay, count)
         else:

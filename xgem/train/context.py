@@ -22,6 +22,7 @@ from xgem.data.cache import ArrayCache
 from xgem.encoders.tokenizer import train_tokenizer
 from xgem.modalities import get_modality
 from xgem.train.corpus import Corpus
+from xgem.train.processes import Processes
 from xgem.train.stage import Stage
 from xgem.types import CheckpointError, ConfigError
 from xgem.utils.hashing import module_hash
@@ -126,12 +127,12 @@ def is_pretrained(component: str, preset: Preset) -> bool:
 
 def save_pretrained(component: str, preset: Preset, root: Path) -> None:
     """Put a pretrained, frozen component into ``root``, where it lacks it."""
-    process = PartialState()
-    if process.is_main_process and component not in store.read_index(root).components:
-        log.info("%s: pretrained, taken as it is", component)
-        config = preset.components[component]
-        store.save_component(root, component, component_class(config.kind).from_config(config))
-    process.wait_for_everyone()
+    processes = Processes.current()
+    with processes.in_agreement():
+        if processes.main and component not in store.read_index(root).components:
+            log.info("%s: pretrained, taken as it is", component)
+            config = preset.components[component]
+            store.save_component(root, component, component_class(config.kind).from_config(config))
 
 
 class DependentStage(Stage):

@@ -53,7 +53,10 @@ class Logs:
         elif self.writer:
             self.writer.add_text("sheet", "\n".join(f"    {line}" for line in str(sheet).splitlines()), step)
 
-    def close(self) -> None:
+    def __enter__(self) -> Logs:
+        return self
+
+    def __exit__(self, *_: object) -> None:
         """Write what TensorBoard has not yet written."""
         if self.writer:
             self.writer.close()

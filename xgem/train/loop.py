@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import math
+import signal
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,20 +18,28 @@ from typing import Any, cast
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast, reduce
+from accelerate.utils import reduce
+from filelock import FileLock, Timeout
 from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from xgem._version import __version__
 from xgem.checkpoints import training as checkpoint
 from xgem.checkpoints.training import TrainState
 from xgem.configs.preset import StageConfig
 from xgem.train.averaging import Average
 from xgem.train.logs import Logs
-from xgem.train.passes import Loss, Passes
+from xgem.train.parallel import InParts, Parallel, Whole
+from xgem.train.passes import Passes, shares_of
+from xgem.train.processes import Processes
+from xgem.train.saving import Saver, restore
+from xgem.train.sharding import WholeCopy, brought_together, mesh_shape, shard
 from xgem.train.stage import Stage
-from xgem.types import CheckpointError, ConfigError, DataError
+from xgem.types import CheckpointError, ConfigError, DataError, OutputError, StoppedError
 from xgem.utils.progress import StepBar
 from xgem.utils.random import mix
+from xgem.utils.signals import Pending, deferred
 
 log = logging.getLogger(__name__)
 
@@ -45,6 +54,8 @@ class LoopOptions:
     compile: bool = False
     precision: str = "no"
     micro_batch_size: int | None = None
+    sharding: str = "no"
+    """``full``: each of several processes has a part of every weight; ``hybrid``: of every weight of its node."""
     progress: bool = True
     log_every: int = 20
     tensorboard: bool = True
@@ -80,6 +91,8 @@ def _bar(stage: Stage, state: TrainState, shown: bool) -> Iterator[Any]:
         yield lambda step, rate, loss: bar.move_to(step, f"{rate:.1f}/s loss {loss:.4f}")
 
 
+_TIME = 10_000  # among the numbers of signals: the time is up
+
 FINISHED = "finished"
 """The file in a stage's work folder that says that it is finished: its last step, written after its components."""
 
@@ -98,67 +111,91 @@ class _Run:
         self.checkpoints = self.work / "checkpoints"
         self.state = TrainState()
         self.best: dict[str, Tensor] | None = None
-        latest = checkpoint.latest(self.checkpoints)
-        if latest and not options.resume:
-            raise CheckpointError(
-                f"{self.work} holds a run at {latest.name}: continue it with --resume or choose another --out"
-            )
         self.accelerator = Accelerator(mixed_precision=options.precision)
-        self.main = self.accelerator.is_main_process
-        if self.accelerator.num_processes > 1 and any(isinstance(part, _BatchNorm) for part in stage.module.modules()):
-            raise ConfigError(
-                f"stage {stage.name}: has batch normalisation, which depends on how a batch is divided: "
-                "train it with one process"
-            )
+        self.processes = Processes.current()
+        self.main = self.processes.main
         self.fingerprint = stage.fingerprint()
+        with self.processes.in_agreement():
+            latest = self._found()
+        latest = self.processes.of_all(latest)[0]  # what the first process has found
+        with self.processes.in_agreement():
+            self._check()
         self.averaged = Average(stage.module, self.config.ema_decay)
+        self.in_parts = options.sharding != "no"
+        if self.in_parts:
+            self._divide()
         optimizer = torch.optim.AdamW(
             _parameter_groups(stage.module, self.config.weight_decay),
             lr=self.config.learning_rate,
             betas=self.config.betas,
         )
         # Weights and moments are restored before accelerate wraps what holds them
-        if latest:
-            self._restore(latest, optimizer)
+        with self.processes.in_agreement():
+            if latest is not None:
+                self.state = checkpoint.load_state(latest, self.fingerprint)
+                group = self.processes.group if self.in_parts else None
+                self.best = restore(latest, stage.module, self.averaged, optimizer, group)
+        if self.accelerator.scaler is not None and self.state.scaler:
+            self.accelerator.scaler.load_state_dict(self.state.scaler)
         self.averaged.to(self.accelerator.device)
-        self.module, self.optimizer = self.accelerator.prepare(stage.module, optimizer)
+        if self.in_parts:
+            self.parallel: Parallel = InParts(stage.module, optimizer)
+        else:
+            self.parallel = Whole(self.accelerator, stage.module, optimizer)
         # A compiled module stays compiled
-        call = cast(nn.Module, torch.compile(self.module)) if options.compile else self.module
+        compiled = options.compile and not self.in_parts
+        call = cast(nn.Module, torch.compile(self.parallel.call)) if compiled else self.parallel.call
         self.passes = Passes(stage, call, self.accelerator, options.precision, options.micro_batch_size)
-        self.accelerator.gradient_accumulation_steps = len(self.passes.shares)
         with checkpoint.writable(self.work):
-            self.work.mkdir(parents=True, exist_ok=True)
             if self.main and not is_finished(self.state, self.config):
                 (self.work / FINISHED).unlink(missing_ok=True)  # of a run whose checkpoints are gone
         self.logs = Logs(self.work, self.state.step, wanted=self.main, tensorboard=options.tensorboard)
+        self.saver = Saver(self.checkpoints, self.fingerprint, self.processes, in_parts=self.in_parts)
 
-    def _restore(self, folder: Path, optimizer: torch.optim.Optimizer) -> None:
-        """Go on from the checkpoint in ``folder``."""
-        self.state, tensors = checkpoint.load(folder, self.fingerprint)
-        checkpoint.load_weights(self.stage.module, tensors["model"], folder)
-        checkpoint.load_weights(self.averaged, tensors["ema"], folder)
-        checkpoint.load_optimizer(optimizer, tensors["optimizer"])
-        self.best = tensors.get("best")
-        if self.accelerator.scaler is not None and self.state.scaler:
-            self.accelerator.scaler.load_state_dict(self.state.scaler)
+    def _check(self) -> None:
+        """Refuse what this stage cannot do on several processes."""
+        options, stage, count = self.options, self.stage, self.processes.count
+        shares_of(stage, 0, count, options.micro_batch_size)
+        if count > 1 and any(isinstance(part, _BatchNorm) for part in stage.module.modules()):
+            raise ConfigError(
+                f"stage {stage.name}: has batch normalisation, which depends on how a batch is divided: "
+                "train it with one process"
+            )
+        if options.sharding != "no" and options.precision == "fp16":
+            raise ConfigError("sharding: fp16 has a loss scale that parts do not share: use bf16 or no")
+        if options.sharding != "no":
+            mesh_shape(options.sharding, count)
 
-    def step(self) -> tuple[Tensor, Tensor | None, dict[str, Tensor]]:
+    def _divide(self) -> None:
+        """Leave to each process its parts of weights and averages."""
+        options, module = self.options, self.stage.module
+        shape = mesh_shape(options.sharding, self.processes.count)
+        mesh = init_device_mesh(self.accelerator.device.type, shape)
+        self.whole = WholeCopy(module, self.main)
+        for one in (module, self.averaged.module):
+            shard(one, mesh, options.precision, compiled=options.compile)
+
+    def _found(self) -> Path | None:
+        """The checkpoint to go on from, if there is one."""
+        ours = self.processes.of_all((__version__, torch.__version__, self.fingerprint))
+        if len(set(ours)) > 1:
+            said = "; ".join(f"process {i}: xgem {one[0]}, torch {one[1]}" for i, one in enumerate(ours))
+            raise ConfigError(
+                f"processes differ in their versions, settings or data ({said}): give all of them the same"
+            )
+        latest = checkpoint.latest(self.checkpoints)
+        if latest and not self.options.resume:
+            raise CheckpointError(
+                f"{self.work} holds a run at {latest.name}: continue it with --resume or choose another --out"
+            )
+        return checkpoint.latest_whole(self.checkpoints) if self.main else None
+
+    def step(self) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         """One optimizer step: loss and logged terms of this process, gradient norm before clipping."""
-        for group in self.optimizer.param_groups:
+        for group in self.parallel.optimizer.param_groups:
             group["lr"] = learning_rate(self.config, self.state.step)
-        done: list[Loss] = []
-        norm = None
-        for loss_of_share in self.passes.losses(self.state.step):
-            with self.accelerator.accumulate(self.module):
-                done.append(loss_of_share())
-                # A share may leave parameters out, but DDP expects gradients of all, and one process is no other case
-                unused = 0 * sum(p.sum() for p in self.module.parameters() if p.requires_grad)
-                self.accelerator.backward(done[-1].value + unused)
-                if self.accelerator.sync_gradients:
-                    norm = self.accelerator.clip_grad_norm_(self.module.parameters(), self.config.grad_clip)
-                self.optimizer.step()
-                self.optimizer.zero_grad(set_to_none=True)
-        self.averaged.update_parameters(self.accelerator.unwrap_model(self.module))
+        done, norm = self.parallel.update(self.passes.losses(self.state.step), self.config.grad_clip)
+        self.averaged.update_parameters(self.stage.module)
         self.state.step += 1
         terms = {name: torch.stack([one.terms[name] for one in done]).mean() for name in done[0].terms}
         return torch.stack([one.shown for one in done]).mean(), norm, terms
@@ -167,27 +204,35 @@ class _Run:
         """The mean of a number over all processes."""
         return float(cast(Tensor, reduce(value.detach().float(), "mean")))
 
-    def time_is_up(self) -> bool:
-        """Whether to stop here; what the first process says holds for all."""
-        if self.options.until is None or self.accelerator.num_processes == 1:
-            return self.options.time_is_up
-        said = torch.tensor(float(self.options.time_is_up), device=self.accelerator.device)
-        return bool(cast(Tensor, broadcast(said)).item())
+    def finite(self, loss: Tensor) -> float:
+        """The mean loss of all processes; DataError where it is not a number."""
+        value = self.mean(loss)
+        with self.processes.in_agreement():
+            if not math.isfinite(value):
+                raise DataError(
+                    f"{self.stage.name}: loss is {value} at step {self.state.step}: resume with --precision no, "
+                    "or train into another --out with a lower learning rate"
+                )
+        return value
+
+    def ends(self, signals: Pending) -> str | None:
+        """Why to stop here, if a process has to: all of them stop then, and take the signal that it has received."""
+        said = self.processes.greatest(signals.number or _TIME * self.options.time_is_up)
+        if said == _TIME or not said:
+            return "time is up" if said else None
+        signals.number = said
+        return f"stopped by {signal.Signals(said).name}"
 
     def save(self) -> None:
-        """Write a checkpoint from which the run can be resumed."""
-        self.accelerator.wait_for_everyone()
+        """Write a checkpoint from which the run can be resumed, while training goes on."""
         if self.accelerator.scaler is not None:
             self.state.scaler = self.accelerator.scaler.state_dict()
-        if self.main:
-            parts = {
-                "model": self.accelerator.unwrap_model(self.module).state_dict(),
-                "ema": self.averaged.state_dict(),
-                "optimizer": checkpoint.optimizer_tensors(self.optimizer),
-            }
-            parts |= {"best": self.best} if self.best else {}
-            checkpoint.save(self.checkpoints, self.state, self.fingerprint, parts)
-        self.accelerator.wait_for_everyone()
+        parts = {
+            "model": self.stage.module.state_dict(),
+            "ema": self.averaged.state_dict(),
+            "optimizer": checkpoint.optimizer_tensors(self.parallel.optimizer),
+        }
+        self.saver.save(self.state, parts | ({"best": self.best} if self.best else {}))
 
     @torch.no_grad()
     def validate(self) -> None:
@@ -201,8 +246,7 @@ class _Run:
             if figures["loss"] < state.best_loss:
                 state.best_loss, state.best_step, state.bad_validations = figures["loss"], state.step, 0
                 if self.config.patience:
-                    weights = self.averaged.module.state_dict()
-                    self.best = {name: value.detach().cpu().clone() for name, value in weights.items()}
+                    self.best = checkpoint.on_cpu(self.averaged.module.state_dict())
             else:
                 state.bad_validations += 1
             state.stopped = self.config.patience is not None and state.bad_validations >= self.config.patience
@@ -210,31 +254,24 @@ class _Run:
                 self.logs.record({"step": state.step} | {f"val/{name}": value for name, value in figures.items()})
                 text = " ".join(f"{name} {value:.4g}" for name, value in figures.items())
                 log.info("%s step %d: %s", stage.name, state.step, text)
-                self.logs.sheet(stage.sheet(self.averaged.module), state.step)
-        self.module.train()
+            if self.main or self.in_parts:
+                with brought_together(self.averaged.module):
+                    self.logs.sheet(stage.sheet(self.averaged.module), state.step)
+        stage.module.train()
 
     def finish(self, root: Path) -> None:
         """Write the component(s) with the averaged weights, or the best ones where there is a stop rule."""
-        self.accelerator.wait_for_everyone()
         final = self.averaged.module.eval()
         if self.best is not None:
             final.load_state_dict(self.best)
-        if self.main:
-            with torch.no_grad():
-                self.stage.finish(final, root)
-            with checkpoint.writable(self.work):
-                (self.work / FINISHED).write_text(f"{self.state.step}\n", encoding="utf-8")
-        self.accelerator.wait_for_everyone()
-        self.logs.close()
-
-
-def _finite(value: float, stage: str, step: int) -> float:
-    if not math.isfinite(value):
-        raise DataError(
-            f"{stage}: loss is {value} at step {step}: resume with --precision no, "
-            "or train into another --out with a lower learning rate"
-        )
-    return value
+        if self.in_parts:
+            final = self.whole.filled(final).eval()
+        with self.processes.in_agreement():
+            if self.main:
+                with torch.no_grad():
+                    self.stage.finish(final, root)
+                with checkpoint.writable(self.work):
+                    (self.work / FINISHED).write_text(f"{self.state.step}\n", encoding="utf-8")
 
 
 def train(stage: Stage, root: Path, options: LoopOptions = LoopOptions()) -> TrainState:
@@ -242,30 +279,65 @@ def train(stage: Stage, root: Path, options: LoopOptions = LoopOptions()) -> Tra
 
     Work files live in ``root/training/<stage>``: checkpoints, ``log.jsonl``, TensorBoard events, sheets, and
     ``finished`` once the components are written. At ``options.until``, but after one step at least, training stops with
-    a checkpoint: no component is written, and a resumed run goes on.
+    a checkpoint: no component is written, and a resumed run goes on. So it does when a scheduler's signal asks for it
+    (``xgem.utils.signals``), which then takes its usual effect.
 
     Raises:
         CheckpointError: a run is there already and ``resume`` is off, or resume finds other settings.
-        DataError: the loss is no longer finite. OutputError: the disk takes no more; what was saved before stays.
+        DataError: the loss is no longer finite. OutputError: the disk takes no more, what was saved before stays; or
+        another run is training in this folder. StoppedError: a signal has stopped training and not ended the process.
     """
-    run = _Run(stage, root, options)
-    config, state = run.config, run.state
-    with _bar(stage, state, options.progress and run.main) as show:
-        run.module.train()
+    with _alone(root / "training" / stage.name):
+        run = _Run(stage, root, options)
+        with run.logs, deferred() as signals, run.saver:
+            reason = _loop(run, signals)
+            run.saver.wait()
+        if signals.number and reason is not None:
+            raise StoppedError(reason)  # whoever handled the signal has let this process live
+        if reason is None:
+            run.finish(root)
+    return run.state
+
+
+@contextmanager
+def _alone(work: Path) -> Iterator[None]:
+    """Have a work folder for this run; OutputError if another one has it."""
+    processes = Processes.current()
+    lock = FileLock(work / ".lock", blocking=False)
+    with processes.in_agreement(), checkpoint.writable(work):
+        work.mkdir(parents=True, exist_ok=True)
+        try:
+            if processes.main:
+                lock.acquire()
+        except Timeout:
+            raise OutputError(
+                f"{work}: another run is training here; processes that are to train together are started by torchrun, "
+                "accelerate launch or srun"
+            ) from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _loop(run: _Run, signals: Pending) -> str | None:
+    """Take the steps that are left; why it stopped before the last one, None where it did not."""
+    config, state, options, name = run.config, run.state, run.options, run.stage.name
+    with _bar(run.stage, state, options.progress and run.main) as show:
+        run.stage.module.train()
         clock, since = time.perf_counter(), state.step
         while not is_finished(state, config):
             loss, norm, logged = run.step()
             last = state.step == config.steps
-            ends = not last and run.time_is_up()
+            ends = None if last else run.ends(signals)
             logs = last or state.step % options.log_every == 0
-            saves = last or ends or state.step % config.checkpoint_every == 0
+            saves = last or ends is not None or state.step % config.checkpoint_every == 0
             # The loss is checked before every checkpoint too, so that none holds weights of a diverged run
-            value = _finite(run.mean(loss), stage.name, state.step) if logs or saves else math.nan
+            value = run.finite(loss) if logs or saves else math.nan
             if logs:
                 rate = (state.step - since) / (time.perf_counter() - clock)
                 show(state.step, rate, value)
                 clock, since = time.perf_counter(), state.step
-                assert norm is not None  # the last part of a batch clips
                 figures = {"step": state.step, "loss": value, "grad_norm": float(norm), "steps_per_s": rate}
                 figures |= {name: run.mean(term) for name, term in logged.items()}
                 if run.main:
@@ -275,8 +347,7 @@ def train(stage: Stage, root: Path, options: LoopOptions = LoopOptions()) -> Tra
             if saves or state.stopped:
                 run.save()
             if ends and not state.stopped:
-                log.info("%s: time is up at step %d of %d; --resume goes on", stage.name, state.step, config.steps)
-                run.logs.close()
-                return state
-    run.finish(root)
-    return state
+                reason = f"{name}: {ends} at step {state.step} of {config.steps}; --resume goes on"
+                log.info(reason)
+                return reason
+    return None

@@ -8,8 +8,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
-from accelerate import PartialState
-
 from xgem.checkpoints import store
 from xgem.checkpoints import training as checkpoint
 from xgem.checkpoints.component import component_class
@@ -26,6 +24,7 @@ from xgem.train.image_decoder import ImageDecoderStage
 from xgem.train.image_vae import ImageVAEStage
 from xgem.train.joint import JointStage
 from xgem.train.loop import LoopOptions, TrainState, is_finished, train
+from xgem.train.processes import Processes
 from xgem.train.report_vae import ReportVAEStage
 from xgem.train.stage import Stage
 from xgem.types import ConfigError, InputError
@@ -108,7 +107,6 @@ def _resized(component: Any, config: Any) -> Any:
 
 def _start_from(init: Path, preset: Preset, root: Path) -> None:
     """Put ``init``'s components into ``root`` where it lacks them; ConfigError where one is of another architecture."""
-    process = PartialState()
     there = store.read_index(init).components
     for name, config in preset.components.items():
         if name not in there:
@@ -119,9 +117,8 @@ def _start_from(init: Path, preset: Preset, root: Path) -> None:
                 f"--init {init.name}: its {name!r} is of another architecture than preset {preset.name!r} gives: "
                 "use the preset that it was trained with"
             )
-        if process.is_main_process and name not in store.read_index(root).components:
+        if name not in store.read_index(root).components:
             store.save_component(root, name, _resized(store.load_component(init, name), config))
-    process.wait_for_everyone()
 
 
 def _is_left_out(name: str, preset: Preset, root: Path) -> bool:
@@ -172,14 +169,19 @@ def run(
     Raises:
         DataError, ConfigError: as :func:`check_needs`, before anything is trained.
     """
-    manifest.check(files=True)
-    check_needs(names, preset, manifest)
-    store.init_checkpoint(root, preset)
-    if init is not None:
-        _start_from(init, preset, root)
-    train_split, val_split = (
-        Corpus.load(manifest, split, preset, root / "cache", progress=options.progress) for split in ("train", "val")
-    )
+    processes = Processes.current()
+    with processes.in_agreement():
+        if processes.main:
+            manifest.check(files=True)
+            check_needs(names, preset, manifest)
+            store.init_checkpoint(root, preset)
+            if init is not None:
+                _start_from(init, preset, root)
+    with processes.in_agreement():
+        train_split, val_split = (
+            Corpus.load(manifest, split, preset, root / "cache", progress=options.progress)
+            for split in ("train", "val")
+        )
     context = StageContext(preset, train_split, val_split, root, seed, init)
     states: dict[str, TrainState] = {}
     progressed = False

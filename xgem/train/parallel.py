@@ -1,0 +1,69 @@
+"""How a training is spread over its processes: weights whole on each, or in parts."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from typing import Any, cast
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+
+from xgem.train.passes import Loss
+from xgem.train.sharding import fill_gradients
+
+
+class Parallel(ABC):
+    """A module and its optimizer; ``call`` is the module as the loss calls it."""
+
+    call: nn.Module
+    optimizer: torch.optim.Optimizer
+
+    @abstractmethod
+    def update(self, losses: Sequence[Callable[[], Loss]], clip: float) -> tuple[list[Loss], Tensor]:
+        """One optimizer step by the mean of the losses of a batch's shares, and the gradient's norm before clipping."""
+
+
+class Whole(Parallel):
+    """Weights are whole on every process, gradients are their mean (DDP), by accelerate."""
+
+    def __init__(self, accelerator: Accelerator, module: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        self.accelerator = accelerator
+        self.module, self.optimizer = accelerator.prepare(module, optimizer)
+        self.call = self.module
+
+    def update(self, losses: Sequence[Callable[[], Loss]], clip: float) -> tuple[list[Loss], Tensor]:
+        accelerator, done, norm = self.accelerator, list[Loss](), None
+        accelerator.gradient_accumulation_steps = len(losses)
+        for loss in losses:
+            with accelerator.accumulate(self.module):
+                done.append(loss())
+                # A share may leave parameters out, but DDP expects gradients of all, and one process is no other case
+                unused = 0 * sum(p.sum() for p in self.module.parameters() if p.requires_grad)
+                accelerator.backward(done[-1].value + unused)
+                if accelerator.sync_gradients:
+                    norm = accelerator.clip_grad_norm_(self.module.parameters(), clip)
+                self.optimizer.step()
+                self.optimizer.zero_grad(set_to_none=True)
+        assert norm is not None  # the last share clips
+        return done, norm
+
+
+class InParts(Parallel):
+    """Every process has a part of each weight, of its gradient and of its moments (``xgem.train.sharding``)."""
+
+    def __init__(self, module: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        self.call, self.optimizer = module, optimizer
+
+    def update(self, losses: Sequence[Callable[[], Loss]], clip: float) -> tuple[list[Loss], Tensor]:
+        done: list[Loss] = []
+        for loss in losses:
+            done.append(loss())
+            (done[-1].value / len(losses)).backward()  # gradients are brought to their parts after every share
+        fill_gradients(self.call)
+        norm: Any = torch.nn.utils.clip_grad_norm_(self.call.parameters(), clip)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return done, cast(Tensor, norm.full_tensor() if isinstance(norm, DTensor) else norm)

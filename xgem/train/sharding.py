@@ -1,0 +1,130 @@
+"""Weights, gradients, moments and averages in parts on the processes, by PyTorch's ``fully_shard`` (FSDP2).
+
+Every process has a part of each weight. A layer's weights are brought together when it computes, and let go after.
+"""
+
+from __future__ import annotations
+
+import copy
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor
+from torch.utils._pytree import tree_map
+
+from xgem.types import ConfigError
+
+KINDS = ("no", "full", "hybrid")
+
+
+def mesh_shape(kind: str, processes: int) -> tuple[int, ...]:
+    """All processes in one row, or (``hybrid``) a row for each node, so that weights are whole on every node.
+
+    Raises:
+        ConfigError: there is one process alone, or nodes have different numbers of them.
+    """
+    if processes == 1:
+        raise ConfigError(f"sharding {kind!r} needs several processes: start them with torchrun, or leave it out")
+    if kind == "full":
+        return (processes,)
+    own = int(os.environ.get("LOCAL_WORLD_SIZE") or processes)
+    if processes % own:
+        raise ConfigError(f"sharding 'hybrid': {processes} processes are not {own} on every node; use 'full'")
+    return processes // own, own
+
+
+def layers(module: nn.Module) -> list[nn.Module]:
+    """The members of the outermost lists of modules: a transformer's blocks, a UNet's levels."""
+    found: list[nn.Module] = []
+    for child in module.children():
+        found += [one for one in child if one is not None] if isinstance(child, nn.ModuleList) else layers(child)
+    return found
+
+
+def shard(module: nn.Module, mesh: DeviceMesh, precision: str, *, compiled: bool = False) -> None:
+    """Leave to each process its part of the weights of ``module``; with ``compiled``, layers are compiled.
+
+    With ``precision`` bf16 weights are brought together as bfloat16; parts and gradients are float32.
+    """
+    half = {"param_dtype": torch.bfloat16, "reduce_dtype": torch.float32} if precision == "bf16" else {}
+    policy = MixedPrecisionPolicy(**half, cast_forward_inputs=False)  # autocast casts what an operation needs
+    module.to(memory_format=torch.contiguous_format)  # no weights in channels_last
+    parts = [part for part in layers(module) if any(True for _ in part.parameters())]
+    for part in [*parts, module]:
+        own = [(one, name) for one, name in _parameters(part) if part is not module or not _inside(one, parts)]
+        part.register_forward_hook(partial(_with_all, own))
+    for part in parts:
+        if compiled:
+            part.compile()
+        fully_shard(part, mesh=mesh, mp_policy=policy)
+    fully_shard(module, mesh=mesh, mp_policy=policy)
+
+
+def _parameters(module: nn.Module) -> Iterator[tuple[nn.Module, str]]:
+    """Where the trained parameters of ``module`` are: while it computes, others stand in their places."""
+    for one in module.modules():
+        for name, value in one.named_parameters(recurse=False):
+            if value.requires_grad:
+                yield one, name
+
+
+def _inside(module: nn.Module, parts: list[nn.Module]) -> bool:
+    return any(module is one for part in parts for one in part.modules())
+
+
+def _with_all(places: list[tuple[nn.Module, str]], module: nn.Module, arguments: Any, output: Any) -> Any:
+    """The output plus 0 x all parameters: all processes then have gradients of the same ones, as ``fully_shard`` asks,
+    also where the samples of one left some out."""
+    del module, arguments
+    if not torch.is_grad_enabled() or not places:
+        return output
+    nothing = torch.stack([0 * getattr(one, name).sum().float() for one, name in places]).sum()
+    return tree_map(lambda x: x + nothing.to(x.dtype) if isinstance(x, Tensor) and x.is_floating_point() else x, output)
+
+
+def local(value: Tensor) -> Tensor:
+    """This process's part of a weight, or all of one that is not in parts."""
+    return value.to_local() if isinstance(value, DTensor) else value
+
+
+def fill_gradients(module: nn.Module) -> None:
+    """Zeros for parameters of layers that did not compute in this step: weight decay and moments still go on."""
+    for value in module.parameters():
+        if value.requires_grad and value.grad is None:
+            value.grad = torch.zeros_like(value)
+
+
+@contextmanager
+def brought_together(module: nn.Module) -> Iterator[None]:
+    """Within the block the outer weights of a sharded module are whole on all processes, layers as they compute."""
+    if not isinstance(module, FSDPModule):
+        yield
+        return
+    module.unshard()
+    try:
+        yield
+    finally:
+        module.reshard()
+
+
+class WholeCopy:
+    """A copy of a module on the CPU, made before the module is sharded, that takes the whole weights at the end."""
+
+    def __init__(self, module: nn.Module, main: bool) -> None:
+        self.module = copy.deepcopy(module).cpu() if main else None
+
+    def filled(self, sharded: nn.Module) -> nn.Module:
+        """The copy with the weights of ``sharded`` on the first process; on others ``sharded`` itself."""
+        state = get_model_state_dict(sharded, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
+        if self.module is None:
+            return sharded
+        self.module.load_state_dict(cast(dict[str, Any], state))
+        return self.module
