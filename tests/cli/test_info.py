@@ -44,6 +44,8 @@ def test_params_of_other_settings(xgem: Any) -> None:
     counts = json.loads(xgem("params", "chexgen-small", *settings, "--json").out)["components"]
     wide, small = counts["frontal_dit"]["parameters"], count_parameters("chexgen-small")["components"]["frontal_dit"]
     assert wide > 50 * small["parameters"]
+    pyramid = count_parameters("debug", ["image_encoder.stem=pyramid"])  # a field that presets without it do not record
+    assert pyramid["total"] != count_parameters("debug")["total"]
 
 
 @pytest.mark.parametrize(

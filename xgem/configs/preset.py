@@ -76,9 +76,11 @@ class SamplingConfig(Config):
 
 class StageConfig(Config):
     """How one stage is trained. ``batch_size`` counts the samples of all processes together; ``loss`` holds the stage's
-    own weights, and each stage checks its keys.
+    own weights, and each stage checks its keys. ``optimizer``: see :func:`xgem.train.optimizer.optimizer_of`.
+    ``decayed``: weight decay is of matrices and kernels alone, not of norms, biases and single vectors, or of all.
     """
 
+    added: ClassVar[tuple[str, ...]] = ("optimizer", "decayed")
     steps: int = Field(ge=1)
     batch_size: int = Field(ge=1)
     learning_rate: float = Field(gt=0)
@@ -93,6 +95,8 @@ class StageConfig(Config):
     patience: int | None = Field(default=None, ge=1)
     """Stop rule: validations without a better loss before training stops; None trains all steps."""
     loss: dict[str, float] = Field(default_factory=dict[str, float])
+    optimizer: Literal["adam", "adamw"] = "adamw"
+    decayed: Literal["matrices", "all"] = "matrices"
 
     @model_validator(mode="before")
     @classmethod

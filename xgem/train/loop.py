@@ -26,6 +26,7 @@ from xgem.checkpoints.training import TrainState
 from xgem.configs.preset import StageConfig
 from xgem.train.averaging import Average
 from xgem.train.logs import Logs
+from xgem.train.optimizer import optimizer_of
 from xgem.train.passes import Loss, Passes
 from xgem.train.stage import Stage
 from xgem.types import CheckpointError, ConfigError, DataError
@@ -63,15 +64,6 @@ def learning_rate(config: StageConfig, step: int) -> float:
     progress = (step - config.warmup_steps) / max(1, config.steps - config.warmup_steps)
     cosine = 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
     return config.learning_rate * (config.final_lr_fraction + (1 - config.final_lr_fraction) * cosine)
-
-
-def _parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Weight decay for matrices and kernels only; norms, biases and single vectors are left alone."""
-    trained = [p for p in module.parameters() if p.requires_grad]
-    return [
-        {"params": [p for p in trained if p.ndim >= 2], "weight_decay": weight_decay},
-        {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
-    ]
 
 
 @contextmanager
@@ -112,11 +104,7 @@ class _Run:
             )
         self.fingerprint = stage.fingerprint()
         self.averaged = Average(stage.module, self.config.ema_decay)
-        optimizer = torch.optim.AdamW(
-            _parameter_groups(stage.module, self.config.weight_decay),
-            lr=self.config.learning_rate,
-            betas=self.config.betas,
-        )
+        optimizer = optimizer_of(stage.module, self.config)
         # Weights and moments are restored before accelerate wraps what holds them
         if latest:
             self._restore(latest, optimizer)
