@@ -114,7 +114,7 @@ class StageConfig(Config):
 class Preset(Config):
     """One model: preprocessing, components, how modalities use them, sampling defaults and training."""
 
-    added: ClassVar[tuple[str, ...]] = ("captions",)
+    added: ClassVar[tuple[str, ...]] = ("captions", "prefix")
     name: str
     description: str = ""
     transform: TransformConfig = TransformConfig()
@@ -127,8 +127,11 @@ class Preset(Config):
     """The sections that make the report a generator learns to write; findings come first."""
     prompt_sections: tuple[Section, ...] | None = None
     """The sections whose text a report as prompt is, in training; None: any text that describes the study."""
-    captions: Literal["labels", "qualified"] = "labels"
+    captions: Literal["none", "labels", "qualified"] = "labels"
     """Captions beside reports: of the labels; ``qualified`` adds those of findings with side, place and size."""
+    prefix: Literal["optional", "always"] = "optional"
+    """Demographics and severity in front of texts, in training: texts with and without, and every part of it alone; or
+    ``always``, all that is known, in front of every text."""
     train: dict[str, StageConfig] = Field(default_factory=dict[str, StageConfig])
 
     @model_validator(mode="after")
