@@ -106,6 +106,7 @@ class ControlStage(DependentStage):
         if not self.kinds:
             raise DataError("stage control: the training split has no annotation of a kind with a positive loss weight")
         self.model = ControlNet.copying(settings, self.generator.net)
+        self.model.checkpoint_activations(generator.gradient_checkpointing)  # as its transformer's
         self.model.standardise(self.train[0].annotations)
         self.module = _Steered(self.model, self.generator)
         self.identify(settings, parts, context)
