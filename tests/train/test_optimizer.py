@@ -134,6 +134,20 @@ def test_runs_of_before_stay_what_they_were_and_another_optimizer_is_another_run
         train(adam, tmp_path, replace(QUIET, resume=True))
 
 
+def test_a_resumed_run_with_adam_equals_an_unbroken_one(tmp_path: Path) -> None:
+    settings: dict[str, Any] = {"steps": 4, "optimizer": "adam", "decayed": "all", "weight_decay": 0.1}
+    for name, until in (("unbroken", None), ("resumed", 0.0)):  # stops after a step
+        train(Layers(1.0, **settings), tmp_path / name, replace(QUIET, until=until))
+    train(Layers(1.0, **settings), tmp_path / "resumed", replace(QUIET, resume=True))
+    for part in ("model", "optimizer"):
+        ended = [
+            load_file(tmp_path / name / f"training/layers/checkpoints/step-00000004/{part}.safetensors")
+            for name in ("unbroken", "resumed")
+        ]
+        assert ended[0].keys() == ended[1].keys()
+        assert all(torch.equal(value, ended[1][key]) for key, value in ended[0].items())
+
+
 def test_gradient_checkpointing_computes_the_blocks_again_and_the_same_gradients() -> None:
     config: Any = load_preset("debug-chexgen").components["frontal_dit"]
     found: list[tuple[int, list[Tensor]]] = []

@@ -114,7 +114,7 @@ class StageConfig(Config):
 class Preset(Config):
     """One model: preprocessing, components, how modalities use them, sampling defaults and training."""
 
-    added: ClassVar[tuple[str, ...]] = ("captions", "prefix")
+    added: ClassVar[tuple[str, ...]] = ("captions", "prefix", "deviations", "assumptions")
     name: str
     description: str = ""
     transform: TransformConfig = TransformConfig()
@@ -133,6 +133,10 @@ class Preset(Config):
     """Demographics and severity in front of texts, in training: texts with and without, and every part of it alone; or
     ``always``, all that is known, in front of every text."""
     train: dict[str, StageConfig] = Field(default_factory=dict[str, StageConfig])
+    deviations: tuple[str, ...] = ()
+    """Where it differs from the paper that it follows."""
+    assumptions: tuple[str, ...] = ()
+    """What that paper does not state."""
 
     @model_validator(mode="after")
     def _names_exist(self) -> Preset:
@@ -291,7 +295,7 @@ def load_preset(name_or_path: str | Path) -> Preset:
     """A preset by name or from a YAML file.
 
     A file that ``extends`` another preset (a name, or a path from the file's folder) takes from that every field of the
-    top level that it does not have itself.
+    top level that it does not have itself, except how that one differs from a paper.
 
     Raises:
         ConfigError: an unknown name (lists the known ones), a file that cannot be read, or a field that is not valid.
@@ -318,4 +322,5 @@ def _values(name_or_path: str | Path, before: tuple[str, ...]) -> dict[str, Any]
     other = str(values.pop("extends"))
     if other.endswith((".yaml", ".yml")):
         other = str(path.parent / other)  # as it is named from the file's own folder
-    return {**_values(other, (*before, name)), **values}
+    taken = _values(other, (*before, name))
+    return {key: value for key, value in taken.items() if key not in ("deviations", "assumptions")} | values
