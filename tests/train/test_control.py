@@ -260,6 +260,22 @@ def test_training_changes_the_control_alone(preset: Preset, annotated: Path, sou
     assert changed == {"control"}
 
 
+def test_a_transformer_that_computes_activations_again_trains_the_same_control(
+    preset: Preset, annotated: Path, tmp_path: Path
+) -> None:
+    found = []
+    for again in (False, True):
+        record = preset.model_dump(mode="json")
+        record["components"]["frontal_dit"]["gradient_checkpointing"] = again
+        record["train"]["control"] |= {"steps": 3, "loss": {"vary": 0}}
+        changed, root = Preset.parse(record, "again"), tmp_path / str(again)
+        random_checkpoint(root, changed, seed=5)
+        run(["control"], changed, Manifest.read(annotated), root, QUIET, seed=0)
+        found.append(load_component(root, "control").state_dict())
+    assert all(torch.equal(value, found[1][name]) for name, value in found[0].items())
+    assert any(bool(layer.any()) for name, layer in found[0].items() if name.startswith("leave"))
+
+
 def test_a_resumed_run_equals_an_unbroken_one(preset: Preset, annotated: Path, source: Path, tmp_path: Path) -> None:
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     manifest = Manifest.read(annotated)
