@@ -10,7 +10,7 @@ import pytest
 
 from xgem.checkpoints.store import checkpoint_hash, load_component
 from xgem.cli.info import count_parameters
-from xgem.configs.preset import preset_names
+from xgem.configs.preset import load_preset, preset_names
 
 
 @pytest.mark.parametrize("preset", ["debug", "openi-256"])
@@ -38,12 +38,25 @@ def test_params_as_a_table(xgem: Any) -> None:
     assert "all" in ran.out
 
 
+def test_params_say_where_a_preset_differs_from_its_paper(xgem: Any) -> None:
+    preset = load_preset("chexgen-xl2-512")
+    counts = json.loads(xgem("params", "chexgen-xl2-512", "--json").out)
+    assert (tuple(counts["deviations"]), tuple(counts["assumptions"])) == (preset.deviations, preset.assumptions)
+    shown = " ".join(xgem("params", "chexgen-xl2-512").out.split())
+    texts = ("Differs from the paper:", *preset.deviations, "Not stated in the paper:", *preset.assumptions)
+    places = [shown.index(" ".join(text.split())) for text in texts]
+    assert places == sorted(places)
+    assert "the paper" not in xgem("params", "debug").out
+
+
 def test_params_of_other_settings(xgem: Any) -> None:
     larger = [f"{part}.{setting}" for part in ("frontal_dit", "control") for setting in ("width=2048", "heads=32")]
     settings = [word for setting in larger for word in ("--set", setting)]
     counts = json.loads(xgem("params", "chexgen-small", *settings, "--json").out)["components"]
     wide, small = counts["frontal_dit"]["parameters"], count_parameters("chexgen-small")["components"]["frontal_dit"]
     assert wide > 50 * small["parameters"]
+    pyramid = count_parameters("debug", ["image_encoder.stem=pyramid"])  # a field that presets without it do not record
+    assert pyramid["total"] != count_parameters("debug")["total"]
 
 
 @pytest.mark.parametrize(

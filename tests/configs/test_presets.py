@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
-from functools import cache
+from functools import cache, partial
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from xgem.cli.info import count_parameters
 from xgem.configs.preset import load_preset, preset_names
+from xgem.train.loop import learning_rate
 from xgem.train.stages import _architecture, stages
+
+BUILDERS: dict[str, Any] = {
+    name: builder.func if isinstance(builder, partial) else builder for name, builder in stages().items()
+}
+"""The class of each stage."""
 
 
 @cache
@@ -70,6 +77,85 @@ def test_paper_follows_the_published_recipe() -> None:
     assert (preset.sampling.sampler, preset.sampling.num_inference_steps) == ("ddim", 50)
     assert (preset.transform.size, preset.transform.pixel_spacing) == (256, 0.139)
     assert {stage.weight_decay for stage in preset.train.values()} == {1e-4}
+    assert (preset.transform.pad, preset.transform.invert_monochrome1, preset.transform.rescale) == (
+        True,
+        True,
+        "header",
+    )
+    texts = preset.report_sections, preset.prompt_sections, preset.captions
+    assert texts == (("impression",), ("impression",), "none")
+    # Section 3.2: optimizer, learning rate, batch size, epochs; about 61,500 studies are left to train on
+    ldm = ("adamw", 1e-5, 512, 100)
+    stated = {
+        "clip": ("adam", 5e-5, 1024, 200),
+        "report-vae": ("adamw", 5e-5, 256, 100),
+        "frontal": ldm,
+        "lateral": ldm,
+        "report": ("adamw", 1e-5, 1024, 100),
+    }
+    for name, (optimizer, rate, batch, epochs) in stated.items():
+        stage = preset.train[name]
+        assert (stage.optimizer, stage.learning_rate, stage.batch_size) == (optimizer, rate, batch)
+        assert stage.steps * stage.batch_size / 61_500 == pytest.approx(epochs, rel=0.01)
+    for stage in preset.train.values():
+        assert [learning_rate(stage, step) for step in (0, stage.steps // 2, stage.steps)] == [stage.learning_rate] * 3
+
+
+def test_paper_trains_on_no_loss_of_our_own() -> None:
+    preset = load_preset("paper")
+    weights = {name: BUILDERS[name].loss_weights(name, preset.train[name]) for name in preset.train}
+    assert not any(weights["clip"].values())  # Eq. 1 alone
+    assert {name: value for name, value in weights["report-vae"].items() if value} == {"kl": 1.0, "free_bits": 0.5}
+    for name in preset.outputs:
+        assert not any(weights[name].values())  # Eq. 3 alone
+    assert weights["joint"] == {"contrastive": 1.0, "temperature": 0.1, "alone": 0, "lowest": 0}
+
+
+@pytest.mark.parametrize("name", preset_names())
+def test_its_stages_know_its_loss_settings(name: str) -> None:
+    for stage, config in load_preset(name).train.items():
+        assert set(config.loss) <= set(BUILDERS[stage].loss_weights(stage, config))
+
+
+PUBLISHED = ("paper", "chexgen-xl2-256", "chexgen-xl2-512")
+
+
+@pytest.mark.parametrize("name", preset_names())
+def test_presets_of_papers_say_where_they_differ(name: str) -> None:
+    preset = load_preset(name)
+    assert bool(preset.deviations) == bool(preset.assumptions) == (name in PUBLISHED)
+    assert all(text.endswith((".", ")")) for text in (*preset.deviations, *preset.assumptions))
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_what_is_said_of_a_papers_preset_is_what_it_has(name: str) -> None:
+    preset = load_preset(name)
+    said = " ".join((*preset.deviations, *preset.assumptions))
+    for stage in preset.train.values():
+        assert stage.betas == (0.9, 0.999)
+        assert stage.decayed == "all"
+        assert stage.grad_clip == 1.0
+        assert f"{stage.ema_decay:g}" in said
+        assert stage.final_lr_fraction == 1.0
+        assert f"{stage.warmup_steps:,}" in said if stage.warmup_steps else "without warm-up" in said
+    generators: list[Any] = [preset.components[preset.generator(output)] for output in preset.outputs]
+    assert {generator.null_probability for generator in generators} == {0.1}
+    assert "10 %" in said
+    if name == "paper":
+        counts = counted(name)
+        sizes = {part: counts[part] / 1e6 for part in ("report_vae", "report", "alignment")}
+        assert f"{sum(counts.values()) / 1e9:.2f}B" in said
+        assert all(f"{size:,.0f}M" in said for size in sizes.values())
+    else:
+        assert preset.train["control"].loss == {"caption": 0.9, "vary": 0.0}
+        assert preset.prefix == "always"
+
+
+def test_what_differs_is_of_a_preset_and_not_of_one_that_extends_it(tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text("extends: paper\nname: mine\n", encoding="utf-8")
+    mine = load_preset(tmp_path / "mine.yaml")
+    assert mine.train == load_preset("paper").train
+    assert mine.deviations == mine.assumptions == ()
 
 
 @pytest.mark.parametrize("name", [name for name in CHEXGEN if not name.endswith("clip")])
@@ -117,7 +203,22 @@ def test_chexgen_follows_the_published_recipe() -> None:
         assert (forward.num_train_timesteps, forward.prediction_type) == (1000, "epsilon")
         assert (preset.sampling.sampler, preset.sampling.num_inference_steps) == ("ddim", 100)
         assert preset.sampling.guidance_scale == {"frontal": 4.0}
-        stage = preset.train["frontal"]
-        assert (stage.learning_rate, stage.weight_decay, stage.grad_clip, stage.ema_decay) == (1e-4, 0.01, 1.0, 0.9999)
+        assert dit.null_probability == 0.1
+        vae: Any = preset.components["image_vae"]
+        assert vae.pretrained.startswith("stable-diffusion-v1-5/")
+        for stage in preset.train.values():
+            settings = stage.learning_rate, stage.weight_decay, stage.grad_clip, stage.ema_decay
+            assert settings == (1e-4, 0.01, 1.0, 0.9999)
+            assert (stage.optimizer, stage.final_lr_fraction) == ("adamw", 1.0)
+    # Extended Data Table 4: samples on each of 32 devices, epochs; Tables 1 and 2: pairs, and annotated cases
+    stated = (
+        (first.train["frontal"], 192, 800, 959_206),
+        (second.train["frontal"], 64, 300, 45_000),
+        (second.train["control"], 32, 200, 10_675 + 196 + 3_968 + 4_720 + 1_898),
+    )
+    for stage, each, epochs, count in stated:
+        assert stage.batch_size == 32 * each
+        assert stage.steps == round(epochs * count / stage.batch_size)
+    assert (first.captions, second.captions) == ("labels", "none")
     assert (first.prompt_sections, second.prompt_sections) == (None, ("impression",))
     assert _architecture(first.components["frontal_dit"]) == _architecture(second.components["frontal_dit"])

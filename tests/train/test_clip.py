@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from open_clip.loss import ClipLoss
 
 from tests.train.batches import batch_of
 from xgem.configs.preset import Preset
@@ -265,3 +266,65 @@ def test_training_moves_images_away_from_the_false_texts(debug_preset: Any, corp
         loss.backward()
         optimizer.step()
     assert float(stage.loss(stage.module, batch)[1]["frontal-report"]) < 0.7 * before
+
+
+PAPER = {"patches": 0.0, "mask_equal": 0.0, "vary": 0.0, "jitter": 0.0}
+
+
+def switched(preset: Preset, corpora: tuple[Corpus, Corpus], loss: dict[str, float], **fields: Any) -> Any:
+    config = preset.train["clip"].model_copy(update={"loss": loss, "batch_size": 16})
+    torch.manual_seed(0)
+    changed = preset.model_copy(update={"train": {"clip": config}})
+    train, val = (dataclasses.replace(corpus, **fields) for corpus in corpora)
+    return ClipStage(StageContext(changed, train, val, Path("root"), seed=0))
+
+
+def test_with_the_papers_switches_the_loss_is_its_first_equation(
+    debug_preset: Any, corpora: tuple[Corpus, Corpus]
+) -> None:
+    stage = switched(debug_preset, corpora, PAPER)
+    whole = [i for i in stage.usable if stage._parts(corpora[0], i) == 3]
+    batch, module = stage._collate(corpora[0], whole), stage.module.eval()
+    assert len(set(batch["key"].tolist())) < len(whole)  # some would be masked
+    with torch.no_grad():
+        image, text, _, scale, *_ = module(batch["images"], batch["ids"])
+        loss, logged = stage.loss(module, batch)
+    frontal, lateral = image.pooled.split([len(batch["owner"][view]) for view in ("frontal", "lateral")])
+    clip_loss = ClipLoss()  # open_clip's
+    expected = [clip_loss(a, b, scale) for a, b in ((frontal, lateral), (frontal, text.pooled), (lateral, text.pooled))]
+    torch.testing.assert_close(loss, torch.stack(expected).mean())
+    assert float(logged["patches"]) > 0  # shown, and not in the loss
+    masked = switched(debug_preset, corpora, PAPER | {"mask_equal": 1.0}).loss(module, batch)[1]
+    assert float(masked["frontal-report"]) < float(logged["frontal-report"])
+
+
+def test_texts_are_trained_on_as_written_unless_they_are_varied(
+    debug_preset: Any, corpora: tuple[Corpus, Corpus]
+) -> None:
+    how = {"prompt_sections": ("impression",), "captions": "none"}
+    for vary in (0.0, 1.0):
+        stage = switched(debug_preset, corpora, PAPER | {"vary": vary}, **how)
+
+        def read(ids: torch.Tensor, stage: Any = stage) -> set[str]:
+            return {stage.module.text.tokenizer.decode(row, skip_special_tokens=True) for row in ids}
+
+        known = read(stage.tokenize([study.impression for study in corpora[0].studies if study.impression]))
+        drawn = set[str]().union(*(read(batch_of(stage, step)["ids"]) for step in range(3)))
+        assert drawn & known
+        assert (drawn <= known) == (not vary)
+
+
+def test_images_are_trained_on_as_they_are_unless_they_are_jittered(
+    debug_preset: Any, corpora: tuple[Corpus, Corpus]
+) -> None:
+    every = corpora[0].images.floats([row for rows in corpora[0].images.index.values() for row in rows])
+    for jitter in (0.0, 1.0):
+        shown = batch_of(switched(debug_preset, corpora, PAPER | {"jitter": jitter}), 0)["images"]
+        same = [any(torch.equal(image, one) for one in every) for image in shown]
+        assert all(same) if not jitter else not any(same)
+
+
+def test_a_switch_is_on_or_off(debug_preset: Any, corpora: tuple[Corpus, Corpus]) -> None:
+    for switch in ("mask_equal", "vary", "jitter"):
+        with pytest.raises(ConfigError, match=f"stage clip: {switch} is 0.5; expected 1, on, or 0, off"):
+            switched(debug_preset, corpora, {switch: 0.5})

@@ -105,6 +105,9 @@ def test_settings_change_nothing_else() -> None:
         stages["clip"].model_dump_json()
         == with_stage_settings(stages, ["clip.batch_size=64"])["clip"].model_dump_json()
     )
+    # Fields that are not recorded at their defaults can be set too
+    adam = with_stage_settings(stages, ["clip.optimizer=adam", "clip.decayed=all"])["clip"]
+    assert adam == stages["clip"].model_copy(update={"optimizer": "adam", "decayed": "all"})
     with pytest.raises(InputError, match="no stage to train"):
         with_stage_settings({}, ["clip.steps=3"])
     with pytest.raises(ConfigError, match="betas"):

@@ -109,6 +109,25 @@ def test_studies_are_drawn_by_what_is_annotated(stage: ControlStage) -> None:
     assert kept[True] > kept[False] > 0
 
 
+def test_without_variants_every_image_comes_once_with_all_of_its_annotation(
+    preset: Preset, corpora: tuple[Corpus, Corpus], source: Path
+) -> None:
+    config = preset.train["control"].model_copy(update={"loss": {"vary": 0.0}})
+    changed = preset.model_copy(update={"train": {**preset.train, "control": config}})
+    stage = make_stage("control", StageContext(changed, *corpora, source, 0))
+    assert isinstance(stage, ControlStage)
+    bank, train = stage.train[0], corpora[0]
+    assert sorted(pair for pairs in bank.pairs.values() for pair in pairs) == [(i, i) for i in range(len(bank.pairs))]
+    for index, ((image, row),) in bank.pairs.items():
+        x = train.images.floats(train.rows(index, "frontal")[:1])
+        drawing = render(read_study(train.studies[index], preset.transform), preset.transform.size)
+        with torch.no_grad():
+            expected = [stage.codec.encode(part)[0] for part in (x, torch.from_numpy(drawing)[None, None])]
+        torch.testing.assert_close(bank.targets[image], expected[0], rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(bank.annotations[row], expected[1], rtol=1e-4, atol=1e-4)
+    assert batch_of(stage, 0)["annotation"].shape[0] == config.batch_size
+
+
 def test_added_names_are_learnt_and_unknown_ones_refused(
     preset: Preset, annotated: Path, source: Path, tmp_path: Path
 ) -> None:
@@ -239,6 +258,22 @@ def test_training_changes_the_control_alone(preset: Preset, annotated: Path, sou
         if module_hash(load_component(out, name)) != module_hash(load_component(source, name))
     }
     assert changed == {"control"}
+
+
+def test_a_transformer_that_computes_activations_again_trains_the_same_control(
+    preset: Preset, annotated: Path, tmp_path: Path
+) -> None:
+    found = []
+    for again in (False, True):
+        record = preset.model_dump(mode="json")
+        record["components"]["frontal_dit"]["gradient_checkpointing"] = again
+        record["train"]["control"] |= {"steps": 3, "loss": {"vary": 0}}
+        changed, root = Preset.parse(record, "again"), tmp_path / str(again)
+        random_checkpoint(root, changed, seed=5)
+        run(["control"], changed, Manifest.read(annotated), root, QUIET, seed=0)
+        found.append(load_component(root, "control").state_dict())
+    assert all(torch.equal(value, found[1][name]) for name, value in found[0].items())
+    assert any(bool(layer.any()) for name, layer in found[0].items() if name.startswith("leave"))
 
 
 def test_a_resumed_run_equals_an_unbroken_one(preset: Preset, annotated: Path, source: Path, tmp_path: Path) -> None:

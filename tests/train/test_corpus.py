@@ -5,11 +5,14 @@ from __future__ import annotations
 import random
 from collections import Counter
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from xgem.configs.preset import Preset
+from xgem.data.manifest import Manifest
 from xgem.data.prepare import PreparedImages
 from xgem.data.study import Study
 from xgem.labels.sentences import written_sentences
@@ -67,6 +70,35 @@ def test_what_is_known_of_the_patient_comes_with_each_text_and_alone_in_all_part
     assert joined.texts(2) == []
     assert corpus(joined=frozenset({"severity"})).known(0) == {}
     assert corpus().known(1) == {}
+
+
+def test_a_text_can_come_with_all_that_is_known_alone() -> None:
+    fields: dict[str, Any] = {"joined": frozenset({"demographics", "severity"}), "prompt_sections": ("impression",)}
+    always = corpus(prefix="always", **fields)
+    assert always.texts(0) == [f"sex:Female, age:61.0. {IMPRESSION}"]
+    assert always.texts(1) == [f"severity:0. {IMPRESSION}"]
+    assert always.texts(2) == []
+    scored = replace(always, studies=(replace(STUDIES[2], severity=4.0),))
+    assert scored.texts(0) == ["severity:4."]
+    assert corpus(prefix="always").texts(0) == corpus().texts(0)  # the preset adds nothing
+    assert always.fingerprint() != corpus(**fields).fingerprint()
+
+
+def test_without_captions_a_study_is_described_by_its_report_alone() -> None:
+    whole = f"Findings: {FINDINGS} Impression: {IMPRESSION}"
+    assert corpus(captions="none").texts(0) == [whole, IMPRESSION, FINDINGS]
+    impressions = corpus(captions="none", prompt_sections=("impression",))
+    assert [impressions.texts(index) for index in range(3)] == [[IMPRESSION], [IMPRESSION], []]
+    labelled = replace(impressions, studies=(replace(STUDIES[2], labels=LABELS),))
+    assert labelled.texts(0) == []
+    assert replace(labelled, captions="labels").texts(0) == ["Cardiomegaly. Pulmonary edema."]
+
+
+def test_a_preset_says_how_texts_are_made(toy: Path, debug_preset: Preset) -> None:
+    changes = {"captions": "none", "prefix": "always", "prompt_sections": ("findings",)}
+    made = Corpus.without_images(Manifest.read(toy), "train", debug_preset.model_copy(update=changes))
+    assert {name: getattr(made, name) for name in changes} == changes
+    assert not {"captions", "prefix"} & debug_preset.model_dump().keys()  # what was recorded stays equal
 
 
 def test_the_fingerprint_follows_texts_images_and_studies() -> None:

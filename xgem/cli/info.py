@@ -46,13 +46,18 @@ def params(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Count the parameters of a preset, component by component. Nothing is downloaded and no weights are allocated."""
+    """Count the parameters of a preset, component by component, and say where it differs from its paper.
+
+    Nothing is downloaded and no weights are allocated.
+    """
     counts = count_parameters(preset, settings or ())
     if as_json:
         typer.echo(json.dumps(counts, indent=2))
         return
     from rich.console import Console
+    from rich.padding import Padding
     from rich.table import Table
+    from rich.text import Text
 
     table = Table("component", "kind", title=f"Parameters of {counts['preset']}")
     table.add_column("parameters", justify="right")
@@ -60,14 +65,21 @@ def params(
         table.add_row(name, entry["kind"], f"{entry['parameters']:,}")
     table.add_section()
     table.add_row("all", "", f"{counts['total']:,}")
-    Console().print(table)
+    console = Console()
+    console.print(table)
+    for key, title in (("deviations", "Differs from the paper:"), ("assumptions", "Not stated in the paper:")):
+        if counts[key]:
+            console.print(title)
+        for text in counts[key]:
+            console.print(Padding(Text(f"- {text}"), (0, 0, 0, 2)))
 
 
 def count_parameters(preset: str, settings: Sequence[str] = ()) -> dict[str, Any]:
     """Number of parameters of each component; tied weights count once. ``settings``: overrides as given to ``--set``.
 
     Returns:
-        ``{"preset": name, "components": {name: {"kind", "parameters"}}, "total"}``
+        ``{"preset": name, "components": {name: {"kind", "parameters"}}, "total", "deviations", "assumptions"}``, the
+        last two as the preset states them.
 
     Raises:
         ConfigError: unknown preset, or a setting with an invalid value. InputError: a setting that names no field of a
@@ -89,7 +101,8 @@ def count_parameters(preset: str, settings: Sequence[str] = ()) -> dict[str, Any
             component = random_component(config)
         components[name] = {"kind": config.kind, "parameters": sum(p.numel() for p in component.parameters())}
     total = sum(entry["parameters"] for entry in components.values())
-    return {"preset": loaded.name, "components": components, "total": total}
+    stated = {"deviations": list(loaded.deviations), "assumptions": list(loaded.assumptions)}
+    return {"preset": loaded.name, "components": components, "total": total} | stated
 
 
 def doctor(

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from xgem.cli import completion
-from xgem.configs.base import Rescale, Voi
+from xgem.configs.base import Config, Rescale, Voi
 from xgem.configs.reading import ReadOptions, read_help
 from xgem.types import InputError
 from xgem.utils.progress import showing
@@ -171,7 +171,7 @@ def with_settings(preset: Preset, settings: Sequence[str]) -> Preset:
     """``preset`` with fields of its components as ``NAME.FIELD=VALUE`` say (values are YAML); InputError where not."""
     values: dict[str, Any] = preset.model_dump(mode="json")
     for setting in settings:
-        name, field, value = _assignment(setting, values["components"], "component", "frontal.width=320")
+        name, field, value = _assignment(setting, preset.components, "component", "frontal.width=320")
         values["components"][name][field] = value
     return type(preset).parse(values, "--set " + " ".join(settings)) if settings else preset
 
@@ -191,14 +191,14 @@ def with_stage_settings(
     changed = dict(stages) if steps is None else {n: c.model_copy(update={"steps": steps}) for n, c in stages.items()}
     values = {name: config.model_dump(mode="json") for name, config in changed.items()}
     for setting in settings:
-        name, field, value = _assignment(setting, values, "stage to train", "clip.batch_size=32")
+        name, field, value = _assignment(setting, changed, "stage to train", "clip.batch_size=32")
         _, dot, weight = field.partition(".")
         values[name] |= {"loss": {**values[name]["loss"], weight: value}} if dot else {field: value}
         changed[name] = StageConfig.parse(values[name], f"--set {setting}")
     return changed
 
 
-def _assignment(setting: str, known: Mapping[str, Any], what: str, example: str) -> tuple[str, str, Any]:
+def _assignment(setting: str, known: Mapping[str, Config], what: str, example: str) -> tuple[str, str, Any]:
     """Name, field and value of ``NAME.FIELD=VALUE``; ``loss.X`` counts as a field where ``loss`` is one."""
     from xgem.configs.yaml_text import parse_yaml
 
@@ -209,7 +209,7 @@ def _assignment(setting: str, known: Mapping[str, Any], what: str, example: str)
     if name not in known:
         raise InputError(f"--set {setting}: no {what} {name!r}, only {', '.join(known)}")
     first, _, inner = field.partition(".")
-    if first not in known[name] or first == "kind" or (inner and first != "loss"):
-        fields = ", ".join(key for key in known[name] if key != "kind")
-        raise InputError(f"--set {setting}: {name} has no field {field!r}, only {fields}")
+    fields = [key for key in type(known[name]).model_fields if key != "kind"]
+    if first not in fields or (inner and first != "loss"):
+        raise InputError(f"--set {setting}: {name} has no field {field!r}, only {', '.join(fields)}")
     return name, field, parse_yaml(text, f"--set {setting}")

@@ -49,6 +49,13 @@ class Running:
             "gradient, moments and average), or hybrid (all weights are on every node, in parts).",
         ),
     ] = "no"
+    checkpoint_activations: Annotated[
+        bool,
+        typer.Option(
+            "--checkpoint-activations",
+            help="Compute activations of denoisers again in the backward pass: less memory, about a third more time.",
+        ),
+    ] = False
     max_minutes: Annotated[
         float | None,
         typer.Option(
@@ -78,6 +85,7 @@ class Running:
             precision=self.precision,
             micro_batch_size=self.micro_batch_size,
             sharding=self.sharding,
+            checkpoint_activations=self.checkpoint_activations,
             progress=self.progress,
             until=until,
         )

@@ -76,9 +76,11 @@ class SamplingConfig(Config):
 
 class StageConfig(Config):
     """How one stage is trained. ``batch_size`` counts the samples of all processes together; ``loss`` holds the stage's
-    own weights, and each stage checks its keys.
+    own weights, and each stage checks its keys. ``optimizer``: see :func:`xgem.train.optimizer.optimizer_of`.
+    ``decayed``: weight decay is of matrices and kernels alone, not of norms, biases and single vectors, or of all.
     """
 
+    added: ClassVar[tuple[str, ...]] = ("optimizer", "decayed")
     steps: int = Field(ge=1)
     batch_size: int = Field(ge=1)
     learning_rate: float = Field(gt=0)
@@ -93,6 +95,8 @@ class StageConfig(Config):
     patience: int | None = Field(default=None, ge=1)
     """Stop rule: validations without a better loss before training stops; None trains all steps."""
     loss: dict[str, float] = Field(default_factory=dict[str, float])
+    optimizer: Literal["adam", "adamw"] = "adamw"
+    decayed: Literal["matrices", "all"] = "matrices"
 
     @model_validator(mode="before")
     @classmethod
@@ -110,7 +114,7 @@ class StageConfig(Config):
 class Preset(Config):
     """One model: preprocessing, components, how modalities use them, sampling defaults and training."""
 
-    added: ClassVar[tuple[str, ...]] = ("captions",)
+    added: ClassVar[tuple[str, ...]] = ("captions", "prefix", "deviations", "assumptions")
     name: str
     description: str = ""
     transform: TransformConfig = TransformConfig()
@@ -123,9 +127,16 @@ class Preset(Config):
     """The sections that make the report a generator learns to write; findings come first."""
     prompt_sections: tuple[Section, ...] | None = None
     """The sections whose text a report as prompt is, in training; None: any text that describes the study."""
-    captions: Literal["labels", "qualified"] = "labels"
+    captions: Literal["none", "labels", "qualified"] = "labels"
     """Captions beside reports: of the labels; ``qualified`` adds those of findings with side, place and size."""
+    prefix: Literal["optional", "always"] = "optional"
+    """Demographics and severity in front of texts, in training: texts with and without, and every part of it alone; or
+    ``always``, all that is known, in front of every text."""
     train: dict[str, StageConfig] = Field(default_factory=dict[str, StageConfig])
+    deviations: tuple[str, ...] = ()
+    """Where it differs from the paper that it follows."""
+    assumptions: tuple[str, ...] = ()
+    """What that paper does not state."""
 
     @model_validator(mode="after")
     def _names_exist(self) -> Preset:
@@ -284,7 +295,7 @@ def load_preset(name_or_path: str | Path) -> Preset:
     """A preset by name or from a YAML file.
 
     A file that ``extends`` another preset (a name, or a path from the file's folder) takes from that every field of the
-    top level that it does not have itself.
+    top level that it does not have itself, except how that one differs from a paper.
 
     Raises:
         ConfigError: an unknown name (lists the known ones), a file that cannot be read, or a field that is not valid.
@@ -311,4 +322,5 @@ def _values(name_or_path: str | Path, before: tuple[str, ...]) -> dict[str, Any]
     other = str(values.pop("extends"))
     if other.endswith((".yaml", ".yml")):
         other = str(path.parent / other)  # as it is named from the file's own folder
-    return {**_values(other, (*before, name)), **values}
+    taken = _values(other, (*before, name))
+    return {key: value for key, value in taken.items() if key not in ("deviations", "assumptions")} | values

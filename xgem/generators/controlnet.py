@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from xgem.checkpoints.component import Component
 from xgem.configs.components import SHARED_WITH_CONTROL, ControlNetConfig, DiTGeneratorConfig
+from xgem.generators.checkpointing import recompute_blocks
 from xgem.generators.dit import DiT
 from xgem.types import CheckpointError, ShapeError
 
@@ -60,6 +61,10 @@ class ControlNet(Component):
         assert layer.bias is not None
         layer.weight /= deviation.clamp(min=0.05)[:, None, None]  # (d, c, p, p)
         layer.bias -= (layer.weight * mean[:, None, None]).sum(dim=(1, 2, 3))
+
+    def checkpoint_activations(self, on: bool = True) -> None:
+        """Whether its blocks compute their activations again in the backward pass, which saves memory."""
+        recompute_blocks(self.blocks, on)
 
     @contextmanager
     def steering(self, transformer: DiT, annotation: Tensor, scale: float | Tensor = 1.0) -> Iterator[None]:

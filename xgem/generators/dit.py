@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from xgem.configs.components import DiTGeneratorConfig
 from xgem.encoders.fusion import fill
+from xgem.generators.checkpointing import recompute_blocks
 from xgem.generators.context_cache import TimeEmbedding, install_context_cache
 from xgem.generators.onednn_linear import install_onednn_linear
 from xgem.types import Context, Encoded, InputError, ShapeError
@@ -89,10 +90,13 @@ class DiT(nn.Module):
         embedder = cast(TimestepEmbedding, self.pixart.adaln_single.emb.timestep_embedder)
         time = TimeEmbedding(embedder.linear_1.in_features, embedder.linear_1.out_features)
         self.pixart.adaln_single.emb.timestep_embedder = time
-        if config.gradient_checkpointing:
-            self.pixart.enable_gradient_checkpointing()
         install_context_cache(self.pixart)
         install_onednn_linear(self.pixart)
+        self.checkpoint_activations(config.gradient_checkpointing)
+
+    def checkpoint_activations(self, on: bool = True) -> None:
+        """Whether its blocks compute their activations again in the backward pass, which saves memory."""
+        recompute_blocks(self.pixart, on)
 
     def predict(self, z: Tensor, t: Tensor, context: Context) -> Tensor:
         """All output channels: the prediction, then (with a learned sigma) the interpolation of the variance."""

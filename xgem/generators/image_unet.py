@@ -8,6 +8,7 @@ from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
 
 from xgem.configs.components import ImageGeneratorConfig
+from xgem.generators.checkpointing import recompute_blocks
 from xgem.generators.context_cache import PooledEmbedding, TimeEmbedding, install_context_cache
 from xgem.types import Context, ShapeError
 
@@ -38,6 +39,10 @@ class ImageUNet(nn.Module):
         self.unet.time_embedding = TimeEmbedding(time.in_features, time_dim)
         self.unet.class_embedding = PooledEmbedding(config.pooled_dim, time_dim)
         install_context_cache(self.unet)
+
+    def checkpoint_activations(self, on: bool = True) -> None:
+        """Whether its blocks compute their activations again in the backward pass, which saves memory."""
+        recompute_blocks(self.unet, on)
 
     def forward(self, z: Tensor, t: Tensor, context: Context) -> Tensor:
         if z.shape[1:] != self.latent_shape:

@@ -89,6 +89,10 @@ class LatentDiffusion(Component):
         """The null context, for guidance and for unconditional generation."""
         return self.fusion.null(batch)
 
+    def checkpoint_activations(self, on: bool = True) -> None:
+        """Whether the denoiser's blocks compute their activations again in the backward pass, which saves memory."""
+        self.net.checkpoint_activations(on)
+
     def forward(self, z: Tensor, t: Tensor, context: Context) -> Tensor:
         """Noise or velocity (b, ...), by ``config.diffusion``, predicted for noisy z (b, ...) at timesteps t (b,)."""
         return self.net(z, t, context)

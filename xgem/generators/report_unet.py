@@ -8,6 +8,7 @@ from diffusers.models.embeddings import Timesteps
 from torch import Tensor, nn
 
 from xgem.configs.components import ReportGeneratorConfig
+from xgem.generators.checkpointing import BLOCKS, recompute_blocks
 from xgem.generators.context_cache import PooledEmbedding, TimeEmbedding, install_context_cache
 from xgem.types import Context, ShapeError
 
@@ -120,6 +121,10 @@ class ReportUNet(nn.Module):
         self.norm = nn.GroupNorm(config.norm_num_groups, config.width)
         self.leave = _zero(nn.Linear(config.width * config.tokens // parts, config.latent_dim // parts))
         install_context_cache(self)
+
+    def checkpoint_activations(self, on: bool = True) -> None:
+        """Whether its blocks compute their activations again in the backward pass, which saves memory."""
+        recompute_blocks(self, on, (*BLOCKS, ResidualBlock))
 
     def forward(self, z: Tensor, t: Tensor, context: Context) -> Tensor:
         if z.shape[1:] != (self.config.latent_dim,):

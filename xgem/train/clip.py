@@ -121,17 +121,21 @@ class ClipStage(ComparingStage):
 
     Further views take part if they share the first one's encoder.
 
-    Studies with the same annotated findings (or, without annotations, the same impression) are not negatives of each
-    other in pairs with a report: half of all chest reports are normal. ``config.loss``: ``patches``, weight of the
-    patch head; ``labels``, weight of the binary cross-entropy of annotated labels, and of demographics and severity if
-    the preset adds them to texts, from either encoder's vector (unknown labels masked); ``stated``, weight of the same
-    for what each text states by :func:`stated_labels`, hard negatives included, from its own vector: a finding that
-    images of this size hardly show is still another text, and so is the other side; ``known``, fraction of samples
-    drawn from studies of which severity, age, sex or race is known, field by field; ``balanced``, class by class
-    (:func:`xgem.train.corpus.studies_by_class`); ``hard_negatives``, number of texts per study that differ
-    from its own in one statement: the other side, another size or finding, a denial (``xgem.labels.hard_negatives``).
-    They are further negatives of their own study's images, in the direction from image to text. They are none for the
-    images of other studies, of which they may be true ("right effusion").
+    ``config.loss``: ``patches``, weight of the patch head; ``labels``, weight of the binary cross-entropy of annotated
+    labels, and of demographics and severity if the preset adds them to texts, from either encoder's vector (unknown
+    labels masked); ``stated``, weight of the same for what each text states by :func:`stated_labels`, hard negatives
+    included, from its own vector: a finding that images of this size hardly show is still another text, and so is the
+    other side; ``known``, fraction of samples drawn from studies of which severity, age, sex or race is known, field by
+    field; ``balanced``, class by class (:func:`xgem.train.corpus.studies_by_class`); ``hard_negatives``, number of
+    texts per study that differ from its own in one statement: the other side, another size or finding, a denial
+    (``xgem.labels.hard_negatives``). They are further negatives of their own study's images, in the direction from
+    image to text. They are none for the images of other studies, of which they may be true ("right effusion").
+
+    Three switches are on by default: ``mask_equal``, studies with the same annotated findings (or, without annotations,
+    the same impression) are not negatives of each other in pairs with a report, as half of all chest reports are
+    normal; ``vary``, texts are random parts of their sentences in random order (:func:`xgem.train.corpus.vary`);
+    ``jitter``, images are changed a little (:func:`xgem.data.augment.jitter`). With these and ``patches`` 0, the loss
+    is the paper's Eq. 1, the mean of both directions and of all pairs.
     """
 
     name = "clip"
@@ -142,7 +146,11 @@ class ClipStage(ComparingStage):
         "known": 0.0,
         "balanced": 0.0,
         "hard_negatives": 0.0,
+        "mask_equal": 1.0,
+        "vary": 1.0,
+        "jitter": 1.0,
     }
+    switches = ("mask_equal", "vary", "jitter")
 
     @classmethod
     def needs(cls, name: str, preset: Preset) -> list[needs.Need]:
@@ -201,7 +209,8 @@ class ClipStage(ComparingStage):
         rngs = share.rngs("texts")
         studies = balanced([self.usable[i] for i in picked], self.known, self.weights["known"], rngs)
         studies = balanced(studies, self.classes, self.weights["balanced"], rngs)
-        return self._collate(self.train, studies, rngs, share.uniform((len(self.views), JITTER), "jitter"))
+        drawn = share.uniform((len(self.views), JITTER), "jitter") if self.weights["jitter"] else None
+        return self._collate(self.train, studies, rngs, drawn)
 
     def _labels_of(self, study: Study, known: Mapping[str, Any]) -> list[float]:
         annotated = [named(name, study.labels, study.source) for name in self.labels]
@@ -253,7 +262,7 @@ class ClipStage(ComparingStage):
             labels.append(self._labels_of(study, known))
             description = corpus.draw_text(index, rng) if rng else next(iter(corpus.texts(index)), None)
             if description is not None:
-                text = vary(description, rng) if rng else description
+                text = vary(description, rng) if rng and self.weights["vary"] else description
                 texts.append(text)
                 owners[self.text].append(position)
                 stated = {field: value for field, value in known.items() if f"{field}:" in text}
@@ -321,7 +330,7 @@ class ClipStage(ComparingStage):
             if both.sum() < 2:
                 continue
             with_text = names[b] == self.text
-            same = key[both][:, None] == key[both] if with_text else None
+            same = key[both][:, None] == key[both] if with_text and self.weights["mask_equal"] else None
             false = with_text and "false" in values
             extra = (values["false"][both], values["counted"][both] > 0) if false else (None, None)
             terms[f"{names[a]}-{names[b]}"] = info_nce(vectors[a][both], vectors[b][both], scale, same, *extra)

@@ -60,11 +60,13 @@ class ControlStage(DependentStage):
 
     ``config.loss``: ``masks``, ``boxes``, ``severity``, relative sampling frequencies of these annotations (structures
     of masks and classes of boxes are drawn equally often); ``caption``, fraction of samples that keep their text, so
-    that annotations are also followed without text.
+    that annotations are also followed without text; ``vary``, a switch that is on: random parts of a study's annotation
+    and, of rare ones, shifted and scaled variants of image and annotation are trained on too.
     """
 
     name = "control"
-    losses: ClassVar[Mapping[str, float]] = {"masks": 2, "boxes": 1, "severity": 1, "caption": 0.7}
+    losses: ClassVar[Mapping[str, float]] = {"masks": 2, "boxes": 1, "severity": 1, "caption": 0.7, "vary": 1}
+    switches = ("vary",)
 
     @classmethod
     def needs(cls, name: str, preset: Preset) -> list[needs.Need]:
@@ -98,15 +100,21 @@ class ControlStage(DependentStage):
                 ),
                 prompt_bank(self.prompt, encoder, corpus, cache, device, self.generator.config.caption_tokens),
             )
-            for corpus, vary in ((context.train, True), (context.val, False))
+            for corpus, vary in ((context.train, bool(weights["vary"])), (context.val, False))
         )
         self.kinds = {kind: weights[kind] for kind in KINDS if self.train[0].kinds[kind] and weights[kind] > 0}
         if not self.kinds:
             raise DataError("stage control: the training split has no annotation of a kind with a positive loss weight")
         self.model = ControlNet.copying(settings, self.generator.net)
+        self.model.checkpoint_activations(generator.gradient_checkpointing)  # as its transformer's
         self.model.standardise(self.train[0].annotations)
         self.module = _Steered(self.model, self.generator)
         self.identify(settings, parts, context)
+
+    def checkpoint_activations(self) -> bool:
+        self.model.checkpoint_activations()
+        self.generator.checkpoint_activations()  # gradients pass through it to the ControlNet
+        return True
 
     def batch(self, share: Share) -> dict[str, Any]:
         bank, rngs = self.train[0], share.rngs("annotations")

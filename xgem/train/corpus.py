@@ -32,8 +32,8 @@ _WORDINGS = 2  # random wordings of a caption among the fixed texts of a study, 
 class Corpus:
     """One split: its ``studies``, ordered by id, and all of their ``images``.
 
-    ``sections``, ``prompt_sections``, ``joined`` (modalities that are added to report texts) and ``captions``: from the
-    preset.
+    ``sections``, ``prompt_sections``, ``joined`` (modalities that are added to report texts), ``captions`` and
+    ``prefix``: from the preset.
     """
 
     studies: tuple[Study, ...]
@@ -42,6 +42,7 @@ class Corpus:
     prompt_sections: tuple[str, ...] | None = None
     joined: frozenset[str] = frozenset()
     captions: str = "labels"
+    prefix: str = "optional"
     reports: tuple[str, ...] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -62,7 +63,8 @@ class Corpus:
         studies = tuple(manifest.studies(split))
         images = PreparedImages(torch.empty(0, dtype=torch.uint8), {}, (), "")
         joined = frozenset(name for name, modality in preset.modalities.items() if modality.joins == "report")
-        return cls(studies, images, preset.report_sections, preset.prompt_sections, joined, preset.captions)
+        how = preset.report_sections, preset.prompt_sections, joined, preset.captions, preset.prefix
+        return cls(studies, images, *how)
 
     def complete(self, index: int) -> bool:
         """Whether study ``index`` has all sections of the report that a generator learns to write."""
@@ -74,15 +76,16 @@ class Corpus:
 
     def texts(self, index: int) -> list[str]:
         """All distinct texts that describe a study: report, findings, impression and a caption of its labels; or, if
-        set, the preset's ``prompt_sections``, and the caption only for studies without them. If demographics or
-        severity are known and the preset adds them to texts, each text also comes with them as a prefix, and every
-        non-empty part of the prefix is a text of its own.
+        set, the preset's ``prompt_sections``, and the caption only for studies without them; no caption with
+        ``captions="none"``. If demographics or severity are known and the preset adds them to texts, each text also
+        comes with them as a prefix, and every non-empty part of the prefix is a text of its own; with
+        ``prefix="always"`` each text comes with the prefix only, which stands alone where there is no text.
 
         With ``captions="qualified"`` these are joined by captions of the findings with side, place and size: the
         canonical one and two wordings that depend on the study's id alone.
         """
         study = self.studies[index]
-        caption = self._said(study, caption_from_labels(study.labels))
+        caption = "" if self.captions == "none" else self._said(study, caption_from_labels(study.labels))
         if self.prompt_sections is None:
             candidates = [self.reports[index], study.impression, study.findings, caption]
         else:
@@ -90,6 +93,8 @@ class Corpus:
         candidates += self.worded(index)
         texts = list(dict.fromkeys(text for text in candidates if text.strip()))
         known = self.known(index)
+        if known and self.prefix == "always":
+            return [f"{preface(**known)} {text}".strip() for text in texts or [""]]
         if known:
             texts += [f"{preface(**known)} {text}" for text in texts]
         parts = (part for count in range(1, len(known) + 1) for part in combinations(known.items(), count))

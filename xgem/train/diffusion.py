@@ -95,6 +95,10 @@ class DiffusionStage(DependentStage):
         prompts = {name: prompt_bank(name, encoder, *where, limit) for name, encoder in encoders.items()}
         return _Split(target_bank(self.target, self.codec, *where), prompts)
 
+    def checkpoint_activations(self) -> bool:
+        self.model.checkpoint_activations()
+        return True
+
     def batch(self, share: Share) -> dict[str, Any]:
         picked = permuted(len(self.usable), share.numbers, mix(self.seed, self.name))
         rngs = share.rngs("prompts")

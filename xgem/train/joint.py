@@ -138,6 +138,11 @@ class JointStage(DependentStage, ComparingStage):
         rows = [banks[name][0].rows for name in group]
         return [index for index, study_rows in enumerate(zip(*rows, strict=True)) if all(study_rows)]
 
+    def checkpoint_activations(self) -> bool:
+        for generator in self.generators.values():  # gradients pass through them to the alignment
+            generator.checkpoint_activations()
+        return True
+
     def batch(self, share: Share) -> dict[str, Any]:
         alone = share.step < self.alone
         group = self.groups[-1] if alone else share.of_step("group").choice(self.groups)

@@ -30,6 +30,7 @@ from xgem.checkpoints.training import TrainState
 from xgem.configs.preset import StageConfig
 from xgem.train.averaging import Average
 from xgem.train.logs import Logs
+from xgem.train.optimizer import optimizer_of
 from xgem.train.parallel import InParts, Parallel, Whole
 from xgem.train.passes import Passes, shares_of
 from xgem.train.processes import Processes
@@ -56,6 +57,8 @@ class LoopOptions:
     micro_batch_size: int | None = None
     sharding: str = "no"
     """``full``: each of several processes has a part of every weight; ``hybrid``: of every weight of its node."""
+    checkpoint_activations: bool = False
+    """Compute activations again in the backward pass instead of keeping them, where the stage can."""
     progress: bool = True
     log_every: int = 20
     tensorboard: bool = True
@@ -74,15 +77,6 @@ def learning_rate(config: StageConfig, step: int) -> float:
     progress = (step - config.warmup_steps) / max(1, config.steps - config.warmup_steps)
     cosine = 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
     return config.learning_rate * (config.final_lr_fraction + (1 - config.final_lr_fraction) * cosine)
-
-
-def _parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Weight decay for matrices and kernels only; norms, biases and single vectors are left alone."""
-    trained = [p for p in module.parameters() if p.requires_grad]
-    return [
-        {"params": [p for p in trained if p.ndim >= 2], "weight_decay": weight_decay},
-        {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
-    ]
 
 
 @contextmanager
@@ -120,15 +114,14 @@ class _Run:
         latest = self.processes.of_all(latest)[0]  # what the first process has found
         with self.processes.in_agreement():
             self._check()
+        if options.checkpoint_activations and not stage.checkpoint_activations():
+            log.info("%s: keeps its activations, which no part of it computes again", stage.name)
         self.averaged = Average(stage.module, self.config.ema_decay)
         self.in_parts = options.sharding != "no"
         if self.in_parts:
             self._divide()
-        optimizer = torch.optim.AdamW(
-            _parameter_groups(stage.module, self.config.weight_decay),
-            lr=self.config.learning_rate,
-            betas=self.config.betas,
-        )
+        # One kernel a step where it is a GPU's
+        optimizer = optimizer_of(stage.module, self.config, fused=self.accelerator.device.type == "cuda")
         # Weights and moments are restored before accelerate wraps what holds them
         with self.processes.in_agreement():
             if latest is not None:

@@ -31,6 +31,8 @@ class Stage(ABC):
     """Configurations of the components that take part: with them a run is another."""
     losses: ClassVar[Mapping[str, float]] = {}
     """Names and defaults of the weights that ``config.loss`` may set."""
+    switches: ClassVar[tuple[str, ...]] = ()
+    """Those of ``losses`` that are 1, on, or 0, off."""
     origin: str = ""
     """Hash of the weights that training starts from; empty where they are fresh."""
 
@@ -57,6 +59,11 @@ class Stage(ABC):
     def validate(self, module: nn.Module) -> dict[str, float]:
         """Validation figures of the averaged weights; ``"loss"`` drives the stop rule."""
 
+    def checkpoint_activations(self) -> bool:
+        """Have what the loss passes through compute its activations again in the backward pass, which saves memory;
+        False where a stage cannot."""
+        return False
+
     def sheet(self, module: nn.Module) -> Image.Image | str | None:
         """A sample of what the averaged weights produce, kept beside the logs."""
         del module
@@ -74,12 +81,16 @@ class Stage(ABC):
 
     @classmethod
     def loss_weights(cls, name: str, config: StageConfig) -> dict[str, float]:
-        """``config.loss`` over the stage's ``losses``; ConfigError lists the known names."""
+        """``config.loss`` over the stage's ``losses``; ConfigError lists the known names, and what a switch may be."""
         unknown = sorted(set(config.loss) - set(cls.losses))
         if unknown:
             known = ", ".join(cls.losses) or "none"
             raise ConfigError(f"stage {name}: unknown loss settings {unknown}: expected {known}")
-        return {**cls.losses, **config.loss}
+        weights = {**cls.losses, **config.loss}
+        for switch in cls.switches:
+            if weights[switch] not in (0, 1):
+                raise ConfigError(f"stage {name}: {switch} is {weights[switch]:g}; expected 1, on, or 0, off")
+        return weights
 
 
 class ComparingStage(Stage):
