@@ -33,7 +33,8 @@ class StreamedManifest:
         lines = records(path)  # checks that there is such a file, of a known kind
         self.sha256 = file_sha256(path)
         self.file = path
-        if path.suffix.lower() != ".jsonl":
+        self.is_copied = path.suffix.lower() != ".jsonl"
+        if self.is_copied:
             self.file = folder / f"rows-{self.sha256}.jsonl"
             with locked(folder):
                 if not self.file.exists():
@@ -41,6 +42,7 @@ class StreamedManifest:
                         stream.writelines(json.dumps(record) + "\n" for record in track(lines, "reading rows"))
         self._places: dict[str, np.ndarray] = {}  # by split: where each row starts in the file, sorted by study
         self._firsts: dict[str, np.ndarray] = {}  # by split: the first of these rows of each study, and their number
+        self._stream = self.file.open("rb")  # stays readable, should another process delete the copy
         self._find()
 
     def _find(self) -> None:
@@ -48,21 +50,20 @@ class StreamedManifest:
         places = {split: array("q") for split in SPLITS}
         owners: dict[str, str] = {}
         place = 0
-        with self.file.open("rb") as stream:
-            for number, line in enumerate(stream, start=1):
-                if line.strip():
-                    record = parsed(line, f"{self.name}: line {number}")
-                    split, study, subject = (str(record.get(name)) for name in ("split", "study", "subject"))
-                    if split not in places:
-                        checked_row(record, f"{self.name}: line {number}")
-                    if owners.setdefault(subject, split) != split:
-                        raise ManifestError(
-                            f"{self.name}: line {number}: subject {subject!r} is in split {split!r} and in "
-                            f"{owners[subject]!r}; split by subject"
-                        )
-                    studies[split].append(study)
-                    places[split].append(place)
-                place += len(line)
+        for number, line in enumerate(self._stream, start=1):
+            if line.strip():
+                record = parsed(line, f"{self.name}: line {number}")
+                split, study, subject = (str(record.get(name)) for name in ("split", "study", "subject"))
+                if split not in places:
+                    checked_row(record, f"{self.name}: line {number}")
+                if owners.setdefault(subject, split) != split:
+                    raise ManifestError(
+                        f"{self.name}: line {number}: subject {subject!r} is in split {split!r} and in "
+                        f"{owners[subject]!r}; split by subject"
+                    )
+                studies[split].append(study)
+                places[split].append(place)
+            place += len(line)
         if not any(places.values()):
             raise ManifestError(f"{self.name}: the manifest has no rows; expected one row an image")
         for split, ids in studies.items():
@@ -83,16 +84,19 @@ class StreamedManifest:
         """
         first, last = self._firsts[split][[studies.start, studies.stop]]
         rows = []
-        with self.file.open("rb") as stream:
-            for place in self._places[split][first:last]:
-                stream.seek(int(place))
-                record = json.loads(stream.readline())
-                rows.append(checked_row(record, f"{self.name}: study {record['study']!r}"))
+        for place in self._places[split][first:last]:
+            self._stream.seek(int(place))
+            record = json.loads(self._stream.readline())
+            rows.append(checked_row(record, f"{self.name}: study {record['study']!r}"))
         made = Manifest(tuple(rows), self.root)
         made.check(files=False)
         return made
 
+    def close(self) -> None:
+        """Close the file; no part can be read afterwards."""
+        self._stream.close()
+
     def remove_copy(self) -> None:
         """Delete the rows that were written into the folder."""
-        if self.file.name.startswith("rows-"):
+        if self.is_copied:
             self.file.unlink(missing_ok=True)
