@@ -109,7 +109,7 @@ def encode(
         missing = sum(note is None for note in noted.values())
         if not missing:
             with locked(out):
-                _finish(out, plan, {name: note for name, note in noted.items() if note})
+                finish(out, plan, {name: note for name, note in noted.items() if note})
                 data.remove_copy()
         return Done(len(wanted), missing, len(plan.shards))
 
@@ -256,8 +256,8 @@ def _fields(corpus: Corpus) -> dict[str, np.ndarray]:
     return {"known": np.array(known, np.uint8), "classes": np.array(classes, np.uint16)}
 
 
-def _finish(out: Path, plan: Plan, noted: Mapping[str, Mapping[str, Any]]) -> None:
-    """Write what is known of all studies, and the index; nothing where they are there."""
+def finish(out: Path, plan: Plan, noted: Mapping[str, Mapping[str, Any]]) -> None:
+    """Write what is known of all studies, and the index, of shards by name; nothing where they are there."""
     files = {f"{name}.safetensors": {"bytes": note["bytes"], "sha256": note["sha256"]} for name, note in noted.items()}
     if _is_finished(out, files):
         return
