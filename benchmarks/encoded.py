@@ -5,9 +5,9 @@
 For each number of studies: a manifest of made-up rows, one frontal each, and shards of made-up encodings (float16: a
 latent of 64 numbers, 1 to 3 texts with a vector of 32 and 1 to 24 tokens of 32), as `xgem data encode` writes them for
 preset debug-chexgen, whose generator is then trained from them in a process of its own. That says the seconds until its
-first step (interpreter, imports, checks, building), samples a second after that, and its memory by /proc/self/status:
-the peak (VmHWM), its own pages (RssAnon) and those of files (RssFile). `xgem data check --no-files` of the
-same manifest runs in another process. Seed 0; files are deleted.
+first step (interpreter, imports, checks, building), by the clock and of the processor; the samples that it trains on in
+a second of the processor; and its memory by /proc/self/status: the peak (VmHWM), its own pages (RssAnon) and those of
+files (RssFile). `xgem data check --no-files` of the same manifest runs in another process. Seed 0; files are deleted.
 """
 
 from __future__ import annotations
@@ -116,10 +116,12 @@ def train(folder: Path, steps: int) -> dict[str, float]:
 
     torch.set_num_threads(1)
     begun: list[float] = []
+    cpu: list[float] = []
     loop = stages.train
 
     def timed(*arguments: Any) -> Any:
         begun.append(time.time())
+        cpu.append(time.process_time())
         return loop(*arguments)
 
     stages.train = timed
@@ -127,10 +129,15 @@ def train(folder: Path, steps: int) -> dict[str, float]:
     stages.run_encoded(
         ["frontal"], preset(steps), folder / "manifest.jsonl", folder / "encoded", folder / "root", options
     )
-    taken = time.time() - begun[0]
+    taken = time.process_time() - cpu[0]
     lines = dict(line.split(":") for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines())
     memory = {name: round(int(lines[name].split()[0]) / 1024) for name in ("VmHWM", "RssAnon", "RssFile")}
-    return {"startup_s": round(begun[0] - STARTED, 1), "samples_per_s": round(steps * BATCH / taken), **memory}
+    return {
+        "startup_s": round(begun[0] - STARTED, 1),
+        "startup_cpu_s": round(cpu[0], 1),
+        "samples_per_cpu_s": round(steps * BATCH / taken),
+        **memory,
+    }
 
 
 def check(folder: Path) -> dict[str, float]:

@@ -57,7 +57,7 @@ class Running:
             help="Folder of `xgem data encode`: generators read --data from it, encoded.",
             show_default="encode in memory",
         ),
-    ] = (None,)
+    ] = None
     progress: Progress = True
 
     def options(self) -> LoopOptions:

@@ -76,7 +76,7 @@ class Manifest:
 
     def file(self, row: Row) -> Path | None:
         """Absolute path of a row's image, None for a report without one."""
-        return None if row.file is None else _absolute(self.root / row.file)
+        return None if row.file is None else Path(_name_in(self.root, row.file))
 
     def masks(self, row: Row) -> dict[str, tuple[Path, ...]]:
         """Absolute paths of a row's masks by structure."""
@@ -163,8 +163,8 @@ class Manifest:
         """
         splits: dict[str, tuple[str, int]] = {}
         studies: dict[str, tuple[Row, int]] = {}
-        seen: dict[tuple[str, Path | None], int] = {}
-        owners: dict[Path, tuple[str, int]] = {}
+        seen: dict[tuple[str, str | None], int] = {}
+        owners: dict[str, tuple[str, int]] = {}
         for number, row in enumerate(self.rows, start=1):
             split, where = splits.setdefault(row.subject, (row.split, number))
             if split != row.split:
@@ -173,13 +173,13 @@ class Manifest:
                     "split by subject"
                 )
             first, where = studies.setdefault(row.study, (row, number))
-            for name in STUDY_FIELDS:
+            for name in STUDY_FIELDS if first is not row else ():
                 if first.of_study(name) != row.of_study(name):
                     raise ManifestError(
                         f"row {number}: study {row.study!r} differs in {name} from row {where}; "
                         "a study has one subject, one split and one report"
                     )
-            path = self.file(row)
+            path = None if row.file is None else _name_in(self.root, row.file)
             if (where := seen.setdefault((row.study, path), number)) != number:
                 what = row.file or "its report without an image"
                 raise ManifestError(f"row {number}: study {row.study!r} holds {what} twice, first at row {where}")
@@ -188,15 +188,18 @@ class Manifest:
             study, where = owners.setdefault(path, (row.study, number))
             if study != row.study:
                 raise ManifestError(f"row {number}: {row.file} belongs to study {study!r} already, at row {where}")
-            for needed in (path, *itertools.chain(*self.masks(row).values())) if files else ():
+            for needed in (Path(path), *itertools.chain(*self.masks(row).values())) if files else ():
                 if not needed.is_file():
                     raise ManifestError(
                         f"row {number}: study {row.study!r}: no such file {needed}; correct it or drop the row"
                     )
 
-    def summary(self) -> dict[str, Any]:
-        """Counts for people: rows, studies, subjects, images by split and view, reports; annotations if any."""
-        studies = self.studies()
+    def summary(self, studies: Sequence[Study] | None = None) -> dict[str, Any]:
+        """Counts for people: rows, studies, subjects, images by split and view, reports; annotations if any.
+
+        ``studies``: those of :meth:`studies`, where they are at hand.
+        """
+        studies = self.studies() if studies is None else studies
         masks = Counter(name for study in studies for name, files in study.masks.items() for _ in files)
         annotations = {
             "masks": {name: masks[name] for name in in_order(masks, STRUCTURES)},
@@ -255,6 +258,11 @@ def place(file: Path, root: Path) -> str:
     """How a manifest in ``root`` names ``file``: relative where it lies below, absolute otherwise."""
     file, root = _absolute(file), _absolute(root)
     return file.relative_to(root).as_posix() if file.is_relative_to(root) else str(file)
+
+
+def _name_in(root: Path, file: str) -> str:
+    """The absolute name of a row's file: as text, since making millions of paths takes minutes."""
+    return os.path.abspath(os.path.join(root, file))  # noqa: PTH100, PTH118 -- not resolved, as in _absolute
 
 
 def _absolute(path: Path) -> Path:
