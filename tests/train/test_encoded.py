@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -146,8 +147,6 @@ def test_losses_are_those_from_memory(
 def test_a_resumed_run_equals_an_unbroken_one(
     manifest: Path, presets: dict[str, Preset], checkpoints: dict[str, Path], folders: dict[str, Path], tmp_path: Path
 ) -> None:
-    from dataclasses import replace
-
     from xgem.checkpoints.store import component_hash
 
     roots = [Path(shutil.copytree(checkpoints["debug"], tmp_path / kind)) for kind in ("unbroken", "resumed")]
@@ -250,6 +249,31 @@ def _without(checkpoints: dict[str, Path], tmp_path: Path) -> Path:
     del index["components"]["image_vae"]
     (root / "model_index.json").write_text(json.dumps(index), encoding="utf-8")
     return root
+
+
+def test_pretrained_parts_are_taken_as_they_are(
+    manifest: Path, presets: dict[str, Preset], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """T5 and Stable Diffusion's VAE are put into the checkpoint, and no encoder is loaded to train from its shards."""
+    from tests.train.test_init import write_t5, write_vae
+    from xgem.checkpoints import store
+    from xgem.encoders.t5 import T5Encoder
+
+    record = presets["debug-chexgen"].model_dump(mode="json")
+    parts = record["components"]
+    parts["text_encoder"] = {"kind": "t5_encoder", "pretrained": str(write_t5(tmp_path / "t5"))}
+    parts["image_vae"] = {"kind": "image_vae", "pretrained": str(write_vae(tmp_path / "vae")), "image_size": 32}
+    parts["frontal_dit"] |= {"latent_shape": [4, 16, 16], "context_dim": 16, "pooled_dim": 16}
+    parts["control"] |= {"latent_shape": [4, 16, 16]}
+    preset = Preset.parse(record, "pretrained")
+    for name in ("encoder", "root"):
+        store.init_checkpoint(tmp_path / name, preset)
+    encode(manifest, preset, tmp_path / "encoder", tmp_path / "shards")
+    assert set(store.read_index(tmp_path / "encoder").components) == {"image_vae", "text_encoder"}
+    where = ["frontal"], preset, manifest, tmp_path / "shards"
+    run_encoded(*where, tmp_path / "root", QUIET, seed=SEED)
+    monkeypatch.delattr(T5Encoder, "from_config")  # its files are those that it was encoded with
+    run_encoded(*where, tmp_path / "root", replace(QUIET, resume=True), seed=SEED)
 
 
 # ------------------------------------------------------------------------------------------------------- bad shards

@@ -26,7 +26,7 @@ from xgem.labels.vocabulary import annotated_labels
 from xgem.train.banks import Batches, Rows, items, truncated
 from xgem.train.context import is_pretrained
 from xgem.train.corpus import Corpus
-from xgem.train.encoded import EncodedStudies, component_files, config_hash
+from xgem.train.encoded import EncodedStudies, config_hash
 from xgem.train.initial import check_architecture, fitting
 from xgem.train.shards import (
     CLASSES,
@@ -89,7 +89,7 @@ def encode(
         raise OutputError(f"{out}: cannot be written ({error.strerror})") from error
     with closing(StreamedManifest(manifest, out)) as data:
         try:
-            work = _Work(data, preset, checkpoint, torch.device(device))
+            work = _Work(data, preset, checkpoint, out, torch.device(device))
             plan = work.plan(studies_per_shard)
             _settle(out, plan)
         except XgemError:
@@ -128,7 +128,8 @@ def _settle(out: Path, plan: Plan) -> None:
         return
     names = ("manifest", "preset", "targets", "prompts", "splits", "studies_per_shard")
     differs = [name for name in names if getattr(before, name) != getattr(plan, name)]
-    changed = {name for name in plan.components if plan.components[name] != before.components.get(name)}
+    parts, made_with = plan.contents["components"], before.contents["components"]
+    changed = {name for name in parts if parts[name] != made_with.get(name)}
     differs += [f"component {name!r}" for name in sorted(changed)]
     raise OutputError(f"{out}: holds shards of another {', '.join(differs)}; choose another folder, or delete it")
 
@@ -136,8 +137,10 @@ def _settle(out: Path, plan: Plan) -> None:
 class _Work:
     """The components that encode, and the data."""
 
-    def __init__(self, data: StreamedManifest, preset: Preset, checkpoint: Path, device: torch.device) -> None:
-        self.data, self.preset, self.device = data, preset, device
+    def __init__(
+        self, data: StreamedManifest, preset: Preset, checkpoint: Path, out: Path, device: torch.device
+    ) -> None:
+        self.data, self.preset, self.out, self.device = data, preset, out, device
         self.truncated, self.notes = 0, Notes()
         for split in SPLITS:
             if not data.count(split):
@@ -153,20 +156,19 @@ class _Work:
         limits = [limit for one in generators.values() if (limit := getattr(one, "caption_tokens", None)) is not None]
         self.limit = min(limits) if limits else None
         names = sorted({*self.targets.values(), *self.prompts.values()})
-        there = store.read_index(checkpoint).components
-        self.files = {name: component_files(checkpoint, name) if name in there else "" for name in names}
-        self.components = {name: self._component(checkpoint, name, bool(self.files[name])) for name in names}
+        self.components = {name: self._component(checkpoint, name) for name in names}
+        self.files = {name: store.component_hash(checkpoint, name) for name in names}
 
-    def _component(self, checkpoint: Path, name: str, is_there: bool) -> Any:
-        if is_there:
-            check_architecture(checkpoint, name, self.preset)
-            found = fitting(checkpoint, name, self.preset)
-        elif is_pretrained(name, self.preset):
-            config = self.preset.components[name]
-            found = component_class(config.kind).from_config(config)
-        else:
-            raise CheckpointError(f"{checkpoint}: has no {name!r}: train it first, or give another --model")
-        return found.eval().requires_grad_(False)
+    def _component(self, checkpoint: Path, name: str) -> Any:
+        """One of the checkpoint, into which a pretrained one is put where it lacks it, as training does."""
+        with locked(self.out):
+            if name not in store.read_index(checkpoint).components:
+                if not is_pretrained(name, self.preset):
+                    raise CheckpointError(f"{checkpoint}: has no {name!r}: train it first, or give another --model")
+                config = self.preset.components[name]
+                store.save_component(checkpoint, name, component_class(config.kind).from_config(config))
+        check_architecture(checkpoint, name, self.preset)
+        return fitting(checkpoint, name, self.preset).eval().requires_grad_(False)
 
     def plan(self, studies_per_shard: int) -> Plan:
         hashes = {

@@ -113,7 +113,7 @@ class EncodedStudies:
                     f"{root}: has no {name!r}, which {self.folder} was encoded with: take it by --init from that "
                     "checkpoint"
                 )
-            if component_files(root, name) == hashes["files"]:
+            if store.component_hash(root, name) == hashes["files"]:
                 continue
             loaded = store.load_component(root, name)
             if (module_hash(loaded), config_hash(loaded)) != (hashes["weights"], hashes["config"]):
@@ -132,11 +132,6 @@ class EncodedStudies:
             return EncodedSplit(self, split, load_file(path))
         except (OSError, SafetensorError) as error:
             raise DataError(f"{path}: cannot be read ({error}); {again(path)}") from None
-
-
-def component_files(root: Path, name: str) -> str:
-    """What identifies a component's files, without reading them."""
-    return store.component_hash(root, name)
 
 
 def config_hash(component: Any) -> str:

@@ -54,7 +54,8 @@ class Plan:
     """What shards are of: all that their contents depend on.
 
     ``preset``: the parts of it that make images and texts. ``targets`` and ``prompts``: the component of each modality.
-    ``components``: by name, hashes of weights and configuration. ``splits``: numbers of studies.
+    ``components``: by name, hashes of ``weights`` and ``config``, and of the ``files`` that they were read from.
+    ``splits``: numbers of studies.
     """
 
     manifest: str
@@ -67,8 +68,17 @@ class Plan:
 
     @property
     def key(self) -> str:
-        """SHA-256 of all of it."""
-        return hashlib.sha256(canonical({"format": FORMAT, "version": VERSION} | asdict(self)).encode()).hexdigest()
+        """SHA-256 of :attr:`contents`."""
+        return hashlib.sha256(canonical(self.contents).encode()).hexdigest()
+
+    @property
+    def contents(self) -> dict[str, Any]:
+        """All of it but the files of the components, which may hold the same weights in another way."""
+        parts = {
+            name: {kind: value for kind, value in hashes.items() if kind != "files"}
+            for name, hashes in self.components.items()
+        }
+        return {"format": FORMAT, "version": VERSION} | asdict(self) | {"components": parts}
 
     @property
     def shards(self) -> list[tuple[str, int]]:

@@ -175,6 +175,9 @@ def run_encoded(
     store.init_checkpoint(root, preset)
     if init is not None:
         start_from(init, preset, root)
+    for name in studies.plan.components:
+        if is_pretrained(name, preset):
+            save_pretrained(name, preset, root)
     studies.check_components(root)
     empty = Manifest((), manifest.parent)
     train_split, val_split = (Corpus.without_images(empty, split, preset) for split in ("train", "val"))
