@@ -119,3 +119,29 @@ def test_what_it_measures_on_a_device(dit: Any) -> None:
     assert [row["batch"] for row in found["sampling_rate of chexgen-small-128"]] == [1, 2]
     for rows in (found["sampling_rate of chexgen-small-128"], found["training_rate of chexgen-small-128"]):
         assert all(0 < row["share_of_peak"] < 20 for row in rows)
+
+
+def test_formats_of_shards_are_compared(project: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Those that are installed; each compares what it reads with what was written."""
+    streams = benchmark(project, "streams")
+    streams.main(
+        [str(tmp_path / "files"), "--studies", "300", "--few", "200", "--reads", "250", "--formats", "safetensors"]
+    )
+    few, many = map(json.loads, capsys.readouterr().out.splitlines())
+    assert (few["studies"], many["studies"]) == (200, 300)
+    assert many["samples_per_s"] > 0
+    assert not list((tmp_path / "files").iterdir())
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_memory_of_a_training_from_shards_does_not_grow(
+    project: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    encoded = benchmark(project, "encoded")
+    encoded.main([str(tmp_path), "--studies", "500", "20000", "--steps", "60", "--no-check"])
+    few, many = map(json.loads, capsys.readouterr().out.splitlines())
+    assert many["shards_mb"] > 30 * few["shards_mb"]
+    assert many["VmHWM"] < 2000
+    assert many["VmHWM"] < few["VmHWM"] + 15  # of 36 MB on the disk
+    assert not list(tmp_path.iterdir())

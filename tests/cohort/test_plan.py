@@ -13,11 +13,11 @@ import pytest
 
 from xgem.cohort.items import expand
 from xgem.cohort.plan import SENTENCES, read_plan, sentences
-from xgem.cohort.shards import Shard, environment_shard, parse_shard
 from xgem.labels.rules import label_report
 from xgem.labels.vocabulary import CHEXPERT_CLASSES
 from xgem.pipeline.options import RENAMED
 from xgem.types import InputError
+from xgem.utils.shards import Shard, environment_shard, parse_shard
 
 EDEMA = {"findings": ["Edema"], "count": 2}
 

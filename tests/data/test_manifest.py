@@ -15,7 +15,8 @@ from pydantic import ValidationError
 
 from xgem.configs.reading import ReadOptions
 from xgem.data.annotations import Box
-from xgem.data.manifest import SCHEMA_VERSION, Manifest, Row, place
+from xgem.data.manifest import Manifest, Row, place
+from xgem.data.manifest_files import SCHEMA_VERSION
 from xgem.data.rows import LATER, LATEST
 from xgem.labels.spatial import BOX_CLASSES, STRUCTURES
 from xgem.types import ManifestError, OutputError
@@ -386,7 +387,7 @@ def test_a_leak_is_found_exactly_when_there_is_one(content: list[tuple[str, str,
     [
         ("m.jsonl", b"", "no rows"),
         ("m.jsonl", b"[1]\n", "line 1 is list"),
-        ("m.jsonl", b"{}\n{", "line 2 is not JSON"),
+        ("m.jsonl", b"\n{", "line 2 is not JSON"),
         ("m.jsonl", b"\xff\xfe", "UTF-8"),
         ("m.parquet", b"PAR1 no", "not a readable Parquet"),
         ("m.parquet", b"", "not a readable Parquet"),

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from tests.train.batches import batch_of
 from xgem.convert.random_init import random_checkpoint
-from xgem.train.banks import PromptBank
+from xgem.train.banks import PromptBank, TargetBank
 from xgem.train.context import StageContext
 from xgem.train.corpus import Corpus, draw_prompts
 from xgem.train.diffusion import DiffusionStage
@@ -104,9 +104,10 @@ def test_banks_know_what_each_study_has(stage: DiffusionStage, corpora: tuple[Co
     for name, bank in [*stage.train.prompts.items(), (stage.target, stage.train.targets)]:
         assert [bool(own) for own in bank.rows] == [has(train, index, name) for index in range(len(train.studies))]
         rows = [row for own in bank.rows for row in own]
+        assert isinstance(bank, PromptBank | TargetBank)
         count = len(bank.pooled if isinstance(bank, PromptBank) else bank.latents)
         assert rows == list(range(count))  # every row belongs to one study
-    assert stage.usable == [i for i in range(len(train.studies)) if has(train, i, stage.target)]
+    assert list(stage.usable) == [i for i in range(len(train.studies)) if has(train, i, stage.target)]
     assert len(stage.usable) < len(train.studies)
 
 
@@ -135,7 +136,7 @@ def test_batches_draw_uniformly_from_what_each_study_has(stage: DiffusionStage, 
         for name in chosen:  # what is handed over as this prompt is the study's own
             own = stage.train.prompts[name].encoded(stage.train.prompts[name].rows[index])
             assert (own.pooled == batch["encoded"][name].pooled[position]).all(dim=1).any()
-        latents = stage.train.targets.latents[stage.train.targets.rows[index]]
+        latents = stage.train.targets.take(stage.train.targets.rows[index])
         assert (latents == batch["z0"][position]).flatten(1).all(dim=1).any()
     share = nulls / possible_nulls
     assert abs(share - 0.1) <= 4.5 * (0.09 / possible_nulls) ** 0.5

@@ -95,7 +95,7 @@ def cohort(
         typer.echo(f"job {job.job_id}: {nodes * tasks} shards into {out}, logs in {logs}")
         return
     from xgem.cohort.run import run
-    from xgem.cohort.shards import environment_shard, parse_shard
+    from xgem.utils.shards import environment_shard, parse_shard
 
     part = environment_shard() if shard is None else parse_shard(shard)
     where: dict[str, Any] = {"device": device, "dtype": dtype, "compile": use_compile, "threads": threads}

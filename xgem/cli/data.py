@@ -210,8 +210,9 @@ def check(
     read = Manifest.read(manifest).read_as(how.reading)
     read.check(files=files)
     decoded = _read_all(read) if images else {}
-    labels = count_labels(annotated_matrix(read.studies()))
-    show_counts(read.summary() | counts(read) | decoded, as_json, labels)
+    studies = read.studies()
+    labels = count_labels(annotated_matrix(studies))
+    show_counts(read.summary(studies) | counts(studies) | decoded, as_json, labels)
 
 
 @app.command()

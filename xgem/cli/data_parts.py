@@ -10,6 +10,7 @@ import typer
 
 from xgem.cli import completion
 from xgem.cli.counts import AsJson, Overwrite, show_counts
+from xgem.cli.data_encode import encode
 from xgem.cli.grouped import grouped
 from xgem.cli.options import Reading
 
@@ -186,4 +187,5 @@ COMMANDS: Final[dict[str, Callable[..., None]]] = {
     "show": show,
     "export": export,
     "pack": pack,
+    "encode": encode,
 }

@@ -65,6 +65,15 @@ class Running:
             show_default="no limit",
         ),
     ] = None
+    encoded: Annotated[
+        Path | None,
+        typer.Option(
+            "--encoded",
+            metavar="DIR",
+            help="Folder of `xgem data encode`: generators read --data from it, encoded.",
+            show_default="encode in memory",
+        ),
+    ] = None
     progress: Progress = True
 
     def options(self) -> LoopOptions:
@@ -162,7 +171,8 @@ def train(
     logging.getLogger("xgem").setLevel(logging.INFO)
     torch.set_flush_denormal(True)  # averaged weights decay through numbers that slow a CPU down
     try:
-        _run(stage, preset, data, out, loop, running.device, init=init, seed=seed, steps=steps, settings=settings or ())
+        changes = {"seed": seed, "steps": steps, "settings": settings or ()}
+        _run(stage, preset, data, out, loop, running.device, init=init, encoded=running.encoded, **changes)
     finally:
         torch.set_flush_denormal(False)  # whoever called goes on with IEEE's numbers
 
@@ -176,6 +186,7 @@ def _run(
     device: str | None,
     *,
     init: str | None,
+    encoded: Path | None,
     seed: int,
     steps: int | None,
     settings: Sequence[str],
@@ -185,9 +196,11 @@ def _run(
     from xgem.data.manifest import Manifest
     from xgem.train import reid
     from xgem.train.processes import Processes, together
-    from xgem.train.stages import planned, run
+    from xgem.train.stages import planned, run, run_encoded
 
     if stage == "reid":
+        if encoded is not None:
+            raise InputError("--encoded: stage 'reid' reads images; leave it out")
         known, name = reid.PRESETS, preset or "small"
         config = None
         if name in known:
@@ -214,4 +227,7 @@ def _run(
     with together(device):
         if not Processes.current().main:
             logging.getLogger("xgem").setLevel(logging.WARNING)
-        run(names, loaded, Manifest.read(data), out, loop, seed=seed, init=source)
+        if encoded is None:
+            run(names, loaded, Manifest.read(data), out, loop, seed=seed, init=source)
+        else:
+            run_encoded(names, loaded, data, encoded, out, loop, seed=seed, init=source)

@@ -23,7 +23,6 @@ from xgem.cohort.collect import Counts, collect
 from xgem.cohort.folder import Folder, Made
 from xgem.cohort.items import Batch, Cohort, Item, expand
 from xgem.cohort.plan import Plan
-from xgem.cohort.shards import Shard
 from xgem.data.study import read_study
 from xgem.modalities import get_modality
 from xgem.pipeline.generation import Generation
@@ -31,6 +30,7 @@ from xgem.pipeline.metadata import FORMAT
 from xgem.pipeline.pipeline import XgemPipeline
 from xgem.utils.devices import dtype_name
 from xgem.utils.progress import StepBar
+from xgem.utils.shards import Shard
 
 
 @dataclass(frozen=True)

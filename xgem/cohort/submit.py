@@ -23,8 +23,8 @@ class Work:
 
         from xgem.cohort.plan import read_plan
         from xgem.cohort.run import run
-        from xgem.cohort.shards import Shard
         from xgem.utils.progress import Shown, showing
+        from xgem.utils.shards import Shard
 
         task = submitit.JobEnvironment()
         shard = Shard(task.global_rank, task.num_tasks, task.local_rank)

@@ -8,30 +8,19 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-import json
-import logging
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
-
-from pydantic import ValidationError
+from typing import Any
 
 from xgem.configs.reading import ReadOptions
-from xgem.data.rows import ANNOTATIONS, LATER, LATEST, SPLITS, STUDY_FIELDS, Row, Split, one_line
+from xgem.data.manifest_files import records, writer
+from xgem.data.rows import SPLITS, STUDY_FIELDS, Row, Split, checked_row
 from xgem.data.study import Study
 from xgem.labels.spatial import STRUCTURES, in_order
 from xgem.types import ManifestError, OutputError
-
-logger = logging.getLogger(__name__)
-
-SCHEMA_VERSION = "4"
-# "1" had no annotations, "2" neither reading nor guessed views, "3" no qualified findings and pixel aspects
-_READ_VERSIONS = ("1", "2", "3", SCHEMA_VERSION)
-_OPTIONAL = (*ANNOTATIONS, *LATER, *LATEST)
-F = TypeVar("F")
 
 
 def split_of(subject: str, *, val: float = 0.1, test: float = 0.1, salt: str = "xgem") -> Split:
@@ -55,17 +44,9 @@ class Manifest:
             ManifestError: the file is missing, empty, of another kind, or a row breaks the schema (named by number).
         """
         path = Path(path)
-        if not path.is_file():
-            raise ManifestError(f"{path}: no such manifest; make one with `xgem data prepare`")
-        records = _reader(path)(path)
-        if not records:
+        rows = [checked_row(record, f"{path}: row {number}") for number, record in enumerate(records(path), start=1)]
+        if not rows:
             raise ManifestError(f"{path}: the manifest has no rows; expected one row an image")
-        rows: list[Row] = []
-        for number, record in enumerate(records, start=1):
-            try:
-                rows.append(Row.model_validate(record))
-            except ValidationError as error:
-                raise ManifestError(f"{path}: row {number}: {one_line(error)}") from error
         return cls(tuple(rows), path.resolve().parent)
 
     def write(self, path: str | os.PathLike[str], *, overwrite: bool = True) -> None:
@@ -78,14 +59,14 @@ class Manifest:
             OutputError: the place cannot be written, or the file exists and ``overwrite`` is false.
         """
         path = Path(path)
-        writer = _writer(path)
+        write = writer(path)
         if path.exists() and not overwrite:
             raise OutputError(f"{path}: exists already; choose another name or pass --overwrite")
         rows = self._seen_from(path.resolve().parent)
         partial = path.with_name(f".{path.name}.{os.getpid()}.part")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            writer(rows, partial)
+            write(rows, partial)
             partial.replace(path)
         except OSError as error:
             raise OutputError(f"{path}: cannot be written ({error.strerror or error}); choose another place") from error
@@ -95,7 +76,7 @@ class Manifest:
 
     def file(self, row: Row) -> Path | None:
         """Absolute path of a row's image, None for a report without one."""
-        return None if row.file is None else _absolute(self.root / row.file)
+        return None if row.file is None else Path(_name_in(self.root, row.file))
 
     def masks(self, row: Row) -> dict[str, tuple[Path, ...]]:
         """Absolute paths of a row's masks by structure."""
@@ -182,8 +163,8 @@ class Manifest:
         """
         splits: dict[str, tuple[str, int]] = {}
         studies: dict[str, tuple[Row, int]] = {}
-        seen: dict[tuple[str, Path | None], int] = {}
-        owners: dict[Path, tuple[str, int]] = {}
+        seen: dict[tuple[str, str | None], int] = {}
+        owners: dict[str, tuple[str, int]] = {}
         for number, row in enumerate(self.rows, start=1):
             split, where = splits.setdefault(row.subject, (row.split, number))
             if split != row.split:
@@ -192,13 +173,13 @@ class Manifest:
                     "split by subject"
                 )
             first, where = studies.setdefault(row.study, (row, number))
-            for name in STUDY_FIELDS:
+            for name in STUDY_FIELDS if first is not row else ():
                 if first.of_study(name) != row.of_study(name):
                     raise ManifestError(
                         f"row {number}: study {row.study!r} differs in {name} from row {where}; "
                         "a study has one subject, one split and one report"
                     )
-            path = self.file(row)
+            path = None if row.file is None else _name_in(self.root, row.file)
             if (where := seen.setdefault((row.study, path), number)) != number:
                 what = row.file or "its report without an image"
                 raise ManifestError(f"row {number}: study {row.study!r} holds {what} twice, first at row {where}")
@@ -207,15 +188,18 @@ class Manifest:
             study, where = owners.setdefault(path, (row.study, number))
             if study != row.study:
                 raise ManifestError(f"row {number}: {row.file} belongs to study {study!r} already, at row {where}")
-            for needed in (path, *itertools.chain(*self.masks(row).values())) if files else ():
+            for needed in (Path(path), *itertools.chain(*self.masks(row).values())) if files else ():
                 if not needed.is_file():
                     raise ManifestError(
                         f"row {number}: study {row.study!r}: no such file {needed}; correct it or drop the row"
                     )
 
-    def summary(self) -> dict[str, Any]:
-        """Counts for people: rows, studies, subjects, images by split and view, reports; annotations if any."""
-        studies = self.studies()
+    def summary(self, studies: Sequence[Study] | None = None) -> dict[str, Any]:
+        """Counts for people: rows, studies, subjects, images by split and view, reports; annotations if any.
+
+        ``studies``: those of :meth:`studies`, where they are at hand.
+        """
+        studies = self.studies() if studies is None else studies
         masks = Counter(name for study in studies for name, files in study.masks.items() for _ in files)
         annotations = {
             "masks": {name: masks[name] for name in in_order(masks, STRUCTURES)},
@@ -276,105 +260,11 @@ def place(file: Path, root: Path) -> str:
     return file.relative_to(root).as_posix() if file.is_relative_to(root) else str(file)
 
 
+def _name_in(root: Path, file: str) -> str:
+    """The absolute name of a row's file: as text, since making millions of paths takes minutes."""
+    return os.path.abspath(os.path.join(root, file))  # noqa: PTH100, PTH118 -- not resolved, as in _absolute
+
+
 def _absolute(path: Path) -> Path:
     # Not Path.resolve: an image that is a symbolic link keeps the name that the manifest gives it.
     return Path(os.path.abspath(path))  # noqa: PTH100
-
-
-def _read_jsonl(path: Path) -> list[dict[str, Any]]:
-    records: list[dict[str, Any]] = []
-    try:
-        # Not splitlines: texts may hold other line ends (U+0085, U+2028), which JSON leaves as they are.
-        lines = path.read_text(encoding="utf-8").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ManifestError(f"{path}: not readable as UTF-8 text; expected one JSON object a line") from error
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        try:
-            record = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise ManifestError(
-                f"{path}: line {number} is not JSON ({error.msg}); expected one object a line"
-            ) from error
-        if not isinstance(record, dict):
-            raise ManifestError(f"{path}: line {number} is {type(record).__name__}; expected a JSON object")
-        records.append(record)
-    return records
-
-
-def _record(row: Row) -> dict[str, Any]:
-    # What a row lacks is not written: a manifest without any has the form of version 1.
-    record = row.model_dump(mode="json")
-    kept = {name: value for name, value in record.items() if name not in _OPTIONAL or value not in (None, {}, [])}
-    if not row.view_guessed:
-        del kept["view_guessed"]
-    return kept
-
-
-def _write_jsonl(rows: Iterable[Row], path: Path) -> None:
-    with path.open("w", encoding="utf-8") as stream:
-        for row in rows:
-            stream.write(json.dumps(_record(row), ensure_ascii=False) + "\n")
-        stream.flush()
-        os.fsync(stream.fileno())
-
-
-def _read_parquet(path: Path) -> list[dict[str, Any]]:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        table = pq.read_table(path)
-        records = table.to_pylist(maps_as_pydicts="strict")
-    except (pa.ArrowException, OSError, KeyError) as error:
-        raise ManifestError(f"{path}: not a readable Parquet file; it may be truncated, prepare it again") from error
-    version = (table.schema.metadata or {}).get(b"xgem_manifest", b"1").decode()
-    if version not in _READ_VERSIONS:
-        raise ManifestError(
-            f"{path}: a manifest of version {version}; expected {' or '.join(_READ_VERSIONS)}; "
-            "update xgem or prepare it again"
-        )
-    # A null is something that this row lacks and another has.
-    return [{name: v for name, v in record.items() if v is not None or name not in _OPTIONAL} for record in records]
-
-
-def _write_parquet(rows: Sequence[Row], path: Path) -> None:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    records = [_record(row) for row in rows]
-    box = pa.struct([("label", pa.string()), *((side, pa.float64()) for side in "xywh")])
-    kinds = {"invert": pa.bool_(), "allow_any": pa.bool_(), "pixel_aspect": pa.float64()}
-    squashed = any(row.reading.pixel_aspect is not None for row in rows)
-    options = [name for name in ReadOptions.model_fields if squashed or name != "pixel_aspect"]
-    types = dict.fromkeys(Row.model_fields, pa.string()) | {
-        "labels": pa.list_(pa.string()),
-        "age": pa.float64(),
-        "severity": pa.float64(),
-        "masks": pa.map_(pa.string(), pa.list_(pa.string())),
-        "boxes": pa.list_(box),
-        "reading": pa.struct([(name, kinds.get(name, pa.string())) for name in options]),
-        "view_guessed": pa.bool_(),
-        "qualified": pa.list_(pa.string()),
-    }
-    written = set[str]().union(*records)
-    version = SCHEMA_VERSION if squashed or written & {*LATEST} else "3" if written & {*LATER} else "2"
-    schema = pa.schema(
-        [(name, kind) for name, kind in types.items() if name in written], metadata={"xgem_manifest": version}
-    )
-    pq.write_table(pa.Table.from_pylist(records, schema=schema), path)
-
-
-def _reader(path: Path) -> Callable[[Path], list[dict[str, Any]]]:
-    return _by_ending(path, {".parquet": _read_parquet, ".jsonl": _read_jsonl})
-
-
-def _writer(path: Path) -> Callable[[Sequence[Row], Path], None]:
-    return _by_ending(path, {".parquet": _write_parquet, ".jsonl": _write_jsonl})
-
-
-def _by_ending(path: Path, choices: dict[str, F]) -> F:
-    if path.suffix.lower() not in choices:
-        raise ManifestError(f"{path}: unknown ending {path.suffix!r}; a manifest ends in {' or '.join(choices)}")
-    return choices[path.suffix.lower()]

@@ -74,27 +74,16 @@ def prepare_images(
         ImageError: an image cannot be read; the message names the file.
         DataError: a file is missing, or the split has no images.
     """
-    paths: list[Path] = []
-    readings: list[ReadOptions] = []
-    index: dict[tuple[str, str], list[int]] = {}
-    for study in manifest.studies(split):
-        for view, files in study.images.items():
-            index[study.id, view] = list(range(len(paths), len(paths) + len(files)))
-            paths.extend(files)
-            readings += map(study.reading_of, files)
+    paths, readings, index = _listed(manifest, split)
     if not paths:
         raise DataError(f"no images in split {split!r}; check the manifest with `xgem data check`")
-    key: dict[str, Any] = {
-        "content": content_hash(paths),
-        "transform": config.model_dump(mode="json"),
-        "version": PREPARE_VERSION,
-    }
-
-    if any(one != AS_STATED for one in readings):
-        key["reading"] = [one.model_dump() for one in readings]
+    key = _key(paths, readings, config)
 
     def make() -> dict[str, NDArray[Any]]:
-        values, changed = _prepare(paths, readings, config, f"preparing {split or 'all'} images", progress)
+        noted = Notes()
+        with showing(progress):
+            values, changed = _prepare(paths, readings, config, f"preparing {split or 'all'} images", noted)
+        noted.log()
         return {"values": values, "changed": changed}
 
     arrays = ArrayCache(cache_folder).get_or_make("images", key, make)
@@ -104,13 +93,52 @@ def prepare_images(
     return PreparedImages(arrays["values"], index, tuple(paths), sha)
 
 
+def read_images(manifest: Manifest, split: str, config: TransformConfig, noted: Notes) -> PreparedImages:
+    """Every image of a split with a known view, preprocessed and not cached; maybe none. Their notes go to ``noted``.
+
+    Raises:
+        ImageError, DataError: as :func:`prepare_images`.
+    """
+    paths, readings, index = _listed(manifest, split)
+    with showing(False):
+        sha = hashlib.sha256(canonical(_key(paths, readings, config)).encode()).hexdigest()
+        values, _ = _prepare(paths, readings, config, "", noted)
+    return PreparedImages(torch.from_numpy(values), index, tuple(paths), sha)
+
+
+def _listed(
+    manifest: Manifest, split: str | None
+) -> tuple[list[Path], list[ReadOptions], dict[tuple[str, str], list[int]]]:
+    """The images of a split, how each is read, and their numbers by study and view."""
+    paths: list[Path] = []
+    readings: list[ReadOptions] = []
+    index: dict[tuple[str, str], list[int]] = {}
+    for study in manifest.studies(split):
+        for view, files in study.images.items():
+            index[study.id, view] = list(range(len(paths), len(paths) + len(files)))
+            paths.extend(files)
+            readings += map(study.reading_of, files)
+    return paths, readings, index
+
+
+def _key(paths: Sequence[Path], readings: Sequence[ReadOptions], config: TransformConfig) -> dict[str, Any]:
+    """What prepared images depend on."""
+    key: dict[str, Any] = {
+        "content": content_hash(paths),
+        "transform": config.model_dump(mode="json"),
+        "version": PREPARE_VERSION,
+    }
+    if any(one != AS_STATED for one in readings):
+        key["reading"] = [one.model_dump() for one in readings]
+    return key
+
+
 def _prepare(
-    paths: Sequence[Path], readings: Sequence[ReadOptions], config: TransformConfig, title: str, progress: bool
+    paths: Sequence[Path], readings: Sequence[ReadOptions], config: TransformConfig, title: str, noted: Notes
 ) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
     """(n, size, size) uint8, read in several threads; and (n,) 1 where the first version read other pixels."""
     values = np.empty((len(paths), config.size, config.size), dtype=np.uint8)
     changed = np.zeros(len(paths), dtype=np.uint8)
-    noted = Notes()
 
     def prepare_row(row: int) -> None:
         try:
@@ -124,7 +152,5 @@ def _prepare(
         noted.add(radiograph.notes, paths[row])
         changed[row] = bool(set(radiograph.notes) - {NEGATIVE})
 
-    with showing(progress):
-        in_threads(prepare_row, range(len(paths)), title)
-    noted.log()
+    in_threads(prepare_row, range(len(paths)), title)
     return values, changed

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from typing import Literal, get_args
+from collections.abc import Mapping
+from typing import Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, ValidationError, field_validator, model_validator
 
@@ -11,6 +12,7 @@ from xgem.configs.reading import AS_STATED, ReadOptions
 from xgem.data.annotations import MAX_SEVERITY, Box
 from xgem.labels.spatial import plain_name
 from xgem.labels.views import VIEWS
+from xgem.types import ManifestError
 
 Split = Literal["train", "val", "test"]
 SPLITS: tuple[str, ...] = get_args(Split)
@@ -170,3 +172,11 @@ def one_line(error: ValidationError) -> str:
     first = error.errors()[0]
     where = ".".join(str(part) for part in first["loc"]) or "row"
     return f"{where}: {first['msg']} (got {first['input']!r:.80})"
+
+
+def checked_row(record: Mapping[str, Any], where: str) -> Row:
+    """A row of what a manifest's file holds; ManifestError says ``where`` it breaks the schema."""
+    try:
+        return Row.model_validate(record)
+    except ValidationError as error:
+        raise ManifestError(f"{where}: {one_line(error)}") from error

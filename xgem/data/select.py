@@ -136,9 +136,8 @@ def filtered(manifest: Manifest, criteria: Criteria) -> Manifest:
     return Manifest(rows, manifest.root)
 
 
-def counts(manifest: Manifest) -> dict[str, Any]:
+def counts(studies: Sequence[Study]) -> dict[str, Any]:
     """Studies by split and sex, and the ages by split: ``{"sexes": {"train/F": 3}, "ages": {"train": "19 to 88"}}``."""
-    studies = manifest.studies()
     sexes = Counter((study.split, study.sex or "unknown") for study in studies)
     by_split = {name: [study for study in studies if study.split == name] for name in SPLITS}
     return {

@@ -22,7 +22,9 @@ from xgem.data.cache import ArrayCache
 from xgem.encoders.tokenizer import train_tokenizer
 from xgem.modalities import get_modality
 from xgem.train.corpus import Corpus
+from xgem.train.encoded import EncodedStudies
 from xgem.train.processes import Processes
+from xgem.train.source import InMemory, Source
 from xgem.train.stage import Stage
 from xgem.types import CheckpointError, ConfigError
 from xgem.utils.hashing import module_hash
@@ -36,6 +38,7 @@ class StageContext:
     """All that the stages of one run have in common.
 
     ``root`` is the checkpoint folder; ``init`` a checkpoint whose weights training starts from, None for random ones.
+    ``encoded``: shards that generators read in place of ``train`` and ``val``, which are then empty.
     """
 
     preset: Preset
@@ -44,6 +47,7 @@ class StageContext:
     root: Path
     seed: int
     init: Path | None = None
+    encoded: EncodedStudies | None = None
 
     def config(self, stage: str) -> StageConfig:
         """The settings of a stage; ConfigError where the preset does not train it."""
@@ -71,13 +75,20 @@ class StageContext:
         """The preset's first text modality."""
         return first_output(self.preset, is_image=False)
 
-    def parts(self, names: Iterable[str], stage: str) -> dict[str, Any]:
-        """Frozen components of ``root`` by name, in alphabetical order.
+    def source(self, split: str) -> Source:
+        """What generators are trained on: shards where there are some, or ``train`` and ``val``, encoded."""
+        if self.encoded is not None:
+            return self.encoded.split(split)
+        return InMemory(self.train if split == "train" else self.val, self.cache, self.device)
+
+    def parts(self, names: Iterable[str], stage: str, encoders: Iterable[str] = ()) -> dict[str, Any]:
+        """Frozen components of ``root`` by name, in alphabetical order; ``encoders`` only where there are no shards.
 
         Raises:
             CheckpointError: one has not been trained yet.
         """
-        return {name: self._part(name, stage) for name in sorted(set(names))}
+        wanted = {*names, *(encoders if self.encoded is None else ())}
+        return {name: self._part(name, stage) for name in sorted(wanted)}
 
     def _part(self, name: str, stage: str) -> Any:
         if is_pretrained(name, self.preset):
@@ -145,7 +156,7 @@ class DependentStage(Stage):
     def identify(self, settings: BaseModel, parts: Mapping[str, Any], context: StageContext) -> None:
         """Record what the run depends on: configurations and weights of all components, and the data."""
         self.settings = (settings, *(part.config for part in parts.values()))
-        self.hash = context.train.fingerprint() + "".join(map(module_hash, parts.values()))
+        self.hash = context.source("train").fingerprint() + "".join(map(module_hash, parts.values()))
 
     @property
     def fresh(self) -> dict[str, nn.Module]:

@@ -182,9 +182,7 @@ def _grouped(usable: Sequence[int], names: Callable[[int], Iterable[str]]) -> li
     return [groups[name] for name in sorted(groups)]
 
 
-def balanced(
-    studies: Sequence[int], groups: Sequence[Sequence[int]], share: float, rngs: Sequence[random.Random]
-) -> list[int]:
+def balanced(studies: Sequence[int], groups: Sequence[Any], share: float, rngs: Sequence[random.Random]) -> list[int]:
     """``studies``, each replaced with probability ``share`` by one of a group: any group, then any of its studies."""
     if not share or not groups:
         return list(studies)

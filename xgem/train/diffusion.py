@@ -18,11 +18,11 @@ from xgem.configs.preset import Preset
 from xgem.generators.latent_diffusion import LatentDiffusion
 from xgem.generators.sampling import sample
 from xgem.train import needs
-from xgem.train.banks import PromptBank, TargetBank, prompt_bank, target_bank
 from xgem.train.context import DependentStage, StageContext
-from xgem.train.corpus import Corpus, balanced, draw_prompts, studies_by_class, studies_by_field
+from xgem.train.corpus import balanced, draw_prompts
 from xgem.train.share import Share, fixed_rngs
 from xgem.train.sheets import contact_sheet
+from xgem.train.source import Prompts, Source, Targets, studies_with
 from xgem.train.stage import permuted, spread_over
 from xgem.types import Encoded
 from xgem.utils.devices import moved
@@ -44,14 +44,14 @@ class _Conditional(nn.Module):
 
 @dataclass(frozen=True)
 class _Split:
-    """Cached targets and prompts of one split."""
+    """Targets and prompts of one split."""
 
-    targets: TargetBank
-    prompts: Mapping[str, PromptBank]
+    targets: Targets
+    prompts: Mapping[str, Prompts]
 
 
 class DiffusionStage(DependentStage):
-    """Trains the generator of one modality on frozen encoders and codec, whose outputs are cached.
+    """Trains the generator of one modality on frozen encoders and codec, whose outputs are cached or in shards.
 
     ``config.loss``: ``known``, the fraction of samples drawn field by field: one of severity score, age, sex and race,
     then one of the studies whose texts say it. ``balanced``, the fraction drawn class by class: one of CheXpert's
@@ -59,6 +59,7 @@ class DiffusionStage(DependentStage):
     """
 
     losses: ClassVar[Mapping[str, float]] = {"known": 0.0, "balanced": 0.0}
+    reads_shards = True
 
     @classmethod
     def needs(cls, name: str, preset: Preset) -> list[needs.Need]:
@@ -74,26 +75,26 @@ class DiffusionStage(DependentStage):
         settings = preset.components[self.component]
         self.prompts: tuple[str, ...] = getattr(settings, "prompts", ())
         assert target not in self.prompts
-        parts = context.parts({preset.codec(target), *map(preset.encoder, self.prompts)}, self.name)
+        parts = context.parts({preset.codec(target)}, self.name, map(preset.encoder, self.prompts))
         context.seed_weights(self.name)
         self.codec = parts[preset.codec(target)]
-        self.train, self.val = (self._split(corpus, parts, context) for corpus in (context.train, context.val))
-        self.usable = [i for i, rows in enumerate(self.train.targets.rows) if rows]
+        source = context.source("train")
+        self.train, self.val = (self._split(one, parts) for one in (source, context.source("val")))
+        self.usable = studies_with(self.train.targets)
         self.weights = self.loss_weights(target, self.config)
-        self.known = studies_by_field(context.train, self.usable, self.weights["known"])
-        self.classes = studies_by_class(context.train, self.usable)
+        self.known = source.by_field(self.usable, self.weights["known"])
+        self.classes = source.by_class(self.usable)
         model = component_class(settings.kind).from_config(settings)
         assert isinstance(model, LatentDiffusion)
-        model.measure(self.train.targets.latents)
+        model.measure(self.train.targets.mean()[None])
         self.module, self.model = _Conditional(model), model
         self.identify(settings, parts, context)
 
-    def _split(self, corpus: Corpus, parts: Mapping[str, Any], context: StageContext) -> _Split:
-        encoders = {name: parts[self.preset.encoder(name)] for name in self.prompts}
+    def _split(self, source: Source, parts: Mapping[str, Any]) -> _Split:
         limit = getattr(self.preset.components[self.component], "caption_tokens", None)
-        where = corpus, context.cache, context.device
-        prompts = {name: prompt_bank(name, encoder, *where, limit) for name, encoder in encoders.items()}
-        return _Split(target_bank(self.target, self.codec, *where), prompts)
+        encoders = {name: parts.get(self.preset.encoder(name)) for name in self.prompts}
+        prompts = {name: source.prompts(name, encoder, limit) for name, encoder in encoders.items()}
+        return _Split(source.targets(self.target, self.codec), prompts)
 
     def checkpoint_activations(self) -> bool:
         self.model.checkpoint_activations()
@@ -102,7 +103,7 @@ class DiffusionStage(DependentStage):
     def batch(self, share: Share) -> dict[str, Any]:
         picked = permuted(len(self.usable), share.numbers, mix(self.seed, self.name))
         rngs = share.rngs("prompts")
-        studies = balanced([self.usable[i] for i in picked], self.known, self.weights["known"], rngs)
+        studies = balanced([int(self.usable[i]) for i in picked], self.known, self.weights["known"], rngs)
         studies = balanced(studies, self.classes, self.weights["balanced"], rngs)
         return self._collate(self.train, studies, rngs) | {
             "t": share.integers(0, self.model.config.diffusion.num_train_timesteps, "timestep"),  # (b,)
@@ -123,7 +124,7 @@ class DiffusionStage(DependentStage):
                 rows[name].append(rng.choice(split.prompts[name].rows[index]) if name in chosen else 0)
                 keep[name].append(name in chosen)
         return {
-            "z0": split.targets.latents[targets],  # (b, *latent_shape)
+            "z0": split.targets.take(targets),  # (b, *latent_shape)
             "encoded": {name: split.prompts[name].encoded(rows[name], self.device) for name in self.prompts},
             "keep": {name: moved(torch.tensor(keep[name]), self.device) for name in self.prompts},  # (b,) bool
         }
@@ -138,7 +139,7 @@ class DiffusionStage(DependentStage):
     def validate(self, module: nn.Module) -> dict[str, float]:
         """The training loss on fixed studies, prompt subsets and evenly spaced timesteps."""
         device = next(module.parameters()).device
-        usable = [i for i, rows in enumerate(self.val.targets.rows) if rows][:256]
+        usable = studies_with(self.val.targets)[:256].tolist()
         batch = self._collate(self.val, usable, fixed_rngs(self.seed, "validate", count=len(usable)))
         batch["z0"] = batch["z0"].to(device)
         steps = self.model.config.diffusion.num_train_timesteps
@@ -153,18 +154,14 @@ class DiffusionStage(DependentStage):
         assert isinstance(module, _Conditional)
         model = module.model
         device = next(module.parameters()).device
-        complete = [
-            i
-            for i, rows in enumerate(self.val.targets.rows)
-            if rows and all(self.val.prompts[name].rows[i] for name in self.prompts)
-        ][:8]
+        complete = studies_with(self.val.targets, *self.val.prompts.values())[:8].tolist()
         if not complete:
             return None
         encoded = {
             name: self.val.prompts[name].encoded([self.val.prompts[name].rows[i][0] for i in complete]).to(device)
             for name in self.prompts
         }
-        z0 = self.val.targets.latents[[self.val.targets.rows[i][0] for i in complete]].to(device)
+        z0 = self.val.targets.take([self.val.targets.rows[i][0] for i in complete]).to(device)
         noise = torch.randn(z0.shape, generator=torch.Generator().manual_seed(0)).to(device)
         scale = self.preset.sampling.guidance_scale.get(self.target, 1.0)
         generated = sample(model, model.fuse(encoded), noise, num_inference_steps=20, guidance_scale=scale)

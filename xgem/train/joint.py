@@ -6,7 +6,7 @@ import itertools
 import random
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -19,14 +19,18 @@ from xgem.configs.preset import Preset
 from xgem.encoders.contrastive import info_nce
 from xgem.generators.latent_diffusion import LatentDiffusion
 from xgem.train import needs
-from xgem.train.banks import PromptBank, TargetBank, prompt_bank, target_bank
 from xgem.train.context import DependentStage, StageContext
-from xgem.train.corpus import Corpus, draw_prompts
+from xgem.train.corpus import draw_prompts
 from xgem.train.share import Share, fixed_rngs
+from xgem.train.source import Prompts, Source, Targets, studies_with
 from xgem.train.stage import ComparingStage, permuted, spread_over
 from xgem.types import ConfigError, Encoded
 from xgem.utils.devices import moved
 from xgem.utils.random import mix
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 _VALIDATION = 96
 _VALIDATION_TIMES = 4
@@ -85,6 +89,7 @@ class JointStage(DependentStage, ComparingStage):
 
     name = "joint"
     losses: ClassVar[Mapping[str, float]] = {"contrastive": 0.02, "temperature": 0.1, "alone": 0, "lowest": 0}
+    reads_shards = True
 
     @classmethod
     def needs(cls, name: str, preset: Preset) -> list[needs.Need]:
@@ -101,8 +106,8 @@ class JointStage(DependentStage, ComparingStage):
         settings = preset.components[self.component]
         assert isinstance(settings, AlignmentConfig)
         self.outputs = tuple(settings.outputs)
-        needed = [part(name) for name in self.outputs for part in (preset.encoder, preset.codec, preset.generator)]
-        parts = context.parts(needed, self.name)
+        needed = [part(name) for name in self.outputs for part in (preset.codec, preset.generator)]
+        parts = context.parts(needed, self.name, map(preset.encoder, self.outputs))
         context.seed_weights(self.name)
         weights = self.loss_weights(self.name, self.config)
         self.contrastive, self.temperature = weights["contrastive"], weights["temperature"]
@@ -114,29 +119,25 @@ class JointStage(DependentStage, ComparingStage):
         self.groups = [
             group for k in range(2, len(self.outputs) + 1) for group in itertools.combinations(self.outputs, k)
         ]
-        self.train, self.val = (self._banks(corpus, parts, context) for corpus in (context.train, context.val))
+        self.train, self.val = (self._banks(context.source(split), parts, preset) for split in ("train", "val"))
         self.null = max(model.config.null_probability for model in self.generators.values())
         self.steps = min(model.config.diffusion.num_train_timesteps for model in self.generators.values())
         if not 0 <= self.lowest < self.steps:
             raise ConfigError(f"stage joint: lowest timestep {self.lowest}, expected 0 to {self.steps - 1}")
         self.identify(settings, parts, context)
 
-    def _banks(
-        self, corpus: Corpus, parts: Mapping[str, Any], context: StageContext
-    ) -> dict[str, tuple[TargetBank, PromptBank]]:
-        preset, where = context.preset, (corpus, context.cache, context.device)
+    def _banks(self, source: Source, parts: Mapping[str, Any], preset: Preset) -> dict[str, tuple[Targets, Prompts]]:
         return {
             name: (
-                target_bank(name, parts[preset.codec(name)], *where),
-                prompt_bank(name, parts[preset.encoder(name)], *where),
+                source.targets(name, parts[preset.codec(name)]),
+                source.prompts(name, parts.get(preset.encoder(name))),
             )
             for name in self.outputs
         }
 
-    def usable(self, banks: Mapping[str, tuple[TargetBank, PromptBank]], group: Sequence[str]) -> list[int]:
-        """Indices of the studies that have every output of the group."""
-        rows = [banks[name][0].rows for name in group]
-        return [index for index, study_rows in enumerate(zip(*rows, strict=True)) if all(study_rows)]
+    def usable(self, banks: Mapping[str, tuple[Targets, Prompts]], group: Sequence[str]) -> NDArray[np.int32]:
+        """The studies that have every output of the group."""
+        return studies_with(*(banks[name][0] for name in group))
 
     def checkpoint_activations(self) -> bool:
         for generator in self.generators.values():  # gradients pass through them to the alignment
@@ -149,7 +150,7 @@ class JointStage(DependentStage, ComparingStage):
         share = share.times(4) if alone else share
         studies = self.usable(self.train, group)
         picked = permuted(len(studies), share.numbers, mix(self.seed, self.name, *group))
-        return self._collate(self.train, group, [studies[i] for i in picked], share.rngs("prompts")) | {
+        return self._collate(self.train, group, [int(studies[i]) for i in picked], share.rngs("prompts")) | {
             "alone": alone,
             "t": share.integers(self.lowest, self.steps, "timestep"),  # (b,)
             # One for the whole batch: otherwise the timestep alone would identify matching vectors
@@ -163,7 +164,7 @@ class JointStage(DependentStage, ComparingStage):
 
     def _collate(
         self,
-        banks: Mapping[str, tuple[TargetBank, PromptBank]],
+        banks: Mapping[str, tuple[Targets, Prompts]],
         group: Sequence[str],
         indices: list[int],
         rngs: Sequence[random.Random],
@@ -185,7 +186,7 @@ class JointStage(DependentStage, ComparingStage):
                 rows[name].append(rng.choice(banks[name][1].rows[index]) if name in chosen else 0)
                 keep[name].append(name in chosen)
         return {
-            "z0": {name: moved(banks[name][0].latents[chosen], self.device) for name, chosen in targets.items()},
+            "z0": {name: moved(banks[name][0].take(chosen), self.device) for name, chosen in targets.items()},
             "encoded": {name: banks[name][1].encoded(chosen, self.device) for name, chosen in rows.items()},
             "keep": {name: moved(torch.tensor(drawn), self.device) for name, drawn in keep.items()},
             "alone": False,
@@ -225,7 +226,7 @@ class JointStage(DependentStage, ComparingStage):
         device = next(module.parameters()).device
         figures = {"loss": 0.0, "contrast": 0.0}
         for group in self.groups:
-            studies = self.usable(self.val, group)[:_VALIDATION]
+            studies = self.usable(self.val, group)[:_VALIDATION].tolist()
             batch = self._collate(self.val, group, studies, fixed_rngs(self.seed, "validate", count=len(studies)))
             for k in range(_VALIDATION_TIMES):
                 spread = spread_over(len(studies), k / _VALIDATION_TIMES, device)

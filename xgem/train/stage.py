@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -33,6 +34,8 @@ class Stage(ABC):
     """Names and defaults of the weights that ``config.loss`` may set."""
     switches: ClassVar[tuple[str, ...]] = ()
     """Those of ``losses`` that are 1, on, or 0, off."""
+    reads_shards: ClassVar[bool] = False
+    """Whether it can be trained from encoded studies on the disk."""
     origin: str = ""
     """Hash of the weights that training starts from; empty where they are fresh."""
 
@@ -119,9 +122,15 @@ def permuted(n: int, numbers: range, seed: int) -> list[int]:
     picked: list[int] = []
     while len(picked) < len(numbers):
         epoch, offset = divmod(numbers.start + len(picked), n)
-        order = torch.randperm(n, generator=torch.Generator().manual_seed(mix(seed, "epoch", epoch)))
+        order = _order(n, mix(seed, "epoch", epoch))
         picked += order[offset : offset + len(numbers) - len(picked)].tolist()
     return picked
+
+
+@lru_cache(maxsize=2)  # a batch may begin in one epoch and end in the next
+def _order(n: int, seed: int) -> Tensor:
+    """0..n-1 in random order, int32."""
+    return torch.randperm(n, generator=torch.Generator().manual_seed(seed)).int()
 
 
 def spread_over(n: int, start: float, device: torch.device) -> Tensor:

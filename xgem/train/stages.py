@@ -6,11 +6,10 @@ import logging
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 from xgem.checkpoints import store
 from xgem.checkpoints import training as checkpoint
-from xgem.checkpoints.component import component_class
 from xgem.configs.preset import Preset
 from xgem.data.manifest import Manifest
 from xgem.modalities import MODALITIES, get_modality
@@ -20,14 +19,17 @@ from xgem.train.context import StageContext, is_pretrained, save_pretrained
 from xgem.train.control import ControlStage
 from xgem.train.corpus import Corpus
 from xgem.train.diffusion import DiffusionStage
+from xgem.train.encoded import EncodedStudies
 from xgem.train.image_decoder import ImageDecoderStage
 from xgem.train.image_vae import ImageVAEStage
+from xgem.train.initial import start_from
 from xgem.train.joint import JointStage
 from xgem.train.loop import LoopOptions, TrainState, is_finished, train
 from xgem.train.processes import Processes
 from xgem.train.report_vae import ReportVAEStage
 from xgem.train.stage import Stage
-from xgem.types import ConfigError, InputError
+from xgem.types import InputError
+from xgem.utils.files import file_sha256
 from xgem.utils.hashing import module_hash
 
 log = logging.getLogger(__name__)
@@ -79,48 +81,6 @@ def make_stage(name: str, context: StageContext) -> Stage:
     return stage
 
 
-_NOT_ARCHITECTURE = {"latent_mean", "latent_std", "known_sentences", "latents_mean"}
-"""What training measures, and what no weight depends on."""
-_GRID = {"image_size", "latent_shape", "position_scale"}
-"""What differs between resolutions of the same weights: codecs are convolutions, and a transformer's positions are
-computed (ChexGen's stage II starts from stage I's weights at twice the resolution)."""
-
-
-def _architecture(config: Any) -> dict[str, Any]:
-    """What a component's weights depend on."""
-    scalable = config.kind in ("image_vae", "dit_generator", "controlnet")
-    return config.model_dump(exclude=_NOT_ARCHITECTURE | (_GRID if scalable else set()))
-
-
-def _resized(component: Any, config: Any) -> Any:
-    """A component at the resolution that ``config`` asks for."""
-    own = component.config
-    changed = {
-        key: getattr(config, key) for key in _GRID if hasattr(own, key) and getattr(own, key) != getattr(config, key)
-    }
-    if not changed or getattr(config, "pretrained", None) is not None:
-        return component
-    other = component_class(own.kind).from_config(own.model_copy(update=changed))
-    other.load_state_dict(component.state_dict())
-    return other
-
-
-def _start_from(init: Path, preset: Preset, root: Path) -> None:
-    """Put ``init``'s components into ``root`` where it lacks them; ConfigError where one is of another architecture."""
-    there = store.read_index(init).components
-    for name, config in preset.components.items():
-        if name not in there:
-            continue
-        found = store.read_component_config(init, name)
-        if getattr(config, "pretrained", None) is None and _architecture(found) != _architecture(config):
-            raise ConfigError(
-                f"--init {init.name}: its {name!r} is of another architecture than preset {preset.name!r} gives: "
-                "use the preset that it was trained with"
-            )
-        if name not in store.read_index(root).components:
-            store.save_component(root, name, _resized(store.load_component(init, name), config))
-
-
 def _is_left_out(name: str, preset: Preset, root: Path) -> bool:
     """Whether a codec's stage is left out because the codec is taken as it is; then it is saved."""
     if name not in ("image-vae", "image-decoder") or name in preset.train:
@@ -142,11 +102,16 @@ def check_needs(names: Sequence[str], preset: Preset, manifest: Manifest) -> Non
     wanted: dict[str, Sequence[needs.Need]] = {}
     for name in names:
         if name in preset.train:
-            stage = stages()[name]
-            kind = cast(type[Stage], stage.func if isinstance(stage, partial) else stage)
+            kind = _kind(name)
             kind.loss_weights(name, preset.train[name])
             wanted[name] = kind.needs(name, preset)
     needs.check(wanted, splits)
+
+
+def _kind(name: str) -> type[Stage]:
+    """The class of a stage."""
+    stage = stages()[name]
+    return cast(type[Stage], stage.func if isinstance(stage, partial) else stage)
 
 
 def run(
@@ -176,13 +141,60 @@ def run(
             check_needs(names, preset, manifest)
             store.init_checkpoint(root, preset)
             if init is not None:
-                _start_from(init, preset, root)
+                start_from(init, preset, root)
     with processes.in_agreement():
         train_split, val_split = (
             Corpus.load(manifest, split, preset, root / "cache", progress=options.progress)
             for split in ("train", "val")
         )
-    context = StageContext(preset, train_split, val_split, root, seed, init)
+    return _train_all(names, StageContext(preset, train_split, val_split, root, seed, init), options)
+
+
+def run_encoded(
+    names: Sequence[str],
+    preset: Preset,
+    manifest: Path,
+    encoded: Path,
+    root: Path,
+    options: LoopOptions,
+    *,
+    seed: int = 0,
+    init: Path | None = None,
+) -> dict[str, TrainState]:
+    """:func:`run` from the shards that ``xgem data encode`` has made of ``manifest``, whose rows are not read.
+
+    Raises:
+        InputError: a stage that is not trained from shards. DataError: the shards are of another manifest, preset,
+            encoder or codec, or some are missing or truncated.
+    """
+    wrong = [name for name in names if name in stages() and not _kind(name).reads_shards]
+    if wrong:
+        able = ", ".join(name for name in stages() if _kind(name).reads_shards)
+        raise InputError(
+            f"--encoded: stage {wrong[0]!r} reads images or texts, not what encoders make of them: "
+            f"leave --encoded out, or train by name one of {able}"
+        )
+    processes = Processes.current()
+    with processes.in_agreement():
+        studies = EncodedStudies.open(encoded)
+        if not manifest.is_file():
+            raise InputError(f"--data {manifest}: no such manifest; give the one that {encoded} was encoded from")
+        if processes.main:
+            studies.check_is_of(file_sha256(manifest), preset)
+            store.init_checkpoint(root, preset)
+            if init is not None:
+                start_from(init, preset, root)
+    for name in studies.plan.components:
+        if is_pretrained(name, preset):
+            save_pretrained(name, preset, root)
+    studies.check_components(root)
+    empty = Manifest((), manifest.parent)
+    train_split, val_split = (Corpus.without_images(empty, split, preset) for split in ("train", "val"))
+    return _train_all(names, StageContext(preset, train_split, val_split, root, seed, init, studies), options)
+
+
+def _train_all(names: Sequence[str], context: StageContext, options: LoopOptions) -> dict[str, TrainState]:
+    preset, root = context.preset, context.root
     states: dict[str, TrainState] = {}
     progressed = False
     for place, name in enumerate(names):

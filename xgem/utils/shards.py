@@ -1,4 +1,4 @@
-"""Which share of a cohort's batches a process makes, and on which of the machine's devices. Imports no torch."""
+"""Which share of some work a process does, and on which of its machine's devices. Imports no torch."""
 
 from __future__ import annotations
 
