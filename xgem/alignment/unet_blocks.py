@@ -25,7 +25,7 @@ class FullyConnected(nn.Linear):
         self.tokens = tokens
 
     def forward(self, input: Tensor) -> Tensor:
-        return super().forward(input.flatten(1)).unflatten(1, (-1, self.tokens))
+        return super().forward(input.flatten(1)).view(input.shape[0], -1, self.tokens)  # exports take any b
 
 
 class FCBlock(nn.Module):
@@ -48,7 +48,7 @@ class FCBlock(nn.Module):
         x = x.flatten(1)  # (b, c * n)
         h = self.fc1(silu(self.norm1(x))) + self.time(silu(time))
         h = self.skip(x) + self.fc2(silu(self.norm2(h)))
-        return h.unflatten(1, (-1, self.tokens))
+        return h.view(x.shape[0], -1, self.tokens)
 
 
 class SpatialTransformer(nn.Module):

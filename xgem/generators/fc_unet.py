@@ -79,7 +79,7 @@ class FCUNet(nn.Module):
             raise ShapeError(f"report denoiser: expected (b, {self.config.latent_dim}), got {tuple(z.shape)}")
         time = self.time(self.frequencies(t.expand(z.shape[0])).to(z.dtype))  # (b, 4 width)
         bias = torch.zeros_like(context.mask, dtype=z.dtype).masked_fill(~context.mask, -1e4)[:, None]  # (b, 1, m)
-        x = self.enter(z).unflatten(1, (-1, self.config.tokens))  # (b, width, n)
+        x = self.enter(z).view(z.shape[0], -1, self.config.tokens)  # (b, width, n)
         skips = [x]
         for layer in self.down:
             x = layer(x, time, context.tokens, bias) if isinstance(layer, FCLevel) else layer(x)
