@@ -14,7 +14,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tests.convert.codi_layout import BERT_HEADS, GROUPS, HEADS, LAYERS, TOKENS, WIDTH
+from tests.convert.codi_layout import TINY
+
+GROUPS, HEADS, WIDTH, TOKENS = TINY.groups, TINY.heads, TINY.width, TINY.tokens
+LAYERS, BERT_HEADS = TINY.text_layers, TINY.text_heads
 
 
 class Published(NamedTuple):

@@ -1,9 +1,9 @@
 """XGeM's published layout at a tiny size: encoders and image codec compute what diffusers' and transformers' own models
-of the same weights do, the rest what the published code does, written out; what has no counterpart is named."""
+of the same weights do, the rest what the published code does, written out."""
 
 from __future__ import annotations
 
-import re
+import math
 from pathlib import Path
 from typing import Any
 
@@ -11,208 +11,22 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-import yaml
-from diffusers import AutoencoderKL, UNet2DConditionModel
 from PIL import Image
 from torch import Tensor
-from transformers import CLIPConfig, CLIPModel
 
-from tests.convert.codi_layout import (
-    ATTENDS,
-    BERT_HEADS,
-    BERT_WIDTH,
-    DIM,
-    GROUPS,
-    HEADS,
-    LATENT,
-    LAYERS,
-    MULT,
-    SITES,
-    TOKENS,
-    V_DIM,
-    V_MULT,
-    VIDEO,
-    WIDTH,
-    joint,
-    made,
-    optimus,
-    text_unet,
-    vocabularies,
-)
+from tests.convert.codi_images import DIM, LATENT, SIZE
+from tests.convert.codi_layout import PUBLISHED, Shapes, joint, optimus, text_unet
 from tests.convert.codi_reference import Published, bert_means, denoise, environment, gpt2_logits
 from xgem import generate
 from xgem.alignment.model import TransformerAlignment
 from xgem.checkpoints.store import load_component, read_index, verify
 from xgem.configs.preset import load_preset
-from xgem.convert.xgem import convert_xgem
-from xgem.types import CheckpointError, ConfigError, Context
+from xgem.convert.random_init import random_component
+from xgem.convert.xgem_report import environment_weights, fc_unet_weights, joint_weights
+from xgem.types import Context
 
-SIZE, LEVELS = 32, 2
-CHANNELS = tuple(WIDTH * multiple for multiple in MULT)
-UNET: dict[str, Any] = {
-    "in_channels": 4, "out_channels": 4, "sample_size": 16, "layers_per_block": 1, "block_out_channels": CHANNELS,
-    "down_block_types": ("CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
-    "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"), "attention_head_dim": HEADS,
-    "cross_attention_dim": DIM, "norm_num_groups": GROUPS,
-}  # fmt: skip
-VAE: dict[str, Any] = {
-    "in_channels": 3, "out_channels": 3, "down_block_types": ("DownEncoderBlock2D",) * LEVELS,
-    "up_block_types": ("UpDecoderBlock2D",) * LEVELS, "block_out_channels": (8, 16), "layers_per_block": 1,
-    "latent_channels": 4, "norm_num_groups": 4,
-}  # fmt: skip
 OUTPUTS = ("frontal", "lateral", "report")
-TEXT_UNET = "model.diffusion_model.unet_text."
 TEXT = ["large left pleural effusion", "no acute disease"]
-UNKNOWN = ("optimus.encoder.cls.weight", "model.diffusion_model.unet_text.time_embed.4.weight", "autokl.loss.logvar")
-COMPUTED = {
-    "betas": torch.zeros(3),
-    "sqrt_recipm1_alphas_cumprod": torch.zeros(3),
-    "posterior_log_variance_clipped": torch.zeros(3),
-    "clip.model.text_model.embeddings.position_ids": torch.zeros(3),
-}
-
-RESNET = {
-    "norm1": "in_layers.0", "conv1": "in_layers.2", "time_emb_proj": "emb_layers.1", "norm2": "out_layers.0",
-    "conv2": "out_layers.3", "conv_shortcut": "skip_connection",
-}  # fmt: skip
-
-
-def published_unet(unet: Any) -> dict[str, Tensor]:
-    """diffusers' names in CoDi's layout, every residual block the first of two."""
-    ends = {
-        "conv_in": "input_blocks.0.0", "time_embedding.linear_1": "time_embed.0", "conv_norm_out": "out.0",
-        "time_embedding.linear_2": "time_embed.2", "conv_out": "out.2",
-    }  # fmt: skip
-    found = {}
-    for key, value in unet.state_dict().items():
-        module, leaf = key.rsplit(".", 1)
-        if module in ends:
-            found[f"{ends[module]}.{leaf}"] = value
-        elif match := re.match(r"(down|up)_blocks\.(\d+)\.(resnets|attentions)\.(\d+)\.(.+)\.(weight|bias)$", key):
-            number = int(match[2]) * 2 + int(match[4]) + (match[1] == "down")  # input block 0 is the first convolution
-            block = f"{'input' if match[1] == 'down' else 'output'}_blocks.{number}"
-            inside = f"0.0.{RESNET[match[5]]}" if match[3] == "resnets" else f"1.{match[5]}"
-            found[f"{block}.{inside}.{leaf}"] = value
-        elif match := re.match(r"down_blocks\.(\d+)\.downsamplers\.0\.conv", key):
-            found[f"input_blocks.{(int(match[1]) + 1) * 2}.0.op.{leaf}"] = value
-        elif match := re.match(r"up_blocks\.(\d+)\.upsamplers\.0\.conv", key):
-            attends = hasattr(unet.up_blocks[int(match[1])], "attentions")
-            found[f"output_blocks.{int(match[1]) * 2 + 1}.{1 + attends}.conv.{leaf}"] = value
-        elif match := re.match(r"mid_block\.resnets\.(\d)\.(\w+)", key):
-            found[f"middle_block.{int(match[1]) * 2}.0.{RESNET[match[2]]}.{leaf}"] = value
-        else:
-            found[f"middle_block.1.{key.removeprefix('mid_block.attentions.0.')}"] = value
-    assert len(found) == len(unet.state_dict())
-    return found
-
-
-def published_vae(vae: Any) -> dict[str, Tensor]:
-    """diffusers' names in Stable Diffusion's own layout."""
-    found = {}
-    for key, value in vae.state_dict().items():
-        name = re.sub(r"up_blocks\.(\d+)", lambda m: f"up.{LEVELS - 1 - int(m[1])}", key)
-        name = re.sub(r"down_blocks\.(\d+)", r"down.\1", name).replace("conv_norm_out", "norm_out")
-        name = re.sub(r"(down|up)samplers\.0\.conv", r"\1sample.conv", name)
-        name = re.sub(r"mid_block\.resnets\.(\d)", lambda m: f"mid.block_{int(m[1]) + 1}", name)
-        name = name.replace("resnets", "block").replace("conv_shortcut", "nin_shortcut")
-        if "attentions.0" in name:
-            name = name.replace("mid_block.attentions.0", "mid.attn_1").replace("group_norm", "norm")
-            name = name.replace("to_out.0", "proj_out").replace("to_", "")
-            value = value[:, :, None, None] if value.ndim == 2 else value
-        found[name] = value
-    assert len(found) == len(vae.state_dict())
-    return found
-
-
-@pytest.fixture(scope="module")
-def models() -> dict[str, Any]:
-    """The same models in their own libraries."""
-    torch.manual_seed(0)
-    text = {"hidden_size": 16, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
-    vision = {"hidden_size": 32, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 2}
-    vision |= {"image_size": SIZE, "patch_size": 16}
-    build: Any = UNet2DConditionModel
-    found: dict[str, Any] = {
-        "clip": CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=DIM)),
-        "vae": AutoencoderKL(**VAE),
-        "frontal": build(**UNET),
-        "lateral": build(**UNET),
-    }
-    for model in found.values():
-        model.eval()
-        for parameter in model.parameters():
-            parameter.data += 0.02 * torch.randn_like(parameter)
-    return found
-
-
-@pytest.fixture(scope="module")
-def published(models: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Tensor]:
-    """Every file of the published model."""
-    draw = torch.Generator().manual_seed(1)
-    weights = {f"clip.model.{key}": value for key, value in models["clip"].state_dict().items()}
-    weights |= {f"autokl.{key}": value for key, value in published_vae(models["vae"]).items()}
-    sizes = vocabularies(tmp_path_factory.mktemp("vocabularies"))
-    weights |= {f"optimus.{key}": value for key, value in made(optimus(*sizes), draw).items()}
-    weights["optimus.decoder.lm_head.weight"] = weights["optimus.decoder.transformer.wte.weight"]
-    for name in ("frontal", "lateral", "text"):
-        unet = made(text_unet(), draw) if name == "text" else published_unet(models[name])
-        unet |= made(joint(spatial=name != "text"), draw)
-        weights |= {f"model.diffusion_model.unet_{name}.{key}": value for key, value in unet.items()}
-    return {key: value.detach().clone() for key, value in (weights | COMPUTED).items()}
-
-
-@pytest.fixture(scope="module")
-def preset(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """``xgem-published`` at the tiny sizes."""
-    values = load_preset("xgem-published").model_dump(mode="json")
-    values["transform"] |= {"size": SIZE, "pixel_spacing": None}
-    parts = values["components"]
-    parts["image_encoder"] |= {
-        "image_size": SIZE, "patch_size": 16, "width": 32, "layers": 2, "heads": 2, "embed_dim": DIM,
-    }  # fmt: skip
-    parts["text_encoder"] |= {"width": 16, "layers": 2, "heads": 2, "embed_dim": DIM}
-    parts["image_vae"] |= {
-        "image_size": SIZE, "block_out_channels": [8, 16], "layers_per_block": 1, "norm_num_groups": 4,
-    }  # fmt: skip
-    parts["report_vae"] |= {
-        "max_length": 24, "width": BERT_WIDTH, "layers": LAYERS, "heads": BERT_HEADS, "latent_dim": LATENT,
-    }  # fmt: skip
-    shared = {
-        "context_dim": DIM, "pooled_dim": DIM, "cross_attention_dim": DIM, "attention": list(ATTENDS),
-        "layers_per_block": 1, "norm_num_groups": GROUPS,
-    }  # fmt: skip
-    outputs = parts["alignment"]["outputs"]
-    for view in ("frontal", "lateral"):
-        parts[view] |= shared | {
-            "latent_shape": [4, 16, 16], "block_out_channels": list(CHANNELS), "attention_head_dim": HEADS,
-        }  # fmt: skip
-        outputs[view] = {"latent_shape": [4, 16, 16], "sites": list(SITES)}
-    parts["report"] |= shared | {
-        "latent_dim": LATENT, "tokens": TOKENS, "width": WIDTH, "channel_mult": list(MULT), "heads": HEADS,
-    }  # fmt: skip
-    outputs["report"] = {"latent_shape": [LATENT], "sites": list(SITES)}
-    parts["alignment"] |= {
-        "width": WIDTH, "channel_mult": list(V_MULT), "report_tokens": TOKENS, "dim": V_DIM, "heads": HEADS,
-        "norm_num_groups": GROUPS,
-    }  # fmt: skip
-    path = tmp_path_factory.mktemp("preset") / "tiny.yaml"
-    path.write_text(yaml.safe_dump(values), encoding="utf-8")
-    return str(path)
-
-
-def written(folder: Path, weights: dict[str, Tensor]) -> Path:
-    folder.mkdir()
-    vocabularies(folder)
-    torch.save(weights, folder / "weights.pt")
-    return folder
-
-
-@pytest.fixture(scope="module")
-def root(published: dict[str, Tensor], preset: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("xgem")
-    done = convert_xgem(written(folder / "in", published), folder / "out", preset=preset)
-    assert done.unused == ()  # every weight has its place
-    return folder / "out"
 
 
 def net(published: dict[str, Tensor], output: str) -> Published:
@@ -386,106 +200,37 @@ def test_reports_depend_on_their_prompts_alone(root: Path) -> None:
     assert (together - alone).abs().max() > 0.01
 
 
-def test_video_layers_are_left_out_and_named(published: dict[str, Tensor], preset: str, tmp_path: Path) -> None:
-    weights = published | dict.fromkeys(VIDEO, torch.zeros(2))
-    done = convert_xgem(written(tmp_path / "in", weights), tmp_path / "out", preset=preset)
-    assert done.unused == tuple(sorted(VIDEO))
-
-
-def test_what_has_no_counterpart_is_named(published: dict[str, Tensor], preset: str, tmp_path: Path, xgem: Any) -> None:
-    weights = published | dict.fromkeys((*UNKNOWN, *VIDEO), torch.zeros(2))
-    source, out = written(tmp_path / "in", weights), tmp_path / "out"
-    ran = xgem("convert", "xgem", source, out, "--preset", preset)
-    assert ran.code == 1
-    assert f"without a counterpart ({len(UNKNOWN)})" in ran.err
-    assert ran.err.count("\n") == 1
-    assert all(name in ran.err for name in UNKNOWN)
-    assert "betas" not in ran.err
-    assert not out.exists()
-    ran = xgem("convert", "xgem", source, out, "--preset", preset, "--allow-unused")
-    assert ran.code == 0
-    assert all(name in ran.err for name in (*UNKNOWN, "temporal_self_attn"))
-    verify(out)
-
-
 @pytest.mark.parametrize(
-    ("missing", "said"),
+    ("shapes", "component", "place", "parameters"),
     [
-        ("autokl.quant_conv.weight", r"missing vae\.quant_conv\.weight"),
-        ("model.diffusion_model.unet_frontal.out.2.bias", r"missing net\.unet\.conv_out\.bias"),
-        ("clip.model.vision_model.encoder.layers.1.self_attn.k_proj.bias", r"resblocks\.1\.attn\.in_proj_bias"),
-        ("clip.model.text_projection.weight", r"missing text\.text_projection"),
-        (
-            "model.diffusion_model.unet_text.input_blocks.3.0.skip_connection.weight",
-            r"missing net\.down\.2\.block\.skip",
-        ),
-        ("model.diffusion_model.unet_text.output_blocks.3.2.bias", r"missing net\.up\.5\.bias"),
-        (
-            "model.diffusion_model.unet_text.connecters_out.2.0.weight",
-            r"missing environment\.report\.levels\.1\.weight",
-        ),
-        (
-            "model.diffusion_model.unet_lateral.input_block_connecters_in.3.0.proj_out.bias",
-            r"missing attention\.lateral\.sites\.1\.proj_out\.bias",
-        ),
-        ("optimus.decoder.transformer.linear_emb.weight", r"missing to_embedding\.weight"),
-        ("optimus.encoder.pooler.dense.bias", r"missing encoder\.pooler\.dense\.bias"),
-        ("optimus.decoder.transformer.wte.weight", r"missing optimus\.decoder\.transformer\.wte\.weight"),
+        (text_unet(PUBLISHED), "report", "net.", 1_708_848_448),
+        (joint(PUBLISHED, spatial=True), "alignment", "frontal", 52_352_800 + 243_947_200),
+        (joint(PUBLISHED, spatial=False), "alignment", "report", 95_589_760 + 243_947_200),
+        (optimus(28_996, 50_260, PUBLISHED), "report_vae", "", 241_599_744),
     ],
+    ids=["report denoiser", "image V", "report V", "Optimus"],
 )
-def test_missing_weights(published: dict[str, Tensor], preset: str, tmp_path: Path, missing: str, said: str) -> None:
-    weights = {key: value for key, value in published.items() if key != missing}
-    with pytest.raises(CheckpointError, match=said):
-        convert_xgem(written(tmp_path / "in", weights), tmp_path / "out", preset=preset)
-    assert not (tmp_path / "out").exists()
-
-
-@pytest.mark.parametrize(
-    ("key", "shape", "expected"),
-    [
-        ("model.diffusion_model.unet_lateral.input_blocks.1.0.0.in_layers.2.weight", (1, 2, 3, 3), (16, 16, 3, 3)),
-        (f"{TEXT_UNET}out.2.weight", (3, 4), (LATENT, WIDTH * TOKENS)),
-        ("model.diffusion_model.unet_frontal.connecters_out.4.2.weight", (2, 2, 3, 3), (V_DIM, 32, 3, 3)),
-        ("optimus.encoder.linear.weight", (2, 2), (2 * LATENT, BERT_WIDTH)),
-    ],
-)
-def test_weights_of_another_shape(
-    published: dict[str, Tensor], preset: str, tmp_path: Path, key: str, shape: tuple[int, ...], expected: Any
+def test_the_layout_has_the_published_size_and_fits(
+    shapes: Shapes, component: str, place: str, parameters: int
 ) -> None:
-    weights = published | {key: torch.zeros(shape)}
-    with pytest.raises(CheckpointError, match=re.escape(f"{key} {shape}, expected {expected}")):
-        convert_xgem(written(tmp_path / "in", weights), tmp_path / "out", preset=preset)
-    assert not (tmp_path / "out").exists()
-
-
-def test_optimus_needs_its_vocabularies(published: dict[str, Tensor], preset: str, tmp_path: Path) -> None:
-    head = {"optimus.decoder.lm_head.weight": published["optimus.decoder.lm_head.weight"] + 1}
-    source = written(tmp_path / "in", published | head)
-    with pytest.raises(CheckpointError, match=r"lm_head\.weight differs from optimus\.decoder\.transformer\.wte"):
-        convert_xgem(source, tmp_path / "out", preset=preset)
-    with (source / "bert-base-cased-vocab.txt").open("a", encoding="utf-8") as file:
-        file.write("another\n")
-    with pytest.raises(CheckpointError, match=r"word_embeddings\.weight has \d+ rows, its tokenizer \d+ tokens"):
-        convert_xgem(source, tmp_path / "out", preset=preset)
-    (source / "bert-base-cased-vocab.txt").write_text("a\nb\n", encoding="utf-8")
-    with pytest.raises(CheckpointError, match=r"bert-base-cased-vocab\.txt: no vocabulary can be read"):
-        convert_xgem(source, tmp_path / "out", preset=preset)
-    (source / "bert-base-cased-vocab.txt").unlink()  # no hub is asked in tests
-    with pytest.raises(CheckpointError, match="'bert-base-cased': cannot be loaded"):
-        convert_xgem(source, tmp_path / "out", preset=preset)
-    assert not (tmp_path / "out").exists()
-
-
-def test_folders_and_presets_of_another_kind(published: dict[str, Tensor], tmp_path: Path, preset: str) -> None:
-    with pytest.raises(CheckpointError, match=r"expected a folder with the published \.pt files"):
-        convert_xgem(tmp_path, tmp_path / "out")
-    source = written(tmp_path / "in", published)
-    with pytest.raises(ConfigError, match="expected the outputs frontal, lateral and report"):
-        convert_xgem(source, tmp_path / "out", preset="chexgen-small")
-    with pytest.raises(ConfigError, match="expected pretrained CLIP towers"):
-        convert_xgem(source, tmp_path / "out", preset="debug")
-    with pytest.raises(ConfigError, match="expected a transformer_alignment like 'xgem-published' has"):
-        convert_xgem(source, tmp_path / "out", preset="paper")
-    torch.save({"betas": torch.ones(3)}, source / "z.pt")
-    with pytest.raises(CheckpointError, match="'betas' differs from"):
-        convert_xgem(source, tmp_path / "out", preset=preset)
+    """The paper counts 1.77 and 2.04 billion for the denoisers with V and joint attentions, and 241 million (3.3)."""
+    layout = dict(shapes)
+    assert sum(math.prod(shape) for shape in layout.values()) == parameters
+    config: Any = load_preset("xgem-published").components[component]
+    if component == "report_vae":  # sizes come from the weights, which is tested at the tiny size
+        return
+    with torch.device("meta"):
+        weights = {name: torch.empty(shape) for name, shape in layout.items()}
+        model = random_component(config)
+    if component == "report":
+        named = [(place, fc_unet_weights(weights, config.layers_per_block)[0])]
+    else:
+        environment = environment_weights(weights, 3, spatial=place != "report")[0]
+        named = [(f"environment.{place}.", environment), (f"attention.{place}.", joint_weights(weights)[0])]
+    found = {f"{prefix}{name}": tuple(value.shape) for prefix, part in named for name, value in part.items()}
+    expected = {
+        name: tuple(value.shape)
+        for name, value in model.state_dict().items()
+        if name.startswith(tuple(prefix for prefix, _ in named)) and f"{place}.time." not in name
+    }
+    assert found == expected

@@ -314,24 +314,31 @@ def convert_xgem(
     if image.pretrained is None:
         raise ConfigError(f"preset {preset!r}: expected pretrained CLIP towers as encoders, like 'xgem-published'")
     image_codec, report_codec = chosen.codec("frontal"), chosen.codec("report")
+    configs = _part(chosen, image_codec, ImageVAEConfig), _part(chosen, report_codec, ReportVAEConfig)
     alignment = _part(chosen, chosen.alignment, TransformerAlignmentConfig)
-    # Encoders and codecs
-    encoders = _towers(published, image, text)
-    vae = _codec(published, _part(chosen, image_codec, ImageVAEConfig))
-    texts, named = optimus(published.under("optimus."), source, _part(chosen, report_codec, ReportVAEConfig))
-    parts: dict[str, Component] = {image_name: encoders[0], text_name: encoders[1], image_codec: vae}
-    parts[report_codec] = _filled(published, texts, "optimus.", "", named, {})
-    # Generators, with null contexts from a black image and the empty text
-    black = torch.full((1, 1, image.image_size, image.image_size), -1.0)  # (1, 1, s, s) in [-1, 1]
-    pooled_image = encoders[0].encode(black).pooled[0]  # (d,)
-    empty = encoders[1].encode_ids(encoders[1].tokenizer([""])).pooled[0]
-    nothing: dict[str, Tensor] = {"frontal": pooled_image, "lateral": pooled_image, "report": empty}
-    parts |= {chosen.generator(output): _generator(published, chosen, output, nothing) for output in _OUTPUTS}
-    parts[str(chosen.alignment)] = _alignment(published, alignment)
-    video, others = published.unused()
-    unknown = refuse_unused(others, published.origin, allowed=allow_unused)
+    names: list[str] = []
     with new_folder(target) as folder:
         init_checkpoint(folder, chosen)
-        for name, component in parts.items():
+
+        def save(name: str, component: Component) -> None:  # one in memory at a time
             save_component(folder, name, component)
-    return Converted(chosen.name, tuple(parts), tuple(sorted({*video, *unknown})))
+            names.append(name)
+
+        encoders = _towers(published, image, text)
+        # For the null contexts: a black image (1, 1, s, s) in [-1, 1], and the empty text
+        black = encoders[0].encode(torch.full((1, 1, image.image_size, image.image_size), -1.0)).pooled[0]  # (d,)
+        empty = encoders[1].encode_ids(encoders[1].tokenizer([""])).pooled[0]
+        nothing = {"frontal": black, "lateral": black, "report": empty}
+        save(image_name, encoders[0])
+        save(text_name, encoders[1])
+        del encoders
+        save(image_codec, _codec(published, configs[0]))
+        codec, named = optimus(published.under("optimus."), source, configs[1])
+        save(report_codec, _filled(published, codec, "optimus.", "", named, {}))
+        del codec, named
+        for output in _OUTPUTS:
+            save(chosen.generator(output), _generator(published, chosen, output, nothing))
+        save(str(chosen.alignment), _alignment(published, alignment))
+        video, others = published.unused()
+        unknown = refuse_unused(others, published.origin, allowed=allow_unused)
+    return Converted(chosen.name, tuple(names), tuple(sorted({*video, *unknown})))

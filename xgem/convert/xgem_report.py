@@ -78,6 +78,8 @@ def fc_unet_weights(weights: Mapping[str, Tensor], layers_per_block: int) -> Nam
             return None
         number, rest = int(match[2]), match[3]
         if match[1] == "middle_block":
+            if number > 2:
+                return None
             place, table = (("middle.block.", _FC), ("middle.attention.", _TRANSFORMER), ("middle_block.", _FC))[number]
             return None if (name := _under(rest, table)) is None else place + name
         layer, _, rest = rest.partition(".")
