@@ -18,8 +18,8 @@ from xgem.configs.alignment import AlignmentConfig, TransformerAlignmentConfig
 class Alignment(Component):
     """An environment encoder V for every output, and every generator's attention to the V tokens of the others.
 
-    Source: XGeM 2.3. In the published code a generator also attends to its own latent; here, as in the paper's Eq. 4,
-    V of an output never enters its own generator. Fresh weights change nothing: all attentions start at zero.
+    Source: XGeM 2.3, Eq. 4: V of an output never enters its own generator, where in the published code it is the only
+    one that does (``TransformerAlignment``). Fresh weights change nothing: all attentions start at zero.
     """
 
     kind = "alignment"
