@@ -175,10 +175,11 @@ def test_timesteps_of_denoising_start_at_the_lowest(
 def test_published_layers_are_trained_by_every_stage(
     debug_preset: Any, toy: Path, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    """Optimus from position 1 on, the fully connected denoiser, and the joint attentions, which learn alone."""
+    """Optimus from position 1 on, the fully connected denoiser, and the joint attentions, which start from those of a
+    checkpoint whose outputs attend to themselves, as converted ones do."""
     preset = published_layout(debug_preset)
     source, out = tmp_path_factory.mktemp("published") / "checkpoint", tmp_path / "out"
-    random_checkpoint(source, preset, seed=5)
+    random_checkpoint(source, published_layout(debug_preset, attends="own"), seed=5)
     options = LoopOptions(progress=False, tensorboard=False)
     run(["report-vae", "report", "joint"], preset, Manifest.read(toy), out, options, init=source)
     changed = {
@@ -187,6 +188,7 @@ def test_published_layers_are_trained_by_every_stage(
         if module_hash(load_component(out, name)) != module_hash(load_component(source, name))
     }
     assert changed == {"report_vae", "report", "alignment"}
+    assert load_component(out, "alignment").config.attends == "others"
     before, after = (dict(load_component(root, "alignment").named_parameters()) for root in (source, out))
     still = {name for name in before if torch.equal(before[name], after[name])}
     # One token to see: the softmax over it is 1 whatever query and key are; with two others it is not
