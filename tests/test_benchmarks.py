@@ -145,3 +145,15 @@ def test_memory_of_a_training_from_shards_does_not_grow(
     assert many["VmHWM"] < 2000
     assert many["VmHWM"] < few["VmHWM"] + 15  # of 36 MB on the disk
     assert not list(tmp_path.iterdir())
+
+
+def test_the_published_size_is_the_papers(project: Path, capsys: pytest.CaptureFixture[str], monkeypatch: Any) -> None:
+    """XGeM 3.3: 737M for CLIP, 101M for AutoKL, 241M for Optimus, 1.77B and 2.04B for the UNets, 6.77B in all."""
+    module = benchmark(project, "published_size")
+    sizes = {size.name: size for size in module.published_sizes()}
+    whole = {name: int(size.all / 1e6) for name, size in sizes.items()}
+    assert whole == {"CLIP": 737, "AutoKL": 101, "Optimus": 241, "X-ray UNet": 1772, "Report UNet": 2048}
+    assert int(sum(size.all * size.times for size in sizes.values()) / 1e7) == 677
+    monkeypatch.setattr(sys, "argv", ["published_size.py"])
+    module.main()
+    assert "As the paper counts: 6,777,103,788." in capsys.readouterr().out

@@ -13,8 +13,10 @@ from torch import Tensor
 from xgem.alignment.cross_attention import attention_sites
 from xgem.alignment.environment import EnvironmentEncoder, summary
 from xgem.alignment.model import Alignment
+from xgem.alignment.unet_blocks import FullyConnected
 from xgem.checkpoints.component import component_class
 from xgem.configs.preset import load_preset, preset_names
+from xgem.generators.fc_unet import FCLevel
 from xgem.types import CheckpointError, ShapeError
 
 NAMES = ("frontal", "lateral", "report")
@@ -146,4 +148,14 @@ def test_presets_name_the_sites_of_their_generators(name: str) -> None:
         build: Any = component_class(config.kind)
         with torch.device("meta"):
             generator = build(config)
-        assert tuple(block.dim for block in attention_sites(generator.net)) == aligned.sites
+        if alignment.kind == "alignment":
+            assert tuple(block.dim for block in attention_sites(generator.net)) == aligned.sites
+        else:
+            assert tuple(map(channels, generator.net.joint_sites())) == aligned.sites
+
+
+def channels(site: Any) -> int:
+    """Of the map that a site of a ``transformer_alignment`` gives."""
+    if isinstance(site, FullyConnected):
+        return site.out_features // site.tokens
+    return site.block.norm2.num_channels // site.block.tokens if isinstance(site, FCLevel) else site.out_channels

@@ -67,8 +67,19 @@ def test_paper_has_the_published_sizes() -> None:
         assert counts[name] - added == 859_520_964
 
 
-def test_paper_follows_the_published_recipe() -> None:
-    preset = load_preset("paper")
+def test_the_published_layout_has_the_published_sizes() -> None:
+    """Beside the denoisers, the fusion's projection and null token; V has its own copy of each time embedding."""
+    counts, paper = counted("xgem-published"), counted("paper")
+    same = ("image_encoder", "text_encoder", "image_vae", "frontal", "lateral")
+    assert [counts[name] for name in same] == [paper[name] for name in same]
+    assert counts["report"] - (768 * 768 + 768) - 768 == 1_708_848_448
+    time = (320 * 1280 + 1280) + (1280 * 1280 + 1280)
+    assert counts["alignment"] - 3 * time == 2 * (52_352_800 + 243_947_200) + 95_589_760 + 243_947_200
+
+
+@pytest.mark.parametrize("name", ["paper", "xgem-published"])
+def test_paper_follows_the_published_recipe(name: str) -> None:
+    preset = load_preset(name)
     for name in preset.outputs:
         generator: Any = preset.components[preset.generator(name)]
         assert (generator.context, generator.pooled_dim) == ("pooled", 768)

@@ -13,6 +13,8 @@ import pytest
 import torch
 from PIL import Image
 
+from tests.published_layout import published_layout
+from xgem.convert.random_init import random_checkpoint
 from xgem.pipeline.pipeline import XgemPipeline
 from xgem.pipeline.replay import replay
 from xgem.types import DeviceError, InputError
@@ -99,6 +101,22 @@ def test_unets_make_the_same_alone_and_jointly(
     if len(outputs) > 1:
         alone = plain(inputs, outputs, joint=False, **given)
         assert not torch.allclose(alone.frontal[0], made.frontal[0], rtol=1e-3, atol=1e-3)
+
+
+def test_published_layers_are_compiled_too(debug_preset: Any, tmp_path: Path) -> None:
+    """Joint transformers after levels and upsampling layers, and the middle that is repeated; batches of 1 and 3."""
+    pytest.importorskip("onnxruntime")
+    random_checkpoint(tmp_path, published_layout(debug_preset), seed=1)
+    plain, compiled = (XgemPipeline.from_pretrained(tmp_path, device="cpu", compile=flag) for flag in (False, True))
+    for samples, joint in ((1, True), (3, True), (2, False)):
+        given: dict[str, Any] = QUICK | {
+            "output_type": "latent", "num_inference_steps": 3, "sampler": "dpmsolver++", "num_samples": samples,
+            "joint": joint, "guidance_scale": 2.0,
+        }  # fmt: skip
+        outputs = ["frontal", "lateral", "report"]
+        expected, made = (one({}, outputs, **given) for one in (plain, compiled))
+        for name in outputs:
+            torch.testing.assert_close(made.outputs[name], expected.outputs[name], rtol=1e-3, atol=1e-3)
 
 
 def test_compiled_unets_are_recorded_and_replayed(debug_checkpoint: Path, unets: XgemPipeline, tmp_path: Path) -> None:

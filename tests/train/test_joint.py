@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.published_layout import published_layout
 from tests.train.batches import batch_of
 from xgem.checkpoints.store import load_component, read_index
 from xgem.convert.random_init import random_checkpoint
@@ -169,3 +170,28 @@ def test_timesteps_of_denoising_start_at_the_lowest(
         stage.validate(stage.module)
     assert denoised
     assert min(denoised) >= 900
+
+
+def test_published_layers_are_trained_by_every_stage(
+    debug_preset: Any, toy: Path, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """Optimus from position 1 on, the fully connected denoiser, and the joint attentions, which start from those of a
+    checkpoint whose outputs attend to themselves, as converted ones do."""
+    preset = published_layout(debug_preset)
+    source, out = tmp_path_factory.mktemp("published") / "checkpoint", tmp_path / "out"
+    random_checkpoint(source, published_layout(debug_preset, attends="own"), seed=5)
+    options = LoopOptions(progress=False, tensorboard=False)
+    run(["report-vae", "report", "joint"], preset, Manifest.read(toy), out, options, init=source)
+    changed = {
+        name
+        for name in read_index(source).components
+        if module_hash(load_component(out, name)) != module_hash(load_component(source, name))
+    }
+    assert changed == {"report_vae", "report", "alignment"}
+    assert load_component(out, "alignment").config.attends == "others"
+    before, after = (dict(load_component(root, "alignment").named_parameters()) for root in (source, out))
+    still = {name for name in before if torch.equal(before[name], after[name])}
+    # One token to see: the softmax over it is 1 whatever query and key are; with two others it is not
+    assert not {name for name in still if not name.startswith("attention.")}
+    for output in ("frontal", "lateral", "report"):
+        assert {name for name in before if name.startswith(f"attention.{output}.")} - still

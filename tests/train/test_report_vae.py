@@ -8,11 +8,18 @@ from typing import Any
 import pytest
 import torch
 
+from tests.convert.codi_layout import TINY, made, optimus, vocabularies
+from tests.published_layout import published_layout
 from tests.train.batches import batch_of
+from xgem.checkpoints.store import init_checkpoint, load_component, save_component
 from xgem.configs.preset import Preset
+from xgem.convert.xgem_report import optimus as read_optimus
+from xgem.data.manifest import Manifest
 from xgem.train.context import StageContext
 from xgem.train.corpus import Corpus
+from xgem.train.loop import LoopOptions
 from xgem.train.report_vae import ReportVAEStage, _worth_knowing, kl_weight
+from xgem.train.stages import run
 
 
 def stage_of(preset: Preset, corpora: tuple[Corpus, Corpus], loss: dict[str, float], **settings: Any) -> ReportVAEStage:
@@ -99,3 +106,33 @@ def test_sentences_worth_knowing_recur_or_state_a_finding() -> None:
     ]
     kept = _worth_knowing(reports, {"findings": 2, "impression": 1})
     assert kept == ["Clear lungs.", "Small left pleural effusion.", "Stable."]
+
+
+def test_a_converted_optimus_is_trained_on_with_its_tokenizers(debug_preset: Preset, toy: Path, tmp_path: Path) -> None:
+    """No hub is asked, and vocabularies and sizes stay those of the checkpoint."""
+    sizes = vocabularies(tmp_path)
+    weights = made(optimus(*sizes), torch.Generator().manual_seed(0))
+    values = published_layout(debug_preset).model_dump(mode="json")
+    parts = values["components"]
+    parts["report_vae"] = {
+        "kind": "report_vae", "pretrained_encoder": "bert-base-cased", "pretrained_decoder": "gpt2", "max_length": 32,
+        "width": TINY.text_width, "layers": TINY.text_layers, "heads": TINY.text_heads, "latent_dim": TINY.latent,
+        "first_position": 1,
+    }  # fmt: skip
+    parts["report"]["latent_dim"] = TINY.latent
+    parts["alignment"]["outputs"]["report"]["latent_shape"] = [TINY.latent]
+    preset = Preset.parse(values, "optimus")
+    codec, (ours, _) = read_optimus(weights, tmp_path, preset.components["report_vae"])  # type: ignore[arg-type]
+    codec.load_state_dict(ours)
+    source, out = tmp_path / "source", tmp_path / "out"
+    init_checkpoint(source, preset)
+    save_component(source, "report_vae", codec)
+    options = LoopOptions(progress=False, tensorboard=False)
+    run(["report-vae"], preset, Manifest.read(toy), out, options, init=source)
+    trained: Any = load_component(out, "report_vae")
+    before, after = codec.state_dict(), trained.state_dict()
+    assert {name: value.shape for name, value in before.items()} == {name: v.shape for name, v in after.items()}
+    assert not torch.equal(before["to_memory.weight"], after["to_memory.weight"])
+    assert trained.decoder_tokenizer.bos_token == "<BOS>"
+    assert trained.encoder_tokenizer("No")["input_ids"] == codec.encoder_tokenizer("no")["input_ids"]
+    assert trained.config.first_position == 1

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any, Protocol, runtime_checkable
 
@@ -18,9 +18,7 @@ from xgem.types import CheckpointError
 class Exported(Protocol):
     """A denoiser that is run by another library, which hooks do not reach (``xgem.generators.onnx_denoiser``)."""
 
-    def attending(
-        self, coupling: EnvironmentAttentions, tokens: Tensor, *, guided: bool
-    ) -> AbstractContextManager[None]: ...
+    def attending(self, coupling: Couplings, tokens: Tensor, *, guided: bool) -> AbstractContextManager[None]: ...
 
 
 def attention_sites(denoiser: nn.Module) -> list[BasicTransformerBlock]:
@@ -49,23 +47,17 @@ class EnvironmentAttention(nn.Module):
         return self.leave(F.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2))
 
 
-class EnvironmentAttentions(nn.Module):
-    """All attentions of one generator to the other outputs.
+class Couplings(nn.Module):
+    """The couplings of one generator to environment tokens: one of ``sites`` after each of its ``blocks``.
 
-    Args:
-        sites: hidden channels at each of the denoiser's ``attention_sites``.
-        sources: names of the outputs that it can attend to; a learned embedding of each is added to its tokens.
+    A site maps hidden states (b, ...) and tokens (b, m, d) to a residual of the hidden states' shape.
     """
 
-    def __init__(self, sites: tuple[int, ...], sources: tuple[str, ...], dim: int, heads: int) -> None:
-        super().__init__()
-        self.sites = nn.ModuleList([EnvironmentAttention(channels, dim, heads) for channels in sites])
-        self.marks = nn.ParameterDict({name: nn.Parameter(torch.randn(dim) * 0.02) for name in sources})
+    sites: nn.ModuleList
 
-    def marked(self, environment: dict[str, Tensor]) -> Tensor:
-        """Tokens (b, n, d) of each other output as one sequence (b, m, d), source embeddings added."""
-        scale = next(iter(environment.values())).shape[2] ** 0.5  # unit tokens at unit variance
-        return torch.cat([tokens * scale + self.marks[name] for name, tokens in environment.items()], dim=1)
+    def blocks(self, denoiser: nn.Module) -> Sequence[nn.Module]:
+        """The modules of ``denoiser`` after which a site follows, in order."""
+        raise NotImplementedError
 
     @contextmanager
     def attached(self, denoiser: nn.Module, tokens: Tensor, *, guided: bool) -> Iterator[None]:
@@ -83,7 +75,7 @@ class EnvironmentAttentions(nn.Module):
             if not guided:
                 return hidden + site(hidden, tokens.repeat(len(hidden) // len(tokens), 1, 1))
             # Only the conditional half attends to the tokens
-            conditional = hidden[: len(tokens)]  # (b', n, c)
+            conditional = hidden[: len(tokens)]  # (b', ...)
             coupled = conditional + site(conditional, tokens)
             return coupled if len(tokens) == len(hidden) else torch.cat([coupled, hidden[len(tokens) :]])
 
@@ -94,13 +86,17 @@ class EnvironmentAttentions(nn.Module):
     def weighted(self, denoiser: nn.Module, tokens: Tensor, attends: Tensor) -> Iterator[None]:
         """As ``attached``, with tokens (b, m, d) for every row of the batch and weights ``attends`` (b,), without any
         step that depends on a size: for exports."""
-        with self._after_blocks(denoiser, lambda site, hidden: hidden + attends[:, None, None] * site(hidden, tokens)):
+
+        def add(site: nn.Module, hidden: Tensor) -> Tensor:
+            return hidden + attends.view(-1, *[1] * (hidden.ndim - 1)) * site(hidden, tokens)
+
+        with self._after_blocks(denoiser, add):
             yield
 
     @contextmanager
     def _after_blocks(self, denoiser: nn.Module, add: Callable[[nn.Module, Tensor], Tensor]) -> Iterator[None]:
-        """Within this block ``add(site, hidden)`` changes the hidden states (b, n, c) after each transformer block."""
-        blocks = attention_sites(denoiser)
+        """Within this block ``add(site, hidden)`` changes the hidden states (b, ...) that each block returns."""
+        blocks = self.blocks(denoiser)
         if len(blocks) != len(self.sites):
             raise CheckpointError(
                 f"the alignment attends after {len(self.sites)} blocks, but this generator has {len(blocks)}: "
@@ -108,7 +104,8 @@ class EnvironmentAttentions(nn.Module):
             )
 
         def hook(site: nn.Module) -> Any:
-            return lambda block, args, hidden: add(site, hidden)
+            # diffusers' transformers return a tuple of one
+            return lambda block, args, out: (add(site, out[0]),) if isinstance(out, tuple) else add(site, out)
 
         handles = [block.register_forward_hook(hook(site)) for block, site in zip(blocks, self.sites, strict=True)]
         try:
@@ -116,3 +113,25 @@ class EnvironmentAttentions(nn.Module):
         finally:
             for handle in handles:
                 handle.remove()
+
+
+class EnvironmentAttentions(Couplings):
+    """All attentions of one generator to the other outputs.
+
+    Args:
+        sites: hidden channels at each of the denoiser's ``attention_sites``.
+        sources: names of the outputs that it can attend to; a learned embedding of each is added to its tokens.
+    """
+
+    def __init__(self, sites: tuple[int, ...], sources: tuple[str, ...], dim: int, heads: int) -> None:
+        super().__init__()
+        self.sites = nn.ModuleList([EnvironmentAttention(channels, dim, heads) for channels in sites])
+        self.marks = nn.ParameterDict({name: nn.Parameter(torch.randn(dim) * 0.02) for name in sources})
+
+    def blocks(self, denoiser: nn.Module) -> Sequence[nn.Module]:
+        return attention_sites(denoiser)
+
+    def marked(self, environment: dict[str, Tensor]) -> Tensor:
+        """Tokens (b, n, d) of each other output as one sequence (b, m, d), source embeddings added."""
+        scale = next(iter(environment.values())).shape[2] ** 0.5  # unit tokens at unit variance
+        return torch.cat([tokens * scale + self.marks[name] for name, tokens in environment.items()], dim=1)

@@ -23,8 +23,10 @@ COMPONENTS: dict[str, str] = {
     "image_generator": "xgem.generators.latent_diffusion:ImageLatentDiffusion",
     "dit_generator": "xgem.generators.latent_diffusion:DiTLatentDiffusion",
     "report_generator": "xgem.generators.latent_diffusion:ReportLatentDiffusion",
+    "fc_report_generator": "xgem.generators.latent_diffusion:FCReportLatentDiffusion",
     "controlnet": "xgem.generators.controlnet:ControlNet",
     "alignment": "xgem.alignment.model:Alignment",
+    "transformer_alignment": "xgem.alignment.model:TransformerAlignment",
 }
 
 

@@ -55,12 +55,15 @@ def _show(converted: Converted, target: Path) -> None:
 
 @app.command()
 def xgem(
-    source: Annotated[Path, typer.Argument(metavar="DIR_IN", help="Folder with the published .pt files.")],
+    source: Annotated[Path, typer.Argument(metavar="DIR_IN", help="Folder with the published files.")],
     target: Target,
-    preset: Annotated[str, typer.Option("--preset", help="Preset name or YAML file.")] = "paper",
+    preset: Annotated[str, typer.Option("--preset", help="Preset name or YAML file.")] = "xgem-published",
     allow_unused: AllowUnused = False,
 ) -> None:
-    """Convert XGeM's encoders, image codec and image generators; the published report models cannot be converted."""
+    """Convert XGeM: encoders, codecs, generators of images and reports, and joint generation.
+
+    Beside the .pt files, the vocabularies of the published code are read where they are there.
+    """
     from xgem.convert.xgem import convert_xgem
 
     _show(convert_xgem(source, target, preset=preset, allow_unused=allow_unused), target)

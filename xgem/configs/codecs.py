@@ -60,6 +60,8 @@ class ReportVAEConfig(Config):
     ``shared_embeddings``: encoder and decoder have one table of token embeddings. ``known_sentences``: the codec keeps
     the latents of sentences of its training reports that recur or state a finding, and another latent becomes the
     nearest of them unless the decoder's text is much nearer; for codecs with ``sentences`` and an even ``latent_dim``.
+    ``first_position``: position of a text's first token in the decoder; in Optimus' published code it is 1, as the
+    memory takes position 0.
     """
 
     role: ClassVar[Role] = "codec"
@@ -69,6 +71,7 @@ class ReportVAEConfig(Config):
         "log_variance",
         "shared_embeddings",
         "known_sentences",
+        "first_position",
     )
     kind: Literal["report_vae"] = "report_vae"
     pretrained_encoder: str | None = None
@@ -87,6 +90,7 @@ class ReportVAEConfig(Config):
     log_variance: float = 0.0
     shared_embeddings: bool = False
     known_sentences: bool = False
+    first_position: int = Field(default=0, ge=0)
 
     @model_validator(mode="after")
     def _both_or_none(self) -> ReportVAEConfig:

@@ -16,7 +16,7 @@ from pydantic import (
     model_validator,
 )
 
-from xgem.configs.alignment import AlignmentConfig
+from xgem.configs.alignment import AlignmentConfig, TransformerAlignmentConfig
 from xgem.configs.base import Config, Rescale, Role, Voi
 from xgem.configs.codecs import ImageVAEConfig, ReportVAEConfig
 from xgem.labels.spatial import BOX_CLASSES, STRUCTURES, Vocabulary, check_added
@@ -173,8 +173,13 @@ class GeneratorConfig(Config):
 
 
 class ImageGeneratorConfig(GeneratorConfig):
-    """A diffusers UNet2DConditionModel over image latents."""
+    """A diffusers UNet2DConditionModel over image latents.
 
+    ``repeat_middle``: the first block of the way up takes the middle's output twice, the second time in place of the
+    last skip connection, as the published code of CoDi and XGeM computes it.
+    """
+
+    added: ClassVar[tuple[str, ...]] = ("latents_mean", "repeat_middle")
     kind: Literal["image_generator"] = "image_generator"
     pretrained: str | None = None
     latent_shape: tuple[int, int, int] = (8, 16, 16)
@@ -184,6 +189,7 @@ class ImageGeneratorConfig(GeneratorConfig):
     attention_head_dim: int | tuple[int, ...] = 32
     cross_attention_dim: int = 192
     norm_num_groups: int = 32
+    repeat_middle: bool = False
 
 
 class DiTGeneratorConfig(GeneratorConfig):
@@ -263,6 +269,41 @@ class ReportGeneratorConfig(GeneratorConfig):
         return self.cross_attention_dim or self.width
 
 
+class FCReportGeneratorConfig(GeneratorConfig):
+    """The UNet of fully connected blocks over report latents, as CoDi and XGeM publish it.
+
+    It differs from ``report_generator`` in that normalisation has weights for every token, transformers stand between
+    two linear layers, and no pooled vector enters the time embedding. ``heads`` of every attention; ``repeat_middle``
+    as for images.
+    """
+
+    kind: Literal["fc_report_generator"] = "fc_report_generator"
+    latent_dim: int = 768
+    tokens: int = Field(default=4, ge=1)
+    width: int = 320
+    channel_mult: tuple[int, ...] = (1, 2, 4, 4)
+    attention: tuple[bool, ...] = (True, True, True, False)
+    """Which levels attend to their tokens and to the context."""
+    layers_per_block: int = Field(default=2, ge=1)
+    heads: int = Field(default=8, ge=1)
+    cross_attention_dim: int = 768
+    norm_num_groups: int = Field(default=32, ge=1)
+    repeat_middle: bool = False
+
+    @model_validator(mode="after")
+    def _sizes_divide(self) -> FCReportGeneratorConfig:
+        if len(self.attention) != len(self.channel_mult):
+            raise ValueError(f"expected one attention flag per level ({len(self.channel_mult)}), got {self.attention}")
+        for name in ("heads", "norm_num_groups"):
+            if self.width % getattr(self, name):
+                raise ValueError(f"expected a width divisible by {name} {getattr(self, name)}, got {self.width}")
+        return self
+
+    @property
+    def latent_shape(self) -> tuple[int]:
+        return (self.latent_dim,)
+
+
 SHARED_WITH_CONTROL = ("latent_shape", "patch_size", "width", "heads", "position_scale")
 """What a ControlNet and its transformer have in common."""
 
@@ -317,7 +358,9 @@ ComponentConfig = Annotated[
     | ImageGeneratorConfig
     | DiTGeneratorConfig
     | ReportGeneratorConfig
+    | FCReportGeneratorConfig
     | ControlNetConfig
-    | AlignmentConfig,
+    | AlignmentConfig
+    | TransformerAlignmentConfig,
     Field(discriminator="kind"),
 ]

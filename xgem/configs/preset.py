@@ -8,13 +8,14 @@ from typing import Any, ClassVar, Literal, TypeVar, cast
 
 from pydantic import Field, model_validator
 
-from xgem.configs.alignment import AlignmentConfig
+from xgem.configs.alignment import AlignmentConfig, TransformerAlignmentConfig
 from xgem.configs.base import Config, Role, Section
 from xgem.configs.components import (
     SHARED_WITH_CONTROL,
     ComponentConfig,
     ControlNetConfig,
     DiTGeneratorConfig,
+    FCReportGeneratorConfig,
     GeneratorConfig,
     ImageEncoderConfig,
     ImageGeneratorConfig,
@@ -31,8 +32,9 @@ from xgem.types import ConfigError
 
 _T = TypeVar("_T")
 _ENCODERS = (ImageEncoderConfig, TextEncoderConfig, T5EncoderConfig)
-_GENERATORS = (ImageGeneratorConfig, DiTGeneratorConfig, ReportGeneratorConfig)
+_GENERATORS = (ImageGeneratorConfig, DiTGeneratorConfig, ReportGeneratorConfig, FCReportGeneratorConfig)
 _CODECS = (ImageVAEConfig, ReportVAEConfig)
+_ALIGNMENTS = (AlignmentConfig, TransformerAlignmentConfig)
 
 
 class ModalityConfig(Config):
@@ -260,7 +262,7 @@ class Preset(Config):
         if self.alignment is None:
             return self
         config = self.components.get(self.alignment)
-        if not isinstance(config, AlignmentConfig):
+        if not isinstance(config, _ALIGNMENTS):
             raise ValueError(f"alignment names component {self.alignment!r}, which is none of kind 'alignment'")
         strangers = set(config.guided) - set(config.outputs)
         if strangers:

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from zipfile import is_zipfile
 
 import torch
 from torch import Tensor
@@ -32,7 +33,8 @@ def read_weights_file(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise CheckpointError(f"{path}: no such file")
     try:
-        contents = torch.load(path, map_location="cpu", weights_only=True)
+        # Tensors of files in today's format stay on the disk until they are used
+        contents = torch.load(path, map_location="cpu", weights_only=True, mmap=is_zipfile(path))
     except Exception as error:  # damage raises anything, and torch's own message advises unsafe loading
         reason = one_line(error) if isinstance(error, OSError) else "it is damaged, or holds more than plain data"
         raise CheckpointError(f"{path}: {reason}: expected a state dict written by torch.save") from None

@@ -1,8 +1,6 @@
-"""XGeM's published weights (``.pt``, CoDi's layout) as an xgem checkpoint: encoders, image codec, image generators.
+"""XGeM's published weights (``.pt``, CoDi's layout) as an xgem checkpoint that computes the published functions.
 
-The report models are not converted: the published report denoiser has separate normalisation weights for every token
-and a projection around its attention, and the published environment encoders and joint attentions have different
-layers, so no component here computes the same function. Video layers, which images never pass through, are skipped.
+Video layers, which no image passes through, are left out, and so are buffers that are computed from settings.
 """
 
 from __future__ import annotations
@@ -10,33 +8,52 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from diffusers.loaders.single_file_utils import convert_ldm_unet_checkpoint, convert_ldm_vae_checkpoint
 from torch import Tensor
 
+from xgem.alignment.model import TransformerAlignment
 from xgem.checkpoints.component import Component
 from xgem.checkpoints.store import init_checkpoint, save_component
-from xgem.configs.codecs import ImageVAEConfig
-from xgem.configs.components import ImageEncoderConfig, TextEncoderConfig
+from xgem.configs.alignment import TransformerAlignmentConfig
+from xgem.configs.base import Config
+from xgem.configs.codecs import ImageVAEConfig, ReportVAEConfig
+from xgem.configs.components import (
+    FCReportGeneratorConfig,
+    ImageEncoderConfig,
+    ImageGeneratorConfig,
+    TextEncoderConfig,
+)
 from xgem.configs.preset import Preset, load_preset
 from xgem.convert.published import Converted, fill, read_weights_file, refuse_unused, tensors
+from xgem.convert.xgem_report import Named, environment_weights, fc_unet_weights, joint_weights, optimus
 from xgem.encoders.image import ImageEncoder
 from xgem.encoders.pretrained import fresh_towers
 from xgem.encoders.text import TextEncoder
 from xgem.generators.image_vae import ImageVAE
-from xgem.generators.latent_diffusion import ImageLatentDiffusion
+from xgem.generators.latent_diffusion import FCReportLatentDiffusion, ImageLatentDiffusion
 from xgem.types import CheckpointError, ConfigError
 from xgem.utils.files import new_folder
 from xgem.utils.progress import track
 
-_VIEWS = ("frontal", "lateral")
+_OUTPUTS = {"frontal": "frontal", "lateral": "lateral", "report": "text"}
+"""Our outputs, and their names in the published denoisers."""
+_DENOISER = "model.diffusion_model.unet_"
 _VISION_SCALE = 0.18215
 # Buffers computed from the noise schedule or constant, and CLIP's temperature, which only training uses.
 _COMPUTED = re.compile(
     r"betas|logvar|(sqrt_|log_)?(one_minus_)?(recip_|recipm1_)?alphas_cumprod(_prev)?|posterior_\w+|lvlb_weights"
     r"|clip\.model\.logit_scale|clip\.model\.\w+\.embeddings\.position_ids"
+    r"|optimus\.decoder\.transformer\.h\.\d+\.attn\.bias"
+)
+# Attention over frames, and what belongs to it
+_VIDEO = re.compile(
+    r"(?:model\.diffusion_model\.unet_(?:frontal|lateral)\.(?:(?:(?:in|out)put_blocks|connecters_out)\.\d+\.0"
+    r"|middle_block\.[02])\.1|clip\.model\.vision_model\.encoder\.layers\.\d+\.temporal_self_attn"
+    r"|autokl\.decoder\.(?:mid\.video_att|up\.\d+\.video_attn\.\d+))"
+    r"\.(?:temporal_attn|temporal_rel_pos_bias|ff|frameshiftblock)\..+"
 )
 
 _CLIP = {
@@ -59,6 +76,7 @@ _CLIP_LAYER = {
     "mlp.fc2.": "mlp.c_proj.",
 }
 _TOWERS = {"vision_model": "visual", "text_model": "text"}
+_T = TypeVar("_T", bound=Config)
 _TRANSPOSED = ("visual.proj", "text.text_projection")
 
 _RESIDUAL = "in_layers|emb_layers|out_layers|skip_connection"
@@ -71,9 +89,6 @@ _UNET = re.compile(
     rf"|middle_block\.[02]\.(?:{_RESIDUAL})\.|middle_block\.1\.(?:{_TRANSFORMER})\."
 )
 _VAE = re.compile(r"(?:encoder|decoder)\.(?!.*video_att)|(?:post_)?quant_conv\.")
-
-Named = tuple[dict[str, Tensor], dict[str, str]]
-"""Weights by our names, and the published name of each."""
 
 
 class _Published:
@@ -95,9 +110,11 @@ class _Published:
         """Weights whose names begin with ``prefix``, without it."""
         return {key.removeprefix(prefix): v for key, v in self.weights.items() if key.startswith(prefix)}
 
-    def unused(self) -> set[str]:
-        """Names of weights that no component used, computed buffers excepted."""
-        return {key for key in self.weights if key not in self.taken and not _COMPUTED.fullmatch(key)}
+    def unused(self) -> tuple[set[str], set[str]]:
+        """Names of weights that no component used, computed buffers excepted: video layers, and others."""
+        left = {key for key in self.weights if key not in self.taken and not _COMPUTED.fullmatch(key)}
+        video = {key for key in left if _VIDEO.fullmatch(key)}
+        return video, left - video
 
 
 def clip_weights(weights: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, tuple[str, ...]]]:
@@ -152,17 +169,25 @@ def vae_weights(weights: Mapping[str, Tensor], levels: int) -> Named:
     return _converted(plain, lambda w: convert_ldm_vae_checkpoint(w, types))
 
 
+def _part(preset: Preset, name: str | None, kind: type[_T]) -> _T:
+    """The configuration of a component; ConfigError where it is of another kind than the published model's."""
+    config = None if name is None else preset.components[name]
+    if not isinstance(config, kind):
+        found = "none" if config is None else f"{name!r}, of kind {config.kind!r}"
+        wanted = kind.model_fields["kind"].default
+        raise ConfigError(f"preset {preset.name!r}: expected a {wanted} like 'xgem-published' has, found {found}")
+    return config
+
+
 def _preset(name: str) -> Preset:
-    """The preset without the report's codec and generator, and without the alignment."""
-    values: dict[str, Any] = load_preset(name).model_dump(mode="json")
-    report = values["modalities"].get("report")
-    if report is None or not set(_VIEWS) <= set(values["modalities"]):
-        raise ConfigError(f"preset {name!r}: expected the modalities frontal, lateral and report, like 'paper'")
-    for part in (report["codec"], report["generator"], values["alignment"]):
-        values["components"].pop(part, None)
-    values["modalities"]["report"] = {"encoder": report["encoder"]}
-    values["sampling"]["guidance_scale"].pop("report", None)
-    return Preset.parse(values | {"alignment": None, "train": {}}, name)
+    """The preset without its training, whose outputs are those of the published model."""
+    preset = load_preset(name)
+    if set(preset.outputs) != set(_OUTPUTS):
+        raise ConfigError(
+            f"preset {name!r}: expected the outputs frontal, lateral and report, like 'xgem-published', got "
+            f"{', '.join(preset.outputs)}"
+        )
+    return preset.model_copy(update={"train": {}})
 
 
 def _towers(published: _Published, image: ImageEncoderConfig, text: TextEncoderConfig) -> tuple[Any, Any]:
@@ -209,31 +234,46 @@ def _filled(
 
 
 @torch.no_grad()
-def _generator(published: _Published, preset: Preset, view: str, nothing: Mapping[str, Tensor]) -> Component:
-    """Generator of a view. Its single context token is the mean of the prompts' pooled vectors (identity projection);
-    its null context is the mean of ``nothing``, the vectors (d,) of black images and of the empty text, over all its
-    prompts (in the published code: over the prompts of the request)."""
-    config: Any = preset.components[preset.generator(view)]
-    if (
-        config.kind != "image_generator"
-        or config.context != "pooled"
-        or config.cross_attention_dim != config.pooled_dim
-    ):
-        raise ConfigError(f"preset {preset.name!r}: {view} needs an image_generator with pooled context, like 'paper'")
-    model = ImageLatentDiffusion(config)
-    model.fusion.project.weight.copy_(torch.eye(config.pooled_dim))  # type: ignore[union-attr, operator]
-    model.fusion.project.bias.zero_()  # type: ignore[union-attr, operator]
-    model.fusion.null_token.copy_(torch.stack([nothing[prompt] for prompt in config.prompts]).mean(dim=0))  # type: ignore[union-attr, operator]
-    for parameter in model.net.unet.class_embedding.linear_2.parameters():
-        parameter.zero_()
-    extra = {
-        name: value
-        for name, value in model.state_dict().items()
-        if name.startswith(("fusion.", "net.unet.class_embedding."))
-    }
-    prefix = f"model.diffusion_model.unet_{view}."
-    named = unet_weights(published.under(prefix), config.layers_per_block)
-    return _filled(published, model, prefix, "net.unet.", named, extra)
+def _generator(published: _Published, preset: Preset, output: str, nothing: Mapping[str, Tensor]) -> Component:
+    """Generator of an output. Its single context token is the mean of the prompts' pooled vectors (identity
+    projection); its null context is the mean of ``nothing``, the vectors (d,) of black images and of the empty text,
+    over all its prompts (in the published code: over the prompts of the request)."""
+    name, prefix = preset.generator(output), f"{_DENOISER}{_OUTPUTS[output]}."
+    config: Any = _part(preset, name, FCReportGeneratorConfig if output == "report" else ImageGeneratorConfig)
+    if config.context != "pooled" or config.cross_attention_dim != config.pooled_dim:
+        raise ConfigError(f"preset {preset.name!r}: {name!r} needs pooled context, as wide as its cross-attention")
+    weights = published.under(prefix)
+    model: Any
+    if output == "report":
+        model, place = FCReportLatentDiffusion(config), "net."
+        named = fc_unet_weights(weights, config.layers_per_block)
+    else:
+        model, place = ImageLatentDiffusion(config), "net.unet."
+        named = unet_weights(weights, config.layers_per_block)
+        for parameter in model.net.unet.class_embedding.linear_2.parameters():
+            parameter.zero_()
+    model.fusion.project.weight.copy_(torch.eye(config.pooled_dim))
+    model.fusion.project.bias.zero_()
+    model.fusion.null_token.copy_(torch.stack([nothing[prompt] for prompt in config.prompts]).mean(dim=0))
+    own = ("fusion.", "net.unet.class_embedding.")
+    extra = {name: value for name, value in model.state_dict().items() if name.startswith(own)}
+    return _filled(published, model, prefix, place, named, extra)
+
+
+def _alignment(published: _Published, config: TransformerAlignmentConfig) -> Component:
+    """V and the joint attentions of all outputs."""
+    model = TransformerAlignment(config)
+    weights: dict[str, Tensor] = {}
+    names: dict[str, str] = {}
+    for output, aligned in config.outputs.items():
+        prefix = f"{_DENOISER}{_OUTPUTS[output]}."
+        part = published.under(prefix)
+        spatial = len(aligned.latent_shape) == 3
+        environment = environment_weights(part, len(config.channel_mult), spatial=spatial)
+        for place, (ours, source) in (("environment", environment), ("attention", joint_weights(part))):
+            weights |= {f"{place}.{output}.{name}": value for name, value in ours.items()}
+            names |= {f"{place}.{output}.{name}": prefix + key for name, key in source.items()}
+    return _filled(published, model, "", "", (weights, names), {})
 
 
 def _codec(published: _Published, config: ImageVAEConfig) -> Component:
@@ -245,41 +285,60 @@ def _codec(published: _Published, config: ImageVAEConfig) -> Component:
 
 
 @torch.no_grad()
-def convert_xgem(source: Path, target: Path, *, preset: str = "paper", allow_unused: bool = False) -> Converted:
+def convert_xgem(
+    source: Path, target: Path, *, preset: str = "xgem-published", allow_unused: bool = False
+) -> Converted:
     """Convert the published weights in the folder ``source`` to the checkpoint ``target``.
 
     On an error nothing is written.
 
     Args:
-        source: the folder with XGeM's ``.pt`` files.
+        source: the folder with XGeM's ``.pt`` files, and with the vocabularies of its published code; where it lacks
+            those, the tokenizers of the preset's pretrained report models are taken.
         target: a new or empty folder.
-        preset: the architecture; the checkpoint's preset lacks the report codec and generator, and the alignment.
+        preset: the architecture.
         allow_unused: skip weights that have no counterpart, instead of failing.
 
+    Returns:
+        The components, and the names of the weights that were skipped: those of video layers, and unknown ones if they
+        are allowed.
+
     Raises:
-        CheckpointError: a file is not safe to load, or weights are missing, unused or of a different shape.
+        CheckpointError: a file is not safe to load, weights are missing, unused or of a different shape, or there are
+            no tokenizers for them.
         ConfigError: a preset of another architecture. OutputError: ``target`` is not empty or not writable.
     """
     published, chosen = _Published(source), _preset(preset)
-    parts: dict[str, Component] = {}
     image_name, text_name = chosen.encoder("frontal"), chosen.encoder("report")
-    image, text = chosen.components[image_name], chosen.components[text_name]
-    codec = chosen.components[chosen.codec("frontal")]
-    if not isinstance(image, ImageEncoderConfig) or not isinstance(text, TextEncoderConfig) or image.pretrained is None:
-        raise ConfigError(f"preset {preset!r}: expected pretrained CLIP towers as encoders, like 'paper'")
-    assert isinstance(codec, ImageVAEConfig)
-    # Encoders and codec
-    encoders = _towers(published, image, text)
-    parts |= {image_name: encoders[0], text_name: encoders[1], chosen.codec("frontal"): _codec(published, codec)}
-    # Generators, with null contexts from a black image and the empty text
-    black = torch.full((1, 1, image.image_size, image.image_size), -1.0)  # (1, 1, s, s) in [-1, 1]
-    pooled_image = encoders[0].encode(black).pooled[0]  # (d,)
-    empty = encoders[1].encode_ids(encoders[1].tokenizer([""])).pooled[0]
-    nothing: dict[str, Tensor] = {"frontal": pooled_image, "lateral": pooled_image, "report": empty}
-    parts |= {chosen.generator(view): _generator(published, chosen, view, nothing) for view in _VIEWS}
-    unused = refuse_unused(published.unused(), published.origin, allowed=allow_unused)
+    image, text = _part(chosen, image_name, ImageEncoderConfig), _part(chosen, text_name, TextEncoderConfig)
+    if image.pretrained is None:
+        raise ConfigError(f"preset {preset!r}: expected pretrained CLIP towers as encoders, like 'xgem-published'")
+    image_codec, report_codec = chosen.codec("frontal"), chosen.codec("report")
+    configs = _part(chosen, image_codec, ImageVAEConfig), _part(chosen, report_codec, ReportVAEConfig)
+    alignment = _part(chosen, chosen.alignment, TransformerAlignmentConfig)
+    names: list[str] = []
     with new_folder(target) as folder:
         init_checkpoint(folder, chosen)
-        for name, component in parts.items():
+
+        def save(name: str, component: Component) -> None:  # one in memory at a time
             save_component(folder, name, component)
-    return Converted(chosen.name, tuple(parts), unused)
+            names.append(name)
+
+        encoders = _towers(published, image, text)
+        # For the null contexts: a black image (1, 1, s, s) in [-1, 1], and the empty text
+        black = encoders[0].encode(torch.full((1, 1, image.image_size, image.image_size), -1.0)).pooled[0]  # (d,)
+        empty = encoders[1].encode_ids(encoders[1].tokenizer([""])).pooled[0]
+        nothing = {"frontal": black, "lateral": black, "report": empty}
+        save(image_name, encoders[0])
+        save(text_name, encoders[1])
+        del encoders
+        save(image_codec, _codec(published, configs[0]))
+        codec, named = optimus(published.under("optimus."), source, configs[1])
+        save(report_codec, _filled(published, codec, "optimus.", "", named, {}))
+        del codec, named
+        for output in _OUTPUTS:
+            save(chosen.generator(output), _generator(published, chosen, output, nothing))
+        save(str(chosen.alignment), _alignment(published, alignment))
+        video, others = published.unused()
+        unknown = refuse_unused(others, published.origin, allowed=allow_unused)
+    return Converted(chosen.name, tuple(names), tuple(sorted({*video, *unknown})))

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from typing import cast
+from typing import Any, cast
 
+import torch
 from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
 
@@ -11,6 +12,13 @@ from xgem.configs.components import ImageGeneratorConfig
 from xgem.generators.checkpointing import recompute_blocks
 from xgem.generators.context_cache import PooledEmbedding, TimeEmbedding, install_context_cache
 from xgem.types import Context, ShapeError
+
+
+def _twice(block: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+    """In place of hidden states and skip connection (b, 2c, h, w) the hidden states twice."""
+    del block
+    hidden = args[0].chunk(2, dim=1)[0]  # (b, c, h, w)
+    return torch.cat([hidden, hidden], dim=1), *args[1:]
 
 
 class ImageUNet(nn.Module):
@@ -39,6 +47,25 @@ class ImageUNet(nn.Module):
         self.unet.time_embedding = TimeEmbedding(time.in_features, time_dim)
         self.unet.class_embedding = PooledEmbedding(config.pooled_dim, time_dim)
         install_context_cache(self.unet)
+        if config.repeat_middle:
+            self._up[0].resnets[0].register_forward_pre_hook(_twice)
+
+    @property
+    def _up(self) -> Any:
+        return self.unet.up_blocks
+
+    def joint_sites(self) -> list[nn.Module]:
+        """The modules after which a joint attention follows, in order: transformers, or the upsampling layer behind
+        the last one of a level."""
+        sites: list[nn.Module] = []
+        for block in cast(Any, self.unet.down_blocks):
+            sites += getattr(block, "attentions", ())
+        for block in self._up:
+            transformers = list(getattr(block, "attentions", ()))
+            if transformers and block.upsamplers:
+                transformers[-1] = block.upsamplers[0]
+            sites += transformers
+        return sites
 
     def checkpoint_activations(self, on: bool = True) -> None:
         """Whether its blocks compute their activations again in the backward pass, which saves memory."""

@@ -13,14 +13,22 @@ from torch import Tensor, nn
 
 from xgem.checkpoints.component import Component
 from xgem.checkpoints.pretrained import load_pretrained
-from xgem.configs.components import DiffusionConfig, DiTGeneratorConfig, ImageGeneratorConfig, ReportGeneratorConfig
+from xgem.configs.components import (
+    DiffusionConfig,
+    DiTGeneratorConfig,
+    FCReportGeneratorConfig,
+    ImageGeneratorConfig,
+    ReportGeneratorConfig,
+)
 from xgem.encoders.fusion import ContextFusion
 from xgem.generators.dit import CaptionContext, DiT
+from xgem.generators.fc_unet import FCUNet
 from xgem.generators.image_unet import ImageUNet
 from xgem.generators.report_unet import ReportUNet
 from xgem.types import CheckpointError, Context, Encoded
 
 _MEAN = "latents_mean.safetensors"
+_UNetConfig = ImageGeneratorConfig | ReportGeneratorConfig | FCReportGeneratorConfig
 
 
 def schedule_arguments(config: DiffusionConfig) -> dict[str, Any]:
@@ -36,7 +44,7 @@ class Fusion(Protocol):
     def __call__(self, encoded: Mapping[str, Encoded], keep: Mapping[str, Tensor] | None = None) -> Context: ...
 
 
-def _fusion(config: ImageGeneratorConfig | ReportGeneratorConfig, width: int) -> ContextFusion:
+def _fusion(config: _UNetConfig, width: int) -> ContextFusion:
     return ContextFusion(config.prompts, config.context, config.context_dim, config.pooled_dim, width)
 
 
@@ -46,9 +54,7 @@ class LatentDiffusion(Component):
     config: Any
     net: Any
 
-    def __init__(
-        self, config: ImageGeneratorConfig | DiTGeneratorConfig | ReportGeneratorConfig, fusion: Fusion
-    ) -> None:
+    def __init__(self, config: _UNetConfig | DiTGeneratorConfig, fusion: Fusion) -> None:
         super().__init__()
         self.config = config
         self.fusion = fusion
@@ -170,3 +176,13 @@ class ReportLatentDiffusion(LatentDiffusion):
     def __init__(self, config: ReportGeneratorConfig) -> None:
         super().__init__(config, _fusion(config, config.context_width))
         self.net = ReportUNet(config)
+
+
+class FCReportLatentDiffusion(LatentDiffusion):
+    """Latent diffusion over report latents (d,), with the denoiser that CoDi and XGeM publish."""
+
+    kind = "fc_report_generator"
+
+    def __init__(self, config: FCReportGeneratorConfig) -> None:
+        super().__init__(config, _fusion(config, config.cross_attention_dim))
+        self.net = FCUNet(config)

@@ -188,6 +188,7 @@ class ReportVAE(Component):
     def _step(self, ids: Tensor, z: Tensor, cache: DynamicCache, position: int) -> Tensor:
         """Logits (b, n, vocabulary) for ids (b, n) from ``position`` on; extends ``cache``."""
         embedded = self.decoder.transformer.wte(ids) + self.to_embedding(z)[:, None]  # (b, n, width)
+        position += self.config.first_position
         positions = torch.arange(position, position + ids.shape[1], device=ids.device)[None]
         return self.decoder(inputs_embeds=embedded, position_ids=positions, use_cache=True, **{_CACHE: cache}).logits
 
@@ -294,7 +295,7 @@ def _bert_config(config: ReportVAEConfig, vocabulary: int) -> BertConfig:
 def _gpt2_config(config: ReportVAEConfig, tokenizer: Any) -> GPT2Config:
     return GPT2Config(
         vocab_size=len(tokenizer),
-        n_positions=config.max_length,
+        n_positions=config.max_length + config.first_position,
         n_embd=config.width,
         n_layer=config.layers,
         n_head=config.heads,

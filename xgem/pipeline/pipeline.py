@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from xgem.checkpoints import store
 from xgem.checkpoints.locate import Location, locate
-from xgem.configs.components import ImageGeneratorConfig, ReportGeneratorConfig
+from xgem.configs.components import FCReportGeneratorConfig, ImageGeneratorConfig, ReportGeneratorConfig
 from xgem.configs.preset import Preset
 from xgem.configs.reading import ReadOptions
 from xgem.generators.latent_diffusion import DiTLatentDiffusion, LatentDiffusion
@@ -169,7 +169,7 @@ class XgemPipeline:
 
     def _check_compiled(self, device: torch.device, dtype: torch.dtype) -> None:
         """Refuse to compile what cannot be compiled for this device and number format."""
-        unets = (ImageGeneratorConfig, ReportGeneratorConfig)
+        unets = (ImageGeneratorConfig, ReportGeneratorConfig, FCReportGeneratorConfig)
         if not self.compiled or not any(isinstance(part, unets) for part in self.preset.components.values()):
             return
         if device.type != "cpu" or dtype != torch.float32:

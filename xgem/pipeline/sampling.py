@@ -25,7 +25,7 @@ from xgem.utils.progress import StepBar
 from xgem.utils.random import derived_seed, sample_noise
 
 if TYPE_CHECKING:
-    from xgem.alignment.model import Alignment
+    from xgem.alignment.model import Alignment, TransformerAlignment
     from xgem.pipeline.model import LoadedModel, SamplingModel
     from xgem.pipeline.privacy_gate import PrivacyGate
     from xgem.pipeline.request import Request
@@ -221,7 +221,7 @@ class Sampler:
         return [section_of(value, section) if isinstance(value, str) else value for value in values]
 
 
-def alignment_of(model: SamplingModel) -> Alignment:
+def alignment_of(model: SamplingModel) -> Alignment | TransformerAlignment:
     """The checkpoint's alignment, which joint outputs need.
 
     Raises:

@@ -10,7 +10,7 @@ from xgem.checkpoints.component import component_class
 from xgem.configs.preset import Preset
 from xgem.types import ConfigError
 
-_NOT_ARCHITECTURE = {"latent_mean", "latent_std", "known_sentences", "latents_mean"}
+_NOT_ARCHITECTURE = {"latent_mean", "latent_std", "known_sentences", "latents_mean", "attends"}
 """What training measures, and what no weight depends on."""
 _GRID = {"image_size", "latent_shape", "position_scale"}
 """What differs between resolutions of the same weights: codecs are convolutions, and a transformer's positions are

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from xgem.alignment.environment import summary
-from xgem.alignment.model import Alignment
+from xgem.alignment.model import Alignment, TransformerAlignment
 from xgem.checkpoints import store
-from xgem.configs.components import AlignmentConfig
+from xgem.checkpoints.component import component_class
 from xgem.configs.preset import Preset
 from xgem.encoders.contrastive import info_nce
 from xgem.generators.latent_diffusion import LatentDiffusion
@@ -46,7 +46,7 @@ class _Frozen(dict[str, LatentDiffusion]):
 class _Together(nn.Module):
     """The alignment and its frozen generators in one ``forward``, so that it is wrapped by DDP and compiled."""
 
-    def __init__(self, alignment: Alignment, generators: _Frozen) -> None:
+    def __init__(self, alignment: Alignment | TransformerAlignment, generators: _Frozen) -> None:
         super().__init__()
         self.alignment = alignment
         self.generators = generators
@@ -103,8 +103,7 @@ class JointStage(DependentStage, ComparingStage):
         if preset.alignment is None:
             raise ConfigError(f"preset {preset.name!r} has no alignment to train")
         self.component = preset.alignment
-        settings = preset.components[self.component]
-        assert isinstance(settings, AlignmentConfig)
+        settings: Any = preset.components[self.component]
         self.outputs = tuple(settings.outputs)
         needed = [part(name) for name in self.outputs for part in (preset.codec, preset.generator)]
         parts = context.parts(needed, self.name, map(preset.encoder, self.outputs))
@@ -114,7 +113,7 @@ class JointStage(DependentStage, ComparingStage):
         self.alone, self.lowest = weights["alone"], int(weights["lowest"])
         self.generators = _Frozen({n: parts[preset.generator(n)].to(device) for n in self.outputs})
         assert not any(p.requires_grad for model in self.generators.values() for p in model.parameters())
-        self.model = Alignment(settings)
+        self.model: Any = component_class(settings.kind).from_config(settings)
         self.module = _Together(self.model, self.generators)
         self.groups = [
             group for k in range(2, len(self.outputs) + 1) for group in itertools.combinations(self.outputs, k)

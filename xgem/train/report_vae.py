@@ -119,7 +119,9 @@ class ReportVAEStage(ComparingStage):
             self.variants = Recombined(self.pool)
             self.train_texts = _distinct(self.reports, settings.sentences, self.pool)
             self.val_texts = _distinct(self.val_reports, settings.sentences)
-        self.autoencoder = _Autoencoder(ReportVAE.from_config(settings, None, tokenizer), self.weights["hide"])
+        # A checkpoint has the sizes and tokenizers of its pretrained models: none is fetched again
+        assets = context.init / self.component if context.init and settings.pretrained_encoder else None
+        self.autoencoder = _Autoencoder(ReportVAE.from_config(settings, assets, tokenizer), self.weights["hide"])
         self.module = self.autoencoder
 
     @property
