@@ -104,7 +104,8 @@ def test_gradient_checkpointing_changes_no_gradient() -> None:
         control = control_of(model).train()
         (z, t), context = inputs(), model.fuse(caption())
         with control.steering(model.net, annotation()):
-            model(z, t, context).square().mean().backward()
+            loss = model(z, t, context).square().mean()
+        loss.backward()  # as in training: after the forward pass, which alone is steered
         gradients.append([p.grad for p in control.parameters()])
     for one, other in zip(*gradients, strict=True):
         torch.testing.assert_close(one, other)

@@ -101,10 +101,29 @@ class ControlNet(Component):
 
             return steer
 
-        handles = [
-            block.register_forward_pre_hook(hook(index), with_kwargs=True)
-            for index, block in enumerate(list(blocks)[1 : len(self.blocks) + 1])
-        ]
+        places = {block: index for index, block in enumerate(list(blocks)[1 : len(self.blocks) + 1])}
+        pixart: Any = transformer.pixart
+        if pixart.gradient_checkpointing and torch.is_grad_enabled():
+            # Blocks run again in the backward pass, when hooks are gone: what steers them runs again with them
+            checkpoint = pixart._gradient_checkpointing_func
+
+            def steered_checkpoint(block: nn.Module, *args: Any) -> Any:
+                if block not in places:
+                    return checkpoint(block, *args)
+
+                def steered(*args: Any) -> Any:
+                    args, kwargs = hook(places[block])(block, args, {})
+                    return block(*args, **kwargs)
+
+                return checkpoint(steered, *args)
+
+            pixart._gradient_checkpointing_func = steered_checkpoint
+            try:
+                yield
+            finally:
+                pixart._gradient_checkpointing_func = checkpoint
+            return
+        handles = [block.register_forward_pre_hook(hook(index), with_kwargs=True) for block, index in places.items()]
         try:
             yield
         finally:
