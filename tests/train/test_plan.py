@@ -191,6 +191,7 @@ def test_frozen_networks_are_shared_with_the_averages(studies: Path, tmp_path: P
 # ------------------------------------------------------------------------------------------------------------ sharding
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["paper", "chexgen-xl2-512"])
 def test_shares_are_the_shards_of_made_up_ranks(name: str, project: Path) -> None:
     """``fully_shard`` over 8 ranks of a made-up process group, with all weights on the meta device."""

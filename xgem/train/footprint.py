@@ -168,7 +168,7 @@ class _FirstPass(Passes):
         copies = self.world * self.repeats - 1
         own = {name: value.float() if value.is_floating_point() else value for name, value in own.items()}
         if copies:
-            own = {name: torch.cat([value, *([value.detach()] * copies)]) for name, value in own.items()}
+            own = {name: torch.cat([value] + [value.detach()] * copies) for name, value in own.items()}
         before = self.live.flops
         found = stage.criterion(own)
         self.comparing = 3 * (self.live.flops - before)

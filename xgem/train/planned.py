@@ -62,13 +62,13 @@ class Planned:
         return self.stage
 
 
-def planned(name: str, preset: Preset) -> Planned:
-    """The stage ``name`` of a preset that trains it, on the meta device."""
+def planned(name: str, preset: Preset, device: str = "meta") -> Planned:
+    """The stage ``name`` of a preset that trains it, on the meta device, or with random weights on another."""
     makers = {
         "clip": _clip, "image-vae": _image_vae, "image-decoder": _image_decoder, "report-vae": _report_vae,
         "joint": _joint, "control": _control,
     }  # fmt: skip
-    with torch.device("meta"):
+    with torch.device(device):
         return makers.get(name, _diffusion)(name, preset)
 
 
@@ -237,8 +237,9 @@ def _image_decoder(name: str, preset: Preset) -> Planned:
     del weights["adversarial"], weights["after"]
     features = None
     if on_features or weights["perceptual"]:
+        device = torch.get_default_device()
         with torch.device("cpu"):
-            features = PerceptualFeatures().to("meta")
+            features = PerceptualFeatures().to(device)
     if features is None:
         del weights["perceptual"]
     batch = _image_batch(vae, weights.pop("crop"), preset.transform.size, noise > 0)
