@@ -28,10 +28,19 @@ def test_every_stage_is_planned(xgem: Any) -> None:
 
 
 def test_a_plan_as_tables_says_what_is_assumed(xgem: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setenv("COLUMNS", "80")
     ran = xgem("plan", "debug-chexgen", "--gpus", 1, "--share", 0.3, "--peak", 312, "--checkpoint-activations")
     assert ran.code == 0, ran.err
-    for said in ("frontal", "control", "frozen", "Time at 0.3 of 312 TFLOP/s", "bf16", "60 tokens"):
+    for said in (
+        "frontal",
+        "control",
+        "frozen",
+        "Time at 0.3 of 312 TFLOP/s",
+        "bf16",
+        "60 tokens",
+        "activations, GiB",
+        "of them again",
+    ):
         assert said in ran.out
 
 

@@ -12,7 +12,7 @@ from xgem.cli import completion
 from xgem.types import ConfigError, InputError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from xgem.train.plan import Hardware, StagePlan
 
@@ -108,32 +108,40 @@ def _record(preset: str, hardware: Hardware, text_tokens: float, plans: Sequence
 
 
 def _show(preset: str, hardware: Hardware, text_tokens: float, plans: Sequence[StagePlan]) -> None:
+    """A table with a column for each stage, and what it assumes."""
+    from rich.box import SIMPLE_HEAD
     from rich.console import Console
     from rich.table import Table
 
+    rows: list[tuple[str, Callable[[StagePlan], str]]] = [("samples at once", lambda one: str(one.micro_batch_size))]
+    rows += [
+        (f"{part}, GiB", lambda one, part=part: f"{one.memory[part] / _GIB:.2f}")
+        for part in (*_PARTS, "peak")
+        if any(one.memory[part] for one in plans)
+    ]
+    rows += [
+        (f"fits {hardware.memory:g} GiB", lambda one: "yes" if one.fits else "no"),
+        ("greatest micro-batch", lambda one: str(one.greatest_micro_batch or "none")),
+        ("GFLOP a sample", lambda one: f"{one.flops / 1e9:,.1f}"),
+        ("  of them again", lambda one: f"{one.recomputed / 1e9:,.1f}"),
+        ("samples a second", lambda one: f"{one.samples_per_second:,.0f}"),
+        ("million samples", lambda one: f"{one.samples / 1e6:,.3g}"),
+        ("hours", lambda one: f"{one.hours:,.2f}"),
+        ("disk, GB", lambda one: f"{sum(one.disk.values()) / 1e9:,.0f}"),
+    ]
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, title=f"{preset} on {hardware.gpus} GPUs")
+    table.add_column("", no_wrap=True)
+    for one in plans:
+        table.add_column(one.stage.replace("-", "\n"), justify="right", vertical="bottom", no_wrap=True)
+    for name, text in rows:
+        table.add_row(name, *map(text, plans))
     console = Console()
-    parts = [part for part in _PARTS if any(one.memory[part] for one in plans)]
-    table = Table(title=f"Memory of a GPU in GiB, of {hardware.memory:g}: {preset} on {hardware.gpus} GPUs")
-    for name in ("stage", "samples at once", *parts, "most at once", "fits", "greatest micro-batch"):
-        table.add_column(name, justify="left" if name == "stage" else "right")
-    for one in plans:
-        cells = [f"{one.memory[part] / _GIB:.2f}" for part in (*parts, "peak")]
-        greatest = "none" if one.greatest_micro_batch is None else str(one.greatest_micro_batch)
-        table.add_row(one.stage, str(one.micro_batch_size), *cells, "yes" if one.fits else "no", greatest)
-    console.print(table)
-    table = Table(title=f"Time at {hardware.share:g} of {hardware.peak:g} TFLOP/s a GPU, and disk")
-    for name in ("stage", "GFLOP a sample", "of it again", "samples/s", "samples", "hours", "GB a million studies"):
-        table.add_column(name, justify="left" if name == "stage" else "right")
-    for one in plans:
-        figures = (one.flops / 1e9, one.recomputed / 1e9, one.samples_per_second)
-        rates = [f"{figure:,.1f}" for figure in figures]
-        table.add_row(
-            one.stage, *rates, f"{one.samples:,}", f"{one.hours:,.1f}", f"{sum(one.disk.values()) / 1e9:,.0f}"
-        )
-    console.print(table)
+    whole = console.measure(table, options=console.options.update(max_width=1000)).maximum
+    Console(width=max(console.width, whole)).print(table)  # not cut, where the terminal is narrower
     console.print(
-        f"Precision {hardware.precision}, sharding {hardware.sharding}; {hardware.reserved:g} GiB of a GPU left to "
-        f"CUDA; on disk latents and tokens in float16, {text_tokens:g} tokens of a text in the mean; memory and FLOPs "
-        "are those of the longest texts.",
+        f"Precision {hardware.precision}, sharding {hardware.sharding}. Time at {hardware.share:g} of "
+        f"{hardware.peak:g} TFLOP/s a GPU. {hardware.reserved:g} GiB of a GPU are left to CUDA. Disk is of a million "
+        f"studies: latents and tokens in float16, {text_tokens:g} tokens of a text in the mean; memory and FLOPs are "
+        "those of the longest texts.",
         highlight=False,
     )
