@@ -157,3 +157,54 @@ def test_the_published_size_is_the_papers(project: Path, capsys: pytest.CaptureF
     monkeypatch.setattr(sys, "argv", ["published_size.py"])
     module.main()
     assert "As the paper counts: 6,777,103,788." in capsys.readouterr().out
+
+
+@pytest.fixture
+def training(project: Path) -> Any:
+    return benchmark(project, "train")
+
+
+def test_training_is_compared_within_one_run(
+    training: Any, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(training, "PROCESSES", (1, 2))
+    words = ["--preset", "debug", "--batch", "4", "--studies", "8", "--steps", "1", "--runs", "1", "--no-device"]
+    training.main(words)
+    result = json.loads(capsys.readouterr().out)
+    for name in ("encoding at every step, over encoded data", "the loop, over a plain one"):
+        assert 0 < result[name]["ratio_min"] <= result[name]["ratio_median"] <= result[name]["ratio_max"]
+    assert result["batches, times as fast as steps"]["ratio_median"] > 1
+    assert set(result["processes"]["throughput_ratio"]) == {"1", "2"}
+    assert result["on a GPU"] == "left out: --no-device"
+
+
+def test_the_plain_loop_trains_as_the_loop_does(training: Any, tmp_path: Path) -> None:
+    """What is compared is equal: the same weights and averages after the same steps."""
+    options = training.parser_of().parse_args(["--preset", "debug", "--batch", "4", "--studies", "8"])
+    preset = training.preset_of(options)
+    training.write_studies(tmp_path, preset, 8, 0)
+    training.random_checkpoint(tmp_path, preset)
+    with training.together("cpu"):
+        run = training.run_of(training.stage_of(options, tmp_path), tmp_path)
+        plain = training.PlainLoop(training.stage_of(options, tmp_path))
+        plain.module.train()
+        for _ in range(3):
+            plain()
+        for _ in range(2):  # the first is behind it
+            run.step()
+    for ours, theirs in zip(run.module.parameters(), plain.module.parameters(), strict=True):
+        torch.testing.assert_close(ours, theirs)
+    for ours, theirs in zip(run.averaged.module.parameters(), plain.averages, strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
+def test_what_training_measures_on_a_device(training: Any) -> None:
+    options = training.parser_of().parse_args(["--device-steps", "1", "--peak-tflops", "0.1"])
+    rows = [("debug-chexgen", "frontal", 2, "training"), ("debug-chexgen", "frontal", 2, "sampling"),
+            ("debug", "joint", 2, "training")]  # fmt: skip
+    table = training.on_device(options, torch.device("cpu"), rows, compiled=False)
+    assert [row["what"] for row in table] == ["training", "sampling", "training"]
+    assert all(0 < row["share_of_peak"] < 20 for row in table)
+    assert all(row["planned_gib"] >= 0 for row in (table[0], table[2]))
+    options.minutes = 0
+    assert all("left_out" in row for row in training.on_device(options, torch.device("cpu"), rows, compiled=False))

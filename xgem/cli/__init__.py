@@ -28,6 +28,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "data": ("xgem.cli.data", "app", "Create and check manifests of studies."),
     "train": ("xgem.cli.train", "train", "Train the stages of a preset."),
     "submit": ("xgem.cli.submit", "app", "Queue a training as a job of a SLURM cluster."),
+    "plan": ("xgem.cli.plan", "plan", "Memory, FLOPs, time and disk of every training stage of a preset."),
     "eval": ("xgem.cli.evaluate", "app", "Evaluate a checkpoint, or sets of generated studies."),
     "cohort": ("xgem.cli.cohort", "cohort", "Generate a synthetic data set from a plan."),
     "export": ("xgem.cli.info", "export", "Copy a checkpoint for release: no training files, float16 by default."),

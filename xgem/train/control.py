@@ -24,7 +24,7 @@ from xgem.train.banks import PromptBank, prompt_bank
 from xgem.train.context import DependentStage, StageContext
 from xgem.train.share import Share, fixed_rngs
 from xgem.train.sheets import contact_sheet
-from xgem.train.stage import spread_over
+from xgem.train.stage import Frozen, spread_over
 from xgem.types import ConfigError, DataError, Encoded
 
 _VALIDATION_TIMES = 8
@@ -37,12 +37,12 @@ class _Steered(nn.Module):
     def __init__(self, control: ControlNet, generator: DiTLatentDiffusion) -> None:
         super().__init__()
         self.control = control
-        self.frozen = [generator]  # in a list: not registered as a submodule
+        self.frozen = Frozen(generator=generator)
 
     def forward(
         self, z: Tensor, t: Tensor, encoded: Mapping[str, Encoded], keep: Mapping[str, Tensor], annotation: Tensor
     ) -> Tensor:
-        (generator,) = self.frozen
+        generator = self.frozen["generator"]
         with self.control.steering(generator.net, annotation):
             return generator(z, t, generator.fuse(encoded, keep))
 

@@ -16,6 +16,7 @@ from xgem.train.context import StageContext
 from xgem.train.image_vae import Autoencoder, CodecStage, image_terms, local_spectra
 from xgem.train.perceptual import FeatureDiscriminator, PerceptualFeatures, perceptual_distance
 from xgem.train.share import Share
+from xgem.train.stage import Frozen
 from xgem.utils.hashing import module_hash
 
 _STEEPEST = 2.0
@@ -55,7 +56,7 @@ class _Judged(Autoencoder):
         super().__init__(vae, noise)
         self.discriminator = PatchDiscriminator()
         self.on_features = FeatureDiscriminator() if on_features else None
-        self.features = (features,)  # in a tuple: not trained, and no part of a checkpoint
+        self.features = Frozen(perceptual=features)
 
     def judge(self, x: Tensor, y: Tensor, maps: _Maps) -> list[_Logits]:
         """Logits of real images and of decoded ones, each discriminator's, scale by scale; ``maps``: their features.
@@ -74,7 +75,7 @@ class _Judged(Autoencoder):
         y, mean, logvar = super().forward(x, drawn)
         if not self.training:
             return y, mean, logvar
-        (features,) = self.features
+        features = self.features["perceptual"]
         maps = None if features is None else (features(x), features(y))
         return y, self.judge(x, y, maps), maps
 

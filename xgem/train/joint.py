@@ -23,7 +23,7 @@ from xgem.train.context import DependentStage, StageContext
 from xgem.train.corpus import draw_prompts
 from xgem.train.share import Share, fixed_rngs
 from xgem.train.source import Prompts, Source, Targets, studies_with
-from xgem.train.stage import ComparingStage, permuted, spread_over
+from xgem.train.stage import ComparingStage, Frozen, permuted, spread_over
 from xgem.types import ConfigError, Encoded
 from xgem.utils.devices import moved
 from xgem.utils.random import mix
@@ -36,17 +36,10 @@ _VALIDATION = 96
 _VALIDATION_TIMES = 4
 
 
-class _Frozen(dict[str, LatentDiffusion]):
-    """Frozen generators in a plain dict: not registered as submodules, and shared by copies of the module."""
-
-    def __deepcopy__(self, memo: Any) -> _Frozen:
-        return self
-
-
 class _Together(nn.Module):
     """The alignment and its frozen generators in one ``forward``, so that it is wrapped by DDP and compiled."""
 
-    def __init__(self, alignment: Alignment | TransformerAlignment, generators: _Frozen) -> None:
+    def __init__(self, alignment: Alignment | TransformerAlignment, generators: Frozen) -> None:
         super().__init__()
         self.alignment = alignment
         self.generators = generators
@@ -111,7 +104,7 @@ class JointStage(DependentStage, ComparingStage):
         weights = self.loss_weights(self.name, self.config)
         self.contrastive, self.temperature = weights["contrastive"], weights["temperature"]
         self.alone, self.lowest = weights["alone"], int(weights["lowest"])
-        self.generators = _Frozen({n: parts[preset.generator(n)].to(device) for n in self.outputs})
+        self.generators = Frozen({n: parts[preset.generator(n)].to(device) for n in self.outputs})
         assert not any(p.requires_grad for model in self.generators.values() for p in model.parameters())
         self.model: Any = component_class(settings.kind).from_config(settings)
         self.module = _Together(self.model, self.generators)

@@ -96,6 +96,13 @@ class Stage(ABC):
         return weights
 
 
+class Frozen(dict[str, Any]):
+    """Networks that a module uses without training them: no part of its weights, and shared by its copies."""
+
+    def __deepcopy__(self, memo: Any) -> Frozen:
+        return self
+
+
 class ComparingStage(Stage):
     """A stage whose loss compares the samples of a batch with one another, as InfoNCE does.
 
