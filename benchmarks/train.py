@@ -47,7 +47,8 @@ from xgem.train.context import StageContext
 from xgem.train.corpus import Corpus
 from xgem.train.diffusion import DiffusionStage
 from xgem.train.footprint import footprint
-from xgem.train.loop import LoopOptions, _parameter_groups, _Run, learning_rate
+from xgem.train.loop import LoopOptions, _Run, learning_rate
+from xgem.train.optimizer import optimizer_of
 from xgem.train.planned import planned
 from xgem.train.processes import together
 from xgem.train.share import Share
@@ -105,7 +106,7 @@ def stage_of(options: argparse.Namespace, root: Path) -> DiffusionStage:
 def run_of(stage: DiffusionStage, root: Path) -> _Run:
     """A run of the loop that has taken its first step."""
     run = _Run(stage, root, LoopOptions(progress=False, tensorboard=False))
-    run.module.train()
+    run.stage.module.train()
     run.step()
     return run
 
@@ -146,8 +147,7 @@ class PlainLoop:
         self.stage, self.module, self.step = stage, stage.module, 0
         config = stage.config
         self.trained = [p for p in self.module.parameters() if p.requires_grad]
-        groups = _parameter_groups(self.module, config.weight_decay)
-        self.optimizer = torch.optim.AdamW(groups, lr=config.learning_rate, betas=config.betas)
+        self.optimizer = optimizer_of(self.module, config)
         self.averages = [p.detach().clone() for p in self.module.parameters()]
 
     def __call__(self) -> Tensor:

@@ -8,13 +8,12 @@ import sys
 import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from xgem.configs.preset import load_preset
-from xgem.train.plan import blocks_of
 from xgem.train.planned import planned
+from xgem.train.sharding import layers, shard
 
 
 def main(name: str, ranks: int) -> dict[str, dict[str, int]]:
@@ -23,14 +22,10 @@ def main(name: str, ranks: int) -> dict[str, dict[str, int]]:
     sizes: dict[str, dict[str, int]] = {}
     for stage in preset.train:
         module = planned(stage, preset).stage.module
-        blocks = blocks_of(module)
-        for block in blocks:
-            fully_shard(block, mesh=mesh)
-        scalars = {p for p in module.parameters() if p.ndim == 0}  # the temperature, which cannot be divided
-        fully_shard(module, mesh=mesh, ignored_params=scalars)
-        sharded = [p for p in module.parameters() if isinstance(p, DTensor)]
-        assert len(sharded) + len(scalars) == len(list(module.parameters()))
-        shards = [*(p.to_local() for p in sharded), *scalars]
+        blocks = layers(module)
+        shard(module, mesh, "no")
+        assert all(isinstance(p, DTensor) for p in module.parameters())
+        shards = [p.to_local() for p in module.parameters() if isinstance(p, DTensor)]
         assert all(one.device == torch.device("meta") for one in shards)
         sizes[stage] = {"bytes": sum(one.numel() * one.element_size() for one in shards), "blocks": len(blocks)}
     dist.destroy_process_group()

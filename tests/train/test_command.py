@@ -22,10 +22,11 @@ from xgem.convert.random_init import random_checkpoint
 from xgem.data.manifest import Manifest
 from xgem.train import reid
 from xgem.train.image_vae import ImageVAEStage
+from xgem.train.initial import _architecture
 from xgem.train.loop import FINISHED, LoopOptions, learning_rate
 from xgem.train.processes import together
 from xgem.train.share import Share
-from xgem.train.stages import _architecture, planned, run
+from xgem.train.stages import planned, run
 from xgem.types import ConfigError, DeviceError, InputError
 from xgem.utils.hashing import module_hash
 

@@ -21,6 +21,7 @@ from xgem.data.annotations import Annotation, Box, render
 from xgem.data.manifest import Manifest
 from xgem.data.study import read_study
 from xgem.train.annotated import _moved, _moved_image
+from xgem.train.banks import TargetBank
 from xgem.train.context import StageContext
 from xgem.train.control import ControlStage
 from xgem.train.corpus import Corpus
@@ -224,7 +225,9 @@ def test_studies_of_known_patients_can_be_drawn_more_often(
     stage = make_stage("frontal", StageContext(Preset.parse(record, "known"), *corpora, source, 0))
     assert isinstance(stage, DiffusionStage)
     known = [i for i, study in enumerate(corpora[0].studies) if study.sex and i in stage.usable]
-    latents = stage.train.targets.latents[[row for i in known for row in stage.train.targets.rows[i]]]
+    targets = stage.train.targets
+    assert isinstance(targets, TargetBank)
+    latents = targets.latents[[row for i in known for row in stage.train.targets.rows[i]]]
     batch = batch_of(stage, 0)
     assert torch.equal(batch["z0"], batch_of(stage, 0)["z0"])
     found = sum(any(torch.equal(own, z0) for own in latents) for z0 in batch["z0"]) / 100

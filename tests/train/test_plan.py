@@ -80,7 +80,7 @@ def run_of(preset: Preset, stage: str, studies: Path, root: Path, **options: Any
     train, val = (Corpus.load(manifest, split, preset, root / "cache", progress=False) for split in ("train", "val"))
     made = make_stage(stage, StageContext(preset, train, val, root, 0))
     run = _Run(made, root, LoopOptions(progress=False, tensorboard=False, **options))
-    run.module.train()
+    run.stage.module.train()
     run.step()
     return run
 
@@ -148,17 +148,17 @@ def test_memory_and_flops_are_those_of_a_trained_step(
     mean = sum(weight * one.flops for (weight, _), one in zip(plan.batches, found, strict=True))
     run = run_of(preset, stage, studies, tmp_path)
     # What stays from step to step is exactly as planned
-    moments = [value for state in run.optimizer.state.values() for value in state.values()]
+    moments = [value for state in run.parallel.optimizer.state.values() for value in state.values()]
     kept = {
-        "weights": size_of(run.module.parameters()),
+        "weights": size_of(run.stage.module.parameters()),
         "averages": size_of(run.averaged.parameters()),
         "optimizer": size_of(moments),
-        "gradients": sum(p.nbytes for p in run.module.parameters() if p.requires_grad),
+        "gradients": sum(p.nbytes for p in run.stage.module.parameters() if p.requires_grad),
     }
     assert {part: getattr(found[0], part) for part in kept} == kept
     # The most at once, and FLOPs
     frozen = sum(x.nbytes for net in plan.frozen for x in (*net.parameters(), *net.buffers()))
-    buffers = size_of([*run.module.buffers(), *run.averaged.buffers()])
+    buffers = size_of([*run.stage.module.buffers(), *run.averaged.buffers()])
     steps = kinds_of_steps(run)
     most = max(most_allocated(run, step) for step in steps)
     static = kept["weights"] + kept["averages"] + kept["optimizer"] + buffers + frozen
@@ -184,7 +184,7 @@ def test_other_ways_to_run(name: str, stage: str, options: dict[str, Any], studi
 
 def test_frozen_networks_are_shared_with_the_averages(studies: Path, tmp_path: Path) -> None:
     run = run_of(load_preset("debug-chexgen"), "control", studies, tmp_path)
-    average, module = cast(Any, run.averaged.module), cast(Any, run.module)
+    average, module = cast(Any, run.averaged.module), cast(Any, run.stage.module)
     assert average.frozen["generator"] is module.frozen["generator"]
 
 

@@ -24,7 +24,7 @@ from torch.utils.flop_counter import flop_registry
 
 from xgem.train.averaging import Average
 from xgem.train.kernels import ATTENTION_FLOPS, Device, Kernels
-from xgem.train.loop import _parameter_groups as parameter_groups
+from xgem.train.optimizer import _parameter_groups as parameter_groups
 from xgem.train.passes import Loss, Passes
 from xgem.train.share import Share
 from xgem.train.stage import ComparingStage, Stage
@@ -257,7 +257,7 @@ def footprint(
 def _with_moments(stage: Stage, trained: list[nn.Parameter], device: Device) -> tuple[Average, torch.optim.Optimizer]:
     """The averages and the optimizer of a step that is not the first."""
     averaged = Average(stage.module, stage.config.ema_decay)
-    optimizer = torch.optim.AdamW(parameter_groups(stage.module, 0.0), foreach=device == "cuda")
+    optimizer = torch.optim.AdamW(parameter_groups(stage.module, stage.config), foreach=device == "cuda")
     for parameter in trained:
         parameter.grad = torch.zeros_like(parameter)
     optimizer.step()

@@ -19,6 +19,7 @@ from xgem.modalities import get_modality
 from xgem.train.footprint import Footprint, footprint
 from xgem.train.passes import shares_of
 from xgem.train.planned import Batch, Planned, planned, tokens_of
+from xgem.train.sharding import layers
 from xgem.train.stages import stages
 from xgem.types import ConfigError, InputError
 
@@ -184,21 +185,10 @@ def _greatest(sizes: Sequence[int], peak: Callable[[int], int], room: float, use
     return sizes[low] if low >= 0 else None
 
 
-def blocks_of(module: nn.Module) -> list[nn.Module]:
-    """What ``fully_shard`` is applied to one by one: the entries of a network's outermost lists of modules."""
-    found: list[nn.Module] = []
-    for child in module.children():
-        if isinstance(child, nn.ModuleList) and len(child) > 1:
-            found += [one for one in child if any(True for _ in one.parameters())]
-        else:
-            found += blocks_of(child)
-    return found
-
-
 def gathered_bytes(module: nn.Module) -> int:
     """What ``fully_shard`` gathers at once: what is in no block, a block, and the next one."""
     every = sum(p.numel() * p.element_size() for p in module.parameters())
-    blocks = [sum(p.numel() * p.element_size() for p in block.parameters()) for block in blocks_of(module)]
+    blocks = [sum(p.numel() * p.element_size() for p in block.parameters()) for block in layers(module)]
     return every - sum(blocks) + 2 * max(blocks, default=0)
 
 

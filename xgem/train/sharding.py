@@ -42,10 +42,14 @@ def mesh_shape(kind: str, processes: int) -> tuple[int, ...]:
 
 
 def layers(module: nn.Module) -> list[nn.Module]:
-    """The members of the outermost lists of modules: a transformer's blocks, a UNet's levels."""
+    """The entries of a network's outermost lists of modules, which are sharded one by one: a transformer's blocks, a
+    UNet's levels."""
     found: list[nn.Module] = []
     for child in module.children():
-        found += [one for one in child if one is not None] if isinstance(child, nn.ModuleList) else layers(child)
+        if isinstance(child, nn.ModuleList) and len(child) > 1:
+            found += [one for one in child if one is not None and any(True for _ in one.parameters())]
+        else:
+            found += layers(child)
     return found
 
 
@@ -57,7 +61,7 @@ def shard(module: nn.Module, mesh: DeviceMesh, precision: str, *, compiled: bool
     half = {"param_dtype": torch.bfloat16, "reduce_dtype": torch.float32} if precision == "bf16" else {}
     policy = MixedPrecisionPolicy(**half, cast_forward_inputs=False)  # autocast casts what an operation needs
     module.to(memory_format=torch.contiguous_format)  # no weights in channels_last
-    parts = [part for part in layers(module) if any(True for _ in part.parameters())]
+    parts = layers(module)
     for part in [*parts, module]:
         own = [(one, name) for one, name in _parameters(part) if part is not module or not _inside(one, parts)]
         part.register_forward_hook(partial(_with_all, own))
