@@ -108,11 +108,12 @@ class Planner:
         one, hardware = planned(name, self.preset), self.hardware
         config, gpus = one.stage.config, hardware.gpus
         used = shares_of(one.stage, 0, gpus, hardware.micro_batch_size)[0].size
-        sizes = [n for n in range(1, config.batch_size // gpus + 1) if config.batch_size // gpus % n == 0]
+        own = config.batch_size // gpus
+        sizes = [n for n in range(1, own + 1) if own % n == 0]
         found = [self._measure(one, make, used) for _, make in one.batches]
         worst = max(range(len(found)), key=lambda number: found[number].peak)
-        own = config.batch_size // gpus
-        flops = sum(weight * one.flops / own for (weight, _), one in zip(one.batches, found, strict=True))
+        weights = [weight for weight, _ in one.batches]
+        flops = sum(weight * each.flops / own for weight, each in zip(weights, found, strict=True))
         plain = sum(w * self._plain(one, make) for w, make in one.batches) if _recomputes(one, used, own) else flops
         rate = gpus * hardware.peak * 1e12 * hardware.share / flops
         samples = config.steps * config.batch_size
@@ -128,10 +129,9 @@ class Planner:
             found[worst].peak <= hardware.room, greatest, peak(1) if greatest is None else 0,
         )  # fmt: skip
 
-    def _measure(self, one: Planned, make: Batch, size: int, *, gpus: int | None = None) -> Footprint:
+    def _measure(self, one: Planned, make: Batch, size: int) -> Footprint:
         hardware, stage = self.hardware, one.using(make)
-        count = gpus or hardware.gpus
-        key = _shapes(one, make), size, count
+        count, key = hardware.gpus, (_shapes(one, make), size)
         if key not in self._measured:
             sharded = hardware.sharding == "full" and count > 1
             found = footprint(
