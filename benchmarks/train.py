@@ -114,11 +114,12 @@ def run_of(stage: DiffusionStage, root: Path) -> _Run:
 # ------------------------------------------------------------------------------------------------------------ ratios
 
 
-def seconds(call: Callable[[], object], times: int) -> float:
-    start = time.perf_counter()
+def seconds(call: Callable[[], object], times: int) -> tuple[float, float]:
+    """Seconds that passed, and those that this process computed: other work on the machine changes these less."""
+    start, computing = time.perf_counter(), time.process_time()
     for _ in range(times):
         call()
-    return time.perf_counter() - start
+    return time.perf_counter() - start, time.process_time() - computing
 
 
 def compared(ours: Callable[[], object], theirs: Callable[[], object], steps: int, runs: int) -> dict[str, float]:
@@ -130,13 +131,14 @@ def compared(ours: Callable[[], object], theirs: Callable[[], object], steps: in
         order = (ours, theirs) if number % 2 == 0 else (theirs, ours)
         times = {call: seconds(call, steps) for call in order}
         pairs.append((times[ours], times[theirs]))
-    ratios = sorted(theirs / ours for ours, theirs in pairs)
+    ratios, computed = (sorted(theirs[kind] / ours[kind] for ours, theirs in pairs) for kind in (0, 1))
     return {
-        "seconds_a_step": round(statistics.median(ours for ours, _ in pairs) / steps, 4),
-        "other_seconds_a_step": round(statistics.median(theirs for _, theirs in pairs) / steps, 4),
+        "seconds_a_step": round(statistics.median(ours[0] for ours, _ in pairs) / steps, 4),
+        "other_seconds_a_step": round(statistics.median(theirs[0] for _, theirs in pairs) / steps, 4),
         "ratio_median": round(statistics.median(ratios), 3),
         "ratio_min": round(ratios[0], 3),
         "ratio_max": round(ratios[-1], 3),
+        "computing_ratio_median": round(statistics.median(computed), 3),
     }
 
 
@@ -214,7 +216,7 @@ def work(options: argparse.Namespace, root: Path) -> None:
     torch.set_num_threads(1)
     with together():
         run = run_of(stage_of(options, root), root)
-        found = [seconds(run.step, options.steps) / options.steps for _ in range(options.runs)]
+        found = [seconds(run.step, options.steps)[0] / options.steps for _ in range(options.runs)]
         if run.main:
             print(json.dumps(statistics.median(found)))
     if torch.distributed.is_initialized():

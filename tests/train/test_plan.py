@@ -28,7 +28,7 @@ from xgem.train.corpus import Corpus
 from xgem.train.footprint import footprint
 from xgem.train.joint import JointStage
 from xgem.train.loop import LoopOptions, _Run
-from xgem.train.plan import Hardware, Planner, StagePlan, disk, with_checkpointing
+from xgem.train.plan import Hardware, Planner, StagePlan, disk
 from xgem.train.planned import planned
 from xgem.train.share import Share
 from xgem.train.stages import make_stage
@@ -141,12 +141,13 @@ def test_memory_and_flops_are_those_of_a_trained_step(
     name: str, stage: str, checkpointing: bool, studies: Path, tmp_path: Path
 ) -> None:
     preset = load_preset(name)
-    preset = with_checkpointing(preset, True) if checkpointing else preset
     plan = planned(stage, preset)
+    if checkpointing:
+        assert plan.stage.checkpoint_activations()
     found = [footprint(plan.using(make), plan.frozen, processes=1, most=None, precision="no", device="cpu")
              for _, make in plan.batches]  # fmt: skip
     mean = sum(weight * one.flops for (weight, _), one in zip(plan.batches, found, strict=True))
-    run = run_of(preset, stage, studies, tmp_path)
+    run = run_of(preset, stage, studies, tmp_path, checkpoint_activations=checkpointing)
     # What stays from step to step is exactly as planned
     moments = [value for state in run.parallel.optimizer.state.values() for value in state.values()]
     kept = {
@@ -261,13 +262,13 @@ def test_time_follows_from_flops_and_what_is_assumed() -> None:
 
 
 def test_checkpointed_activations_are_computed_again() -> None:
-    kept, again = (with_checkpointing(load_preset("debug-chexgen"), wanted) for wanted in (False, True))
-    first, second = (Planner(preset, ONE).plan("frontal") for preset in (kept, again))
+    preset = load_preset("debug-chexgen")
+    first, second = (
+        Planner(preset, replace(ONE, checkpoint_activations=again)).plan("frontal") for again in (False, True)
+    )
     assert first.recomputed == 0 < second.recomputed
     assert second.flops - second.recomputed == pytest.approx(first.flops, rel=1e-6)
     assert second.memory["activations"] < first.memory["activations"] / 4
-    with pytest.raises(ConfigError, match="no component that checkpoints activations"):
-        with_checkpointing(load_preset("debug"), True)
 
 
 def test_disk_counts_the_tokens_that_exist() -> None:

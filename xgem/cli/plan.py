@@ -28,19 +28,15 @@ def plan(
     memory: Annotated[float, typer.Option("--memory", metavar="GIB", help="Memory of a GPU in GiB.")] = 80.0,
     sharding: Annotated[
         str,
-        typer.Option("--sharding", help="none: all weights on every GPU (DDP); full: divided (FSDP2's fully_shard)."),
-    ] = "none",
+        typer.Option("--sharding", help="no: all weights on every GPU (DDP); full: divided (FSDP2's fully_shard)."),
+    ] = "no",
     precision: Annotated[
         str, typer.Option("--precision", help="Mixed precision: no (float32), bf16 or fp16.")
     ] = "bf16",
     checkpoint_activations: Annotated[
-        bool | None,
-        typer.Option(
-            "--checkpoint-activations/--keep-activations",
-            help="Compute activations again in the backward pass, in components that can.",
-            show_default="the preset's",
-        ),
-    ] = None,
+        bool,
+        typer.Option("--checkpoint-activations", help="Compute activations of denoisers again in the backward pass."),
+    ] = False,
     micro_batch_size: Annotated[
         int | None,
         typer.Option(
@@ -65,20 +61,18 @@ def plan(
     The exit status is 2 where a stage fits with no micro-batch size.
     """
     from xgem.configs.preset import load_preset
-    from xgem.train.plan import Hardware, Planner, with_checkpointing
+    from xgem.train.plan import Hardware, Planner
 
     if precision not in {"no", "bf16", "fp16"}:
         raise InputError(f"--precision {precision}: expected no, bf16 or fp16")
-    if sharding not in {"none", "full"}:
-        raise InputError(f"--sharding {sharding}: expected none or full")
+    if sharding not in {"no", "full"}:
+        raise InputError(f"--sharding {sharding}: expected no or full")
     if not 0 < text_tokens < float("inf"):
         raise InputError(f"--text-tokens {text_tokens:g}: expected more than 0")
     loaded = load_preset(preset)
-    if checkpoint_activations is not None:
-        loaded = with_checkpointing(loaded, checkpoint_activations)
     hardware = Hardware(
         gpus=gpus, memory=memory, peak=peak, share=share, precision=precision, micro_batch_size=micro_batch_size,
-        sharding="full" if sharding == "full" else "none",
+        sharding="full" if sharding == "full" else "no", checkpoint_activations=checkpoint_activations,
     )  # fmt: skip
     plans = list(Planner(loaded, hardware, text_tokens=text_tokens).plans())
     if not plans:

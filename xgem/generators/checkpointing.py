@@ -39,6 +39,11 @@ def recompute_blocks(module: nn.Module, on: bool = True, kinds: tuple[type[nn.Mo
                 block.forward = partial(_recomputed, block.forward)
 
 
+def recomputes(module: nn.Module) -> bool:
+    """Whether any of its blocks keeps its inputs alone."""
+    return any(isinstance(vars(block).get("forward"), partial) for block in module.modules())
+
+
 def _recomputed(forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     if not torch.is_grad_enabled():
         return forward(*args, **kwargs)

@@ -111,9 +111,9 @@ class ControlStage(DependentStage):
         self.module = _Steered(self.model, self.generator)
         self.identify(settings, parts, context)
 
-    def checkpoint_activations(self) -> bool:
-        self.model.checkpoint_activations()
-        self.generator.checkpoint_activations()  # gradients pass through it to the ControlNet
+    def checkpoint_activations(self, on: bool = True) -> bool:
+        self.model.checkpoint_activations(on)
+        self.generator.checkpoint_activations(on)  # gradients pass through it to the ControlNet
         return True
 
     def batch(self, share: Share) -> dict[str, Any]:

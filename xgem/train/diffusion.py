@@ -96,8 +96,8 @@ class DiffusionStage(DependentStage):
         prompts = {name: source.prompts(name, encoder, limit) for name, encoder in encoders.items()}
         return _Split(source.targets(self.target, self.codec), prompts)
 
-    def checkpoint_activations(self) -> bool:
-        self.model.checkpoint_activations()
+    def checkpoint_activations(self, on: bool = True) -> bool:
+        self.model.checkpoint_activations(on)
         return True
 
     def batch(self, share: Share) -> dict[str, Any]:

@@ -131,9 +131,9 @@ class JointStage(DependentStage, ComparingStage):
         """The studies that have every output of the group."""
         return studies_with(*(banks[name][0] for name in group))
 
-    def checkpoint_activations(self) -> bool:
+    def checkpoint_activations(self, on: bool = True) -> bool:
         for generator in self.generators.values():  # gradients pass through them to the alignment
-            generator.checkpoint_activations()
+            generator.checkpoint_activations(on)
         return True
 
     def batch(self, share: Share) -> dict[str, Any]:

@@ -40,9 +40,11 @@ class Whole(Parallel):
         for loss in losses:
             with accelerator.accumulate(self.module):
                 done.append(loss())
-                # A share may leave parameters out, but DDP expects gradients of all, and one process is no other case
-                unused = 0 * sum(p.sum() for p in self.module.parameters() if p.requires_grad)
-                accelerator.backward(done[-1].value + unused)
+                value = done[-1].value
+                if accelerator.num_processes > 1:  # a share may leave parameters out, but DDP expects gradients of all
+                    value = value + 0 * sum(p.sum() for p in self.module.parameters() if p.requires_grad)
+                accelerator.backward(value)
+                fill_gradients(self.module)
                 if accelerator.sync_gradients:
                     norm = accelerator.clip_grad_norm_(self.module.parameters(), clip)
                 self.optimizer.step()

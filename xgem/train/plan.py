@@ -15,13 +15,14 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from xgem.configs.preset import Preset
+from xgem.generators.checkpointing import recomputes
 from xgem.modalities import get_modality
 from xgem.train.footprint import Footprint, footprint
 from xgem.train.passes import shares_of
 from xgem.train.planned import Batch, Planned, planned, tokens_of
 from xgem.train.sharding import layers
 from xgem.train.stages import stages
-from xgem.types import ConfigError, InputError
+from xgem.types import InputError
 
 GIB = 2**30
 HALF = 2  # bytes of a float16
@@ -41,9 +42,10 @@ class Hardware:
     peak: float = 989.0
     share: float = 0.4
     reserved: float = 1.0
-    sharding: Literal["none", "full"] = "none"
+    sharding: Literal["no", "full"] = "no"
     precision: str = "bf16"
     micro_batch_size: int | None = None
+    checkpoint_activations: bool = False
 
     def __post_init__(self) -> None:
         for name in ("gpus", "memory", "peak", "share"):
@@ -107,13 +109,16 @@ class Planner:
     def plan(self, name: str) -> StagePlan:
         """The plan of one stage; ConfigError where its batch cannot be divided among the GPUs."""
         one, hardware = planned(name, self.preset), self.hardware
+        if hardware.checkpoint_activations:
+            one.stage.checkpoint_activations()
         config, gpus = one.stage.config, hardware.gpus
         used = shares_of(one.stage, 0, gpus, hardware.micro_batch_size)[0].size
-        sizes = [n for n in range(1, config.batch_size // gpus + 1) if config.batch_size // gpus % n == 0]
+        own = config.batch_size // gpus
+        sizes = [n for n in range(1, own + 1) if own % n == 0]
         found = [self._measure(one, make, used) for _, make in one.batches]
         worst = max(range(len(found)), key=lambda number: found[number].peak)
-        own = config.batch_size // gpus
-        flops = sum(weight * one.flops / own for (weight, _), one in zip(one.batches, found, strict=True))
+        weights = [weight for weight, _ in one.batches]
+        flops = sum(weight * each.flops / own for weight, each in zip(weights, found, strict=True))
         plain = sum(w * self._plain(one, make) for w, make in one.batches) if _recomputes(one, used, own) else flops
         rate = gpus * hardware.peak * 1e12 * hardware.share / flops
         samples = config.steps * config.batch_size
@@ -129,10 +134,9 @@ class Planner:
             found[worst].peak <= hardware.room, greatest, peak(1) if greatest is None else 0,
         )  # fmt: skip
 
-    def _measure(self, one: Planned, make: Batch, size: int, *, gpus: int | None = None) -> Footprint:
+    def _measure(self, one: Planned, make: Batch, size: int) -> Footprint:
         hardware, stage = self.hardware, one.using(make)
-        count = gpus or hardware.gpus
-        key = _shapes(one, make), size, count
+        count, key = hardware.gpus, (_shapes(one, make), size)
         if key not in self._measured:
             sharded = hardware.sharding == "full" and count > 1
             found = footprint(
@@ -144,26 +148,22 @@ class Planner:
 
     def _plain(self, one: Planned, make: Batch) -> float:
         """FLOPs of a sample where nothing is computed twice."""
-        networks = [*one.frozen, one.stage.module]
-        switched = [part for network in networks for part in network.modules() if _checkpoints(part)]
-        for part in switched:
-            part.gradient_checkpointing = False  # type: ignore[assignment]
+        again = _checkpoints(one)
+        one.stage.checkpoint_activations(False)
         own = one.stage.config.batch_size // self.hardware.gpus
         found = footprint(
             one.using(make), one.frozen, processes=self.hardware.gpus, most=own, precision=self.hardware.precision
         )
-        for part in switched:
-            part.gradient_checkpointing = True  # type: ignore[assignment]
+        one.stage.checkpoint_activations(again)
         return found.flops / own
 
 
-def _checkpoints(part: nn.Module) -> bool:
-    return getattr(part, "gradient_checkpointing", False) is True
+def _checkpoints(one: Planned) -> bool:
+    return any(map(recomputes, [*one.frozen, one.stage.module]))
 
 
 def _recomputes(one: Planned, used: int, own: int) -> bool:
-    networks = [*one.frozen, one.stage.module]
-    return (used < own and one.compares) or any(_checkpoints(part) for net in networks for part in net.modules())
+    return (used < own and one.compares) or _checkpoints(one)
 
 
 def _shapes(one: Planned, make: Batch) -> Any:
@@ -224,19 +224,3 @@ def disk(name: str, preset: Preset, text_tokens: float) -> dict[str, int]:
 
 def _latent(target: str, preset: Preset) -> int:
     return math.prod(getattr(preset.components[preset.generator(target)], "latent_shape", ()))
-
-
-def with_checkpointing(preset: Preset, wanted: bool) -> Preset:
-    """``preset`` with activation checkpointing on or off in all components that have it.
-
-    Raises:
-        ConfigError: none has it.
-    """
-    able = [name for name, part in preset.components.items() if hasattr(part, "gradient_checkpointing")]
-    if not able:
-        raise ConfigError(
-            f"preset {preset.name!r} has no component that checkpoints activations (a dit_generator does): "
-            "leave --checkpoint-activations out"
-        )
-    changed = {name: preset.components[name].model_copy(update={"gradient_checkpointing": wanted}) for name in able}
-    return preset.model_copy(update={"components": {**preset.components, **changed}})

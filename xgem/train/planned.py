@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from xgem.alignment.model import Alignment
+from xgem.alignment.model import Alignment, TransformerAlignment
 from xgem.configs.components import ControlNetConfig, DiTGeneratorConfig
 from xgem.configs.preset import Preset
 from xgem.convert.random_init import random_component
@@ -123,9 +123,11 @@ def _control(name: str, preset: Preset) -> Planned:
     target = control._controlled(preset)
     settings, config = preset.components[str(preset.modalities[target].control)], preset.generator(target)
     assert isinstance(settings, ControlNetConfig)
-    assert isinstance(preset.components[config], DiTGeneratorConfig)
+    transformer = preset.components[config]
+    assert isinstance(transformer, DiTGeneratorConfig)
     generator = _component(config, preset).eval()
     model = ControlNet(settings)
+    model.checkpoint_activations(transformer.gradient_checkpointing)
     module = control._Steered(model, generator)
     stage = _without_data(control.ControlStage, name, preset, generator=generator, model=model, module=module)
 
@@ -138,7 +140,7 @@ def _control(name: str, preset: Preset) -> Planned:
 
 def _joint(name: str, preset: Preset) -> Planned:
     model = _component(str(preset.alignment), preset, frozen=False)
-    assert isinstance(model, Alignment)
+    assert isinstance(model, Alignment | TransformerAlignment)
     outputs = tuple(model.config.outputs)
     generators = Frozen({output: _component(preset.generator(output), preset).eval() for output in outputs})
     weights = joint.JointStage.loss_weights(name, preset.train[name])

@@ -62,9 +62,10 @@ class Stage(ABC):
     def validate(self, module: nn.Module) -> dict[str, float]:
         """Validation figures of the averaged weights; ``"loss"`` drives the stop rule."""
 
-    def checkpoint_activations(self) -> bool:
-        """Have what the loss passes through compute its activations again in the backward pass, which saves memory;
-        False where a stage cannot."""
+    def checkpoint_activations(self, on: bool = True) -> bool:
+        """Whether what the loss passes through computes its activations again in the backward pass, which saves memory;
+        returns False where a stage cannot."""
+        del on
         return False
 
     def sheet(self, module: nn.Module) -> Image.Image | str | None:
