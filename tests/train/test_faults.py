@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import signal
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from tests.train.test_loop import QUIET, RESUME, Killed, Line, log_of
 from xgem.checkpoints import training as checkpoint
 from xgem.train.loop import train
-from xgem.types import CheckpointError, OutputError, StoppedError
+from xgem.types import CheckpointError, DeviceError, OutputError, StoppedError
 
 
 @pytest.mark.parametrize("harm", ["truncated", "altered", "missing", "state"])
@@ -99,3 +101,27 @@ def test_a_signal_ends_a_run_with_a_checkpoint_and_takes_effect_then(
     assert train(Line(), broken, RESUME) == expected
     assert (broken / "final.safetensors").read_bytes() == (whole / "final.safetensors").read_bytes()
     assert log_of(broken) == log_of(whole)
+
+
+def test_where_memory_runs_out_a_batch_is_divided(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """The same step goes on with fewer samples at once, to the same end as with that many from the start."""
+    small, found = tmp_path / "small", tmp_path / "found"
+    train(Line(), small, replace(QUIET, micro_batch_size=1))
+    for stage, most in ((Line(), 3), (Line(seed=1), 0)):
+        loss = stage.loss
+
+        def limited(module: Any, batch: Any, loss: Any = loss, most: int = most) -> Any:
+            if len(batch["x"]) > most - (batch["step"] >= 5):
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+            return loss(module, batch)
+
+        stage.loss = limited  # type: ignore[method-assign]
+        if most:
+            train(stage, found, QUIET)
+            continue
+        with pytest.raises(DeviceError, match="line: memory runs out with one sample at once"):
+            train(stage, tmp_path / "never", QUIET)
+    said = "line: memory runs out with {} samples at once (CUDA out of memory): going on with {}"
+    assert [one for one in caplog.messages if "runs out" in one][:1] == [said.format(4, 2)]
+    assert (found / "training/line/micro-batch-size").read_text() == "2\n"
+    assert (found / "final.safetensors").is_file()

@@ -37,7 +37,8 @@ from xgem.train.processes import Processes
 from xgem.train.saving import Saver, restore
 from xgem.train.sharding import WholeCopy, brought_together, mesh_shape, shard
 from xgem.train.stage import Stage
-from xgem.types import CheckpointError, ConfigError, DataError, OutputError, StoppedError
+from xgem.types import CheckpointError, ConfigError, DataError, DeviceError, OutputError, StoppedError
+from xgem.utils.files import replacing
 from xgem.utils.progress import StepBar
 from xgem.utils.random import mix
 from xgem.utils.signals import Pending, deferred
@@ -86,6 +87,8 @@ def _bar(stage: Stage, state: TrainState, shown: bool) -> Iterator[Any]:
 
 
 _TIME = 10_000  # among the numbers of signals: the time is up
+
+_LESS = "micro-batch-size"  # the file with the size that fits, once memory has run out
 
 FINISHED = "finished"
 """The file in a stage's work folder that says that it is finished: its last step, written after its components."""
@@ -138,7 +141,7 @@ class _Run:
         # A compiled module stays compiled
         compiled = options.compile and not self.in_parts
         call = cast(nn.Module, torch.compile(self.parallel.call)) if compiled else self.parallel.call
-        self.passes = Passes(stage, call, self.accelerator, options.precision, options.micro_batch_size)
+        self.passes = Passes(stage, call, self.accelerator, options.precision, self._most_at_once())
         with checkpoint.writable(self.work):
             if self.main and not is_finished(self.state, self.config):
                 (self.work / FINISHED).unlink(missing_ok=True)  # of a run whose checkpoints are gone
@@ -187,11 +190,47 @@ class _Run:
         """One optimizer step: loss and logged terms of this process, gradient norm before clipping."""
         for group in self.parallel.optimizer.param_groups:
             group["lr"] = learning_rate(self.config, self.state.step)
-        done, norm = self.parallel.update(self.passes.losses(self.state.step), self.config.grad_clip)
+        while True:
+            try:
+                done, norm = self.parallel.gradients(self.passes.losses(self.state.step), self.config.grad_clip)
+                break
+            except torch.OutOfMemoryError as error:
+                reason = str(error).partition(".")[0]
+            self._take_less(reason)
+        self.parallel.update()
         self.averaged.update_parameters(self.stage.module)
         self.state.step += 1
         terms = {name: torch.stack([one.terms[name] for one in done]).mean() for name in done[0].terms}
         return torch.stack([one.shown for one in done]).mean(), norm, terms
+
+    def _take_less(self, reason: str) -> None:
+        """Divide a batch further where memory ran out, and go on with the same step.
+
+        Several processes cannot, as the others wait for this one's gradients: they stop, and do so at their next start.
+        """
+        before = self.passes.shares[0].size
+        if before == 1:
+            raise DeviceError(
+                f"{self.stage.name}: memory runs out with one sample at once ({reason}): use --checkpoint-activations, "
+                "more GPUs with --sharding full, or --precision bf16; xgem plan says what fits"
+            )
+        self.parallel.optimizer.zero_grad(set_to_none=True)
+        torch.cuda.empty_cache()
+        size = self.passes.divide(before // 2)
+        said = f"{self.stage.name}: memory runs out with {before} samples at once ({reason})"
+        with replacing(self.work / _LESS) as file:
+            file.write_text(f"{size}\n", encoding="utf-8")
+        if self.processes.count > 1:
+            raise DeviceError(f"{said}: start again with --resume, which takes {size}")
+        log.warning("%s: going on with %d", said, size)
+
+    def _most_at_once(self) -> int | None:
+        """The user's limit; else what was found here when memory ran out."""
+        try:
+            found = int((self.work / _LESS).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            found = None
+        return self.options.micro_batch_size or found
 
     def mean(self, value: Tensor) -> float:
         """The mean of a number over all processes."""

@@ -22,8 +22,13 @@ class Parallel(ABC):
     optimizer: torch.optim.Optimizer
 
     @abstractmethod
-    def update(self, losses: Sequence[Callable[[], Loss]], clip: float) -> tuple[list[Loss], Tensor]:
-        """One optimizer step by the mean of the losses of a batch's shares, and the gradient's norm before clipping."""
+    def gradients(self, losses: Sequence[Callable[[], Loss]], clip: float) -> tuple[list[Loss], Tensor]:
+        """Gradients of the mean of the losses of a batch's shares, and their norm before it is clipped."""
+
+    def update(self) -> None:
+        """One step of the optimizer by the gradients."""
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
 
 
 class Whole(Parallel):
@@ -34,9 +39,9 @@ class Whole(Parallel):
         self.module, self.optimizer = accelerator.prepare(module, optimizer)
         self.call = self.module
 
-    def update(self, losses: Sequence[Callable[[], Loss]], clip: float) -> tuple[list[Loss], Tensor]:
-        accelerator, done, norm = self.accelerator, list[Loss](), None
-        accelerator.gradient_accumulation_steps = len(losses)
+    def gradients(self, losses: Sequence[Callable[[], Loss]], clip: float) -> tuple[list[Loss], Tensor]:
+        accelerator, done = self.accelerator, list[Loss]()
+        accelerator.gradient_accumulation_steps, accelerator.step = len(losses), 0
         for loss in losses:
             with accelerator.accumulate(self.module):
                 done.append(loss())
@@ -44,12 +49,9 @@ class Whole(Parallel):
                 if accelerator.num_processes > 1:  # a share may leave parameters out, but DDP expects gradients of all
                     value = value + 0 * sum(p.sum() for p in self.module.parameters() if p.requires_grad)
                 accelerator.backward(value)
-                fill_gradients(self.module)
-                if accelerator.sync_gradients:
-                    norm = accelerator.clip_grad_norm_(self.module.parameters(), clip)
-                self.optimizer.step()
-                self.optimizer.zero_grad(set_to_none=True)
-        assert norm is not None  # the last share clips
+        fill_gradients(self.module)
+        norm = accelerator.clip_grad_norm_(self.module.parameters(), clip)
+        assert norm is not None
         return done, norm
 
 
@@ -59,13 +61,11 @@ class InParts(Parallel):
     def __init__(self, module: nn.Module, optimizer: torch.optim.Optimizer) -> None:
         self.call, self.optimizer = module, optimizer
 
-    def update(self, losses: Sequence[Callable[[], Loss]], clip: float) -> tuple[list[Loss], Tensor]:
+    def gradients(self, losses: Sequence[Callable[[], Loss]], clip: float) -> tuple[list[Loss], Tensor]:
         done: list[Loss] = []
         for loss in losses:
             done.append(loss())
             (done[-1].value / len(losses)).backward()  # gradients are brought to their parts after every share
         fill_gradients(self.call)
         norm: Any = torch.nn.utils.clip_grad_norm_(self.call.parameters(), clip)
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
         return done, cast(Tensor, norm.full_tensor() if isinstance(norm, DTensor) else norm)

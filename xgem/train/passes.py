@@ -58,7 +58,12 @@ class Passes:
     ) -> None:
         self.stage, self.module, self.accelerator, self.precision = stage, module, accelerator, precision
         self.world = accelerator.num_processes
-        self.shares = shares_of(stage, accelerator.process_index, self.world, most)
+        self.divide(most)
+
+    def divide(self, most: int | None) -> int:
+        """Work on at most ``most`` samples at once (None: on all of the process's); returns how many these are."""
+        self.shares = shares_of(self.stage, self.accelerator.process_index, self.world, most)
+        return self.shares[0].size
 
     def losses(self, step: int) -> list[Callable[[], Loss]]:
         """What computes the loss of each share of batch ``step``: to be called once each, in their order."""
