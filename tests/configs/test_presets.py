@@ -9,7 +9,8 @@ import pytest
 
 from xgem.cli.info import count_parameters
 from xgem.configs.preset import load_preset, preset_names
-from xgem.train.stages import _architecture, stages
+from xgem.train.initial import architecture
+from xgem.train.stages import stages
 
 
 @cache
@@ -85,7 +86,7 @@ def test_its_text_encoder_goes_on_from_the_default_and_into_every_stage() -> Non
     first, *later = (load_preset(name) for name in ("chexgen-small-clip", "chexgen-small-128", "chexgen-small"))
     assert set(first.train) == {"clip"}
     for name, config in first.components.items():
-        assert _architecture(config) == _architecture(load_preset("openi-256").components[name])
+        assert architecture(config) == architecture(load_preset("openi-256").components[name])
     assert all(preset.components["text_encoder"] == first.components["text_encoder"] for preset in later)
 
 
@@ -120,4 +121,4 @@ def test_chexgen_follows_the_published_recipe() -> None:
         stage = preset.train["frontal"]
         assert (stage.learning_rate, stage.weight_decay, stage.grad_clip, stage.ema_decay) == (1e-4, 0.01, 1.0, 0.9999)
     assert (first.prompt_sections, second.prompt_sections) == (None, ("impression",))
-    assert _architecture(first.components["frontal_dit"]) == _architecture(second.components["frontal_dit"])
+    assert architecture(first.components["frontal_dit"]) == architecture(second.components["frontal_dit"])

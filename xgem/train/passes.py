@@ -14,6 +14,7 @@ from accelerate.utils import gather
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from xgem.train.ahead import ReadAhead
 from xgem.train.share import Share
 from xgem.train.stage import ComparingStage, Stage
 from xgem.types import ConfigError
@@ -59,6 +60,7 @@ class Passes:
         self.stage, self.module, self.accelerator, self.precision = stage, module, accelerator, precision
         self.world = accelerator.num_processes
         self.shares = shares_of(stage, accelerator.process_index, self.world, most)
+        self.ahead = ReadAhead(stage, self.shares)
 
     def losses(self, step: int) -> list[Callable[[], Loss]]:
         """What computes the loss of each share of batch ``step``: to be called once each, in their order."""
@@ -113,7 +115,7 @@ class Passes:
         """``function`` of a share's samples; what a network draws itself (dropout) follows from the share too."""
         torch.manual_seed(mix(share.seed, share.stage, share.step, share.first))
         device = self.accelerator.device
-        batch = _on(device, self.stage.batch(share))
+        batch = _on(device, self.ahead.batch(share))
         with self.accelerator.autocast(), _quick_attention(device, self.precision):
             return function(batch)
 
