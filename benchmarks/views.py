@@ -30,7 +30,7 @@ def images_of(path: Path, split: str | None, cache: str) -> tuple[Any, Any]:
     prepared = prepare_images(Manifest.read(path), split, TRANSFORM, cache)
     rows = {view: [row for (_, name), own in prepared.index.items() if name == view for row in own] for view in VIEWS}
     order = rows[VIEWS[0]] + rows[VIEWS[1]]
-    return prepared.values.numpy()[order], np.repeat([False, True], [len(rows[view]) for view in VIEWS])
+    return prepared.values[order].numpy(), np.repeat([False, True], [len(rows[view]) for view in VIEWS])
 
 
 def symmetry(images: Any) -> Any:

@@ -10,8 +10,9 @@ import pytest
 
 from xgem.cli.info import count_parameters
 from xgem.configs.preset import load_preset, preset_names
+from xgem.train.initial import architecture
 from xgem.train.loop import learning_rate
-from xgem.train.stages import _architecture, stages
+from xgem.train.stages import stages
 
 BUILDERS: dict[str, Any] = {
     name: builder.func if isinstance(builder, partial) else builder for name, builder in stages().items()
@@ -182,7 +183,7 @@ def test_its_text_encoder_goes_on_from_the_default_and_into_every_stage() -> Non
     first, *later = (load_preset(name) for name in ("chexgen-small-clip", "chexgen-small-128", "chexgen-small"))
     assert set(first.train) == {"clip"}
     for name, config in first.components.items():
-        assert _architecture(config) == _architecture(load_preset("openi-256").components[name])
+        assert architecture(config) == architecture(load_preset("openi-256").components[name])
     assert all(preset.components["text_encoder"] == first.components["text_encoder"] for preset in later)
 
 
@@ -232,4 +233,4 @@ def test_chexgen_follows_the_published_recipe() -> None:
         assert stage.steps == round(epochs * count / stage.batch_size)
     assert (first.captions, second.captions) == ("labels", "none")
     assert (first.prompt_sections, second.prompt_sections) == (None, ("impression",))
-    assert _architecture(first.components["frontal_dit"]) == _architecture(second.components["frontal_dit"])
+    assert architecture(first.components["frontal_dit"]) == architecture(second.components["frontal_dit"])

@@ -5,10 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import subprocess
+import sys
 import threading
 import time
+import zlib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,6 +26,7 @@ from xgem.configs.components import TransformConfig
 from xgem.data.cache import ArrayCache
 from xgem.data.manifest import Manifest, Row
 from xgem.data.prepare import PreparedImages, prepare_images
+from xgem.data.stored_pixels import StoredPixels
 from xgem.data.transforms import read_square
 from xgem.types import DataError, ImageError, OutputError
 from xgem.utils.hashing import arrays_hash, canonical, content_hash, module_hash
@@ -153,7 +158,7 @@ def test_of_several_that_want_an_entry_one_makes_it(tmp_path: Path):
     make = Maker()
     started = threading.Barrier(3)
 
-    def slow() -> dict[str, np.ndarray]:
+    def slow() -> Any:
         time.sleep(0.3)
         return make()
 
@@ -219,7 +224,7 @@ def test_prepared_images(tmp_path: Path, chest):
     assert isinstance(made, PreparedImages)
     assert made.values.shape == (7, 32, 32)
     assert made.values.dtype == torch.uint8
-    torch.testing.assert_close(made.values, again.values)
+    torch.testing.assert_close(made.values[:], again.values[:])
     assert len(list((tmp_path / "cache/images").iterdir())) == 1
     assert made.index["s1", "lateral"] != made.index["s1", "frontal"]
     assert sorted(row for rows in made.index.values() for row in rows) == list(range(7))
@@ -238,7 +243,7 @@ def test_changed_images_and_configs_are_prepared_again(tmp_path: Path, chest):
     assert first.sha256 != second.sha256
     assert not torch.equal(first.values[0], second.values[0])
     third = prepare_images(manifest, "train", TransformConfig(size=32, pad=False), tmp_path / "cache", progress=False)
-    assert not torch.equal(second.values, third.values)
+    assert not torch.equal(second.values[:], third.values[:])
 
 
 def test_unreadable_images_are_named(tmp_path: Path, chest):
@@ -252,3 +257,72 @@ def test_unreadable_images_are_named(tmp_path: Path, chest):
         prepare_images(manifest, "train", TransformConfig(size=32), tmp_path / "cache", progress=False)
     with pytest.raises(DataError, match="no images"):
         prepare_images(manifest, "val", TransformConfig(size=32), tmp_path / "cache", progress=False)
+
+
+def test_prepared_images_are_read_from_parts(tmp_path: Path, chest, monkeypatch):
+    """Files of a few images each: the same pixels, made one by one, and refused where they were altered."""
+    config = TransformConfig(size=32)
+    manifest = make_manifest(tmp_path, chest)
+    whole = prepare_images(manifest, "train", config, tmp_path / "whole", progress=False)
+    monkeypatch.setattr("xgem.data.prepare.PART", 3)
+    made = prepare_images(manifest, "train", config, tmp_path / "parts", progress=False)
+    assert isinstance(made.values, StoredPixels)
+    assert made.sha256 == whole.sha256
+    assert len(made.values.files) == len(list((tmp_path / "parts/images").iterdir())) == 3
+    for rows in ([6, 0, 3, 3], torch.tensor([5, 2]), []):
+        torch.testing.assert_close(made.bytes(rows), whole.bytes(rows))
+    torch.testing.assert_close(made.values[:], whole.values[:])
+    torch.testing.assert_close(made.values[-1], whole.values[6])
+    with pytest.raises(IndexError):
+        made.values[7]
+
+    made.values.files[1].unlink()  # what a killed run has not written yet is made, and nothing else
+    kept = {file: file.stat().st_mtime_ns for file in made.values.files if file.exists()}
+    again = prepare_images(manifest, "train", config, tmp_path / "parts", progress=False)
+    torch.testing.assert_close(again.values[:], whole.values[:])
+    assert {file: file.stat().st_mtime_ns for file in kept} == kept
+
+    file = made.values.files[0]
+    content = bytearray(file.read_bytes())
+    place = content.find(whole.values[1].numpy().tobytes())
+    content[place + 5] ^= 1
+    file.write_bytes(content)
+    assert torch.equal(made.values[0], whole.values[0])
+    with pytest.raises(DataError, match=r"image 1 was altered; delete the file"):
+        made.bytes([0, 1])
+    file.write_bytes(content[:100])
+    with pytest.raises(DataError, match="cannot be read"):
+        made.bytes([0])
+    repaired = prepare_images(manifest, "train", config, tmp_path / "parts", progress=False)
+    torch.testing.assert_close(repaired.values[:], whole.values[:])
+
+
+_READ_ALL = """
+import sys
+from pathlib import Path
+import torch
+from xgem.data.stored_pixels import StoredPixels
+
+def memory():
+    status = dict(line.split(":") for line in Path("/proc/self/status").read_text().splitlines())
+    return {name: int(status[name].split()[0]) / 1024 for name in ("VmHWM", "VmRSS")}
+
+files = sorted(Path(sys.argv[1]).iterdir())
+pixels = StoredPixels(files, 2048, 256, 512)
+pixels[:16]
+before = memory()["VmHWM"]
+for rows in torch.randperm(2048, generator=torch.Generator().manual_seed(0)).split(16):
+    pixels[rows]
+print(memory()["VmHWM"] - before)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads memory from /proc")
+def test_reading_images_keeps_none_in_memory(tmp_path: Path):
+    rng = np.random.default_rng(0)
+    for part in range(4):
+        values = rng.integers(0, 256, (512, 256, 256), dtype=np.uint8)
+        sums = np.array([zlib.crc32(one.tobytes()) for one in values])
+        save_file({"values": torch.from_numpy(values), "crc": torch.from_numpy(sums)}, tmp_path / f"{part}.safetensors")
+    run = subprocess.run([sys.executable, "-c", _READ_ALL, tmp_path], check=True, stdout=subprocess.PIPE, text=True)
+    assert float(run.stdout) < 12  # of 128 MB

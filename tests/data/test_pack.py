@@ -59,10 +59,10 @@ def test_a_packed_folder_is_read_as_its_source(manifest: Manifest, tmp_path: Pat
         before = prepare_images(manifest, split, CONFIG, tmp_path / "cache", progress=False)
         after = prepare_images(packed, split, CONFIG, tmp_path / "cache", progress=False)
         assert before.index == after.index
-        error = (before.values.float() - after.values.float()).square().mean(dim=(1, 2))
+        error = (before.values[:].float() - after.values[:].float()).square().mean(dim=(1, 2))
         assert float(error.max()) < 10  # of 255^2: 38 dB
     # The padding above and below the wide image, and beside the squashed one, is part of the picture
-    assert int(prepare_images(packed, "train", CONFIG, tmp_path / "cache", progress=False).values[0, :6].max()) < 12
+    assert int(prepare_images(packed, "train", CONFIG, tmp_path / "cache", progress=False).values[0][:6].max()) < 12
     kept = {"file": None, "reading": AS_STATED, "masks": {}, "boxes": ()}
     for row, other in zip(manifest.rows, packed.rows, strict=True):
         assert row.model_copy(update=kept) == other.model_copy(update=kept)

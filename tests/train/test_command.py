@@ -22,7 +22,7 @@ from xgem.convert.random_init import random_checkpoint
 from xgem.data.manifest import Manifest
 from xgem.train import reid
 from xgem.train.image_vae import ImageVAEStage
-from xgem.train.initial import _architecture
+from xgem.train.initial import architecture
 from xgem.train.loop import FINISHED, LoopOptions, learning_rate
 from xgem.train.processes import together
 from xgem.train.share import Share
@@ -142,7 +142,7 @@ def test_the_preset_for_fine_tuning_takes_openi_256_further() -> None:
     assert planned(tune) == ("frontal", "lateral", "report", "joint")
     assert tune.model_copy(update={"name": openi.name, "description": openi.description, "train": openi.train}) == openi
     for name, config in tune.components.items():
-        assert _architecture(read_component_config(ASSETS / "openi-256", name)) == _architecture(config)
+        assert architecture(read_component_config(ASSETS / "openi-256", name)) == architecture(config)
     for name, config in tune.train.items():
         # Adam moves a weight by the learning rate at most, or little more, a step
         ours, theirs = (sum(learning_rate(c, step) for step in range(c.steps)) for c in (config, openi.train[name]))

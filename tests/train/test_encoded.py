@@ -159,6 +159,20 @@ def test_a_resumed_run_equals_an_unbroken_one(
     assert component_hash(roots[0], "frontal") == component_hash(roots[1], "frontal")
 
 
+def test_workers_read_ahead(
+    manifest: Path, presets: dict[str, Preset], checkpoints: dict[str, Path], folders: dict[str, Path], tmp_path: Path
+) -> None:
+    logs = []
+    for workers in (0, 2):
+        preset = presets["debug"]
+        stage = preset.train["frontal"].model_copy(update={"workers": workers})
+        preset = preset.model_copy(update={"train": {**preset.train, "frontal": stage}})
+        root = Path(shutil.copytree(checkpoints["debug"], tmp_path / str(workers)))
+        run_encoded(["frontal"], preset, manifest, folders["debug"], root, QUIET, seed=SEED)
+        logs.append(read_log(root / "training" / "frontal"))
+    assert logs[0] == logs[1]
+
+
 # ------------------------------------------------------------------------------------------------------- writing
 
 

@@ -96,6 +96,8 @@ class StageConfig(Config):
     checkpoint_every: int = Field(default=500, ge=1)
     patience: int | None = Field(default=None, ge=1)
     """Stop rule: validations without a better loss before training stops; None trains all steps."""
+    workers: int = Field(default=0, ge=0)
+    """Processes that make batches ahead, for stages that read images; they change no result."""
     loss: dict[str, float] = Field(default_factory=dict[str, float])
     optimizer: Literal["adam", "adamw"] = "adamw"
     decayed: Literal["matrices", "all"] = "matrices"

@@ -67,6 +67,15 @@ class ArrayCache:
             shutil.rmtree(self.unfinished(kind, key), ignore_errors=True)
         return arrays
 
+    def stored(self, kind: str, key: Mapping[str, Any]) -> Path | None:
+        """The file of an entry, None where there is none; its arrays are not read, and so not compared."""
+        file = self._file(kind, key)
+        try:
+            with safe_open(str(file), framework="pt") as stream:
+                return file if (stream.metadata() or {}).get("key") == canonical(key) else None
+        except (SafetensorError, OSError):
+            return None
+
     def unfinished(self, kind: str, key: Mapping[str, Any]) -> Path:
         """A folder for the checkpoints of an entry that takes long to compute; deleted once the entry is stored."""
         return self._file(kind, key).with_suffix(".partial")

@@ -4,23 +4,27 @@ from __future__ import annotations
 
 import hashlib
 import os
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from safetensors import safe_open
 
 from xgem.configs.reading import AS_STATED, ReadOptions
 from xgem.data.cache import ArrayCache
 from xgem.data.manifest import Manifest
 from xgem.data.read import NEGATIVE
+from xgem.data.stored_pixels import StoredPixels
 from xgem.data.transforms import Notes, grey_levels, read_with, to_square
 from xgem.types import DataError, ImageError
 from xgem.utils.devices import moved
 from xgem.utils.hashing import canonical, content_hash, in_threads
-from xgem.utils.progress import showing
+from xgem.utils.progress import StepBar, showing
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -29,6 +33,8 @@ if TYPE_CHECKING:
     from xgem.configs.components import TransformConfig
 
 
+PART = 512
+"""Images in a file of the cache."""
 # To be increased when the same file and config would give different pixels
 PREPARE_VERSION = 2
 
@@ -37,11 +43,12 @@ PREPARE_VERSION = 2
 class PreparedImages:
     """The preprocessed images of a split.
 
-    ``values`` (n, size, size) uint8, where 0 is -1 and 255 is 1 in the transform's range; ``index``: the rows of each
-    (study id, view); ``paths``: the file of each row; ``sha256`` of the files' contents and the transform.
+    ``values`` (n, size, size) uint8, where 0 is -1 and 255 is 1 in the transform's range, in memory or on the disk;
+    ``index``: the rows of each (study id, view); ``paths``: the file of each row; ``sha256`` of the files' contents and
+    the transform.
     """
 
-    values: Tensor
+    values: Tensor | StoredPixels
     index: Mapping[tuple[str, str], list[int]]
     paths: tuple[Path, ...]
     sha256: str
@@ -79,18 +86,37 @@ def prepare_images(
         raise DataError(f"no images in split {split!r}; check the manifest with `xgem data check`")
     key = _key(paths, readings, config)
 
-    def make() -> dict[str, NDArray[Any]]:
-        noted = Notes()
-        with showing(progress):
-            values, changed = _prepare(paths, readings, config, f"preparing {split or 'all'} images", noted)
-        noted.log()
-        return {"values": values, "changed": changed}
-
-    arrays = ArrayCache(cache_folder).get_or_make("images", key, make)
+    noted = Notes()
+    files: list[Path] = []
+    changed = False
+    cache, title = ArrayCache(cache_folder), f"preparing {split or 'all'} images"
+    with showing(progress), StepBar(title, len(paths)) as bar:
+        for start in range(0, len(paths), PART):
+            rows = slice(start, start + PART)
+            of_part = key | {"rows": [start, min(start + PART, len(paths))]}
+            make = partial(_part, paths[rows], readings[rows], config, noted)
+            file = cache.stored("images", of_part)
+            if file is None:
+                cache.get_or_make("images", of_part, make)
+                file = cache.stored("images", of_part)
+                assert file is not None
+            files.append(file)
+            with safe_open(str(file), "pt") as stream:
+                changed |= bool(stream.get_tensor("changed").any())
+            bar.advance(len(paths[rows]))
+    noted.log()
     # Trainings are identified by this hash: where all pixels are those of the first version, it is that version's
-    version = PREPARE_VERSION if bool(arrays["changed"].any()) else 1
-    sha = hashlib.sha256(canonical(key | {"version": version}).encode()).hexdigest()
-    return PreparedImages(arrays["values"], index, tuple(paths), sha)
+    sha = hashlib.sha256(canonical(key | {"version": PREPARE_VERSION if changed else 1}).encode()).hexdigest()
+    return PreparedImages(StoredPixels(files, len(paths), config.size, PART), index, tuple(paths), sha)
+
+
+def _part(
+    paths: Sequence[Path], readings: Sequence[ReadOptions], config: TransformConfig, noted: Notes
+) -> dict[str, NDArray[Any]]:
+    """What a file of the cache holds of some images."""
+    with showing(False):
+        values, changed = _prepare(paths, readings, config, "", noted)
+    return {"values": values, "changed": changed, "crc": np.array([zlib.crc32(one.tobytes()) for one in values])}
 
 
 def read_images(manifest: Manifest, split: str, config: TransformConfig, noted: Notes) -> PreparedImages:

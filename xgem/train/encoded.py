@@ -61,6 +61,8 @@ class EncodedStudies:
                 f"{folder}: has no {INDEX}, which `xgem data encode` writes last: run it (again) to its end"
             )
         values = plan_values(folder / INDEX, more=True)
+        if "files" not in values:
+            raise DataError(f"{folder / INDEX}: lists no files; run the same `xgem data encode` again, which writes it")
         found = cls(folder, Plan.read(folder / INDEX), values["files"])
         wrong = [name for name, noted in found.files.items() if _size(folder / name) != noted["bytes"]]
         if wrong:

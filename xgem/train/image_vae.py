@@ -185,17 +185,24 @@ class ImageVAEStage(CodecStage):
     def finish(self, module: nn.Module, root: Path) -> None:
         assert isinstance(module, Autoencoder)
         vae = module.vae
-        n = len(self.train.values)
-        device = next(vae.parameters()).device
-        # Latent statistics over every fourth training image, z (n/4, c, h, w)
-        z = torch.cat([vae.moments(self.train.floats(r).to(device))[0].cpu() for r in torch.arange(0, n, 4).split(64)])
-        mean, std = z.mean(dim=(0, 2, 3)), z.std(dim=(0, 2, 3))
+        mean, std = self._statistics(vae)
         if vae.config.shortcut:
             std = std / self._prominence(vae, std)
         vae.config = vae.config.model_copy(
             update={"latent_mean": tuple(mean.tolist()), "latent_std": tuple(std.tolist())}
         )
         store.save_component(root, self.component, vae)
+
+    def _statistics(self, vae: ImageVAE) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation (c,) of the latents of every fourth training image, by parts."""
+        device = next(vae.parameters()).device
+        count, total, square = 0, torch.zeros(()), torch.zeros(())
+        for rows in torch.arange(0, len(self.train.values), 4).split(64):
+            z = vae.moments(self.train.floats(rows).to(device))[0].cpu().double()  # (b, c, h, w)
+            count += z[:, 0].numel()
+            total, square = total + z.sum(dim=(0, 2, 3)), square + z.square().sum(dim=(0, 2, 3))
+        mean = total / count
+        return mean.float(), ((square - count * mean.square()) / (count - 1)).sqrt().float()
 
     def _prominence(self, vae: ImageVAE, std: Tensor) -> Tensor:
         """Standard deviation (c,) of each channel of the normalised latents, of root mean square 1.

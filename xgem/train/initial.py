@@ -17,7 +17,7 @@ _GRID = {"image_size", "latent_shape", "position_scale"}
 computed (ChexGen's stage II starts from stage I's weights at twice the resolution)."""
 
 
-def _architecture(config: Any) -> dict[str, Any]:
+def architecture(config: Any) -> dict[str, Any]:
     """What a component's weights depend on."""
     scalable = config.kind in ("image_vae", "dit_generator", "controlnet")
     return config.model_dump(exclude=_NOT_ARCHITECTURE | (_GRID if scalable else set()))
@@ -39,7 +39,7 @@ def _resized(component: Any, config: Any) -> Any:
 def check_architecture(checkpoint: Path, name: str, preset: Preset) -> None:
     """ConfigError where a component of ``checkpoint`` is of another architecture than the preset's."""
     config, found = preset.components[name], store.read_component_config(checkpoint, name)
-    if getattr(config, "pretrained", None) is None and _architecture(found) != _architecture(config):
+    if getattr(config, "pretrained", None) is None and architecture(found) != architecture(config):
         raise ConfigError(
             f"checkpoint {checkpoint.name}: its {name!r} is of another architecture than preset {preset.name!r} gives: "
             "use the preset that it was trained with"

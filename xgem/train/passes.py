@@ -14,6 +14,7 @@ from accelerate.utils import gather
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from xgem.train.ahead import ReadAhead
 from xgem.train.share import Share
 from xgem.train.stage import ComparingStage, Stage
 from xgem.types import ConfigError
@@ -63,6 +64,7 @@ class Passes:
     def divide(self, most: int | None) -> int:
         """Work on at most ``most`` samples at once (None: on all of the process's); returns how many these are."""
         self.shares = shares_of(self.stage, self.accelerator.process_index, self.world, most)
+        self.ahead = ReadAhead(self.stage, self.shares)
         return self.shares[0].size
 
     def losses(self, step: int) -> list[Callable[[], Loss]]:
@@ -118,7 +120,7 @@ class Passes:
         """``function`` of a share's samples; what a network draws itself (dropout) follows from the share too."""
         torch.manual_seed(mix(share.seed, share.stage, share.step, share.first))
         device = self.accelerator.device
-        batch = _on(device, self.stage.batch(share))
+        batch = _on(device, self.ahead.batch(share))
         with self.accelerator.autocast(), _quick_attention(device, self.precision):
             return function(batch)
 

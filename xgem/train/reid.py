@@ -100,7 +100,7 @@ class Patients:
             for study in studies:
                 rows.setdefault(study.subject, []).extend(start + row for row in prepared.index[study.id, VIEW])
                 source[study.subject] = study.source
-            values.append(prepared.values)
+            values.append(prepared.values[:])
             start += len(prepared.values)
             digest.update(prepared.sha256.encode())
         of_source: dict[str, int] = {}

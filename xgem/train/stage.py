@@ -79,7 +79,8 @@ class Stage(ABC):
 
     def fingerprint(self) -> str:
         """Identifies settings and data, so that a checkpoint is only resumed by the run it belongs to."""
-        parts = (self.name, str(self.seed), *(one.model_dump_json() for one in (self.config, *self.settings)))
+        config = self.config.model_dump_json(exclude={"workers"})
+        parts = (self.name, str(self.seed), config, *(one.model_dump_json() for one in self.settings))
         parts += (self.origin,) if self.origin else ()
         return hashlib.sha256("|".join(parts).encode()).hexdigest()
 
