@@ -19,7 +19,7 @@ from xgem.checkpoints.store import read_index, verify
 from xgem.configs.preset import load_preset
 from xgem.train.stages import planned
 
-KILLS = int(os.environ.get("XGEM_KILLS", "2"))
+KILLS = int(os.environ.get("XGEM_KILLS", "1"))
 LIMIT = 400.0
 TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--max-restarts", "20",
             "--monitor-interval", "0.2")  # fmt: skip
