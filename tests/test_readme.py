@@ -207,7 +207,10 @@ def parse(words: list[str]) -> None:
         name, *rest = rest
         command = command.get_command(context, name)
         assert command is not None, f"{shlex.join(words)}: no command {name!r}"
-        context = command.context_class(command, parent=context, info_name=name)
+        context = command.context_class(command, parent=context, info_name=name, **command.context_settings)
+    if context.allow_extra_args:  # `xgem submit train`: the options of `xgem train`
+        parse(["xgem", name, *rest])
+        return
     assert not rest, f"{shlex.join(words)}: takes no {rest}"
 
 

@@ -179,3 +179,23 @@ def test_long_work_leaves_lines_in_a_log_unless_switched_off(
     shown = {line.partition(":")[0] for line in ran.err.splitlines()}
     assert {"pixel distances of generated", "aligned distances of training"} <= shown
     assert xgem(*options, "--out", tmp_path / "b", "--no-progress").err == ""
+
+
+def test_what_is_submitted_is_checked_before(xgem: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Any] = []
+
+    class Job:
+        job_id = "7"
+
+    monkeypatch.setattr("xgem.utils.slurm.submit", lambda *what: asked.append(what) or Job())
+    out = tmp_path / "out"
+    options = ["frontal", "--preset", "debug", "--data", tmp_path / "toy.jsonl", "--out", out]
+    ran = xgem("submit", "train", *options, "--nodes", 4, "--gpus", 8, "--timeout", 30, "--sharding", "full")
+    assert (ran.code, ran.out) == (0, f"job 7: 32 processes into {out}, logs in {out}.slurm\n")
+    ((work, name, logs, wanted),) = asked
+    assert work.arguments == (*map(str, options), "--sharding", "full")
+    assert (name, logs) == ("xgem-train", tmp_path / "out.slurm")
+    assert (wanted.nodes, wanted.tasks, wanted.gpus, wanted.timeout_min) == (4, 8, 8, 30)
+    assert xgem("submit", "train", *options, "--gpus", 2, "--tasks", 3).code == 2
+    assert xgem("submit", "train", *options, "--no-such-option").code == 2
+    assert len(asked) == 1
