@@ -23,7 +23,7 @@ def main(name: str, ranks: int) -> dict[str, dict[str, int]]:
     for stage in preset.train:
         module = planned(stage, preset).stage.module
         blocks = layers(module)
-        shard(module, mesh, "no")
+        shard(module, mesh)
         assert all(isinstance(p, DTensor) for p in module.parameters())
         shards = [p.to_local() for p in module.parameters() if isinstance(p, DTensor)]
         assert all(one.device == torch.device("meta") for one in shards)

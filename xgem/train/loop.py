@@ -168,8 +168,8 @@ class _Run:
         shape = mesh_shape(options.sharding, self.processes.count)
         mesh = init_device_mesh(self.accelerator.device.type, shape)
         self.whole = WholeCopy(module, self.main)
-        for one in (module, self.averaged.module):
-            shard(one, mesh, options.precision, compiled=options.compile)
+        shard(module, mesh, compiled=options.compile)
+        shard(self.averaged.module, mesh)
 
     def _found(self) -> Path | None:
         """The checkpoint to go on from, if there is one."""

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor
 from torch.utils._pytree import tree_map
 
@@ -53,13 +53,11 @@ def layers(module: nn.Module) -> list[nn.Module]:
     return found
 
 
-def shard(module: nn.Module, mesh: DeviceMesh, precision: str, *, compiled: bool = False) -> None:
+def shard(module: nn.Module, mesh: DeviceMesh, *, compiled: bool = False) -> None:
     """Leave to each process its part of the weights of ``module``; with ``compiled``, layers are compiled.
 
-    With ``precision`` bf16 weights are brought together as bfloat16; parts and gradients are float32.
+    Weights are brought together as they are, in float32: what mixed precision computes in less, autocast decides.
     """
-    half = {"param_dtype": torch.bfloat16, "reduce_dtype": torch.float32} if precision == "bf16" else {}
-    policy = MixedPrecisionPolicy(**half, cast_forward_inputs=False)  # autocast casts what an operation needs
     module.to(memory_format=torch.contiguous_format)  # no weights in channels_last
     parts = layers(module)
     for part in [*parts, module]:
@@ -68,8 +66,8 @@ def shard(module: nn.Module, mesh: DeviceMesh, precision: str, *, compiled: bool
     for part in parts:
         if compiled:
             part.compile()
-        fully_shard(part, mesh=mesh, mp_policy=policy)
-    fully_shard(module, mesh=mesh, mp_policy=policy)
+        fully_shard(part, mesh=mesh)
+    fully_shard(module, mesh=mesh)
 
 
 def _parameters(module: nn.Module) -> Iterator[tuple[nn.Module, str]]:
