@@ -192,7 +192,7 @@ def test_the_plain_loop_trains_as_the_loop_does(training: Any, tmp_path: Path) -
             plain()
         for _ in range(2):  # the first is behind it
             run.step()
-    for ours, theirs in zip(run.module.parameters(), plain.module.parameters(), strict=True):
+    for ours, theirs in zip(run.stage.module.parameters(), plain.module.parameters(), strict=True):
         torch.testing.assert_close(ours, theirs)
     for ours, theirs in zip(run.averaged.module.parameters(), plain.averages, strict=True):
         torch.testing.assert_close(ours, theirs)

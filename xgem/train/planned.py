@@ -69,7 +69,10 @@ def planned(name: str, preset: Preset, device: str = "meta") -> Planned:
         "joint": _joint, "control": _control,
     }  # fmt: skip
     with torch.device(device):
-        return makers.get(name, _diffusion)(name, preset)
+        one = makers.get(name, _diffusion)(name, preset)
+    for network in (*one.frozen, one.stage.module):
+        network.to(device)  # libraries make some buffers on the CPU
+    return one
 
 
 def _component(name: str, preset: Preset, *, frozen: bool = True) -> Any:
