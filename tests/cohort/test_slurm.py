@@ -20,6 +20,7 @@ import pytest
 
 from tests.cohort.test_resume import tree
 from tests.train.conftest import make_rows
+from tests.train.test_processes import free_port
 from xgem.cohort.plan import read_plan
 from xgem.cohort.run import run
 from xgem.data.manifest import Manifest
@@ -64,12 +65,6 @@ NodeName={host} NodeAddr=127.0.0.1 CPUs=2 RealMemory=4000
 PartitionName=low Nodes={host} Default=YES PriorityTier=1 GraceTime=10
 PartitionName=high Nodes={host} PriorityTier=10
 """
-
-
-def free_port() -> int:
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return one.getsockname()[1]
 
 
 @pytest.fixture(scope="module")

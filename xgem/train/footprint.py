@@ -24,7 +24,7 @@ from torch.utils.flop_counter import flop_registry
 
 from xgem.train.averaging import Average
 from xgem.train.kernels import ATTENTION_FLOPS, Device, Kernels
-from xgem.train.optimizer import _parameter_groups as parameter_groups
+from xgem.train.optimizer import parameter_groups
 from xgem.train.passes import Loss, Passes
 from xgem.train.share import Share
 from xgem.train.stage import ComparingStage, Stage

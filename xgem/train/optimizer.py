@@ -18,11 +18,11 @@ def optimizer_of(module: nn.Module, config: StageConfig, *, fused: bool = False)
     ``adam`` adds the weight decay to the gradient (Kingma & Ba 2015, with an L2 penalty), ``adamw`` takes it from the
     weights (Loshchilov & Hutter 2019). ``fused``: one kernel a step for all parameters.
     """
-    groups = _parameter_groups(module, config)
+    groups = parameter_groups(module, config)
     return _KINDS[config.optimizer](groups, lr=config.learning_rate, betas=config.betas, fused=fused or None)
 
 
-def _parameter_groups(module: nn.Module, config: StageConfig) -> list[dict[str, Any]]:
+def parameter_groups(module: nn.Module, config: StageConfig) -> list[dict[str, Any]]:
     """Trained parameters with their weight decay: of matrices and kernels alone, or of all."""
     trained = [p for p in module.parameters() if p.requires_grad]
     if config.decayed == "all":

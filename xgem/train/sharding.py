@@ -60,10 +60,11 @@ def shard(module: nn.Module, mesh: DeviceMesh, *, compiled: bool = False) -> Non
     """
     module.to(memory_format=torch.contiguous_format)  # no weights in channels_last
     parts = layers(module)
-    for part in [*parts, module]:
-        own = [(one, name) for one, name in _parameters(part) if part is not module or not _inside(one, parts)]
-        part.register_forward_hook(partial(_with_all, own))
+    inside = {one for part in parts for one in part.modules()}
+    outer = [place for place in _parameters(module) if place[0] not in inside]
+    module.register_forward_hook(partial(_with_all, outer))
     for part in parts:
+        part.register_forward_hook(partial(_with_all, list(_parameters(part))))
         if compiled:
             part.compile()
         fully_shard(part, mesh=mesh)
@@ -76,10 +77,6 @@ def _parameters(module: nn.Module) -> Iterator[tuple[nn.Module, str]]:
         for name, value in one.named_parameters(recurse=False):
             if value.requires_grad:
                 yield one, name
-
-
-def _inside(module: nn.Module, parts: list[nn.Module]) -> bool:
-    return any(module is one for part in parts for one in part.modules())
 
 
 def _with_all(places: list[tuple[nn.Module, str]], module: nn.Module, arguments: Any, output: Any) -> Any:

@@ -139,9 +139,7 @@ def run(
         if processes.main:
             manifest.check(files=True)
             check_needs(names, preset, manifest)
-            store.init_checkpoint(root, preset)
-            if init is not None:
-                start_from(init, preset, root)
+            _begin(root, preset, init)
     with processes.in_agreement():
         train_split, val_split = (
             Corpus.load(manifest, split, preset, root / "cache", progress=options.progress)
@@ -181,16 +179,22 @@ def run_encoded(
             raise InputError(f"--data {manifest}: no such manifest; give the one that {encoded} was encoded from")
         if processes.main:
             studies.check_is_of(file_sha256(manifest), preset)
-            store.init_checkpoint(root, preset)
-            if init is not None:
-                start_from(init, preset, root)
+            _begin(root, preset, init)
     for name in studies.plan.components:
         if is_pretrained(name, preset):
             save_pretrained(name, preset, root)
-    studies.check_components(root)
+    with processes.in_agreement():
+        studies.check_components(root)
     empty = Manifest((), manifest.parent)
     train_split, val_split = (Corpus.without_images(empty, split, preset) for split in ("train", "val"))
     return _train_all(names, StageContext(preset, train_split, val_split, root, seed, init, studies), options)
+
+
+def _begin(root: Path, preset: Preset, init: Path | None) -> None:
+    """The checkpoint folder, with what ``init`` brings."""
+    store.init_checkpoint(root, preset)
+    if init is not None:
+        start_from(init, preset, root)
 
 
 def _train_all(names: Sequence[str], context: StageContext, options: LoopOptions) -> dict[str, TrainState]:
