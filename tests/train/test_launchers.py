@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.train.test_golden_losses import write_data
 from tests.train.test_processes import free_port
 from xgem.checkpoints.store import read_index, verify
 from xgem.configs.preset import load_preset
@@ -59,8 +60,8 @@ def workers(launcher: subprocess.Popen[bytes]) -> list[int]:
     return [int(line) for line in found.stdout.split()]
 
 
-def arguments_of(preset: str, toy: Path, out: Path, *more: object) -> list[object]:
-    return ["all", "--preset", preset, "--data", toy, "--out", out, "--no-progress", *more]
+def arguments_of(preset: str, data: Path, out: Path, *more: object) -> list[object]:
+    return ["all", "--preset", preset, "--data", data, "--out", out, "--no-progress", *more]
 
 
 def files_of(root: Path) -> dict[str, bytes]:
@@ -79,23 +80,25 @@ def checkpoints_of(root: Path, preset: str) -> int:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1800)
+@pytest.mark.timeout(3600)
 @pytest.mark.skipif(not KILLS, reason="takes minutes: set XGEM_KILLS to a number of kills")
-def test_killed_by_the_machine_and_restarted_by_torchrun(toy: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("preset", ["debug", "debug-chexgen"])
+def test_killed_by_the_machine_and_restarted_by_torchrun(preset: str, debug_checkpoint: Path, tmp_path: Path) -> None:
     """Any worker is killed at random moments: the run ends as the unbroken one of two processes."""
-    whole, broken = tmp_path / "whole", tmp_path / "broken"
-    with started(TORCHRUN, tmp_path, *arguments_of("debug", toy, whole)) as launcher:
+    data, whole, broken = write_data(tmp_path), tmp_path / "whole", tmp_path / "broken"
+    options = [f"--set={stage}.checkpoint_every=1" for stage in planned(load_preset(preset))]
+    if preset == "debug-chexgen":  # trains neither codec nor text encoder
+        options += ["--init", debug_checkpoint]
+    with started(TORCHRUN, tmp_path, *arguments_of(preset, data, whole, *options)) as launcher:
         assert launcher.wait(LIMIT) == 0, said(tmp_path)
-    rng = random.Random(20)
-    with started(TORCHRUN, tmp_path, *arguments_of("debug", toy, broken, "--resume")) as launcher:
-        for _ in range(KILLS):
-            before, end = checkpoints_of(broken, "debug"), time.monotonic() + LIMIT
-            while checkpoints_of(broken, "debug") == before and launcher.poll() is None:
-                assert time.monotonic() < end, said(tmp_path)
-                time.sleep(0.02)
-            time.sleep(rng.uniform(0, 1.5))
-            if launcher.poll() is None:
-                os.kill(rng.choice(workers(launcher)), signal.SIGKILL)
+    steps, rng = checkpoints_of(whole, preset), random.Random(20)
+    moments = sorted(rng.sample(range(1, steps), KILLS))
+    with started(TORCHRUN, tmp_path, *arguments_of(preset, data, broken, "--resume", *options)) as launcher:
+        for moment in moments:
+            wait_for(lambda moment=moment: checkpoints_of(broken, preset) >= moment, launcher, tmp_path)
+            time.sleep(rng.uniform(0, 1))  # into whatever comes next: a step, a validation, saving a component
+            wait_for(lambda: workers(launcher), launcher, tmp_path)
+            os.kill(rng.choice(workers(launcher)), signal.SIGKILL)
         assert launcher.wait(LIMIT) == 0, said(tmp_path)
     assert said(tmp_path).count("(exitcode: -9)") == KILLS
     assert files_of(broken) == files_of(whole)
@@ -127,7 +130,7 @@ def test_sharded_under_accelerate_launch_and_stopped_by_a_signal(toy: Path, tmp_
         assert "another run is training here" in refused.stderr
 
 
-def wait_for(happened: Callable[[], bool], launcher: subprocess.Popen[bytes], folder: Path) -> None:
+def wait_for(happened: Callable[[], object], launcher: subprocess.Popen[bytes], folder: Path) -> None:
     end = time.monotonic() + LIMIT
     while not happened():
         assert launcher.poll() is None, said(folder)

@@ -19,6 +19,8 @@ from torch.backends import cuda
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.checkpoint import checkpoint
 
+from xgem.utils.attention import products_in_half
+
 BLOCKS: tuple[type[nn.Module], ...] = (BasicTransformerBlock, ResnetBlock2D)
 """The blocks of diffusers' denoisers that compute their activations again."""
 _ENABLED = {
@@ -61,8 +63,7 @@ class _SameAttention(AbstractContextManager[None]):
         self.stack = ExitStack()
 
     def __enter__(self) -> None:
-        self.stack.callback(cuda.allow_fp16_bf16_reduction_math_sdp, cuda.fp16_bf16_reduction_math_sdp_allowed())
-        cuda.allow_fp16_bf16_reduction_math_sdp(self.reduced)
+        self.stack.enter_context(products_in_half(self.reduced))
         self.stack.enter_context(sdpa_kernel(self.kernels))
 
     def __exit__(self, *error: object) -> None:

@@ -16,6 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.flop_counter import sdpa_backward_flop_count, sdpa_flop_count
 
+from xgem.utils.attention import products_in_half
+
 Device = Literal["cuda", "cpu"]
 aten: Any = torch.ops.aten
 HALF: Final = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -168,9 +170,5 @@ def _cpu_attention(
 
 def _plain_attention(plain: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:
     """What the loop has a CPU in half precision take: products, and these in half precision too."""
-    before = torch.backends.cuda.fp16_bf16_reduction_math_sdp_allowed()
-    torch.backends.cuda.allow_fp16_bf16_reduction_math_sdp(True)
-    try:
+    with products_in_half():
         return plain(*args, **kwargs)
-    finally:
-        torch.backends.cuda.allow_fp16_bf16_reduction_math_sdp(before)

@@ -18,6 +18,7 @@ from xgem.train.ahead import ReadAhead
 from xgem.train.share import Share
 from xgem.train.stage import ComparingStage, Stage
 from xgem.types import ConfigError
+from xgem.utils.attention import products_in_half
 from xgem.utils.devices import moved
 from xgem.utils.random import mix
 
@@ -142,10 +143,5 @@ def _quick_attention(device: torch.device, precision: str) -> Iterator[None]:
     if device.type != "cpu" or precision == "no":
         yield
         return
-    before = torch.backends.cuda.fp16_bf16_reduction_math_sdp_allowed()
-    try:
-        torch.backends.cuda.allow_fp16_bf16_reduction_math_sdp(True)  # else the products are made in float32
-        with sdpa_kernel(SDPBackend.MATH):
-            yield
-    finally:
-        torch.backends.cuda.allow_fp16_bf16_reduction_math_sdp(before)
+    with products_in_half(), sdpa_kernel(SDPBackend.MATH):
+        yield
