@@ -73,14 +73,14 @@ def test_what_cannot_be_planned(xgem: Any, options: list[str], said: str) -> Non
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("preset", ["paper", "chexgen-xl2-512"])
-def test_the_largest_presets_are_planned_with_little_memory(preset: str, project: Path) -> None:
+def test_the_largest_preset_is_planned_with_little_memory(project: Path) -> None:
     """In a process of its own, without a network."""
     code = (
-        "import resource, sys; from xgem.cli import main; code = main(sys.argv[1:]); "
-        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, file=sys.stderr); sys.exit(code)"
+        "import pathlib, sys; from xgem.cli import main; code = main(sys.argv[1:]); "
+        "print(pathlib.Path('/proc/self/status').read_text().split('VmHWM:')[1].split()[0], file=sys.stderr); "
+        "sys.exit(code)"
     )
-    command = [sys.executable, "-c", code, "plan", preset, "--json"]
+    command = [sys.executable, "-c", code, "plan", "paper", "--json"]
     began = time.monotonic()
     ran = subprocess.run(command, cwd=project, capture_output=True, text=True, timeout=280)
     assert ran.returncode == 0, ran.stderr

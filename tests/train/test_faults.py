@@ -13,7 +13,7 @@ import torch
 from tests.train.test_loop import QUIET, RESUME, Killed, Line, log_of
 from xgem.checkpoints import training as checkpoint
 from xgem.train.loop import train
-from xgem.types import CheckpointError, DeviceError, OutputError, StoppedError
+from xgem.types import CheckpointError, ConfigError, DeviceError, OutputError, StoppedError
 
 
 @pytest.mark.parametrize("harm", ["truncated", "altered", "missing", "state"])
@@ -101,6 +101,11 @@ def test_a_signal_ends_a_run_with_a_checkpoint_and_takes_effect_then(
     assert train(Line(), broken, RESUME) == expected
     assert (broken / "final.safetensors").read_bytes() == (whole / "final.safetensors").read_bytes()
     assert log_of(broken) == log_of(whole)
+
+
+def test_parts_have_no_loss_scale(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="fp16 has a loss scale that parts do not share: use bf16 or no"):
+        train(Line(), tmp_path, replace(QUIET, sharding="full", precision="fp16"))
 
 
 def test_where_memory_runs_out_a_batch_is_divided(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

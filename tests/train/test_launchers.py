@@ -142,13 +142,7 @@ def wait_for(happened: Callable[[], object], launcher: subprocess.Popen[bytes], 
 def test_what_processes_cannot_do_together_is_said_once(toy: Path, tmp_path: Path) -> None:
     options = ["image-vae", "--preset", "debug", "--data", toy, "--out", tmp_path / "out", "--no-progress"]
     once = tuple("0" if part == "20" else part for part in TORCHRUN)
-    for more, reason in (
-        (["--set", "image-vae.batch_size=3"], "a batch of 3 cannot be divided evenly among 2 processes"),
-        (["--sharding", "full", "--precision", "fp16"], "use bf16 or no"),
-    ):
-        folder = tmp_path / reason[:4].strip()
-        folder.mkdir()
-        with started(once, folder, *options, *more) as launcher:
-            assert launcher.wait(LIMIT) != 0
-        assert said(folder).count("xgem: error: ") == 1, said(folder)
-        assert reason in said(folder)
+    with started(once, tmp_path, *options, "--set", "image-vae.batch_size=3") as launcher:
+        assert launcher.wait(LIMIT) != 0
+    assert said(tmp_path).count("xgem: error: ") == 1, said(tmp_path)
+    assert "a batch of 3 cannot be divided evenly among 2 processes" in said(tmp_path)
