@@ -308,8 +308,9 @@ def test_shards_of_other_data_or_encoders_are_refused(
         train(other)
     with pytest.raises(InputError, match=r"no such manifest; give the one"):
         train(manifest.with_name("none.jsonl"))
-    with pytest.raises(DataError, match="a preset with another captions"):
-        train(of=preset.model_copy(update={"captions": "qualified"}))
+    for part, value in (("captions", "qualified"), ("prefix", "always")):
+        with pytest.raises(DataError, match=f"a preset with another {part}"):
+            train(of=preset.model_copy(update={part: value}))
     root = tmp_path / "other weights"
     random_checkpoint(root, preset, seed=2)
     with pytest.raises(DataError, match=r"another 'image_encoder' than that of .*: train with the checkpoint"):

@@ -97,8 +97,9 @@ def test_killed_by_the_machine_and_restarted_by_torchrun(preset: str, debug_chec
         for moment in moments:
             wait_for(lambda moment=moment: checkpoints_of(broken, preset) >= moment, launcher, tmp_path)
             time.sleep(rng.uniform(0, 1))  # into whatever comes next: a step, a validation, saving a component
-            wait_for(lambda: workers(launcher), launcher, tmp_path)
-            os.kill(rng.choice(workers(launcher)), signal.SIGKILL)
+            running = workers(launcher)
+            os.kill(rng.choice(running), signal.SIGKILL)
+            wait_for(lambda old=set(running): len(set(workers(launcher)) - old) == 2, launcher, tmp_path)
         assert launcher.wait(LIMIT) == 0, said(tmp_path)
     assert said(tmp_path).count("(exitcode: -9)") == KILLS
     assert files_of(broken) == files_of(whole)

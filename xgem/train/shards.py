@@ -122,6 +122,7 @@ def preset_parts(preset: Preset) -> dict[str, Any]:
         "prompt_sections": None if preset.prompt_sections is None else list(preset.prompt_sections),
         "joined": sorted(name for name, modality in preset.modalities.items() if modality.joins == "report"),
         "captions": preset.captions,
+        "prefix": preset.prefix,
     }
 
 
