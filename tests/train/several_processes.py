@@ -39,7 +39,10 @@ def train(place: Place, manifest: Path, root: Path, options: dict[str, Any]) -> 
 
 
 def train_each(place: Place, manifest: Path, root: Path, stop: int | None, options: dict[str, Any]) -> None:
-    """Resume the stage of every folder in ``root``, a checkpoint with all components, up to step ``stop``."""
+    """Resume the stage of every folder in ``root``, a checkpoint with all components, up to step ``stop``.
+
+    Once the image codec is trained, its decoder is trained too, which starts from it.
+    """
     from dataclasses import replace
 
     from tests.train.test_golden_losses import CASES, QUIET, SEED, tiny
@@ -51,7 +54,7 @@ def train_each(place: Place, manifest: Path, root: Path, stop: int | None, optio
 
     def divide_seen(one: loop._Run) -> Any:
         without = all(parameter.is_meta for parameter in one.stage.module.parameters())
-        assert without == (not one.main and one.stage.name not in ("image-vae", "clip", "report-vae"))
+        assert without == (not one.main and one.stage.name in ("frontal", "lateral", "report", "joint", "control"))
         return divide(one)
 
     def work() -> None:
@@ -61,7 +64,8 @@ def train_each(place: Place, manifest: Path, root: Path, stop: int | None, optio
         chosen = replace(QUIET, resume=True, **options)
         for folder in sorted(root.iterdir()):
             case = CASES[folder.name]
-            run([case.stage], tiny(case.preset, {}), Manifest.read(manifest), folder / case.preset, chosen, seed=SEED)
+            stages = [case.stage, *(["image-decoder"] if case.stage == "image-vae" else [])]
+            run(stages, tiny(case.preset, {}), Manifest.read(manifest), folder / case.preset, chosen, seed=SEED)
 
     _together(place, work)
 

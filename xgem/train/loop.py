@@ -163,6 +163,7 @@ class _Run:
         """Leave to each process its parts of the weights, which the first one has; returns averages in such parts."""
         options, module, device = self.options, self.stage.module, self.accelerator.device
         mesh = mesh_of(mesh_shape(options.sharding, self.processes.count), device.type)
+        module.to(memory_format=torch.contiguous_format)  # neither divided nor sent in channels_last
         whole = module.state_dict() if self.main else {}
         self.whole = WholeCopy(module, self.main)
         averaged = Average(without_storage(module), self.config.ema_decay)

@@ -64,7 +64,6 @@ def shard(module: nn.Module, mesh: DeviceMesh, *, compiled: bool = False) -> Non
 
     Weights are brought together as they are, in float32: what mixed precision computes in less, autocast decides.
     """
-    module.to(memory_format=torch.contiguous_format)  # no weights in channels_last
     parts = layers(module)
     inside = {one for part in parts for one in part.modules()}
     outer = [place for place in _parameters(module) if place[0] not in inside]
