@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -38,12 +38,23 @@ def train(place: Place, manifest: Path, root: Path, options: dict[str, Any]) -> 
     _together(place, lambda: train_presets(manifest, root, options=replace(QUIET, **options)))
 
 
-def train_each(place: Place, manifest: Path, root: Path, stop: int | None, options: dict[str, Any]) -> None:
+def train_each(
+    place: Place,
+    manifest: Path,
+    root: Path,
+    stop: int | None,
+    options: dict[str, Any],
+    compiled: Collection[str] = (),
+) -> None:
     """Resume the stage of every folder in ``root``, a checkpoint with all components, up to step ``stop``.
 
-    Once the image codec is trained, its decoder is trained too, which starts from it.
+    Once the image codec is trained, its decoder is trained too, which starts from it. Those of ``compiled`` are
+    compiled, without a C++ compiler, and compute their activations again.
     """
     from dataclasses import replace
+    from functools import partial
+
+    import torch
 
     from tests.train.test_golden_losses import CASES, QUIET, SEED, tiny
     from xgem.data.manifest import Manifest
@@ -61,9 +72,10 @@ def train_each(place: Place, manifest: Path, root: Path, stop: int | None, optio
         loop._Run._divide = divide_seen  # type: ignore[method-assign]
         if stop is not None:
             loop._Run.ends = lambda one, signals: "stop" if one.state.step == stop else None  # type: ignore[method-assign]
-        chosen = replace(QUIET, resume=True, **options)
+        torch.compile = partial(torch.compile, backend="aot_eager")  # type: ignore[assignment]
         for folder in sorted(root.iterdir()):
-            case = CASES[folder.name]
+            case, again = CASES[folder.name], folder.name in compiled
+            chosen = replace(QUIET, resume=True, compile=again, checkpoint_activations=again, **options)
             stages = [case.stage, *(["image-decoder"] if case.stage == "image-vae" else [])]
             run(stages, tiny(case.preset, {}), Manifest.read(manifest), folder / case.preset, chosen, seed=SEED)
 

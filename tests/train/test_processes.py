@@ -160,6 +160,8 @@ def test_losses_of_two_processes_are_those_of_one(two: tuple[Path, Path]) -> Non
 
 ON_NODES = ("image-vae", "frontal", "joint")
 """The stages that several nodes train."""
+COMPILED = ("lateral", "frontal-dit")
+"""A UNet and a transformer that are compiled."""
 
 
 @pytest.mark.timeout(900)
@@ -170,6 +172,7 @@ def test_losses_do_not_depend_on_processes(
     """Half of every stage on two processes, the rest on four, which take one sample at once: the golden losses.
 
     Of sharded ones some begin with four on two nodes, which have all weights each, and go on with two on one.
+    Some begin compiled, and go on without.
     """
     manifest, trained = two
     apart, nodes, alone = (tmp_path / name for name in ("apart", "nodes", "alone"))
@@ -181,7 +184,7 @@ def test_losses_do_not_depend_on_processes(
         preset = CASES[key].preset
         shutil.copytree(trained / preset, folder / preset, ignore=shutil.ignore_patterns("training"))
     options, single = {"sharding": sharding}, {"micro_batch_size": 1}
-    together(start, 2, "train_each", manifest, apart, 10, options)
+    together(start, 2, "train_each", manifest, apart, 10, options, COMPILED)
     if hybrid:
         together(start, 4, "train_each", manifest, nodes, 10, {"sharding": "hybrid"} | single, nodes=2)
     written = {folder: list(folder.glob("*/training/*/checkpoints/*")) for folder in folders.values()}
