@@ -27,6 +27,18 @@ def test_every_stage_is_planned(xgem: Any) -> None:
         assert min(one["flops"], one["samples_per_second"], one["hours"], *one["disk"].values()) > 0
 
 
+def test_parts_are_those_of_a_node_in_a_hybrid(xgem: Any) -> None:
+    def memory(*options: Any) -> dict[str, int]:
+        ran = xgem("plan", "debug-chexgen", "--gpus", 4, "--json", *options)
+        assert ran.code == 0, ran.err
+        return json.loads(ran.out)["stages"]["control"]["memory"]
+
+    hybrid, no = memory("--sharding", "hybrid", "--nodes", 2), memory("--nodes", 2)
+    assert hybrid["weights"] == pytest.approx(no["weights"] / 2, abs=1)
+    assert hybrid["frozen"] == no["frozen"]
+    assert "4 GPUs of 2 nodes" in xgem("plan", "debug-chexgen", "--gpus", 4, "--nodes", 2, "--sharding", "hybrid").out
+
+
 def test_a_plan_as_tables_says_what_is_assumed(xgem: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "80")
     ran = xgem("plan", "debug-chexgen", "--gpus", 1, "--share", 0.3, "--peak", 312, "--checkpoint-activations")
@@ -62,7 +74,8 @@ def test_where_nothing_fits_it_says_what_would(xgem: Any) -> None:
         (["debug", "--memory", "0"], "--memory 0: expected more than 0"),
         (["debug", "--memory", "-8"], "--memory -8: expected more than 0"),
         (["debug", "--precision", "int8"], "--precision int8: expected no, bf16 or fp16"),
-        (["debug", "--sharding", "half"], "--sharding half: expected no or full"),
+        (["debug", "--sharding", "half"], "--sharding half: expected no, full or hybrid"),
+        (["debug", "--gpus", "4", "--nodes", "3"], "--gpus 4: not divisible by --nodes 3"),
         (["debug", "--text-tokens", "0"], "--text-tokens 0: expected more than 0"),
     ],
 )

@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 
 import torch
 import torch.distributed as dist
-from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from xgem.configs.preset import load_preset
 from xgem.train.planned import planned
-from xgem.train.sharding import layers, shard
+from xgem.train.sharding import layers, mesh_of, shard
 
 
-def main(name: str, ranks: int) -> dict[str, dict[str, int]]:
-    dist.init_process_group("fake", rank=0, world_size=ranks, store=FakeStore())
-    mesh, preset = init_device_mesh("cpu", (ranks,)), load_preset(name)
+def main(name: str, *shape: int) -> dict[str, dict[str, int]]:
+    """``shape`` of the mesh: the number of ranks, or of nodes and of ranks of each."""
+    dist.init_process_group("fake", rank=0, world_size=math.prod(shape), store=FakeStore())
+    mesh, preset = mesh_of(shape, "cpu"), load_preset(name)
     sizes: dict[str, dict[str, int]] = {}
     for stage in preset.train:
         module = planned(stage, preset).stage.module
@@ -33,4 +34,4 @@ def main(name: str, ranks: int) -> dict[str, dict[str, int]]:
 
 
 if __name__ == "__main__":
-    print(json.dumps(main(sys.argv[1], int(sys.argv[2]))))
+    print(json.dumps(main(sys.argv[1], *map(int, sys.argv[2:]))))

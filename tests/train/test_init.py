@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import weakref
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -23,8 +24,9 @@ from xgem.encoders.tokenizer import train_tokenizer
 from xgem.train.context import StageContext
 from xgem.train.corpus import Corpus
 from xgem.train.loop import LoopOptions
+from xgem.train.processes import Processes
 from xgem.train.stages import make_stage, run, stages
-from xgem.types import ConfigError
+from xgem.types import CheckpointError, ConfigError
 from xgem.utils.hashing import module_hash
 
 QUIET = LoopOptions(progress=False, tensorboard=False)
@@ -72,6 +74,48 @@ def test_a_stage_starts_from_the_given_weights(
         for old in ("tokenizer", "decoder_tokenizer"):
             if hasattr(wanted, old):
                 assert getattr(module, old).get_vocab() == getattr(wanted, old).get_vocab()
+
+
+@pytest.mark.parametrize("name", ["frontal", "joint"])
+def test_the_first_process_alone_has_weights_that_are_divided(
+    name: str, debug_preset: Any, corpora: tuple[Corpus, Corpus], source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Others build what they train without storage, read no weights to start from, and are the same run."""
+    first = make_stage(name, StageContext(debug_preset, *corpora, source, 0, source, divided=True))
+    ((part, module),) = first.fresh.items()
+    assert module_hash(module) == module_hash(load_component(source, part))
+
+    class Second(Processes):
+        def __init__(self) -> None:
+            self.count, self.rank, self.main = 2, 1, False
+
+        def of_all(self, value: Any) -> list[Any]:
+            assert value == ""
+            return [first.origin, value]
+
+    monkeypatch.setattr(Processes, "current", Second)
+    second = make_stage(name, StageContext(debug_preset, *corpora, source, 0, source, divided=True))
+    assert second.fingerprint() == first.fingerprint()
+    assert all(parameter.is_meta for parameter in second.module.parameters())
+    shapes = ({key: value.shape for key, value in one.module.state_dict().items()} for one in (first, second))
+    assert next(shapes) == next(shapes)
+
+
+@pytest.mark.parametrize("divided", [False, True])
+def test_pretrained_weights_are_read_by_the_first_process_alone(
+    divided: bool, debug_preset: Any, corpora: tuple[Corpus, Corpus], source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = debug_preset.components["frontal"].model_copy(update={"pretrained": "no/such/unet"})
+    preset = debug_preset.model_copy(update={"components": debug_preset.components | {"frontal": settings}})
+    context = StageContext(preset, *corpora, source, 0, divided=divided)
+    with pytest.raises(CheckpointError, match="no/such/unet"):
+        context.build("frontal")
+    monkeypatch.setattr(Processes, "current", lambda: SimpleNamespace(main=False))
+    if divided:
+        assert next(context.build("frontal").parameters()).is_meta
+    else:
+        with pytest.raises(CheckpointError, match="no/such/unet"):
+            context.build("frontal")
 
 
 @pytest.mark.parametrize("name", ["frontal", "report"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import random
 import subprocess
@@ -30,6 +31,7 @@ from xgem.train.joint import JointStage
 from xgem.train.loop import LoopOptions, _Run
 from xgem.train.plan import Hardware, Planner, StagePlan, disk
 from xgem.train.planned import planned
+from xgem.train.sharding import mesh_shape
 from xgem.train.share import Share
 from xgem.train.stages import make_stage
 from xgem.types import ConfigError, InputError
@@ -193,10 +195,10 @@ def test_frozen_networks_are_shared_with_the_averages(studies: Path, tmp_path: P
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["paper", "chexgen-xl2-512"])
-def test_shares_are_the_shards_of_made_up_ranks(name: str, project: Path) -> None:
-    """``fully_shard`` over 8 ranks of a made-up process group, with all weights on the meta device."""
-    command = [sys.executable, str(project / "tests/train/fake_ranks.py"), name, "8"]
+@pytest.mark.parametrize(("name", "mesh"), [("paper", [8]), ("chexgen-xl2-512", [4, 8])])
+def test_shares_are_the_shards_of_made_up_ranks(name: str, mesh: list[int], project: Path) -> None:
+    """``fully_shard`` over 8 ranks of a made-up process group, or those of 4 nodes, all weights on the meta device."""
+    command = [sys.executable, str(project / "tests/train/fake_ranks.py"), name, *map(str, mesh)]
     environment = {**os.environ, "PYTHONPATH": str(project)}
     ran = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=280)
     assert ran.returncode == 0, ran.stderr[-2000:]
@@ -207,7 +209,7 @@ def test_shares_are_the_shards_of_made_up_ranks(name: str, project: Path) -> Non
         plan = planned(stage, preset)
         assert rank["blocks"] > 8
         shares = footprint(
-            plan.using(plan.batches[0][1]), plan.frozen, processes=8, most=1, precision="bf16", sharded=True
+            plan.using(plan.batches[0][1]), plan.frozen, processes=math.prod(mesh), most=1, precision="bf16", parts=8
         )
         for part, times in (("weights", 1), ("gradients", 1), ("averages", 1), ("optimizer", 2)):
             assert getattr(shares, part) == pytest.approx(times * rank["bytes"], rel=0.01), (stage, part)
@@ -216,14 +218,32 @@ def test_shares_are_the_shards_of_made_up_ranks(name: str, project: Path) -> Non
 def test_sharding_divides_what_is_trained_and_nothing_else() -> None:
     plan = planned("control", load_preset("debug-chexgen"))
     whole, shared = (
-        footprint(plan.using(plan.batches[0][1]), plan.frozen, processes=2, most=1, precision="no", sharded=sharded)
-        for sharded in (False, True)
+        footprint(plan.using(plan.batches[0][1]), plan.frozen, processes=2, most=1, precision="no", parts=parts)
+        for parts in (1, 2)
     )
     for part in ("weights", "gradients", "averages", "optimizer"):
         assert getattr(shared, part) == pytest.approx(getattr(whole, part) / 2, rel=1e-3)
     assert (shared.frozen, shared.activations, shared.batch) == (whole.frozen, whole.activations, whole.batch)
     assert (whole.buckets, shared.buckets) == (whole.gradients, 0)
     assert shared.peak < whole.peak
+
+
+def test_nodes_of_a_hybrid_have_all_weights_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As many parts as the loop makes; in all else as on as many GPUs of one node."""
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "8")
+    assert mesh_shape("hybrid", 32) == (4, replace(ONE, gpus=32, nodes=4, sharding="hybrid").parts)
+    four = replace(ONE, gpus=4, sharding="full")
+    no, full, hybrid, two = (
+        plan_of("debug-chexgen", "frontal", hardware).memory
+        for hardware in (
+            replace(four, sharding="no"), four, replace(four, nodes=2, sharding="hybrid"), replace(four, gpus=2),
+        )
+    )  # fmt: skip
+    for part in ("weights", "gradients", "averages", "optimizer", "gathered"):
+        assert hybrid[part] == two[part] != full[part], part
+    for part in ("batch", "activations", "buckets"):
+        assert hybrid[part] == full[part], part
+    assert full["peak"] < hybrid["peak"] < no["peak"]
 
 
 # --------------------------------------------------------------------------------------------------------------- plans
@@ -288,6 +308,8 @@ def test_disk_counts_the_tokens_that_exist() -> None:
         ({"memory": float("nan")}, "expected more than 0"),
         ({"memory": 1.0}, "more than the 1 GiB that CUDA takes"),
         ({"gpus": 0}, "--gpus 0: expected more than 0"),
+        ({"nodes": 0}, "--nodes 0: expected more than 0"),
+        ({"gpus": 8, "nodes": 3}, "--gpus 8: not divisible by --nodes 3"),
         ({"share": 1.5}, "--share 1.5: expected at most 1"),
         ({"peak": float("inf")}, "--peak inf"),
     ],

@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import json
+import math
 import multiprocessing
 import os
 import random
+import re
 import runpy
 import shutil
 import signal
 import socket
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import pytest
+from safetensors import safe_open
 
 from tests.train.test_golden_losses import CASES, differences, logged, read_golden, write_data
+from xgem.checkpoints import sharded
 from xgem.checkpoints.store import read_index, verify
 from xgem.cli import main
 from xgem.configs.preset import load_preset
@@ -126,10 +131,10 @@ def free_port() -> int:
         return one.getsockname()[1]
 
 
-def together(start: Callable[..., BaseProcess], world: int, function: str, *arguments: object) -> None:
-    """Call a function of several_processes.py in every one of ``world`` processes."""
+def together(start: Callable[..., BaseProcess], world: int, function: str, *arguments: object, nodes: int = 1) -> None:
+    """Call a function of several_processes.py in every one of ``world`` processes, evenly on ``nodes``."""
     script, port = str(Path(__file__).with_name("several_processes.py")), free_port()
-    tasks = [{"TASK": (function, (rank, world, port, *arguments))} for rank in range(world)]
+    tasks = [{"TASK": (function, ((rank, world, nodes, port), *arguments))} for rank in range(world)]
     workers = [start(runpy.run_path, script, task, "__worker__") for task in tasks]
     for worker in workers:
         worker.join(LIMIT)
@@ -153,28 +158,91 @@ def test_losses_of_two_processes_are_those_of_one(two: tuple[Path, Path]) -> Non
     assert not wrong(dict.fromkeys(KEYS, two[1]))
 
 
+ON_NODES = ("image-vae", "frontal", "joint")
+"""The stages that several nodes train."""
+COMPILED = ("lateral", "frontal-dit")
+"""A UNet and a transformer that are compiled."""
+
+
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("sharding", ["no", "full"])
 def test_losses_do_not_depend_on_processes(
     sharding: str, two: tuple[Path, Path], tmp_path: Path, start: Callable[..., BaseProcess]
 ) -> None:
-    """Half of every stage on two processes, the rest on four, which take one sample at once: the golden losses."""
+    """Half of every stage on two processes, the rest on four, which take one sample at once: the golden losses.
+
+    Of sharded ones some begin with four on two nodes, which have all weights each, and go on with two on one.
+    Some begin compiled, and go on without.
+    """
     manifest, trained = two
+    apart, nodes, alone = (tmp_path / name for name in ("apart", "nodes", "alone"))
+    hybrid = ON_NODES if sharding == "full" else ()
     # Each stage has a folder of its own: components of other weights, if by rounding alone, make those that build on
-    # them another run. What image-decoder starts from is gone, as it has changed its own codec.
-    folders = {key: tmp_path / "apart" / key for key in KEYS if key != "image-decoder"}
+    # them another run. What image-decoder starts from is gone, as it has changed its own codec: it comes after that.
+    folders = {key: (nodes if key in hybrid else apart) / key for key in KEYS if key != "image-decoder"}
     for key, folder in folders.items():
         preset = CASES[key].preset
         shutil.copytree(trained / preset, folder / preset, ignore=shutil.ignore_patterns("training"))
-    apart, alone, options = tmp_path / "apart", tmp_path / "alone", {"sharding": sharding}
-    together(start, 2, "train_each", manifest, apart, 10, options)
-    assert {path.name for path in apart.glob("*/*/training/*/checkpoints/*")} == {"step-00000010"}
-    shutil.copytree(apart / "joint", alone / "joint")
-    together(start, 4, "train_each", manifest, apart, None, options | {"micro_batch_size": 1})
-    assert not wrong(folders)
+    options, single = {"sharding": sharding}, {"micro_batch_size": 1}
+    together(start, 2, "train_each", manifest, apart, 10, options, COMPILED)
+    if hybrid:
+        together(start, 4, "train_each", manifest, nodes, 10, {"sharding": "hybrid"} | single, nodes=2)
+    written = {folder: list(folder.glob("*/training/*/checkpoints/*")) for folder in folders.values()}
+    assert all([path.name for path in paths] == ["step-00000010"] for paths in written.values())
+    for key in hybrid:
+        assert_written_once(*written[folders[key]])
+    shutil.copytree(folders["joint"], alone / "joint")
+    together(start, 4, "train_each", manifest, apart, None, options | single)
+    if hybrid:
+        together(start, 2, "train_each", manifest, nodes, None, options)
+    assert not wrong(folders | {"image-decoder": folders["image-vae"]})
     # What several processes have written, a single one reads
     together(start, 1, "train_each", manifest, alone, None, {})
     assert not wrong({"joint": alone / "joint"})
+
+
+@pytest.mark.timeout(300)
+def test_checkpoints_in_parts_on_a_full_disk_and_harmed(tmp_path: Path, start: Callable[..., BaseProcess]) -> None:
+    """What one process cannot write ends all, with one line; a shard that is truncated or gone takes one checkpoint."""
+    whole, full = tmp_path / "whole", tmp_path / "full"
+    for root in (whole, full):
+        root.mkdir()
+    together(start, 2, "train_lines", [whole, full], 9)
+    main, other = (tmp_path.joinpath(f"full-{rank}.txt").read_text() for rank in (0, 1))
+    assert re.fullmatch(r"OutputError: .*: cannot be written \(.*File too large.*\): make room.*", main)
+    assert other == "SystemExit: 1"
+    folder = full / "training/line/checkpoints"
+    assert sorted(path.name for path in folder.iterdir()) == ["step-00000003", "step-00000006"]
+
+    roots = {harm: tmp_path / harm for harm in ("truncated", "missing")}
+    for root in roots.values():
+        shutil.copytree(full, root)
+    shards = {harm: max(root.glob("training/line/checkpoints/step-00000006/shard-00002-*"))
+              for harm, root in roots.items()}  # fmt: skip
+    shards["truncated"].write_bytes(shards["truncated"].read_bytes()[:-5])
+    shards["missing"].unlink()
+    together(start, 2, "train_lines", [full, *roots.values()])
+    for root in (full, *roots.values()):
+        assert (root / "final.safetensors").read_bytes() == (whole / "final.safetensors").read_bytes()
+    for harm, root in roots.items():
+        said = tmp_path.joinpath(f"{harm}-0.txt").read_text()
+        assert said.startswith(f"checkpoint {shards[harm].parent} cannot be used (")
+        assert shards[harm].name in said
+        assert said.endswith(", going on from the one before\n")
+        assert said.count("\n") == 1
+        assert (root / "training/line/checkpoints/damaged-step-00000006").is_dir()
+
+
+def assert_written_once(checkpoint: Path) -> None:
+    """Weights that every node has are in the files of one of them, in parts."""
+    files = sorted(checkpoint.glob("shard-*.safetensors"))
+    assert len(files) > 1
+    written: Counter[str] = Counter()
+    for file in files:
+        with safe_open(file, framework="pt") as tensors:
+            for name in tensors.keys():  # noqa: SIM118
+                written[name] += math.prod(tensors.get_slice(name).get_shape())
+    assert written == {name: math.prod(size) for name, size in sharded.sizes(checkpoint).items()}
 
 
 def wrong(folders: dict[str, Path]) -> dict[str, list[str]]:

@@ -63,7 +63,7 @@ def read(folder: Path, wanted: dict[str, Tensor], group: Any) -> None:
 
 
 def part_of(whole: Tensor, like: Tensor | None) -> Tensor:
-    """The part of a whole tensor that belongs where ``like`` is."""
+    """The part of a whole tensor that belongs where ``like`` is, without the rest of its storage."""
     if not isinstance(like, DTensor):
         return whole
     return distribute_tensor(whole.to(like.device), like.device_mesh, like.placements, src_data_rank=None)

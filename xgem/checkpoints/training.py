@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from xgem.types import CheckpointError, OutputError
@@ -196,8 +196,19 @@ def load_state(folder: Path, fingerprint: str) -> TrainState:
 
 def load(folder: Path) -> dict[str, dict[str, Tensor]]:
     """The tensors of a checkpoint folder, as they were saved; CheckpointError if they cannot be read."""
+    found: dict[str, dict[str, Tensor]] = {}
+    for part, name, value in each(folder):
+        found.setdefault(part, {})[name] = value
+    return found
+
+
+def each(folder: Path) -> Iterator[tuple[str, str, Tensor]]:
+    """File stem, name and value of one tensor of a checkpoint folder after the other; errors as :func:`load`."""
     try:
-        return {file.stem: load_file(file) for file in sorted(folder.glob("*.safetensors"))}
+        for file in sorted(folder.glob("*.safetensors")):
+            with safe_open(str(file), framework="pt") as stream:
+                for name in stream.keys():  # noqa: SIM118
+                    yield file.stem, name, stream.get_tensor(name)
     except (OSError, SafetensorError) as error:
         raise _unreadable(folder, error) from None
 

@@ -24,11 +24,16 @@ _PARTS = (
 
 def plan(
     preset: Annotated[str, typer.Argument(help="Preset name or YAML file.", autocompletion=completion.presets)],
-    gpus: Annotated[int, typer.Option("--gpus", help="Number of GPUs.")] = 8,
+    gpus: Annotated[int, typer.Option("--gpus", help="Number of GPUs, of all nodes together.")] = 8,
+    nodes: Annotated[int, typer.Option("--nodes", help="Number of nodes; memory depends on it with hybrid.")] = 1,
     memory: Annotated[float, typer.Option("--memory", metavar="GIB", help="Memory of a GPU in GiB.")] = 80.0,
     sharding: Annotated[
         str,
-        typer.Option("--sharding", help="no: all weights on every GPU (DDP); full: divided (FSDP2's fully_shard)."),
+        typer.Option(
+            "--sharding",
+            help="no: all weights on every GPU (DDP); full: divided (FSDP2's fully_shard); hybrid: divided over a "
+            "node's GPUs.",
+        ),
     ] = "no",
     precision: Annotated[
         str, typer.Option("--precision", help="Mixed precision: no (float32), bf16 or fp16.")
@@ -65,14 +70,14 @@ def plan(
 
     if precision not in {"no", "bf16", "fp16"}:
         raise InputError(f"--precision {precision}: expected no, bf16 or fp16")
-    if sharding not in {"no", "full"}:
-        raise InputError(f"--sharding {sharding}: expected no or full")
+    if sharding not in ("no", "full", "hybrid"):
+        raise InputError(f"--sharding {sharding}: expected no, full or hybrid")
     if not 0 < text_tokens < float("inf"):
         raise InputError(f"--text-tokens {text_tokens:g}: expected more than 0")
     loaded = load_preset(preset)
     hardware = Hardware(
         gpus=gpus, memory=memory, peak=peak, share=share, precision=precision, micro_batch_size=micro_batch_size,
-        sharding="full" if sharding == "full" else "no", checkpoint_activations=checkpoint_activations,
+        sharding=sharding, nodes=nodes, checkpoint_activations=checkpoint_activations,
     )  # fmt: skip
     plans = list(Planner(loaded, hardware, text_tokens=text_tokens).plans())
     if not plans:
@@ -123,7 +128,8 @@ def _show(preset: str, hardware: Hardware, text_tokens: float, plans: Sequence[S
         ("hours", lambda one: f"{one.hours:,.2f}"),
         ("disk, GB", lambda one: f"{sum(one.disk.values()) / 1e9:,.0f}"),
     ]
-    table = Table(box=SIMPLE_HEAD, pad_edge=False, title=f"{preset} on {hardware.gpus} GPUs")
+    of = f" of {hardware.nodes} nodes" if hardware.nodes > 1 else ""
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, title=f"{preset} on {hardware.gpus} GPUs{of}")
     table.add_column("", no_wrap=True)
     for one in plans:
         table.add_column(one.stage.replace("-", "\n"), justify="right", vertical="bottom", no_wrap=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from pydantic import BaseModel
 from torch import nn
 
 from xgem.checkpoints import store
-from xgem.checkpoints.component import component_class
+from xgem.checkpoints.component import Component, component_class
 from xgem.configs.codecs import ReportVAEConfig
 from xgem.configs.components import TextEncoderConfig
 from xgem.configs.preset import Preset, StageConfig
@@ -38,7 +38,8 @@ class StageContext:
     """All that the stages of one run have in common.
 
     ``root`` is the checkpoint folder; ``init`` a checkpoint whose weights training starts from, None for random ones.
-    ``encoded``: shards that generators read in place of ``train`` and ``val``, which are then empty.
+    ``encoded``: shards that generators read in place of ``train`` and ``val``, which are then empty. ``divided``: each
+    process trains a part of every weight, and gets it from the first one.
     """
 
     preset: Preset
@@ -48,6 +49,7 @@ class StageContext:
     seed: int
     init: Path | None = None
     encoded: EncodedStudies | None = None
+    divided: bool = False
 
     def config(self, stage: str) -> StageConfig:
         """The settings of a stage; ConfigError where the preset does not train it."""
@@ -101,6 +103,19 @@ class StageContext:
                 f"from a checkpoint that has it ({error})"
             ) from None
         return loaded.eval().requires_grad_(False)
+
+    def build(self, component: str, make: Callable[[], Component] | None = None) -> Any:
+        """A component with fresh weights, by ``make`` or its configuration, that a stage trains.
+
+        Where weights are divided, it is on the meta device on all processes but the first.
+        """
+        config = self.preset.components[component]
+        fresh: Any = component_class(config.kind).from_config
+        if not self.divided or Processes.current().main:
+            return make() if make else fresh(config)
+        sources = dict.fromkeys(name for name in type(config).model_fields if name.startswith("pretrained"))
+        with torch.device("meta"):
+            return fresh(config.model_copy(update=sources))  # reads no pretrained weights
 
     def tokenizer(self, component: str) -> Any:
         """That of ``init``, or one from the training split's texts; None where a pretrained tower brings its own."""

@@ -105,9 +105,14 @@ class ControlStage(DependentStage):
         self.kinds = {kind: weights[kind] for kind in KINDS if self.train[0].kinds[kind] and weights[kind] > 0}
         if not self.kinds:
             raise DataError("stage control: the training split has no annotation of a kind with a positive loss weight")
-        self.model = ControlNet.copying(settings, self.generator.net)
+
+        def copying() -> ControlNet:
+            model = ControlNet.copying(settings, self.generator.net)
+            model.standardise(self.train[0].annotations)
+            return model
+
+        self.model: ControlNet = context.build(self.component, copying)
         self.model.checkpoint_activations(generator.gradient_checkpointing)  # as its transformer's
-        self.model.standardise(self.train[0].annotations)
         self.module = _Steered(self.model, self.generator)
         self.identify(settings, parts, context)
 

@@ -13,7 +13,6 @@ from PIL import Image
 from torch import Tensor, nn
 
 from xgem.checkpoints import store
-from xgem.checkpoints.component import component_class
 from xgem.configs.preset import Preset
 from xgem.generators.latent_diffusion import LatentDiffusion
 from xgem.generators.sampling import sample
@@ -84,7 +83,7 @@ class DiffusionStage(DependentStage):
         self.weights = self.loss_weights(target, self.config)
         self.known = source.by_field(self.usable, self.weights["known"])
         self.classes = source.by_class(self.usable)
-        model = component_class(settings.kind).from_config(settings)
+        model = context.build(self.component)
         assert isinstance(model, LatentDiffusion)
         model.measure(self.train.targets.mean()[None])
         self.module, self.model = _Conditional(model), model

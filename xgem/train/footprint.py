@@ -187,14 +187,14 @@ def footprint(
     processes: int,
     most: int | None,
     precision: str,
-    sharded: bool = False,
+    parts: int = 1,
     device: Device = "cuda",
 ) -> Footprint:
     """Run one optimizer step of ``stage`` as the loop does, and count.
 
     Modules and batches are on the meta device; ``frozen`` are networks that the stage keeps beside its own. ``most``:
-    samples at once, as :func:`xgem.train.passes.shares_of`. ``sharded``: weights, gradients, moments and averages are
-    counted divided by ``processes``; otherwise several processes have DDP's buckets of gradients too.
+    samples at once, as :func:`xgem.train.passes.shares_of`. ``parts``: weights, gradients, moments and averages are
+    counted divided by that many; where they are whole, several processes have DDP's buckets of gradients too.
 
     Raises:
         ConfigError: a batch cannot be divided among ``processes``.
@@ -202,7 +202,7 @@ def footprint(
     module = stage.module.train()
     trained = [p for p in module.parameters() if p.requires_grad]
     averaged, optimizer = _with_moments(stage, trained, device)
-    part = 1 / processes if sharded else 1.0
+    part = 1 / parts
     live = Live(dict.fromkeys((*_SHARDED, "update"), part))
     live.hold("frozen", [one for net in frozen for one in (*net.parameters(), *net.buffers())])
     live.hold("weights", module.parameters())
@@ -239,7 +239,7 @@ def footprint(
         vars(module).pop("forward", None)
         for hook in hooks:
             hook.remove()
-    buckets = gradients if processes > 1 and not sharded else 0
+    buckets = gradients if processes > 1 and parts == 1 else 0
     sizes = {kind: round(static[kind] * part) for kind in ("weights", "optimizer", "averages")}
     return Footprint(
         **sizes,

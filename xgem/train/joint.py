@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from xgem.alignment.environment import summary
 from xgem.alignment.model import Alignment, TransformerAlignment
 from xgem.checkpoints import store
-from xgem.checkpoints.component import component_class
 from xgem.configs.preset import Preset
 from xgem.encoders.contrastive import info_nce
 from xgem.generators.latent_diffusion import LatentDiffusion
@@ -106,7 +105,7 @@ class JointStage(DependentStage, ComparingStage):
         self.alone, self.lowest = weights["alone"], int(weights["lowest"])
         self.generators = Frozen({n: parts[preset.generator(n)].to(device) for n in self.outputs})
         assert not any(p.requires_grad for model in self.generators.values() for p in model.parameters())
-        self.model: Any = component_class(settings.kind).from_config(settings)
+        self.model: Any = context.build(self.component)
         self.module = _Together(self.model, self.generators)
         self.groups = [
             group for k in range(2, len(self.outputs) + 1) for group in itertools.combinations(self.outputs, k)

@@ -21,7 +21,6 @@ from accelerate import Accelerator
 from accelerate.utils import reduce
 from filelock import FileLock, Timeout
 from torch import Tensor, nn
-from torch.distributed.device_mesh import init_device_mesh
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from xgem._version import __version__
@@ -35,7 +34,7 @@ from xgem.train.parallel import InParts, Parallel, Whole
 from xgem.train.passes import Passes, shares_of
 from xgem.train.processes import Processes
 from xgem.train.saving import Saver, restore
-from xgem.train.sharding import WholeCopy, brought_together, mesh_shape, shard
+from xgem.train.sharding import WholeCopy, brought_together, fill, mesh_of, mesh_shape, shard, without_storage
 from xgem.train.stage import Stage
 from xgem.types import CheckpointError, ConfigError, DataError, DeviceError, OutputError, StoppedError
 from xgem.utils.files import replacing
@@ -119,10 +118,8 @@ class _Run:
             self._check()
         if options.checkpoint_activations and not stage.checkpoint_activations():
             log.info("%s: keeps its activations, which no part of it computes again", stage.name)
-        self.averaged = Average(stage.module, self.config.ema_decay)
         self.in_parts = options.sharding != "no"
-        if self.in_parts:
-            self._divide()
+        self.averaged = self._divide() if self.in_parts else Average(stage.module, self.config.ema_decay)
         # One kernel a step where it is a GPU's
         optimizer = optimizer_of(stage.module, self.config, fused=self.accelerator.device.type == "cuda")
         # Weights and moments are restored before accelerate wraps what holds them
@@ -162,14 +159,19 @@ class _Run:
         if options.sharding != "no":
             mesh_shape(options.sharding, count)
 
-    def _divide(self) -> None:
-        """Leave to each process its parts of weights and averages."""
-        options, module = self.options, self.stage.module
-        shape = mesh_shape(options.sharding, self.processes.count)
-        mesh = init_device_mesh(self.accelerator.device.type, shape)
+    def _divide(self) -> Average:
+        """Leave to each process its parts of the weights, which the first one has; returns averages in such parts."""
+        options, module, device = self.options, self.stage.module, self.accelerator.device
+        mesh = mesh_of(mesh_shape(options.sharding, self.processes.count), device.type)
+        module.to(memory_format=torch.contiguous_format)  # neither divided nor sent in channels_last
+        whole = module.state_dict() if self.main else {}
         self.whole = WholeCopy(module, self.main)
+        averaged = Average(without_storage(module), self.config.ema_decay)
         shard(module, mesh, compiled=options.compile)
-        shard(self.averaged.module, mesh)
+        shard(averaged.module, mesh)
+        for one in (module, averaged.module):
+            fill(one, whole, device)
+        return averaged
 
     def _found(self) -> Path | None:
         """The checkpoint to go on from, if there is one."""

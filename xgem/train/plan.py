@@ -31,10 +31,10 @@ HALF = 2  # bytes of a float16
 @dataclass(frozen=True, kw_only=True)
 class Hardware:
     """GPUs, and how they are used. ``peak``: TFLOP/s of one; ``share`` of it that training reaches; ``memory``: GiB of
-    one, of which ``reserved`` is CUDA's own (context and libraries' workspaces).
+    one, of which ``reserved`` is CUDA's own (context and libraries' workspaces). ``gpus`` are those of all ``nodes``.
 
     Raises:
-        InputError: a number that is not above 0.
+        InputError: a number that is not above 0, or GPUs that nodes cannot have evenly.
     """
 
     gpus: int
@@ -42,15 +42,18 @@ class Hardware:
     peak: float = 989.0
     share: float = 0.4
     reserved: float = 1.0
-    sharding: Literal["no", "full"] = "no"
+    sharding: Literal["no", "full", "hybrid"] = "no"
+    nodes: int = 1
     precision: str = "bf16"
     micro_batch_size: int | None = None
     checkpoint_activations: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("gpus", "memory", "peak", "share"):
+        for name in ("gpus", "nodes", "memory", "peak", "share"):
             if not 0 < getattr(self, name) < math.inf:
                 raise InputError(f"--{name} {getattr(self, name):g}: expected more than 0")
+        if self.gpus % self.nodes:
+            raise InputError(f"--gpus {self.gpus}: not divisible by --nodes {self.nodes}: give the GPUs of all nodes")
         if self.share > 1:
             raise InputError(f"--share {self.share:g}: expected at most 1, a share of the peak")
         if self.memory <= self.reserved:
@@ -60,6 +63,11 @@ class Hardware:
     def room(self) -> float:
         """Bytes of a GPU for training."""
         return (self.memory - self.reserved) * GIB
+
+    @property
+    def parts(self) -> int:
+        """In how many parts weights are: over all GPUs, those of a node, or 1."""
+        return {"no": 1, "full": self.gpus, "hybrid": self.gpus // self.nodes}[self.sharding]
 
 
 @dataclass(frozen=True)
@@ -138,12 +146,10 @@ class Planner:
         hardware, stage = self.hardware, one.using(make)
         count, key = hardware.gpus, (_shapes(one, make), size)
         if key not in self._measured:
-            sharded = hardware.sharding == "full" and count > 1
             found = footprint(
-                stage, one.frozen, processes=count, most=size, precision=hardware.precision, sharded=sharded
+                stage, one.frozen, processes=count, most=size, precision=hardware.precision, parts=hardware.parts
             )
-            gathered = round(gathered_bytes(stage.module) * (1 - 1 / count)) if sharded else 0
-            self._measured[key] = found.with_gathered(gathered)
+            self._measured[key] = found.with_gathered(round(gathered_bytes(stage.module) * (1 - 1 / hardware.parts)))
         return self._measured[key]
 
     def _plain(self, one: Planned, make: Batch) -> float:

@@ -126,8 +126,8 @@ def restore(
             part, own = name.split(".", 1)
             found.setdefault(part, {})[own] = value
     else:
-        for part, values in checkpoint.load(folder).items():
-            found[part] = {name: sharded.part_of(value, like(part, name)) for name, value in values.items()}
+        for part, name, value in checkpoint.each(folder):
+            found.setdefault(part, {})[name] = sharded.part_of(value, like(part, name))
     checkpoint.load_weights(module, found["model"], folder)
     checkpoint.load_weights(averaged, found["ema"], folder)
     checkpoint.load_optimizer(optimizer, found["optimizer"])

@@ -7,15 +7,16 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from typing import Any, cast
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
-from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict, set_model_state_dict
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor
 from torch.utils._pytree import tree_map
@@ -41,6 +42,11 @@ def mesh_shape(kind: str, processes: int) -> tuple[int, ...]:
     return processes // own, own
 
 
+def mesh_of(shape: tuple[int, ...], device: str) -> DeviceMesh:
+    """The processes in an order of that shape; ``device``: the type of theirs."""
+    return init_device_mesh(device, shape, mesh_dim_names=("nodes", "parts")[-len(shape) :])
+
+
 def layers(module: nn.Module) -> list[nn.Module]:
     """The entries of a network's outermost lists of modules, which are sharded one by one: a transformer's blocks, a
     UNet's levels."""
@@ -58,7 +64,6 @@ def shard(module: nn.Module, mesh: DeviceMesh, *, compiled: bool = False) -> Non
 
     Weights are brought together as they are, in float32: what mixed precision computes in less, autocast decides.
     """
-    module.to(memory_format=torch.contiguous_format)  # no weights in channels_last
     parts = layers(module)
     inside = {one for part in parts for one in part.modules()}
     outer = [place for place in _parameters(module) if place[0] not in inside]
@@ -114,16 +119,31 @@ def brought_together(module: nn.Module) -> Iterator[None]:
         module.reshard()
 
 
+def without_storage(module: nn.Module) -> nn.Module:
+    """A copy of a module with its parameters on the meta device."""
+    meta = {id(value): nn.Parameter(value.detach().to("meta"), value.requires_grad) for value in module.parameters()}
+    return copy.deepcopy(module, meta)
+
+
+def fill(sharded: nn.Module, whole: Mapping[str, Tensor], device: torch.device) -> None:
+    """Give a sharded module, on the meta device or not, the ``whole`` weights and the buffers of the first process."""
+    sharded._apply(lambda one: torch.empty_like(one, device=device) if one.is_meta else one.to(device))
+    options = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True)
+    set_model_state_dict(sharded, dict(whole), options=options)  # a tensor at a time
+    for buffer in sharded.buffers():
+        dist.broadcast(buffer, 0)
+
+
 class WholeCopy:
-    """A copy of a module on the CPU, made before the module is sharded, that takes the whole weights at the end."""
+    """A copy of a module, made before the module is sharded, that takes the whole weights at the end, on the CPU."""
 
     def __init__(self, module: nn.Module, main: bool) -> None:
-        self.module = copy.deepcopy(module).cpu() if main else None
+        self.module = without_storage(module) if main else None
 
     def filled(self, sharded: nn.Module) -> nn.Module:
         """The copy with the weights of ``sharded`` on the first process; on others ``sharded`` itself."""
         state = get_model_state_dict(sharded, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
         if self.module is None:
             return sharded
-        self.module.load_state_dict(cast(dict[str, Any], state))
+        self.module.load_state_dict(cast(dict[str, Any], state), assign=True)
         return self.module

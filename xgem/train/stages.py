@@ -75,9 +75,12 @@ def make_stage(name: str, context: StageContext) -> Stage:
             if part not in there:
                 log.info("%s: --init has no %r, which starts fresh", name, part)
                 continue
+            if any(parameter.is_meta for parameter in module.parameters()):
+                continue  # the first process hands it out
             loaded = store.load_component(context.init, part)
             module.load_state_dict(loaded.state_dict())
             stage.origin += module_hash(loaded)
+        stage.origin = Processes.current().of_all(stage.origin)[0]
     return stage
 
 
@@ -145,7 +148,9 @@ def run(
             Corpus.load(manifest, split, preset, root / "cache", progress=options.progress)
             for split in ("train", "val")
         )
-    return _train_all(names, StageContext(preset, train_split, val_split, root, seed, init), options)
+    divided = options.sharding != "no"
+    context = StageContext(preset, train_split, val_split, root, seed, init, divided=divided)
+    return _train_all(names, context, options)
 
 
 def run_encoded(
@@ -187,7 +192,9 @@ def run_encoded(
         studies.check_components(root)
     empty = Manifest((), manifest.parent)
     train_split, val_split = (Corpus.without_images(empty, split, preset) for split in ("train", "val"))
-    return _train_all(names, StageContext(preset, train_split, val_split, root, seed, init, studies), options)
+    divided = options.sharding != "no"
+    context = StageContext(preset, train_split, val_split, root, seed, init, studies, divided)
+    return _train_all(names, context, options)
 
 
 def _begin(root: Path, preset: Preset, init: Path | None) -> None:
