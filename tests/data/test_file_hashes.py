@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -49,6 +50,14 @@ def test_what_did_not_change_is_read_once(files: list[str], read: list[str], tmp
     place.unlink()
     assert FileHashes(place).content_hash(files) == content_hash(files)
     assert sorted(read) == sorted(files * 2)
+
+
+def test_one_of_several_reads_a_file(files: list[str], read: list[str], tmp_path: Path) -> None:
+    place = tmp_path / "files.sqlite"
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda _: FileHashes(place).content_hash(files), range(4)))
+    assert found == [content_hash(files)] * 4
+    assert sorted(read) == files
 
 
 def test_another_size_or_time_is_noticed(files: list[str], read: list[str], tmp_path: Path) -> None:

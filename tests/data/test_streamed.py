@@ -94,6 +94,13 @@ def test_rows_are_checked_once(rows: tuple[Row, ...], tmp_path: Path, monkeypatc
         patched.setattr(StreamedManifest, "_found", refuse)
         with closing(StreamedManifest(path, tmp_path / "cache")) as again:
             assert list(again.studies("train")) == expected
+    (kept,) = (tmp_path / "cache").iterdir()
+    kept.write_bytes(kept.read_bytes()[:100])
+    with closing(StreamedManifest(path, tmp_path / "cache")) as again:
+        assert list(again.studies("train")) == expected
+    with monkeypatch.context() as patched:
+        patched.setattr(StreamedManifest, "_found", refuse)
+        StreamedManifest(path, tmp_path / "cache").close()
         Manifest(rows[1:], tmp_path).write(path)
         with pytest.raises(AssertionError, match="checked again"):  # another manifest
             StreamedManifest(path, tmp_path / "cache")

@@ -8,11 +8,11 @@ import os
 import sqlite3
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import closing
 from itertools import islice
 from pathlib import Path
 
 from xgem.types import DataError
+from xgem.utils.files import locked
 from xgem.utils.hashing import file_digest, in_threads
 from xgem.utils.progress import showing, track
 
@@ -53,47 +53,53 @@ class FileHashes:
             kept = sqlite3.connect(self.place, timeout=60)
         except (OSError, sqlite3.Error) as error:
             kept = self._without(error)
-        while some := list(islice(paths, _FILES)):
-            try:
-                found = _of_files(kept, some)
-            except sqlite3.Error as error:
-                kept.close()
-                kept = self._without(error)
-                found = _of_files(kept, some)
-            yield from found
-        kept.close()
+        try:
+            while some := list(islice(paths, _FILES)):
+                try:
+                    found = self._of_files(kept, some)
+                except sqlite3.Error as error:
+                    kept.close()
+                    kept = self._without(error)
+                    found = self._of_files(kept, some)
+                yield from found
+        finally:
+            kept.close()
 
     def _without(self, error: Exception) -> sqlite3.Connection:
-        logger.warning(
-            "cache: %s cannot be used (%s); reading all files: delete it if it is damaged", self.place, error
-        )
+        logger.warning("cache: %s cannot be used (%s); reading all files: delete it if damaged", self.place, error)
         return sqlite3.connect(":memory:")
 
-
-def _of_files(kept: sqlite3.Connection, paths: Sequence[str]) -> list[bytes]:
-    """SHA-256 of each file; those that ``kept`` does not have are read, in several threads, and written into it."""
-    stated = [_stated(path) for path in paths]
-    with kept:
-        kept.execute(_TABLE)
-    query = "SELECT sha256 FROM files WHERE path = ? AND size = ? AND mtime_ns = ?"
-    found: dict[int, bytes] = {}
-    for number, key in enumerate(stated):
-        with closing(kept.execute(query, key)) as rows:
-            for (digest,) in rows:
-                found[number] = digest
-    unknown = [number for number in range(len(paths)) if number not in found]
-    before = time.time_ns() - _SETTLED
-    with showing(False):
-        found |= zip(unknown, in_threads(file_digest, [paths[number] for number in unknown], ""), strict=True)
-    rows = [(*stated[number], found[number]) for number in unknown if stated[number][2] < before]
-    if rows:
+    def _of_files(self, kept: sqlite3.Connection, paths: Sequence[str]) -> list[bytes]:
+        """SHA-256 of each file; those that ``kept`` does not have are read by one process, and written into it."""
+        stated = [_stated(path) for path in paths]
         with kept:
-            kept.executemany("INSERT OR REPLACE INTO files VALUES (?, ?, ?, ?)", rows)
-    return [found[number] for number in range(len(paths))]
+            kept.execute(_TABLE)
+        found = _looked_up(kept, stated)
+        if len(found) < len(set(stated)):
+            with locked(self.place.with_name(f".{self.place.name}.lock"), create=True):
+                found |= _looked_up(kept, [one for one in stated if one not in found])
+                unknown = [one for one in dict.fromkeys(stated) if one not in found]
+                before = time.time_ns() - _SETTLED
+                with showing(False):
+                    digests = in_threads(file_digest, [os.fsdecode(path) for path, *_ in unknown], "")
+                found |= zip(unknown, digests, strict=True)
+                with kept:
+                    settled = [(*one, found[one]) for one in unknown if one[2] < before]
+                    kept.executemany("INSERT OR REPLACE INTO files VALUES (?, ?, ?, ?)", settled)
+        return [found[one] for one in stated]
 
 
-def _stated(path: str) -> tuple[bytes, int, int]:
-    """Path, size and time of the last change (ns)."""
+_Stated = tuple[bytes, int, int]
+"""Path, size and time of the last change (ns) of a file."""
+
+
+def _looked_up(kept: sqlite3.Connection, files: Iterable[_Stated]) -> dict[_Stated, bytes]:
+    query = "SELECT sha256 FROM files WHERE path = ? AND size = ? AND mtime_ns = ?"
+    rows = ((one, kept.execute(query, one).fetchone()) for one in files)
+    return {one: row[0] for one, row in rows if row is not None}
+
+
+def _stated(path: str) -> _Stated:
     try:
         found = os.stat(path)  # noqa: PTH116 -- making millions of paths takes minutes
     except OSError as error:

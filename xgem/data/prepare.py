@@ -105,7 +105,8 @@ def prepare_images(
     hashes = FileHashes(Path(cache_folder) / "files.sqlite")
     with showing(progress):
         content = hashes.content_hash(file for file, _ in listed.noting(manifest.image_files(split)))
-    count = int(listed.ends[-1])
+    ends = listed.ends
+    count = int(ends[-1])
     if not count:
         raise DataError(f"no images in split {split!r}; check the manifest with `xgem data check`")
     key = _key(content, config)
@@ -133,7 +134,7 @@ def prepare_images(
     # Trainings are identified by this hash: where all pixels are those of the first version, it is that version's
     readings = None if listed.as_stated else (one for files in manifest.image_files(split) for _, one in files)
     sha = _sha256(key | {"version": PREPARE_VERSION if changed else 1}, readings)
-    return PreparedImages(StoredPixels(files, count, config.size, PART), listed.ends, sha)
+    return PreparedImages(StoredPixels(files, count, config.size, PART), ends, sha)
 
 
 def _part(images: _InParts, number: int, config: TransformConfig, noted: Notes) -> dict[str, NDArray[Any]]:
@@ -175,7 +176,7 @@ class _Listed:
     @property
     def ends(self) -> NDArray[np.uint32]:
         """(studies + 1,), as :attr:`PreparedImages.ends`."""
-        return np.cumsum([0, *self._counts], dtype=np.int64).astype(np.uint32)
+        return np.concatenate([[0], np.cumsum(np.array(self._counts, np.uint32))]).astype(np.uint32)
 
 
 class _InParts:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import overload
 
 import numpy as np
+from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from xgem.configs.reading import AS_STATED, ReadOptions
@@ -59,16 +60,21 @@ class StreamedManifest:
                     with replacing(self.file) as partial, partial.open("w", encoding="utf-8") as stream:
                         stream.writelines(json.dumps(record) + "\n" for record in track(lines, "reading rows"))
             self._stream = self.file.open("rb")  # stays readable, should another process delete the copy
-            if not self._places_file.exists():
-                try:
-                    found = self._found()
-                except XgemError:
-                    self.close()
-                    raise
-                with replacing(self._places_file) as partial:
-                    save_file(found, partial)
             # By split: where each row starts in the file and its bytes, sorted by study, and the first row of each
-            self._arrays = load_file(self._places_file)
+            try:
+                self._arrays = load_file(self._places_file)
+            except (OSError, SafetensorError):  # not there, or damaged
+                self._arrays = self._made()
+
+    def _made(self) -> dict[str, np.ndarray]:
+        try:
+            found = self._found()
+            with replacing(self._places_file) as partial:
+                save_file(found, partial)
+        except XgemError:
+            self.close()
+            raise
+        return found
 
     def _found(self) -> dict[str, np.ndarray]:
         """The places of the rows, which are checked, one by one and together."""
@@ -173,8 +179,7 @@ class StreamedManifest:
         return self._stream.read(length)
 
     def _row(self, line: bytes) -> Row:
-        record = json.loads(line)
-        return checked_row(record, f"{self.name}: study {record['study']!r}")
+        return checked_row(parsed(line, f"{self.name}: a row"), f"{self.name}: a row")
 
     def close(self) -> None:
         """Close the file; no part can be read afterwards."""

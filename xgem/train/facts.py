@@ -27,7 +27,7 @@ CLASSES = tuple(sorted(CHEXPERT_CLASSES))
 
 @dataclass(frozen=True)
 class Facts:
-    """Of n studies, 9 bytes each; bits are in the order of ``VIEWS``, :data:`FIELDS` and :data:`CLASSES`.
+    """Of n studies, 10 bytes each; bits are in the order of ``VIEWS``, :data:`FIELDS` and :data:`CLASSES`.
 
     ``views`` (n,), bits of those that it has an image of; ``described`` (n,), whether it has any text; ``known`` (n,),
     bits of the fields that the preset adds to texts; ``classes`` (n,), bits of the findings that it is annotated with.

@@ -139,28 +139,30 @@ def run(
         ManifestError: the manifest is refused. DataError, ConfigError: as :func:`check_needs`, before anything is
             trained.
     """
-    processes, cache, splits = Processes.current(), root / "cache", list[Corpus]()
-
-    def load(opened: ExitStack) -> None:
-        with _left_as_it_was(root):
-            data = manifest
-            if isinstance(data, Path):
-                data = opened.enter_context(closing(StreamedManifest(data, cache)))
-            if processes.main:
+    processes, cache = Processes.current(), root / "cache"
+    with processes.in_agreement():
+        if processes.main:
+            with _left_as_it_was(root), _opened(manifest, cache) as data:
                 if isinstance(data, Manifest):
                     data.check(files=True)
                 check_needs(names, preset, data)
-        if processes.main:
             _begin(root, preset, init)
-        splits.extend(Corpus.load(data, split, preset, cache, progress=options.progress) for split in needs.SPLITS)
-
-    with ExitStack() as opened:
-        for comes_first in (True, False):  # the first process fills the cache for all
-            with processes.in_agreement():
-                if processes.main == comes_first:
-                    load(opened)
-        train_split, val_split = splits
+    with ExitStack() as stack:
+        with processes.in_agreement():
+            data = stack.enter_context(_opened(manifest, cache))
+            train_split, val_split = (
+                Corpus.load(data, split, preset, cache, progress=options.progress) for split in needs.SPLITS
+            )
         return _train_all(names, StageContext(preset, train_split, val_split, root, seed, init), options)
+
+
+@contextmanager
+def _opened(manifest: Manifest | Path, cache: Path) -> Iterator[Manifest | StreamedManifest]:
+    if isinstance(manifest, Manifest):
+        yield manifest
+        return
+    with closing(StreamedManifest(manifest, cache)) as data:
+        yield data
 
 
 @contextmanager
