@@ -23,9 +23,10 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from xgem.configs.components import TransformConfig
+from xgem.configs.reading import ReadOptions
 from xgem.data.cache import ArrayCache
 from xgem.data.manifest import Manifest, Row
-from xgem.data.prepare import PreparedImages, prepare_images
+from xgem.data.prepare import PreparedImages, _sha256, prepare_images
 from xgem.data.stored_pixels import StoredPixels
 from xgem.data.transforms import read_square
 from xgem.types import DataError, ImageError, OutputError
@@ -226,12 +227,18 @@ def test_prepared_images(tmp_path: Path, chest):
     assert made.values.dtype == torch.uint8
     torch.testing.assert_close(made.values[:], again.values[:])
     assert len(list((tmp_path / "cache/images").iterdir())) == 1
-    assert made.index["s1", "lateral"] != made.index["s1", "frontal"]
-    assert sorted(row for rows in made.index.values() for row in rows) == list(range(7))
-    for (study, view), (row,) in made.index.items():
-        assert made.paths[row].name == f"{study[1:]}{view}.png"
-        expected = read_square(made.paths[row], config)
-        np.testing.assert_allclose(made.floats([row])[0, 0].numpy(), expected, atol=0.5 / 127.5 + 1e-5)
+    rows = {
+        (study.id, view): made.rows(number, study, view)
+        for number, study in enumerate(manifest.studies("train"))
+        for view in ("frontal", "lateral")
+    }
+    assert rows["t", "frontal"] == rows["s0", "lateral"] == []
+    assert sorted(row for own in rows.values() for row in own) == list(range(7))
+    for (study, view), own in rows.items():
+        for row in own:
+            expected = read_square(tmp_path / f"{study[1:]}{view}.png", config)
+            found = made.floats([row])[0, 0].numpy()
+            np.testing.assert_allclose(found, expected, atol=0.5 / 127.5 + 1e-5)
 
 
 def test_changed_images_and_configs_are_prepared_again(tmp_path: Path, chest):
@@ -244,6 +251,15 @@ def test_changed_images_and_configs_are_prepared_again(tmp_path: Path, chest):
     assert not torch.equal(first.values[0], second.values[0])
     third = prepare_images(manifest, "train", TransformConfig(size=32, pad=False), tmp_path / "cache", progress=False)
     assert not torch.equal(second.values[:], third.values[:])
+
+
+def test_images_are_identified_as_by_the_whole_key():
+    """The hash is the one of the key with the list of readings in it, as it was when the list was held in memory."""
+    key = {"content": "c", "transform": {"size": 32}, "version": 2}
+    readings = [ReadOptions(), ReadOptions(invert=True), ReadOptions(pixel_aspect=1.5)]
+    whole = key | {"reading": [one.model_dump() for one in readings]}
+    assert _sha256(key, iter(readings)) == hashlib.sha256(canonical(whole).encode()).hexdigest()
+    assert _sha256(key, None) == hashlib.sha256(canonical(key).encode()).hexdigest()
 
 
 def test_unreadable_images_are_named(tmp_path: Path, chest):

@@ -86,7 +86,11 @@ def test_what_cannot_be_an_aspect_is_refused(bad: float) -> None:
 def test_the_disc_is_round_again_for_all_that_read_the_manifest(squashed: Manifest, tmp_path: Path) -> None:
     squashed.write(tmp_path / "m.jsonl")
     images = prepare_images(squashed, "train", CONFIG, tmp_path / "cache", progress=False)
-    made = {key: images.values[rows[0]].numpy() for key, rows in images.index.items()}
+    made = {
+        (study.id, view): images.values[images.rows(number, study, view)[0]].numpy()
+        for number, study in enumerate(squashed.studies("train"))
+        for view in study.images
+    }
     assert shape(made["a", "frontal"] > 128) == pytest.approx(1, abs=0.06)
     assert shape(made["b", "frontal"] > 128) == pytest.approx(1 / TALL, abs=0.06)
     assert shape(made["a", "lateral"] > 128) == pytest.approx(0.8 / TALL, abs=0.06)

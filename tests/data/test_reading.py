@@ -90,8 +90,9 @@ def test_what_prepare_accepts_is_accepted_by_all_that_read_the_manifest(feet: Pa
     made = Manifest.read(out)
     assert [row.reading for row in made.rows] == [ReadOptions(allow_any=True)] * 2
     run("data", "check", out, "--images")
-    prepared = prepare_images(made, None, CONFIG, tmp_path / "cache", progress=False)
-    assert len(prepared.paths) == 2
+    made = Manifest(tuple(row.model_copy(update={"split": "train"}) for row in made.rows), made.root)
+    prepared = prepare_images(made, "train", CONFIG, tmp_path / "cache", progress=False)
+    assert len(prepared.values) == 2
     assert read_set(out, pad=True).images(32).shape == (2, 32, 32)
     assert len([xgem.data.load_dataset(out)[k] for k in range(2)]) == 2
     run("data", "show", out, "--out", tmp_path / "page.png")
@@ -101,7 +102,7 @@ def test_what_prepare_accepts_is_accepted_by_all_that_read_the_manifest(feet: Pa
     strict = Manifest(tuple(row.model_copy(update={"reading": AS_STATED}) for row in made.rows), made.root)
     strict.write(out)
     with pytest.raises(ImageError, match="body part FOOT"):
-        prepare_images(strict, None, CONFIG, tmp_path / "cache", progress=False)
+        prepare_images(strict, "train", CONFIG, tmp_path / "cache", progress=False)
     with pytest.raises(InputError, match="body part FOOT"):
         run("data", "check", out, "--images")
     run("data", "check", out, "--images", "--allow-any")

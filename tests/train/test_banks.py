@@ -37,8 +37,8 @@ def test_banks_hold_the_components_answers(
                 assert not found.mask[:, n:].any()
                 half = expected.tokens[expected.mask].half().float()
                 torch.testing.assert_close(found.tokens[:, :n][expected.mask], half, rtol=0, atol=5e-3)
-            if train.reports[index]:
-                expected_z = debug_parts["report_vae"].encode([train.reports[index]])
+            if report := train.report(index):
+                expected_z = debug_parts["report_vae"].encode([report])
                 torch.testing.assert_close(reports.latents[reports.rows[index]], expected_z, rtol=1e-4, atol=1e-5)
             if rows := train.rows(index, "lateral"):
                 expected = debug_parts["image_encoder"].encode(train.images.floats(rows))

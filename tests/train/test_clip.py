@@ -124,7 +124,7 @@ def test_studies_that_read_the_same_are_no_negatives_in_pairs_with_a_text(
     debug_preset: Any, corpora: tuple[Corpus, Corpus]
 ) -> None:
     stage: Any = stage_of(debug_preset, corpora, 0.0)
-    whole = [i for i in stage.usable if stage._parts(corpora[0], i) == 3]
+    whole = stage._usable(corpora[0], 3).tolist()
     batch = stage._collate(corpora[0], whole)
     keys = batch["key"].tolist()
     labels = ["|".join(sorted(corpora[0].studies[i].labels)) for i in whole]
@@ -283,7 +283,7 @@ def test_with_the_papers_switches_the_loss_is_its_first_equation(
     debug_preset: Any, corpora: tuple[Corpus, Corpus]
 ) -> None:
     stage = switched(debug_preset, corpora, PAPER)
-    whole = [i for i in stage.usable if stage._parts(corpora[0], i) == 3]
+    whole = stage._usable(corpora[0], 3).tolist()
     batch, module = stage._collate(corpora[0], whole), stage.module.eval()
     assert len(set(batch["key"].tolist())) < len(whole)  # some would be masked
     with torch.no_grad():
@@ -317,7 +317,7 @@ def test_texts_are_trained_on_as_written_unless_they_are_varied(
 def test_images_are_trained_on_as_they_are_unless_they_are_jittered(
     debug_preset: Any, corpora: tuple[Corpus, Corpus]
 ) -> None:
-    every = corpora[0].images.floats([row for rows in corpora[0].images.index.values() for row in rows])
+    every = corpora[0].images.floats(range(len(corpora[0].images.values)))
     for jitter in (0.0, 1.0):
         shown = batch_of(switched(debug_preset, corpora, PAPER | {"jitter": jitter}), 0)["images"]
         same = [any(torch.equal(image, one) for one in every) for image in shown]

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -22,21 +23,21 @@ from xgem.types import DataError
 
 FINDINGS, IMPRESSION = "The heart is large. No effusion.", "Cardiomegaly."
 LABELS = ("Cardiomegaly", "Edema")
+IMAGES = tuple({"frontal": tuple(map(Path, files))} for files in (("a.png", "b.png"), ("c.png",)))
 STUDIES = (
-    Study("a", "a", "train", findings=FINDINGS, impression=IMPRESSION, labels=LABELS, sex="F", age=61.0),
-    Study("b", "b", "train", impression=IMPRESSION, severity=0.0),
+    Study("a", "a", "train", IMAGES[0], FINDINGS, IMPRESSION, LABELS, sex="F", age=61.0),
+    Study("b", "b", "train", IMAGES[1], impression=IMPRESSION, severity=0.0),
     Study("c", "c", "train"),
 )  # fmt: skip
 
 
 def corpus(**changes: Any) -> Corpus:
-    index = {("a", "frontal"): [0, 2], ("b", "frontal"): [1]}
-    images = PreparedImages(torch.zeros(3, 4, 4, dtype=torch.uint8), index, (), "toy")
+    images = PreparedImages(torch.zeros(3, 4, 4, dtype=torch.uint8), np.array([0, 2, 3, 3], np.uint32), "toy")
     return Corpus(STUDIES, images, **{"sections": ("findings", "impression"), **changes})
 
 
 def test_rows_are_those_of_the_study_and_view() -> None:
-    assert [corpus().rows(index, "frontal") for index in range(3)] == [[0, 2], [1], []]
+    assert [corpus().rows(index, "frontal") for index in range(3)] == [[0, 1], [2], []]
     assert corpus().rows(0, "lateral") == []
 
 
@@ -48,7 +49,7 @@ def test_a_report_is_complete_with_all_of_its_sections() -> None:
 def test_a_study_is_described_by_each_of_its_distinct_texts() -> None:
     plain = corpus()
     whole = f"Findings: {FINDINGS} Impression: {IMPRESSION}"
-    assert plain.reports == (whole, IMPRESSION, "")
+    assert [plain.report(index) for index in range(3)] == [whole, IMPRESSION, ""]
     assert plain.texts(0) == [whole, IMPRESSION, FINDINGS, "Cardiomegaly. Pulmonary edema."]
     assert plain.texts(1) == [IMPRESSION]
     assert plain.texts(2) == []
@@ -116,11 +117,15 @@ def test_the_fingerprint_follows_texts_images_and_studies() -> None:
 
 def test_studies_are_grouped_by_what_is_known_of_them() -> None:
     joined = corpus(joined=frozenset({"demographics", "severity"}))
-    assert studies_by_field(joined, [0, 1, 2], 0.5) == [[0], [1], [0]]  # age, severity, sex
-    assert studies_by_field(joined, [2, 1], 0.5) == [[1]]
-    assert studies_by_field(joined, [2], 0.0) == []
+
+    def by_field(usable: list[int], share: float) -> list[list[int]]:
+        return [group.tolist() for group in studies_by_field(joined, np.array(usable, np.int32), share)]
+
+    assert by_field([0, 1, 2], 0.5) == [[0], [1], [0]]  # age, severity, sex
+    assert by_field([2, 1], 0.5) == [[1]]
+    assert by_field([2], 0.0) == []
     with pytest.raises(DataError, match="no age, sex or score is known"):
-        studies_by_field(joined, [2], 0.5)
+        by_field([2], 0.5)
 
 
 def test_a_variant_has_some_of_the_sentences_in_any_order() -> None:
@@ -141,10 +146,9 @@ def test_a_share_of_the_studies_is_drawn_class_by_class() -> None:
     rng = random.Random(0)
     shares = {("Cardiomegaly",): 30, ("Cardiomegaly", "Pneumothorax"): 10, ("Pulmonary Edema",): 9, ("normal",): 200}
     made_of = [labels for labels, count in shares.items() for _ in range(count)]
-    images = PreparedImages(torch.empty(0, dtype=torch.uint8), {}, (), "")
     labelled = (Study(str(k), str(k), "train", labels=labels, source="openi") for k, labels in enumerate(made_of))
-    studies = Corpus(tuple(labelled), images, ("impression",))
-    usable = list(range(len(studies.studies)))
+    studies = Corpus(tuple(labelled), PreparedImages.none(len(made_of)), ("impression",))
+    usable = np.arange(len(studies.studies), dtype=np.int32)
     groups = studies_by_class(studies, usable)
     assert [len(group) for group in groups] == [40, 200, 10]  # cardiomegaly, no finding, pneumothorax; no edema
     assert [len(group) for group in studies_by_class(studies, usable[30:])] == [10, 200, 10]

@@ -228,6 +228,6 @@ def _run(
         if not Processes.current().main:
             logging.getLogger("xgem").setLevel(logging.WARNING)
         if encoded is None:
-            run(names, loaded, Manifest.read(data), out, loop, seed=seed, init=source)
+            run(names, loaded, data, out, loop, seed=seed, init=source)
         else:
             run_encoded(names, loaded, data, encoded, out, loop, seed=seed, init=source)

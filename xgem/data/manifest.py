@@ -10,7 +10,7 @@ import hashlib
 import itertools
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,9 @@ from xgem.data.rows import SPLITS, STUDY_FIELDS, Row, Split, checked_row
 from xgem.data.study import Study
 from xgem.labels.spatial import STRUCTURES, in_order
 from xgem.types import ManifestError, OutputError
+
+ImageFiles = Sequence[tuple[str, ReadOptions]]
+"""Absolute names of image files, and how each is read."""
 
 
 def split_of(subject: str, *, val: float = 0.1, test: float = 0.1, salt: str = "xgem") -> Split:
@@ -76,7 +79,7 @@ class Manifest:
 
     def file(self, row: Row) -> Path | None:
         """Absolute path of a row's image, None for a report without one."""
-        return None if row.file is None else Path(_name_in(self.root, row.file))
+        return None if row.file is None else Path(name_in(self.root, row.file))
 
     def masks(self, row: Row) -> dict[str, tuple[Path, ...]]:
         """Absolute paths of a row's masks by structure."""
@@ -116,6 +119,11 @@ class Manifest:
             if split is None or row.split == split:
                 groups.setdefault(row.study, []).append(row)
         return [self._study(groups[study]) for study in sorted(groups)]
+
+    def image_files(self, split: str) -> Iterator[ImageFiles]:
+        """The images with a known view of each of :meth:`studies`, view by view; of some studies none."""
+        for study in self.studies(split):
+            yield [(str(file), study.reading_of(file)) for files in study.images.values() for file in files]
 
     def _study(self, rows: Sequence[Row]) -> Study:
         first = rows[0]
@@ -179,7 +187,7 @@ class Manifest:
                         f"row {number}: study {row.study!r} differs in {name} from row {where}; "
                         "a study has one subject, one split and one report"
                     )
-            path = None if row.file is None else _name_in(self.root, row.file)
+            path = None if row.file is None else name_in(self.root, row.file)
             if (where := seen.setdefault((row.study, path), number)) != number:
                 what = row.file or "its report without an image"
                 raise ManifestError(f"row {number}: study {row.study!r} holds {what} twice, first at row {where}")
@@ -260,8 +268,8 @@ def place(file: Path, root: Path) -> str:
     return file.relative_to(root).as_posix() if file.is_relative_to(root) else str(file)
 
 
-def _name_in(root: Path, file: str) -> str:
-    """The absolute name of a row's file: as text, since making millions of paths takes minutes."""
+def name_in(root: Path, file: str) -> str:
+    """The absolute name of a row's file in a manifest in ``root``: as text, since a million paths take long."""
     return os.path.abspath(os.path.join(root, file))  # noqa: PTH100, PTH118 -- not resolved, as in _absolute
 
 

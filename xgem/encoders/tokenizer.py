@@ -31,4 +31,10 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, *, lowercase: bool = 
     tokenizer.post_processor = processors.TemplateProcessing(
         single=f"{BOS} $A {EOS}", special_tokens=[(BOS, 1), (EOS, 2)]
     )
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token=PAD, bos_token=BOS, eos_token=EOS)
+    return read_tokenizer(tokenizer.to_str())
+
+
+def read_tokenizer(text: str) -> PreTrainedTokenizerFast:
+    """A tokenizer of :func:`train_tokenizer`, of the JSON that its ``backend_tokenizer`` writes."""
+    made = Tokenizer.from_str(text)
+    return PreTrainedTokenizerFast(tokenizer_object=made, pad_token=PAD, bos_token=BOS, eos_token=EOS)

@@ -110,7 +110,7 @@ def items(corpus: Corpus, modality: str, *, as_target: bool) -> tuple[Rows, list
     if get_modality(modality).is_image:
         values = [corpus.rows(index, modality) for index in studies]
     elif as_target:
-        values = [[corpus.reports[i]] if corpus.complete(i) else [] for i in studies]
+        values = [[corpus.report(i)] if corpus.complete(i) else [] for i in studies]
     else:
         values = [corpus.texts(index) for index in studies]
     return Rows.counted(map(len, values)), [value for of_study in values for value in of_study]

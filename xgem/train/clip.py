@@ -5,13 +5,13 @@ from __future__ import annotations
 import hashlib
 import math
 import random
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import lru_cache, partial
 from itertools import chain, combinations
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from einops import rearrange
@@ -29,7 +29,7 @@ from xgem.encoders.text import TextEncoder
 from xgem.labels.hard_negatives import hard_negatives
 from xgem.labels.rules import label_report
 from xgem.labels.sides import SIDES, named_sides
-from xgem.labels.vocabulary import CHEXPERT_CLASSES, is_affirmation, named
+from xgem.labels.vocabulary import CHEXPERT_CLASSES, named
 from xgem.train import needs
 from xgem.train.context import StageContext, first_output
 from xgem.train.corpus import Corpus, balanced, studies_by_class, studies_by_field, vary
@@ -37,6 +37,9 @@ from xgem.train.share import Share
 from xgem.train.stage import ComparingStage, permuted
 from xgem.types import ConfigError, Encoded
 from xgem.utils.random import mix
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 _PATCH = 8  # side of the coarse patch that each token predicts
 _COMMON = 20  # minimum number of studies with a label for it to be learned
@@ -112,8 +115,7 @@ def _label_sums(logits: Tensor, labels: Tensor) -> Tensor:
 
 def common_labels(corpus: Corpus) -> list[str]:
     """Annotated labels with at least 20 studies, in alphabetical order."""
-    counts = Counter(label for study in corpus.studies for label in set(study.labels) if is_affirmation(label))
-    return sorted(label for label, count in counts.items() if count >= _COMMON)
+    return sorted(label for label, count in corpus.facts.labels.items() if count >= _COMMON)
 
 
 class ClipStage(ComparingStage):
@@ -189,7 +191,7 @@ class ClipStage(ComparingStage):
         with torch.no_grad():
             size = image_encoder.config.image_size
             self.module(torch.zeros(1, 1, size, size), self.tokenize(["normal"]))
-        self.usable = [i for i in range(len(train.studies)) if self._parts(train, i) >= 2]
+        self.usable = self._usable(train)
         self.known = studies_by_field(train, self.usable, self.weights["known"])
         self.classes = studies_by_class(train, self.usable)
 
@@ -198,8 +200,10 @@ class ClipStage(ComparingStage):
         assert isinstance(self.module, ContrastiveModel)
         return dict(zip(self.names, (self.module.image, self.module.text), strict=True))
 
-    def _parts(self, corpus: Corpus, index: int) -> int:
-        return sum(bool(corpus.rows(index, view)) for view in self.views) + bool(corpus.texts(index))
+    def _usable(self, corpus: Corpus, least: int = 2) -> NDArray[np.int32]:
+        """The studies with ``least`` modalities or more."""
+        parts = sum((corpus.facts.shows(view) for view in self.views), corpus.facts.described.astype(np.int32))
+        return np.flatnonzero(parts >= least).astype(np.int32)
 
     def fingerprint(self) -> str:
         return super().fingerprint() + self.train.fingerprint()
@@ -207,7 +211,7 @@ class ClipStage(ComparingStage):
     def batch(self, share: Share) -> dict[str, Any]:
         picked = permuted(len(self.usable), share.numbers, mix(self.seed, self.name))
         rngs = share.rngs("texts")
-        studies = balanced([self.usable[i] for i in picked], self.known, self.weights["known"], rngs)
+        studies = balanced(self.usable[picked].tolist(), self.known, self.weights["known"], rngs)
         studies = balanced(studies, self.classes, self.weights["balanced"], rngs)
         drawn = share.uniform((len(self.views), JITTER), "jitter") if self.weights["jitter"] else None
         return self._collate(self.train, studies, rngs, drawn)
@@ -351,7 +355,7 @@ class ClipStage(ComparingStage):
         device = next(module.parameters()).device
         figures: dict[str, float] = {}
         size = 64
-        indices = [i for i in range(len(self.val.studies)) if self._parts(self.val, i) >= 2]
+        indices = self._usable(self.val).tolist()
         chunks = [indices[i : i + size] for i in range(0, len(indices) - len(indices) % size or len(indices), size)]
         for chunk in chunks:
             batch = self._collate(self.val, chunk)

@@ -5,13 +5,14 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import PartialState
 from pydantic import BaseModel
-from torch import nn
+from torch import Tensor, nn
 
 from xgem.checkpoints import store
 from xgem.checkpoints.component import Component, component_class
@@ -19,7 +20,7 @@ from xgem.configs.codecs import ReportVAEConfig
 from xgem.configs.components import TextEncoderConfig
 from xgem.configs.preset import Preset, StageConfig
 from xgem.data.cache import ArrayCache
-from xgem.encoders.tokenizer import train_tokenizer
+from xgem.encoders.tokenizer import read_tokenizer, train_tokenizer
 from xgem.modalities import get_modality
 from xgem.train.corpus import Corpus
 from xgem.train.encoded import EncodedStudies
@@ -127,12 +128,21 @@ class StageContext:
         assert isinstance(config, TextEncoderConfig | ReportVAEConfig)
         if (config.pretrained if isinstance(config, TextEncoderConfig) else config.pretrained_encoder) is not None:
             return None
-        texts = [text for index in range(len(self.train.studies)) for text in self.train.texts(index)]
-        return train_tokenizer(texts, config.vocab_size, lowercase=reads)
+        texts = (text for index in range(len(self.train.studies)) for text in self.train.texts(index))
+        make = partial(train_tokenizer, texts, config.vocab_size, lowercase=reads)
+        if self.train.kept is None:
+            return make()
+        key = {"texts": self.train.fingerprint(), "vocab_size": config.vocab_size, "lowercase": reads}
+        found = self.train.kept[0].get_or_make("tokenizers", key, lambda: {"json": _bytes(make())})
+        return read_tokenizer(found["json"].numpy().tobytes().decode())
 
     def seed_weights(self, stage: str) -> None:
         """Seed torch's generator with what fresh weights of a stage are drawn from."""
         torch.manual_seed(mix(self.seed, stage, "initialise"))
+
+
+def _bytes(tokenizer: Any) -> Tensor:
+    return torch.frombuffer(bytearray(tokenizer.backend_tokenizer.to_str().encode()), dtype=torch.uint8)
 
 
 def first_output(preset: Preset, *, is_image: bool) -> str:

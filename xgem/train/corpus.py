@@ -2,29 +2,36 @@
 
 from __future__ import annotations
 
-import hashlib
 import random
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import combinations
 from pathlib import Path
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from xgem.configs.preset import Preset
 from xgem.data import wordings
+from xgem.data.cache import ArrayCache
 from xgem.data.captions import LABELLED_NORMAL, NORMAL_CAPTION, caption_from_labels, preface
 from xgem.data.manifest import Manifest
 from xgem.data.prepare import PreparedImages, prepare_images
+from xgem.data.streamed import StreamedManifest
 from xgem.data.study import Study, report_of
 from xgem.labels.sentences import written_sentences
-from xgem.labels.vocabulary import annotated_labels
+from xgem.train.facts import CLASSES, FIELDS, Facts, grouped
 from xgem.types import DataError
+from xgem.utils.hashing import array_hash
+from xgem.utils.progress import track
 from xgem.utils.random import mix
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 FEWEST = 10
 """Studies with a class below which it is not drawn for its own sake: too few to learn more than these by heart."""
+_SAMPLE = 256  # studies whose facts are compared with those of before
 _WORDINGS = 2  # random wordings of a caption among the fixed texts of a study, beside the canonical one
 
 
@@ -33,35 +40,38 @@ class Corpus:
     """One split: its ``studies``, ordered by id, and all of their ``images``.
 
     ``sections``, ``prompt_sections``, ``joined`` (modalities that are added to report texts), ``captions`` and
-    ``prefix``: from the preset.
+    ``prefix``: from the preset. ``kept``: where :attr:`facts` are kept, and what the studies are of; or nowhere.
     """
 
-    studies: tuple[Study, ...]
+    studies: Sequence[Study]
     images: PreparedImages
     sections: tuple[str, ...]
     prompt_sections: tuple[str, ...] | None = None
     joined: frozenset[str] = frozenset()
     captions: str = "labels"
     prefix: str = "optional"
-    reports: tuple[str, ...] = field(init=False)
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "reports", tuple(report_of(study, self.sections) for study in self.studies))
+    kept: tuple[ArrayCache, Mapping[str, str]] | None = None
 
     @classmethod
-    def load(cls, manifest: Manifest, split: str, preset: Preset, cache: Path, *, progress: bool = True) -> Corpus:
+    def load(
+        cls, manifest: Manifest | StreamedManifest, split: str, preset: Preset, cache: Path, *, progress: bool = True
+    ) -> Corpus:
         """Read one split, or load it from the cache; DataError if it is empty."""
         described = cls.without_images(manifest, split, preset)
         if not described.studies:
             raise DataError(f"the manifest has no studies in split {split!r}: prepare it again with that split")
         images = prepare_images(manifest, split, preset.transform, cache, progress=progress)
-        return replace(described, images=images)
+        if isinstance(manifest, Manifest):
+            return replace(described, images=images)
+        return replace(
+            described, images=images, kept=(ArrayCache(cache), {"manifest": manifest.sha256, "split": split})
+        )
 
     @classmethod
-    def without_images(cls, manifest: Manifest, split: str, preset: Preset) -> Corpus:
+    def without_images(cls, manifest: Manifest | StreamedManifest, split: str, preset: Preset) -> Corpus:
         """The studies and texts of one split, maybe none; no file is read."""
-        studies = tuple(manifest.studies(split))
-        images = PreparedImages(torch.empty(0, dtype=torch.uint8), {}, (), "")
+        studies = manifest.studies(split)
+        images = PreparedImages.none(len(studies))
         joined = frozenset(name for name, modality in preset.modalities.items() if modality.joins == "report")
         how = preset.report_sections, preset.prompt_sections, joined, preset.captions, preset.prefix
         return cls(studies, images, *how)
@@ -72,7 +82,11 @@ class Corpus:
 
     def rows(self, index: int, view: str) -> list[int]:
         """Rows of ``images`` with view ``view`` of study ``index``; empty if it has none."""
-        return self.images.index.get((self.studies[index].id, view), [])
+        return self.images.rows(index, self.studies[index], view)
+
+    def report(self, index: int) -> str:
+        """The report that a generator learns to write; empty where sections are missing."""
+        return report_of(self.studies[index], self.sections)
 
     def texts(self, index: int) -> list[str]:
         """All distinct texts that describe a study: report, findings, impression and a caption of its labels; or, if
@@ -87,7 +101,7 @@ class Corpus:
         study = self.studies[index]
         caption = "" if self.captions == "none" else self._said(study, caption_from_labels(study.labels))
         if self.prompt_sections is None:
-            candidates = [self.reports[index], study.impression, study.findings, caption]
+            candidates = [self.report(index), study.impression, study.findings, caption]
         else:
             candidates = [report_of(study, self.prompt_sections) or caption]
         candidates += self.worded(index)
@@ -143,43 +157,43 @@ class Corpus:
             if modality in self.joined and (value := getattr(study, name)) is not None
         }
 
+    @cached_property
+    def facts(self) -> Facts:
+        """What is known of all studies; of those on the disk read from the cache, once it has been gathered."""
+        if self.kept is None:
+            return self._gathered(range(len(self.studies)))
+        cache, of = self.kept
+        some = self._gathered(range(0, len(self.studies), max(1, len(self.studies) // _SAMPLE)))
+        how = [self.sections, self.prompt_sections, sorted(self.joined), self.captions, self.prefix]
+        sample = [array_hash(one) for one in some.arrays().values()]  # tells texts that another version of xgem makes
+        key = {**of, "how": how, "images": self.images.sha256, "sample": sample}
+        found = cache.get_or_make("studies", key, lambda: self._gathered(range(len(self.studies))).arrays())
+        return Facts.of_arrays(found)
+
+    def _gathered(self, indices: range) -> Facts:
+        described = ((self.studies[index], self.texts(index), self.known(index)) for index in indices)
+        return Facts.gather(track(described, "reading studies", len(indices)), self.images.sha256)
+
     def fingerprint(self) -> str:
         """A hash that changes with any image or text."""
-        digest = hashlib.sha256(self.images.sha256.encode())
-        for index, study in enumerate(self.studies):
-            digest.update("\x1f".join([study.id, *self.texts(index)]).encode() + b"\x1e")
-        return digest.hexdigest()
+        return self.facts.fingerprint
 
 
-def studies_by_field(corpus: Corpus, usable: Sequence[int], share: float) -> list[list[int]]:
-    """Those of the ``usable`` studies whose texts say the sex, the age, the race, or the severity score.
+def studies_by_field(corpus: Corpus, usable: NDArray[np.int32], share: float) -> list[NDArray[np.int32]]:
+    """Those of the ``usable`` studies whose texts say the age, the race, the severity score, or the sex.
 
     Raises:
         DataError: there are none, and a ``share`` of every batch is to be drawn from them.
     """
-    groups = _grouped(usable, corpus.known)
+    groups = grouped(usable, corpus.facts.known, FIELDS)
     if share and not groups:
         raise DataError("no age, sex or score is known for any training study: set the loss setting known to 0")
     return groups
 
 
-def studies_by_class(corpus: Corpus, usable: Sequence[int], least: int = FEWEST) -> list[list[int]]:
+def studies_by_class(corpus: Corpus, usable: NDArray[np.int32], least: int = FEWEST) -> list[NDArray[np.int32]]:
     """Those of the ``usable`` studies that have each of CheXpert's classes, where there are ``least`` or more."""
-
-    def present(index: int) -> list[str]:
-        study = corpus.studies[index]
-        return [name for name, label in annotated_labels(study.labels, study.source).items() if label == 1]
-
-    return [group for group in _grouped(usable, present) if len(group) >= least]
-
-
-def _grouped(usable: Sequence[int], names: Callable[[int], Iterable[str]]) -> list[list[int]]:
-    """The studies of each name, in alphabetical order of the names."""
-    groups: dict[str, list[int]] = {}
-    for index in usable:
-        for name in names(index):
-            groups.setdefault(name, []).append(index)
-    return [groups[name] for name in sorted(groups)]
+    return grouped(usable, corpus.facts.classes, CLASSES, least=least)
 
 
 def balanced(studies: Sequence[int], groups: Sequence[Any], share: float, rngs: Sequence[random.Random]) -> list[int]:
@@ -187,7 +201,7 @@ def balanced(studies: Sequence[int], groups: Sequence[Any], share: float, rngs: 
     if not share or not groups:
         return list(studies)
     return [
-        rng.choice(rng.choice(groups)) if rng.random() < share else study
+        int(rng.choice(rng.choice(groups))) if rng.random() < share else study
         for study, rng in zip(studies, rngs, strict=True)
     ]
 

@@ -22,15 +22,12 @@ from xgem.data.manifest import Manifest
 from xgem.data.prepare import read_images
 from xgem.data.streamed import StreamedManifest
 from xgem.data.transforms import Notes
-from xgem.labels.vocabulary import annotated_labels
 from xgem.train.banks import Batches, Rows, items, truncated
 from xgem.train.context import is_pretrained
 from xgem.train.corpus import Corpus
 from xgem.train.encoded import EncodedStudies, config_hash
 from xgem.train.initial import check_architecture, fitting
 from xgem.train.shards import (
-    CLASSES,
-    FIELDS,
     INDEX,
     PLAN,
     SPLITS,
@@ -186,7 +183,7 @@ class _Work:
         """Encode the studies of one shard and write it, then what is noted of it."""
         manifest, name = self.data.part(split, plan.studies(split, number)), shard_name(split, number)
         corpus = self._corpus(manifest, split)
-        arrays = _fields(corpus)
+        arrays = {"known": corpus.facts.known, "classes": corpus.facts.classes.astype(np.uint16)}
         for modality, component in self.targets.items():
             arrays |= self._target(corpus, modality, self.components[component])
         for modality, component in self.prompts.items():
@@ -245,17 +242,6 @@ def _half(values: Tensor, what: str) -> np.ndarray:
 
 def _counts(rows: Rows) -> np.ndarray:
     return np.diff(rows.ends).astype(np.uint32)
-
-
-def _fields(corpus: Corpus) -> dict[str, np.ndarray]:
-    """What is known of each study, as bits."""
-    known, classes = [], []
-    for index, study in enumerate(corpus.studies):
-        fields = corpus.known(index)
-        labels = annotated_labels(study.labels, study.source)
-        known.append(sum(1 << bit for bit, name in enumerate(FIELDS) if name in fields))
-        classes.append(sum(1 << bit for bit, name in enumerate(CLASSES) if labels.get(name) == 1))
-    return {"known": np.array(known, np.uint8), "classes": np.array(classes, np.uint16)}
 
 
 def finish(out: Path, plan: Plan, noted: Mapping[str, Mapping[str, Any]]) -> None:

@@ -18,9 +18,8 @@ from xgem.checkpoints import store
 from xgem.configs.preset import Preset
 from xgem.train.banks import Rows
 from xgem.train.corpus import FEWEST
+from xgem.train.facts import CLASSES, FIELDS, grouped
 from xgem.train.shards import (
-    CLASSES,
-    FIELDS,
     INDEX,
     Plan,
     again,
@@ -179,21 +178,13 @@ class EncodedSplit:
         return Rows(ends)
 
     def by_field(self, usable: NDArray[np.int32], share: float) -> list[NDArray[np.int32]]:
-        groups = self._grouped(usable, "known", FIELDS, least=1)
+        groups = grouped(usable, self.arrays["known"], FIELDS)
         if share and not groups:
             raise DataError("no age, sex or score is known for any training study: set the loss setting known to 0")
         return groups
 
     def by_class(self, usable: NDArray[np.int32]) -> list[NDArray[np.int32]]:
-        return self._grouped(usable, "classes", CLASSES, least=FEWEST)
-
-    def _grouped(
-        self, usable: NDArray[np.int32], bits: str, names: Sequence[str], *, least: int
-    ) -> list[NDArray[np.int32]]:
-        """The usable studies of each name, in the order of the names."""
-        values = self.arrays[bits][usable]
-        groups = [usable[(values >> bit & 1).astype(bool)] for bit in range(len(names))]
-        return [group for group in groups if len(group) >= least]
+        return grouped(usable, self.arrays["classes"], CLASSES, least=FEWEST)
 
     def fingerprint(self) -> str:
         return self.studies.plan.key

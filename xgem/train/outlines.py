@@ -59,7 +59,13 @@ def outline(
     config = config or SegmenterConfig()
     transform = TransformConfig(size=config.size)
     prepared = prepare_images(manifest, "train", transform, cache, progress=progress)
-    studies = [study for study in manifest.studies("train") if ANNOTATED_VIEW in study.images]
+    all_studies = manifest.studies("train")
+    studies = [study for study in all_studies if ANNOTATED_VIEW in study.images]
+    first = {
+        study.id: prepared.rows(number, study, ANNOTATED_VIEW)[0]
+        for number, study in enumerate(all_studies)
+        if ANNOTATED_VIEW in study.images
+    }
     known = [name for name in structures if any(name in study.masks for study in studies)]
     if not known:
         raise DataError(
@@ -68,7 +74,7 @@ def outline(
     drawn = [study for study in studies if any(name in study.masks for name in known)]
 
     def images(of: Sequence[Study]) -> NDArray[np.uint8]:
-        return prepared.values[[prepared.index[study.id, ANNOTATED_VIEW][0] for study in of]].numpy()
+        return prepared.values[[first[study.id] for study in of]].numpy()
 
     outlines = Outlines.stacked([read_study(study, transform).masks for study in drawn], known, config.size)
     segmenter = train_segmenter(images(drawn), outlines, config=config, cache=cache, device=device)

@@ -93,13 +93,14 @@ class Patients:
         source: dict[str, str] = {}
         digest, start = hashlib.sha256(), 0
         for split in splits:
-            studies = [study for study in manifest.studies(split) if VIEW in study.images]
-            if not studies:
+            studies = manifest.studies(split)
+            if not any(VIEW in study.images for study in studies):
                 continue
             prepared = prepare_images(manifest, split, TransformConfig(size=size), cache, progress=progress)
-            for study in studies:
-                rows.setdefault(study.subject, []).extend(start + row for row in prepared.index[study.id, VIEW])
-                source[study.subject] = study.source
+            for number, study in enumerate(studies):
+                if own := prepared.rows(number, study, VIEW):
+                    rows.setdefault(study.subject, []).extend(start + row for row in own)
+                    source[study.subject] = study.source
             values.append(prepared.values[:])
             start += len(prepared.values)
             digest.update(prepared.sha256.encode())

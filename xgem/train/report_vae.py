@@ -108,7 +108,9 @@ class ReportVAEStage(ComparingStage):
         train, val = context.train, context.val
         self.corpus, self.settings = train, (settings,)
         self.weights = self.loss_weights(self.name, self.config)
-        self.reports, self.val_reports = ([text for text in corpus.reports if text] for corpus in (train, val))
+        self.reports, self.val_reports = (
+            list(filter(None, map(corpus.report, range(len(corpus.studies))))) for corpus in (train, val)
+        )
         if not self.val_reports:
             raise DataError("report-vae: the validation split has no report: use a manifest with reports in split val")
         texts = [text for study in train.studies for text in dict.fromkeys(_texts(study))]

@@ -30,7 +30,6 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from xgem.configs.preset import Preset
-from xgem.labels.vocabulary import CHEXPERT_CLASSES
 from xgem.types import CheckpointError, DataError
 from xgem.utils.files import file_sha256, read_json, replacing, write_json
 from xgem.utils.hashing import canonical
@@ -42,9 +41,6 @@ if TYPE_CHECKING:
 FORMAT, VERSION = "xgem-encoded", 1
 INDEX, PLAN = "index.json", "plan.json"
 SPLITS = ("train", "val")
-FIELDS = ("age", "race", "severity", "sex")
-"""Those of ``Corpus.known``, in alphabetical order."""
-CLASSES = tuple(sorted(CHEXPERT_CLASSES))
 
 Arrays = Mapping[str, "NDArray[Any]"]
 

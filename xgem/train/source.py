@@ -86,10 +86,10 @@ class InMemory:
         return prompt_bank(modality, encoder, self.corpus, self.cache, self.device, limit)
 
     def by_field(self, usable: NDArray[np.int32], share: float) -> Sequence[Studies]:
-        return studies_by_field(self.corpus, usable.tolist(), share)
+        return studies_by_field(self.corpus, usable, share)
 
     def by_class(self, usable: NDArray[np.int32]) -> Sequence[Studies]:
-        return studies_by_class(self.corpus, usable.tolist())
+        return studies_by_class(self.corpus, usable)
 
     def fingerprint(self) -> str:
         return self.corpus.fingerprint()

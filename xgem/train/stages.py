@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import cast
@@ -12,6 +14,7 @@ from xgem.checkpoints import store
 from xgem.checkpoints import training as checkpoint
 from xgem.configs.preset import Preset
 from xgem.data.manifest import Manifest
+from xgem.data.streamed import StreamedManifest
 from xgem.modalities import MODALITIES, get_modality
 from xgem.train import needs
 from xgem.train.clip import ClipStage
@@ -28,7 +31,7 @@ from xgem.train.loop import LoopOptions, TrainState, is_finished, train
 from xgem.train.processes import Processes
 from xgem.train.report_vae import ReportVAEStage
 from xgem.train.stage import Stage
-from xgem.types import InputError
+from xgem.types import InputError, XgemError
 from xgem.utils.files import file_sha256
 from xgem.utils.hashing import module_hash
 
@@ -95,7 +98,7 @@ def _is_left_out(name: str, preset: Preset, root: Path) -> bool:
     return True
 
 
-def check_needs(names: Sequence[str], preset: Preset, manifest: Manifest) -> None:
+def check_needs(names: Sequence[str], preset: Preset, manifest: Manifest | StreamedManifest) -> None:
     """Refuse what a stage of ``names`` would fail at, before the first of them trains.
 
     Raises:
@@ -120,7 +123,7 @@ def _kind(name: str) -> type[Stage]:
 def run(
     names: Sequence[str],
     preset: Preset,
-    manifest: Manifest,
+    manifest: Manifest | Path,
     root: Path,
     options: LoopOptions,
     *,
@@ -132,25 +135,51 @@ def run(
     When the time of ``options.until`` is up, the stage that trains stops with a checkpoint, and later ones do not
     start. A call takes one step at least, so that repeated calls come to an end.
 
-    ``init`` is a checkpoint whose weights training starts from, and whose components stand in where ``root`` has none.
+    Rows of a ``manifest`` on the disk stay there, so that memory does not grow with it. ``init`` is a checkpoint whose
+    weights training starts from, and whose components stand in where ``root`` has none.
 
     Raises:
-        DataError, ConfigError: as :func:`check_needs`, before anything is trained.
+        ManifestError: the manifest is refused. DataError, ConfigError: as :func:`check_needs`, before anything is
+            trained.
     """
-    processes = Processes.current()
+    processes, cache = Processes.current(), root / "cache"
     with processes.in_agreement():
         if processes.main:
-            manifest.check(files=True)
-            check_needs(names, preset, manifest)
+            with _left_as_it_was(root), _opened(manifest, cache) as data:
+                if isinstance(data, Manifest):
+                    data.check(files=True)
+                check_needs(names, preset, data)
             _begin(root, preset, init)
-    with processes.in_agreement():
-        train_split, val_split = (
-            Corpus.load(manifest, split, preset, root / "cache", progress=options.progress)
-            for split in ("train", "val")
-        )
-    divided = options.sharding != "no"
-    context = StageContext(preset, train_split, val_split, root, seed, init, divided=divided)
-    return _train_all(names, context, options)
+    with ExitStack() as stack:
+        with processes.in_agreement():
+            data = stack.enter_context(_opened(manifest, cache))
+            train_split, val_split = (
+                Corpus.load(data, split, preset, cache, progress=options.progress) for split in needs.SPLITS
+            )
+        divided = options.sharding != "no"
+        context = StageContext(preset, train_split, val_split, root, seed, init, divided=divided)
+        return _train_all(names, context, options)
+
+
+@contextmanager
+def _opened(manifest: Manifest | Path, cache: Path) -> Iterator[Manifest | StreamedManifest]:
+    if isinstance(manifest, Manifest):
+        yield manifest
+        return
+    with closing(StreamedManifest(manifest, cache)) as data:
+        yield data
+
+
+@contextmanager
+def _left_as_it_was(root: Path) -> Iterator[None]:
+    """An error leaves no folder where there was none."""
+    existed = root.exists()
+    try:
+        yield
+    except XgemError:
+        if not existed:
+            shutil.rmtree(root, ignore_errors=True)
+        raise
 
 
 def run_encoded(

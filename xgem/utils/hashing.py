@@ -38,19 +38,21 @@ def canonical(key: Mapping[str, Any]) -> str:
         ) from error
 
 
+def file_digest(path: str | os.PathLike[str]) -> bytes:
+    """SHA-256 of a file's contents; DataError if it cannot be read."""
+    try:
+        with Path(path).open("rb") as stream:
+            return hashlib.file_digest(stream, "sha256").digest()
+    except OSError as error:
+        raise DataError(f"{os.fspath(path)}: cannot be read ({error.strerror}); run `xgem data check`") from error
+
+
 def content_hash(paths: Iterable[str | os.PathLike[str]]) -> str:
     """SHA-256 over the contents of files, in the given order; their names do not matter.
 
     Raises:
         DataError: a file cannot be read.
     """
-
-    def file_digest(path: str | os.PathLike[str]) -> bytes:
-        try:
-            with Path(path).open("rb") as stream:
-                return hashlib.file_digest(stream, "sha256").digest()
-        except OSError as error:
-            raise DataError(f"{os.fspath(path)}: cannot be read ({error.strerror}); run `xgem data check`") from error
 
     total = hashlib.sha256()
     with ThreadPoolExecutor(reading_threads()) as pool:

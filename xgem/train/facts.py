@@ -1,0 +1,92 @@
+"""What is known of all studies of a corpus without reading one of them: arrays, gathered once."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from array import array
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from xgem.data.study import Study
+from xgem.labels.views import VIEWS
+from xgem.labels.vocabulary import CHEXPERT_CLASSES, annotated_labels, is_affirmation
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+    from torch import Tensor
+
+FIELDS = ("age", "race", "severity", "sex")
+"""Those of ``Corpus.known``, in alphabetical order."""
+CLASSES = tuple(sorted(CHEXPERT_CLASSES))
+
+
+@dataclass(frozen=True)
+class Facts:
+    """Of n studies, 10 bytes each; bits are in the order of ``VIEWS``, :data:`FIELDS` and :data:`CLASSES`.
+
+    ``views`` (n,), bits of those that it has an image of; ``described`` (n,), whether it has any text; ``known`` (n,),
+    bits of the fields that the preset adds to texts; ``classes`` (n,), bits of the findings that it is annotated with.
+    ``labels``: by label that affirms something, the number of studies. ``fingerprint``: hash of all images and texts.
+    """
+
+    views: NDArray[np.int32]
+    described: NDArray[np.bool_]
+    known: NDArray[np.uint8]
+    classes: NDArray[np.int32]
+    labels: Mapping[str, int]
+    fingerprint: str
+
+    @classmethod
+    def gather(cls, described: Iterable[tuple[Study, Sequence[str], Mapping[str, Any]]], images: str) -> Facts:
+        """Of studies with their texts and what is known of them; ``images``: the hash of all images."""
+        views, texts, fields, classes = array("i"), array("b"), array("B"), array("i")
+        labels: Counter[str] = Counter()
+        digest = hashlib.sha256(images.encode())
+        for study, told, known in described:
+            annotated = annotated_labels(study.labels, study.source)
+            views.append(_bits(VIEWS, study.images))
+            texts.append(bool(told))
+            fields.append(_bits(FIELDS, known))
+            classes.append(_bits(CLASSES, [name for name, label in annotated.items() if label == 1]))
+            labels.update(label for label in set(study.labels) if is_affirmation(label))
+            digest.update("\x1f".join([study.id, *told]).encode() + b"\x1e")
+        of_views, of_classes = (np.array(bits, np.int32) for bits in (views, classes))
+        of_texts, of_fields = np.array(texts, np.bool_), np.array(fields, np.uint8)
+        return cls(of_views, of_texts, of_fields, of_classes, labels, digest.hexdigest())
+
+    def arrays(self) -> dict[str, NDArray[Any]]:
+        """All of it as arrays by name."""
+        rest = json.dumps([dict(sorted(self.labels.items())), self.fingerprint]).encode()
+        return {name: getattr(self, name) for name in _ARRAYS} | {"rest": np.frombuffer(rest, np.uint8).copy()}
+
+    @classmethod
+    def of_arrays(cls, arrays: Mapping[str, Tensor]) -> Facts:
+        """Those of :meth:`arrays`."""
+        labels, fingerprint = json.loads(arrays["rest"].numpy().tobytes())
+        views, described, known, classes = (arrays[name].numpy() for name in _ARRAYS)
+        return cls(views, described, known, classes, labels, fingerprint)
+
+    def shows(self, view: str) -> NDArray[np.bool_]:
+        """(n,), whether a study has an image with the view."""
+        return (self.views >> list(VIEWS).index(view) & 1).astype(bool)
+
+
+_ARRAYS = ("views", "described", "known", "classes")
+
+
+def _bits(names: Iterable[str], present: Iterable[str]) -> int:
+    return sum(1 << bit for bit, name in enumerate(names) if name in present)
+
+
+def grouped(
+    usable: NDArray[np.int32], values: NDArray[Any], names: Sequence[str], *, least: int = 1
+) -> list[NDArray[np.int32]]:
+    """The ``usable`` studies with each bit of ``values`` (n,), in the order of the bits' names; those of ``least``."""
+    values = values[usable]
+    groups = [usable[(values >> bit & 1).astype(bool)] for bit in range(len(names))]
+    return [group for group in groups if len(group) >= least]
