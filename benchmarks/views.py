@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,18 +20,24 @@ import numpy as np
 
 from xgem.data.manifest import Manifest
 from xgem.data.prepare import prepare_images
+from xgem.data.rows import SPLITS
 from xgem.judges.extractors import open_extractor
 from xgem.judges.views import LEAST, SPACE, TRANSFORM, VIEWS, ViewGuess, vectors_of
 
 INVERSE_PENALTY = 0.01
 
 
-def images_of(path: Path, split: str | None, cache: str) -> tuple[Any, Any]:
+def images_of(path: Path, splits: Sequence[str], cache: str) -> tuple[Any, Any]:
     """Images (n, s, s) uint8 of frontals and laterals, and (n,) whether each is a lateral."""
-    prepared = prepare_images(Manifest.read(path), split, TRANSFORM, cache)
-    rows = {view: [row for (_, name), own in prepared.index.items() if name == view for row in own] for view in VIEWS}
-    order = rows[VIEWS[0]] + rows[VIEWS[1]]
-    return prepared.values[order].numpy(), np.repeat([False, True], [len(rows[view]) for view in VIEWS])
+    manifest, images = Manifest.read(path), {view: list[Any]() for view in VIEWS}
+    for split in splits:
+        studies = manifest.studies(split)
+        if studies:
+            prepared = prepare_images(manifest, split, TRANSFORM, cache)
+            for view, found in images.items():
+                rows = [row for number, study in enumerate(studies) for row in prepared.rows(number, study, view)]
+                found.extend(prepared.values[rows].numpy())
+    return np.stack([*images[VIEWS[0]], *images[VIEWS[1]]]), np.repeat([False, True], [*map(len, images.values())])
 
 
 def symmetry(images: Any) -> Any:
@@ -62,8 +69,8 @@ def main() -> None:
 
     features = open_extractor(SPACE)
     with tempfile.TemporaryDirectory() as cache:
-        images, lateral = images_of(options.manifest, "train", cache)
-        held_out, truth = images_of(options.manifest, "val", cache)
+        images, lateral = images_of(options.manifest, ["train"], cache)
+        held_out, truth = images_of(options.manifest, ["val"], cache)
         vectors = vectors_of(images, features)
         scaler = StandardScaler().fit(vectors)
         fitted = LogisticRegression(C=INVERSE_PENALTY, max_iter=5000).fit(scaler.transform(vectors), lateral)
@@ -75,7 +82,7 @@ def main() -> None:
         cut = cuts[np.argmax([((alike < one) == lateral).mean() for one in cuts])]
         results["symmetry, val"] = {"n": len(truth), "accuracy": round(float(((seen < cut) == truth).mean()), 4)}
         if options.frontals:
-            others, none = images_of(options.frontals, None, cache)
+            others, none = images_of(options.frontals, SPLITS, cache)
             results["other frontals"] = measured(guess.laterals(others[~none]), none[~none])
     print(json.dumps(results, indent=2))
     if options.out:

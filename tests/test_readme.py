@@ -199,7 +199,7 @@ def parse(words: list[str]) -> None:
 
     command: Any = typer.main.get_command(app)
     context = command.context_class(command, info_name="xgem")
-    rest = words[1:]
+    name, rest = "xgem", words[1:]
     while True:
         _, rest, _ = command.make_parser(context).parse_args(list(rest))
         if not hasattr(command, "get_command"):
