@@ -15,7 +15,9 @@ from tests.train.test_golden_losses import QUIET, SEED, read_log, tiny, write_da
 from xgem.configs.preset import Preset
 from xgem.data.manifest import Manifest
 from xgem.data.streamed import StreamedManifest
+from xgem.train import context as context_module
 from xgem.train import corpus as corpus_module
+from xgem.train.context import StageContext
 from xgem.train.corpus import Corpus
 from xgem.train.facts import Facts
 from xgem.train.stages import run
@@ -94,3 +96,17 @@ def test_a_run_goes_on_from_the_disk(stage: str, path: Path, tmp_path: Path) -> 
     run([stage], ahead, path, tmp_path / "parts", replace(QUIET, resume=True), seed=SEED)
     logs = [read_log(tmp_path / name / "training" / stage) for name in ("whole", "parts")]
     assert logs[0] == logs[1]
+
+
+def test_a_tokenizer_is_trained_on_evenly_spaced_studies(
+    toy: Path, debug_preset: Preset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At most so many: what the texts of others say is no word of it."""
+    manifest = Manifest.read(toy)
+    train = Corpus.without_images(manifest, "train", debug_preset)
+    rows = [row.model_copy(update={"impression": f"zq{row.study}"}) for row in manifest.rows if row.split == "train"]
+    named = Corpus.without_images(Manifest(tuple(rows), toy.parent), "train", debug_preset)
+    monkeypatch.setattr(context_module, "_TOKENIZED", 10)
+    made = StageContext(debug_preset, named, train, tmp_path, 0).tokenizer("text_encoder")
+    pieces = {index: len(made(named.studies[index].impression)["input_ids"]) for index in range(len(named.studies))}
+    assert {index for index, count in pieces.items() if count == min(pieces.values())} == set(range(0, 21, 3))

@@ -33,6 +33,9 @@ from xgem.utils.random import mix
 
 log = logging.getLogger(__name__)
 
+_TOKENIZED = 100_000
+"""Most studies whose texts a tokenizer is trained on."""
+
 
 @dataclass(frozen=True)
 class StageContext:
@@ -128,7 +131,9 @@ class StageContext:
         assert isinstance(config, TextEncoderConfig | ReportVAEConfig)
         if (config.pretrained if isinstance(config, TextEncoderConfig) else config.pretrained_encoder) is not None:
             return None
-        texts = (text for index in range(len(self.train.studies)) for text in self.train.texts(index))
+        # Evenly spaced ones where there are more, as every distinct word is kept in memory
+        spaced = range(0, len(self.train.studies), 1 + len(self.train.studies) // _TOKENIZED)
+        texts = (text for index in spaced for text in self.train.texts(index))
         make = partial(train_tokenizer, texts, config.vocab_size, lowercase=reads)
         if self.train.kept is None:
             return make()
