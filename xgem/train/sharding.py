@@ -14,6 +14,7 @@ from typing import Any, cast
 
 import torch
 import torch.distributed as dist
+from diffusers.models.resnet import ResnetBlock2D
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict, set_model_state_dict
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
@@ -71,7 +72,9 @@ def shard(module: nn.Module, mesh: DeviceMesh, *, compiled: bool = False) -> Non
     for part in parts:
         part.register_forward_hook(partial(_with_all, list(_parameters(part))))
         if compiled:
-            part.compile()
+            # Where the length of texts is a symbol, inductor cannot order the strides of the mask of a UNet's level
+            level = any(isinstance(one, ResnetBlock2D) for one in part.modules())
+            part.compile(dynamic=False if level else None)
         fully_shard(part, mesh=mesh)
     fully_shard(module, mesh=mesh)
 
