@@ -1,6 +1,6 @@
 """Memory, start-up and speed of stages that are trained from image files and texts, without `xgem data encode`.
 
-    python benchmarks/direct.py FOLDER [--studies 10000 1000000] [--steps 300] [--stages image-vae clip]
+    python benchmarks/direct.py FOLDER [--studies 10000 1000000] [--steps 300] [--stages image-vae clip report-vae]
 
 For each number of studies: the manifest of benchmarks/encoded.py, one frontal each, whose files are hard links to PNGs
 of noise, 64 x 64. Each stage of preset debug is trained from it twice, in processes of their own and with the cache of
@@ -110,7 +110,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("folder", type=Path, help="folder for the files")
     parser.add_argument("--studies", type=int, nargs="+", default=[10_000, 1_000_000])
     parser.add_argument("--steps", type=int, default=300)
-    parser.add_argument("--stages", nargs="+", default=["image-vae", "clip"])
+    parser.add_argument("--stages", nargs="+", default=["image-vae", "clip", "report-vae"])
     parser.add_argument("--only-train", help=argparse.SUPPRESS)
     given = parser.parse_args(arguments)
     if given.only_train:

@@ -72,6 +72,21 @@ def test_the_kl_divergence_is_that_of_gaussians(debug_preset: Preset, corpora: t
     torch.testing.assert_close(floored, expected.mean(dim=0).sum())
 
 
+def test_reports_and_sentences_are_read_when_they_are_asked_for(
+    debug_preset: Preset, corpora: tuple[Corpus, Corpus]
+) -> None:
+    stage, train = stage_of(debug_preset, corpora, {}), corpora[0]
+    indices = range(len(train.studies))
+    assert list(stage.reports) == [train.report(index) for index in indices if train.report(index)]
+    pool = [sentence for index in indices for sentence in train.sentences(index)]
+    assert len(pool) > len(stage.reports)
+    assert list(stage.pool) == pool
+    assert [stage.pool[number] for number in (0, 7, -1)] == [pool[number] for number in (0, 7, -1)]
+    assert stage.pool[5:9] == pool[5:9]
+    with pytest.raises(IndexError):
+        stage.pool[len(pool)]
+
+
 @pytest.mark.parametrize("hide", [0.0, 0.4, 1.0])
 def test_a_share_of_the_decoders_inputs_is_hidden_in_training_alone(
     hide: float, debug_preset: Preset, corpora: tuple[Corpus, Corpus], monkeypatch: pytest.MonkeyPatch
@@ -83,7 +98,7 @@ def test_a_share_of_the_decoders_inputs_is_hidden_in_training_alone(
         "reconstruction_loss",
         lambda ids, z, inputs: seen.append((ids, inputs)) or torch.zeros(len(ids)),
     )
-    texts = stage.train_texts * 40
+    texts = list(stage.train_texts) * 40
     drawn = {"noise": torch.zeros(len(texts), 16), "hidden": torch.rand(len(texts), 32)}
     for given in (drawn, None):
         stage.module(texts, given)

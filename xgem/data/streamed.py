@@ -11,7 +11,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import closing
 from functools import lru_cache
 from pathlib import Path
-from typing import overload
 
 import numpy as np
 from safetensors import SafetensorError
@@ -25,6 +24,7 @@ from xgem.data.study import Study
 from xgem.types import ManifestError, OutputError, XgemError
 from xgem.utils.files import file_sha256, locked, replacing
 from xgem.utils.progress import track
+from xgem.utils.sequences import Computed
 
 _RECENT = 256  # studies that are kept as they were read
 
@@ -146,7 +146,12 @@ class StreamedManifest:
 
     def studies(self, split: str) -> Sequence[Study]:
         """Those of a split, sorted by id, each read when it is asked for."""
-        return _Studies(self, split)
+
+        @lru_cache(_RECENT)
+        def study(number: int) -> Study:
+            return self.part(split, range(number, number + 1)).studies()[0]
+
+        return Computed(self.count(split), study)
 
     def image_files(self, split: str) -> Iterator[ImageFiles]:
         """As :meth:`Manifest.image_files`; rows are not checked again, which takes most of the time."""
@@ -205,26 +210,3 @@ def _places(rows: sqlite3.Connection, split: str) -> dict[str, np.ndarray]:
     firsts.append(len(places))
     found = {"places": (places, np.int64), "lengths": (lengths, np.uint32), "firsts": (firsts, np.uint32)}
     return {f"{split}.{name}": np.array(values, dtype=kind) for name, (values, kind) in found.items()}
-
-
-class _Studies(Sequence[Study]):
-    def __init__(self, manifest: StreamedManifest, split: str) -> None:
-        self._count = manifest.count(split)
-
-        @lru_cache(_RECENT)
-        def read(number: int) -> Study:
-            return manifest.part(split, range(number, number + 1)).studies()[0]
-
-        self._study = read
-
-    def __len__(self) -> int:
-        return self._count
-
-    @overload
-    def __getitem__(self, index: int) -> Study: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[Study]: ...
-    def __getitem__(self, index: int | slice) -> Study | list[Study]:
-        if isinstance(index, slice):
-            return [self[number] for number in range(len(self))[index]]
-        return self._study(range(len(self))[index])

@@ -19,7 +19,7 @@ from xgem.data.prepare import PreparedImages, prepare_images
 from xgem.data.streamed import StreamedManifest
 from xgem.data.study import Study, report_of
 from xgem.labels.sentences import written_sentences
-from xgem.train.facts import CLASSES, FIELDS, Facts, grouped
+from xgem.train.facts import CLASSES, FIELDS, Described, Facts, grouped
 from xgem.types import DataError
 from xgem.utils.hashing import array_hash
 from xgem.utils.progress import track
@@ -87,6 +87,12 @@ class Corpus:
     def report(self, index: int) -> str:
         """The report that a generator learns to write; empty where sections are missing."""
         return report_of(self.studies[index], self.sections)
+
+    def sentences(self, index: int) -> list[str]:
+        """The sentences of a study's impression, findings, and caption of its labels, of which none comes twice."""
+        study = self.studies[index]
+        sections = study.impression, study.findings, caption_from_labels(study.labels)
+        return [part for text in dict.fromkeys(sections) for part in written_sentences(text)]
 
     def texts(self, index: int) -> list[str]:
         """All distinct texts that describe a study: report, findings, impression and a caption of its labels; or, if
@@ -171,7 +177,16 @@ class Corpus:
         return Facts.of_arrays(found)
 
     def _gathered(self, indices: range) -> Facts:
-        described = ((self.studies[index], self.texts(index), self.known(index)) for index in indices)
+        described = (
+            Described(
+                self.studies[index],
+                self.texts(index),
+                self.known(index),
+                self.report(index),
+                len(self.sentences(index)),
+            )
+            for index in indices
+        )
         return Facts.gather(track(described, "reading studies", len(indices)), self.images.sha256)
 
     def fingerprint(self) -> str:

@@ -8,7 +8,7 @@ from array import array
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -25,39 +25,58 @@ FIELDS = ("age", "race", "severity", "sex")
 CLASSES = tuple(sorted(CHEXPERT_CLASSES))
 
 
+class Described(NamedTuple):
+    """A study with its ``texts``, what is ``known`` of it, its ``report`` and its number of ``sentences``."""
+
+    study: Study
+    texts: Sequence[str]
+    known: Mapping[str, Any]
+    report: str
+    sentences: int
+
+
 @dataclass(frozen=True)
 class Facts:
-    """Of n studies, 10 bytes each; bits are in the order of ``VIEWS``, :data:`FIELDS` and :data:`CLASSES`.
+    """Of n studies, 13 bytes each; bits are in the order of ``VIEWS``, :data:`FIELDS` and :data:`CLASSES`.
 
-    ``views`` (n,), bits of those that it has an image of; ``described`` (n,), whether it has any text; ``known`` (n,),
-    bits of the fields that the preset adds to texts; ``classes`` (n,), bits of the findings that it is annotated with.
-    ``labels``: by label that affirms something, the number of studies. ``fingerprint``: hash of all images and texts.
+    ``views`` (n,), bits of those that it has an image of; ``described`` and ``reported`` (n,), whether it has any text,
+    and a report; ``sentences`` (n,), their number; ``known`` (n,), bits of the fields that the preset adds to texts;
+    ``classes`` (n,), bits of the findings that it is annotated with. ``labels``: by label that affirms something, the
+    number of studies. ``fingerprint``: hash of all images and texts.
     """
 
     views: NDArray[np.int32]
     described: NDArray[np.bool_]
+    reported: NDArray[np.bool_]
+    sentences: NDArray[np.uint16]
     known: NDArray[np.uint8]
     classes: NDArray[np.int32]
     labels: Mapping[str, int]
     fingerprint: str
 
     @classmethod
-    def gather(cls, described: Iterable[tuple[Study, Sequence[str], Mapping[str, Any]]], images: str) -> Facts:
-        """Of studies with their texts and what is known of them; ``images``: the hash of all images."""
-        views, texts, fields, classes = array("i"), array("b"), array("B"), array("i")
+    def gather(cls, studies: Iterable[Described], images: str) -> Facts:
+        """Of studies in their order; ``images``: the hash of all images."""
+        views, described, reported, sentences = array("i"), array("b"), array("b"), array("H")
+        fields, classes = array("B"), array("i")
         labels: Counter[str] = Counter()
         digest = hashlib.sha256(images.encode())
-        for study, told, known in described:
+        for one in studies:
+            study = one.study
             annotated = annotated_labels(study.labels, study.source)
             views.append(_bits(VIEWS, study.images))
-            texts.append(bool(told))
-            fields.append(_bits(FIELDS, known))
+            described.append(bool(one.texts))
+            reported.append(bool(one.report))
+            sentences.append(one.sentences)
+            fields.append(_bits(FIELDS, one.known))
             classes.append(_bits(CLASSES, [name for name, label in annotated.items() if label == 1]))
             labels.update(label for label in set(study.labels) if is_affirmation(label))
-            digest.update("\x1f".join([study.id, *told]).encode() + b"\x1e")
-        of_views, of_classes = (np.array(bits, np.int32) for bits in (views, classes))
-        of_texts, of_fields = np.array(texts, np.bool_), np.array(fields, np.uint8)
-        return cls(of_views, of_texts, of_fields, of_classes, labels, digest.hexdigest())
+            digest.update("\x1f".join([study.id, *one.texts]).encode() + b"\x1e")
+        return cls(
+            np.array(views, np.int32), np.array(described, np.bool_), np.array(reported, np.bool_),
+            np.array(sentences, np.uint16), np.array(fields, np.uint8), np.array(classes, np.int32),
+            labels, digest.hexdigest(),
+        )  # fmt: skip
 
     def arrays(self) -> dict[str, NDArray[Any]]:
         """All of it as arrays by name."""
@@ -68,15 +87,14 @@ class Facts:
     def of_arrays(cls, arrays: Mapping[str, Tensor]) -> Facts:
         """Those of :meth:`arrays`."""
         labels, fingerprint = json.loads(arrays["rest"].numpy().tobytes())
-        views, described, known, classes = (arrays[name].numpy() for name in _ARRAYS)
-        return cls(views, described, known, classes, labels, fingerprint)
+        return cls(**{name: arrays[name].numpy() for name in _ARRAYS}, labels=labels, fingerprint=fingerprint)
 
     def shows(self, view: str) -> NDArray[np.bool_]:
         """(n,), whether a study has an image with the view."""
         return (self.views >> list(VIEWS).index(view) & 1).astype(bool)
 
 
-_ARRAYS = ("views", "described", "known", "classes")
+_ARRAYS = ("views", "described", "reported", "sentences", "known", "classes")
 
 
 def _bits(names: Iterable[str], present: Iterable[str]) -> int:

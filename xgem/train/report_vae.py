@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -15,20 +18,19 @@ from xgem.checkpoints import store
 from xgem.configs.base import Section
 from xgem.configs.codecs import ReportVAEConfig
 from xgem.configs.preset import Preset
-from xgem.data.captions import caption_from_labels
-from xgem.data.study import Study
 from xgem.generators.report_sentences import to_sentences
 from xgem.generators.report_vae import ReportVAE
 from xgem.labels.rules import label_report
-from xgem.labels.sentences import written_sentences
 from xgem.labels.vocabulary import NO_FINDING
 from xgem.train import needs
 from xgem.train.context import StageContext, first_output
+from xgem.train.corpus import Corpus
 from xgem.train.recombine import Recombined
 from xgem.train.share import Share
 from xgem.train.stage import ComparingStage, permuted
 from xgem.types import DataError
 from xgem.utils.random import mix
+from xgem.utils.sequences import Computed
 
 _BLOCK = 16
 
@@ -53,8 +55,21 @@ def _states_a_finding(text: str) -> bool:
     return any(label == 1 for name, label in label_report(text).items() if name != NO_FINDING)
 
 
-def _texts(study: Study) -> tuple[str, str, str]:
-    return study.impression, study.findings, caption_from_labels(study.labels)
+def _reports(corpus: Corpus) -> Sequence[str]:
+    """Those of all studies that have one, each read when it is asked for."""
+    studies = np.flatnonzero(corpus.facts.reported).astype(np.int32)
+    return Computed(len(studies), lambda number: corpus.report(int(studies[number])))
+
+
+def _sentences(corpus: Corpus) -> Sequence[str]:
+    """Those of all studies, each read when it is asked for."""
+    ends = np.cumsum(corpus.facts.sentences, dtype=np.uint32)
+
+    def sentence(number: int) -> str:
+        study = int(np.searchsorted(ends, number, side="right"))
+        return corpus.sentences(study)[number - int(ends[study])]  # counted from the last
+
+    return Computed(int(ends[-1]) if len(ends) else 0, sentence)
 
 
 class _Autoencoder(nn.Module):
@@ -108,19 +123,18 @@ class ReportVAEStage(ComparingStage):
         train, val = context.train, context.val
         self.corpus, self.settings = train, (settings,)
         self.weights = self.loss_weights(self.name, self.config)
-        self.reports, self.val_reports = (
-            list(filter(None, map(corpus.report, range(len(corpus.studies))))) for corpus in (train, val)
-        )
+        self.reports, self.val_reports = map(_reports, (train, val))
         if not self.val_reports:
             raise DataError("report-vae: the validation split has no report: use a manifest with reports in split val")
-        texts = [text for study in train.studies for text in dict.fromkeys(_texts(study))]
-        self.pool = [part for text in texts for part in written_sentences(text)]
+        self.pool = _sentences(train)
         self.variants: Recombined | None = None
         self.train_texts, self.val_texts = self.reports, self.val_reports
         if settings.sentences is not None:
-            self.variants = Recombined(self.pool)
-            self.train_texts = _distinct(self.reports, settings.sentences, self.pool)
+            every = list(self.pool)
+            self.variants = Recombined(every)
+            self.train_texts = _distinct(self.reports, settings.sentences, every)
             self.val_texts = _distinct(self.val_reports, settings.sentences)
+        self.block = lru_cache(1)(self._block)
         # A checkpoint has the sizes and tokenizers of its pretrained models: none is fetched again
         assets = context.init / self.component if context.init and settings.pretrained_encoder else None
         self.autoencoder = _Autoencoder(ReportVAE.from_config(settings, assets, tokenizer), self.weights["hide"])
@@ -137,9 +151,7 @@ class ReportVAEStage(ComparingStage):
     def batch(self, share: Share) -> dict[str, Any]:
         # Blocks of 16 batches are drawn and sorted by length, which saves padding, then used in random order
         block, place = divmod(share.step, _BLOCK)
-        length = _BLOCK * share.batch
-        drawn = permuted(len(self.train_texts), range(block * length, (block + 1) * length), mix(self.seed, self.name))
-        drawn.sort(key=lambda i: len(self.train_texts[i]))
+        drawn = self.block(block, _BLOCK * share.batch)
         slot = permuted(_BLOCK, range(_BLOCK), mix(self.seed, self.name, "block", block))[place]
         start = slot * share.batch + share.first
         texts = [
@@ -154,6 +166,11 @@ class ReportVAEStage(ComparingStage):
             "hidden": share.uniform((vae.config.max_length,), "hidden"),  # (b, n)
         }
         return {"texts": texts, "drawn": random_numbers, "kl": kl_weight(share.step / self.config.steps)}
+
+    def _block(self, block: int, length: int) -> list[int]:
+        """The numbers of the texts of a block of ``length``, sorted by their lengths."""
+        drawn = permuted(len(self.train_texts), range(block * length, (block + 1) * length), mix(self.seed, self.name))
+        return sorted(drawn, key=lambda number: len(self.train_texts[number]))
 
     def _recombined(self, text: str, rng: random.Random) -> str:
         if self.variants is None:
@@ -179,11 +196,11 @@ class ReportVAEStage(ComparingStage):
 
     def validate(self, module: nn.Module) -> dict[str, float]:
         assert isinstance(module, _Autoencoder)
-        texts = self.val_texts[:256]
+        texts = list(self.val_texts[:256])
         nll, mean, logvar, counts = module(texts)
         kl, floored = self._kl(mean, logvar)
         # Fraction of reports that are decoded verbatim from the posterior mean
-        vae, shown = module.vae, self.val_reports[:128]
+        vae, shown = module.vae, list(self.val_reports[:128])
         exact = sum(a == b for a, b in zip(vae.decode(vae.encode(shown)), shown, strict=True)) / len(shown)
         return {
             "loss": float(nll.mean() + self.weights["kl"] * floored) / 10,
@@ -194,16 +211,21 @@ class ReportVAEStage(ComparingStage):
 
     def sheet(self, module: nn.Module) -> str:
         assert isinstance(module, _Autoencoder)
-        vae, shown = module.vae, self.val_reports[:40]
+        vae, shown = module.vae, list(self.val_reports[:40])
         return "\n".join(f"{a}\n  -> {b}" for a, b in zip(shown, vae.decode(vae.encode(shown)), strict=True))
 
     def finish(self, module: nn.Module, root: Path) -> None:
         assert isinstance(module, _Autoencoder)
         vae = module.vae
-        chunks = [self.reports[i : i + 64] for i in range(0, len(self.reports), 64)]
-        normalised = torch.cat([vae.encode(chunk).cpu() for chunk in chunks])  # (reports, n * d)
-        mean = normalised * vae.config.latent_std + vae.config.latent_mean
-        vae.config = vae.config.model_copy(update={"latent_mean": float(mean.mean()), "latent_std": float(mean.std())})
+        count, total, square = 0, 0.0, 0.0
+        for start in range(0, len(self.reports), 64):
+            normalised = vae.encode(list(self.reports[start : start + 64])).cpu().double()  # (b, n * d)
+            latents = normalised * vae.config.latent_std + vae.config.latent_mean
+            count += latents.numel()
+            total, square = total + float(latents.sum()), square + float(latents.square().sum())
+        mean = total / count
+        std = math.sqrt((square - count * mean**2) / (count - 1))
+        vae.config = vae.config.model_copy(update={"latent_mean": mean, "latent_std": std})
         if vae.config.known_sentences:
             vae.know(_worth_knowing(self.reports, vae.config.sentences or {}))
         store.save_component(root, self.component, vae)
