@@ -103,6 +103,11 @@ def test_a_signal_ends_a_run_with_a_checkpoint_and_takes_effect_then(
     assert log_of(broken) == log_of(whole)
 
 
+def test_one_process_trains_with_one_precision_after_another(tmp_path: Path) -> None:
+    ends = {name: train(Line(), tmp_path / name, replace(QUIET, precision=name)).step for name in ("no", "bf16")}
+    assert ends == {"no": 12, "bf16": 12}
+
+
 def test_parts_have_no_loss_scale(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="fp16 has a loss scale that parts do not share: use bf16 or no"):
         train(Line(), tmp_path, replace(QUIET, sharding="full", precision="fp16"))

@@ -18,6 +18,7 @@ from typing import Any, cast
 
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from accelerate.utils import reduce
 from filelock import FileLock, Timeout
 from torch import Tensor, nn
@@ -107,6 +108,7 @@ class _Run:
         self.checkpoints = self.work / "checkpoints"
         self.state = TrainState()
         self.best: dict[str, Tensor] | None = None
+        AcceleratorState._reset_state()  # which would keep the precision of an earlier run of this process
         self.accelerator = Accelerator(mixed_precision=options.precision)
         self.processes = Processes.current()
         self.main = self.processes.main
