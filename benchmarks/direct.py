@@ -17,18 +17,14 @@ import os
 import shutil
 import subprocess
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-STARTED = time.time()
+import numpy as np
+from encoded import BATCH, measured, write_manifest
+from PIL import Image
 
-import numpy as np  # noqa: E402 -- the clock starts before the imports
-from encoded import write_manifest  # noqa: E402
-from PIL import Image  # noqa: E402
-
-BATCH = 64
 LINKS = 60_000
 """Most names of one file; ext4 allows 65,000."""
 
@@ -56,33 +52,10 @@ def write_images(folder: Path, count: int) -> None:
 
 def train(folder: Path, stage: str, steps: int) -> dict[str, float]:
     """Train a stage from the files in ``folder``, with the cache that is there."""
-    import torch
+    from xgem.train.stages import run
 
-    from xgem.train import stages
-    from xgem.train.loop import LoopOptions
-
-    torch.set_num_threads(1)
-    begun: list[float] = []
-    cpu: list[float] = []
-    loop = stages.train
-
-    def timed(*arguments: Any) -> Any:
-        begun.append(time.time())
-        cpu.append(time.process_time())
-        return loop(*arguments)
-
-    stages.train = timed
-    options = LoopOptions(progress=False, tensorboard=False, log_every=steps)
-    stages.run([stage], preset(stage, steps), folder / "manifest.jsonl", folder / "root", options)
-    taken = time.process_time() - cpu[0]
-    lines = dict(line.split(":") for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines())
-    memory = {name: round(int(lines[name].split()[0]) / 1024) for name in ("VmHWM", "RssAnon", "RssFile")}
-    return {
-        "startup_s": round(begun[0] - STARTED, 1),
-        "startup_cpu_s": round(cpu[0], 1),
-        "samples_per_cpu_s": round(steps * BATCH / taken),
-        **memory,
-    }
+    data, root = folder / "manifest.jsonl", folder / "root"
+    return measured(steps, lambda options: run([stage], preset(stage, steps), data, root, options))
 
 
 def measure(folder: Path, count: int, steps: int, stages: Sequence[str]) -> None:

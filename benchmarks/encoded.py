@@ -19,7 +19,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -108,6 +108,14 @@ def made_up(count: int, seed: int) -> dict[str, Any]:
 
 def train(folder: Path, steps: int) -> dict[str, float]:
     """Train the generator from the shards in ``folder``."""
+    from xgem.train.stages import run_encoded
+
+    places = folder / "manifest.jsonl", folder / "encoded", folder / "root"
+    return measured(steps, lambda options: run_encoded(["frontal"], preset(steps), *places, options))
+
+
+def measured(steps: int, run: Callable[[Any], object]) -> dict[str, float]:
+    """What ``run``, which trains one stage with the options that it is given, takes of this process."""
     import torch
 
     from xgem.train import stages
@@ -124,10 +132,7 @@ def train(folder: Path, steps: int) -> dict[str, float]:
         return loop(*arguments)
 
     stages.train = timed
-    options = LoopOptions(progress=False, tensorboard=False, log_every=steps)
-    stages.run_encoded(
-        ["frontal"], preset(steps), folder / "manifest.jsonl", folder / "encoded", folder / "root", options
-    )
+    run(LoopOptions(progress=False, tensorboard=False, log_every=steps))
     taken = time.process_time() - cpu[0]
     lines = dict(line.split(":") for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines())
     memory = {name: round(int(lines[name].split()[0]) / 1024) for name in ("VmHWM", "RssAnon", "RssFile")}

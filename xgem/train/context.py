@@ -33,7 +33,7 @@ from xgem.utils.random import mix
 
 log = logging.getLogger(__name__)
 
-_TOKENIZED = 100_000
+_TOKENIZED = 50_000
 """Most studies whose texts a tokenizer is trained on."""
 
 
