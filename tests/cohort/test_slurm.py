@@ -63,6 +63,7 @@ PreemptMode=REQUEUE
 ReturnToService=2
 NodeName={host} NodeAddr=127.0.0.1 CPUs=2 RealMemory=4000
 PartitionName=low Nodes={host} Default=YES PriorityTier=1 GraceTime=10
+PartitionName=abrupt Nodes={host} PriorityTier=1 GraceTime=0
 PartitionName=high Nodes={host} PriorityTier=10
 """
 
@@ -164,9 +165,9 @@ def test_a_cohort_that_is_pre_empted_goes_on_to_the_same_files(
     cluster: Callable[..., str], write_plan: Any, tmp_path: Path
 ) -> None:
     findings = ["Edema", "Fracture"]
-    plan = write_plan(outputs=["frontal"], balanced={"findings": findings, "count": 60}, num_inference_steps=40)
+    plan = write_plan(outputs=["frontal"], balanced={"findings": findings, "count": 60}, num_inference_steps=100)
     out = tmp_path / "broken"
-    job = job_of(cluster(*XGEM, "cohort", plan, "--out", out, "--slurm", "--tasks", 2, "--partition", "low"))
+    job = job_of(cluster(*XGEM, "cohort", plan, "--out", out, "--slurm", "--tasks", 2, "--partition", "abrupt"))
     wait(lambda: list(out.glob("images/**/*.png")), "an image")
     pre_empt(cluster, job)
     ended(cluster, job, Path(f"{out}.slurm"))
