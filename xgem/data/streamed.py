@@ -208,5 +208,5 @@ def _places(rows: sqlite3.Connection, split: str) -> dict[str, np.ndarray]:
             firsts.append(number)
         before = study
     firsts.append(len(places))
-    found = {"places": (places, np.int64), "lengths": (lengths, np.uint32), "firsts": (firsts, np.uint32)}
-    return {f"{split}.{name}": np.array(values, dtype=kind) for name, (values, kind) in found.items()}
+    found = {"places": places, "lengths": lengths, "firsts": firsts}
+    return {f"{split}.{name}": np.asarray(values) for name, values in found.items()}

@@ -72,11 +72,10 @@ class Facts:
             classes.append(_bits(CLASSES, [name for name, label in annotated.items() if label == 1]))
             labels.update(label for label in set(study.labels) if is_affirmation(label))
             digest.update("\x1f".join([study.id, *one.texts]).encode() + b"\x1e")
-        return cls(
-            np.array(views, np.int32), np.array(described, np.bool_), np.array(reported, np.bool_),
-            np.array(sentences, np.uint16), np.array(fields, np.uint8), np.array(classes, np.int32),
-            labels, digest.hexdigest(),
-        )  # fmt: skip
+        # Arrays of the same memory, not copies
+        of_texts, of_reports = (np.asarray(one).view(np.bool_) for one in (described, reported))
+        counts, known, found = (np.asarray(one) for one in (sentences, fields, classes))
+        return cls(np.asarray(views), of_texts, of_reports, counts, known, found, labels, digest.hexdigest())
 
     def arrays(self) -> dict[str, NDArray[Any]]:
         """All of it as arrays by name."""
