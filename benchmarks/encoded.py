@@ -81,7 +81,7 @@ def write_shards(folder: Path, manifest: Path, checkpoint: Path, count: int) -> 
 
 def made_up(count: int, seed: int) -> dict[str, Any]:
     """A shard's arrays."""
-    from xgem.train.shards import crc
+    from xgem.utils.hashing import crc
 
     rng = np.random.default_rng(seed)
     latents = rng.standard_normal((count, 4, 4, 4), np.float32).astype(np.float16)

@@ -36,14 +36,14 @@ class FileHashes:
     def __init__(self, place: Path) -> None:
         self.place = place
 
-    def content_hash(self, paths: Iterable[str], count: int | None = None) -> str:
-        """As :func:`xgem.utils.hashing.content_hash`, of ``count`` files, which are not held in memory.
+    def content_hash(self, paths: Iterable[str]) -> str:
+        """As :func:`xgem.utils.hashing.content_hash`, of names that are not held in memory.
 
         Raises:
             DataError: a file is missing or cannot be read.
         """
         total = hashlib.sha256()
-        for digest in track(self._digests(iter(paths)), "hashing files", count):
+        for digest in track(self._digests(iter(paths)), "hashing files"):
             total.update(digest)
         return total.hexdigest()
 

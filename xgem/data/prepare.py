@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import zlib
 from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -28,7 +27,7 @@ from xgem.data.study import Study
 from xgem.data.transforms import Notes, grey_levels, read_with, to_square
 from xgem.types import DataError, ImageError
 from xgem.utils.devices import moved
-from xgem.utils.hashing import canonical, content_hash, in_threads
+from xgem.utils.hashing import canonical, content_hash, crc, in_threads
 from xgem.utils.progress import StepBar, showing
 
 if TYPE_CHECKING:
@@ -141,7 +140,7 @@ def _part(images: _InParts, number: int, config: TransformConfig, noted: Notes) 
     """What a file of the cache holds of some images."""
     with showing(False):
         values, changed = _prepare(images.part(number), config, noted)
-    return {"values": values, "changed": changed, "crc": np.array([zlib.crc32(one.tobytes()) for one in values])}
+    return {"values": values, "changed": changed, "crc": np.array(list(map(crc, values)))}
 
 
 def read_images(manifest: Manifest, split: str, config: TransformConfig, noted: Notes) -> PreparedImages:

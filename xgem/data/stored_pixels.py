@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,6 +10,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from xgem.types import DataError
+from xgem.utils.hashing import crc
 
 
 class StoredPixels:
@@ -46,11 +46,6 @@ class StoredPixels:
                 written = int(stream.get_slice("crc")[place : place + 1][0])
         except (OSError, SafetensorError) as error:
             raise DataError(f"{file}: cannot be read ({error}); start again, which makes it") from None
-        if crc(image) != written:
+        if crc(image.numpy()) != written:
             raise DataError(f"{file}: image {place} was altered; delete the file and start again, which makes it")
         return image
-
-
-def crc(image: Tensor) -> int:
-    """CRC-32 of an image's bytes."""
-    return zlib.crc32(image.contiguous().numpy().tobytes())

@@ -19,7 +19,7 @@ from xgem.data.prepare import PreparedImages, prepare_images
 from xgem.data.streamed import StreamedManifest
 from xgem.data.study import Study, report_of
 from xgem.labels.sentences import written_sentences
-from xgem.train.facts import CLASSES, FIELDS, Described, Facts, grouped
+from xgem.train.facts import Described, Facts, by_class, by_field
 from xgem.types import DataError
 from xgem.utils.hashing import array_hash
 from xgem.utils.progress import track
@@ -195,20 +195,13 @@ class Corpus:
 
 
 def studies_by_field(corpus: Corpus, usable: NDArray[np.int32], share: float) -> list[NDArray[np.int32]]:
-    """Those of the ``usable`` studies whose texts say the age, the race, the severity score, or the sex.
-
-    Raises:
-        DataError: there are none, and a ``share`` of every batch is to be drawn from them.
-    """
-    groups = grouped(usable, corpus.facts.known, FIELDS)
-    if share and not groups:
-        raise DataError("no age, sex or score is known for any training study: set the loss setting known to 0")
-    return groups
+    """As :func:`xgem.train.facts.by_field`."""
+    return by_field(usable, corpus.facts.known, share)
 
 
 def studies_by_class(corpus: Corpus, usable: NDArray[np.int32], least: int = FEWEST) -> list[NDArray[np.int32]]:
     """Those of the ``usable`` studies that have each of CheXpert's classes, where there are ``least`` or more."""
-    return grouped(usable, corpus.facts.classes, CLASSES, least=least)
+    return by_class(usable, corpus.facts.classes, least)
 
 
 def balanced(studies: Sequence[int], groups: Sequence[Any], share: float, rngs: Sequence[random.Random]) -> list[int]:

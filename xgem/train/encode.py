@@ -32,7 +32,6 @@ from xgem.train.shards import (
     PLAN,
     SPLITS,
     Plan,
-    crc,
     finished_shard,
     preset_parts,
     shard_name,
@@ -41,7 +40,7 @@ from xgem.train.shards import (
 )
 from xgem.types import CheckpointError, ConfigError, DataError, OutputError, XgemError
 from xgem.utils.files import locked, replacing, write_json
-from xgem.utils.hashing import module_hash
+from xgem.utils.hashing import crc, module_hash
 from xgem.utils.progress import track
 from xgem.utils.shards import Shard
 

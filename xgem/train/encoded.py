@@ -18,12 +18,11 @@ from xgem.checkpoints import store
 from xgem.configs.preset import Preset
 from xgem.train.banks import Rows
 from xgem.train.corpus import FEWEST
-from xgem.train.facts import CLASSES, FIELDS, grouped
+from xgem.train.facts import by_class, by_field
 from xgem.train.shards import (
     INDEX,
     Plan,
     again,
-    crc,
     opened,
     plan_values,
     preset_parts,
@@ -32,7 +31,7 @@ from xgem.train.shards import (
 from xgem.types import CheckpointError, DataError, Encoded
 from xgem.utils.devices import moved
 from xgem.utils.files import file_sha256
-from xgem.utils.hashing import canonical, module_hash
+from xgem.utils.hashing import canonical, crc, module_hash
 from xgem.utils.progress import track
 
 if TYPE_CHECKING:
@@ -178,13 +177,10 @@ class EncodedSplit:
         return Rows(ends)
 
     def by_field(self, usable: NDArray[np.int32], share: float) -> list[NDArray[np.int32]]:
-        groups = grouped(usable, self.arrays["known"], FIELDS)
-        if share and not groups:
-            raise DataError("no age, sex or score is known for any training study: set the loss setting known to 0")
-        return groups
+        return by_field(usable, self.arrays["known"], share)
 
     def by_class(self, usable: NDArray[np.int32]) -> list[NDArray[np.int32]]:
-        return grouped(usable, self.arrays["classes"], CLASSES, least=FEWEST)
+        return by_class(usable, self.arrays["classes"], FEWEST)
 
     def fingerprint(self) -> str:
         return self.studies.plan.key

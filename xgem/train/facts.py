@@ -15,6 +15,7 @@ import numpy as np
 from xgem.data.study import Study
 from xgem.labels.views import VIEWS
 from xgem.labels.vocabulary import CHEXPERT_CLASSES, annotated_labels, is_affirmation
+from xgem.types import DataError
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -100,7 +101,24 @@ def _bits(names: Iterable[str], present: Iterable[str]) -> int:
     return sum(1 << bit for bit, name in enumerate(names) if name in present)
 
 
-def grouped(
+def by_field(usable: NDArray[np.int32], known: NDArray[Any], share: float) -> list[NDArray[np.int32]]:
+    """Those of the ``usable`` studies whose texts say the age, the race, the severity score, or the sex.
+
+    Raises:
+        DataError: there are none, and a ``share`` of every batch is to be drawn from them.
+    """
+    groups = _grouped(usable, known, FIELDS)
+    if share and not groups:
+        raise DataError("no age, sex or score is known for any training study: set the loss setting known to 0")
+    return groups
+
+
+def by_class(usable: NDArray[np.int32], classes: NDArray[Any], least: int) -> list[NDArray[np.int32]]:
+    """Those of the ``usable`` studies that have each of CheXpert's ``classes`` (n,), where ``least`` or more do."""
+    return _grouped(usable, classes, CLASSES, least=least)
+
+
+def _grouped(
     usable: NDArray[np.int32], values: NDArray[Any], names: Sequence[str], *, least: int = 1
 ) -> list[NDArray[np.int32]]:
     """The ``usable`` studies with each bit of ``values`` (n,), in the order of the bits' names; those of ``least``."""

@@ -25,7 +25,7 @@ from xgem.train import needs
 from xgem.train.context import StageContext
 from xgem.train.share import Share
 from xgem.train.sheets import contact_sheet
-from xgem.train.stage import Stage, permuted
+from xgem.train.stage import Stage, mean_and_std, permuted
 from xgem.utils.random import mix
 
 _VALIDATION = 128
@@ -196,13 +196,10 @@ class ImageVAEStage(CodecStage):
     def _statistics(self, vae: ImageVAE) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation (c,) of the latents of every fourth training image, by parts."""
         device = next(vae.parameters()).device
-        count, total, square = 0, torch.zeros(()), torch.zeros(())
-        for rows in torch.arange(0, len(self.train.values), 4).split(64):
-            z = vae.moments(self.train.floats(rows).to(device))[0].cpu().double()  # (b, c, h, w)
-            count += z[:, 0].numel()
-            total, square = total + z.sum(dim=(0, 2, 3)), square + z.square().sum(dim=(0, 2, 3))
-        mean = total / count
-        return mean.float(), ((square - count * mean.square()) / (count - 1)).sqrt().float()
+        parts = torch.arange(0, len(self.train.values), 4).split(64)
+        latents = (vae.moments(self.train.floats(rows).to(device))[0].cpu() for rows in parts)  # (b, c, h, w)
+        mean, std = mean_and_std(z.movedim(1, -1).flatten(end_dim=-2) for z in latents)
+        return mean.float(), std.float()
 
     def _prominence(self, vae: ImageVAE, std: Tensor) -> Tensor:
         """Standard deviation (c,) of each channel of the normalised latents, of root mean square 1.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import random
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -27,7 +26,7 @@ from xgem.train.context import StageContext, first_output
 from xgem.train.corpus import Corpus
 from xgem.train.recombine import Recombined
 from xgem.train.share import Share
-from xgem.train.stage import ComparingStage, permuted
+from xgem.train.stage import ComparingStage, mean_and_std, permuted
 from xgem.types import DataError
 from xgem.utils.random import mix
 from xgem.utils.sequences import Computed
@@ -217,15 +216,10 @@ class ReportVAEStage(ComparingStage):
     def finish(self, module: nn.Module, root: Path) -> None:
         assert isinstance(module, _Autoencoder)
         vae = module.vae
-        count, total, square = 0, 0.0, 0.0
-        for start in range(0, len(self.reports), 64):
-            normalised = vae.encode(list(self.reports[start : start + 64])).cpu().double()  # (b, n * d)
-            latents = normalised * vae.config.latent_std + vae.config.latent_mean
-            count += latents.numel()
-            total, square = total + float(latents.sum()), square + float(latents.square().sum())
-        mean = total / count
-        std = math.sqrt((square - count * mean**2) / (count - 1))
-        vae.config = vae.config.model_copy(update={"latent_mean": mean, "latent_std": std})
+        chunks = (list(self.reports[start : start + 64]) for start in range(0, len(self.reports), 64))
+        normalised = (vae.encode(chunk).cpu().double().reshape(-1, 1) for chunk in chunks)  # (b * n * d, 1)
+        mean, std = mean_and_std(z * vae.config.latent_std + vae.config.latent_mean for z in normalised)
+        vae.config = vae.config.model_copy(update={"latent_mean": float(mean), "latent_std": float(std)})
         if vae.config.known_sentences:
             vae.know(_worth_knowing(self.reports, vae.config.sentences or {}))
         store.save_component(root, self.component, vae)

@@ -11,7 +11,7 @@
 A shard holds of every output ``targets.NAME.values`` (rows, ...); of every input ``prompts.NAME.pooled`` (rows, d) and
 ``.tokens`` (all tokens of its rows, c), those of a row from ``.ends[row]`` to ``.ends[row + 1]``; of both ``.crc``
 (rows,) and ``.counts`` (studies,), the rows of each study; and ``known`` and ``classes`` (studies,), a bit for each of
-:data:`FIELDS` and of CheXpert's classes.
+:data:`xgem.train.facts.FIELDS` and of CheXpert's classes.
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -35,7 +34,6 @@ from xgem.utils.files import file_sha256, read_json, replacing, write_json
 from xgem.utils.hashing import canonical
 
 if TYPE_CHECKING:
-    import numpy as np
     from numpy.typing import NDArray
 
 FORMAT, VERSION = "xgem-encoded", 1
@@ -176,11 +174,3 @@ def opened(path: Path, key: str) -> Iterator[Any]:
 def again(path: Path) -> str:
     """What to do about a shard that is not as it was written."""
     return f"delete {path.name} and run the same `xgem data encode` again, which makes it"
-
-
-def crc(*arrays: NDArray[np.float16]) -> int:
-    """CRC-32 of the bytes of a row's arrays."""
-    value = 0
-    for array in arrays:
-        value = zlib.crc32(array.tobytes(), value)
-    return value

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, ClassVar
@@ -140,6 +140,17 @@ def permuted(n: int, numbers: range, seed: int) -> list[int]:
 def _order(n: int, seed: int) -> Tensor:
     """0..n-1 in random order, int32."""
     return torch.randperm(n, generator=torch.Generator().manual_seed(seed)).int()
+
+
+def mean_and_std(parts: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation of each column of all ``parts`` (n, c), which are not held together: (c,) float64."""
+    count, total, square = 0, torch.zeros(()), torch.zeros(())
+    for part in parts:
+        values = part.double()
+        count += len(values)
+        total, square = total + values.sum(dim=0), square + values.square().sum(dim=0)
+    mean = total / count
+    return mean, ((square - count * mean.square()) / (count - 1)).sqrt()
 
 
 def spread_over(n: int, start: float, device: torch.device) -> Tensor:

@@ -1,10 +1,11 @@
-"""SHA-256 of arrays, files and modules, for caches and records."""
+"""Hashes of arrays, files and modules, for caches and records."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import os
+import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -36,6 +37,14 @@ def canonical(key: Mapping[str, Any]) -> str:
         raise DataError(
             f"cache key cannot be written as JSON ({error}); give strings, numbers, lists, dicts"
         ) from error
+
+
+def crc(*arrays: NDArray[Any]) -> int:
+    """CRC-32 of the bytes of arrays, one after the other."""
+    value = 0
+    for array in arrays:
+        value = zlib.crc32(array.tobytes(), value)
+    return value
 
 
 def file_digest(path: str | os.PathLike[str]) -> bytes:
