@@ -1,0 +1,1 @@
+"""Reader studies: real and synthetic items shown blind, readers' answers, and their report."""
