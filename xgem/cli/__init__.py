@@ -88,11 +88,11 @@ class LazyGroup(TyperGroup):
             self._listing = False
 
     def invoke(self, ctx: Any) -> Any:
-        """Run the command; Ctrl-C exits with the conventional code 130 and no traceback."""
+        """Run the command; Ctrl-C exits with the conventional code 130, and says how to go on, without a traceback."""
         try:
             return super().invoke(ctx)
-        except KeyboardInterrupt:
-            typer.echo("xgem: interrupted", err=True)
+        except KeyboardInterrupt as stop:
+            typer.echo("; ".join(["xgem: interrupted", *map(str, stop.args)]), err=True)
             raise typer.Exit(EXIT_INTERRUPTED) from None
 
 

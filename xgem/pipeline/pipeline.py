@@ -308,9 +308,9 @@ class XgemPipeline:
             )
             for name, settings in together.items()
         }
-        keys = [(request.seeds[0], int(metadata["sample"]))] * size
+        rows = [Row(0, int(metadata["sample"]), request.seeds[0])] * size
         with StepBar("+".join(together), request.steps, shown=progress) as bar:
-            return Sampler(self, request).sample(parts, keys, bar)[output][position]
+            return Sampler(self, request).sample(parts, rows, bar)[output][position]
 
     def _request(
         self,
