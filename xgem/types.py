@@ -78,7 +78,8 @@ class Prompt:
     identifies the input's content in the output's metadata; ``origin`` says where it came from (a file's
     name, ``"array"``, ``"text"``); ``notes`` are warnings worth keeping (truncation, ...). ``text`` is the
     input as text, where reading that gives it again: it goes into the metadata. ``pixel_aspect`` is that of an image
-    which was given with it (:class:`xgem.data.transforms.SquashedFile`).
+    which was given with it (:class:`xgem.data.transforms.SquashedFile`). ``pixel_spacing``: row and column spacing of
+    ``value`` in mm, where the file of an image states one.
     """
 
     value: Any
@@ -87,6 +88,7 @@ class Prompt:
     notes: tuple[str, ...] = ()
     text: str | None = None
     pixel_aspect: float | None = None
+    pixel_spacing: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from torch import Tensor
 from xgem.configs.preset import Preset
 from xgem.configs.reading import ReadOptions
 from xgem.data.study import Study
-from xgem.data.transforms import SquashedFile, read_with, to_square
+from xgem.data.transforms import SquashedFile, grid_spacing, read_with, to_square
 from xgem.labels.views import VIEWS, add_view
 from xgem.modalities.base import Modality, OutputType
 from xgem.types import InputError, Prompt
@@ -40,8 +40,14 @@ class Radiograph(Modality):
     def read(self, value: Any, preset: Preset, *, allow_any: bool = False) -> Prompt:
         image = read_with(value, preset.transform, ReadOptions(allow_any=allow_any), view=self.name)
         square = to_square(image, preset.transform)  # (s, s)
-        aspect = value.pixel_aspect if isinstance(value, SquashedFile) else None
-        return Prompt(torch.from_numpy(square)[None], image.sha256, image.origin, image.notes, pixel_aspect=aspect)
+        return Prompt(
+            torch.from_numpy(square)[None],
+            image.sha256,
+            image.origin,
+            image.notes,
+            pixel_aspect=value.pixel_aspect if isinstance(value, SquashedFile) else None,
+            pixel_spacing=grid_spacing(image, preset.transform),
+        )
 
     def of_study(self, study: Study, sections: Sequence[str]) -> Path | SquashedFile | None:
         """The study's first image of this view."""

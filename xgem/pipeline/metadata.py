@@ -6,6 +6,8 @@ sampler ``ddim`` was what is now ``ddim-leading``. All of them replay.
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Final
 
@@ -28,7 +30,7 @@ def describe_request(
     model: SamplingModel, request: Request, item: int, prompts: Mapping[str, Prompt], images: Mapping[str, Prompt]
 ) -> dict[str, Any]:
     """What all samples of one item have in common."""
-    return {
+    asked = {
         "format": FORMAT,
         "synthetic": True,
         "xgem": __version__,
@@ -39,6 +41,10 @@ def describe_request(
         "image": {name: describe_prompt(prompt) for name, prompt in images.items()},
         "seed": request.seeds[item],
         **request.options.record(),
+    }
+    return {
+        **asked,
+        "request": digest(asked),
         "torch": torch.__version__,
         "device": str(model.device),
         "dtype": dtype_name(model.dtype),
@@ -54,11 +60,18 @@ def describe_prompt(prompt: Prompt) -> dict[str, Any]:
         described["text"] = prompt.text
     if prompt.pixel_aspect is not None:
         described["pixel_aspect"] = prompt.pixel_aspect
+    if prompt.pixel_spacing is not None:
+        described["pixel_spacing"] = list(prompt.pixel_spacing)  # on the model's grid
     if isinstance(prompt.value, Annotation):
         described["sha256_on_grid"] = prompt.value.sha256  # of what is written beside the images
     if any("truncated" in note for note in prompt.notes):
         described["truncated"] = True
     return described
+
+
+def digest(metadata: Mapping[str, Any]) -> str:
+    """SHA-256 of metadata, whatever the order of their keys: what one request made shares that of the request."""
+    return hashlib.sha256(json.dumps(metadata, sort_keys=True).encode()).hexdigest()
 
 
 def upgraded(metadata: Mapping[str, Any]) -> dict[str, Any]:
