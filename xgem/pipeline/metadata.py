@@ -7,7 +7,6 @@ sampler ``ddim`` was what is now ``ddim-leading``. All of them replay.
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Final
 
@@ -18,6 +17,7 @@ from xgem.data.annotations import Annotation
 from xgem.pipeline.options import renamed
 from xgem.types import InputError, Prompt
 from xgem.utils.devices import dtype_name
+from xgem.utils.hashing import canonical
 
 if TYPE_CHECKING:
     from xgem.pipeline.model import SamplingModel
@@ -44,7 +44,7 @@ def describe_request(
     }
     return {
         **asked,
-        "request": digest(asked),
+        "request": hashlib.sha256(canonical(asked).encode()).hexdigest(),  # what one request made shares it
         "torch": torch.__version__,
         "device": str(model.device),
         "dtype": dtype_name(model.dtype),
@@ -67,11 +67,6 @@ def describe_prompt(prompt: Prompt) -> dict[str, Any]:
     if any("truncated" in note for note in prompt.notes):
         described["truncated"] = True
     return described
-
-
-def digest(metadata: Mapping[str, Any]) -> str:
-    """SHA-256 of metadata, whatever the order of their keys: what one request made shares that of the request."""
-    return hashlib.sha256(json.dumps(metadata, sort_keys=True).encode()).hexdigest()
 
 
 def upgraded(metadata: Mapping[str, Any]) -> dict[str, Any]:
