@@ -65,6 +65,10 @@ class PrivacyError(XgemError):
     """Every draw of a sample came too close to a training image."""
 
 
+class PacsError(XgemError):
+    """A PACS cannot be reached, refuses, or has stored a part of what was sent; the message says which."""
+
+
 class StoppedError(XgemError):
     """A signal has stopped a training, which a checkpoint lets go on."""
 
