@@ -34,9 +34,12 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "export": ("xgem.cli.info", "export", "Copy a checkpoint for release: no training files, float16 by default."),
     "convert": ("xgem.cli.convert", "app", "Convert published weights to xgem checkpoints."),
     "params": ("xgem.cli.info", "params", "Count the parameters of a preset, component by component."),
+    "pacs": ("xgem.cli.pacs", "app", "Find, fetch and send DICOM objects."),
     "cache": ("xgem.cli.cache", "app", "Show or clear what evaluations keep."),
     "doctor": ("xgem.cli.info", "doctor", "Show versions and devices, and verify checkpoints."),
 }
+
+DICOM_PACKAGES = ("highdicom", "pynetdicom", "dicomweb_client", "requests")
 
 EPILOG = (
     "Exit codes: 0 done; 1 failed (checkpoint, device, output folder, or a replay that is not identical); "
@@ -128,6 +131,7 @@ def _options(  # pyright: ignore[reportUnusedFunction]
     # Other libraries' warnings are about their own use: a user of the command cannot act on them.
     logging.basicConfig(format="xgem: %(levelname)s: %(message)s")
     logging.getLogger().setLevel(logging.WARNING if verbose else logging.ERROR)
+    logging.getLogger("pynetdicom").setLevel(logging.WARNING if verbose else logging.CRITICAL)  # errors are raised too
     logging.getLogger("xgem").setLevel(logging.INFO if verbose else logging.WARNING)
 
 
@@ -159,7 +163,8 @@ def _run(arguments: Sequence[str] | None) -> int:
         if package in ("", "xgem"):
             raise
         return _failed(
-            f"this needs the package {package}, which is not installed: install xgem[eval], or xgem[train] to train",
+            f"this needs the package {package}, which is not installed: install "
+            + ("xgem[dicom]" if package in DICOM_PACKAGES else "xgem[eval], or xgem[train] to train"),
             EXIT_FAILED,
         )
     except SystemExit as stop:

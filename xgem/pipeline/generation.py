@@ -15,17 +15,17 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from html import escape
 from pathlib import Path
-from typing import Any, Final, Literal, cast, get_args
+from typing import Any, Final, cast, get_args
 
 from xgem.data.headers import is_dicom
 from xgem.dicom.stored import metadata_text
+from xgem.pipeline.options import Format
 from xgem.types import InputError, OutputError
 from xgem.utils.files import check_output_folder, file_sha256, new_file_mode
 
 RECORD_NAME: Final = "generation.json"
 PNG_KEY: Final = "xgem"
 REPORT_ENDINGS: Final = (".txt", ".json")
-Format = Literal["png", "dicom"]
 
 _Mapping = Mapping[str, Any]
 
