@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import shutil
+import ssl
+import subprocess
 import threading
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -29,7 +32,7 @@ def service() -> Iterator[Callable[..., str]]:
     """Starts a DICOMweb service that answers each request as a function of its number and headers says."""
     servers: list[ThreadingHTTPServer] = []
 
-    def start(answer: Callable[[int, Any], Answer]) -> str:
+    def start(answer: Callable[[int, Any], Answer], tls: ssl.SSLContext | None = None) -> str:
         count = iter(range(1000))
 
         class Handler(BaseHTTPRequestHandler):
@@ -49,6 +52,8 @@ def service() -> Iterator[Callable[..., str]]:
                 del format, args
 
         server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        if tls is not None:
+            server.socket = tls.wrap_socket(server.socket, server_side=True)
         servers.append(server)
         threading.Thread(target=server.serve_forever, daemon=True).start()
         return f"dicomweb://127.0.0.1:{server.server_address[1]}/rs"
@@ -109,6 +114,29 @@ def test_what_is_no_dicomweb(service: Callable[..., str], tmp_path: Path) -> Non
         web.fetch(address, tmp_path)
     with pytest.raises(PacsError, match="answers otherwise than DICOMweb does"):
         web.find(WebAddress(address.url), {}, limit=5)
+    body = b"--b\r\nContent-Type: application/dicom\r\n\r\nhello\r\n--b--"
+    kind = 'multipart/related; type="application/dicom"; boundary=b'
+    with pytest.raises(PacsError, match="answers otherwise than DICOMweb does"):
+        local(service(lambda *_: (200, kind, body)) + "/studies/1.2/series/1.3/instances/1.4", tmp_path)
+
+
+def test_tls_needs_a_certificate_that_is_trusted(
+    service: Callable[..., str], files: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if shutil.which("openssl") is None:
+        pytest.skip("openssl, which makes the certificate, is not installed")
+    key, certificate = tmp_path / "key.pem", tmp_path / "certificate.pem"
+    subject = ("-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost")
+    made = ("openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", *subject, "-keyout", key, "-out", certificate)
+    subprocess.run(made, check=True, capture_output=True)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate, key)
+    plain = service(lambda *_: STORED, context)
+    address = plain.replace("dicomweb://127.0.0.1", "dicomwebs://localhost")
+    with pytest.raises(PacsError, match=r"TLS failed .*REQUESTS_CA_BUNDLE"):
+        send(address, files[:1])
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(certificate))
+    send(address, files[:1])
 
 
 def test_an_object_whose_uid_is_a_path_is_not_written(

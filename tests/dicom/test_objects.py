@@ -136,6 +136,16 @@ def identity(output: str, **more: Any) -> Identity:
     return Identity({"output": output, "outputs": [output], "checkpoint": checkpoint, "xgem": "1", "image": {}} | more)
 
 
+def test_a_view_of_unknown_orientation_is_a_secondary_capture(tmp_path: Path, program: Callable[..., str]) -> None:
+    from xgem.dicom.images import radiograph
+
+    known = identity("oblique", image={"oblique": {"pixel_spacing": [1, 1]}})
+    ds = radiograph(np.zeros((32, 32), np.uint8), "oblique", known)
+    ds.save_as(tmp_path / "oblique.dcm", enforce_file_format=True)
+    assert (ds.SOPClassUID.name, "ViewPosition" in ds) == (CLASSES["lateral"], False)
+    assert not errors(program("dciodvfy", tmp_path / "oblique.dcm"))
+
+
 REPORTS = {
     "Clear lungs.": {"Impressions": "Clear lungs."},
     "Findings: Heart is large. Impression: Cardiomegaly.": {

@@ -101,6 +101,7 @@ def _client(address: WebAddress, timeout: float) -> Iterator[DICOMwebClient]:
     """A client with the environment's credentials; whatever goes wrong within becomes a ``PacsError``."""
     import requests
     from dicomweb_client.api import DICOMwebClient
+    from pydicom.errors import InvalidDicomError
     from requests import RequestException
 
     with requests.Session() as session:
@@ -112,7 +113,7 @@ def _client(address: WebAddress, timeout: float) -> Iterator[DICOMwebClient]:
         except RequestException as error:
             raise PacsError(f"{address}: {_reason(error, timeout)}") from None
         # What is no DICOMweb answer fails in whatever way it differs
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, EOFError, InvalidDicomError) as error:
             raise PacsError(f"{address}: {_OTHERWISE} ({_brief(error)})") from error
 
 
