@@ -1,0 +1,91 @@
+/* Options of a request as form controls, from what the API says of each. */
+
+import { $, fieldProblem, make, option, title } from "./dom.js";
+
+// Shown first, with shorter names
+const NAMES = { seed: "Seed", num_samples: "Samples", num_inference_steps: "Steps", guidance_scale: "Guidance", sampler: "Sampler", joint: "Several outputs jointly" };
+const COMMON = Object.keys(NAMES);
+const ELSEWHERE = ["image", "edit"]; // controls of their own
+
+function control(about) {
+  const { type, default: normal, limits, unset } = about;
+  const name = `option:${about.name}`;
+  if (type === "choice" || (type === "boolean" && normal === null)) {
+    const choices = type === "choice" ? about.choices.map((choice) => [choice, choice]) : [["true", "Yes"], ["false", "No"]];
+    const select = make("select", { name });
+    if (normal === null) select.append(option("", unset ? title(unset) : "Not set"));
+    select.append(...choices.map(([value, text]) => option(value, title(text))));
+    select.value = normal ?? "";
+    return select;
+  }
+  if (type === "boolean") return make("input", { type: "checkbox", name, checked: normal });
+  const input = make("input", { name, type: type === "text" ? "text" : "number", placeholder: String(normal ?? unset ?? "") });
+  if (type !== "text") input.step = type === "integer" ? "1" : "any";
+  if (limits?.low !== undefined && limits.low !== null) input.min = limits.low;
+  if (limits?.high !== undefined && limits.high !== null) input.max = limits.high;
+  return input;
+}
+
+export class Options {
+  constructor(known) {
+    this.known = known.filter((about) => !ELSEWHERE.includes(about.name));
+    const order = (about) => (COMMON.includes(about.name) ? COMMON.indexOf(about.name) : COMMON.length);
+    for (const about of [...this.known].sort((a, b) => order(a) - order(b))) {
+      const field = control(about);
+      field.dataset.field = about.name;
+      const help = make("small", { id: `help-${about.name}`, textContent: about.help });
+      field.setAttribute("aria-describedby", help.id);
+      const text = NAMES[about.name] ?? title(about.name);
+      const label = make("label", {}, ...(field.type === "checkbox" ? [field, ` ${text}`] : [text, field]));
+      this.place(about.name).append(make("div", {}, label, help));
+    }
+  }
+
+  place(name) {
+    if (name === "strength") return $("#strength");
+    return COMMON.includes(name) ? $("#options") : $("#more-options");
+  }
+
+  control(name) {
+    return $(`[name="option:${name}"]`);
+  }
+
+  /** The options that differ from their defaults; null where a number is malformed, which its field then says. */
+  values({ started }) {
+    const values = {};
+    for (const { name, type, default: normal } of this.known) {
+      const field = this.control(name);
+      if (field.validity.badInput) {
+        fieldProblem(field, "Not a number.");
+        return null;
+      }
+      if (name === "strength" && !started) continue;
+      const value = field.type === "checkbox" ? field.checked : this.#parsed(type, field.value.trim());
+      if (value !== "" && value !== normal) values[name] = value;
+    }
+    return values;
+  }
+
+  #parsed(type, text) {
+    if (text === "") return "";
+    if (type === "boolean") return text === "true";
+    return type === "integer" || type === "number" ? Number(text) : text;
+  }
+
+  fill(values) {
+    for (const { name, default: normal } of this.known) {
+      const value = values[name] ?? normal;
+      const field = this.control(name);
+      if (field.type === "checkbox") field.checked = value;
+      else if (value === null || (value === normal && field.localName === "input")) field.value = "";
+      else field.value = typeof value === "object" ? Object.entries(value).map((pair) => pair.join("=")).join(",") : String(value);
+    }
+  }
+
+  /** How pictures are to be read, as far as set. */
+  reading() {
+    const values = this.values({ started: false }) ?? {};
+    const names = ["voi", "rescale", "invert", "allow_any"];
+    return Object.fromEntries(Object.entries(values).filter(([name]) => names.includes(name)));
+  }
+}
