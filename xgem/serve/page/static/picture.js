@@ -1,7 +1,7 @@
 /* A place for a picture: choose or drop a file, and see it as the model will. */
 
 import { api } from "./api.js";
-import { $, fieldProblem, fileOf, fromTemplate, title } from "./dom.js";
+import { $, fieldProblem, fileOf, fromTemplate } from "./dom.js";
 
 export class Picture {
   /**
@@ -16,7 +16,7 @@ export class Picture {
     this.figure = $("figure", this.root);
     $(".name", this.root).textContent = label;
     if (name) this.input.dataset.field = name;
-    $("img", this.figure).alt = `${title(view)} as the model sees it`;
+    $("img", this.figure).alt = `${label}, as the model sees it`;
     this.input.addEventListener("change", () => this.#show());
     $("button", this.figure).addEventListener("click", () => this.set(null));
     $("button", this.figure).setAttribute("aria-label", `Remove ${label}`);

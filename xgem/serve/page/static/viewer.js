@@ -167,7 +167,7 @@ export class Viewers {
     for (const name of ["width", "level"]) {
       const input = this.tools.elements[name];
       input.value = shown[name];
-      $("output", input.parentElement).textContent = shown[name];
+      $("span", input.parentElement).textContent = shown[name];
     }
     this.tools.elements.invert.setAttribute("aria-pressed", String(shown.invert));
   }

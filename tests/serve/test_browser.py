@@ -1,0 +1,526 @@
+"""The page in a browser, on a stand-in for the API that waits where a test wants it to."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.browser import chromium
+from tests.serve.fake_api import SIZE, FakeApi, fake_app, served
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser, Page
+
+READY = "form:not([aria-busy])"
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with chromium() as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[tuple[FakeApi, str]]:
+    state = FakeApi()
+    with served(fake_app(state)) as url:
+        yield state, url
+
+
+@pytest.fixture
+def api(server: tuple[FakeApi, str]) -> FakeApi:
+    state, url = server
+    state.__init__()
+    state.url = url
+    return state
+
+
+@pytest.fixture
+def page(browser: Browser) -> Iterator[Page]:
+    """A page at which nothing may go wrong: no script fails, and nothing is against the policy."""
+    context = browser.new_context(reduced_motion="reduce")
+    page = context.new_page()
+    page.set_default_timeout(10_000)
+    wrong: list[str] = []
+    page.on("pageerror", lambda error: wrong.append(str(error)))
+    page.on("console", lambda said: wrong.append(said.text) if "Content Security" in said.text else None)
+    yield page
+    context.close()
+    assert not wrong
+
+
+def open_form(page: Page, url: str, model: str = "any") -> None:
+    page.goto(url)
+    page.wait_for_selector(READY)
+    page.get_by_label("Checkpoint").select_option(model)
+
+
+def until(page: Page, expression: str) -> None:
+    """Wait for an expression of the page; the browser's own waiting is against the policy."""
+    for _ in range(200):
+        if page.evaluate(expression):
+            return
+        page.wait_for_timeout(50)
+    raise AssertionError(f"never: {expression}")
+
+
+def generate(page: Page) -> None:
+    page.get_by_role("button", name="Generate").click()
+    page.wait_for_url("**/generations/*")
+
+
+def picture(tmp_path: Path, name: str = "chest.png", side: int = SIZE) -> tuple[Path, np.ndarray]:
+    """A drawn picture on the model's grid, and its grey levels."""
+    rows, columns = np.mgrid[:side, :side]
+    levels = ((rows * 2 + columns) % 256).astype(np.uint8)
+    Image.fromarray(levels).save(tmp_path / name)
+    return tmp_path / name, levels
+
+
+def mask_of(data: bytes) -> np.ndarray:
+    with Image.open(io.BytesIO(data)) as image:
+        levels = np.asarray(image.convert("RGB"))
+    assert set(np.unique(levels)) <= {0, 255}
+    assert (levels == levels[..., :1]).all()
+    return levels[..., 0] == 255
+
+
+def brushed(*strokes: tuple[tuple[float, float], tuple[float, float]], width: float) -> np.ndarray:
+    """Pixels whose centre is within half the ``width`` of a stroke from (x, y) to (x, y)."""
+    rows, columns = np.mgrid[:SIZE, :SIZE] + 0.5
+    painted = np.zeros((SIZE, SIZE), bool)
+    for start, end in strokes:
+        (x0, y0), (x1, y1) = start, end
+        length = (x1 - x0) ** 2 + (y1 - y0) ** 2
+        along = ((columns - x0) * (x1 - x0) + (rows - y0) * (y1 - y0)) / length if length else np.zeros_like(rows)
+        along = along.clip(0, 1)
+        far = (columns - x0 - along * (x1 - x0)) ** 2 + (rows - y0 - along * (y1 - y0)) ** 2
+        painted |= far <= (width / 2) ** 2
+    return painted
+
+
+def overlap(a: np.ndarray, b: np.ndarray) -> float:
+    return float((a & b).sum() / (a | b).sum())
+
+
+def set_brush(page: Page, board: str, size: int) -> None:
+    page.locator(f"{board} .brush").fill(str(size))
+
+
+def drag(page: Page, board: str, start: tuple[float, float], end: tuple[float, float]) -> None:
+    """Drag on a board from (x, y) to (x, y) of its grid."""
+    canvas = page.locator(f"{board} canvas")
+    canvas.scroll_into_view_if_needed()
+    box = canvas.bounding_box()
+    assert box is not None
+    scale = box["width"] / SIZE
+    points = [(box["x"] + x * scale, box["y"] + y * scale) for x, y in (start, end)]
+    page.mouse.move(*points[0])
+    page.mouse.down()
+    page.mouse.move(*points[1], steps=7)
+    page.mouse.up()
+
+
+def test_what_is_filled_in_is_what_is_sent(page: Page, api: FakeApi, tmp_path: Path) -> None:
+    file, _ = picture(tmp_path)
+    open_form(page, api.url)
+    page.get_by_label("Frontal radiograph", exact=True).set_input_files(file)
+    page.get_by_alt_text("Frontal radiograph, as the model sees it").wait_for()
+    assert page.get_by_role("checkbox", name="Frontal").is_disabled()
+    page.get_by_label("Example report").select_option("Effusion")
+    assert page.get_by_role("checkbox", name="Report").is_disabled()
+    page.get_by_role("checkbox", name="Lateral").check()
+    page.get_by_label("Seed", exact=True).fill("7")
+    page.get_by_label("Several outputs jointly").select_option("false")
+    page.get_by_text("More options").click()
+    page.get_by_label("Greedy").uncheck()
+    page.get_by_label("Voi").select_option("window")
+    generate(page)
+    assert api.sent == [
+        {
+            "inputs": {"report": "Large left pleural effusion."},
+            "outputs": ["lateral"],
+            "options": {"seed": 7, "joint": False, "greedy": False, "voi": "window"},
+            "model": "any",
+        }
+    ]
+    assert api.files == [{"frontal": file.read_bytes()}]
+
+
+def test_dropped_file_is_taken_and_can_be_removed(page: Page, api: FakeApi, tmp_path: Path) -> None:
+    _, levels = picture(tmp_path)
+    np.save(tmp_path / "dropped.npy", levels)  # browsers cannot show it themselves
+    open_form(page, api.url)
+    data = list((tmp_path / "dropped.npy").read_bytes())
+    transfer = page.evaluate_handle(
+        "data => { const t = new DataTransfer(); t.items.add(new File([new Uint8Array(data)], 'dropped.npy')); return t; }",
+        data,
+    )
+    page.locator("#pictures .picture").nth(1).dispatch_event("drop", {"dataTransfer": transfer})
+    page.get_by_alt_text("Lateral radiograph, as the model sees it").wait_for()
+    page.get_by_role("button", name="Remove Lateral radiograph").click()
+    assert not page.get_by_role("checkbox", name="Lateral").is_disabled()
+    page.locator("#pictures .picture").nth(1).dispatch_event("drop", {"dataTransfer": transfer})
+    page.get_by_alt_text("Lateral radiograph, as the model sees it").wait_for()
+    page.get_by_role("checkbox", name="Frontal").check()
+    generate(page)
+    assert api.files == [{"lateral": (tmp_path / "dropped.npy").read_bytes()}]
+
+
+def test_masks_are_sent_as_they_were_drawn(page: Page, api: FakeApi) -> None:
+    open_form(page, api.url, "control")
+    page.get_by_text("Masks and boxes").click()
+    board = "#annotations .board"
+    set_brush(page, board, 10)
+    drag(page, board, (16, 10), (16, 40))
+    page.get_by_label("Structure").select_option("right lung")
+    drag(page, board, (40, 20), (52, 50))
+    page.get_by_role("radio", name="Eraser").check()
+    set_brush(page, board, 6)
+    drag(page, board, (40, 20), (40, 20))
+    page.get_by_role("radio", name="Brush").check()
+    drag(page, board, (5, 60), (60, 60))
+    page.get_by_role("button", name="Undo").click()
+    generate(page)
+    (files,) = api.files
+    assert set(files) == {"mask:left lung", "mask:right lung"}
+    assert overlap(mask_of(files["mask:left lung"]), brushed(((16, 10), (16, 40)), width=10)) > 0.95
+    expected = brushed(((40, 20), (52, 50)), width=10) & ~brushed(((40, 20), (40, 20)), width=6)
+    assert overlap(mask_of(files["mask:right lung"]), expected) > 0.95
+
+
+def test_boxes_are_sent_as_they_were_dragged_and_typed(page: Page, api: FakeApi) -> None:
+    open_form(page, api.url, "control")
+    page.get_by_text("Masks and boxes").click()
+    page.get_by_role("radio", name="Box").check()
+    drag(page, "#annotations .board", (48, 16), (32, 40))
+    page.get_by_label("Class").select_option("effusion")
+    page.get_by_role("button", name="Add a box").click()
+    typed = {"Left": 0.125, "Top": 0.5, "Width": 0.25, "Height": 0.375}
+    for name, value in typed.items():
+        page.locator("#boxes li").nth(1).get_by_label(name).fill(str(value))
+    generate(page)
+    dragged, other = api.sent[0]["inputs"]["boxes"]
+    assert dragged["label"] == "nodule"
+    np.testing.assert_allclose(dragged["bbox"], [0.5, 0.25, 0.25, 0.375], atol=0.01)
+    assert other == {"label": "effusion", "bbox": list(typed.values())}
+
+
+def test_everything_works_with_the_keyboard_alone(page: Page, api: FakeApi) -> None:
+    page.goto(api.url)
+    page.wait_for_selector(READY)
+
+    def tab_to(selector: str) -> None:
+        for _ in range(80):
+            page.keyboard.press("Tab")
+            if page.evaluate("selector => document.activeElement.matches(selector)", selector):
+                style = page.evaluate("getComputedStyle(document.activeElement).outlineStyle")
+                assert style == "solid", f"{selector}: no visible focus"
+                return
+        raise AssertionError(f"{selector} cannot be reached")
+
+    tab_to("[name=model]")
+    page.keyboard.press("ArrowDown")
+    tab_to("[name=report]")
+    page.keyboard.type("Clear lungs.")
+    tab_to("#annotations > summary")
+    page.keyboard.press("Enter")
+    tab_to("#annotations .brush")
+    for _ in range(4):
+        page.keyboard.press("ArrowLeft")  # 12 to 8
+    tab_to("#annotations canvas")
+    page.keyboard.press("Shift+ArrowLeft")
+    page.keyboard.down(" ")
+    for _ in range(2):
+        page.keyboard.press("Shift+ArrowUp")
+    page.keyboard.up(" ")
+    page.keyboard.press("Shift+ArrowUp")
+    assert page.locator("#annotations .where").inner_text() == "Column 24, row 8"
+    page.keyboard.press("Space")
+    page.keyboard.press("Control+z")
+    tab_to("#structure")
+    tab_to("[type=submit]")
+    page.keyboard.press("Enter")
+    page.wait_for_url("**/generations/*")
+    assert api.sent[0]["model"] == "control"
+    assert api.sent[0]["inputs"] == {"report": "Clear lungs."}
+    drawn = mask_of(api.files[0]["mask:left lung"])
+    assert overlap(drawn, brushed(((24, 32), (24, 16)), width=8)) == 1
+    tab_to(".frame")
+    page.keyboard.press("+")
+    page.keyboard.press("ArrowRight")
+    page.keyboard.press("i")
+    assert page.locator("[name=invert]").get_attribute("aria-pressed") == "true"
+    until(page, "document.querySelector('.frame img').style.transform.includes('scale(1.3')")
+    page.keyboard.press("r")
+    until(page, "document.querySelector('.frame img').style.transform.startsWith('scale(1)')")
+    tab_to("#samples a")
+
+
+def test_errors_stand_at_the_field_or_at_the_top_in_the_api_s_words(page: Page, api: FakeApi) -> None:
+    open_form(page, api.url, "control")
+    page.get_by_label("Severity").fill("20")
+    page.get_by_role("button", name="Generate").click()
+    message = page.get_by_text("severity is 20, expected a number from 0 to 18")
+    message.wait_for()
+    field = page.get_by_label("Severity")
+    assert field.get_attribute("aria-invalid") == "true"
+    assert field.evaluate("field => field === document.activeElement")
+    assert message.get_attribute("id") == field.get_attribute("aria-errormessage")
+    field.fill("")
+    page.get_by_role("checkbox", name="Frontal").uncheck()
+    page.get_by_role("button", name="Generate").click()
+    page.get_by_text("no outputs were requested").wait_for()
+    assert field.get_attribute("aria-invalid") is None
+    assert not api.sent
+    page.goto(f"{api.url}/generations/none")
+    page.locator("#problem").get_by_text("no generation 'none'").wait_for()
+
+
+def test_file_that_is_no_picture_is_refused_at_its_field(page: Page, api: FakeApi, tmp_path: Path) -> None:
+    (tmp_path / "notes.png").write_text("no picture", encoding="utf-8")
+    open_form(page, api.url)
+    field = page.get_by_label("Frontal radiograph", exact=True)
+    field.set_input_files(tmp_path / "notes.png")
+    page.locator(".error", has_text="notes.png: ").wait_for()
+    assert field.get_attribute("aria-invalid") == "true"
+
+
+def test_progress_arrives_is_there_after_a_reload_and_ends_in_results(page: Page, api: FakeApi) -> None:
+    api.step = 0
+    open_form(page, api.url)
+    page.get_by_role("checkbox", name="Frontal").check()
+    page.get_by_role("checkbox", name="Report").check()
+    page.get_by_label("Samples", exact=True).fill("2")
+    generate(page)
+    page.get_by_text("Waiting, the next one").wait_for()
+    api.step = 2
+    page.get_by_text("step 2 of 4").wait_for()
+    assert page.get_by_label("Progress").evaluate("bar => bar.value / bar.max") == 0.5
+    page.get_by_alt_text("Preview of frontal 1").wait_for()
+    page.get_by_text("Synthetic, unfinished: report 1").wait_for()
+    page.reload()
+    page.get_by_text("step 2 of 4").wait_for()
+    page.get_by_alt_text("Preview of frontal 1").wait_for()
+    api.step = 4
+    page.get_by_role("heading", name="Results").wait_for()
+    assert page.locator(".frame img").count() == 2
+    assert page.locator("blockquote").all_inner_texts() == ["Clear.", "Clear."]
+    captions = page.locator("figcaption:visible").all_inner_texts()
+    assert len(captions) == 4
+    assert all(text.startswith("Synthetic, ") for text in captions)
+    page.get_by_text("Provenance").click()
+    assert "5" in page.locator("dt:has-text('Seed') + dd").inner_text()
+    assert not page.locator("#running").is_visible()
+
+
+def test_cancel(page: Page, api: FakeApi) -> None:
+    api.step = 1
+    open_form(page, api.url, "control")
+    generate(page)
+    page.get_by_role("button", name="Cancel").click()
+    page.get_by_text("Cancelled").wait_for()
+    assert api.generations["g0"]["state"] == "cancelled"
+    assert not page.get_by_role("button", name="Cancel").is_visible()
+
+
+def test_lost_connection_is_said_and_mended(page: Page) -> None:
+    state = FakeApi()
+    state.step = 1
+    with served(fake_app(state)) as url:
+        open_form(page, url, "control")
+        generate(page)
+        page.get_by_text("step 1 of 4").wait_for()
+    page.get_by_text("No connection to the server. Trying again.").wait_for()
+    state.step = 4
+    with served(fake_app(state), int(url.rpartition(":")[2])):
+        page.get_by_role("heading", name="Results").wait_for(timeout=20_000)
+        assert not page.get_by_text("No connection").is_visible()
+        page.goto("about:blank")
+
+
+def shown_levels(page: Page) -> np.ndarray:
+    """The red channel of the first picture on the screen, at the middle of each of its 256 columns."""
+    with Image.open(io.BytesIO(page.locator(".frame").first.screenshot())) as image:
+        levels = np.asarray(image.convert("RGB"))[..., 0].astype(int)
+    assert levels.shape[1] == 512
+    return levels[256, 1::2]
+
+
+def test_window_and_level_are_exact(page: Page, api: FakeApi) -> None:
+    open_form(page, api.url, "control")
+    page.get_by_label("Samples", exact=True).fill("2")
+    generate(page)
+    page.locator(".frame").first.wait_for()
+    page.evaluate("document.querySelector('#samples .columns').style.gridTemplateColumns = '512px'")
+    grey = np.arange(256)
+    np.testing.assert_array_equal(shown_levels(page), grey)
+    page.get_by_role("slider", name="Window").fill("101")
+    page.get_by_role("slider", name="Level").fill("60")
+    expected = (((grey - 59.5) / 100 + 0.5) * 255).clip(0, 255)  # PS3.3 C.11.2.1.2.1
+    assert np.abs(shown_levels(page) - expected).max() <= 1
+    page.get_by_role("button", name="Invert").click()
+    assert np.abs(shown_levels(page) - (255 - expected)).max() <= 1
+    page.get_by_role("button", name="Reset").click()
+    np.testing.assert_array_equal(shown_levels(page), grey)
+    box = page.locator(".frame").first.bounding_box()
+    assert box is not None
+    page.mouse.move(box["x"] + 200, box["y"] + 100)
+    page.mouse.down(button="right")
+    page.mouse.move(box["x"] + 150, box["y"] + 80)
+    page.mouse.up(button="right")
+    assert page.get_by_role("slider", name="Window").input_value() == "206"
+    assert page.get_by_role("slider", name="Level").input_value() == "108"
+
+
+def test_pictures_move_together_unless_they_are_unlinked(page: Page, api: FakeApi) -> None:
+    open_form(page, api.url, "control")
+    page.get_by_label("Samples", exact=True).fill("2")
+    generate(page)
+    places = "[...document.querySelectorAll('.frame img')].map(image => image.style.transform)"
+    page.get_by_role("button", name="Zoom in").click()
+    until(page, f"{places}.every(place => place.startsWith('scale(1.3'))")
+    box = page.locator(".frame").first.bounding_box()
+    assert box is not None
+    page.mouse.move(box["x"] + 100, box["y"] + 100)
+    page.mouse.down()
+    page.mouse.move(box["x"] + 130, box["y"] + 110)
+    page.mouse.up()
+    until(page, f"new Set({places}).size === 1 && !{places}[0].includes('(0px')")
+    page.get_by_label("All pictures together").uncheck()
+    page.locator(".frame").nth(1).focus()
+    page.keyboard.press("+")
+    until(page, f"new Set({places}).size === 2")
+    page.get_by_role("slider", name="Window").fill("50")
+    page.locator(".frame").first.focus()
+    assert page.get_by_role("slider", name="Window").input_value() == "256"
+
+
+def test_result_is_edited_within_an_area(page: Page, api: FakeApi) -> None:
+    open_form(page, api.url)
+    page.get_by_role("textbox", name="Report").fill("Small heart.")
+    page.get_by_role("checkbox", name="Frontal").check()
+    page.get_by_role("checkbox", name="Lateral").check()
+    generate(page)
+    page.get_by_role("link", name="Edit lateral 1").click()
+    page.get_by_alt_text("Lateral starts from, as the model sees it").wait_for()
+    assert page.get_by_role("textbox", name="Report").input_value() == "Small heart."
+    assert page.get_by_label("Seed", exact=True).input_value() == "5"
+    page.get_by_label("Strength").fill("0.3")
+    page.get_by_text("Change only an area of the lateral").click()
+    board = "#edits .board"
+    set_brush(page, board, 8)
+    drag(page, board, (20, 20), (44, 20))
+    generate(page)
+    sent, files = api.sent[1], api.files[1]
+    assert sent["outputs"] == ["lateral"]
+    assert sent["options"]["strength"] == 0.3
+    assert set(files) == {"image:lateral", "edit:lateral"}
+    with Image.open(io.BytesIO(files["image:lateral"])) as image:
+        np.testing.assert_array_equal(np.asarray(image)[0], np.arange(256))
+    assert overlap(mask_of(files["edit:lateral"]), brushed(((20, 20), (44, 20)), width=8)) > 0.95
+
+
+def test_history_reopens_uses_again_and_deletes(page: Page, api: FakeApi, tmp_path: Path) -> None:
+    file, _ = picture(tmp_path)
+    open_form(page, api.url)
+    page.get_by_label("Frontal radiograph", exact=True).set_input_files(file)
+    page.get_by_alt_text("Frontal radiograph, as the model sees it").wait_for()
+    page.get_by_role("checkbox", name="Report").check()
+    page.get_by_label("Samples", exact=True).fill("3")
+    generate(page)
+    for _ in range(21):
+        api.generations[f"g{len(api.generations)}"] = {**api.generations["g0"], "id": f"g{len(api.generations)}"}
+    page.get_by_role("link", name="History").click()
+    page.get_by_role("button", name="Show earlier ones").click()
+    until(page, "document.querySelectorAll('#list li').length === 22")
+    page.locator("#list li").last.get_by_role("link", name="Use again").click()
+    page.get_by_alt_text("Frontal radiograph, as the model sees it").wait_for()
+    assert page.get_by_label("Samples", exact=True).input_value() == "3"
+    assert page.get_by_role("checkbox", name="Report").is_checked()
+    page.get_by_role("link", name="History").click()
+    page.locator("#list li").nth(19).wait_for()
+    delete = page.locator("#list li").first.get_by_role("button", name="Delete")
+    delete.click()
+    page.get_by_role("button", name="Keep").click()
+    assert len(api.generations) == 22
+    delete.click()
+    page.locator("dialog").get_by_role("button", name="Delete").click()
+    until(page, "document.querySelectorAll('#list li').length === 19")
+    assert "g21" not in api.generations
+    page.locator("#list li a").first.click()
+    page.get_by_role("heading", name="Results").wait_for()
+
+
+def everything_open(page: Page) -> None:
+    page.evaluate("for (const one of document.querySelectorAll('details')) one.open = true")
+
+
+def each_page(page: Page, api: FakeApi, tmp_path: Path) -> Iterator[str]:
+    """Every page with all that it can show: the form for both models, a generation that runs and one that is done."""
+    file, _ = picture(tmp_path)
+    open_form(page, api.url)
+    page.get_by_label("Lateral radiograph", exact=True).set_input_files(file)
+    page.get_by_label("Frontal starts from", exact=True).set_input_files(file)
+    page.get_by_alt_text("Frontal starts from, as the model sees it").wait_for(state="attached")
+    everything_open(page)
+    yield "form"
+    open_form(page, api.url, "control")
+    everything_open(page)
+    drag(page, "#annotations .board", (10, 10), (20, 20))
+    page.get_by_role("button", name="Add a box").click()
+    page.get_by_label("Severity").fill("20")
+    page.get_by_role("button", name="Generate").click()
+    page.get_by_text("severity is 20").wait_for()
+    yield "annotations"
+    page.get_by_label("Severity").fill("3")
+    api.step = 2
+    generate(page)
+    page.get_by_alt_text("Preview of frontal 1").wait_for()
+    yield "running"
+    api.step = 4
+    page.get_by_role("heading", name="Results").wait_for()
+    everything_open(page)
+    yield "done"
+    page.get_by_role("link", name="History").click()
+    page.locator("#list li").first.wait_for()
+    yield "history"
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_pages_fit_a_phone_and_can_be_read_in_both_schemes(
+    page: Page, api: FakeApi, tmp_path: Path, scheme: Any
+) -> None:
+    page.set_viewport_size({"width": 360, "height": 740})
+    page.emulate_media(color_scheme=scheme)
+    audit = (Path(__file__).parent / "audit.js").read_text(encoding="utf-8")
+    for name in each_page(page, api, tmp_path):
+        assert page.evaluate("document.documentElement.scrollWidth") <= 360, name
+        assert page.evaluate(audit) == [], name
+
+
+NAMED = {"button", "checkbox", "combobox", "link", "radio", "slider", "spinbutton", "switch", "textbox", "image", "img",
+         "application", "progressbar", "dialog", "group", "navigation"}  # fmt: skip
+
+
+def test_every_control_has_a_name_and_headings_are_in_order(page: Page, api: FakeApi, tmp_path: Path) -> None:
+    session = page.context.new_cdp_session(page)
+    for where in each_page(page, api, tmp_path):
+        tree = session.send("Accessibility.getFullAXTree")["nodes"]
+        shown = [node for node in tree if not node["ignored"]]
+        roles = {node["nodeId"]: node.get("role", {}).get("value") for node in shown}
+        assert {"main", "banner", "contentinfo", "navigation"} <= set(roles.values()), where
+        for node in shown:
+            role = roles[node["nodeId"]]
+            if role in NAMED and role != "group":
+                assert node.get("name", {}).get("value", "").strip(), f"{where}: {role} without a name: {json.dumps(node)}"
+        levels = [int(node["properties"][0]["value"]["value"]) for node in shown if node.get("role", {}).get("value") == "heading"]
+        assert levels[0] == 1
+        assert all(after - before <= 1 for before, after in zip(levels, levels[1:], strict=False)), where
