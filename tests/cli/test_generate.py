@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -209,3 +211,33 @@ def test_what_cannot_be_replayed(xgem: Any, model: Path, cxr: Path, tmp_path: Pa
     assert ran.code == 2
     assert "contains no xgem metadata" in ran.err
     assert not (tmp_path / "again").exists()
+
+
+def test_ctrl_c_ends_within_a_step_and_leaves_nothing(debug_checkpoint: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "xgem", "generate", "--outputs", "frontal,lateral", "--out", "out", "--seed", "1"]
+    command += ["--model", str(debug_checkpoint), "--num-inference-steps", "50", "--num-samples", "4096"]
+    program = f"""
+import sys
+import time
+from xgem.pipeline import sampling
+begun = sampling.sample_together
+def begin(*values, **options):
+    print("sampling", flush=True)
+    return begun(*values, **options)
+sampling.sample_together = begin
+from xgem.cli import main
+sys.exit(main({command[3:]!r}))
+"""
+    with subprocess.Popen(
+        [sys.executable, "-c", program], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as running:
+        assert running.stdout is not None
+        assert running.stdout.readline() == "sampling\n"
+        time.sleep(0.5)
+        sent = time.monotonic()
+        running.send_signal(signal.SIGINT)
+        _, said = running.communicate(timeout=60)
+    assert time.monotonic() - sent < 5
+    assert running.returncode == 130
+    assert said.splitlines()[-1] == "xgem: interrupted; nothing was written, and the same command starts again"
+    assert list(tmp_path.iterdir()) == []

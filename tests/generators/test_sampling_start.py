@@ -54,7 +54,7 @@ def test_the_steps_from_the_first_on_are_diffusers(debug_preset: Any, sampler: s
         num_inference_steps=STEPS,
         sampler=sampler,
         first_step=first,
-        callback=lambda name, step, t, latents: seen.append(step),
+        callback=lambda name, step, *_: seen.append(step),
     )["frontal"]
     torch.testing.assert_close(made, z, rtol=1e-4, atol=1e-5)
     assert seen == list(range(first, STEPS))

@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 
 from tests.pipeline.conftest import QUICK, same
+from xgem.generators.sampling import SAMPLERS
 from xgem.pipeline.generation import Generation
 from xgem.pipeline.pipeline import XgemPipeline
 from xgem.pipeline.privacy_gate import PrivacyGate
@@ -46,15 +47,37 @@ def test_latents_decode_to_the_sample(pipeline: XgemPipeline, tmp_path: Path) ->
 
 def test_a_callback_can_show_a_preview(pipeline: XgemPipeline) -> None:
     previews: list[Any] = []
+    latents: list[torch.Tensor] = []
 
     def preview(pipe: XgemPipeline, step: int, timestep: int, values: dict[str, Any]) -> None:
-        previews.append(pipe.decode(values["output"], values["latents"])[0])
+        assert [(row.item, row.number, row.seed) for row in values["rows"]] == [(0, 0, 1)]
+        latents.append(values["latents"])
+        previews.append(pipe.decode(values["output"], values["estimate"])[0])
 
     made = pipeline({}, "frontal", seed=1, callback_on_step_end=preview, num_inference_steps=3, progress=False)
     assert len(previews) == 3
     assert all(isinstance(image, Image.Image) for image in previews)
     assert same(previews[-1], made.frontal[0])
     assert not same(previews[0], made.frontal[0])
+    assert not same(previews[0], pipeline.decode("frontal", latents[0])[0])  # of what is expected, not of the noise
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_the_estimate_ends_as_the_sample(pipeline: XgemPipeline, sampler: str) -> None:
+    estimates: list[torch.Tensor] = []
+    made = pipeline(
+        {},
+        "frontal",
+        seed=1,
+        sampler=sampler,
+        output_type="latent",
+        callback_on_step_end=lambda *values: estimates.append(values[-1]["estimate"]),
+        num_inference_steps=4,
+        progress=False,
+    )
+    torch.testing.assert_close(estimates[-1][0], made.frontal[0])
+    spread = [float(one.std()) for one in estimates]
+    assert spread[0] < 3 * spread[-1] + 1  # in terms of the sample, not of the noise
 
 
 def test_repr_is_one_line_that_says_what_there_is(pipeline: XgemPipeline) -> None:

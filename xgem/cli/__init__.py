@@ -31,6 +31,9 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "plan": ("xgem.cli.plan", "plan", "Memory, FLOPs, time and disk of every training stage of a preset."),
     "eval": ("xgem.cli.evaluate", "app", "Evaluate a checkpoint, or sets of generated studies."),
     "cohort": ("xgem.cli.cohort", "cohort", "Generate a synthetic data set from a plan."),
+    "serve": ("xgem.cli.serve", "serve", "Answer requests over HTTP, with a queue and a worker for each device."),
+    "app": ("xgem.cli.serve", "app", "Open a page for people on such a server."),
+    "worker": ("xgem.cli.serve", "worker", "Generate what a server on the same database has queued."),
     "export": ("xgem.cli.info", "export", "Copy a checkpoint for release: no training files, float16 by default."),
     "convert": ("xgem.cli.convert", "app", "Convert published weights to xgem checkpoints."),
     "params": ("xgem.cli.info", "params", "Count the parameters of a preset, component by component."),
@@ -88,11 +91,11 @@ class LazyGroup(TyperGroup):
             self._listing = False
 
     def invoke(self, ctx: Any) -> Any:
-        """Run the command; Ctrl-C exits with the conventional code 130 and no traceback."""
+        """Run the command; Ctrl-C exits with the conventional code 130, and says how to go on, without a traceback."""
         try:
             return super().invoke(ctx)
-        except KeyboardInterrupt:
-            typer.echo("xgem: interrupted", err=True)
+        except KeyboardInterrupt as stop:
+            typer.echo("; ".join(["xgem: interrupted", *map(str, stop.args)]), err=True)
             raise typer.Exit(EXIT_INTERRUPTED) from None
 
 
@@ -159,7 +162,8 @@ def _run(arguments: Sequence[str] | None) -> int:
         if package in ("", "xgem"):
             raise
         return _failed(
-            f"this needs the package {package}, which is not installed: install xgem[eval], or xgem[train] to train",
+            f"this needs the package {package}, which is not installed: install xgem[eval], xgem[train] to train, or "
+            "xgem[serve] to serve",
             EXIT_FAILED,
         )
     except SystemExit as stop:

@@ -9,6 +9,7 @@ import typer
 
 from xgem.cli.options import Compile, Progress
 from xgem.types import InputError
+from xgem.utils.signals import interruptible
 
 if TYPE_CHECKING:
     from xgem.cohort.items import Cohort
@@ -99,7 +100,8 @@ def cohort(
 
     part = environment_shard() if shard is None else parse_shard(shard)
     where: dict[str, Any] = {"device": device, "dtype": dtype, "compile": use_compile, "threads": threads}
-    done = run(cohort_plan, out, shard=part, progress=progress, **where)
+    with interruptible("finished batches are kept, and the same command goes on"):
+        done = run(cohort_plan, out, shard=part, progress=progress, **where)
     if done.counts is None:
         typer.echo(f"{out}: {done.made} studies made, {done.missing} are left to other shards")
     else:

@@ -16,6 +16,7 @@ from xgem.cli.options import Progress, parse_guidance
 from xgem.configs.base import Rescale, Section, Voi
 from xgem.pipeline.options import RENAMED, CallOptions, option
 from xgem.types import InputError
+from xgem.utils.signals import interruptible
 
 if TYPE_CHECKING:
     from xgem.pipeline.privacy_gate import PrivacyGate
@@ -238,9 +239,11 @@ def generate(
         gate.save(save_privacy_index)
     # Generate and save.
     if many:
-        _save_cases(pipeline, many, inputs, names, out, overwrite, as_json, {**options, "privacy_gate": gate})
+        with interruptible("finished cases are kept, and the same command goes on with the others"):
+            _save_cases(pipeline, many, inputs, names, out, overwrite, as_json, {**options, "privacy_gate": gate})
         return
-    _save(pipeline(inputs, names, privacy_gate=gate, **options), out, overwrite, as_json)
+    with interruptible("nothing was written, and the same command starts again"):
+        _save(pipeline(inputs, names, privacy_gate=gate, **options), out, overwrite, as_json)
 
 
 def replay(

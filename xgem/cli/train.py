@@ -16,6 +16,7 @@ from xgem.cli import completion
 from xgem.cli.grouped import grouped
 from xgem.cli.options import Device, Progress, with_stage_settings
 from xgem.types import InputError
+from xgem.utils.signals import interruptible
 
 if TYPE_CHECKING:
     from xgem.train.loop import LoopOptions
@@ -224,7 +225,7 @@ def _run(
     trained = {name: loaded.train[name] for name in names if name in loaded.train}
     changed = with_stage_settings(trained, settings, steps=steps)
     loaded = loaded.model_copy(update={"train": {**loaded.train, **changed}})
-    with together(device):
+    with together(device), interruptible("the same command goes on from the last checkpoint"):
         if not Processes.current().main:
             logging.getLogger("xgem").setLevel(logging.WARNING)
         if encoded is None:

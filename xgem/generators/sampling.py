@@ -173,13 +173,13 @@ def sample_together(
     sampler: str = "dpmsolver++",
     environment: Environment | None = None,
     first_step: int = 0,
-    callback: Callable[[str, int, int, Tensor], None] | None = None,
+    callback: Callable[[str, int, int, Tensor, Tensor], None] | None = None,
 ) -> dict[str, Tensor]:
     """Denoise all ``outputs`` in lockstep, to latents z0 by name; an ``environment`` couples them at every step.
 
     Outputs with ``kept`` latents are denoised from ``first_step`` on (SDEdit, Meng et al. 2022); before that they are
-    the kept latents at the noise level of the step. ``callback(name, step, timestep, latents)`` runs for every output
-    after every step. Deterministic given the noise.
+    the kept latents at the noise level of the step. ``callback(name, step, timestep, latents, estimate)`` runs for
+    every output after every step; the ``estimate`` of z0 is what a preview shows. Deterministic given the noise.
 
     Raises:
         InputError: a sampler in ``STOCHASTIC`` without ``step_noise``; more steps than timesteps were trained; outputs
@@ -233,8 +233,14 @@ def sample_together(
                     added = {"variance_noise": output.step_noise(step)}
                 z[name] = scheduler.step(prediction, t, z[name], **added, return_dict=False)[0]
                 if callback is not None:
-                    callback(name, step, int(t), z[name])
+                    callback(name, step, int(t), z[name], _estimate(scheduler, z[name]))
     return z
+
+
+def _estimate(scheduler: Any, z: Tensor) -> Tensor:
+    """The latents z0 that the last step has predicted; what ``z`` is now, where the scheduler does not keep them."""
+    predictions = getattr(scheduler, "model_outputs", None)  # in terms of z0, by all samplers of today
+    return z if not predictions or predictions[-1] is None else predictions[-1]
 
 
 def _noised(scheduler: Any, z0: Tensor, noise: Tensor, step: int) -> Tensor:
@@ -266,5 +272,5 @@ def sample(
         {name: Output(model, context, noise, guidance_scale, step_noise)},
         num_inference_steps=num_inference_steps,
         sampler=sampler,
-        callback=None if callback is None else lambda _, step, t, z: callback(step, t, z),
+        callback=None if callback is None else lambda _, step, t, z, estimate: callback(step, t, z),
     )[name]

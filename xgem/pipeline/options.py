@@ -30,7 +30,11 @@ OutputType = Literal["pil", "np", "pt", "latent"]
 Inputs = Mapping[str, Any]
 """From modality to value."""
 StepCallback = Callable[[Any, int, int, dict[str, Any]], None]
-"""Called as ``f(pipeline, step, timestep, {"latents": (b, *latent_shape), "output": modality})``."""
+"""Called as ``f(pipeline, step, timestep, values)`` after every step of every output.
+
+``values``: ``latents`` (b, *latent_shape); ``estimate``, of the same shape, what they are expected to become, for a
+preview by ``pipeline.decode(output, estimate)``; ``output``, its modality; ``rows``, by sample of the batch its item,
+its index and its seed. An exception that it raises ends the request."""
 
 MAX_STEPS: Final = 1000
 MAX_GUIDANCE_SCALE: Final = 100
@@ -210,7 +214,8 @@ class CallOptions(SamplingOptions):
     callback_on_step_end: Annotated[
         Any,
         Option(
-            'Called as f(pipeline, step, timestep, {"latents": ..., "output": ...}) after every step.',
+            'Called as f(pipeline, step, timestep, {"latents": ..., "estimate": ..., "output": ..., "rows": ...}) '
+            "after every step; pipeline.decode makes a preview of an estimate, and an exception ends the request.",
             command_line=False,
         ),
     ] = None

@@ -225,7 +225,7 @@ class XgemPipeline:
         self, inputs: Inputs | Sequence[Inputs] | None, outputs: str | Sequence[str], options: CallOptions
     ) -> list[Generation]:
         # Check the request before anything is loaded.
-        request = self._request(inputs, outputs, options)
+        request = self.checked(inputs, outputs, options)
         if options.privacy_gate is not None and options.output_type == "latent":
             raise InputError("privacy_gate compares images, expected another output_type than 'latent'")
         if options.num_candidates > 1 and options.output_type == "latent":
@@ -293,7 +293,7 @@ class XgemPipeline:
             strength=options.strength if images else None,
             batch_size=size,
         )
-        request = self._request(inputs, list(together), options)
+        request = self.checked(inputs, list(together), options)
         # Its inputs, repeated for every row of the batch.
         reading = ReadOptions(allow_any=True).over(options.reading)
         prompts = read_prompts(self.preset, inputs, reading, images)
@@ -308,17 +308,21 @@ class XgemPipeline:
             )
             for name, settings in together.items()
         }
-        keys = [(request.seeds[0], int(metadata["sample"]))] * size
+        rows = [Row(0, int(metadata["sample"]), request.seeds[0])] * size
         with StepBar("+".join(together), request.steps, shown=progress) as bar:
-            return Sampler(self, request).sample(parts, keys, bar)[output][position]
+            return Sampler(self, request).sample(parts, rows, bar)[output][position]
 
-    def _request(
+    def checked(
         self,
         inputs: Inputs | Sequence[Inputs] | None,
         outputs: str | Sequence[str],
         options: CallOptions,
     ) -> Request:
-        """A checked request, with its seeds drawn from a generator where one was given."""
+        """A request as it would be sampled: checked, with its defaults; nothing is loaded, and no input is read.
+
+        Raises:
+            InputError: an input, output or option that cannot be used.
+        """
         if options.generator is not None:
             if options.seed is not None:
                 raise InputError("seed and generator were both given, expected one of them")

@@ -99,8 +99,7 @@ class Sampler:
             for batch in batches:
                 items = [conditions[row.item] for row in batch]
                 parts = {name: batch_inputs(name, [contexts[name][row.item] for row in batch], items) for name in group}
-                keys = [(row.seed, row.number) for row in batch]
-                values = self.sample(parts, keys, bar)
+                values = self.sample(parts, batch, bar)
                 together = {
                     name: {"guidance_scale": request.guidance_scale[name], "context_tokens": parts[name].width}
                     for name in group
@@ -118,10 +117,8 @@ class Sampler:
                         sample[name] = (values[name][position], described)
                     yield row, sample
 
-    def sample(
-        self, parts: Mapping[str, BatchInputs], keys: Sequence[tuple[int, int]], bar: StepBar
-    ) -> dict[str, list[Any]]:
-        """One batch: b samples by output; ``keys`` are the (seed, index) of each row.
+    def sample(self, parts: Mapping[str, BatchInputs], rows: Sequence[Row], bar: StepBar) -> dict[str, list[Any]]:
+        """One batch: b samples by output, one for each of ``rows``.
 
         Raises:
             CheckpointError: joint outputs without a trained alignment. DeviceError: the model cannot be compiled here.
@@ -130,12 +127,13 @@ class Sampler:
         model, request = self.model, self.request
         callback = request.options.callback_on_step_end
 
-        def on_step(output: str, step: int, timestep: int, latents: Tensor) -> None:
+        def on_step(output: str, step: int, timestep: int, latents: Tensor, estimate: Tensor) -> None:
             bar.advance()
             if callback is not None:
-                callback(model, step, timestep, {"latents": latents, "output": output})
+                values = {"latents": latents, "estimate": estimate, "output": output, "rows": tuple(rows)}
+                callback(model, step, timestep, values)
 
-        outputs = {name: self._output(name, part, keys) for name, part in parts.items()}
+        outputs = {name: self._output(name, part, rows) for name, part in parts.items()}
         # What is attached to a generator while it samples is new at every step, and would be compiled at every step.
         eager = model.compiled and (len(parts) > 1 or any(output.control for output in outputs.values()))
         try:
@@ -155,7 +153,7 @@ class Sampler:
             raise
         for name, z in latents.items():
             self._check_finite(name, z, "sampled latents")
-        return {name: self._decode(name, z, keys) for name, z in latents.items()}
+        return {name: self._decode(name, z, rows) for name, z in latents.items()}
 
     def _check_finite(self, output: str, values: Any, what: str) -> None:
         """SamplingError, with the likely cause, unless all ``values`` (b, ...) of an output are finite."""
@@ -172,14 +170,14 @@ class Sampler:
             cause += ": fetch the checkpoint again, or go back to an earlier one"
         raise SamplingError(f"{output}: the {what} of {bad} of {len(values)} samples are not finite (NaN); {cause}")
 
-    def _output(self, name: str, part: BatchInputs, keys: Sequence[tuple[int, int]]) -> Output:
+    def _output(self, name: str, part: BatchInputs, rows: Sequence[Row]) -> Output:
         """One output's generator with its context, noise (b, *latent_shape), images to start from and ControlNet."""
         model, options = self.model, self.request.options
         generator = model.component(model.preset.generator(name))
 
         def noise(purpose: str) -> Tensor:
-            rows = [sample_noise(seed, name, index, generator.latent_shape, purpose) for seed, index in keys]
-            return torch.stack(rows).to(model.device, model.dtype)
+            drawn = [sample_noise(row.seed, name, row.number, generator.latent_shape, purpose) for row in rows]
+            return torch.stack(drawn).to(model.device, model.dtype)
 
         return Output(
             generator,
@@ -196,7 +194,7 @@ class Sampler:
             cast(float, options.guidance_rescale),
         )
 
-    def _decode(self, output: str, latents: Tensor, keys: Sequence[tuple[int, int]]) -> list[Any]:
+    def _decode(self, output: str, latents: Tensor, rows: Sequence[Row]) -> list[Any]:
         """Latents (b, ...) as users get them; reports that are not greedy by a generator of each row's own."""
         model, options, modality = self.model, self.request.options, get_modality(output)
         if options.output_type == "latent":
@@ -207,10 +205,10 @@ class Sampler:
             self._check_finite(output, decoded, "decoded images")
             return self._shown(modality.to_output(decoded, options.output_type))
         values: list[Any] = []
-        for row, (seed, index) in zip(latents, keys, strict=True):
+        for z, row in zip(latents, rows, strict=True):
             # One at a time: a generator shared by a batch would make each row depend on the others.
-            source = torch.Generator().manual_seed(derived_seed(seed, output, index, "decode"))
-            values += modality.to_output(codec.decode(row[None], greedy=False, generator=source), options.output_type)
+            source = torch.Generator().manual_seed(derived_seed(row.seed, output, row.number, "decode"))
+            values += modality.to_output(codec.decode(z[None], greedy=False, generator=source), options.output_type)
         return self._shown(values)
 
     def _shown(self, values: list[Any]) -> list[Any]:

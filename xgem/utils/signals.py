@@ -40,3 +40,12 @@ def deferred(signals: tuple[signal.Signals, ...] = ENDING) -> Iterator[Pending]:
             signal.signal(one, handler)
     if pending.number:
         signal.raise_signal(pending.number)
+
+
+@contextmanager
+def interruptible(how_to_go_on: str) -> Iterator[None]:
+    """Within the block, a ``KeyboardInterrupt`` carries a line that tells a user how to go on."""
+    try:
+        yield
+    except KeyboardInterrupt as stop:
+        raise KeyboardInterrupt(*(stop.args or (how_to_go_on,))) from None
