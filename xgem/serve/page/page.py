@@ -1,24 +1,25 @@
-"""Routes of the page: the form, the history, one generation, and what a chosen picture becomes before it is sent."""
+"""Routes of the page: the form, the history, one generation, and a chosen picture as the model will see it."""
 
 from __future__ import annotations
 
-import base64
-import io
-import json
 import tempfile
-from collections.abc import Callable, Sequence
+import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
-from fastapi import APIRouter, FastAPI, Form, Request, UploadFile
+from fastapi import APIRouter, FastAPI, Form, Request, Response, UploadFile
 from fastapi.responses import HTMLResponse
 from fastapi.staticfiles import StaticFiles
+from pydantic import ValidationError
 
+from xgem.configs.reading import ReadOptions
+from xgem.serve.api import AnyServer, User
+from xgem.serve.reading import check_readable
 from xgem.types import InputError
 from xgem.web.app import templates
 
 if TYPE_CHECKING:
-    from xgem.configs.components import TransformConfig
+    from xgem.serve.state import Server
 
 HERE: Final = Path(__file__).parent
 EXAMPLES: Final = (
@@ -30,89 +31,69 @@ EXAMPLES: Final = (
 )
 """Names and texts of reports to start from; written for this page."""
 
-Transform = Callable[[str | None], "TransformConfig"]
+_pages = templates(HERE / "templates")
+_reading = threading.BoundedSemaphore(2)  # pictures are read two at a time
+router = APIRouter(include_in_schema=False)
 
 
-def add_page(app: FastAPI, transform: Transform, dependencies: Sequence[Any] = ()) -> None:
-    """Add the page to the application of the API, which it calls at ``/api``.
-
-    Args:
-        app: of :func:`xgem.web.app.new_app`, with the routes of the API.
-        transform: preprocessing of a checkpoint by its name (None: the default one); an InputError if there is none.
-        dependencies: what a request must pass before it is answered (``Depends(...)``); static files need none.
-    """
+def add_page(app: FastAPI) -> None:
+    """Add the page to the application of the API. The pages themselves hold no data and need no token."""
     app.mount("/page-static", StaticFiles(directory=HERE / "static"), name="page-static")
-    app.include_router(_routes(transform), dependencies=list(dependencies))
+    app.include_router(router)
 
 
-def _routes(transform: Transform) -> APIRouter:
-    pages = templates(HERE / "templates")
-    router = APIRouter(include_in_schema=False)
-
-    @router.get("/", response_class=HTMLResponse)
-    def form(request: Request) -> Any:
-        return pages.TemplateResponse(request, "generate.html.jinja", {"examples": EXAMPLES})
-
-    @router.get("/generations", response_class=HTMLResponse)
-    def history(request: Request) -> Any:
-        return pages.TemplateResponse(request, "generations.html.jinja")
-
-    @router.get("/generations/{id}", response_class=HTMLResponse)
-    def generation(request: Request, id: str) -> Any:
-        return pages.TemplateResponse(request, "generation.html.jinja", {"id": id})
-
-    @router.post("/page/picture")
-    def picture(
-        file: UploadFile,
-        view: Annotated[str, Form()],
-        model: Annotated[str | None, Form()] = None,
-        reading: Annotated[str, Form()] = "{}",
-    ) -> dict[str, Any]:
-        return as_seen(file.file.read(), file.filename or "picture", view, transform(model or None), reading)
-
-    return router
+@router.get("/", response_class=HTMLResponse)
+def form(request: Request) -> Any:
+    """The form of a request."""
+    return _pages.TemplateResponse(request, "generate.html.jinja", {"examples": EXAMPLES})
 
 
-def as_seen(data: bytes, name: str, view: str, transform: TransformConfig, reading: str = "{}") -> dict[str, Any]:
-    """A picture as the model sees it, and what was noted when it was read.
+@router.get("/generations", response_class=HTMLResponse)
+def history(request: Request) -> Any:
+    """What the user generated."""
+    return _pages.TemplateResponse(request, "generations.html.jinja")
 
-    Args:
-        data: of a PNG, JPEG, TIFF, DICOM or ``.npy`` file.
-        name: of the file, for messages.
-        view: frontal or lateral.
-        transform: the checkpoint's preprocessing.
-        reading: the fields of :class:`xgem.configs.reading.ReadOptions` that the user set, as JSON.
 
-    Returns:
-        ``picture``: an 8-bit grey PNG of the side ``transform.size`` as a data URL; ``notes``: a line each.
+@router.get("/generations/{identifier}", response_class=HTMLResponse)
+def generation(request: Request, identifier: str) -> Any:
+    """A request's progress and results."""
+    return _pages.TemplateResponse(request, "generation.html.jinja", {"id": identifier})
+
+
+@router.post("/page/picture")
+def picture(
+    server: AnyServer,
+    user: User,
+    file: UploadFile,
+    view: Annotated[str, Form()],
+    model: Annotated[str, Form()],
+    reading: Annotated[str, Form()] = "{}",
+) -> Response:
+    """A picture as the model sees it: an 8-bit grey PNG of the model's size.
+
+    ``reading``: options of reading (``voi``, ``rescale``, ``invert``, ``allow_any``) that are set, as JSON.
 
     Raises:
-        ImageError: the file cannot be used. InputError: ``reading`` is not such options.
+        InputError: the file cannot be used, or the model takes no such view.
     """
-    from PIL import Image
-    from pydantic import ValidationError
-
-    from xgem.configs.reading import ReadOptions
-    from xgem.data.transforms import grey_levels, read_with, to_square
-    from xgem.types import ImageError
-
+    del user
     try:
-        options = ReadOptions(**json.loads(reading))
-    except (ValidationError, ValueError, TypeError):
+        options = ReadOptions.model_validate_json(reading)
+    except ValidationError:
         raise InputError(f"reading is {reading[:60]!r}, expected voi, rescale, invert and allow_any as JSON") from None
-    with tempfile.TemporaryDirectory(prefix="xgem-") as folder:
-        file = Path(folder) / (Path(name.replace("\\", "/").replace("\0", "")).name or "picture")
-        try:
-            file.write_bytes(data)
-            radiograph = read_with(file, transform, options, view=view)
-            square = to_square(radiograph, transform)
-        except ImageError as error:
-            raise ImageError(str(error).replace(f"{folder}/", "")) from None
-        except OSError as error:
-            raise InputError(f"{name[:60]!r}: cannot be the name of a file ({error.strerror}); rename it") from None
-    png = io.BytesIO()
-    Image.fromarray(grey_levels(square)).save(png, "PNG")
-    return {
-        "picture": f"data:image/png;base64,{base64.b64encode(png.getvalue()).decode()}",
-        "notes": list(radiograph.notes),
-    }
+    with _reading:
+        seen = as_seen(server, file.file.read(), file.filename or "picture", view, model, options)
+    return Response(seen, media_type="image/png")
+
+
+def as_seen(server: Server, data: bytes, name: str, view: str, model: str, options: ReadOptions) -> bytes:
+    """``data`` of the file ``name`` as ``model`` sees it, as PNG; read in a process of its own."""
+    preset = server.models.for_request(model, {}).preset
+    if view not in preset.modalities:
+        raise InputError(f"{name[:80]}: {model} has no {view[:40]!r}, only: {', '.join(preset.modalities)}")
+    with tempfile.TemporaryDirectory(prefix="xgem-picture-") as folder:
+        file = Path(folder) / (Path(name.replace("\\", "/").replace("\0", "")).name[-80:] or "picture")
+        file.write_bytes(data)
+        limits: dict[str, Any] = {"read_mib": server.settings.read_mib, "seconds": server.settings.read_seconds}
+        check_readable(preset, {}, {view: str(file)}, options, Path(folder), **limits)
+        return (Path(folder) / f"image-{view}.png").read_bytes()

@@ -1,6 +1,8 @@
 /* Masks and boxes: the board, the list of what was drawn, number fields of boxes. */
 
+import { api } from "./api.js";
 import { Board, colour } from "./board.js";
+import { levelsOf } from "./picture.js";
 import { $, button, make, option, title } from "./dom.js";
 
 const SIDES = { x: "Left", y: "Top", w: "Width", h: "Height" };
@@ -76,6 +78,19 @@ export class Annotations {
 
   async append(body) {
     for (const [name, data] of this.board.painted()) body.append(`mask:${name}`, await this.board.png(data), `${name}.png`);
+  }
+
+  /** What an earlier request had: boxes by value, masks by file. */
+  async refill(url, { mask, boxes }) {
+    const { board } = this;
+    for (const name of mask?.structures ?? []) {
+      const levels = await levelsOf(await api(`${url}/${encodeURIComponent(`mask:${name}`)}`, { as: "blob" }));
+      if (levels.length === board.size ** 2) board.put(name, levels.map((level) => (level ? 1 : 0)));
+    }
+    board.boxes = Array.isArray(boxes?.value) ? boxes.value.map(({ label, bbox: [x, y, w, h] }) => ({ label, x, y, w, h })) : [];
+    this.root.open = this.given.mask || this.given.boxes;
+    board.draw();
+    this.#list();
   }
 
   /** Whether anything is given, drawn or as a file. */

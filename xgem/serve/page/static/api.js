@@ -1,6 +1,6 @@
 /* The HTTP API: answers, errors in its own words, and a lost connection, which is said and repeated. */
 
-import { $ } from "./dom.js";
+import { $, shown } from "./dom.js";
 
 /** An answer that is not a success; the message is the API's line. */
 export class ApiError extends Error {
@@ -45,6 +45,7 @@ export async function api(path, { method = "GET", body, as = "json" } = {}) {
   } catch {
     // Not JSON: an answer of a proxy, shown as it is.
   }
+  if (response.status === 401) $("#login").hidden = false;
   throw new ApiError(line, response.status);
 }
 
@@ -56,7 +57,10 @@ export function follow(id, on) {
     connected(false);
     if (source.readyState !== EventSource.CLOSED) return; // the browser tries again
     await pause(2000);
-    follow(id, on);
+    const generation = await shown(() => api(`/api/generations/${id}`));
+    if (!generation) return; // it is gone: deleted, or no longer this user's
+    on.state(generation);
+    if (!finished(generation)) follow(id, on);
   };
   for (const [name, act] of Object.entries(on)) {
     source.addEventListener(name, (event) => {

@@ -20,6 +20,9 @@ let trace;
 
 const checkpoint = () => checkpoints.find((one) => one.name === form.elements.model.value);
 
+/** What any output of the checkpoint takes. */
+const takenBy = ({ inputs, takes }) => inputs.filter((name) => Object.values(takes).some((names) => names.includes(name)));
+
 function build() {
   annotations = new Annotations();
   for (const view of VIEWS) {
@@ -64,9 +67,9 @@ function startChanged(view) {
 
 /** Show what the checkpoint takes and gives; what is given is no output. */
 function update() {
-  const { inputs, outputs } = checkpoint();
+  const { outputs } = checkpoint();
   const given = givenInputs();
-  for (const element of $$("[data-input]")) element.hidden = !inputs.includes(element.dataset.input);
+  for (const element of $$("[data-input]")) element.hidden = !takenBy(checkpoint()).includes(element.dataset.input);
   for (const box of $$("#outputs input")) {
     box.disabled = given.has(box.value);
     if (box.disabled) box.checked = false;
@@ -89,13 +92,13 @@ function givenInputs() {
     severity: severity.value,
     ...given,
   };
-  return new Set(checkpoint().inputs.filter((name) => filled[name]));
+  return new Set(takenBy(checkpoint()).filter((name) => filled[name]));
 }
 
 function checkpointChanged() {
-  const { inputs, outputs } = checkpoint();
+  const { outputs } = checkpoint();
   const wanted = chosenOutputs();
-  $("#takes").textContent = `Takes ${inputs.join(", ")}. Generates ${outputs.join(", ")}.`;
+  $("#takes").textContent = `Takes ${takenBy(checkpoint()).join(", ")}. Generates ${outputs.join(", ")}.`;
   $("#outputs").replaceChildren(
     ...outputs.map((name) => {
       const box = make("input", { type: "checkbox", name: "output", value: name, checked: wanted.includes(name) });
@@ -193,11 +196,12 @@ async function refill(query) {
   const { elements } = form;
   if (model && checkpoints.some((one) => one.name === model)) elements.model.value = model;
   checkpointChanged();
-  elements.report.value = inputs.report?.text ?? "";
-  elements.severity.value = inputs.severity?.text ?? "";
-  const people = inputs.demographics?.text ?? "";
-  elements.sex.value = /sex\W+([FM])/i.exec(people)?.[1].toUpperCase() ?? "";
-  elements.age.value = /age\W+(\d+)/i.exec(people)?.[1] ?? "";
+  elements.report.value = inputs.report?.value ?? "";
+  elements.severity.value = inputs.severity?.value ?? "";
+  const people = inputs.demographics?.value ?? {};
+  elements.sex.value = people.sex ?? "";
+  elements.age.value = people.age ?? "";
+  await annotations.refill(`/api/generations/${id}/inputs`, inputs);
   for (const view of VIEWS) {
     if (inputs[view]) await pictures.get(view).load(`/api/generations/${id}/inputs/${view}`, `${view}.png`);
   }

@@ -7,7 +7,7 @@ import { Viewers } from "./viewer.js";
 const id = encodeURIComponent($("#generation").dataset.id);
 const viewers = new Viewers($("#tools"));
 const previews = new Map();
-const spoken = new Map(); // of each output, the quarter of its steps that was last announced
+let spoken = 0; // the quarter of the steps that was last announced
 
 const STATES = { queued: "Waiting", running: "Generating", done: "Done", failed: "Failed", cancelled: "Cancelled" };
 
@@ -36,9 +36,9 @@ function showStep(step, steps, output) {
 function showProgress({ output, step, steps }) {
   showStep(step, steps, output);
   const quarter = Math.floor((4 * step) / steps);
-  if (quarter > (spoken.get(output) ?? 0)) {
-    spoken.set(output, quarter);
-    $("#state").textContent = `Generating ${output}, ${25 * quarter} %`;
+  if (quarter > spoken) {
+    spoken = quarter;
+    $("#state").textContent = `Generating, ${25 * quarter} %`;
   }
 }
 
@@ -51,8 +51,8 @@ async function showPreview({ output, sample, url }) {
     previews.set(key, place);
   }
   const place = previews.get(key);
-  if (place.localName === "img") place.src = `${url}${url.includes("?") ? "&" : "?"}at=${Date.now()}`;
-  else place.textContent = await api(url, { as: "text" });
+  if (place.localName === "img") place.src = url;
+  else place.textContent = await api(url, { as: "text" }).catch(() => place.textContent); // the results replace it
 }
 
 const link = (text, href, download = true) => {
@@ -96,16 +96,29 @@ function showResults(generation) {
   $("#downloads").append(link("All as PNG and text (zip)", download("png")), link("All as DICOM (zip)", download("dicom")));
 }
 
+/** An input in words. */
+function described({ value, structures }) {
+  if (value === undefined) return structures ? `masks of ${structures.join(", ")}` : "a file";
+  return typeof value === "string" ? value : JSON.stringify(value);
+}
+
+function givenPicture(name) {
+  const text = `Given: ${name.replace("image-", "start of ")}`;
+  const image = make("img", { src: `/api/generations/${id}/inputs/${name}`, alt: text });
+  return make("figure", {}, image, make("figcaption", { textContent: text }));
+}
+
 function showProvenance({ seed, request, created }) {
   const { inputs, outputs, options, model } = request;
-  const given = Object.entries(inputs).map(([name, { origin, text }]) => `${name}: ${text ?? origin ?? ""}`);
+  const given = Object.entries(inputs).map(([name, of]) => `${name}: ${described(of)}`);
+  given.push(...(request.image ?? []).map((output) => `${output} starts from a picture`));
   const rows = {
     Seed: seed ?? "not drawn yet",
     Model: model ?? "the default one",
     Outputs: outputs.join(", "),
     Inputs: given.join("\n") || "none",
     Options: Object.entries(options).map(([name, value]) => `${name}: ${JSON.stringify(value)}`).join("\n") || "defaults",
-    Created: new Date(created).toLocaleString(),
+    Created: new Date(1000 * created).toLocaleString(),
   };
   $("#provenance dl").replaceChildren(
     ...Object.entries(rows).flatMap(([name, text]) => [make("dt", { textContent: name }), make("dd", { textContent: text })]),
@@ -113,9 +126,8 @@ function showProvenance({ seed, request, created }) {
   $("#provenance").hidden = false;
   if (!$("#given").childElementCount) {
     const views = Object.keys(inputs).filter((name) => ["frontal", "lateral"].includes(name));
-    $("#given").append(
-      ...views.map((name) => make("figure", {}, make("img", { src: `/api/generations/${id}/inputs/${name}`, alt: `Input: ${name}` }), make("figcaption", { textContent: `Input: ${name}` }))),
-    );
+    views.push(...(request.image ?? []).filter((name) => name !== "report").map((output) => `image-${output}`));
+    $("#given").append(...views.map(givenPicture));
   }
 }
 
@@ -132,6 +144,6 @@ await shown(async () => {
   const generation = await api(`/api/generations/${id}`);
   showState(generation);
   if (["queued", "running"].includes(generation.state)) {
-    follow(id, { state: showState, progress: showProgress, preview: (data) => shown(() => showPreview(data)) });
+    follow(id, { state: showState, progress: showProgress, preview: showPreview });
   }
 });

@@ -19,7 +19,7 @@ function thumbnail({ id, state, samples, request }) {
 
 function row(generation) {
   const { id, state, created, request, error } = generation;
-  const when = new Date(created).toLocaleString();
+  const when = new Date(1000 * created).toLocaleString();
   const item = make("li", { className: "generation" });
   const remove = button("Delete", async () => {
     if (!(await confirmDelete())) return;

@@ -66,13 +66,13 @@ export class Picture {
     body.append("model", model);
     body.append("reading", JSON.stringify(reading));
     try {
-      const seen = await api("/page/picture", { method: "POST", body });
+      const seen = await api("/page/picture", { method: "POST", body, as: "blob" });
       if (file !== this.file) return; // another one was chosen meanwhile
       const image = $("img", this.figure);
-      image.src = seen.picture;
-      await image.decode();
-      this.levels = levelsOf(image);
-      $("output", this.figure).textContent = [file.name, ...seen.notes].join("; ");
+      URL.revokeObjectURL(image.src);
+      image.src = URL.createObjectURL(seen);
+      this.levels = await levelsOf(seen);
+      $("output", this.figure).textContent = file.name;
       this.figure.hidden = false;
     } catch (error) {
       if (file === this.file) fieldProblem(this.input, error.message);
@@ -85,11 +85,11 @@ export class Picture {
   }
 }
 
-/** Grey levels of a square image, row by row. */
-function levelsOf(image) {
-  const side = image.naturalWidth;
-  const canvas = new OffscreenCanvas(side, side);
+/** Grey levels of a square picture, row by row. */
+export async function levelsOf(blob) {
+  const image = await createImageBitmap(blob);
+  const canvas = new OffscreenCanvas(image.width, image.height);
   const context = canvas.getContext("2d");
   context.drawImage(image, 0, 0);
-  return context.getImageData(0, 0, side, side).data.filter((_, index) => index % 4 === 0);
+  return context.getImageData(0, 0, image.width, image.height).data.filter((_, index) => index % 4 === 0);
 }
