@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from xgem.types import InputError
+from xgem.utils.signals import interruptible
 
 if TYPE_CHECKING:
     from xgem.serve.settings import Settings
@@ -172,10 +173,11 @@ def _serve(
     listening = listen(host, port)
     address = address_of(listening)
     logging.getLogger("xgem").info("data in %s, workers on %s", settings.folder, ", ".join(devices) or "other machines")
-    typer.echo(f"xgem: {address}{'' if page else '/docs'} (Ctrl-C ends it; waiting requests are kept)", err=True)
+    typer.echo(f"xgem: {address}{'' if page else '/docs'} (Ctrl-C ends it)", err=True)
     if browser:
         webbrowser.open(address)
-    run(make_app(server, devices, hosts, page=page), listening, proxied=proxied)
+    with interruptible("waiting requests are kept, and the same command goes on with them"):
+        run(make_app(server, devices, hosts, page=page), listening, proxied=proxied)
 
 
 def _tokens(settings: Settings, add: str | None, revoke: str | None) -> None:

@@ -93,8 +93,9 @@ class Models:
             InputError: the server does not offer it.
         """
         if name is None:
+            able = [one for one, pipeline in self.opened.items() if inputs.keys() <= pipeline.preset.modalities.keys()]
             by_inputs = model_for(inputs)
-            name = by_inputs if by_inputs in self.opened else next(iter(self.opened))
+            name = by_inputs if by_inputs in self.opened else next(iter(able or self.opened))
         if name not in self.opened:
             raise InputError(f"model {name[:80]!r} is not offered here, expected one of: {', '.join(self.opened)}")
         return self.opened[name]
