@@ -13,24 +13,19 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.browser import chromium
 from tests.serve.by_hand import ByHand, served
+from tests.serve.pages import (
+    ANY, CONTROL, READY, browser, brushed, drag, generate, mask_of, open_form, overlap, page, picture, set_brush, until,
+)  # fmt: skip
 from xgem.serve.app import make_app
 from xgem.serve.requests import Body
 from xgem.serve.settings import Settings
 from xgem.serve.state import Server
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Browser, Page
+    from playwright.sync_api import Page
 
-READY = "#request:not([aria-busy])"
-ANY, CONTROL, SIZE = "random", "control", 32
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with chromium() as running:
-        yield running
+__all__ = ["browser", "page"]
 
 
 @pytest.fixture(scope="module")
@@ -49,97 +44,11 @@ def api(everything: ByHand) -> ByHand:
     return everything
 
 
-@pytest.fixture
-def page(browser: Browser) -> Iterator[Page]:
-    """A page at which nothing may go wrong: no script fails, and nothing is against the policy."""
-    context = browser.new_context(reduced_motion="reduce")
-    page = context.new_page()
-    page.set_default_timeout(30_000)  # the first picture waits for the process that reads it
-    wrong: list[str] = []
-    page.on("pageerror", lambda error: wrong.append(str(error)))
-    page.on("console", lambda said: wrong.append(said.text) if "Content Security" in said.text else None)
-    yield page
-    context.close()
-    assert not wrong
-
-
-def open_form(page: Page, url: str, model: str = ANY) -> None:
-    page.goto(url)
-    page.wait_for_selector(READY)
-    page.get_by_role("combobox", name="Checkpoint").select_option(model)
-
-
-def until(page: Page, expression: str) -> None:
-    """Wait for an expression of the page; the browser's own waiting is against the policy."""
-    for _ in range(200):
-        if page.evaluate(expression):
-            return
-        page.wait_for_timeout(50)
-    raise AssertionError(f"never: {expression}")
-
-
-def generate(page: Page) -> None:
-    page.get_by_role("button", name="Generate").click()
-    page.wait_for_url("**/generations/*")
-
-
 def finished(page: Page, api: ByHand) -> None:
     """Generate, and be done with it."""
     generate(page)
     api.done()
     page.get_by_role("heading", name="Results").wait_for()
-
-
-def picture(tmp_path: Path, name: str = "chest.png", side: int = SIZE) -> tuple[Path, np.ndarray]:
-    """A drawn picture on the model's grid, and its grey levels."""
-    rows, columns = np.mgrid[:side, :side]
-    levels = ((rows * 2 + columns) % 256).astype(np.uint8)
-    Image.fromarray(levels).save(tmp_path / name)
-    return tmp_path / name, levels
-
-
-def mask_of(data: bytes) -> np.ndarray:
-    with Image.open(io.BytesIO(data)) as image:
-        levels = np.asarray(image.convert("RGB"))
-    assert set(np.unique(levels)) <= {0, 255}
-    assert (levels == levels[..., :1]).all()
-    return levels[..., 0] == 255
-
-
-def brushed(*strokes: tuple[tuple[float, float], tuple[float, float]], width: float) -> np.ndarray:
-    """Pixels whose centre is within half the ``width`` of a stroke from (x, y) to (x, y)."""
-    rows, columns = np.mgrid[:SIZE, :SIZE] + 0.5
-    painted = np.zeros((SIZE, SIZE), bool)
-    for start, end in strokes:
-        (x0, y0), (x1, y1) = start, end
-        length = (x1 - x0) ** 2 + (y1 - y0) ** 2
-        along = ((columns - x0) * (x1 - x0) + (rows - y0) * (y1 - y0)) / length if length else np.zeros_like(rows)
-        along = along.clip(0, 1)
-        far = (columns - x0 - along * (x1 - x0)) ** 2 + (rows - y0 - along * (y1 - y0)) ** 2
-        painted |= far <= (width / 2) ** 2
-    return painted
-
-
-def overlap(a: np.ndarray, b: np.ndarray) -> float:
-    return float((a & b).sum() / (a | b).sum())
-
-
-def set_brush(page: Page, board: str, size: int) -> None:
-    page.locator(f"{board} .brush").fill(str(size))
-
-
-def drag(page: Page, board: str, start: tuple[float, float], end: tuple[float, float]) -> None:
-    """Drag on a board from (x, y) to (x, y) of its grid."""
-    canvas = page.locator(f"{board} canvas")
-    canvas.scroll_into_view_if_needed()
-    box = canvas.bounding_box()
-    assert box is not None
-    scale = box["width"] / SIZE
-    points = [(box["x"] + x * scale, box["y"] + y * scale) for x, y in (start, end)]
-    page.mouse.move(*points[0])
-    page.mouse.down()
-    page.mouse.move(*points[1], steps=7)
-    page.mouse.up()
 
 
 def test_what_is_filled_in_is_what_is_sent(page: Page, api: ByHand, tmp_path: Path) -> None:
@@ -497,8 +406,7 @@ def test_history_reopens_uses_again_and_deletes(page: Page, api: ByHand, tmp_pat
     page.get_by_label("Samples", exact=True).fill("3")
     finished(page, api)
     body, first = Body(outputs=["report"]), api.last.id
-    for _ in range(21):
-        latest = api.server.requests.accept(body, {}, None).id
+    latest = [api.server.requests.accept(body, {}, None).id for _ in range(21)][-1]
     page.get_by_role("link", name="History").click()
     page.get_by_role("button", name="Show earlier ones").click()
     until(page, "document.querySelectorAll('#list li').length === 22")
