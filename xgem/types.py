@@ -65,6 +65,10 @@ class PrivacyError(XgemError):
     """Every draw of a sample came too close to a training image."""
 
 
+class PacsError(XgemError):
+    """A PACS cannot be reached, refuses, or has stored a part of what was sent; the message says which."""
+
+
 class StoppedError(XgemError):
     """A signal has stopped a training, which a checkpoint lets go on."""
 
@@ -78,7 +82,8 @@ class Prompt:
     identifies the input's content in the output's metadata; ``origin`` says where it came from (a file's
     name, ``"array"``, ``"text"``); ``notes`` are warnings worth keeping (truncation, ...). ``text`` is the
     input as text, where reading that gives it again: it goes into the metadata. ``pixel_aspect`` is that of an image
-    which was given with it (:class:`xgem.data.transforms.SquashedFile`).
+    which was given with it (:class:`xgem.data.transforms.SquashedFile`). ``pixel_spacing``: row and column spacing of
+    ``value`` in mm, where the file of an image states one.
     """
 
     value: Any
@@ -87,6 +92,7 @@ class Prompt:
     notes: tuple[str, ...] = ()
     text: str | None = None
     pixel_aspect: float | None = None
+    pixel_spacing: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True)

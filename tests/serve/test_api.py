@@ -13,7 +13,6 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
-import httpx
 import numpy as np
 import pytest
 from fastapi.testclient import TestClient
@@ -174,7 +173,7 @@ def test_history_is_the_newest_first_and_deleting_leaves_nothing(
 def test_events_tell_of_steps_and_previews_and_end(client: TestClient, server: Server) -> None:
     request = body(["frontal"], num_samples=2, num_inference_steps=20)
     name = client.post("/api/generations", json=request).json()["id"]
-    previews: list[httpx.Response] = []
+    previews: list[Any] = []
 
     def ended() -> bool:
         """Asked after every step: looks at the previews, and slows the steps down."""
@@ -204,7 +203,7 @@ def test_events_tell_of_steps_and_previews_and_end(client: TestClient, server: S
     assert found["preview"][0]["url"].startswith(f"/api/generations/{name}/previews/frontal/")
     shown = [Image.open(io.BytesIO(one.content)).convert("L") for one in previews if one.status_code == 200]
     final = Image.open(io.BytesIO(client.get(f"/api/generations/{name}/samples/frontal/1").content))
-    distances = [np.abs(np.float64(image) - np.float64(final)).mean() for image in shown]
+    distances = [np.abs(np.asarray(image, float) - np.asarray(final, float)).mean() for image in shown]
     assert distances[-1] < distances[0]
     assert not server.settings.previews(name).exists()
 
@@ -252,8 +251,8 @@ def test_users_need_their_token_and_see_their_own(server: Server, work: Work) ->
     first, second = server.tokens.add("first"), server.tokens.add("second")
     server = Server.open(server.settings)
     with TestClient(make_app(server)) as client:
-        mine = {"headers": {"Authorization": f"Bearer {first}"}}
-        other = {"headers": {"Authorization": f"Bearer {second}"}}
+        mine: dict[str, Any] = {"headers": {"Authorization": f"Bearer {first}"}}
+        other: dict[str, Any] = {"headers": {"Authorization": f"Bearer {second}"}}
         name = client.post("/api/generations", json=body(["frontal"]), **mine).json()["id"]
         work(server)
         paths = ["", "/events", "/samples/frontal/0", "/download", "/inputs/frontal", "/previews/frontal/0"]

@@ -37,9 +37,19 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "export": ("xgem.cli.info", "export", "Copy a checkpoint for release: no training files, float16 by default."),
     "convert": ("xgem.cli.convert", "app", "Convert published weights to xgem checkpoints."),
     "params": ("xgem.cli.info", "params", "Count the parameters of a preset, component by component."),
+    "pacs": ("xgem.cli.pacs", "app", "Find, fetch and send DICOM objects."),
     "cache": ("xgem.cli.cache", "app", "Show or clear what evaluations keep."),
     "doctor": ("xgem.cli.info", "doctor", "Show versions and devices, and verify checkpoints."),
 }
+
+EXTRAS = {
+    "xgem[dicom]": ("highdicom", "pynetdicom", "dicomweb_client", "requests"),
+    "xgem[serve]": (
+        "fastapi", "fastapi_offline", "uvicorn", "python_multipart", "sse_starlette", "prometheus_client",
+        "sqlalchemy", "alembic",
+    ),
+}  # fmt: skip
+"""Packages of an extra that a command needs; the others are those of evaluating and training."""
 
 EPILOG = (
     "Exit codes: 0 done; 1 failed (checkpoint, device, output folder, or a replay that is not identical); "
@@ -131,6 +141,7 @@ def _options(  # pyright: ignore[reportUnusedFunction]
     # Other libraries' warnings are about their own use: a user of the command cannot act on them.
     logging.basicConfig(format="xgem: %(levelname)s: %(message)s")
     logging.getLogger().setLevel(logging.WARNING if verbose else logging.ERROR)
+    logging.getLogger("pynetdicom").setLevel(logging.WARNING if verbose else logging.CRITICAL)  # errors are raised too
     logging.getLogger("xgem").setLevel(logging.INFO if verbose else logging.WARNING)
 
 
@@ -161,9 +172,10 @@ def _run(arguments: Sequence[str] | None) -> int:
         package = (error.name or "").partition(".")[0]
         if package in ("", "xgem"):
             raise
+        wanted = [extra for extra, packages in EXTRAS.items() if package in packages]
+        extra = wanted[0] if wanted else "xgem[eval], or xgem[train] to train"
         return _failed(
-            f"this needs the package {package}, which is not installed: install xgem[eval], xgem[train] to train, or "
-            "xgem[serve] to serve",
+            f"this needs the package {package}, which is not installed: install {extra}",
             EXIT_FAILED,
         )
     except SystemExit as stop:

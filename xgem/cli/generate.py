@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_args
@@ -11,38 +10,41 @@ from typing import TYPE_CHECKING, Annotated, Any, get_args
 import typer
 
 from xgem.cli import completion
-from xgem.cli.inputs import inputs_of, many_of, mask_of, named, report_of
+from xgem.cli.inputs import fetched, inputs_of, many_of, mask_of, named, report_of
 from xgem.cli.options import Progress, parse_guidance
+from xgem.cli.results import Saving, finish, save
 from xgem.configs.base import Rescale, Section, Voi
-from xgem.pipeline.options import RENAMED, CallOptions, option
+from xgem.pipeline.options import RENAMED, CallOptions, Format, option
 from xgem.types import InputError
 from xgem.utils.signals import interruptible
 
 if TYPE_CHECKING:
     from xgem.pipeline.privacy_gate import PrivacyGate
 
-Frontal = Annotated[Path | None, typer.Option("--frontal", metavar="FILE", help="Frontal radiograph as input.")]
-Lateral = Annotated[Path | None, typer.Option("--lateral", metavar="FILE", help="Lateral radiograph as input.")]
+Frontal = Annotated[str | None, typer.Option("--frontal", metavar="FILE", help="Frontal radiograph as input.")]
+Lateral = Annotated[str | None, typer.Option("--lateral", metavar="FILE", help="Lateral radiograph as input.")]
 Report = Annotated[
     str | None, typer.Option("--report", metavar="TEXT", help="Report as input; @FILE reads it from a text file.")
 ]
 Frontals = Annotated[
-    list[Path] | None,
+    list[str] | None,
     typer.Option(
         "--frontal",
         metavar="FILE",
-        help="Frontal radiograph as input. Several files, a folder or a manifest: one case each.",
+        help="Frontal radiograph as input: a file, or dicomweb://.../instances/UID. Several files, a folder or a "
+        "manifest: one case each.",
     ),
 ]
 Laterals = Annotated[
-    list[Path] | None,
+    list[str] | None,
     typer.Option(
         "--lateral",
         metavar="FILE",
-        help="Lateral radiograph as input. Several files, a folder or a manifest: one case each.",
+        help="Lateral radiograph as input: a file, or dicomweb://.../instances/UID. Several files, a folder or a "
+        "manifest: one case each.",
     ),
 ]
-Files = Annotated[list[Path] | None, typer.Argument(metavar="[FILE]...", help="More files of --frontal or --lateral.")]
+Files = Annotated[list[str] | None, typer.Argument(metavar="[FILE]...", help="More files of --frontal or --lateral.")]
 More = Annotated[
     list[str] | None, typer.Option("--input", metavar="NAME=VALUE", help="Input of any modality; may be repeated.")
 ]
@@ -55,7 +57,7 @@ Mask = Annotated[
     ),
 ]
 Boxes = Annotated[
-    Path | None, typer.Option("--boxes", metavar="FILE", help="Bounding boxes of findings to follow: JSON, COCO.")
+    str | None, typer.Option("--boxes", metavar="FILE", help="Bounding boxes of findings to follow: JSON, COCO.")
 ]
 Severity = Annotated[str | None, typer.Option("--severity", metavar="SCORE", help="Brixia score, 0 to 18.")]
 Demographics = Annotated[
@@ -80,6 +82,42 @@ Revision = Annotated[str | None, typer.Option("--revision", help="Branch, tag or
 Device = Annotated[str | None, typer.Option("--device", help="cpu, cuda, cuda:1 ...", show_default="a GPU, or cpu")]
 Dtype = Annotated[str | None, typer.Option("--dtype", help="float32, bfloat16 or float16.", show_default="float32")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the results of an earlier run in the folder.")]
+OutputFormat = Annotated[
+    Format | None,
+    typer.Option(
+        "--format",
+        metavar="NAME",
+        help="png (reports as text), or dicom: DX or secondary capture, SR, SEG.",
+        show_default="png",
+    ),
+]
+KeepPatient = Annotated[
+    bool,
+    typer.Option("--keep-patient", help="Give the DICOM files the patient of the DICOM input, not a synthetic one."),
+]
+Send = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--send",
+        metavar="ADDRESS",
+        help="Send the results, as DICOM, to dicomweb://host:port/path or dimse://AETITLE@host:port; may be repeated.",
+    ),
+]
+PrivacyIndex = Annotated[
+    Path | None,
+    typer.Option(metavar="PATH", help=f"{option('privacy_gate').help} PATH: manifest, folder or index of them."),
+]
+PrivacyThreshold = Annotated[
+    str | None,
+    typer.Option(
+        metavar="X",
+        help="Fraction of held-out real images to refuse, or distances: latent=0.01,pixel=0.27",
+        show_default="0.01",
+    ),
+]
+SaveIndex = Annotated[
+    Path | None, typer.Option(metavar="FILE", help="Save the gate's index (.safetensors) for the next call.")
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the metadata as JSON instead of the files' names.")]
 
 
@@ -160,7 +198,7 @@ def _parsed(given: dict[str, Any]) -> dict[str, Any]:
     if "guidance_scale" in given:
         given["guidance_scale"] = parse_guidance(given["guidance_scale"])
     if "image" in given:
-        given["image"] = named(given["image"], "--image")
+        given["image"] = fetched(named(given["image"], "--image"))
     return given
 
 
@@ -185,21 +223,12 @@ def generate(
     model: Model = None,
     revision: Revision = None,
     *,
-    privacy_gate: Annotated[
-        Path | None,
-        typer.Option(metavar="PATH", help=f"{option('privacy_gate').help} PATH: manifest, folder or index of them."),
-    ] = None,
-    privacy_threshold: Annotated[
-        str | None,
-        typer.Option(
-            metavar="X",
-            help="Fraction of held-out real images to refuse, or distances: latent=0.01,pixel=0.27",
-            show_default="0.01",
-        ),
-    ] = None,
-    save_privacy_index: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Save the gate's index (.safetensors) for the next call.")
-    ] = None,
+    format: OutputFormat = None,
+    keep_patient: KeepPatient = False,
+    send: Send = None,
+    privacy_gate: PrivacyIndex = None,
+    privacy_threshold: PrivacyThreshold = None,
+    save_privacy_index: SaveIndex = None,
     overwrite: Overwrite = False,
     as_json: AsJson = False,
     options: dict[str, Any],
@@ -217,6 +246,7 @@ def generate(
     from xgem.utils.files import check_output_folder
 
     # Check what can be checked before anything is loaded.
+    saving = Saving.of(out, overwrite, as_json, format, keep_patient, send)
     many, single = many_of(frontal, lateral, report_of(report), files or ())
     single |= {"mask": mask_of(mask), "boxes": boxes, "severity": severity, "demographics": demographics}
     inputs = inputs_of(single, more)
@@ -240,14 +270,15 @@ def generate(
     # Generate and save.
     if many:
         with interruptible("finished cases are kept, and the same command goes on with the others"):
-            _save_cases(pipeline, many, inputs, names, out, overwrite, as_json, {**options, "privacy_gate": gate})
+            _save_cases(pipeline, many, inputs, names, saving, {**options, "privacy_gate": gate})
         return
     with interruptible("nothing was written, and the same command starts again"):
-        _save(pipeline(inputs, names, privacy_gate=gate, **options), out, overwrite, as_json)
+        generation = pipeline(inputs, names, privacy_gate=gate, **options)
+    save(generation, saving)
 
 
 def replay(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="PNG or report written by xgem.")],
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="PNG, report or DICOM file written by xgem.")],
     out: Out,
     frontal: Frontal = None,
     lateral: Lateral = None,
@@ -282,10 +313,11 @@ def replay(
     images = _parsed({name: value for name, value in (("image", image), ("keep", keep)) if value})
     check_output_folder(out, overwrite=overwrite)
 
+    from xgem.data.headers import is_dicom
     from xgem.pipeline.replay import replay as run
 
     replayed = run(file, inputs=inputs, model=model, device=device, dtype=dtype, progress=progress, **images)
-    _save(replayed.generation, out, overwrite, as_json)
+    save(replayed.generation, Saving(out, overwrite, as_json, "dicom" if is_dicom(file) else "png"))
     if not replayed.identical:
         typer.echo(
             f"xgem: the new file differs from {file}, which was generated on another machine, device or version",
@@ -323,35 +355,22 @@ def _save_cases(
     many: dict[str, list[Path]],
     shared: dict[str, Any],
     outputs: list[str],
-    out: Path,
-    overwrite: bool,
-    as_json: bool,
+    saving: Saving,
     options: dict[str, Any],
 ) -> None:
     """Generate all cases; print each file as soon as its case is done, or all records in the end."""
     from xgem.pipeline.cases import gather, generate_cases, reading_of
-    from xgem.pipeline.generation import RECORD_NAME
 
     cases = gather(pipeline.preset, many, shared)
     options = {**reading_of(many).model_dump(), **options}
-    records: list[Any] = []
-    for folder, files in generate_cases(pipeline, cases, outputs, out, shared=shared, overwrite=overwrite, **options):
-        if as_json:
-            records.append(json.loads((folder / RECORD_NAME).read_text(encoding="utf-8")))
-            continue
-        for path in files:
-            typer.echo(str(path))
-    if as_json:
-        typer.echo(json.dumps(records, indent=2, sort_keys=True))
-
-
-def _save(generation: Any, out: Path, overwrite: bool, as_json: bool) -> None:
-    from xgem.pipeline.generation import RECORD_NAME
-
-    files = generation.save(out, overwrite=overwrite)
-    if as_json:
-        record = json.loads((out / RECORD_NAME).read_text(encoding="utf-8"))
-        typer.echo(json.dumps(record, indent=2, sort_keys=True))
-        return
-    for path in files:
-        typer.echo(str(out / path.name))
+    made = generate_cases(
+        pipeline,
+        cases,
+        outputs,
+        saving.out,
+        shared=shared,
+        overwrite=saving.overwrite,
+        saving=saving.options,
+        **options,
+    )
+    finish((folder for folder, _ in made), saving, many=True)

@@ -3,21 +3,37 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import click
+
+from xgem.dicom.address import is_address
 from xgem.types import InputError
 
 
 def inputs_of(given: dict[str, Any], more: list[str] | None) -> dict[str, Any]:
     """Inputs by modality, of options of their own and of ``--input``."""
-    inputs = {name: value for name, value in given.items() if value is not None}
+    inputs = {name: fetched(value) for name, value in given.items() if value is not None}
     for name, value in named(more, "--input").items():
         if name in inputs:
             raise InputError(f"input {name!r} is given twice")
-        inputs[name] = value
+        inputs[name] = fetched(value)
     return inputs
+
+
+def fetched(value: Any) -> Any:
+    """An input as it is; of an address in a PACS, a file that is there until the command ends."""
+    if isinstance(value, dict):
+        return {name: fetched(one) for name, one in value.items()}
+    if not is_address(value):
+        return value
+    from xgem.dicom.transfer import local
+
+    folder = click.get_current_context().with_resource(tempfile.TemporaryDirectory(prefix="xgem-"))
+    return local(value, Path(folder))
 
 
 def mask_of(texts: list[str] | None) -> Any:
@@ -56,8 +72,12 @@ def report_of(text: str | None) -> str | Path | None:
     return text
 
 
+def _paths(texts: Sequence[str]) -> list[Path]:
+    return [Path(fetched(text)) for text in texts]
+
+
 def many_of(
-    frontal: Sequence[Path] | None, lateral: Sequence[Path] | None, report: str | Path | None, files: Sequence[Path]
+    frontal: Sequence[str] | None, lateral: Sequence[str] | None, report: str | Path | None, files: Sequence[str]
 ) -> tuple[dict[str, list[Path]], dict[str, Any]]:
     """Inputs of several cases, paths by modality, and those of one or of every case; ``files`` are further images.
 
@@ -66,11 +86,11 @@ def many_of(
     """
     from xgem.pipeline.cases import is_many, read_text
 
-    images = {name: list(paths) for name, paths in (("frontal", frontal), ("lateral", lateral)) if paths}
+    images = {name: _paths(given) for name, given in (("frontal", frontal), ("lateral", lateral)) if given}
     if files:
         if len(images) != 1:
             raise InputError(f"{files[0]} belongs to no option; give files after --frontal, or after --lateral")
-        next(iter(images.values())).extend(files)
+        next(iter(images.values())).extend(_paths(files))
     many = {name: paths for name, paths in images.items() if is_many(paths)}
     single: dict[str, Any] = {name: paths[0] for name, paths in images.items() if name not in many}
     if isinstance(report, Path):

@@ -21,6 +21,8 @@ import numpy as np
 
 from xgem.data.annotations import MAX_SEVERITY, OUTSIDE, Annotation, Box
 from xgem.data.demographics import number_up_to
+from xgem.data.dicom_annotations import read_box_report, read_segmentation
+from xgem.data.headers import is_dicom
 from xgem.data.mask_files import LABELS_KEY, binary_mask, brief, stored_mask
 from xgem.data.read import file_bytes
 from xgem.data.transforms import MAX_SIDE
@@ -56,9 +58,10 @@ def read_masks(value: Any, structures: Sequence[str] = STRUCTURES) -> Annotation
         value: a mapping from structure to binary image (0 and one other value), or a single image: labels (0 for
             background, i + 1 for ``structures[i]``), or a binary file named after one of ``structures``
             ("pneumothorax.png", "chest.left_lung.png"). An image is a path (PNG, TIFF, BMP or ``.npy``), a PIL image,
-            an array or a tensor. "lungs" is one mask of both lungs: its parts left and right of the image's middle are
-            the patient's right and left lung. An image of only 0 and 1 counts as binary, unless it is a PNG that
-            names its labels, as written by ``write_labels``; from such a PNG in a mapping, the named structure is used.
+            an array or a tensor, or the path of a DICOM segmentation, whose segments' labels are the structures.
+            "lungs" is one mask of both lungs: its parts left and right of the image's middle are the patient's right
+            and left lung. An image of only 0 and 1 counts as binary, unless it is a PNG that names its labels, as
+            written by ``write_labels``; from such a PNG, or a segmentation, in a mapping, the named structure is used.
         structures: the names for labels and files. A mapping may name any structure.
 
     Raises:
@@ -67,6 +70,8 @@ def read_masks(value: Any, structures: Sequence[str] = STRUCTURES) -> Annotation
     """
     if isinstance(value, Mapping):
         return Annotation(_of_mapping(value, structures))
+    if isinstance(value, str | os.PathLike) and is_dicom(Path(value)):
+        return Annotation(_of_segments(Path(value), structures))
     stored, origin, labels = stored_mask(value)
     values = np.unique(stored)
     if not values.any():
@@ -91,7 +96,7 @@ def read_boxes(value: Any) -> Annotation:
     Args:
         value: a list of ``{"label" or "category": class, "bbox": [x, y, w, h]}`` as fractions of the image; COCO, a
             mapping with ``images`` (one), ``annotations`` and ``categories``, in pixels; or the path of a JSON file
-            with one of these.
+            with one of these, or of a structured report that xgem wrote.
 
     Raises:
         InputError: unreadable or malformed, no boxes, several images, or anything that ``Box`` refuses.
@@ -99,6 +104,8 @@ def read_boxes(value: Any) -> Annotation:
     origin = "boxes"
     if isinstance(value, str | os.PathLike):
         origin = os.fspath(value)
+        if is_dicom(Path(origin)):
+            return _from_coco(read_box_report(Path(origin)), origin)
         data = file_bytes(Path(origin), "JSON, a list of boxes or COCO")
         try:
             value = json.loads(data)
@@ -184,17 +191,23 @@ def _of_mapping(value: Mapping[Any, Any], structures: Sequence[str]) -> dict[str
         raise InputError("mask: an empty mapping; expected a mask by structure, or leave the mask out")
     masks: dict[str, Mask] = {}
     for name, source in value.items():
-        stored, origin, labels = stored_mask(source)
-        if not stored.any():
-            raise InputError(f"{origin}: mask {str(name)!r} is empty: leave out what the image does not show")
-        if labels is None:
-            of_name = _named(str(name), binary_mask(stored, origin), structures)
-        else:
-            of_name = _labelled(str(name), _of_labels(stored, origin, labels), origin, structures)
+        of_name = _of_source(str(name), source, structures)
         if masks.keys() & of_name.keys():
             raise InputError(f"mask {name!r}: duplicate structure, expected one mask for each")
         masks.update(of_name)
     return masks
+
+
+def _of_source(name: str, source: Any, structures: Sequence[str]) -> dict[str, Mask]:
+    """The structure ``name``, or both lungs, in an image that is binary or names what it shows."""
+    if isinstance(source, str | os.PathLike) and is_dicom(Path(source)):
+        return _labelled(name, _of_segments(Path(source), structures), os.fspath(source), structures)
+    stored, origin, labels = stored_mask(source)
+    if not stored.any():
+        raise InputError(f"{origin}: mask {name!r} is empty: leave out what the image does not show")
+    if labels is None:
+        return _named(name, binary_mask(stored, origin), structures)
+    return _labelled(name, _of_labels(stored, origin, labels), origin, structures)
 
 
 def _of_labels(stored: NDArray[Any], origin: str, labels: Mapping[int, str]) -> dict[str, Mask]:
@@ -206,6 +219,10 @@ def _of_labels(stored: NDArray[Any], origin: str, labels: Mapping[int, str]) -> 
             f"value), or labels from 0 to {max(labels)}; save masks without smoothing, as PNG"
         )
     return {labels[int(number)]: stored == number for number in values if number}
+
+
+def _of_segments(path: Path, structures: Sequence[str]) -> dict[str, Mask]:
+    return {structure_of(label, structures): mask for label, mask in read_segmentation(path).items()}
 
 
 def _labelled(name: str, masks: Mapping[str, Mask], origin: str, structures: Sequence[str]) -> dict[str, Mask]:

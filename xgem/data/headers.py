@@ -34,6 +34,15 @@ def read_header(path: Path, *, force: bool = False) -> Dataset:
         raise ImageError(f"{path}: damaged DICOM file ({' '.join(str(error).split())[:120]})") from error
 
 
+def is_dicom(path: Path) -> bool:
+    """Whether a file begins as DICOM does, whatever its name; not where it cannot be read."""
+    try:
+        with path.open("rb") as stream:
+            return sniff(stream.read(256)) == "dicom"
+    except (OSError, ValueError):
+        return False
+
+
 def text_of(ds: Dataset, keyword: str) -> str:
     """An element as text without surrounding blanks; empty where it is missing or has no value."""
     try:

@@ -150,6 +150,27 @@ def to_square(radiograph: Radiograph, config: TransformConfig) -> Floats:
     return np.clip(pixels * np.float32(2) - np.float32(1), -1, 1)
 
 
+def grid_spacing(radiograph: Radiograph, config: TransformConfig) -> tuple[float, float] | None:
+    """Row and column spacing in mm of what :func:`to_square` makes of an image; None if its file states no spacing.
+
+    Steps round to whole pixels, so that the spacing follows from the sizes before and after each, not from the
+    spacing that was aimed at.
+    """
+    if radiograph.spacing is None:
+        return None
+    height, width = radiograph.pixels.shape
+    extent = height * radiograph.spacing[0], width * radiograph.spacing[1]  # mm
+    if config.pixel_spacing is not None:
+        height, width = resampled_size((height, width), radiograph.spacing, config.pixel_spacing)
+    elif config.pad:
+        height, width = evened_size((height, width), radiograph.aspect)
+    sides = (max(height, width),) * 2 if config.pad else (height, width)
+    row, column = (
+        mm / pixels * side / config.size for mm, pixels, side in zip(extent, (height, width), sides, strict=True)
+    )
+    return row, column
+
+
 def grey_levels(square: Floats) -> NDArray[np.uint8]:
     """An image in [-1, 1], as :func:`to_square` makes it, in grey levels 0 to 255."""
     return np.rint((square + 1) * 127.5).astype(np.uint8)
@@ -163,7 +184,12 @@ def evened(pixels: Floats, aspect: float, interpolation: str = "area", name: str
 
 def evened_size(size: tuple[int, int], aspect: float) -> tuple[int, int]:
     """Height and width of an image of ``size`` after :func:`evened`."""
-    scales = (aspect / min(aspect, 1.0), 1 / min(aspect, 1.0))
+    return resampled_size(size, (aspect, 1.0), min(aspect, 1.0))
+
+
+def resampled_size(size: tuple[int, int], spacing: tuple[float, float], target: float) -> tuple[int, int]:
+    """Height and width of an image of ``size`` after :func:`resample`."""
+    scales = [side / target for side in spacing]
     if all(abs(scale - 1) <= _SAME_SCALE for scale in scales):
         return size
     return max(1, round(size[0] * scales[0])), max(1, round(size[1] * scales[1]))
@@ -173,10 +199,9 @@ def resample(
     pixels: Floats, spacing: tuple[float, float], target: float, interpolation: str, name: str = "image"
 ) -> Floats:
     """(h, w) at ``spacing`` (row, column) mm resampled to square pixels of ``target`` mm; unchanged within 1 %."""
-    scales = [side / target for side in spacing]
-    if all(abs(scale - 1) <= _SAME_SCALE for scale in scales):
+    height, width = resampled_size((pixels.shape[0], pixels.shape[1]), spacing, target)
+    if (height, width) == pixels.shape:
         return pixels
-    height, width = (max(1, round(length * scale)) for length, scale in zip(pixels.shape, scales, strict=True))
     if max(height, width) > MAX_SIDE:
         raise ImageError(
             f"{name}: spacing {spacing[0]:g} x {spacing[1]:g} mm gives {height} x {width} pixels of {target:g} mm; "

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -25,6 +25,11 @@ from xgem.data.headers import Grid
 from xgem.data.study import Study
 from xgem.modalities.base import InputOnly
 from xgem.types import InputError, Prompt
+
+if TYPE_CHECKING:
+    from pydicom.dataset import Dataset
+
+    from xgem.dicom.identity import Identity
 
 logger = logging.getLogger(__name__)
 
@@ -98,6 +103,12 @@ class Masks(_Spatial):
             logger.warning("%s: %s hides a part of %s", path.name, over, under)
         return path
 
+    def to_dicom(self, output: Annotation, identity: Identity, image: Dataset | None = None) -> Dataset | None:
+        """A segmentation of the image, with all of each mask where masks overlap."""
+        from xgem.dicom.segmentations import segmentation
+
+        return None if image is None else segmentation(output.masks, image, identity)
+
 
 class Boxes(_Spatial):
     """Boxes by class: a list in shares of the image, COCO, or a file of either (``annotation_files.read_boxes``)."""
@@ -120,12 +131,24 @@ class Boxes(_Spatial):
     def write(self, output: Annotation, directory: Path, stem: str, metadata: Mapping[str, Any]) -> Path:
         """COCO, for the image ``<stem>.png`` on whose grid the annotation is."""
         del metadata
-        if output.size is None:
-            raise InputError("boxes: the image's size is unknown; make the annotation square first (squared)")
-        height, width = output.size
         path = directory / f"{stem}{self.suffix}"
-        path.write_text(json.dumps(coco(output.boxes, width, height, f"{stem}.png"), indent=2) + "\n", encoding="utf-8")
+        path.write_text(json.dumps(self._coco(output, f"{stem}.png"), indent=2) + "\n", encoding="utf-8")
         return path
+
+    def to_dicom(self, output: Annotation, identity: Identity, image: Dataset | None = None) -> Dataset | None:
+        """A structured report of regions of the image."""
+        from xgem.dicom.documents import box_report
+
+        if image is None:
+            return None
+        return box_report(output.boxes, self._coco(output, image.SOPInstanceUID), image, identity)
+
+    @staticmethod
+    def _coco(annotation: Annotation, file_name: str) -> dict[str, Any]:
+        if annotation.size is None:
+            raise InputError("boxes: the image's size is unknown; make the annotation square first (squared)")
+        height, width = annotation.size
+        return coco(annotation.boxes, width, height, file_name)
 
 
 class Severity(_Spatial):

@@ -5,13 +5,18 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from xgem.configs.preset import Preset
 from xgem.data.annotations import Annotation
 from xgem.data.headers import Grid
 from xgem.data.study import Study
 from xgem.types import InputError, Prompt
+
+if TYPE_CHECKING:
+    from pydicom.dataset import Dataset
+
+    from xgem.dicom.identity import Identity
 
 OutputType = Literal["pil", "np", "pt"]
 
@@ -66,6 +71,15 @@ class Modality(ABC):
     def write(self, output: Any, directory: Path, stem: str, metadata: Mapping[str, Any]) -> Path | None:
         """Write one output with its metadata into ``directory``; returns the file's path, None where there is none."""
 
+    def to_dicom(self, output: Any, identity: Identity, image: Dataset | None = None) -> Dataset | None:
+        """One output as a DICOM object, or an annotation as one of the ``image`` it is of; None where there is none.
+
+        Raises:
+            InputError: it is not what is generated.
+        """
+        del identity, image
+        raise InputError(f"{self.name}: a {type(output).__name__} has no DICOM object; save as png")
+
 
 class InputOnly(Modality):
     """A modality that conditions other outputs and has neither encoder nor codec of its own."""
@@ -82,4 +96,9 @@ class InputOnly(Modality):
     def write(self, output: Any, directory: Path, stem: str, metadata: Mapping[str, Any]) -> Path | None:
         """Nothing: a generation's metadata hold all of it."""
         del output, directory, stem, metadata
+        return None
+
+    def to_dicom(self, output: Any, identity: Identity, image: Dataset | None = None) -> Dataset | None:
+        """None, as of :meth:`write`."""
+        del output, identity, image
         return None

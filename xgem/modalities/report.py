@@ -6,13 +6,18 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from xgem.configs.preset import Preset
 from xgem.data.study import Study, report_of
 from xgem.labels.sentences import plain_characters, unwrapped
 from xgem.modalities.base import Modality, OutputType
 from xgem.types import InputError, Prompt
+
+if TYPE_CHECKING:
+    from pydicom.dataset import Dataset
+
+    from xgem.dicom.identity import Identity
 
 
 class Report(Modality):
@@ -50,11 +55,23 @@ class Report(Modality):
 
     def write(self, output: str, directory: Path, stem: str, metadata: Mapping[str, Any]) -> Path:
         """The text, with its metadata in a JSON file beside it."""
-        if not isinstance(output, str):
-            raise InputError(f"report: expected text to write, got a {type(output).__name__}; decode latents first")
+        output = self._text(output)
         path = directory / f"{stem}{self.suffix}"
         path.write_text(output + "\n", encoding="utf-8")
         path.with_suffix(".json").write_text(
             json.dumps(dict(metadata), indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
         )
         return path
+
+    def to_dicom(self, output: str, identity: Identity, image: Dataset | None = None) -> Dataset:
+        """A structured report of its sections."""
+        from xgem.dicom.documents import text_report
+
+        del image
+        return text_report(self._text(output), identity)
+
+    @staticmethod
+    def _text(output: Any) -> str:
+        if not isinstance(output, str):
+            raise InputError(f"report: expected text to write, got a {type(output).__name__}; decode latents first")
+        return output

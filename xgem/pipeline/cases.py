@@ -150,13 +150,14 @@ def generate_cases(
     *,
     shared: Mapping[str, Any],
     overwrite: bool = False,
+    saving: Mapping[str, Any] | None = None,
     **options: Any,
 ) -> Iterator[tuple[Path, list[Path]]]:
     """Generate each case into ``out/<case>`` and yield that folder with its samples' files, also of finished cases.
 
     A folder appears as a whole. The same call after an interruption makes what is missing: batches are always of the
     same cases, so that the result is the one of an uninterrupted run. Every case has the same seed, and so the same
-    noise, as if it had been the only one.
+    noise, as if it had been the only one. ``saving`` are further arguments of ``Generation.save``.
 
     Raises:
         OutputError: ``out`` holds something else, or cases of other settings (without ``overwrite``).
@@ -176,15 +177,18 @@ def generate_cases(
         "inputs": sorted({name for case in cases.values() for name in case}),
         "shared": {name: prompt.sha256 for name, prompt in common.items()},
     }
+    if saving and saving != {"format": "png", "keep_patient": False}:
+        state |= saving
     state = json.loads(json.dumps(state))
     if before is None or overwrite:
         check_output_folder(out, overwrite=overwrite)
         with replacing(out / STATE_NAME) as place:
             write_json(place, state)
-    elif changed := [key for key in state if before.get(key) != state[key]]:
+    elif changed := [key for key in {**before, **state} if before.get(key) != state.get(key)]:
+        then, now = (values.get(changed[0]) for values in (before, state))
         raise OutputError(
-            f"{out}: was begun with another {changed[0]} ({before.get(changed[0])}, now {state[changed[0]]}); choose "
-            "another folder, or overwrite it (--overwrite)"
+            f"{out}: was begun with another {changed[0]} ({then}, now {now}); choose another folder, or overwrite it "
+            "(--overwrite)"
         )
     keywords: Any = {**options, "seed": seed}
     names, size = list(cases), max(1, parsed.batch_size // parsed.num_samples)
@@ -194,7 +198,7 @@ def generate_cases(
             made: list[Generation] = pipeline([cases[name] for name in chunk], list(outputs), **keywords)
             for name, generation in zip(chunk, made, strict=True):
                 if name in missing:
-                    generation.save(out / name, overwrite=overwrite)
+                    generation.save(out / name, overwrite=overwrite, **(saving or {}))
         yield from ((out / name, _files(out / name)) for name in chunk)
 
 

@@ -181,6 +181,12 @@ def annotations_of(prompts: Mapping[str, Prompt]) -> dict[str, Annotation]:
     return {name: annotation for name, annotation in drawn.items() if annotation is not None}
 
 
+def files_of(given: Mapping[str, Any], prompts: Mapping[str, Prompt]) -> dict[str, Path]:
+    """The files among the inputs, by modality: those whose origin is the name of what was given."""
+    paths = {name: Path(value) for name, value in given.items() if isinstance(value, str | os.PathLike)}
+    return {name: path for name, path in paths.items() if prompts[name].origin == path.name}
+
+
 @torch.inference_mode()
 def embed(model: LoadedModel, modality: str, values: NDArray[np.uint8] | Sequence[str]) -> NDArray[np.float64]:
     """Pooled vectors (n, d) of images (n, size, size) uint8, or of n reports, by the modality's prompt encoder."""

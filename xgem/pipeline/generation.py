@@ -15,19 +15,17 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from html import escape
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Final, cast, get_args
 
+from xgem.data.headers import is_dicom
+from xgem.dicom.stored import metadata_text
+from xgem.pipeline.options import Format
 from xgem.types import InputError, OutputError
 from xgem.utils.files import check_output_folder, file_sha256, new_file_mode
 
-RECORD_NAME = "generation.json"
-
-
-PNG_KEY = "xgem"
-
-
-REPORT_ENDINGS = (".txt", ".json")
-
+RECORD_NAME: Final = "generation.json"
+PNG_KEY: Final = "xgem"
+REPORT_ENDINGS: Final = (".txt", ".json")
 
 _Mapping = Mapping[str, Any]
 
@@ -43,13 +41,14 @@ class Generation:
     ``outputs`` maps each modality to its samples: images as PIL images (mode "L"), arrays or tensors, depending on
     ``output_type``; reports as text. They are attributes too: ``generation.lateral[0]``. ``metadata`` is common to all
     samples, as JSON values; ``samples`` adds to it for each sample, in the order of ``outputs``. ``annotations`` are
-    those that the samples follow, by modality, on the samples' own grid.
+    those that the samples follow, by modality, on the samples' own grid. ``files`` are the inputs' files, by modality.
     """
 
     outputs: Mapping[str, Sequence[Any]]
     metadata: _Mapping
     samples: Mapping[str, Sequence[_Mapping]] = field(default_factory=_no_samples)
     annotations: _Mapping = field(default_factory=dict[str, Any])
+    files: Mapping[str, Path] = field(default_factory=dict[str, Path])
 
     def __getattr__(self, name: str) -> Sequence[Any]:
         outputs = cast(Mapping[str, Sequence[Any]], self.__dict__.get("outputs", {}))
@@ -91,22 +90,35 @@ class Generation:
         several = max(len(self.outputs[output]), int(metadata.get("num_samples", 1))) > 1
         return f"{output}-{int(metadata.get('sample', index)):03d}" if several else output
 
-    def save(self, directory: str | Path, *, overwrite: bool = False) -> list[Path]:
+    def save(
+        self,
+        directory: str | Path,
+        *,
+        overwrite: bool = False,
+        format: Format = "png",
+        keep_patient: bool = False,
+    ) -> list[Path]:
         """Write every sample and ``generation.json`` into ``directory``, all of them or none.
 
         An image is written as ``lateral.png``, a report as ``report.txt`` with ``report.json``; several samples as
         ``lateral-000.png``, ``lateral-001.png``. Annotations are written next to each, in their own formats
-        (``frontal.mask.png``, ``frontal.boxes.json``), so that the pair can be used for training. ``overwrite``
-        replaces the files of an earlier generation; other files in the folder are left alone.
+        (``frontal.mask.png``, ``frontal.boxes.json``), so that the pair can be used for training.
+
+        Args:
+            directory: new or empty.
+            overwrite: replace the files of an earlier generation; other files in the folder are left alone.
+            format: ``"dicom"`` writes ``lateral.dcm``, ``report.dcm``, ``frontal.mask.dcm`` instead: of each index one
+                study with a series for each object (the extra ``dicom``).
+            keep_patient: take over the patient of the DICOM file among the inputs.
 
         Returns:
             The samples' files.
 
         Raises:
             OutputError: the folder is in use (without ``overwrite``) or cannot be written.
+            InputError: an unknown format, or ``keep_patient`` without DICOM among inputs and results.
         """
-        from xgem.modalities import get_modality
-
+        patient = self._patient(format, keep_patient)
         directory = check_output_folder(directory, overwrite=overwrite)
         temporary: Path | None = None
         try:
@@ -114,20 +126,12 @@ class Generation:
             temporary = Path(tempfile.mkdtemp(prefix=f".{directory.name}.", dir=directory.parent))
             files: dict[str, list[dict[str, Any]]] = {}
             for output, samples in self.outputs.items():
-                modality = get_modality(output)
-                for index, sample in enumerate(samples):
-                    metadata = self.sample_metadata(output, index)
-                    stem = self._stem(output, index, metadata)
-                    written = modality.write(sample, temporary, stem, metadata)
-                    assert written is not None  # every output has a file
+                for index in range(len(samples)):
+                    written, *beside = self.write_sample(output, index, temporary, format=format, patient=patient)
                     of_sample = self.samples[output][index] if output in self.samples else {}
                     entry = {**of_sample, "file": written.name, "sha256": file_sha256(written)}
-                    annotation_files = [
-                        get_modality(name).write(value, temporary, stem, metadata)
-                        for name, value in self.annotations.items()
-                    ]
-                    if any(annotation_files):
-                        entry["annotations"] = [path.name for path in annotation_files if path is not None]
+                    if beside:
+                        entry["annotations"] = [path.name for path in beside]
                     files.setdefault(output, []).append(entry)
             record = {**self.metadata, "files": files}
             text = json.dumps(record, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
@@ -139,6 +143,60 @@ class Generation:
             if temporary is not None:
                 shutil.rmtree(temporary, ignore_errors=True)
         return [directory / entry["file"] for entries in files.values() for entry in entries]
+
+    def write_sample(
+        self,
+        output: str,
+        index: int,
+        directory: Path,
+        *,
+        format: Format = "png",
+        patient: Mapping[str, str] | None = None,
+    ) -> list[Path]:
+        """Write one sample and its annotations into a folder that exists; the sample's own file comes first.
+
+        ``patient``: attributes of DICOM's patient module by keyword, in place of the synthetic patient.
+        """
+        from xgem.modalities import get_modality
+
+        modality, sample = get_modality(output), self.outputs[output][index]
+        metadata = self.sample_metadata(output, index)
+        stem = self._stem(output, index, metadata)
+        if format == "png":
+            written = [modality.write(sample, directory, stem, metadata)]
+            written += [
+                get_modality(name).write(value, directory, stem, metadata) for name, value in self.annotations.items()
+            ]
+            return [path for path in written if path is not None]
+        from xgem.dicom.identity import Identity
+
+        identity = Identity(metadata, patient or {})
+        image = modality.to_dicom(sample, identity)
+        objects = {f"{stem}.dcm": image}
+        for name, value in self.annotations.items() if modality.is_image else ():
+            known = get_modality(name)
+            objects[dicom_name(stem, known.suffix)] = known.to_dicom(value, identity, image)
+        for name, ds in objects.items():
+            if ds is not None:
+                ds.save_as(directory / name, enforce_file_format=True)
+        return [directory / name for name, ds in objects.items() if ds is not None]
+
+    def _patient(self, format: str, keep: bool) -> dict[str, str]:
+        """The patient to keep; InputError where that, or the format, is not possible."""
+        if format not in get_args(Format):
+            raise InputError(f"format is {format!r}, expected one of: {', '.join(get_args(Format))}")
+        if not keep:
+            return {}
+        if format != "dicom":
+            raise InputError("keep_patient is of DICOM files; give format dicom (--format dicom) too")
+        from xgem.dicom.patient import patient_of
+
+        return patient_of(self.files.values())
+
+
+def dicom_name(stem: str, suffix: str) -> str:
+    """The DICOM file of an annotation that is otherwise written with ``suffix``: ``frontal.mask.dcm``."""
+    return Path(f"{stem}{suffix}").with_suffix(".dcm").name
 
 
 def _described(samples: Sequence[Any]) -> str:
@@ -205,16 +263,18 @@ def _recorded_files(directory: Path) -> set[str]:
 
 
 def read_metadata(path: str | Path) -> dict[str, Any]:
-    """Metadata of a generated file: from the PNG itself, or from the JSON file next to a report.
+    """Metadata of a generated file: from the PNG or DICOM file itself, or from the JSON file next to a report.
 
     Raises:
         InputError: no such file, or one without xgem's metadata.
     """
     path = Path(path)
     if not path.is_file():
-        raise InputError(f"{path}: no such file, expected a PNG or report written by xgem")
+        raise InputError(f"{path}: no such file, expected a PNG, report or DICOM file written by xgem")
     if path.suffix.lower() in REPORT_ENDINGS:
         text = _read_text(path.with_suffix(".json"))
+    elif is_dicom(path):
+        text = metadata_text(path)
     else:
         text = _png_text(path)
     try:
@@ -222,7 +282,7 @@ def read_metadata(path: str | Path) -> dict[str, Any]:
     except ValueError as error:
         raise InputError(f"{path}: its metadata is not JSON: damaged, or not written by xgem") from error
     if not isinstance(values, dict) or "output" not in values or "seed" not in values:
-        raise InputError(f"{path}: has no metadata of a generated sample, expected a PNG or report written by xgem")
+        raise InputError(f"{path}: has no metadata of a generated sample, expected a file written by xgem")
     return cast(dict[str, Any], values)
 
 

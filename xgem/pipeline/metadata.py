@@ -6,6 +6,7 @@ sampler ``ddim`` was what is now ``ddim-leading``. All of them replay.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Final
 
@@ -16,6 +17,7 @@ from xgem.data.annotations import Annotation
 from xgem.pipeline.options import renamed
 from xgem.types import InputError, Prompt
 from xgem.utils.devices import dtype_name
+from xgem.utils.hashing import canonical
 
 if TYPE_CHECKING:
     from xgem.pipeline.model import SamplingModel
@@ -28,7 +30,7 @@ def describe_request(
     model: SamplingModel, request: Request, item: int, prompts: Mapping[str, Prompt], images: Mapping[str, Prompt]
 ) -> dict[str, Any]:
     """What all samples of one item have in common."""
-    return {
+    asked = {
         "format": FORMAT,
         "synthetic": True,
         "xgem": __version__,
@@ -39,6 +41,10 @@ def describe_request(
         "image": {name: describe_prompt(prompt) for name, prompt in images.items()},
         "seed": request.seeds[item],
         **request.options.record(),
+    }
+    return {
+        **asked,
+        "request": hashlib.sha256(canonical(asked).encode()).hexdigest(),  # what one request made shares it
         "torch": torch.__version__,
         "device": str(model.device),
         "dtype": dtype_name(model.dtype),
@@ -54,6 +60,8 @@ def describe_prompt(prompt: Prompt) -> dict[str, Any]:
         described["text"] = prompt.text
     if prompt.pixel_aspect is not None:
         described["pixel_aspect"] = prompt.pixel_aspect
+    if prompt.pixel_spacing is not None:
+        described["pixel_spacing"] = list(prompt.pixel_spacing)  # on the model's grid
     if isinstance(prompt.value, Annotation):
         described["sha256_on_grid"] = prompt.value.sha256  # of what is written beside the images
     if any("truncated" in note for note in prompt.notes):

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from xgem.pipeline.privacy_gate import PrivacyGate
 
 OutputType = Literal["pil", "np", "pt", "latent"]
+Format = Literal["png", "dicom"]
+"""Of saved images; with ``png``, reports are text and annotations PNG or JSON."""
 Inputs = Mapping[str, Any]
 """From modality to value."""
 StepCallback = Callable[[Any, int, int, dict[str, Any]], None]

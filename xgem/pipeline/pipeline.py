@@ -28,7 +28,7 @@ from xgem.generators.onnx_denoiser import OnnxDenoiser, onnx_runtime
 from xgem.generators.sampling import FORMER_SAMPLERS, SAMPLERS
 from xgem.modalities import MODALITIES
 from xgem.pipeline import conditioning
-from xgem.pipeline.conditioning import annotations_of, encode_conditions, read_prompts, with_notes
+from xgem.pipeline.conditioning import annotations_of, encode_conditions, files_of, read_prompts, with_notes
 from xgem.pipeline.generation import Generation
 from xgem.pipeline.metadata import describe_request
 from xgem.pipeline.model import Row, Sample
@@ -265,6 +265,7 @@ class XgemPipeline:
                 describe_request(self, request, item, prompts[item], images[item]),
                 samples[item],
                 annotations_of(prompts[item]),
+                files_of(request.images[item], images[item]) | files_of(request.items[item], prompts[item]),
             )
             for item in range(len(prompts))
         ]

@@ -10,14 +10,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from xgem._version import __version__
 from xgem.configs.reading import ReadOptions
+from xgem.data.headers import is_dicom
 from xgem.data.transforms import SquashedFile
+from xgem.dicom.stored import sample_in
 from xgem.modalities import get_modality
 from xgem.pipeline.conditioning import annotations_of, read_prompts
-from xgem.pipeline.generation import REPORT_ENDINGS, Generation, read_metadata
+from xgem.pipeline.generation import REPORT_ENDINGS, Generation, dicom_name, read_metadata
 from xgem.pipeline.metadata import upgraded
 from xgem.pipeline.options import DEFAULT_BATCH_SIZE, CallOptions, renamed
 from xgem.pipeline.pipeline import XgemPipeline
@@ -126,7 +129,7 @@ def replay(
         image = renamed({"image": image, **old_names} if image is not None else old_names)["image"]
     path = Path(file)
     metadata, record = _check(path, read_metadata(path))
-    text = _report_text(path)
+    stored = _stored(path)
     pipeline = model if isinstance(model, XgemPipeline) else _open(path, record, model, device, dtype)
     if pipeline.hash != record.checkpoint.hash:
         raise CheckpointError(
@@ -154,13 +157,17 @@ def replay(
     of_sample = {key: metadata[key] for key in names if key in metadata}
     common = {key: value for key, value in now.items() if key == "guidance_scale" or key not in of_sample}
     generation = Generation({record.output: [sample]}, common, {record.output: [of_sample]}, annotations_of(prompts))
-    return Replayed(generation, _same(sample, path, text))
+    return Replayed(generation, _same(sample, stored))
 
 
-def _report_text(path: Path) -> str | None:
-    """The text of a report that is replayed, to compare with; None for an image."""
+def _stored(path: Path) -> Image.Image | str:
+    """The image or text that is replayed, to compare with."""
+    if is_dicom(path):
+        return sample_in(path)
     if path.suffix.lower() not in REPORT_ENDINGS:
-        return None
+        with Image.open(path) as image:
+            image.load()
+            return image
     text = path.with_suffix(".txt")
     try:
         return text.read_text(encoding="utf-8")
@@ -170,14 +177,11 @@ def _report_text(path: Path) -> str | None:
         ) from None
 
 
-def _same(sample: Any, path: Path, text: str | None) -> bool:
+def _same(sample: Any, stored: Image.Image | str) -> bool:
     """Whether a sample equals the one in the file: the same text, or the same pixels byte for byte."""
-    from PIL import Image
-
-    if isinstance(sample, str):
-        return text is not None and text.strip() == sample.strip()
-    with Image.open(path) as image:
-        return image.size == sample.size and image.mode == sample.mode and image.tobytes() == sample.tobytes()
+    if isinstance(sample, str) or isinstance(stored, str):
+        return isinstance(sample, str) and isinstance(stored, str) and stored.strip() == sample.strip()
+    return stored.size == sample.size and stored.mode == sample.mode and stored.tobytes() == sample.tobytes()
 
 
 def _check(path: Path, found: Mapping[str, Any]) -> tuple[dict[str, Any], _Record]:
@@ -261,8 +265,11 @@ def _find(
 def _annotation_file(path: Path, pipeline: XgemPipeline, name: str, was: _Input) -> Path | None:
     """The file that was written with the sample for the annotation ``name``; None where it says less than that did."""
     modality = get_modality(name)
-    file = path.parent / f"{path.stem}{modality.suffix}"
-    if was.sha256_on_grid is None or not modality.suffix or not file.is_file():
+    if was.sha256_on_grid is None or not modality.suffix:
+        return None
+    names = (f"{path.stem}{modality.suffix}", dicom_name(path.stem, modality.suffix))
+    file = path.parent / names[is_dicom(path)]
+    if not file.is_file():
         return None
     try:
         prompt = modality.read(file, pipeline.preset)
