@@ -15,7 +15,20 @@ from PIL import Image
 
 from tests.serve.by_hand import ByHand, served
 from tests.serve.pages import (
-    ANY, CONTROL, READY, browser, brushed, drag, generate, mask_of, open_form, overlap, page, picture, set_brush, until,
+    ANY,
+    CONTROL,
+    READY,
+    browser,
+    brushed,
+    drag,
+    generate,
+    mask_of,
+    open_form,
+    overlap,
+    page,
+    picture,
+    set_brush,
+    until,
 )  # fmt: skip
 from xgem.serve.app import make_app
 from xgem.serve.requests import Body

@@ -55,11 +55,7 @@ async function showPreview({ output, sample, url }) {
   else place.textContent = await api(url, { as: "text" }).catch(() => place.textContent); // the results replace it
 }
 
-const link = (text, href, download = true) => {
-  const element = make("a", { href, textContent: text });
-  if (download) element.download = "";
-  return element;
-};
+const link = (text, href) => make("a", { href, textContent: text, download: "" });
 
 function showSample(output, sample, section) {
   const name = `${title(output)} ${sample.index + 1}`;
@@ -67,18 +63,18 @@ function showSample(output, sample, section) {
   const caption = make("figcaption", {}, make("strong", { textContent: "Synthetic" }), `, ${name}`);
   const figure = make("figure", {}, caption);
   const links = make("p", { className: "buttons" });
+  const dicom = link(`${name} as DICOM`, format("dicom"));
   const details = make("details", {}, make("summary", { textContent: "Metadata" }), make("pre", { textContent: JSON.stringify(sample.metadata, null, 2), tabIndex: 0 }));
   section.append(make("div", { className: "sample" }, figure, links, details));
   if (typeof sample.text === "string") {
     figure.prepend(make("blockquote", { className: "report", textContent: sample.text }));
-    links.append(link(`${name} as text`, format("txt")), link(`${name} as JSON`, format("json")));
+    links.append(link(`${name} as text`, format("txt")), link(`${name} as JSON`, format("json")), dicom);
   } else {
     viewers.add(figure, format("png"), `Synthetic ${name.toLowerCase()}`).start();
-    links.append(link(`${name} as PNG`, format("png")));
     const query = new URLSearchParams({ edit: $("#generation").dataset.id, output, index: sample.index });
-    links.append(link(`Edit ${name.toLowerCase()}`, `/?${query}`, false));
+    const edit = make("a", { href: `/?${query}`, textContent: `Edit ${name.toLowerCase()}` });
+    links.append(link(`${name} as PNG`, format("png")), dicom, edit);
   }
-  links.append(link(`${name} as DICOM`, format("dicom")));
 }
 
 function showResults(generation) {
