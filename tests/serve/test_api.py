@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pydicom
 import pytest
 from fastapi.testclient import TestClient
 from PIL import Image
@@ -150,6 +151,16 @@ def test_everything_in_a_zip(client: TestClient, server: Server, work: Work) -> 
         record = json.loads(archive.read(f"xgem-{view['id'][:8]}/generation.json"))
     assert names == {"frontal.png", "generation.json", "report.json", "report.txt"}
     assert record["seed"] == 1
+    packed = client.get(f"/api/generations/{view['id']}/download?format=dicom")
+    with zipfile.ZipFile(io.BytesIO(packed.content)) as archive:
+        objects = [pydicom.dcmread(io.BytesIO(archive.read(name))) for name in archive.namelist() if "dcm" in name]
+    assert {one.Modality for one in objects} == {"OT", "SR"}
+    assert {one.SyntheticData for one in objects} == {"YES"}
+    assert len({one.StudyInstanceUID for one in objects}) == 1
+    picture_sent = client.get(f"/api/generations/{view['id']}/samples/frontal/0?format=dicom")
+    assert picture_sent.headers["content-type"] == "application/dicom"
+    as_png = Image.open(io.BytesIO(client.get(f"/api/generations/{view['id']}/samples/frontal/0").content))
+    assert pydicom.dcmread(io.BytesIO(picture_sent.content)).pixel_array.tobytes() == as_png.tobytes()
     sent = client.get(f"/api/generations/{view['id']}/samples/frontal/0?format=json")
     assert sent.json()["sha256"] == view["samples"]["frontal"][0]["metadata"]["sha256"]
     for path in ("frontal/1", "frontal/-1", "lateral/0", "frontal/0?format=txt", "report/0?format=png"):

@@ -136,7 +136,8 @@ class Worker:
         """Results become visible whole, and only if the request is still this worker's."""
         partial = self.settings.partial(self.id)
         shutil.rmtree(partial, ignore_errors=True)
-        generation.save(partial / "png")
+        for form in ("png", "dicom"):
+            generation.save(partial / form, format=form)
         target = self.settings.results(job.id)
 
         def publish() -> None:
