@@ -45,7 +45,8 @@ def results(page: Page, url: str) -> None:
     page.get_by_label("Samples", exact=True).fill("2")
     page.get_by_label("Seed", exact=True).fill("7")
     page.get_by_role("button", name="Generate").click()
-    page.get_by_role("heading", name="Results").scroll_into_view_if_needed()
+    page.locator("#tools").wait_for()
+    page.evaluate("document.querySelector('#results').scrollIntoView()")
 
 
 def drawing(page: Page, url: str) -> None:

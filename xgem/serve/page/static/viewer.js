@@ -132,7 +132,7 @@ export class Viewers {
     const frame = make("div", { className: "frame", tabIndex: 0, "aria-label": `${alt}; keys are listed under Keys and pointer` });
     frame.setAttribute("role", "group");
     frame.append(image);
-    figure.prepend(frame);
+    figure.append(frame);
     return { start: () => this.all.push(new Viewer(figure, image, this.all.length, this)) };
   }
 
