@@ -30,6 +30,7 @@ from tests.serve.pages import (
     set_brush,
     until,
 )  # fmt: skip
+from xgem.data.annotation_files import read_boxes
 from xgem.serve.app import make_app
 from xgem.serve.requests import Body
 from xgem.serve.settings import Settings
@@ -74,6 +75,7 @@ def test_what_is_filled_in_is_what_is_sent(page: Page, api: ByHand, tmp_path: Pa
     assert page.get_by_role("checkbox", name="Report").is_disabled()
     page.get_by_role("checkbox", name="Lateral").check()
     page.get_by_label("Seed", exact=True).fill("7")
+    page.get_by_label("Guidance", exact=True).fill("lateral=2")
     page.get_by_role("combobox", name="Several outputs jointly").select_option("false")
     page.get_by_text("More options").click()
     page.get_by_label("Greedy").uncheck()
@@ -83,7 +85,7 @@ def test_what_is_filled_in_is_what_is_sent(page: Page, api: ByHand, tmp_path: Pa
         "inputs": {"frontal": {"file": True}, "report": {"value": "Large left pleural effusion."}},
         "image": [],
         "outputs": ["lateral"],
-        "options": {"joint": False, "greedy": False, "voi": "window"},
+        "options": {"guidance_scale": {"lateral": 2.0}, "joint": False, "greedy": False, "voi": "window"},
         "model": ANY,
     }
     assert api.last.seed == 7
@@ -154,10 +156,15 @@ def test_boxes_are_sent_as_they_were_dragged_and_typed(page: Page, api: ByHand) 
     for name, value in typed.items():
         page.locator("#boxes li").nth(1).get_by_label(name).fill(str(value))
     generate(page)
-    dragged, other = api.last.request["inputs"]["boxes"]["value"]
-    assert dragged["label"] == "atelectasis"
-    np.testing.assert_allclose(dragged["bbox"], [0.5, 0.25, 0.25, 0.375], atol=0.03)
-    assert other == {"label": "effusion", "bbox": list(typed.values())}
+    sent = api.last.request["inputs"]["boxes"]["value"]
+    first, second = read_boxes(sent).boxes
+    assert (first.label, second.label) == ("atelectasis", "effusion")
+    np.testing.assert_allclose([first.x, first.y, first.w, first.h], [0.5, 0.25, 0.25, 0.375], atol=0.03)
+    assert [second.x, second.y, second.w, second.h] == list(typed.values())
+    page.get_by_role("link", name="Use again").click()
+    page.get_by_text("Box 2: Effusion").wait_for()
+    generate(page)
+    assert api.last.request["inputs"]["boxes"]["value"] == sent
 
 
 def test_everything_works_with_the_keyboard_alone(page: Page, api: ByHand) -> None:

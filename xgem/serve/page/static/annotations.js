@@ -71,9 +71,16 @@ export class Annotations {
     return make("li", {}, `Box ${index + 1}: ${title(box.label)}, in fractions of the picture`, make("div", { className: "sides" }, ...fields), remove);
   }
 
-  /** What is sent of it: boxes as JSON, masks as files. */
+  /** The boxes as COCO, which says that they are in pixels of the model's grid, whatever image an output starts from. */
   get boxes() {
-    return this.board.boxes.map(({ label, x, y, w, h }) => ({ label, bbox: [x, y, w, h] }));
+    const { size, boxes, classes } = this.board;
+    return {
+      images: [{ id: 1, width: size, height: size }],
+      annotations: boxes.map(({ label, x, y, w, h }, index) => ({
+        id: index + 1, image_id: 1, category_id: classes.indexOf(label) + 1, bbox: [x, y, w, h].map((side) => side * size),
+      })),
+      categories: classes.map((name, index) => ({ id: index + 1, name })),
+    };
   }
 
   async append(body) {
@@ -87,7 +94,7 @@ export class Annotations {
       const levels = await levelsOf(await api(`${url}/${encodeURIComponent(`mask:${name}`)}`, { as: "blob" }));
       if (levels.length === board.size ** 2) board.put(name, levels.map((level) => (level ? 1 : 0)));
     }
-    board.boxes = Array.isArray(boxes?.value) ? boxes.value.map(({ label, bbox: [x, y, w, h] }) => ({ label, x, y, w, h })) : [];
+    board.boxes = boxesOf(boxes?.value);
     this.root.open = this.given.mask || this.given.boxes;
     board.draw();
     this.#list();
@@ -98,4 +105,14 @@ export class Annotations {
     const file = (name) => $(`[name=${name}]`, this.root).files.length > 0;
     return { mask: this.board.painted().size > 0 || file("mask"), boxes: this.board.boxes.length > 0 || file("boxes") };
   }
+}
+
+/** Boxes of a request, a list in fractions of the picture or COCO. */
+function boxesOf(value) {
+  if (Array.isArray(value)) return value.map(({ label, bbox: [x, y, w, h] }) => ({ label, x, y, w, h }));
+  if (!value?.annotations) return [];
+  const [{ width, height }] = value.images;
+  return value.annotations.map(({ category_id: kind, bbox: [x, y, w, h] }) => ({
+    label: value.categories.find(({ id }) => id === kind).name, x: x / width, y: y / height, w: w / width, h: h / height,
+  }));
 }

@@ -41,13 +41,18 @@ function build() {
   }
 }
 
-const refresh = () => [...pictures.values(), ...starts.values(), trace].forEach((picture) => picture.refresh());
+const refresh = () => {
+  for (const picture of [...pictures.values(), ...starts.values(), trace]) {
+    if (!picture.root.closest("[hidden]")) picture.refresh();
+  }
+};
 
 /** A board on the picture that an output starts from, for the area that may change. */
 function startChanged(view) {
   const { file, levels } = starts.get(view);
-  if (!levels || edits.get(view)?.file !== file) {
-    edits.get(view)?.root.remove();
+  const before = edits.get(view);
+  if (before && (before.file !== file || before.board.size ** 2 !== levels?.length)) {
+    before.root.remove();
     edits.delete(view);
   }
   if (levels && !edits.has(view)) {
@@ -138,7 +143,7 @@ async function body() {
     if (elements.age.value) inputs.demographics.age = elements.age.valueAsNumber;
   }
   const data = new FormData();
-  if (given.has("boxes") && annotations.boxes.length) inputs.boxes = annotations.boxes;
+  if (given.has("boxes") && annotations.boxes.annotations.length) inputs.boxes = annotations.boxes;
   data.append("request", JSON.stringify({ inputs, outputs, options: values, model: elements.model.value }));
   for (const [view, { file }] of pictures) if (given.has(view)) data.append(view, file);
   for (const name of ["mask", "boxes"]) {
@@ -207,6 +212,10 @@ async function refill(query) {
   }
   options.fill({ ...used, seed: generation.seed });
   const output = query.get("output");
+  for (const view of generation.request.image.filter((name) => VIEWS.includes(name) && !output)) {
+    await starts.get(view).load(`/api/generations/${id}/inputs/image-${view}`, `${view}.png`);
+    $("#start").open = true;
+  }
   for (const box of $$("#outputs input")) box.checked = output ? box.value === output : outputs.includes(box.value);
   if (output) {
     const index = Number(query.get("index"));

@@ -5,10 +5,12 @@ import { $, fieldProblem, make, option, title } from "./dom.js";
 // Shown first, with shorter names
 const NAMES = { seed: "Seed", num_samples: "Samples", num_inference_steps: "Steps", guidance_scale: "Guidance", sampler: "Sampler", joint: "Several outputs jointly" };
 const COMMON = Object.keys(NAMES);
+const PER_OUTPUT = ["guidance_scale"]; // one number, or one for each output: lateral=2,report=1.5
 const ELSEWHERE = ["image", "edit"]; // controls of their own
 
 function control(about) {
-  const { type, default: normal, limits, unset } = about;
+  const { default: normal, limits, unset } = about;
+  const type = PER_OUTPUT.includes(about.name) ? "text" : about.type;
   const name = `option:${about.name}`;
   if (type === "choice" || (type === "boolean" && normal === null)) {
     const choices = type === "choice" ? about.choices.map((choice) => [choice, choice]) : [["true", "Yes"], ["false", "No"]];
@@ -24,6 +26,19 @@ function control(about) {
   if (limits?.low !== undefined && limits.low !== null) input.min = limits.low;
   if (limits?.high !== undefined && limits.high !== null) input.max = limits.high;
   return input;
+}
+
+function parsed(type, text) {
+  if (text === "") return "";
+  if (type === "boolean") return text === "true";
+  return type === "integer" || type === "number" ? Number(text) : text;
+}
+
+/** Numbers by output from "lateral=2,report=1.5"; null if it is not that. */
+function perOutput(text) {
+  const pairs = text.split(",").map((part) => part.split("=").map((side) => side.trim()));
+  const good = pairs.every((pair) => pair.length === 2 && pair[0] && pair[1] && !Number.isNaN(Number(pair[1])));
+  return good ? Object.fromEntries(pairs.map(([name, number]) => [name, Number(number)])) : null;
 }
 
 export class Options {
@@ -60,16 +75,15 @@ export class Options {
         return null;
       }
       if (name === "strength" && !started) continue;
-      const value = field.type === "checkbox" ? field.checked : this.#parsed(type, field.value.trim());
+      const text = field.value.trim();
+      const value = field.type === "checkbox" ? field.checked : text.includes("=") ? perOutput(text) : parsed(type, text);
+      if (Number.isNaN(value) || value === null) {
+        fieldProblem(field, "Not a number.");
+        return null;
+      }
       if (value !== "" && value !== normal) values[name] = value;
     }
     return values;
-  }
-
-  #parsed(type, text) {
-    if (text === "") return "";
-    if (type === "boolean") return text === "true";
-    return type === "integer" || type === "number" ? Number(text) : text;
   }
 
   fill(values) {
