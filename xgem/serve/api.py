@@ -189,10 +189,16 @@ def preview(server: AnyServer, job: OwnJob, output: str, index: int) -> FileResp
 
 @router.get("/api/generations/{identifier}/inputs/{name}", response_class=FileResponse)
 def given(server: AnyServer, job: OwnJob, name: str) -> FileResponse:
-    """A picture that was given, as the model sees it; of one to start from, the name is image-OUTPUT."""
+    """A picture that was given, as the model sees it, or with the name mask:STRUCTURE a mask's file.
+
+    Of a picture to start from, the name is image-OUTPUT.
+    """
+    folder = server.settings.inputs(job.id)
+    masks = job.stored["inputs"].get("mask", {}).get("files", {})
     known = {*job.request["inputs"], *(f"image-{output}" for output in job.request["image"])}
-    file = server.settings.inputs(job.id) / f"{name}.png"
-    return _sent(file if name in known and file.is_file() else None, f"picture {name[:40]!r} among the inputs")
+    file = folder / masks[name[5:]] if name[5:] in masks and name.startswith("mask:") else folder / f"{name}.png"
+    known.update(f"mask:{structure}" for structure in masks)
+    return _sent(file if name in known else None, f"picture {name[:40]!r} among the inputs")
 
 
 @router.get("/api/generations/{identifier}/samples/{output}/{index}", response_class=FileResponse)

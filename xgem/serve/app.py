@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 from fastapi import FastAPI
 
 from xgem.serve import api, monitoring
+from xgem.serve.page.page import add_page
 from xgem.serve.settings import MIB
 from xgem.serve.state import Server
 from xgem.serve.supervisor import Supervisor
@@ -31,6 +32,8 @@ def make_app(
     app.state.server = server
     app.include_router(api.router)
     app.include_router(monitoring.router)
+    if page:
+        add_page(app)
     return app
 
 
