@@ -411,10 +411,10 @@ def test_result_is_edited_within_an_area(page: Page, api: ByHand) -> None:
     asked = json.loads(sent["request"])
     assert asked["outputs"] == ["lateral"]
     assert asked["options"] == {"strength": 0.3, "seed": 5}
-    assert set(sent) == {"request", "image:lateral", "edit:lateral"}
+    assert set(sent) == {"request", "image:lateral", "mask_image:lateral"}
     with Image.open(io.BytesIO(sent["image:lateral"])) as image:
         np.testing.assert_array_equal(np.asarray(image)[0], np.arange(256))
-    assert overlap(mask_of(sent["edit:lateral"]), brushed(((10, 10), (22, 10)), width=4)) > 0.95
+    assert overlap(mask_of(sent["mask_image:lateral"]), brushed(((10, 10), (22, 10)), width=4)) > 0.95
 
 
 def test_history_reopens_uses_again_and_deletes(page: Page, api: ByHand, tmp_path: Path) -> None:

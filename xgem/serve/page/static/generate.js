@@ -60,7 +60,7 @@ function startChanged(view) {
     root.append(make("p", { textContent: "Paint what may change. If nothing is painted, all of the picture may." }));
     const place = make("div", { className: "board" });
     root.append(place);
-    root.dataset.field = `edit:${view}`;
+    root.dataset.field = `mask_image:${view}`;
     $("#edits").append(root);
     const board = new Board(place, { label: `Area of the ${view} that may change`, tools: { brush: "Brush", eraser: "Eraser" }, layer: "edit" });
     board.resize(Math.sqrt(levels.length));
@@ -154,7 +154,7 @@ async function body() {
     data.append(`image:${output}`, file);
     const board = edits.get(output)?.board;
     const area = board?.painted().get("edit");
-    if (area) data.append(`edit:${output}`, await board.png(area), `${output}.png`);
+    if (area) data.append(`mask_image:${output}`, await board.png(area), `${output}.png`);
   }
   return data;
 }

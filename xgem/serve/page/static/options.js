@@ -6,7 +6,7 @@ import { $, fieldProblem, make, option, title } from "./dom.js";
 const NAMES = { seed: "Seed", num_samples: "Samples", num_inference_steps: "Steps", guidance_scale: "Guidance", sampler: "Sampler", joint: "Several outputs jointly" };
 const COMMON = Object.keys(NAMES);
 const PER_OUTPUT = ["guidance_scale"]; // one number, or one for each output: lateral=2,report=1.5
-const ELSEWHERE = ["image", "edit"]; // controls of their own
+const ELSEWHERE = ["image", "mask_image"]; // controls of their own
 
 function control(about) {
   const { default: normal, limits, unset } = about;
