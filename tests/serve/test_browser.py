@@ -84,6 +84,7 @@ def test_what_is_filled_in_is_what_is_sent(page: Page, api: ByHand, tmp_path: Pa
     assert api.last.request == {
         "inputs": {"frontal": {"file": True}, "report": {"value": "Large left pleural effusion."}},
         "image": [],
+        "mask_image": [],
         "outputs": ["lateral"],
         "options": {"guidance_scale": {"lateral": 2.0}, "joint": False, "greedy": False, "voi": "window"},
         "model": ANY,
