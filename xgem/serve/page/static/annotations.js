@@ -30,7 +30,10 @@ export class Annotations {
   setCheckpoint({ size, structures = [], box_classes: classes = [], inputs }) {
     const { board } = this;
     if (size !== board.size) board.resize(size);
-    for (const [select, names] of [[this.structure, structures], [this.boxClass, classes]]) {
+    for (const [select, names] of [
+      [this.structure, structures],
+      [this.boxClass, classes],
+    ]) {
       const chosen = select.value;
       select.replaceChildren(...names.map((name) => option(name, title(name))));
       if (names.includes(chosen)) select.value = chosen;
@@ -68,23 +71,33 @@ export class Annotations {
     });
     const remove = button("Remove", () => this.board.removeBox(index));
     remove.setAttribute("aria-label", `Remove box ${index + 1}`);
-    return make("li", {}, `Box ${index + 1}: ${title(box.label)}, in fractions of the picture`, make("div", { className: "sides" }, ...fields), remove);
+    return make(
+      "li",
+      {},
+      `Box ${index + 1}: ${title(box.label)}, in fractions of the picture`,
+      make("div", { className: "sides" }, ...fields),
+      remove,
+    );
   }
 
-  /** The boxes as COCO, which says that they are in pixels of the model's grid, whatever image an output starts from. */
+  /** The boxes as COCO, which says that they are in pixels of the model's grid, whatever an output starts from. */
   get boxes() {
     const { size, boxes, classes } = this.board;
     return {
       images: [{ id: 1, width: size, height: size }],
       annotations: boxes.map(({ label, x, y, w, h }, index) => ({
-        id: index + 1, image_id: 1, category_id: classes.indexOf(label) + 1, bbox: [x, y, w, h].map((side) => side * size),
+        id: index + 1,
+        image_id: 1,
+        category_id: classes.indexOf(label) + 1,
+        bbox: [x, y, w, h].map((side) => side * size),
       })),
       categories: classes.map((name, index) => ({ id: index + 1, name })),
     };
   }
 
   async append(body) {
-    for (const [name, data] of this.board.painted()) body.append(`mask:${name}`, await this.board.png(data), `${name}.png`);
+    for (const [name, data] of this.board.painted())
+      body.append(`mask:${name}`, await this.board.png(data), `${name}.png`);
   }
 
   /** What an earlier request had: boxes by value, masks by file. */
@@ -92,7 +105,11 @@ export class Annotations {
     const { board } = this;
     for (const name of mask?.structures ?? []) {
       const levels = await levelsOf(await api(`${url}/${encodeURIComponent(`mask:${name}`)}`, { as: "blob" }));
-      if (levels.length === board.size ** 2) board.put(name, levels.map((level) => (level ? 1 : 0)));
+      if (levels.length === board.size ** 2)
+        board.put(
+          name,
+          levels.map((level) => (level ? 1 : 0)),
+        );
     }
     board.boxes = boxesOf(boxes?.value);
     this.root.open = this.given.mask || this.given.boxes;
@@ -113,6 +130,10 @@ function boxesOf(value) {
   if (!value?.annotations) return [];
   const [{ width, height }] = value.images;
   return value.annotations.map(({ category_id: kind, bbox: [x, y, w, h] }) => ({
-    label: value.categories.find(({ id }) => id === kind).name, x: x / width, y: y / height, w: w / width, h: h / height,
+    label: value.categories.find(({ id }) => id === kind).name,
+    x: x / width,
+    y: y / height,
+    w: w / width,
+    h: h / height,
   }));
 }

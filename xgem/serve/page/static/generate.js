@@ -21,7 +21,8 @@ let trace;
 const checkpoint = () => checkpoints.find((one) => one.name === form.elements.model.value);
 
 /** What any output of the checkpoint takes. */
-const takenBy = ({ inputs, takes }) => inputs.filter((name) => Object.values(takes).some((names) => names.includes(name)));
+const takenBy = ({ inputs, takes }) =>
+  inputs.filter((name) => Object.values(takes).some((names) => names.includes(name)));
 
 function build() {
   annotations = new Annotations();
@@ -33,7 +34,10 @@ function build() {
     const start = make("div", { hidden: true });
     start.dataset.output = view;
     $("#starts").append(start);
-    starts.set(view, new Picture(start, `image:${view}`, view, `${title(view)} starts from`, settings, () => startChanged(view)));
+    starts.set(
+      view,
+      new Picture(start, `image:${view}`, view, `${title(view)} starts from`, settings, () => startChanged(view)),
+    );
   }
   trace = new Picture($("#trace"), "", "frontal", "Picture to draw on (it is not sent)", settings, update);
   for (const about of options.known.filter(({ name }) => ["voi", "rescale", "invert", "allow_any"].includes(name))) {
@@ -62,7 +66,11 @@ function startChanged(view) {
     root.append(place);
     root.dataset.field = `edit:${view}`;
     $("#edits").append(root);
-    const board = new Board(place, { label: `Area of the ${view} that may change`, tools: { brush: "Brush", eraser: "Eraser" }, layer: "edit" });
+    const board = new Board(place, {
+      label: `Area of the ${view} that may change`,
+      tools: { brush: "Brush", eraser: "Eraser" },
+      layer: "edit",
+    });
     board.resize(Math.sqrt(levels.length));
     edits.set(view, { root, board, file });
   }
@@ -82,7 +90,9 @@ function update() {
   for (const element of $$("#starts [data-output]")) element.hidden = !outputs.includes(element.dataset.output);
   $("#start").hidden = !outputs.some((output) => VIEWS.includes(output));
   $("#strength").hidden = ![...starts.values()].some((picture) => picture.file);
-  annotations.board.setUnder((trace.file ? trace : starts.get("frontal").file ? starts.get("frontal") : pictures.get("frontal")).levels);
+  annotations.board.setUnder(
+    (trace.file ? trace : starts.get("frontal").file ? starts.get("frontal") : pictures.get("frontal")).levels,
+  );
 }
 
 /** Names of what is given, of what the checkpoint takes. */
@@ -164,7 +174,10 @@ function showRefusal(message) {
   const start = message.slice(0, 60).toLowerCase();
   const named = $$("[data-field]", form)
     .filter((field) => !field.closest("[hidden]"))
-    .map((field) => ({ field, at: start.search(new RegExp(`(^|[^\\w:])${field.dataset.field.replace(/\W/g, "\\$&")}([^\\w:]|$)`)) }))
+    .map((field) => ({
+      field,
+      at: start.search(new RegExp(`(^|[^\\w:])${field.dataset.field.replace(/\W/g, "\\$&")}([^\\w:]|$)`)),
+    }))
     .filter(({ at }) => at >= 0)
     .sort((a, b) => a.at - b.at);
   if (named.length) fieldProblem(named[0].field, message);
