@@ -89,6 +89,8 @@ def test_a_package_that_is_not_installed_is_named(xgem: Any, monkeypatch: pytest
     assert ran.code == 1
     assert ran.err.startswith("xgem: error: this needs the package scipy, which is not installed: install xgem[eval]")
     assert ran.err.count("\n") == 1
+    monkeypatch.setattr("xgem.cli.info.doctor", lambda: fail("highdicom.sr"))
+    assert "the package highdicom, which is not installed: install xgem[dicom]" in xgem("doctor").err
     monkeypatch.setattr("xgem.cli.info.doctor", lambda: fail("xgem.gone"))
     with pytest.raises(ModuleNotFoundError, match=r"xgem\.gone"):  # a fault of ours
         xgem("doctor")

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from xgem.configs.components import TransformConfig
 from xgem.data.read import Radiograph, read_image
-from xgem.data.transforms import pad_square, read_square, resample, resize, to_square
+from xgem.data.transforms import grid_spacing, pad_square, read_square, resample, resize, to_square
 from xgem.types import ImageError
 
 
@@ -95,6 +95,32 @@ def test_spacing_resamples_rows_and_columns_by_their_own():
     assert (stretched[4, 12:68] > -1).any()
     untouched = to_square(image(pixels, (0.278, 0.139)), TransformConfig(size=80, pixel_spacing=None))
     assert (untouched[:12] == -1).all()
+
+
+@pytest.mark.parametrize("pad", [True, False])
+@pytest.mark.parametrize("wanted", [None, 0.3, 0.1405])
+@pytest.mark.parametrize("spacing", [(0.14, 0.14), (0.2, 0.14), (0.14, 0.3)])
+def test_the_spacing_of_the_grid_measures_distances(spacing: tuple[float, float], wanted: float | None, pad: bool):
+    """The distance in mm of two bright spots, before and after."""
+    y, x = np.mgrid[:333, :401]
+    spots = ((y - row) ** 2 + (x - column) ** 2 for row, column in ((80, 90), (250, 310)))
+    pixels = np.float32(sum(np.exp(-spot / 128) for spot in spots))
+    radiograph = Radiograph(pixels, spacing, "0", "x", aspect=spacing[0] / spacing[1])
+    config = TransformConfig(size=256, pixel_spacing=wanted, pad=pad, interpolation="bilinear")
+    square, found = to_square(radiograph, config) + 1, grid_spacing(radiograph, config)
+    assert found is not None
+    halves = (square[:, :128], square[:, 128:])
+    rows, columns = np.mgrid[:256, :256]
+    first, second = (
+        np.array([np.average(axis, weights=part) for axis in (rows[:, :128], columns[:, at : at + 128])])
+        for part, at in zip(halves, (0, 128), strict=True)
+    )
+    distance = (second - first) * found
+    np.testing.assert_allclose(distance, np.array([170, 220]) * spacing, rtol=2e-3)
+
+
+def test_without_a_stated_spacing_the_grid_has_none():
+    assert grid_spacing(image(np.ones((40, 60))), TransformConfig(size=64)) is None
 
 
 def test_an_absurd_spacing_is_an_error():

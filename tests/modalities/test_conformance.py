@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 from pathlib import Path
 from typing import Any
 
@@ -216,3 +217,18 @@ def test_outputs_can_be_written_with_their_metadata_and_read_back(
         torch.testing.assert_close(again, expected, rtol=0, atol=1.01 / 127.5)
     else:
         assert again == expected
+
+
+def test_outputs_are_dicom_objects_with_their_metadata(modality: Modality, batch: Any, tmp_path: Path) -> None:
+    pytest.importorskip("highdicom", reason="needs the extra dicom")
+    from xgem.dicom.identity import Identity
+    from xgem.dicom.stored import metadata_text, sample_in
+
+    output = modality.to_output(batch, "pil")[1]
+    metadata = {"output": modality.name, "outputs": [modality.name], "note": "größer", "xgem": "1", "seed": 7}
+    ds = modality.to_dicom(output, Identity(metadata | {"checkpoint": {"name": "random", "hash": "12ab"}}))
+    assert ds is not None
+    ds.save_as(tmp_path / "one.dcm", enforce_file_format=True)
+    assert {"note": "größer", "seed": 7}.items() <= json.loads(metadata_text(tmp_path / "one.dcm")).items()
+    stored = sample_in(tmp_path / "one.dcm")
+    assert stored == output if isinstance(stored, str) else stored.tobytes() == output.tobytes()

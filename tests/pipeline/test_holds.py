@@ -55,7 +55,7 @@ def test_an_interrupt_leaves_nothing_half_written(
     monkeypatch.setattr(target, stop)
     command = ["generate", "--outputs", "frontal,report", "--model", str(checkpoint), "--num-inference-steps", "2"]
     assert main([*command, "--no-progress", "--out", str(tmp_path / "out")]) == 130
-    assert capsys.readouterr().err == "xgem: interrupted\n"
+    assert capsys.readouterr().err.startswith("xgem: interrupted")
     assert not list(tmp_path.iterdir())
 
 

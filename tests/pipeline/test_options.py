@@ -69,6 +69,7 @@ VALUES: dict[str, Any] = {
     "num_samples": 2,
     "image": {"frontal": grey()},
     "strength": 0.75,
+    "mask_image": {"frontal": grey() > 0.5},
     "device": "cpu",
     "dtype": "bfloat16",
     "progress": False,
@@ -105,7 +106,7 @@ def given(name: str) -> dict[str, Any]:
     options: dict[str, Any] = {"num_inference_steps": 2, "progress": False, "seed": 1, name: VALUES[name]}
     if name == "generator":
         del options["seed"]
-    if name == "strength":
+    if name in ("strength", "mask_image"):
         options["image"] = VALUES["image"]
     return options
 
@@ -172,7 +173,7 @@ def test_values_out_of_range_say_what_was_expected(name: str) -> None:
 def test_metadata_hold_each_recorded_option_and_a_replay_restores_it(
     pipeline: XgemPipeline, seen: list[CallOptions], tmp_path: Path, name: str
 ) -> None:
-    if not option(name).recorded and name not in ("seed", "image"):
+    if not option(name).recorded and name not in ("seed", "image", "mask_image"):
         recorded = pipeline({}, "frontal", **given("num_inference_steps")).metadata
         # Of the pipeline's device and dtype, a replay opens the checkpoint with the recorded ones.
         assert (name in recorded) is (name in ("device", "dtype"))
@@ -186,13 +187,14 @@ def test_metadata_hold_each_recorded_option_and_a_replay_restores_it(
         options["image"] = {"frontal": start}
     generation = pipeline({}, OUTPUTS, **options)
     values = {"guidance_scale": dict.fromkeys(OUTPUTS, 2.5)}.get(name, VALUES[name])
-    if name == "image":
-        assert generation.metadata["image"]["frontal"]["origin"] == "start.png"
+    if name in ("image", "mask_image"):
+        assert generation.metadata[name]["frontal"]["origin"] == ("start.png" if name == "image" else "array")
     else:
         assert generation.metadata[name] == values
     generation.save(tmp_path / "out")
     file = next((tmp_path / "out").glob("frontal*.png"))
-    again = replay(file, model=pipeline, image={"frontal": start} if "image" in options else None, progress=False)
+    files = {key: options[key] for key in ("image", "mask_image") if key in options}
+    again = replay(file, model=pipeline, progress=False, **files)
     assert again.identical
     before, after = seen
     restored = [field for field in RECORDED if field not in ("num_samples", "guidance_scale")]
@@ -300,13 +302,14 @@ FLAGS = {
     "allow_any": ["--allow-any"],
     "invert": ["--invert"],
     "image": ["--image", "frontal=a.png"],
+    "mask_image": ["--mask-image", "frontal=a.png"],
 }
 
 
 @pytest.mark.parametrize("name", [name for name in ALL if option(name).command_line])
 def test_the_command_line_takes_each_option(recorder: Recorder, tmp_path: Path, name: str) -> None:
     assert run(tmp_path, *FLAGS.get(name, [f"--{name.replace('_', '-')}", str(VALUES[name])])) == 2
-    expected = {"image": {"frontal": "a.png"}}.get(name, VALUES[name])
+    expected = {"frontal": "a.png"} if name in ("image", "mask_image") else VALUES[name]
     assert recorder.options[name] == expected
     # What is not given is left to the defaults of the options.
     assert {key for key, value in recorder.options.items() if value is not None} == {name}

@@ -14,6 +14,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from xgem._version import __version__
+from xgem.cli.inputs import fetching
 from xgem.types import DataError, InputError, NotComputed, XgemError
 from xgem.utils.progress import Shown, showing
 
@@ -138,6 +139,7 @@ def _options(  # pyright: ignore[reportUnusedFunction]
 ) -> None:
     del version
     context.with_resource(showing(progress))
+    context.with_resource(fetching())
     # Other libraries' warnings are about their own use: a user of the command cannot act on them.
     logging.basicConfig(format="xgem: %(levelname)s: %(message)s")
     logging.getLogger().setLevel(logging.WARNING if verbose else logging.ERROR)

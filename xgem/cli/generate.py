@@ -67,6 +67,10 @@ Image = Annotated[
     list[str] | None,
     typer.Option("--image", metavar="NAME=FILE", help="Start image of an output; may be repeated."),
 ]
+MaskImage = Annotated[
+    list[str] | None,
+    typer.Option("--mask-image", metavar="NAME=FILE", help="Where a start image may change; may be repeated."),
+]
 Keep = Annotated[list[str] | None, typer.Option("--keep", metavar="NAME=FILE", hidden=True)]
 Out = Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder for the results, new or empty.")]
 Model = Annotated[
@@ -177,6 +181,7 @@ _KINDS: dict[str, tuple[Any, str | None]] = {
     "seed": (int, None),
     "guidance_scale": (str, "SCALE"),
     "image": (list[str], "NAME=FILE"),
+    "mask_image": (list[str], "NAME=FILE"),
     "device": (str, None),
     "dtype": (str, None),
     "voi": (Voi, "NAME"),
@@ -199,6 +204,8 @@ def _parsed(given: dict[str, Any]) -> dict[str, Any]:
         given["guidance_scale"] = parse_guidance(given["guidance_scale"])
     if "image" in given:
         given["image"] = fetched(named(given["image"], "--image"))
+    if "mask_image" in given:
+        given["mask_image"] = named(given["mask_image"], "--mask-image")
     return given
 
 
@@ -287,6 +294,7 @@ def replay(
     boxes: Boxes = None,
     more: More = None,
     image: Image = None,
+    mask_image: MaskImage = None,
     keep: Keep = None,
     model: Model = None,
     device: Device = None,
@@ -310,7 +318,8 @@ def replay(
     inputs = inputs_of(
         {"frontal": frontal, "lateral": lateral, "report": text, "mask": mask_of(mask), "boxes": boxes}, more
     )
-    images = _parsed({name: value for name, value in (("image", image), ("keep", keep)) if value})
+    starts = {"image": image, "mask_image": mask_image, "keep": keep}
+    images = _parsed({name: value for name, value in starts.items() if value})
     check_output_folder(out, overwrite=overwrite)
 
     from xgem.data.headers import is_dicom

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
-import click
-
 from xgem.dicom.address import is_address
 from xgem.types import InputError
+
+_FOLDERS: ContextVar[ExitStack] = ContextVar("folders of fetched inputs")
 
 
 def inputs_of(given: dict[str, Any], more: list[str] | None) -> dict[str, Any]:
@@ -32,8 +34,18 @@ def fetched(value: Any) -> Any:
         return value
     from xgem.dicom.transfer import local
 
-    folder = click.get_current_context().with_resource(tempfile.TemporaryDirectory(prefix="xgem-"))
-    return local(value, Path(folder))
+    return local(value, Path(_FOLDERS.get().enter_context(tempfile.TemporaryDirectory(prefix="xgem-"))))
+
+
+@contextmanager
+def fetching() -> Iterator[None]:
+    """While a command runs: what it fetches is removed at the end."""
+    with ExitStack() as folders:
+        before = _FOLDERS.set(folders)
+        try:
+            yield
+        finally:
+            _FOLDERS.reset(before)
 
 
 def mask_of(texts: list[str] | None) -> Any:

@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 
     Mask = NDArray[np.bool_]
 
-_SEGMENTATIONS: Final = ("Segmentation Storage", "Label Map Segmentation Storage")
+_SEGMENTATIONS: Final = ("1.2.840.10008.5.1.4.1.1.66.4", "1.2.840.10008.5.1.4.1.1.66.7")
+"""SOP classes of segmentations, the second with labels as pixels."""
 _SAME_PIXEL: Final = 1e-3  # coordinates in a report are of single precision
 
 
@@ -30,8 +31,8 @@ def read_segmentation(path: Path) -> dict[str, Mask]:
         InputError: damaged, no segmentation, of several images, fractions, or two segments of one label.
     """
     ds = read_header(path, force=True)
-    found = str(getattr(ds.get("SOPClassUID"), "name", "unknown class"))
-    if found not in _SEGMENTATIONS:
+    if ds.get("SOPClassUID") not in _SEGMENTATIONS:
+        found = getattr(ds.get("SOPClassUID"), "name", "unknown class")
         raise InputError(f"{path}: DICOM of {found}; expected a segmentation (SEG)")
     try:
         labels = {int(item.SegmentNumber): str(item.SegmentLabel) for item in ds.SegmentSequence}
@@ -46,7 +47,7 @@ def read_segmentation(path: Path) -> dict[str, Mask]:
     if numbers is None:
         if len(frames) > 1:
             raise InputError(f"{path}: {len(frames)} frames; expected masks of one image")
-        return {label: frames[0] == number for number, label in labels.items()}
+        return {label: frames[0] == number for number, label in labels.items() if number}  # 0 is the background
     if len(set(numbers)) < len(numbers):
         raise InputError(f"{path}: {len(frames)} frames of {len(labels)} segments; expected masks of one image")
     if not np.isin(frames, (0, largest)).all():

@@ -21,14 +21,14 @@ _VIEW_CODES: Final = {"PA": "PosteroAnterior", "LL": "LeftLateral"}
 def radiograph(pixels: NDArray[np.uint8], view: str, identity: Identity) -> Dataset:
     """Grey levels (h, w) uint8, exactly as they are.
 
-    With a pixel spacing (``identity.pixel_spacing``) a Digital X-Ray image (PS3.3, A.26), without one a Secondary
-    Capture (PS3.3, A.8.1), because the former needs a spacing.
+    A Digital X-Ray image (PS3.3, A.26) where pixel spacing (``identity.pixel_spacing``) and orientation of the view are
+    known, because that needs both; else a Secondary Capture (PS3.3, A.8.1).
     """
     from pydicom.dataset import Dataset
     from pydicom.uid import DigitalXRayImageStorageForPresentation, SecondaryCaptureImageStorage
 
     ds = Dataset()
-    spacing = identity.pixel_spacing
+    spacing = identity.pixel_spacing if view in _ORIENTATIONS else None
     ds.SOPClassUID = SecondaryCaptureImageStorage if spacing is None else DigitalXRayImageStorageForPresentation
     # General image
     ds.ImageType = ["DERIVED", "PRIMARY" if spacing else "SECONDARY"]

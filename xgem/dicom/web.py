@@ -25,6 +25,7 @@ PASSWORD: Final = "XGEM_DICOMWEB_PASSWORD"
 TIMEOUT: Final = 30.0
 """Seconds to wait for a connection, and for each part of an answer."""
 _LOCAL: Final = re.compile(r"http://(localhost|127\.\d+\.\d+\.\d+|\[::1\])(?=[:/]|$)")
+_OTHERWISE: Final = "answers otherwise than DICOMweb does; check the path of the service"
 _UID: Final = re.compile(r"[\d.]{1,64}")
 
 
@@ -100,6 +101,7 @@ def _client(address: WebAddress, timeout: float) -> Iterator[DICOMwebClient]:
     """A client with the environment's credentials; whatever goes wrong within becomes a ``PacsError``."""
     import requests
     from dicomweb_client.api import DICOMwebClient
+    from pydicom.errors import InvalidDicomError
     from requests import RequestException
 
     with requests.Session() as session:
@@ -111,10 +113,8 @@ def _client(address: WebAddress, timeout: float) -> Iterator[DICOMwebClient]:
         except RequestException as error:
             raise PacsError(f"{address}: {_reason(error, timeout)}") from None
         # What is no DICOMweb answer fails in whatever way it differs
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise PacsError(
-                f"{address}: answers otherwise than DICOMweb does ({_brief(error)}); check the path of the service"
-            ) from error
+        except (ValueError, KeyError, TypeError, AttributeError, EOFError, InvalidDicomError) as error:
+            raise PacsError(f"{address}: {_OTHERWISE} ({_brief(error)})") from error
 
 
 def _authorization(address: WebAddress) -> Any:
@@ -156,6 +156,8 @@ def _reason(error: Any, timeout: float) -> str:
         return f"no answer within {timeout:g} s"
     if isinstance(error, requests.exceptions.SSLError):
         return f"TLS failed ({_brief(error)}); REQUESTS_CA_BUNDLE names the certificates to trust"
+    if isinstance(error, requests.exceptions.InvalidJSONError):
+        return _OTHERWISE
     if isinstance(error, requests.ConnectionError):
         return "cannot be reached; check host and port"
     return _brief(error)

@@ -143,7 +143,8 @@ class Output:
     Guidance is on from the fraction ``guidance_start`` of the steps to ``guidance_end`` (Kynkaanniemi et al. 2024);
     outside, the model is the plain conditional one. ``guidance_rescale`` as :func:`guided` takes it.
     ``step_noise`` is for the samplers in ``STOCHASTIC``. ``kept``: latents z0 (b, *latent_shape) to start from instead
-    of noise alone (SDEdit). ``control``: diffusion transformers only.
+    of noise alone (SDEdit). ``control``: diffusion transformers only. ``area``: where ``kept`` latents may change, bool
+    (b, 1, h, w); outside they follow the forward process to the end.
     """
 
     model: LatentDiffusion
@@ -156,6 +157,7 @@ class Output:
     guidance_start: float = 0.0
     guidance_end: float = 1.0
     guidance_rescale: float = 0.0
+    area: Tensor | None = None
 
     def denoisers(self, steps: int) -> list[Denoiser]:
         """The denoiser of each of ``steps`` steps."""
@@ -232,6 +234,10 @@ def sample_together(
                 if sampler in STOCHASTIC and output.step_noise is not None:
                     added = {"variance_noise": output.step_noise(step)}
                 z[name] = scheduler.step(prediction, t, z[name], **added, return_dict=False)[0]
+                if output.area is not None:
+                    last = step + 1 == len(timesteps)
+                    outside = kept[name] if last else _noised(scheduler, kept[name], output.noise, step + 1)
+                    z[name] = torch.where(output.area, z[name], outside)
                 if callback is not None:
                     callback(name, step, int(t), z[name], _estimate(scheduler, z[name]))
     return z

@@ -25,6 +25,7 @@ from xgem.data.headers import uneven_grid
 from xgem.data.study import ANNOTATED_VIEW
 from xgem.generators.sampling import Control
 from xgem.modalities import get_modality
+from xgem.pipeline.editing import Edit, edits_of
 from xgem.types import CheckpointError, Context, Encoded, Prompt
 
 if TYPE_CHECKING:
@@ -40,12 +41,14 @@ class Conditions(NamedTuple):
     """An item's inputs as the generators take them.
 
     ``encoded``: prompts by modality, each of batch 1. ``annotations``: by output, the latents (1, c, h, w) of the
-    annotation image that its ControlNet follows. ``images``: by output, the latents (1, ...) to start from.
+    annotation image that its ControlNet follows. ``images``: by output, the latents (1, ...) to start from; ``edits``:
+    of those that change in a part only, which.
     """
 
     encoded: Mapping[str, Encoded]
     annotations: Mapping[str, Tensor]
     images: Mapping[str, Tensor]
+    edits: Mapping[str, Edit]
 
 
 def read_prompts(
@@ -104,11 +107,18 @@ def _encoder_inputs(preset: Preset, prompts: Mapping[str, Prompt]) -> dict[str, 
 
 
 def encode_conditions(
-    model: LoadedModel, prompts: Mapping[str, Prompt], images: Mapping[str, Prompt], outputs: Sequence[str]
+    model: LoadedModel,
+    prompts: Mapping[str, Prompt],
+    images: Mapping[str, Prompt],
+    areas: Mapping[str, Prompt],
+    outputs: Sequence[str],
 ) -> Conditions:
     """Encode an item's prompts, the annotations among them for each output, and the images to start from."""
     return Conditions(
-        encode_prompts(model, prompts), annotation_latents(model, prompts, outputs), start_latents(model, images)
+        encode_prompts(model, prompts),
+        annotation_latents(model, prompts, outputs),
+        start_latents(model, images),
+        edits_of(images, areas),
     )
 
 

@@ -27,7 +27,12 @@ FORMAT: Final = 3
 
 
 def describe_request(
-    model: SamplingModel, request: Request, item: int, prompts: Mapping[str, Prompt], images: Mapping[str, Prompt]
+    model: SamplingModel,
+    request: Request,
+    item: int,
+    prompts: Mapping[str, Prompt],
+    images: Mapping[str, Prompt],
+    areas: Mapping[str, Prompt],
 ) -> dict[str, Any]:
     """What all samples of one item have in common."""
     asked = {
@@ -39,6 +44,7 @@ def describe_request(
         "inputs": {name: describe_prompt(prompt) for name, prompt in prompts.items()},
         "outputs": list(request.outputs),
         "image": {name: describe_prompt(prompt) for name, prompt in images.items()},
+        **({"mask_image": {name: describe_prompt(prompt) for name, prompt in areas.items()}} if areas else {}),
         "seed": request.seeds[item],
         **request.options.record(),
     }

@@ -210,6 +210,13 @@ class CallOptions(SamplingOptions):
             recorded=True,
         ),
     ] = None
+    mask_image: Annotated[
+        Any,
+        Option(
+            "Where an output that starts from an image may change (white); elsewhere it keeps the image's pixels.",
+            unset="everywhere",
+        ),
+    ] = None
     device: Annotated[Any, Option("Device: cpu, cuda, cuda:1 ...", unset="a GPU if there is one, or cpu")] = None
     dtype: Annotated[Any, Option("Number format: float32, bfloat16 or float16.", unset="float32")] = None
     progress: Annotated[bool, Option("Show progress bars (on stderr).")] = True
@@ -310,6 +317,7 @@ class CallKeywords(TypedDict, total=False):
     num_samples: int
     image: Inputs | Sequence[Inputs] | None
     strength: float | None
+    mask_image: Inputs | Sequence[Inputs] | None
     device: str | torch.device | None
     dtype: str | torch.dtype | None
     progress: bool

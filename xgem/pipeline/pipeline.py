@@ -28,14 +28,15 @@ from xgem.generators.onnx_denoiser import OnnxDenoiser, onnx_runtime
 from xgem.generators.sampling import FORMER_SAMPLERS, SAMPLERS
 from xgem.modalities import MODALITIES
 from xgem.pipeline import conditioning
-from xgem.pipeline.conditioning import annotations_of, encode_conditions, files_of, read_prompts, with_notes
+from xgem.pipeline.conditioning import annotations_of, encode_conditions, files_of, read_prompts
+from xgem.pipeline.editing import read_areas
 from xgem.pipeline.generation import Generation
 from xgem.pipeline.metadata import describe_request
 from xgem.pipeline.model import Row, Sample
 from xgem.pipeline.options import CallKeywords, CallOptions, Inputs, documented, renamed
 from xgem.pipeline.request import Request, make_request
-from xgem.pipeline.sampling import Sampler, accepted, batch_inputs, has_alignment
-from xgem.types import CheckpointError, ConfigError, DeviceError, InputError, Prompt
+from xgem.pipeline.sampling import Sampler, accepted, batch_inputs, has_alignment, warn_of_unused
+from xgem.types import CheckpointError, ConfigError, DeviceError, InputError
 from xgem.utils.devices import dtype_name, resolve_device, resolve_dtype
 from xgem.utils.progress import StepBar
 from xgem.utils.random import draw_seeds
@@ -237,12 +238,13 @@ class XgemPipeline:
             for item, start in zip(request.items, request.images, strict=True)
         ]
         images = [read_prompts(self.preset, item, options.reading) for item in request.images]
-        _warn_of_unused(options, prompts)
-        prompts = [with_notes(self, item, request.outputs) for item in prompts]
+        areas = [read_areas(self.preset, *item) for item in zip(request.areas, request.images, strict=True)]
+        warn_of_unused(options, prompts)
+        prompts = [conditioning.with_notes(self, item, request.outputs) for item in prompts]
         gate = None if options.privacy_gate is None else options.privacy_gate.indexed(self, request.outputs)
         # Encode each item by itself.
         conditions = [
-            encode_conditions(self, item, start, request.outputs) for item, start in zip(prompts, images, strict=True)
+            encode_conditions(self, *item, request.outputs) for item in zip(prompts, images, areas, strict=True)
         ]
         # Sample and decode, one group of joint outputs after the other.
         sampler = Sampler(self, request)
@@ -262,7 +264,7 @@ class XgemPipeline:
         return [
             Generation(
                 values[item],
-                describe_request(self, request, item, prompts[item], images[item]),
+                describe_request(self, request, item, prompts[item], images[item], areas[item]),
                 samples[item],
                 annotations_of(prompts[item]),
                 files_of(request.images[item], images[item]) | files_of(request.items[item], prompts[item]),
@@ -272,7 +274,13 @@ class XgemPipeline:
 
     @torch.inference_mode()
     def regenerate(
-        self, inputs: Inputs, metadata: Mapping[str, Any], *, image: Inputs | None = None, progress: bool = True
+        self,
+        inputs: Inputs,
+        metadata: Mapping[str, Any],
+        *,
+        image: Inputs | None = None,
+        mask_image: Inputs | None = None,
+        progress: bool = True,
     ) -> Any:
         """Make one sample again, identically on the same machine, from its metadata (``replay`` checks those).
 
@@ -285,12 +293,14 @@ class XgemPipeline:
         # The request for this sample alone, with the outputs that were sampled together.
         options = CallOptions.recorded(metadata)
         images = {name: value for name, value in (image or {}).items() if name in together}
+        masks = {name: value for name, value in (mask_image or {}).items() if name in together}
         options = options.replaced(
             seed=metadata["seed"],
             num_samples=1,
             guidance_scale={name: float(settings["guidance_scale"]) for name, settings in together.items()},
             joint=len(together) > 1,
             image=images or None,
+            mask_image=masks or None,
             strength=options.strength if images else None,
             batch_size=size,
         )
@@ -299,7 +309,7 @@ class XgemPipeline:
         reading = ReadOptions(allow_any=True).over(options.reading)
         prompts = read_prompts(self.preset, inputs, reading, images)
         start = read_prompts(self.preset, images, reading)
-        conditions = encode_conditions(self, prompts, start, request.outputs)
+        conditions = encode_conditions(self, prompts, start, read_areas(self.preset, masks, images), request.outputs)
         parts = {
             name: batch_inputs(
                 name,
@@ -381,12 +391,6 @@ class XgemPipeline:
     def reconstruct_reports(self, modality: str, reports: Sequence[str]) -> list[str]:
         """Reports, encoded and decoded by the modality's codec."""
         return conditioning.reconstruct_reports(self, modality, reports)
-
-
-def _warn_of_unused(options: CallOptions, prompts: Sequence[Mapping[str, Prompt]]) -> None:
-    steered = (options.controlnet_conditioning_scale, options.control_guidance_end) != (1, 1)
-    if steered and not any(map(annotations_of, prompts)):
-        logger.warning("controlnet_conditioning_scale and control_guidance_end have no effect: no annotation was given")
 
 
 def _read_preset(root: Path) -> Preset:

@@ -20,6 +20,7 @@ from xgem.data.transforms import SquashedFile
 from xgem.dicom.stored import sample_in
 from xgem.modalities import get_modality
 from xgem.pipeline.conditioning import annotations_of, read_prompts
+from xgem.pipeline.editing import read_areas
 from xgem.pipeline.generation import REPORT_ENDINGS, Generation, dicom_name, read_metadata
 from xgem.pipeline.metadata import upgraded
 from xgem.pipeline.options import DEFAULT_BATCH_SIZE, CallOptions, renamed
@@ -74,6 +75,7 @@ class _Record(BaseModel):
     checkpoint: _Checkpoint
     inputs: dict[str, _Input]
     image: dict[str, _Input]
+    mask_image: dict[str, _Input] = Field(default_factory=dict)
     sampler: str
     num_inference_steps: int
     together: dict[str, _Together]
@@ -99,6 +101,7 @@ def replay(
     *,
     inputs: Mapping[str, Any] | None = None,
     image: Mapping[str, Any] | None = None,
+    mask_image: Mapping[str, Any] | None = None,
     model: XgemPipeline | str | Path | None = None,
     device: str | torch.device | None = None,
     dtype: str | torch.dtype | None = None,
@@ -113,6 +116,7 @@ def replay(
             ``file``, and others are looked up by their recorded name, in the working folder and in that of ``file``.
             Reports that were inputs are recorded as text and need not be given.
         image: likewise, by output, the images that outputs started from.
+        mask_image: likewise, by output, where these could change.
         model: the checkpoint; the recorded one (embedded or hub) when left out.
         device, dtype: the recorded ones when left out; others round differently.
         progress: show progress bars.
@@ -141,15 +145,17 @@ def replay(
             logger.warning("generated with %s %s, replayed with %s: pixels may differ", what, then, now)
     given = _find(path, pipeline, record.inputs, inputs or {}, "input", "--")
     images = _find(path, pipeline, record.image, image or {}, "start image", "--image ")
+    masks = _find(path, pipeline, record.mask_image, mask_image or {}, "mask image", "--mask-image ")
     reading = ReadOptions(allow_any=True).over(CallOptions.recorded(metadata).reading)
     prompts = read_prompts(pipeline.preset, given, reading, images)
     _check_inputs(record.inputs, given, prompts, "input")
     _check_inputs(record.image, images, read_prompts(pipeline.preset, images, reading), "start image")
+    _check_inputs(record.mask_image, masks, read_areas(pipeline.preset, masks, images), "mask image")
     threads = torch.get_num_threads()
     try:
         # How many threads share a sum decides the order of its additions.
         torch.set_num_threads(record.threads)
-        sample = pipeline.regenerate(given, metadata, image=images, progress=progress)
+        sample = pipeline.regenerate(given, metadata, image=images, mask_image=masks, progress=progress)
     finally:
         torch.set_num_threads(threads)
     now = {**metadata, "xgem": __version__, "torch": torch.__version__, "device": str(pipeline.device)}
@@ -284,7 +290,8 @@ def _check_inputs(
     """InputError where what was found is not what was recorded."""
     for name, prompt in prompts.items():
         was = recorded[name]
-        if found[name] != was.text and prompt.sha256 not in (was.sha256, was.sha256_on_grid):
+        as_text = isinstance(found[name], str) and found[name] == was.text
+        if not as_text and prompt.sha256 not in (was.sha256, was.sha256_on_grid):
             raise InputError(
                 f"{what} {name!r} is not the recorded one: its SHA-256 starts with {prompt.sha256[:12]}, "
                 f"recorded is {was.sha256[:12]}; give the original file"

@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 class Request:
     """A checked request.
 
-    ``items`` are its inputs, ``seeds`` and ``images`` (to start from) of each. ``options`` have the preset's defaults
+    ``items`` are its inputs, ``seeds``, ``images`` (to start from) and ``areas`` (of them, that may change) of each.
+    ``options`` have the preset's defaults
     filled in: ``num_inference_steps``, ``sampler``, ``joint``, ``guidance_start``, ``guidance_end`` and
     ``guidance_rescale`` are set, ``guidance_scale`` has every output, and
     ``strength`` is set where there is an image to start from.
@@ -29,6 +30,7 @@ class Request:
     outputs: tuple[str, ...]
     seeds: tuple[int, ...]
     images: tuple[Inputs, ...]
+    areas: tuple[Inputs, ...]
     options: CallOptions
 
     @property
@@ -102,7 +104,8 @@ def make_request(
     chosen = {name: getattr(preset.sampling, name) if value is None else value for name, value in given.items()}
     steps = chosen["num_inference_steps"]
     # Options that depend on the items.
-    images = _images(options.image, len(items), names)
+    images = _images("image", options.image, len(items), names)
+    areas = _images("mask_image", options.mask_image, len(items), tuple(images[0]))
     filled = options.replaced(
         **chosen,
         guidance_scale=_guidance(preset, options.guidance_scale, names),
@@ -110,7 +113,7 @@ def make_request(
         joint=joint,
         strength=_strength(options.strength, steps, any(images)),
     )
-    return Request(items, names, _seeds(options.seed, len(items)), images, filled)
+    return Request(items, names, _seeds(options.seed, len(items)), images, areas, filled)
 
 
 def check_modality(name: object, known: Sequence[str]) -> None:
@@ -195,22 +198,25 @@ def _check_aligned(preset: Preset, outputs: Sequence[str]) -> None:
             )
 
 
-def _images(images: Inputs | Sequence[Inputs] | None, count: int, outputs: Sequence[str]) -> tuple[Inputs, ...]:
-    """What outputs start from, one mapping per item."""
+def _images(
+    option: str, images: Inputs | Sequence[Inputs] | None, count: int, outputs: Sequence[str]
+) -> tuple[Inputs, ...]:
+    """The values of an option that is a mapping from output to image: one mapping per item."""
     if images is None:
         return ({},) * count
-    given = _items(images, "image")
+    given = _items(images, option)
     if len(given) == 1 and isinstance(images, Mapping):
         given *= count
     if len(given) != count:
-        raise InputError(f"image has {len(given)} items for {count} inputs, expected one, or one per input")
+        raise InputError(f"{option} has {len(given)} items for {count} inputs, expected one, or one per input")
     for item in given:
         if item.keys() != given[0].keys():
-            raise InputError("image has different outputs for different inputs; send them as separate requests")
+            raise InputError(f"{option} has different outputs for different inputs; send them as separate requests")
         for name, value in item.items():
-            _check_text(f"image of {name!r}", value)
+            _check_text(f"{option} of {name!r}", value)
             if name not in outputs:
-                raise InputError(f"image is for {name!r}, which is not among the outputs: {', '.join(outputs)}")
+                what = "the outputs" if option == "image" else "the outputs that start from an image (image)"
+                raise InputError(f"{option} is for {name!r}, which is not among {what}: {', '.join(outputs) or 'none'}")
     return given
 
 

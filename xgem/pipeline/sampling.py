@@ -17,10 +17,11 @@ from xgem.encoders.fusion import stack
 from xgem.generators.sampling import Output, sample_together
 from xgem.modalities import get_modality
 from xgem.pipeline.candidates import best_of
-from xgem.pipeline.conditioning import Conditions, control_of, fuse
+from xgem.pipeline.conditioning import Conditions, annotations_of, control_of, fuse
+from xgem.pipeline.editing import Edit, latent_area, put_back
 from xgem.pipeline.model import Row, Sample
-from xgem.pipeline.options import LARGE_GUIDANCE_SCALE
-from xgem.types import CheckpointError, Context, DeviceError, PrivacyError, SamplingError
+from xgem.pipeline.options import LARGE_GUIDANCE_SCALE, CallOptions
+from xgem.types import CheckpointError, Context, DeviceError, PrivacyError, Prompt, SamplingError
 from xgem.utils.progress import StepBar
 from xgem.utils.random import derived_seed, sample_noise
 
@@ -37,13 +38,15 @@ class BatchInputs(NamedTuple):
     """What one output needs for a batch of b rows.
 
     ``contexts``: b contexts of batch 1, padded to ``width`` tokens. ``starts``: latents (1, ...) to start from by row.
-    ``annotations``: latents (1, c, h, w) of annotations by row, None for a row without.
+    ``annotations``: latents (1, c, h, w) of annotations by row, None for a row without. ``edits``: what of the images
+    may change, by row; none where all of them may.
     """
 
     contexts: Sequence[Context]
     width: int
     starts: Sequence[Tensor] | None
     annotations: Sequence[Tensor | None]
+    edits: Sequence[Edit] = ()
 
 
 def batch_inputs(
@@ -55,6 +58,7 @@ def batch_inputs(
         max(width, *(context.tokens.shape[1] for context in contexts)),
         [item.images[output] for item in conditions] if output in conditions[0].images else None,
         [item.annotations.get(output) for item in conditions],
+        [item.edits[output] for item in conditions if output in item.edits],
     )
 
 
@@ -153,7 +157,7 @@ class Sampler:
             raise
         for name, z in latents.items():
             self._check_finite(name, z, "sampled latents")
-        return {name: self._decode(name, z, rows) for name, z in latents.items()}
+        return {name: self._decode(name, z, rows, parts[name].edits) for name, z in latents.items()}
 
     def _check_finite(self, output: str, values: Any, what: str) -> None:
         """SamplingError, with the likely cause, unless all ``values`` (b, ...) of an output are finite."""
@@ -192,10 +196,14 @@ class Sampler:
             cast(float, options.guidance_start),
             cast(float, options.guidance_end),
             cast(float, options.guidance_rescale),
+            latent_area(part.edits, generator.latent_shape).to(model.device) if part.edits else None,
         )
 
-    def _decode(self, output: str, latents: Tensor, rows: Sequence[Row]) -> list[Any]:
-        """Latents (b, ...) as users get them; reports that are not greedy by a generator of each row's own."""
+    def _decode(self, output: str, latents: Tensor, rows: Sequence[Row], edits: Sequence[Edit]) -> list[Any]:
+        """Latents (b, ...) as users get them; reports that are not greedy by a generator of each row's own.
+
+        Images of which a part was edited keep their pixels in the rest.
+        """
         model, options, modality = self.model, self.request.options, get_modality(output)
         if options.output_type == "latent":
             return list(latents.float().cpu().unbind())
@@ -203,12 +211,15 @@ class Sampler:
         if options.greedy:
             decoded = codec.decode(latents, greedy=True)
             self._check_finite(output, decoded, "decoded images")
+            decoded = put_back(decoded, edits) if edits else decoded
             return self._shown(modality.to_output(decoded, options.output_type))
         values: list[Any] = []
         for z, row in zip(latents, rows, strict=True):
             # One at a time: a generator shared by a batch would make each row depend on the others.
             source = torch.Generator().manual_seed(derived_seed(row.seed, output, row.number, "decode"))
-            values += modality.to_output(codec.decode(z[None], greedy=False, generator=source), options.output_type)
+            decoded = codec.decode(z[None], greedy=False, generator=source)
+            decoded = put_back(decoded, edits[len(values) : len(values) + 1]) if edits else decoded
+            values += modality.to_output(decoded, options.output_type)
         return self._shown(values)
 
     def _shown(self, values: list[Any]) -> list[Any]:
@@ -271,3 +282,10 @@ def accepted(
         f"privacy gate: {len(rows)} samples were too close to a training image in each of {gate.tries} tries; "
         "change the request, or lower the thresholds (--privacy-threshold)"
     )
+
+
+def warn_of_unused(options: CallOptions, prompts: Sequence[Mapping[str, Prompt]]) -> None:
+    """Say which options change nothing in this request."""
+    steered = (options.controlnet_conditioning_scale, options.control_guidance_end) != (1, 1)
+    if steered and not any(map(annotations_of, prompts)):
+        logger.warning("controlnet_conditioning_scale and control_guidance_end have no effect: no annotation was given")

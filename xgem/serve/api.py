@@ -90,7 +90,7 @@ async def generate(request: Request, server: AnyServer, user: User) -> dict[str,
     """Queue a request.
 
     As JSON, with files as {"base64": "..."}, or as a form: the field "request" is the JSON, and files are the fields
-    frontal, lateral, mask, boxes, mask:STRUCTURE and image:OUTPUT.
+    frontal, lateral, mask, boxes, mask:STRUCTURE, image:OUTPUT and mask_image:OUTPUT.
     """
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind == "application/json":

@@ -30,7 +30,7 @@ def context() -> Any:
 def check_readable(
     preset: Preset,
     inputs: Mapping[str, Any],
-    images: Mapping[str, Any],
+    starts: Mapping[str, Mapping[str, Any]],
     reading: ReadOptions,
     shown: Path,
     *,
@@ -39,6 +39,7 @@ def check_readable(
 ) -> None:
     """Read inputs and images to start from, as a request will, and write into ``shown`` what the model sees of them.
 
+    ``starts``: the options ``image`` and ``mask_image``, where they are given.
     A picture becomes ``<name>.png`` (8-bit, the preset's size), one to start from ``image-<output>.png``.
 
     Raises:
@@ -46,7 +47,7 @@ def check_readable(
     """
     made = context()
     receiving, sending = made.Pipe(duplex=False)
-    arguments = (sending, preset, dict(inputs), dict(images), reading, shown, read_mib, seconds)
+    arguments = (sending, preset, dict(inputs), dict(starts), reading, shown, read_mib, seconds)
     process = made.Process(target=_read, args=arguments, daemon=True)
     process.start()
     sending.close()
@@ -70,18 +71,21 @@ def _read(
     sending: Connection,
     preset: Preset,
     inputs: dict[str, Any],
-    images: dict[str, Any],
+    starts: dict[str, Mapping[str, Any]],
     reading: ReadOptions,
     shown: Path,
     read_mib: int,
     seconds: float,
 ) -> None:
     from xgem.pipeline.conditioning import read_prompts
+    from xgem.pipeline.editing import read_areas
 
+    images = starts.get("image", {})
     _limit(read_mib, seconds)
     try:
         prompts = read_prompts(preset, inputs, reading, images)
         start = read_prompts(preset, images, reading)
+        read_areas(preset, starts.get("mask_image", {}), images)
         for name, prompt in (*prompts.items(), *((f"image-{output}", prompt) for output, prompt in start.items())):
             _show(prompt.value, shown / f"{name}.png")
         sending.send("")

@@ -31,10 +31,12 @@ if TYPE_CHECKING:
     from xgem.serve.tables import Job
 
 SERVER_DECIDES: Final = ("device", "dtype", "progress", "batch_size")
+STARTS: Final = ("image", "mask_image")
+"""Options that are files, by output."""
 OPTIONS: Final = tuple(
-    name for name in CallOptions.model_fields if option(name).command_line and name not in (*SERVER_DECIDES, "image")
+    name for name in CallOptions.model_fields if option(name).command_line and name not in (*SERVER_DECIDES, *STARTS)
 )
-"""Options that a request may have. Images to start from are files."""
+"""Options that a request may have as values."""
 FILES: Final = (*VIEWS, "report", "mask", "boxes")
 """Inputs that may be files."""
 MOST_TEXT: Final = 20_000
@@ -51,12 +53,13 @@ class Body(BaseModel):
     outputs: list[str] = Field(min_length=1, max_length=16, description="Modalities to generate.")
     options: dict[str, Any] = Field(default_factory=dict, description="As in GET /api/options.")
     image: dict[str, Any] = Field(default_factory=dict, description="By output: what it starts from.")
+    mask_image: dict[str, Any] = Field(default_factory=dict, description="By output: where that may change (white).")
     model: str | None = Field(default=None, max_length=200, description="One of GET /api/checkpoints.")
 
     def files(self) -> dict[str, bytes]:
         """Takes the files out of the JSON, ``{"base64": "..."}``, by the names of form fields."""
         found: dict[str, bytes] = {}
-        for prefix, values in (("", self.inputs), ("image:", self.image)):
+        for prefix, values in (("", self.inputs), *((f"{kind}:", getattr(self, kind)) for kind in STARTS)):
             for name in [name for name, value in values.items() if isinstance(value, dict) and "base64" in value]:
                 try:
                     found[f"{prefix}{name}"] = base64.b64decode(values.pop(name)["base64"], validate=True)
@@ -113,38 +116,38 @@ class Requests:
 
         Args:
             body: its JSON.
-            files: by field: ``frontal``, ``mask`` or ``mask:<structure>``, ``image:<output>`` ...
+            files: by field: ``frontal``, ``mask``, ``mask:<structure>``, ``image:<output>``, ``mask_image:<output>``
             owner: the token's id.
 
         Raises:
             InputError: it cannot be generated as it is; nothing is kept.
         """
-        _check_length(body.inputs)
+        _check_length({**body.inputs, **body.image, **body.mask_image})
         identifier = uuid.uuid4().hex
         folder = self.settings.inputs(identifier)
         stored = _placed(files)
-        for kind, values in (("inputs", body.inputs), ("image", body.image)):
+        for kind in stored:
+            values: dict[str, Any] = getattr(body, kind)
             for name, value in values.items():
                 if name in stored[kind]:
                     raise InputError(f"{name[:80]!r} is given twice, as a file and in the request")
-                stored[kind][name] = {"value": _plain(name, value)}
-        inputs, images = opened(stored, folder)
+                stored[kind][name] = {"value": _plain("mask" if kind == "mask_image" else name, value)}
+        inputs, starts = opened(stored, folder)
         pipeline = self.models.for_request(body.model, inputs)
         options = self._options(body.options)
-        request = pipeline.checked(inputs, body.outputs, options.replaced(image=images or None))
-        _check_length(body.image)
+        request = pipeline.checked(inputs, body.outputs, options.replaced(**starts))
         try:
             folder.mkdir(parents=True)
             for field, data in files.items():
                 (folder / _file_of(field, data)).write_bytes(data)
-            self._read(pipeline, inputs, images, options, folder, in_process=not files)
+            self._read(pipeline, inputs, starts, options, folder, in_process=not files)
             seed = secrets.randbelow(2**32) if options.seed is None else request.seeds[0]
             given = {name: getattr(options, name) for name in body.options if name != "seed"}
             # A request with a seed of its own is sampled alone, so that it gives the same pixels as anywhere else.
             shape = identifier if options.seed is not None else _shape(pipeline, body, stored, given)
             shown = {
                 "inputs": _shown(stored),
-                "image": sorted(stored["image"]),
+                **{kind: sorted(stored[kind]) for kind in STARTS},
                 "outputs": body.outputs,
                 "options": given,
                 "model": pipeline.name,
@@ -174,7 +177,7 @@ class Requests:
         self,
         pipeline: XgemPipeline,
         inputs: Mapping[str, Any],
-        images: Mapping[str, Any],
+        starts: Mapping[str, Any],
         options: CallOptions,
         folder: Path,
         *,
@@ -189,11 +192,11 @@ class Requests:
         settings = self.settings
         with self._reading:
             limits: dict[str, Any] = {"read_mib": settings.read_mib, "seconds": settings.read_seconds}
-            check_readable(pipeline.preset, inputs, images, options.reading, folder, **limits)
+            check_readable(pipeline.preset, inputs, starts, options.reading, folder, **limits)
 
 
 def opened(stored: Mapping[str, Mapping[str, Any]], folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Inputs, and images to start from, as the pipeline takes them."""
+    """Inputs, and the options ``image`` and ``mask_image``, as the pipeline takes them."""
 
     def value(entry: Mapping[str, Any]) -> Any:
         if "value" in entry:
@@ -202,13 +205,13 @@ def opened(stored: Mapping[str, Mapping[str, Any]], folder: Path) -> tuple[dict[
             return str(folder / entry["file"])
         return {structure: str(folder / file) for structure, file in entry["files"].items()}
 
-    inputs, images = ({name: value(entry) for name, entry in stored[kind].items()} for kind in ("inputs", "image"))
-    return inputs, images
+    inputs, *starts = ({name: value(entry) for name, entry in stored[kind].items()} for kind in ("inputs", *STARTS))
+    return inputs, {kind: values for kind, values in zip(STARTS, starts, strict=True) if values}
 
 
 def _placed(files: Mapping[str, bytes]) -> dict[str, dict[str, Any]]:
     """Which file is for what; InputError for a field that means nothing."""
-    stored: dict[str, dict[str, Any]] = {"inputs": {}, "image": {}}
+    stored: dict[str, dict[str, Any]] = {kind: {} for kind in ("inputs", *STARTS)}
     for field, data in files.items():
         name, _, of = field.partition(":")
         if not data:
@@ -216,8 +219,8 @@ def _placed(files: Mapping[str, bytes]) -> dict[str, dict[str, Any]]:
         entry: dict[str, Any] = {"file": _file_of(field, data)}
         if "report" in (name, of):
             entry = {"value": _text(field, data)}
-        if name == "image" and of in MODALITIES:
-            stored["image"][of] = entry
+        if name in STARTS and of in MODALITIES:
+            stored[name][of] = entry
         elif name == "mask" and of:
             masks = stored["inputs"].setdefault("mask", {"files": {}})
             if "files" not in masks:
@@ -227,7 +230,8 @@ def _placed(files: Mapping[str, bytes]) -> dict[str, dict[str, Any]]:
             stored["inputs"][name] = entry
         else:
             raise InputError(
-                f"field {field[:80]!r}: expected request, {', '.join(FILES)}, mask:STRUCTURE or image:OUTPUT"
+                f"field {field[:80]!r}: expected request, {', '.join(FILES)}, mask:STRUCTURE, image:OUTPUT or "
+                "mask_image:OUTPUT"
             )
     return stored
 
@@ -254,7 +258,7 @@ def _file_of(field: str, data: bytes) -> str:
     if name == "mask" and of:
         name = f"mask-{hashlib.sha256(of.encode('utf-8', 'replace')).hexdigest()[:16]}"
     elif of:
-        name = f"{name}-{of}" if of in MODALITIES else "unknown"
+        name = f"{name}-{of}" if name in STARTS and of in MODALITIES else "unknown"
     elif name not in MODALITIES:
         name = "unknown"
     if name == "boxes":
@@ -279,7 +283,7 @@ def _shape(
     pipeline: XgemPipeline, body: Body, stored: Mapping[str, Mapping[str, Any]], options: Mapping[str, Any]
 ) -> str:
     """Equal for requests that can be one batch."""
-    parts = [pipeline.name, body.outputs, sorted(stored["inputs"]), sorted(stored["image"]), dict(options)]
+    parts = [pipeline.name, body.outputs, *(sorted(values) for values in stored.values()), dict(options)]
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
 
 

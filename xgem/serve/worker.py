@@ -113,12 +113,9 @@ class Worker:
         first = jobs[0]
         pipeline = self._pipeline(first.model)
         given = [opened(job.stored, self.settings.inputs(job.id)) for job in jobs]
-        inputs, images, outputs = [one for one, _ in given], [image for _, image in given], first.request["outputs"]
-        options = {
-            **first.request["options"],
-            "seed": [job.seed for job in jobs],
-            "image": images if any(images) else None,
-        }
+        inputs, outputs = [one for one, _ in given], first.request["outputs"]
+        starts = {kind: [start[kind] for _, start in given] for kind in given[0][1]}
+        options = {**first.request["options"], **starts, "seed": [job.seed for job in jobs]}
         watcher = _Watcher(self, jobs, pipeline, pipeline.checked(inputs, outputs, CallOptions.parse(options)))
         return pipeline(inputs, outputs, progress=False, callback_on_step_end=watcher, **options)
 
