@@ -71,7 +71,7 @@ class ByHand:
     def files(self, job: Job) -> dict[str, bytes]:
         """The files that were sent, by field."""
         names: dict[str, str] = {}
-        for prefix, kind in (("", "inputs"), ("image:", "image")):
+        for prefix, kind in (("", "inputs"), ("image:", "image"), ("mask_image:", "mask_image")):
             for name, entry in job.stored[kind].items():
                 if "file" in entry:
                     names[f"{prefix}{name}"] = entry["file"]

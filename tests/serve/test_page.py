@@ -102,7 +102,8 @@ def test_every_import_of_the_scripts_exists() -> None:
         for names, source in found:
             exported = (STATIC / source).read_text(encoding="utf-8")
             for name in names.replace(",", " ").split():
-                assert re.search(rf"^export (async )?(const|function|class) {re.escape(name)}\W", exported, re.MULTILINE), name
+                pattern = rf"^export (async )?(const|function|class) {re.escape(name)}\W"
+                assert re.search(pattern, exported, re.MULTILINE), f"{file.name}: {name}"
 
 
 def png(array: np.ndarray) -> bytes:

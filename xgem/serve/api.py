@@ -189,16 +189,15 @@ def preview(server: AnyServer, job: OwnJob, output: str, index: int) -> FileResp
 
 @router.get("/api/generations/{identifier}/inputs/{name}", response_class=FileResponse)
 def given(server: AnyServer, job: OwnJob, name: str) -> FileResponse:
-    """A picture that was given, as the model sees it, or with the name mask:STRUCTURE a mask's file.
+    """A picture that was given, as the model sees it, or a mask as it was sent.
 
-    Of a picture to start from, the name is image-OUTPUT.
+    Of a picture to start from, the name is image-OUTPUT; of a mask, mask:STRUCTURE or mask_image:OUTPUT.
     """
-    folder = server.settings.inputs(job.id)
-    masks = job.stored["inputs"].get("mask", {}).get("files", {})
-    known = {*job.request["inputs"], *(f"image-{output}" for output in job.request["image"])}
-    file = folder / masks[name[5:]] if name[5:] in masks and name.startswith("mask:") else folder / f"{name}.png"
-    known.update(f"mask:{structure}" for structure in masks)
-    return _sent(file if name in known else None, f"picture {name[:40]!r} among the inputs")
+    masks = {f"mask:{of}": file for of, file in job.stored["inputs"].get("mask", {}).get("files", {}).items()}
+    masks |= {f"mask_image:{of}": entry["file"] for of, entry in job.stored["mask_image"].items()}
+    pictures = {*job.request["inputs"], *(f"image-{output}" for output in job.request["image"])}
+    file = masks.get(name, f"{name}.png" if name in pictures else None)
+    return _sent(None if file is None else server.settings.inputs(job.id) / file, f"input {name[:40]!r} as a picture")
 
 
 @router.get("/api/generations/{identifier}/samples/{output}/{index}", response_class=FileResponse)

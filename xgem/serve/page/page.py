@@ -95,5 +95,5 @@ def as_seen(server: Server, data: bytes, name: str, view: str, model: str, optio
         file = Path(folder) / (Path(name.replace("\\", "/").replace("\0", "")).name[-80:] or "picture")
         file.write_bytes(data)
         limits: dict[str, Any] = {"read_mib": server.settings.read_mib, "seconds": server.settings.read_seconds}
-        check_readable(preset, {}, {view: str(file)}, options, Path(folder), **limits)
+        check_readable(preset, {}, {"image": {view: str(file)}}, options, Path(folder), **limits)
         return (Path(folder) / f"image-{view}.png").read_bytes()

@@ -1,8 +1,6 @@
 /* Masks and boxes: the board, the list of what was drawn, number fields of boxes. */
 
-import { api } from "./api.js";
 import { Board, colour } from "./board.js";
-import { levelsOf } from "./picture.js";
 import { $, button, make, option, title } from "./dom.js";
 
 const SIDES = { x: "Left", y: "Top", w: "Width", h: "Height" };
@@ -104,12 +102,7 @@ export class Annotations {
   async refill(url, { mask, boxes }) {
     const { board } = this;
     for (const name of mask?.structures ?? []) {
-      const levels = await levelsOf(await api(`${url}/${encodeURIComponent(`mask:${name}`)}`, { as: "blob" }));
-      if (levels.length === board.size ** 2)
-        board.put(
-          name,
-          levels.map((level) => (level ? 1 : 0)),
-        );
+      await board.load(name, `${url}/${encodeURIComponent(`mask:${name}`)}`);
     }
     board.boxes = boxesOf(boxes?.value);
     this.root.open = this.given.mask || this.given.boxes;

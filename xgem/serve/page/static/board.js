@@ -1,6 +1,8 @@
 /* A canvas of the model's grid on which areas are painted and boxes are drawn, with the pointer or the keyboard. */
 
+import { api } from "./api.js";
 import { $, fromTemplate, make } from "./dom.js";
+import { levelsOf } from "./picture.js";
 
 const COLOURS = [
   [255, 99, 71],
@@ -119,9 +121,15 @@ export class Board {
     this.changed();
   }
 
-  /** Put a layer (size * size of 0 and 1) in. */
-  put(name, data) {
-    this.layers.set(name, data);
+  /** Take a layer from a mask of the grid, black where it is not painted. */
+  async load(name, url) {
+    const levels = await levelsOf(await api(url, { as: "blob" }));
+    if (levels.length !== this.size ** 2)
+      throw new Error(`The mask ${name} is not of the model's size; choose its file.`);
+    this.layers.set(
+      name,
+      levels.map((level) => (level ? 1 : 0)),
+    );
     this.draw();
     this.changed();
   }

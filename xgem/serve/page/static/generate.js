@@ -64,7 +64,7 @@ function startChanged(view) {
     root.append(make("p", { textContent: "Paint what may change. If nothing is painted, all of the picture may." }));
     const place = make("div", { className: "board" });
     root.append(place);
-    root.dataset.field = `edit:${view}`;
+    root.dataset.field = `mask_image:${view}`;
     $("#edits").append(root);
     const board = new Board(place, {
       label: `Area of the ${view} that may change`,
@@ -164,7 +164,7 @@ async function body() {
     data.append(`image:${output}`, file);
     const board = edits.get(output)?.board;
     const area = board?.painted().get("edit");
-    if (area) data.append(`edit:${output}`, await board.png(area), `${output}.png`);
+    if (area) data.append(`mask_image:${output}`, await board.png(area), `${output}.png`);
   }
   return data;
 }
@@ -205,6 +205,18 @@ form.addEventListener("submit", async (event) => {
   }
 });
 
+/** Pictures that an earlier request started from, and the areas that could change. */
+async function refillStarts(id, { image, mask_image: areas }) {
+  for (const view of image.filter((name) => VIEWS.includes(name))) {
+    await starts.get(view).load(`/api/generations/${id}/inputs/image-${view}`, `${view}.png`);
+    $("#start").open = true;
+    const { board, root } = edits.get(view) ?? {};
+    if (!board || !areas.includes(view)) continue;
+    await board.load("edit", `/api/generations/${id}/inputs/${encodeURIComponent(`mask_image:${view}`)}`);
+    root.open = true;
+  }
+}
+
 /** Fill the form with an earlier request: `?again=ID`, or `?edit=ID&output=frontal&index=0` to start from a sample. */
 async function refill(query) {
   const id = query.get("again") ?? query.get("edit");
@@ -225,10 +237,7 @@ async function refill(query) {
   }
   options.fill({ ...used, seed: generation.seed });
   const output = query.get("output");
-  for (const view of generation.request.image.filter((name) => VIEWS.includes(name) && !output)) {
-    await starts.get(view).load(`/api/generations/${id}/inputs/image-${view}`, `${view}.png`);
-    $("#start").open = true;
-  }
+  if (!output) await refillStarts(id, generation.request);
   for (const box of $$("#outputs input")) box.checked = output ? box.value === output : outputs.includes(box.value);
   if (output) {
     const index = Number(query.get("index"));

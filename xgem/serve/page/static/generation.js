@@ -121,7 +121,8 @@ function givenPicture(name) {
 function showProvenance({ seed, request, created }) {
   const { inputs, outputs, options, model } = request;
   const given = Object.entries(inputs).map(([name, of]) => `${name}: ${described(of)}`);
-  given.push(...(request.image ?? []).map((output) => `${output} starts from a picture`));
+  given.push(...request.image.map((output) => `${output} starts from a picture`));
+  given.push(...request.mask_image.map((output) => `${output} changes in an area`));
   const rows = {
     Seed: seed,
     Model: model,
@@ -142,7 +143,7 @@ function showProvenance({ seed, request, created }) {
   $("#provenance").hidden = false;
   if (!$("#given").childElementCount) {
     const views = Object.keys(inputs).filter((name) => ["frontal", "lateral"].includes(name));
-    views.push(...(request.image ?? []).filter((name) => name !== "report").map((output) => `image-${output}`));
+    views.push(...request.image.filter((name) => name !== "report").map((output) => `image-${output}`));
     $("#given").append(...views.map(givenPicture));
   }
 }

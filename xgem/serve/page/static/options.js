@@ -13,7 +13,6 @@ const NAMES = {
 };
 const COMMON = Object.keys(NAMES);
 const PER_OUTPUT = ["guidance_scale"]; // one number, or one for each output: lateral=2,report=1.5
-const ELSEWHERE = ["image", "edit"]; // controls of their own
 
 function control(about) {
   const { default: normal, limits, unset } = about;
@@ -60,7 +59,7 @@ function perOutput(text) {
 
 export class Options {
   constructor(known) {
-    this.known = known.filter((about) => !ELSEWHERE.includes(about.name));
+    this.known = known;
     const order = (about) => (COMMON.includes(about.name) ? COMMON.indexOf(about.name) : COMMON.length);
     for (const about of [...this.known].sort((a, b) => order(a) - order(b))) {
       const field = control(about);
