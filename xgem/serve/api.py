@@ -16,7 +16,7 @@ from fastapi.responses import FileResponse, RedirectResponse
 from sse_starlette import EventSourceResponse
 from starlette.datastructures import UploadFile
 
-from xgem.serve.requests import Body
+from xgem.serve.requests import Body, stored_files
 from xgem.serve.settings import MIB
 from xgem.serve.state import Server
 from xgem.serve.tables import DONE, ENDED, Job
@@ -189,15 +189,17 @@ def preview(server: AnyServer, job: OwnJob, output: str, index: int) -> FileResp
 
 @router.get("/api/generations/{identifier}/inputs/{name}", response_class=FileResponse)
 def given(server: AnyServer, job: OwnJob, name: str) -> FileResponse:
-    """A picture that was given, as the model sees it, or a mask as it was sent.
+    """A picture that was given, as the model sees it; of one to start from, the name is image-OUTPUT."""
+    known = {*job.request["inputs"], *(f"image-{output}" for output in job.request["image"])}
+    file = server.settings.inputs(job.id) / f"{name}.png"
+    return _sent(file if name in known and file.is_file() else None, f"picture {name[:40]!r} among the inputs")
 
-    Of a picture to start from, the name is image-OUTPUT; of a mask, mask:STRUCTURE or mask_image:OUTPUT.
-    """
-    masks = {f"mask:{of}": file for of, file in job.stored["inputs"].get("mask", {}).get("files", {}).items()}
-    masks |= {f"mask_image:{of}": entry["file"] for of, entry in job.stored["mask_image"].items()}
-    pictures = {*job.request["inputs"], *(f"image-{output}" for output in job.request["image"])}
-    file = masks.get(name, f"{name}.png" if name in pictures else None)
-    return _sent(None if file is None else server.settings.inputs(job.id) / file, f"input {name[:40]!r} as a picture")
+
+@router.get("/api/generations/{identifier}/files/{field}", response_class=FileResponse)
+def file(server: AnyServer, job: OwnJob, field: str) -> FileResponse:
+    """A file of the request as it was sent, by the name of its field, as in POST /api/generations."""
+    name = stored_files(job.stored).get(field)
+    return _sent(server.settings.inputs(job.id) / name if name else None, f"file {field[:40]!r}", job)
 
 
 @router.get("/api/generations/{identifier}/samples/{output}/{index}", response_class=FileResponse)

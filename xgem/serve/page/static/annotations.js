@@ -98,15 +98,10 @@ export class Annotations {
       body.append(`mask:${name}`, await this.board.png(data), `${name}.png`);
   }
 
-  /** What an earlier request had: boxes by value, masks by file. */
-  async refill(url, { mask, boxes }) {
-    const { board } = this;
-    for (const name of mask?.structures ?? []) {
-      await board.load(name, `${url}/${encodeURIComponent(`mask:${name}`)}`);
-    }
-    board.boxes = boxesOf(boxes?.value);
-    this.root.open = this.given.mask || this.given.boxes;
-    board.draw();
+  /** Boxes of an earlier request; `value`: a list in fractions of the picture, or COCO. */
+  setBoxes(value) {
+    this.board.boxes = boxesOf(value);
+    this.board.draw();
     this.#list();
   }
 
@@ -117,7 +112,6 @@ export class Annotations {
   }
 }
 
-/** Boxes of a request, a list in fractions of the picture or COCO. */
 function boxesOf(value) {
   if (Array.isArray(value)) return value.map(({ label, bbox: [x, y, w, h] }) => ({ label, x, y, w, h }));
   if (!value?.annotations) return [];

@@ -1,6 +1,5 @@
 /* A canvas of the model's grid on which areas are painted and boxes are drawn, with the pointer or the keyboard. */
 
-import { api } from "./api.js";
 import { $, fromTemplate, make } from "./dom.js";
 import { levelsOf } from "./picture.js";
 
@@ -121,17 +120,17 @@ export class Board {
     this.changed();
   }
 
-  /** Take a layer from a mask of the grid, black where it is not painted. */
-  async load(name, url) {
-    const levels = await levelsOf(await api(url, { as: "blob" }));
-    if (levels.length !== this.size ** 2)
-      throw new Error(`The mask ${name} is not of the model's size; choose its file.`);
+  /** Take a layer from a picture of the grid, black where it is not painted; whether it was one. */
+  async load(name, blob) {
+    const levels = await levelsOf(blob).catch(() => []);
+    if (levels.length !== this.size ** 2) return false;
     this.layers.set(
       name,
       levels.map((level) => (level ? 1 : 0)),
     );
     this.draw();
     this.changed();
+    return true;
   }
 
   /** Layers that are not empty, from name to data. */

@@ -3,7 +3,7 @@
 import { Annotations } from "./annotations.js";
 import { api, sampleUrl } from "./api.js";
 import { Board } from "./board.js";
-import { $, $$, fieldProblem, make, option, problem, shown, title } from "./dom.js";
+import { $, $$, fieldProblem, make, option, problem, setFile, shown, title } from "./dom.js";
 import { Options } from "./options.js";
 import { Picture } from "./picture.js";
 
@@ -205,16 +205,46 @@ form.addEventListener("submit", async (event) => {
   }
 });
 
+/** A file of an earlier request, as it was sent in this form field. */
+async function fileOf(id, field) {
+  const blob = await api(`/api/generations/${id}/files/${encodeURIComponent(field)}`, { as: "blob" });
+  return new File([blob], field, { type: blob.type });
+}
+
+/** Fill in what an earlier request was given; returns the names of what the form cannot show. */
+async function refillInputs(id, inputs) {
+  const { elements } = form;
+  const known = ["report", "severity", "demographics", "mask", "boxes", ...VIEWS];
+  const left = Object.keys(inputs).filter((name) => !known.includes(name));
+  elements.report.value = inputs.report?.value ?? "";
+  elements.severity.value = inputs.severity?.value ?? "";
+  const people = inputs.demographics?.value ?? {};
+  elements.sex.value = people.sex ?? "";
+  elements.age.value = people.age ?? "";
+  if (typeof people === "string" || people.race) left.push("demographics");
+  for (const view of VIEWS) if (inputs[view]) await pictures.get(view).set(await fileOf(id, view));
+  for (const name of ["mask", "boxes"])
+    if (inputs[name]?.file && !inputs[name].structures) setFile(elements[name], await fileOf(id, name));
+  for (const structure of inputs.mask?.structures ?? []) {
+    if (!(await annotations.board.load(structure, await fileOf(id, `mask:${structure}`))))
+      left.push(`mask of ${structure}`);
+  }
+  annotations.setBoxes(inputs.boxes?.value);
+  annotations.root.open = annotations.given.mask || annotations.given.boxes;
+  return left;
+}
+
 /** Pictures that an earlier request started from, and the areas that could change. */
 async function refillStarts(id, { image, mask_image: areas }) {
-  for (const view of image.filter((name) => VIEWS.includes(name))) {
-    await starts.get(view).load(`/api/generations/${id}/inputs/image-${view}`, `${view}.png`);
-    $("#start").open = true;
-    const { board, root } = edits.get(view) ?? {};
-    if (!board || !areas.includes(view)) continue;
-    await board.load("edit", `/api/generations/${id}/inputs/${encodeURIComponent(`mask_image:${view}`)}`);
+  const left = image.filter((output) => !VIEWS.includes(output)).map((output) => `start of ${output}`);
+  for (const output of image.filter((name) => VIEWS.includes(name))) {
+    await starts.get(output).set(await fileOf(id, `image:${output}`));
+    if (!areas.includes(output)) continue;
+    const { board, root } = edits.get(output);
+    if (!(await board.load("edit", await fileOf(id, `mask_image:${output}`)))) left.push(`area of ${output}`);
     root.open = true;
   }
+  return left;
 }
 
 /** Fill the form with an earlier request: `?again=ID`, or `?edit=ID&output=frontal&index=0` to start from a sample. */
@@ -223,28 +253,21 @@ async function refill(query) {
   if (!id) return;
   const generation = await api(`/api/generations/${encodeURIComponent(id)}`);
   const { inputs, outputs, options: used, model } = generation.request;
-  const { elements } = form;
-  if (model && checkpoints.some((one) => one.name === model)) elements.model.value = model;
+  const offered = checkpoints.some((one) => one.name === model);
+  if (offered) form.elements.model.value = model;
   checkpointChanged();
-  elements.report.value = inputs.report?.value ?? "";
-  elements.severity.value = inputs.severity?.value ?? "";
-  const people = inputs.demographics?.value ?? {};
-  elements.sex.value = people.sex ?? "";
-  elements.age.value = people.age ?? "";
-  await annotations.refill(`/api/generations/${id}/inputs`, inputs);
-  for (const view of VIEWS) {
-    if (inputs[view]) await pictures.get(view).load(`/api/generations/${id}/inputs/${view}`, `${view}.png`);
-  }
   options.fill({ ...used, seed: generation.seed });
+  const left = offered ? [] : [`model ${model}`];
+  left.push(...(await refillInputs(id, inputs)));
   const output = query.get("output");
-  if (!output) await refillStarts(id, generation.request);
   for (const box of $$("#outputs input")) box.checked = output ? box.value === output : outputs.includes(box.value);
   if (output) {
-    const index = Number(query.get("index"));
-    await starts.get(output).load(sampleUrl(id, output, index, "png"), `${output}-${index}.png`);
-    $("#start").open = true;
-  }
+    const sample = await api(sampleUrl(id, output, Number(query.get("index")), "png"), { as: "blob" });
+    await starts.get(output).set(new File([sample], `${output}.png`, { type: sample.type }));
+  } else left.push(...(await refillStarts(id, generation.request)));
+  $("#start").open = [...starts.values()].some((picture) => picture.file);
   update();
+  if (left.length) problem(`Not taken over from the earlier request: ${left.join(", ")}.`);
 }
 
 $("#example").addEventListener("change", (event) => {
