@@ -58,7 +58,7 @@ NoWorkers = Annotated[
     bool, typer.Option("--no-workers", help="Only answer; xgem worker generates, here or on other machines.")
 ]
 Proxied = Annotated[
-    bool, typer.Option("--behind-proxy", help="Believe a proxy what it says of the client and of TLS (X-Forwarded).")
+    bool, typer.Option("--behind-proxy", help="Believe a proxy, which alone can reach it, in X-Forwarded headers.")
 ]
 AddToken = Annotated[
     str | None,

@@ -50,7 +50,7 @@ def address_of(listening: socket.socket) -> str:
 def run(app: FastAPI, listening: socket.socket, *, proxied: bool = False) -> None:
     """Serve until a signal ends it; requests that are running get ten seconds.
 
-    ``proxied``: believe a proxy on this machine what it says of the client's address and of TLS.
+    ``proxied``: believe a proxy, which alone can reach it, what it says of the client's address and of TLS.
     """
     import uvicorn
 
@@ -61,6 +61,7 @@ def run(app: FastAPI, listening: socket.socket, *, proxied: bool = False) -> Non
         server_header=False,
         date_header=False,
         proxy_headers=proxied,
+        forwarded_allow_ips="*" if proxied else None,
         timeout_graceful_shutdown=10,
     )
     uvicorn.Server(config).run(sockets=[listening])
