@@ -15,6 +15,7 @@ from fastapi import FastAPI
 from PIL import Image
 
 from xgem.pipeline.generation import Generation
+from xgem.serve.requests import stored_files
 from xgem.serve.state import Server
 from xgem.serve.tables import Job
 from xgem.web.run import address_of, listen
@@ -70,14 +71,8 @@ class ByHand:
 
     def files(self, job: Job) -> dict[str, bytes]:
         """The files that were sent, by field."""
-        names: dict[str, str] = {}
-        for prefix, kind in (("", "inputs"), ("image:", "image")):
-            for name, entry in job.stored[kind].items():
-                if "file" in entry:
-                    names[f"{prefix}{name}"] = entry["file"]
-                names |= {f"{name}:{structure}": file for structure, file in entry.get("files", {}).items()}
         folder = self.server.settings.inputs(job.id)
-        return {field: (folder / name).read_bytes() for field, name in names.items()}
+        return {field: (folder / name).read_bytes() for field, name in stored_files(job.stored).items()}
 
     def step(self, step: int, steps: int) -> None:
         """The last request is at this step, with previews of its first samples."""

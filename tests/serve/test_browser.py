@@ -368,6 +368,9 @@ def test_pictures_move_together_unless_they_are_unlinked(page: Page, api: ByHand
     page.mouse.move(box["x"] + 130, box["y"] + 110)
     page.mouse.up()
     until(page, f"new Set({places}).size === 1 && !{places}[0].includes('(0px')")
+    page.locator(".frame").first.hover()
+    page.mouse.wheel(0, -100)
+    until(page, f"new Set({places}).size === 1 && !{places}[0].startsWith('scale(1.3')")
     page.get_by_label("All pictures together").uncheck()
     page.locator(".frame").nth(1).focus()
     page.keyboard.press("+")
@@ -375,18 +378,6 @@ def test_pictures_move_together_unless_they_are_unlinked(page: Page, api: ByHand
     page.get_by_role("slider", name="Window").fill("50")
     page.locator(".frame").first.focus()
     assert page.get_by_role("slider", name="Window").input_value() == "256"
-
-
-KEEP_SENT = """() => {
-  const whole = window.fetch;
-  window.fetch = async (path, options) => {
-    const parts = [...options.body].map(async ([name, value]) =>
-      [name, [...new Uint8Array(await new Blob([value]).arrayBuffer())]]);
-    window.sent = await Promise.all(parts);
-    return whole(path, options);
-  };
-}"""
-"""Keeps the form that is sent next, field by field, in ``window.sent``."""
 
 
 def test_result_is_edited_within_an_area(page: Page, api: ByHand) -> None:
@@ -405,17 +396,23 @@ def test_result_is_edited_within_an_area(page: Page, api: ByHand) -> None:
     board = "#edits .board"
     set_brush(page, board, 4)
     drag(page, board, (10, 10), (22, 10))
-    page.evaluate(KEEP_SENT)
-    page.get_by_role("button", name="Generate").click()
-    until(page, "window.sent !== undefined")
-    sent = {name: bytes(value) for name, value in page.evaluate("window.sent")}
-    asked = json.loads(sent["request"])
-    assert asked["outputs"] == ["lateral"]
-    assert asked["options"] == {"strength": 0.3, "seed": 5}
-    assert set(sent) == {"request", "image:lateral", "mask_image:lateral"}
-    with Image.open(io.BytesIO(sent["image:lateral"])) as image:
+    generate(page)
+    assert api.last.request["outputs"] == ["lateral"]
+    assert api.last.request["options"] == {"strength": 0.3}
+    assert api.last.seed == 5
+    files = api.files(api.last)
+    assert set(files) == {"image:lateral", "mask_image:lateral"}
+    with Image.open(io.BytesIO(files["image:lateral"])) as image:
         np.testing.assert_array_equal(np.asarray(image)[0], np.arange(256))
-    assert overlap(mask_of(sent["mask_image:lateral"]), brushed(((10, 10), (22, 10)), width=4)) > 0.95
+    painted = mask_of(files["mask_image:lateral"])
+    assert overlap(painted, brushed(((10, 10), (22, 10)), width=4)) > 0.95
+    page.get_by_role("link", name="Use again").click()
+    page.get_by_alt_text("Lateral starts from, as the model sees it").wait_for()
+    page.locator("#edits details[open]").wait_for()
+    generate(page)
+    again = api.files(api.last)
+    np.testing.assert_array_equal(mask_of(again["mask_image:lateral"]), painted)
+    assert "image:lateral" in again
 
 
 def test_history_reopens_uses_again_and_deletes(page: Page, api: ByHand, tmp_path: Path) -> None:
@@ -452,6 +449,37 @@ def test_history_reopens_uses_again_and_deletes(page: Page, api: ByHand, tmp_pat
     page.locator("dialog").get_by_role("button", name="Delete").click()
     page.get_by_role("heading", name="History").wait_for()
     assert first not in {job.id for job in api.jobs}
+
+
+def test_request_is_used_again_with_its_files(page: Page, api: ByHand, tmp_path: Path) -> None:
+    file, levels = picture(tmp_path, "start.png")
+    Image.fromarray((levels > 127).astype(np.uint8) * 2).save(tmp_path / "labels.png")  # 2: the right lung
+    boxes = [{"label": "nodule", "bbox": [0.1, 0.2, 0.3, 0.4]}]
+    (tmp_path / "boxes.json").write_text(json.dumps(boxes), encoding="utf-8")
+    open_form(page, api.url, CONTROL)
+    page.get_by_text("Masks and boxes").click()
+    page.get_by_label("Mask from a file").set_input_files(tmp_path / "labels.png")
+    page.get_by_label("Boxes from a file").set_input_files(tmp_path / "boxes.json")
+    page.get_by_text("Start from a picture").click()
+    page.get_by_label("Frontal starts from", exact=True).set_input_files(file)
+    page.get_by_alt_text("Frontal starts from, as the model sees it").wait_for()
+    page.get_by_text("More options").click()
+    page.get_by_role("combobox", name="Invert").select_option("true")
+    generate(page)
+    first = api.last
+    sent = api.files(first)
+    assert set(sent) == {"mask", "boxes", "image:frontal"}
+    page.get_by_role("link", name="Use again").click()
+    page.get_by_alt_text("Frontal starts from, as the model sees it").wait_for()
+    generate(page)
+    assert api.files(api.last) == sent
+    assert api.last.request == first.request
+    assert api.last.seed == first.seed
+    given = {"demographics": {"sex": "F", "race": "white"}, "report": "Clear."}
+    other = api.server.requests.accept(Body(inputs=given, outputs=["frontal"], model=CONTROL), {}, None)
+    page.goto(f"{api.url}/?again={other.id}")
+    page.get_by_text("Not taken over from the earlier request: demographics.").wait_for()
+    assert page.get_by_role("textbox", name="Report").input_value() == "Clear."
 
 
 def everything_open(page: Page) -> None:

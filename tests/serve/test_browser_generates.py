@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from tests.serve.by_hand import served
-from tests.serve.pages import ANY, READY, browser, drag, generate, open_form, page, set_brush
+from tests.serve.pages import ANY, READY, browser, brushed, drag, generate, open_form, page, set_brush
 from xgem.serve.app import make_app
 from xgem.serve.settings import Settings
 from xgem.serve.state import Server
@@ -57,11 +57,24 @@ def test_from_the_opened_page_to_downloaded_files(page: Page, url: str) -> None:
     with Image.open(io.BytesIO(png)) as image:
         assert image.info["Synthetic"] == "true"
         np.testing.assert_array_equal(np.asarray(image), dataset.pixel_array)
+    page.get_by_text("Provenance").click()
+    assert page.locator("dt:has-text('Seed') + dd").inner_text() == "11"
     for name, ending in (("All as PNG and text (zip)", ".png"), ("All as DICOM (zip)", ".dcm")):
         with zipfile.ZipFile(io.BytesIO(downloaded(page, page.get_by_role("link", name=name)))) as archive:
             assert len([one for one in archive.namelist() if one.endswith(ending)]) == 2
-    page.get_by_text("Provenance").click()
-    assert page.locator("dt:has-text('Seed') + dd").inner_text() == "11"
+    page.get_by_role("link", name="Edit frontal 1").click()
+    page.get_by_text("Change only an area of the frontal").click()
+    set_brush(page, "#edits .board", 8)
+    drag(page, "#edits .board", (12, 10), (12, 22))
+    page.get_by_label("Seed", exact=True).fill("12")
+    generate(page)
+    page.get_by_role("heading", name="Results").wait_for()
+    edited = downloaded(page, page.get_by_role("link", name="Frontal 1 as PNG"))
+    with Image.open(io.BytesIO(edited)) as image:
+        changed = np.asarray(image) != dataset.pixel_array
+    painted = brushed(((12, 10), (12, 22)), width=8)
+    assert not (changed & ~painted).any()
+    assert (changed & painted).sum() > painted.sum() / 2
 
 
 def lungs(page: Page, bottom: int) -> np.ndarray:

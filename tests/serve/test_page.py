@@ -96,10 +96,14 @@ def test_scripts_make_no_markup_from_text() -> None:
 
 def test_every_import_of_the_scripts_exists() -> None:
     for file in STATIC.glob("*.js"):
-        for names, source in re.findall(r'^import \{ (.+) \} from "\./(.+)";', file.read_text(encoding="utf-8"), re.M):
+        text = file.read_text(encoding="utf-8")
+        found = re.findall(r'^import \{([^}]+)\} from "\./(.+)";', text, re.MULTILINE)
+        assert len(found) == text.count("\nimport ")
+        for names, source in found:
             exported = (STATIC / source).read_text(encoding="utf-8")
-            for name in names.split(", "):
-                assert re.search(rf"^export (async )?(const|function|class) {re.escape(name)}\W", exported, re.M), name
+            for name in names.replace(",", " ").split():
+                pattern = rf"^export (async )?(const|function|class) {re.escape(name)}\W"
+                assert re.search(pattern, exported, re.MULTILINE), f"{file.name}: {name}"
 
 
 def png(array: np.ndarray) -> bytes:

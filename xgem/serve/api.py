@@ -16,7 +16,7 @@ from fastapi.responses import FileResponse, RedirectResponse
 from sse_starlette import EventSourceResponse
 from starlette.datastructures import UploadFile
 
-from xgem.serve.requests import Body
+from xgem.serve.requests import Body, stored_files
 from xgem.serve.settings import MIB
 from xgem.serve.state import Server
 from xgem.serve.tables import DONE, ENDED, Job
@@ -189,16 +189,17 @@ def preview(server: AnyServer, job: OwnJob, output: str, index: int) -> FileResp
 
 @router.get("/api/generations/{identifier}/inputs/{name}", response_class=FileResponse)
 def given(server: AnyServer, job: OwnJob, name: str) -> FileResponse:
-    """A picture that was given, as the model sees it, or with the name mask:STRUCTURE a mask's file.
-
-    Of a picture to start from, the name is image-OUTPUT.
-    """
-    folder = server.settings.inputs(job.id)
-    masks = job.stored["inputs"].get("mask", {}).get("files", {})
+    """A picture that was given, as the model sees it; of one to start from, the name is image-OUTPUT."""
     known = {*job.request["inputs"], *(f"image-{output}" for output in job.request["image"])}
-    file = folder / masks[name[5:]] if name[5:] in masks and name.startswith("mask:") else folder / f"{name}.png"
-    known.update(f"mask:{structure}" for structure in masks)
-    return _sent(file if name in known else None, f"picture {name[:40]!r} among the inputs")
+    file = server.settings.inputs(job.id) / f"{name}.png"
+    return _sent(file if name in known and file.is_file() else None, f"picture {name[:40]!r} among the inputs")
+
+
+@router.get("/api/generations/{identifier}/files/{field}", response_class=FileResponse)
+def file(server: AnyServer, job: OwnJob, field: str) -> FileResponse:
+    """A file of the request as it was sent, by the name of its field, as in POST /api/generations."""
+    name = stored_files(job.stored).get(field)
+    return _sent(server.settings.inputs(job.id) / name if name else None, f"file {field[:40]!r}", job)
 
 
 @router.get("/api/generations/{identifier}/samples/{output}/{index}", response_class=FileResponse)

@@ -209,6 +209,18 @@ def opened(stored: Mapping[str, Mapping[str, Any]], folder: Path) -> tuple[dict[
     return inputs, {kind: values for kind, values in zip(STARTS, starts, strict=True) if values}
 
 
+def stored_files(stored: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
+    """Names of a request's files in its folder, by the form field that each was sent as."""
+    files: dict[str, str] = {}
+    for kind, entries in stored.items():
+        for name, entry in entries.items():
+            field = name if kind == "inputs" else f"{kind}:{name}"
+            if "file" in entry:
+                files[field] = entry["file"]
+            files |= {f"{field}:{structure}": file for structure, file in entry.get("files", {}).items()}
+    return files
+
+
 def _placed(files: Mapping[str, bytes]) -> dict[str, dict[str, Any]]:
     """Which file is for what; InputError for a field that means nothing."""
     stored: dict[str, dict[str, Any]] = {kind: {} for kind in ("inputs", *STARTS)}

@@ -1,8 +1,6 @@
 /* Masks and boxes: the board, the list of what was drawn, number fields of boxes. */
 
-import { api } from "./api.js";
 import { Board, colour } from "./board.js";
-import { levelsOf } from "./picture.js";
 import { $, button, make, option, title } from "./dom.js";
 
 const SIDES = { x: "Left", y: "Top", w: "Width", h: "Height" };
@@ -30,7 +28,10 @@ export class Annotations {
   setCheckpoint({ size, structures = [], box_classes: classes = [], inputs }) {
     const { board } = this;
     if (size !== board.size) board.resize(size);
-    for (const [select, names] of [[this.structure, structures], [this.boxClass, classes]]) {
+    for (const [select, names] of [
+      [this.structure, structures],
+      [this.boxClass, classes],
+    ]) {
       const chosen = select.value;
       select.replaceChildren(...names.map((name) => option(name, title(name))));
       if (names.includes(chosen)) select.value = chosen;
@@ -68,35 +69,39 @@ export class Annotations {
     });
     const remove = button("Remove", () => this.board.removeBox(index));
     remove.setAttribute("aria-label", `Remove box ${index + 1}`);
-    return make("li", {}, `Box ${index + 1}: ${title(box.label)}, in fractions of the picture`, make("div", { className: "sides" }, ...fields), remove);
+    return make(
+      "li",
+      {},
+      `Box ${index + 1}: ${title(box.label)}, in fractions of the picture`,
+      make("div", { className: "sides" }, ...fields),
+      remove,
+    );
   }
 
-  /** The boxes as COCO, which says that they are in pixels of the model's grid, whatever image an output starts from. */
+  /** The boxes as COCO, which says that they are in pixels of the model's grid, whatever an output starts from. */
   get boxes() {
     const { size, boxes, classes } = this.board;
     return {
       images: [{ id: 1, width: size, height: size }],
       annotations: boxes.map(({ label, x, y, w, h }, index) => ({
-        id: index + 1, image_id: 1, category_id: classes.indexOf(label) + 1, bbox: [x, y, w, h].map((side) => side * size),
+        id: index + 1,
+        image_id: 1,
+        category_id: classes.indexOf(label) + 1,
+        bbox: [x, y, w, h].map((side) => side * size),
       })),
       categories: classes.map((name, index) => ({ id: index + 1, name })),
     };
   }
 
   async append(body) {
-    for (const [name, data] of this.board.painted()) body.append(`mask:${name}`, await this.board.png(data), `${name}.png`);
+    for (const [name, data] of this.board.painted())
+      body.append(`mask:${name}`, await this.board.png(data), `${name}.png`);
   }
 
-  /** What an earlier request had: boxes by value, masks by file. */
-  async refill(url, { mask, boxes }) {
-    const { board } = this;
-    for (const name of mask?.structures ?? []) {
-      const levels = await levelsOf(await api(`${url}/${encodeURIComponent(`mask:${name}`)}`, { as: "blob" }));
-      if (levels.length === board.size ** 2) board.put(name, levels.map((level) => (level ? 1 : 0)));
-    }
-    board.boxes = boxesOf(boxes?.value);
-    this.root.open = this.given.mask || this.given.boxes;
-    board.draw();
+  /** Boxes of an earlier request; `value`: a list in fractions of the picture, or COCO. */
+  setBoxes(value) {
+    this.board.boxes = boxesOf(value);
+    this.board.draw();
     this.#list();
   }
 
@@ -107,12 +112,15 @@ export class Annotations {
   }
 }
 
-/** Boxes of a request, a list in fractions of the picture or COCO. */
 function boxesOf(value) {
   if (Array.isArray(value)) return value.map(({ label, bbox: [x, y, w, h] }) => ({ label, x, y, w, h }));
   if (!value?.annotations) return [];
   const [{ width, height }] = value.images;
   return value.annotations.map(({ category_id: kind, bbox: [x, y, w, h] }) => ({
-    label: value.categories.find(({ id }) => id === kind).name, x: x / width, y: y / height, w: w / width, h: h / height,
+    label: value.categories.find(({ id }) => id === kind).name,
+    x: x / width,
+    y: y / height,
+    w: w / width,
+    h: h / height,
   }));
 }

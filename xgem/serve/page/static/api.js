@@ -26,7 +26,10 @@ async function answer(path, method, body) {
       return response;
     } catch {
       if (method !== "GET") {
-        throw new ApiError("No connection to the server. If you sent a request, look into the history before you send it again.", 0);
+        throw new ApiError(
+          "No connection to the server. If you sent a request, look into the history before you send it again.",
+          0,
+        );
       }
       connected(false);
       await pause(wait);

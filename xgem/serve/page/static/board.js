@@ -1,8 +1,20 @@
 /* A canvas of the model's grid on which areas are painted and boxes are drawn, with the pointer or the keyboard. */
 
 import { $, fromTemplate, make } from "./dom.js";
+import { levelsOf } from "./picture.js";
 
-const COLOURS = [[255, 99, 71], [65, 156, 255], [255, 200, 40], [50, 205, 120], [200, 110, 255], [255, 140, 200], [0, 210, 210], [170, 220, 60], [255, 160, 90], [150, 150, 255]];
+const COLOURS = [
+  [255, 99, 71],
+  [65, 156, 255],
+  [255, 200, 40],
+  [50, 205, 120],
+  [200, 110, 255],
+  [255, 140, 200],
+  [0, 210, 210],
+  [170, 220, 60],
+  [255, 160, 90],
+  [150, 150, 255],
+];
 const STEPS = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] };
 const UNDO = 30;
 const OPACITY = 0.45;
@@ -11,10 +23,19 @@ const OPACITY = 0.45;
 export const colour = (number) => COLOURS[number % COLOURS.length];
 
 export class Board {
-  /** `tools`: from name to label. `layer`: the name of the layer that is painted at first. `changed()` after each change. */
+  /** `tools`: from name to label; `layer`: the name of the layer to paint; `changed()` is called after each change. */
   constructor(place, { label, tools, layer, changed = () => {} }) {
     place.append(fromTemplate("board"));
-    Object.assign(this, { changed, layer, size: 256, under: null, layers: new Map(), order: [layer], boxes: [], undone: [] });
+    Object.assign(this, {
+      changed,
+      layer,
+      size: 256,
+      under: null,
+      layers: new Map(),
+      order: [layer],
+      boxes: [],
+      undone: [],
+    });
     this.boxClass = "";
     this.canvas = $("canvas", place);
     this.where = $(".where", place);
@@ -99,11 +120,17 @@ export class Board {
     this.changed();
   }
 
-  /** Put a layer (size * size of 0 and 1) in. */
-  put(name, data) {
-    this.layers.set(name, data);
+  /** Take a layer from a picture of the grid, black where it is not painted; whether it was one. */
+  async load(name, blob) {
+    const levels = await levelsOf(blob).catch(() => []);
+    if (levels.length !== this.size ** 2) return false;
+    this.layers.set(
+      name,
+      levels.map((level) => (level ? 1 : 0)),
+    );
     this.draw();
     this.changed();
+    return true;
   }
 
   /** Layers that are not empty, from name to data. */
@@ -122,7 +149,11 @@ export class Board {
       const x = from.x + ((to.x - from.x) * step) / count;
       const y = from.y + ((to.y - from.y) * step) / count;
       for (let row = Math.max(0, Math.floor(y - radius)); row <= Math.min(this.size - 1, y + radius); row += 1) {
-        for (let column = Math.max(0, Math.floor(x - radius)); column <= Math.min(this.size - 1, x + radius); column += 1) {
+        for (
+          let column = Math.max(0, Math.floor(x - radius));
+          column <= Math.min(this.size - 1, x + radius);
+          column += 1
+        ) {
           if ((column + 0.5 - x) ** 2 + (row + 0.5 - y) ** 2 <= radius ** 2) data[row * this.size + column] = value;
         }
       }

@@ -82,4 +82,9 @@ export function confirmDelete() {
   });
 }
 
-export const fileOf = (blob, name) => new File([blob], name, { type: blob.type });
+/** Put a file into a file input; null takes it away. */
+export function setFile(input, file) {
+  const files = new DataTransfer();
+  if (file) files.items.add(file);
+  input.files = files.files;
+}

@@ -3,7 +3,7 @@
 import { Annotations } from "./annotations.js";
 import { api, sampleUrl } from "./api.js";
 import { Board } from "./board.js";
-import { $, $$, fieldProblem, make, option, problem, shown, title } from "./dom.js";
+import { $, $$, fieldProblem, make, option, problem, setFile, shown, title } from "./dom.js";
 import { Options } from "./options.js";
 import { Picture } from "./picture.js";
 
@@ -21,7 +21,8 @@ let trace;
 const checkpoint = () => checkpoints.find((one) => one.name === form.elements.model.value);
 
 /** What any output of the checkpoint takes. */
-const takenBy = ({ inputs, takes }) => inputs.filter((name) => Object.values(takes).some((names) => names.includes(name)));
+const takenBy = ({ inputs, takes }) =>
+  inputs.filter((name) => Object.values(takes).some((names) => names.includes(name)));
 
 function build() {
   annotations = new Annotations();
@@ -33,7 +34,10 @@ function build() {
     const start = make("div", { hidden: true });
     start.dataset.output = view;
     $("#starts").append(start);
-    starts.set(view, new Picture(start, `image:${view}`, view, `${title(view)} starts from`, settings, () => startChanged(view)));
+    starts.set(
+      view,
+      new Picture(start, `image:${view}`, view, `${title(view)} starts from`, settings, () => startChanged(view)),
+    );
   }
   trace = new Picture($("#trace"), "", "frontal", "Picture to draw on (it is not sent)", settings, update);
   for (const about of options.known.filter(({ name }) => ["voi", "rescale", "invert", "allow_any"].includes(name))) {
@@ -62,7 +66,11 @@ function startChanged(view) {
     root.append(place);
     root.dataset.field = `mask_image:${view}`;
     $("#edits").append(root);
-    const board = new Board(place, { label: `Area of the ${view} that may change`, tools: { brush: "Brush", eraser: "Eraser" }, layer: "edit" });
+    const board = new Board(place, {
+      label: `Area of the ${view} that may change`,
+      tools: { brush: "Brush", eraser: "Eraser" },
+      layer: "edit",
+    });
     board.resize(Math.sqrt(levels.length));
     edits.set(view, { root, board, file });
   }
@@ -82,7 +90,9 @@ function update() {
   for (const element of $$("#starts [data-output]")) element.hidden = !outputs.includes(element.dataset.output);
   $("#start").hidden = !outputs.some((output) => VIEWS.includes(output));
   $("#strength").hidden = ![...starts.values()].some((picture) => picture.file);
-  annotations.board.setUnder((trace.file ? trace : starts.get("frontal").file ? starts.get("frontal") : pictures.get("frontal")).levels);
+  annotations.board.setUnder(
+    (trace.file ? trace : starts.get("frontal").file ? starts.get("frontal") : pictures.get("frontal")).levels,
+  );
 }
 
 /** Names of what is given, of what the checkpoint takes. */
@@ -164,7 +174,10 @@ function showRefusal(message) {
   const start = message.slice(0, 60).toLowerCase();
   const named = $$("[data-field]", form)
     .filter((field) => !field.closest("[hidden]"))
-    .map((field) => ({ field, at: start.search(new RegExp(`(^|[^\\w:])${field.dataset.field.replace(/\W/g, "\\$&")}([^\\w:]|$)`)) }))
+    .map((field) => ({
+      field,
+      at: start.search(new RegExp(`(^|[^\\w:])${field.dataset.field.replace(/\W/g, "\\$&")}([^\\w:]|$)`)),
+    }))
     .filter(({ at }) => at >= 0)
     .sort((a, b) => a.at - b.at);
   if (named.length) fieldProblem(named[0].field, message);
@@ -192,37 +205,69 @@ form.addEventListener("submit", async (event) => {
   }
 });
 
+/** A file of an earlier request, as it was sent in this form field. */
+async function fileOf(id, field) {
+  const blob = await api(`/api/generations/${id}/files/${encodeURIComponent(field)}`, { as: "blob" });
+  return new File([blob], field, { type: blob.type });
+}
+
+/** Fill in what an earlier request was given; returns the names of what the form cannot show. */
+async function refillInputs(id, inputs) {
+  const { elements } = form;
+  const known = ["report", "severity", "demographics", "mask", "boxes", ...VIEWS];
+  const left = Object.keys(inputs).filter((name) => !known.includes(name));
+  elements.report.value = inputs.report?.value ?? "";
+  elements.severity.value = inputs.severity?.value ?? "";
+  const people = inputs.demographics?.value ?? {};
+  elements.sex.value = people.sex ?? "";
+  elements.age.value = people.age ?? "";
+  if (typeof people === "string" || people.race) left.push("demographics");
+  for (const view of VIEWS) if (inputs[view]) await pictures.get(view).set(await fileOf(id, view));
+  for (const name of ["mask", "boxes"])
+    if (inputs[name]?.file && !inputs[name].structures) setFile(elements[name], await fileOf(id, name));
+  for (const structure of inputs.mask?.structures ?? []) {
+    if (!(await annotations.board.load(structure, await fileOf(id, `mask:${structure}`))))
+      left.push(`mask of ${structure}`);
+  }
+  annotations.setBoxes(inputs.boxes?.value);
+  annotations.root.open = annotations.given.mask || annotations.given.boxes;
+  return left;
+}
+
+/** Pictures that an earlier request started from, and the areas that could change. */
+async function refillStarts(id, { image, mask_image: areas }) {
+  const left = image.filter((output) => !VIEWS.includes(output)).map((output) => `start of ${output}`);
+  for (const output of image.filter((name) => VIEWS.includes(name))) {
+    await starts.get(output).set(await fileOf(id, `image:${output}`));
+    if (!areas.includes(output)) continue;
+    const { board, root } = edits.get(output);
+    if (!(await board.load("edit", await fileOf(id, `mask_image:${output}`)))) left.push(`area of ${output}`);
+    root.open = true;
+  }
+  return left;
+}
+
 /** Fill the form with an earlier request: `?again=ID`, or `?edit=ID&output=frontal&index=0` to start from a sample. */
 async function refill(query) {
   const id = query.get("again") ?? query.get("edit");
   if (!id) return;
   const generation = await api(`/api/generations/${encodeURIComponent(id)}`);
   const { inputs, outputs, options: used, model } = generation.request;
-  const { elements } = form;
-  if (model && checkpoints.some((one) => one.name === model)) elements.model.value = model;
+  const offered = checkpoints.some((one) => one.name === model);
+  if (offered) form.elements.model.value = model;
   checkpointChanged();
-  elements.report.value = inputs.report?.value ?? "";
-  elements.severity.value = inputs.severity?.value ?? "";
-  const people = inputs.demographics?.value ?? {};
-  elements.sex.value = people.sex ?? "";
-  elements.age.value = people.age ?? "";
-  await annotations.refill(`/api/generations/${id}/inputs`, inputs);
-  for (const view of VIEWS) {
-    if (inputs[view]) await pictures.get(view).load(`/api/generations/${id}/inputs/${view}`, `${view}.png`);
-  }
   options.fill({ ...used, seed: generation.seed });
+  const left = offered ? [] : [`model ${model}`];
+  left.push(...(await refillInputs(id, inputs)));
   const output = query.get("output");
-  for (const view of generation.request.image.filter((name) => VIEWS.includes(name) && !output)) {
-    await starts.get(view).load(`/api/generations/${id}/inputs/image-${view}`, `${view}.png`);
-    $("#start").open = true;
-  }
   for (const box of $$("#outputs input")) box.checked = output ? box.value === output : outputs.includes(box.value);
   if (output) {
-    const index = Number(query.get("index"));
-    await starts.get(output).load(sampleUrl(id, output, index, "png"), `${output}-${index}.png`);
-    $("#start").open = true;
-  }
+    const sample = await api(sampleUrl(id, output, Number(query.get("index")), "png"), { as: "blob" });
+    await starts.get(output).set(new File([sample], `${output}.png`, { type: sample.type }));
+  } else left.push(...(await refillStarts(id, generation.request)));
+  $("#start").open = [...starts.values()].some((picture) => picture.file);
   update();
+  if (left.length) problem(`Not taken over from the earlier request: ${left.join(", ")}.`);
 }
 
 $("#example").addEventListener("change", (event) => {

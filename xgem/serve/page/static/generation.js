@@ -47,7 +47,12 @@ async function showPreview({ output, sample, url }) {
   if (!previews.has(key)) {
     const text = output === "report";
     const place = text ? make("p") : make("img", { alt: `Preview of ${output} ${sample + 1}` });
-    const caption = make("figcaption", {}, make("strong", { textContent: "Synthetic" }), `, unfinished: ${output} ${sample + 1}`);
+    const caption = make(
+      "figcaption",
+      {},
+      make("strong", { textContent: "Synthetic" }),
+      `, unfinished: ${output} ${sample + 1}`,
+    );
     $("#previews").append(make("figure", {}, caption, place));
     previews.set(key, place);
   }
@@ -65,7 +70,12 @@ function showSample(output, sample, section) {
   const figure = make("figure", {}, caption);
   const links = make("p", { className: "buttons" });
   const dicom = link(`${name} as DICOM`, format("dicom"));
-  const details = make("details", {}, make("summary", { textContent: "Metadata" }), make("pre", { textContent: JSON.stringify(sample.metadata, null, 2), tabIndex: 0 }));
+  const details = make(
+    "details",
+    {},
+    make("summary", { textContent: "Metadata" }),
+    make("pre", { textContent: JSON.stringify(sample.metadata, null, 2), tabIndex: 0 }),
+  );
   section.append(make("div", { className: "sample" }, figure, links, details));
   if (typeof sample.text === "string") {
     figure.append(make("blockquote", { className: "report", textContent: sample.text }));
@@ -90,7 +100,10 @@ function showResults(generation) {
   $("#tools").hidden = $("#shortcuts").hidden = !viewers.all.length;
   if (viewers.all.length) viewers.activate(viewers.all[0]);
   const download = (format) => `/api/generations/${id}/download?format=${format}`;
-  $("#downloads").append(link("All as PNG and text (zip)", download("png")), link("All as DICOM (zip)", download("dicom")));
+  $("#downloads").append(
+    link("All as PNG and text (zip)", download("png")),
+    link("All as DICOM (zip)", download("dicom")),
+  );
 }
 
 /** An input in words. */
@@ -108,22 +121,29 @@ function givenPicture(name) {
 function showProvenance({ seed, request, created }) {
   const { inputs, outputs, options, model } = request;
   const given = Object.entries(inputs).map(([name, of]) => `${name}: ${described(of)}`);
-  given.push(...(request.image ?? []).map((output) => `${output} starts from a picture`));
+  given.push(...request.image.map((output) => `${output} starts from a picture`));
+  given.push(...request.mask_image.map((output) => `${output} changes in an area`));
   const rows = {
-    Seed: seed ?? "not drawn yet",
-    Model: model ?? "the default one",
+    Seed: seed,
+    Model: model,
     Outputs: outputs.join(", "),
     Inputs: given.join("\n") || "none",
-    Options: Object.entries(options).map(([name, value]) => `${name}: ${JSON.stringify(value)}`).join("\n") || "defaults",
+    Options:
+      Object.entries(options)
+        .map(([name, value]) => `${name}: ${JSON.stringify(value)}`)
+        .join("\n") || "defaults",
     Created: new Date(1000 * created).toLocaleString(),
   };
   $("#provenance dl").replaceChildren(
-    ...Object.entries(rows).flatMap(([name, text]) => [make("dt", { textContent: name }), make("dd", { textContent: text })]),
+    ...Object.entries(rows).flatMap(([name, text]) => [
+      make("dt", { textContent: name }),
+      make("dd", { textContent: text }),
+    ]),
   );
   $("#provenance").hidden = false;
   if (!$("#given").childElementCount) {
     const views = Object.keys(inputs).filter((name) => ["frontal", "lateral"].includes(name));
-    views.push(...(request.image ?? []).filter((name) => name !== "report").map((output) => `image-${output}`));
+    views.push(...request.image.filter((name) => name !== "report").map((output) => `image-${output}`));
     $("#given").append(...views.map(givenPicture));
   }
 }

@@ -6,15 +6,18 @@ import { $, button, confirmDelete, make, shown, title } from "./dom.js";
 const PAGE = 20;
 let last = null;
 
-function thumbnail({ id, state, samples, request }) {
-  if (state !== "done") return make("div", { className: "thumbnail" });
-  const picture = Object.entries(samples ?? {}).find(([, of]) => of.length && typeof of[0].text !== "string");
-  if (picture) {
-    const [output, [first]] = picture;
-    return make("img", { className: "thumbnail", src: sampleUrl(id, output, first.index, "png"), alt: `Synthetic ${output}`, loading: "lazy" });
-  }
-  const text = Object.values(samples ?? {}).flat()[0]?.text ?? request.outputs.join(", ");
-  return make("p", { className: "thumbnail", textContent: text });
+/** The first picture, or else the first report, of what was generated. */
+function thumbnail({ id, state, samples }) {
+  const figure = make("figure", { className: "thumbnail" });
+  if (state !== "done") return figure;
+  const outputs = Object.entries(samples);
+  const [output, [first]] = outputs.find(([, of]) => typeof of[0].text !== "string") ?? outputs[0];
+  const shown =
+    typeof first.text === "string"
+      ? make("p", { textContent: first.text })
+      : make("img", { src: sampleUrl(id, output, first.index, "png"), alt: `Synthetic ${output}`, loading: "lazy" });
+  figure.append(make("figcaption", { textContent: "Synthetic" }), shown);
+  return figure;
 }
 
 function row(generation) {
@@ -31,12 +34,24 @@ function row(generation) {
   });
   remove.setAttribute("aria-label", `Delete the generation of ${when}`);
   const given = Object.keys(request.inputs).join(", ") || "nothing";
+  const what = `${title(state)}: ${request.outputs.join(", ")} from ${given}, ${request.model}`;
   item.append(
     thumbnail(generation),
-    make("div", {},
+    make(
+      "div",
+      {},
       make("a", { href: `/generations/${id}`, textContent: when }),
-      make("p", { textContent: `${title(state)}: ${request.outputs.join(", ")} from ${given}, ${request.model ?? "default model"}${error ? `. ${error}` : ""}` }),
-      make("p", { className: "buttons" }, make("a", { href: `/?again=${id}`, textContent: "Use again", "aria-label": `Use again the request of ${when}` }), remove),
+      make("p", { textContent: error ? `${what}. ${error}` : what }),
+      make(
+        "p",
+        { className: "buttons" },
+        make("a", {
+          href: `/?again=${id}`,
+          textContent: "Use again",
+          "aria-label": `Use again the request of ${when}`,
+        }),
+        remove,
+      ),
     ),
   );
   return item;

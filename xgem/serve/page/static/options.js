@@ -3,17 +3,29 @@
 import { $, fieldProblem, make, option, title } from "./dom.js";
 
 // Shown first, with shorter names
-const NAMES = { seed: "Seed", num_samples: "Samples", num_inference_steps: "Steps", guidance_scale: "Guidance", sampler: "Sampler", joint: "Several outputs jointly" };
+const NAMES = {
+  seed: "Seed",
+  num_samples: "Samples",
+  num_inference_steps: "Steps",
+  guidance_scale: "Guidance",
+  sampler: "Sampler",
+  joint: "Several outputs jointly",
+};
 const COMMON = Object.keys(NAMES);
 const PER_OUTPUT = ["guidance_scale"]; // one number, or one for each output: lateral=2,report=1.5
-const ELSEWHERE = ["image", "mask_image"]; // controls of their own
 
 function control(about) {
   const { default: normal, limits, unset } = about;
   const type = PER_OUTPUT.includes(about.name) ? "text" : about.type;
   const name = `option:${about.name}`;
   if (type === "choice" || (type === "boolean" && normal === null)) {
-    const choices = type === "choice" ? about.choices.map((choice) => [choice, choice]) : [["true", "Yes"], ["false", "No"]];
+    const choices =
+      type === "choice"
+        ? about.choices.map((choice) => [choice, choice])
+        : [
+            ["true", "Yes"],
+            ["false", "No"],
+          ];
     const select = make("select", { name });
     if (normal === null) select.append(option("", unset ? title(unset) : "Not set"));
     select.append(...choices.map(([value, text]) => option(value, title(text))));
@@ -21,7 +33,11 @@ function control(about) {
     return select;
   }
   if (type === "boolean") return make("input", { type: "checkbox", name, checked: normal });
-  const input = make("input", { name, type: type === "text" ? "text" : "number", placeholder: String(normal ?? unset ?? "") });
+  const input = make("input", {
+    name,
+    type: type === "text" ? "text" : "number",
+    placeholder: String(normal ?? unset ?? ""),
+  });
   if (type !== "text") input.step = type === "integer" ? "1" : "any";
   if (limits?.low !== undefined && limits.low !== null) input.min = limits.low;
   if (limits?.high !== undefined && limits.high !== null) input.max = limits.high;
@@ -43,7 +59,7 @@ function perOutput(text) {
 
 export class Options {
   constructor(known) {
-    this.known = known.filter((about) => !ELSEWHERE.includes(about.name));
+    this.known = known;
     const order = (about) => (COMMON.includes(about.name) ? COMMON.indexOf(about.name) : COMMON.length);
     for (const about of [...this.known].sort((a, b) => order(a) - order(b))) {
       const field = control(about);
@@ -76,7 +92,8 @@ export class Options {
       }
       if (name === "strength" && !started) continue;
       const text = field.value.trim();
-      const value = field.type === "checkbox" ? field.checked : text.includes("=") ? perOutput(text) : parsed(type, text);
+      const value =
+        field.type === "checkbox" ? field.checked : text.includes("=") ? perOutput(text) : parsed(type, text);
       if (Number.isNaN(value) || value === null) {
         fieldProblem(field, "Not a number.");
         return null;
@@ -92,7 +109,13 @@ export class Options {
       const field = this.control(name);
       if (field.type === "checkbox") field.checked = value;
       else if (value === null || (value === normal && field.localName === "input")) field.value = "";
-      else field.value = typeof value === "object" ? Object.entries(value).map((pair) => pair.join("=")).join(",") : String(value);
+      else
+        field.value =
+          typeof value === "object"
+            ? Object.entries(value)
+                .map((pair) => pair.join("="))
+                .join(",")
+            : String(value);
     }
   }
 

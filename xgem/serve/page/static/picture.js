@@ -1,7 +1,7 @@
 /* A place for a picture: choose or drop a file, and see it as the model will. */
 
 import { api } from "./api.js";
-import { $, fieldProblem, fileOf, fromTemplate } from "./dom.js";
+import { $, fieldProblem, fromTemplate, setFile } from "./dom.js";
 
 export class Picture {
   /**
@@ -38,9 +38,7 @@ export class Picture {
 
   /** Put a file here, or with null take it away. */
   set(file) {
-    const files = new DataTransfer();
-    if (file) files.items.add(file);
-    this.input.files = files.files;
+    setFile(this.input, file);
     return this.#show();
   }
 
@@ -77,11 +75,6 @@ export class Picture {
     } catch (error) {
       if (file === this.file) fieldProblem(this.input, error.message);
     }
-  }
-
-  /** Use a file of the API. */
-  async load(url, name) {
-    await this.set(fileOf(await api(url, { as: "blob" }), name));
   }
 }
 

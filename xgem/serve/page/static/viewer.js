@@ -33,8 +33,11 @@ class Viewer {
     };
     const functions = ["feFuncR", "feFuncG", "feFuncB"].map((name) => element(name, { type: "linear" }));
     $("#filters").append(
-      element("filter", { id: `window-${number}`, "color-interpolation-filters": "sRGB", x: 0, y: 0, width: 1, height: 1 },
-        element("feComponentTransfer", {}, ...functions)),
+      element(
+        "filter",
+        { id: `window-${number}`, "color-interpolation-filters": "sRGB", x: 0, y: 0, width: 1, height: 1 },
+        element("feComponentTransfer", {}, ...functions),
+      ),
     );
     return functions;
   }
@@ -81,9 +84,13 @@ class Viewer {
         this.zoom.handleUp(event);
       });
     }
-    frame.addEventListener("wheel", (event) => {
-      if (document.activeElement === frame || event.ctrlKey) this.zoom.zoomWithWheel(event);
-    }, { passive: false });
+    frame.addEventListener(
+      "wheel",
+      (event) => {
+        if (document.activeElement === frame || event.ctrlKey) this.zoom.zoomWithWheel(event);
+      },
+      { passive: false },
+    );
     this.image.addEventListener("panzoomchange", () => viewers.moved(this));
     frame.addEventListener("keydown", (event) => {
       const { width, level } = this.window;
@@ -129,7 +136,11 @@ export class Viewers {
   /** A frame for a picture at `url`, described by `alt`; put it into the page, then call `start`. */
   add(figure, url, alt) {
     const image = make("img", { src: url, alt, draggable: false });
-    const frame = make("div", { className: "frame", tabIndex: 0, "aria-label": `${alt}; keys are listed under Keys and pointer` });
+    const frame = make("div", {
+      className: "frame",
+      tabIndex: 0,
+      "aria-label": `${alt}; keys are listed under Keys and pointer`,
+    });
     frame.setAttribute("role", "group");
     frame.append(image);
     figure.append(frame);
