@@ -5,11 +5,10 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 from fastapi.testclient import TestClient
-from httpx import Response
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
@@ -52,7 +51,7 @@ def first_item(client: TestClient) -> str:
     return found[1]
 
 
-def answer(client: TestClient, item: str, score: int = 3, guess: str | None = "real") -> Response:
+def answer(client: TestClient, item: str, score: int = 3, guess: str | None = "real") -> Any:
     data = {"score": str(score)} | ({} if guess is None else {"guess": guess})
     return client.post(item, data=data)
 

@@ -31,6 +31,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "plan": ("xgem.cli.plan", "plan", "Memory, FLOPs, time and disk of every training stage of a preset."),
     "eval": ("xgem.cli.evaluate", "app", "Evaluate a checkpoint, or sets of generated studies."),
     "cohort": ("xgem.cli.cohort", "cohort", "Generate a synthetic data set from a plan."),
+    "readers": ("xgem.cli.readers", "app", "Studies in which people judge real and synthetic items, blind."),
     "export": ("xgem.cli.info", "export", "Copy a checkpoint for release: no training files, float16 by default."),
     "convert": ("xgem.cli.convert", "app", "Convert published weights to xgem checkpoints."),
     "params": ("xgem.cli.info", "params", "Count the parameters of a preset, component by component."),
