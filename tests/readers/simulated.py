@@ -25,6 +25,7 @@ def answer_all(study: Study, rule: Rule, *, seed: int = 0, share: float = 1.0) -
             select(ShowingRow, ItemRow.id, ItemRow.arm, ReaderRow.name, ShowingRow.place)
             .join(ItemRow, ItemRow.id == ShowingRow.item_id)
             .join(ReaderRow, ReaderRow.id == ShowingRow.reader_id)
+            .where(ItemRow.study_id == study.id)
             .order_by(ReaderRow.id, ItemRow.task, ItemRow.arm, ItemRow.case)  # rows are in a random order
         ).all()
         last = max(place for *_, place in rows) + 1
