@@ -47,8 +47,11 @@ def test_raters_who_agree_and_one_who_is_always_higher() -> None:
 def test_icc_that_cannot_be_computed() -> None:
     with pytest.raises(NotComputed, match="1 readers"):
         icc(np.ones((5, 1)))
-    with pytest.raises(NotComputed, match="equal"):
-        icc(np.ones((5, 2)))
+    for constant in (np.ones((5, 2)), np.tile([1, 4], (5, 1))):
+        with pytest.raises(NotComputed, match="throughout"):
+            icc(constant)
+    assert icc([[1, 3], [2, 4]], "ICC(3,1)").value == 1
+    assert icc([[1, 3], [2, 4]]).low <= icc([[1, 3], [2, 4]]).value
     with pytest.raises(InputError, match="finite"):
         icc([[1, 2], [np.nan, 2]])
 

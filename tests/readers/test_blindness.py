@@ -114,12 +114,14 @@ def look(study: Study) -> Seen:
 
 def distance(seen: Seen) -> tuple[float, float]:
     """The cross-validated AUC, and how many standard deviations it lies above that of permuted arms."""
+    from sklearn.feature_selection import SelectKBest, VarianceThreshold, f_classif
     from sklearn.linear_model import RidgeClassifier
     from sklearn.model_selection import GroupKFold, permutation_test_score
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
-    classifier = make_pipeline(StandardScaler(), RidgeClassifier(alpha=30.0))
+    chosen = SelectKBest(f_classif, k=8)
+    classifier = make_pipeline(VarianceThreshold(), chosen, StandardScaler(), RidgeClassifier())
     score, permuted, _ = permutation_test_score(
         classifier, seen.features, seen.real, groups=seen.cases, cv=GroupKFold(4), scoring="roc_auc",
         n_permutations=60, random_state=0,

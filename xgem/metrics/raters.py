@@ -27,8 +27,8 @@ def icc(scores: ArrayLike, form: IccForm = "ICC(2,1)", *, level: float = LEVEL) 
         The coefficient, at most 1 and maybe negative, with n targets.
 
     Raises:
-        InputError: another shape, or a value that is not finite. NotComputed: fewer than two targets or raters, or all
-            ratings are equal.
+        InputError: another shape, or a value that is not finite. NotComputed: fewer than two targets or raters, or
+            no rater's scores differ.
     """
     x = np.asarray(scores, dtype=np.float64)
     if x.ndim != 2 or not np.isfinite(x).all():
@@ -42,8 +42,8 @@ def icc(scores: ArrayLike, form: IccForm = "ICC(2,1)", *, level: float = LEVEL) 
     j = n * float(((of_raters - x.mean()) ** 2).sum()) / (k - 1)
     e = float(((x - of_targets[:, None] - of_raters + x.mean()) ** 2).sum()) / ((n - 1) * (k - 1))
     w = float(((x - of_targets[:, None]) ** 2).sum()) / (n * (k - 1))
-    if max(b, w) < 1e-12:
-        raise NotComputed("all ratings are equal")
+    if max(b, e) < 1e-12:
+        raise NotComputed("each rater gave one and the same score throughout")
     if form == "ICC(2,1)":
         return _icc_2(b, j, e, n, k, level)
     noise, freedom = (w, n * (k - 1)) if form == "ICC(1,1)" else (e, (n - 1) * (k - 1))
@@ -90,7 +90,7 @@ def quadratic_kappa(first: ArrayLike, second: ArrayLike, levels: Sequence[int]) 
     if not len(a):
         raise NotComputed("no items in common")
     if len({*a.tolist(), *b.tolist()}) < 2:
-        raise NotComputed("all ratings are equal")
+        raise NotComputed("both gave one and the same score throughout")
     return float(cohen_kappa_score(a, b, labels=list(levels), weights="quadratic"))
 
 

@@ -2,6 +2,7 @@
 "use strict";
 
 const form = document.getElementById("answer");
+const atOnce = { animate: false }; // a picture that is still moving is measured wrongly
 const views = Array.from(document.querySelectorAll(".frame img"), (image) => {
   const view = Panzoom(image, { maxScale: 10, minScale: 1, contain: "outside", panOnlyWhenZoomed: true, touchAction: "pan-y" });
   image.parentElement.addEventListener("wheel", view.zoomWithWheel, { passive: false });
@@ -28,10 +29,10 @@ for (const slider of [level, width]) slider?.addEventListener("input", applyWind
 const actions = {
   Enter: () => form.requestSubmit(),
   b: () => document.getElementById("back")?.click(),
-  "+": () => views.forEach((view) => view.zoomIn()),
-  "-": () => views.forEach((view) => view.zoomOut()),
+  "+": () => views.forEach((view) => view.zoomIn(atOnce)),
+  "-": () => views.forEach((view) => view.zoomOut(atOnce)),
   0: () => {
-    views.forEach((view) => view.reset());
+    views.forEach((view) => view.reset(atOnce));
     if (level) {
       level.value = 50;
       width.value = 100;
