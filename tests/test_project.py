@@ -94,7 +94,9 @@ def test_importing_xgem_imports_no_torch(project: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "command", [(), ("generate",), ("data",), ("train",), ("eval",), ("cohort",), ("pacs",)], ids=" ".join
+    "command",
+    [(), ("generate",), ("data",), ("train",), ("eval",), ("cohort",), ("pacs",), ("serve",), ("readers",)],
+    ids=" ".join,
 )
 def test_help_imports_no_torch(project: Path, command: tuple[str, ...]) -> None:
     program = f"""

@@ -10,6 +10,7 @@ import re
 import threading
 import time
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +22,10 @@ from PIL import Image
 
 import xgem as package
 from tests.serve.conftest import Work, body, contents, picture
+from xgem.pipeline.privacy_gate import PrivacyGate, Thresholds
 from xgem.pipeline.replay import replay
 from xgem.serve.app import allowed_hosts, make_app
+from xgem.serve.settings import Settings
 from xgem.serve.state import Server
 from xgem.serve.worker import Worker
 from xgem.types import InputError
@@ -107,6 +110,26 @@ def test_a_request_that_fails_does_not_fail_its_batch(
     assert (bad["state"], "samples" in bad) == ("failed", False)
     assert bad["error"] == "internal error (RuntimeError); the server's log has it"
     assert client.get(f"/api/generations/{bad['id']}/download").status_code == 409
+
+
+def test_a_privacy_gate_of_the_server_is_on_every_request(
+    settings: Settings, work: Work, tmp_path: Path, debug_checkpoint: Path
+) -> None:
+    training = tmp_path / "training"
+    training.mkdir()
+    made = package.generate({}, "frontal", model=debug_checkpoint, num_inference_steps=2, seed=5)
+    made.frontal[0].save(training / "copied.png")
+    for k in range(8):
+        (training / f"other-{k}.png").write_bytes(picture(k, 32))
+    index = tmp_path / "index.safetensors"
+    gate = PrivacyGate.open(training, thresholds=Thresholds(latent=1e-3, pixel=1e-3))
+    gate.indexed(package.load(debug_checkpoint), ["frontal"]).save(index)
+    server = Server.open(replace(settings, privacy_gate=index))
+    with TestClient(make_app(server)) as client:
+        view = done(client, server, work, json=body(["frontal"], seed=5))
+    metadata = view["samples"]["frontal"][0]["metadata"]
+    assert metadata["privacy_gate"]["tries"] > 1
+    assert metadata["seed"] != 5
 
 
 def test_masks_boxes_and_an_image_to_start_from(client: TestClient, server: Server, work: Work) -> None:

@@ -35,6 +35,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "serve": ("xgem.cli.serve", "serve", "Answer requests over HTTP, with a queue and a worker for each device."),
     "app": ("xgem.cli.serve", "app", "Open a page for people on such a server."),
     "worker": ("xgem.cli.serve", "worker", "Generate what a server on the same database has queued."),
+    "readers": ("xgem.cli.readers", "app", "Studies in which people judge real and synthetic items, blind."),
     "export": ("xgem.cli.info", "export", "Copy a checkpoint for release: no training files, float16 by default."),
     "convert": ("xgem.cli.convert", "app", "Convert published weights to xgem checkpoints."),
     "params": ("xgem.cli.info", "params", "Count the parameters of a preset, component by component."),

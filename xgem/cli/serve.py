@@ -57,6 +57,14 @@ Samples = Annotated[int, typer.Option("--most-samples", min=1, help="Most sample
 NoWorkers = Annotated[
     bool, typer.Option("--no-workers", help="Only answer; xgem worker generates, here or on other machines.")
 ]
+Gate = Annotated[
+    Path | None,
+    typer.Option(
+        "--privacy-gate",
+        metavar="PATH",
+        help="Refuse images too close to a training image in every request. PATH: manifest, folder or index of them.",
+    ),
+]
 Proxied = Annotated[
     bool, typer.Option("--behind-proxy", help="Believe a proxy, which alone can reach it, in X-Forwarded headers.")
 ]
@@ -79,6 +87,7 @@ def serve(
     dtype: Dtype = None,
     batch_size: BatchSize = 8,
     database: Database = None,
+    privacy_gate: Gate = None,
     no_workers: NoWorkers = False,
     upload_mib: Upload = 64,
     most_samples: Samples = 16,
@@ -93,7 +102,8 @@ def serve(
 
     Requests are queued in a database, so that a restart loses none. Without tokens, only this machine can use it.
     """
-    settings = _settings(data, database, model, dtype, batch_size, upload_mib=upload_mib, most_samples=most_samples)
+    limits: dict[str, Any] = {"upload_mib": upload_mib, "most_samples": most_samples, "privacy_gate": privacy_gate}
+    settings = _settings(data, database, model, dtype, batch_size, **limits)
     if add_token is not None or revoke_token is not None:
         _tokens(settings, add_token, revoke_token)
         return
@@ -109,6 +119,7 @@ def app(
     dtype: Dtype = None,
     batch_size: BatchSize = 8,
     database: Database = None,
+    privacy_gate: Gate = None,
     no_workers: NoWorkers = False,
     upload_mib: Upload = 64,
     most_samples: Samples = 16,
@@ -117,7 +128,8 @@ def app(
     browser: Annotated[bool, typer.Option("--browser/--no-browser", help="Open the page in a browser.")] = True,
 ) -> None:
     """A page to generate with, in a browser, on the API of xgem serve."""
-    settings = _settings(data, database, model, dtype, batch_size, upload_mib=upload_mib, most_samples=most_samples)
+    limits: dict[str, Any] = {"upload_mib": upload_mib, "most_samples": most_samples, "privacy_gate": privacy_gate}
+    settings = _settings(data, database, model, dtype, batch_size, **limits)
     devices = [] if no_workers else device
     _serve(settings, host, port, devices, allowed_host, behind_proxy, page=True, browser=browser)
 
@@ -131,11 +143,12 @@ def worker(
     ] = None,
     dtype: Dtype = None,
     batch_size: BatchSize = 8,
+    privacy_gate: Gate = None,
 ) -> None:
     """Generate what a server has queued, until Ctrl-C. Folder, database and checkpoints are those of the server."""
     from xgem.serve.worker import run_worker
 
-    run_worker(_settings(data, database, model, dtype, batch_size), device)
+    run_worker(_settings(data, database, model, dtype, batch_size, privacy_gate=privacy_gate), device)
 
 
 def _settings(

@@ -30,6 +30,7 @@ class Settings:
         upload_mib: the longest request, in MiB.
         read_mib, read_seconds: what reading the inputs of one request may take; more is refused.
         dtype: number format of the workers.
+        privacy_gate: manifest, folder or index of training images, for a gate on every request.
     """
 
     folder: Path
@@ -41,6 +42,7 @@ class Settings:
     read_mib: int = 1024
     read_seconds: float = 30
     dtype: str | None = None
+    privacy_gate: Path | None = None
 
     @property
     def database_url(self) -> str:

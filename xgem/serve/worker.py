@@ -26,6 +26,7 @@ from xgem.web.database import open_database
 if TYPE_CHECKING:
     from xgem.pipeline.generation import Generation
     from xgem.pipeline.pipeline import XgemPipeline
+    from xgem.pipeline.privacy_gate import PrivacyGate
     from xgem.pipeline.request import Request
 
 logger = logging.getLogger(__name__)
@@ -59,6 +60,7 @@ class Worker:
         self.id = self.here.id
         self.queue.beat(self.here, [])
         self.pipelines: dict[str, XgemPipeline] = {}
+        self.gates: dict[str, PrivacyGate] = {}
 
     def run(self) -> None:
         """Work until told to stop; what was begun then goes back to the queue."""
@@ -117,7 +119,8 @@ class Worker:
         starts = {kind: [start[kind] for _, start in given] for kind in given[0][1]}
         options = {**first.request["options"], **starts, "seed": [job.seed for job in jobs]}
         watcher = _Watcher(self, jobs, pipeline, pipeline.checked(inputs, outputs, CallOptions.parse(options)))
-        return pipeline(inputs, outputs, progress=False, callback_on_step_end=watcher, **options)
+        gate = self._gate(pipeline, outputs)
+        return pipeline(inputs, outputs, progress=False, callback_on_step_end=watcher, privacy_gate=gate, **options)
 
     def _pipeline(self, name: str) -> XgemPipeline:
         if name not in self.pipelines:
@@ -128,6 +131,17 @@ class Worker:
             self.pipelines[name] = XgemPipeline(places[name], device=self.device, dtype=self.settings.dtype)
             self.queue.beat(self.here, list(self.pipelines))
         return self.pipelines[name]
+
+    def _gate(self, pipeline: XgemPipeline, outputs: Sequence[str]) -> PrivacyGate | None:
+        """The server's privacy gate with its index for this checkpoint and these outputs, made once."""
+        if self.settings.privacy_gate is None:
+            return None
+        from xgem.pipeline.privacy_gate import PrivacyGate
+
+        key = f"{pipeline.name} {','.join(outputs)}"
+        if key not in self.gates:
+            self.gates[key] = PrivacyGate.open(self.settings.privacy_gate).indexed(pipeline, outputs)
+        return self.gates[key]
 
     def _publish(self, job: Job, generation: Generation) -> None:
         """Results become visible whole, and only if the request is still this worker's."""
