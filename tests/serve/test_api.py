@@ -6,6 +6,7 @@ import base64
 import hashlib
 import io
 import json
+import os
 import re
 import threading
 import time
@@ -350,3 +351,14 @@ def test_answers_carry_their_protection(client: TestClient) -> None:
     assert "frame-ancestors 'none'" in headers["content-security-policy"]
     assert "unsafe" not in headers["content-security-policy"]
     assert (headers["x-content-type-options"], headers["referrer-policy"]) == ("nosniff", "no-referrer")
+
+
+def test_what_a_crash_left_is_deleted_when_it_is_old(client: TestClient, server: Server) -> None:
+    made = client.post("/api/generations", **as_form(body(["lateral"]), frontal=picture())).json()["id"]
+    old, new = (server.settings.inputs(digit * 32) for digit in "01")
+    for folder in (old, new, server.settings.inputs(made)):
+        folder.mkdir(parents=True, exist_ok=True)
+    for folder in (old, server.settings.inputs(made)):
+        os.utime(folder, (0, 0))
+    Server.open(server.settings)
+    assert {folder.name for folder in old.parent.iterdir()} == {new.name, made}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shutil
+import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,8 @@ from xgem.types import InputError
 from xgem.web.database import sqlite_url
 
 MIB: Final = 2**20
+CUT_OFF_S: Final = 3600
+"""Files without a request are what a crash left, if they are so old."""
 _IDENTIFIER: Final = re.compile(r"[0-9a-f]{32}")
 
 
@@ -71,11 +74,11 @@ class Settings:
             shutil.rmtree(folder, ignore_errors=True)
 
     def tidy(self, known: Iterable[str]) -> None:
-        """Delete the files of requests that are not known: of uploads that were cut off by a crash."""
-        kept = set(known)
-        for kind in ("inputs", "results", "previews"):
+        """Delete old files of requests that are not known: what a crash cut off. New ones may be just arriving."""
+        kept, old = set(known), time.time() - CUT_OFF_S
+        for kind in ("inputs", "results", "previews", "partial"):
             for folder in (self.folder / kind).glob("*"):
-                if folder.name not in kept:
+                if folder.name not in kept and folder.stat().st_mtime < old:
                     shutil.rmtree(folder, ignore_errors=True)
 
     def _place(self, kind: str, identifier: str) -> Path:

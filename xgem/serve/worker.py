@@ -68,21 +68,29 @@ class Worker:
         beating.start()
         try:
             while not self.stopping():
-                jobs = self.queue.claim(self.id, self.settings.batch_size)
+                jobs = self._claim()
                 if jobs:
                     self._work(jobs)
                 else:
                     time.sleep(IDLE_S)
         finally:
-            self.queue.leave(self.id)
             shutil.rmtree(self.settings.partial(self.id), ignore_errors=True)
+            self.queue.leave(self.id)
+
+    def _claim(self) -> list[Job]:
+        try:
+            return self.queue.claim(self.id, self.settings.batch_size)
+        except SQLAlchemyError as error:  # a database that is away for a moment
+            logger.warning("database: %s", one_line(error))
+            time.sleep(BEAT_S)
+            return []
 
     def _beat(self) -> None:
         while not self.stopping():
             try:
                 self.queue.release_stale()
                 self.queue.beat(self.here, list(self.pipelines))
-            except SQLAlchemyError as error:  # a database that is away for a moment
+            except SQLAlchemyError as error:
                 logger.warning("database: %s", one_line(error))
             time.sleep(BEAT_S)
 
