@@ -453,14 +453,14 @@ def test_history_reopens_uses_again_and_deletes(page: Page, api: ByHand, tmp_pat
 
 def test_request_is_used_again_with_its_files(page: Page, api: ByHand, tmp_path: Path) -> None:
     file, levels = picture(tmp_path, "start.png")
-    Image.fromarray((levels > 127).astype(np.uint8) * 2).save(tmp_path / "labels.png")  # 2: the right lung
+    Image.fromarray((levels > 45).astype(np.uint8) * 2).save(tmp_path / "labels.png")  # 2: the right lung
     boxes = [{"label": "nodule", "bbox": [0.1, 0.2, 0.3, 0.4]}]
     (tmp_path / "boxes.json").write_text(json.dumps(boxes), encoding="utf-8")
     open_form(page, api.url, CONTROL)
     page.get_by_text("Masks and boxes").click()
     page.get_by_label("Mask from a file").set_input_files(tmp_path / "labels.png")
     page.get_by_label("Boxes from a file").set_input_files(tmp_path / "boxes.json")
-    page.get_by_text("Start from a picture").click()
+    page.get_by_text("Start from a picture", exact=True).click()
     page.get_by_label("Frontal starts from", exact=True).set_input_files(file)
     page.get_by_alt_text("Frontal starts from, as the model sees it").wait_for()
     page.get_by_text("More options").click()

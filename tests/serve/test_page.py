@@ -153,6 +153,16 @@ def test_picture_that_cannot_be_used_is_refused_in_a_line(
     assert "/" not in line
 
 
+def test_pages_are_open_and_pictures_need_the_token(tmp_path: Path, debug_checkpoint: Path) -> None:
+    settings = Settings(tmp_path, models=(str(debug_checkpoint),))
+    token = Server.open(settings).tokens.add("reader")
+    guarded = TestClient(make_app(Server.open(settings), page=True))
+    assert guarded.get("/").status_code == 200
+    assert look(guarded, "a.png", b"").status_code == 401
+    assert guarded.get("/login", params={"token": token}).status_code == 200
+    assert look(guarded, "a.png", b"").status_code == 422
+
+
 def test_examples_are_short_sentences() -> None:
     assert len({name for name, _ in page.EXAMPLES}) == len(page.EXAMPLES)
     assert all(text.endswith(".") and len(text) < 120 for _, text in page.EXAMPLES)
