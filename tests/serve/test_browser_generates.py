@@ -15,7 +15,9 @@ from PIL import Image
 
 from tests.serve.by_hand import served
 from tests.serve.pages import ANY, READY, browser, brushed, drag, generate, open_form, page, set_brush
+from xgem.api import generate as generate_in_python
 from xgem.serve.app import make_app
+from xgem.serve.page.page import EXAMPLES
 from xgem.serve.settings import Settings
 from xgem.serve.state import Server
 
@@ -40,7 +42,7 @@ def downloaded(page: Page, link: Locator) -> bytes:
     return download.value.path().read_bytes()
 
 
-def test_from_the_opened_page_to_downloaded_files(page: Page, url: str) -> None:
+def test_from_the_opened_page_to_downloaded_files(page: Page, url: str, debug_checkpoint: Path) -> None:
     page.set_default_timeout(90_000)  # the worker starts meanwhile
     open_form(page, url, ANY)
     page.get_by_role("combobox", name="Example report").select_option("Cardiomegaly")
@@ -57,6 +59,15 @@ def test_from_the_opened_page_to_downloaded_files(page: Page, url: str) -> None:
     with Image.open(io.BytesIO(png)) as image:
         assert image.info["Synthetic"] == "true"
         np.testing.assert_array_equal(np.asarray(image), dataset.pixel_array)
+    texts = dict(EXAMPLES)
+    made = generate_in_python(
+        {"report": texts["Cardiomegaly"]},
+        ["frontal", "lateral"],
+        model=debug_checkpoint,
+        seed=11,
+        num_inference_steps=3,
+    )
+    np.testing.assert_array_equal(np.asarray(made.frontal[0]), dataset.pixel_array)
     page.get_by_text("Provenance").click()
     assert page.locator("dt:has-text('Seed') + dd").inner_text() == "11"
     for name, ending in (("All as PNG and text (zip)", ".png"), ("All as DICOM (zip)", ".dcm")):

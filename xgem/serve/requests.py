@@ -50,7 +50,7 @@ class Body(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     inputs: dict[str, Any] = Field(default_factory=dict, description="By modality: text, numbers, boxes as JSON.")
-    outputs: list[str] = Field(min_length=1, max_length=16, description="Modalities to generate.")
+    outputs: list[str] = Field(max_length=16, description="Modalities to generate.")
     options: dict[str, Any] = Field(default_factory=dict, description="As in GET /api/options.")
     image: dict[str, Any] = Field(default_factory=dict, description="By output: what it starts from.")
     mask_image: dict[str, Any] = Field(default_factory=dict, description="By output: where that may change (white).")
