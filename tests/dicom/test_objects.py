@@ -343,3 +343,26 @@ def test_what_cannot_be_saved_as_dicom(pipeline: XgemPipeline, views: Made, tmp_
     with pytest.raises(InputError, match="decode latents first"):
         latent.save(tmp_path / "out", format="dicom")
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.data
+@pytest.mark.parametrize("name", ["mono1_8bit_jpeg_baseline.dcm", "cr_mono1_10bit_explicit_le.dcm"])
+def test_nothing_of_a_real_header_is_taken_over(
+    control: XgemPipeline, data_dir: Path, tmp_path: Path, name: str, program: Callable[..., str]
+) -> None:
+    source = pydicom.dcmread(data_dir / "dicom" / name, stop_before_pixels=True)
+    made = control({"report": TEXT, "mask": masks()}, "frontal", image={"frontal": data_dir / "dicom" / name}, **QUICK)
+    made.save(tmp_path / "out", format="dicom")
+    data = b"".join(path.read_bytes() for path in (tmp_path / "out").iterdir())
+    texts = [str(one.value) for one in source.iterall() if one.VR in ("PN", "LO", "SH", "UI", "DA", "TM", "LT", "ST")]
+    own = {text for text in texts if len(text) > 5 and not text.startswith("1.2.840.10008.")}
+    assert len(own) >= 3
+    assert not [text for text in own if text.encode() in data]
+    assert not errors(program("dciodvfy", tmp_path / "out" / "frontal.dcm"))
+    side = control.preset.transform.size
+    ds = pydicom.dcmread(tmp_path / "out" / "frontal.dcm")
+    if "PixelSpacing" in source:
+        width = max(source.Rows, source.Columns) * float(source.PixelSpacing[0])
+        assert float(ds.ImagerPixelSpacing[0]) * side == pytest.approx(width, rel=0.01)
+    else:
+        assert ds.Modality == "OT"
