@@ -311,6 +311,11 @@ def test_the_spacing_is_that_of_the_grid(control: XgemPipeline, annotated: Made,
         assert pydicom.dcmread(tmp_path / image.stem / "frontal.dcm").SOPClassUID.name == CLASSES["lateral"]
 
 
+def test_a_severity_has_no_object_of_its_own(control: XgemPipeline, tmp_path: Path) -> None:
+    control({"severity": 12, "demographics": {"sex": "F"}}, "frontal", **QUICK).save(tmp_path / "out", format="dicom")
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"generation.json", "frontal.dcm"}
+
+
 def test_results_of_another_format_are_replaced(views: Made, tmp_path: Path) -> None:
     views.generation.save(tmp_path / "out")
     views.generation.save(tmp_path / "out", format="dicom", overwrite=True)
