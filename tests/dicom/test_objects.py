@@ -191,10 +191,9 @@ def test_boxes_are_regions_of_the_image(annotated: Made) -> None:
     given = annotated.generation.annotations["boxes"]
     assert len(groups) == len(given.boxes) == 2
     for group, box in zip(groups, given.boxes, strict=True):
-        points = group.roi.value
-        bounds = [*points.min(0), *(points.max(0) - points.min(0))]
-        wanted = np.array([box.x, box.y, box.w, box.h]) * given.size[0]
-        np.testing.assert_allclose(bounds, wanted, atol=1e-4)
+        left, top, right, bottom = np.array([box.x, box.y, box.x + box.w, box.y + box.h]) * given.size[0]
+        corners = [(left, top), (right, top), (right, bottom), (left, bottom), (left, top)]
+        np.testing.assert_allclose(group.roi.value, corners, atol=1e-4)
         source = group.roi.ContentSequence[0].ReferencedSOPSequence[0]
         assert source.ReferencedSOPInstanceUID == image.SOPInstanceUID
         assert group.finding_type.meaning.lower() == box.label
