@@ -104,7 +104,7 @@ def test_the_spacing_of_the_grid_measures_distances(spacing: tuple[float, float]
     """The distance in mm of two bright spots, before and after."""
     y, x = np.mgrid[:333, :401]
     spots = ((y - row) ** 2 + (x - column) ** 2 for row, column in ((80, 90), (250, 310)))
-    pixels = np.float32(sum(np.exp(-spot / 128) for spot in spots))
+    pixels = np.sum([np.exp(-spot / 128) for spot in spots], axis=0).astype(np.float32)
     radiograph = Radiograph(pixels, spacing, "0", "x", aspect=spacing[0] / spacing[1])
     config = TransformConfig(size=256, pixel_spacing=wanted, pad=pad, interpolation="bilinear")
     square, found = to_square(radiograph, config) + 1, grid_spacing(radiograph, config)

@@ -55,7 +55,7 @@ def service() -> Iterator[Callable[..., str]]:
         if tls is not None:
             server.socket = tls.wrap_socket(server.socket, server_side=True)
         servers.append(server)
-        threading.Thread(target=server.serve_forever, daemon=True).start()
+        threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
         return f"dicomweb://127.0.0.1:{server.server_address[1]}/rs"
 
     yield start

@@ -191,10 +191,9 @@ def test_boxes_are_regions_of_the_image(annotated: Made) -> None:
     given = annotated.generation.annotations["boxes"]
     assert len(groups) == len(given.boxes) == 2
     for group, box in zip(groups, given.boxes, strict=True):
-        points = group.roi.value
-        bounds = [*points.min(0), *(points.max(0) - points.min(0))]
-        wanted = np.array([box.x, box.y, box.w, box.h]) * given.size[0]
-        np.testing.assert_allclose(bounds, wanted, atol=1e-4)
+        left, top, right, bottom = np.array([box.x, box.y, box.x + box.w, box.y + box.h]) * given.size[0]
+        corners = [(left, top), (right, top), (right, bottom), (left, bottom), (left, top)]
+        np.testing.assert_allclose(group.roi.value, corners, atol=1e-4)
         source = group.roi.ContentSequence[0].ReferencedSOPSequence[0]
         assert source.ReferencedSOPInstanceUID == image.SOPInstanceUID
         assert group.finding_type.meaning.lower() == box.label
@@ -311,6 +310,11 @@ def test_the_spacing_is_that_of_the_grid(control: XgemPipeline, annotated: Made,
         assert pydicom.dcmread(tmp_path / image.stem / "frontal.dcm").SOPClassUID.name == CLASSES["lateral"]
 
 
+def test_a_severity_has_no_object_of_its_own(control: XgemPipeline, tmp_path: Path) -> None:
+    control({"severity": 12, "demographics": {"sex": "F"}}, "frontal", **QUICK).save(tmp_path / "out", format="dicom")
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"generation.json", "frontal.dcm"}
+
+
 def test_results_of_another_format_are_replaced(views: Made, tmp_path: Path) -> None:
     views.generation.save(tmp_path / "out")
     views.generation.save(tmp_path / "out", format="dicom", overwrite=True)
@@ -343,3 +347,26 @@ def test_what_cannot_be_saved_as_dicom(pipeline: XgemPipeline, views: Made, tmp_
     with pytest.raises(InputError, match="decode latents first"):
         latent.save(tmp_path / "out", format="dicom")
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.data
+@pytest.mark.parametrize("name", ["mono1_8bit_jpeg_baseline.dcm", "cr_mono1_10bit_explicit_le.dcm"])
+def test_nothing_of_a_real_header_is_taken_over(
+    control: XgemPipeline, data_dir: Path, tmp_path: Path, name: str, program: Callable[..., str]
+) -> None:
+    source = pydicom.dcmread(data_dir / "dicom" / name, stop_before_pixels=True)
+    made = control({"report": TEXT, "mask": masks()}, "frontal", image={"frontal": data_dir / "dicom" / name}, **QUICK)
+    made.save(tmp_path / "out", format="dicom")
+    data = b"".join(path.read_bytes() for path in (tmp_path / "out").iterdir())
+    texts = [str(one.value) for one in source.iterall() if one.VR in ("PN", "LO", "SH", "UI", "DA", "TM", "LT", "ST")]
+    own = {text for text in texts if len(text) > 5 and not text.startswith("1.2.840.10008.")}
+    assert len(own) >= 3
+    assert not [text for text in own if text.encode() in data]
+    assert not errors(program("dciodvfy", tmp_path / "out" / "frontal.dcm"))
+    side = control.preset.transform.size
+    ds = pydicom.dcmread(tmp_path / "out" / "frontal.dcm")
+    if "PixelSpacing" in source:
+        width = max(source.Rows, source.Columns) * float(source.PixelSpacing[0])
+        assert float(ds.ImagerPixelSpacing[0]) * side == pytest.approx(width, rel=0.01)
+    else:
+        assert ds.Modality == "OT"

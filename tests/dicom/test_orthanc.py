@@ -165,18 +165,38 @@ def test_a_radiograph_from_the_archive_is_an_input(
     assert f"identical to {file}" in ran.err
 
 
+def test_cases_and_start_images_come_from_the_archive(
+    xgem: Any, archive: Archive, cxr: Path, debug_checkpoint: Path, tmp_path: Path
+) -> None:
+    send(archive.dimse, [cxr])
+    ds = pydicom.dcmread(cxr)
+    address = f"{archive.web}/studies/{ds.StudyInstanceUID}/series/{ds.SeriesInstanceUID}/instances/{ds.SOPInstanceUID}"
+    common = ("--outputs", "report", "--model", debug_checkpoint, *QUICK, "--out", tmp_path / "cases")
+    ran = xgem("generate", "--frontal", address, cxr, *common, "--send", archive.web)
+    assert ran.code == 0, ran.err
+    made = [pydicom.dcmread(tmp_path / "cases" / name / "report.dcm") for name in (ds.SOPInstanceUID, "cxr")]
+    for one in made:  # both have arrived
+        assert one.StudyInstanceUID in xgem("pacs", "find", archive.web, "--patient", one.PatientID).out
+    common = ("--outputs", "frontal", "--model", debug_checkpoint, *QUICK, "--out", tmp_path / "start")
+    ran = xgem("generate", "--report", "Clear.", "--image", f"frontal={address}", *common, "--format", "dicom")
+    assert ran.code == 0, ran.err
+    assert pydicom.dcmread(tmp_path / "start" / "frontal.dcm").Modality == "DX"  # its spacing is known
+
+
 def test_requests_that_the_archive_refuses(
     xgem: Any, archive: Archive, cxr: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     missing = f"{archive.web}/studies/1.2.3.4/series/1.2.3.5/instances/1.2.3.6"
     wrong_title = archive.dimse.replace("ORTHANC", "OTHER")
+    nowhere = f"dicomweb://127.0.0.1:{free_port()}/dicom-web"
     cases: list[tuple[tuple[Any, ...], str]] = [
         (("generate", "--frontal", missing, "--outputs", "lateral", "--out", tmp_path / "x"), "HTTP 404"),
         (("pacs", "fetch", missing, "--out", tmp_path / "x"), "HTTP 404"),
+        (("pacs", "fetch", missing.replace(archive.web, nowhere), "--out", tmp_path / "x"), "cannot be reached"),
         (("pacs", "find", archive.web.replace("dicom-web", "elsewhere")), "HTTP 404"),
         (("pacs", "send", cxr, "--to", wrong_title), "rejects the association; check its AE title"),
         (("pacs", "send", cxr, "--to", f"dimse://ORTHANC@127.0.0.1:{free_port()}"), "no association; check host"),
-        (("pacs", "send", cxr, "--to", f"dicomweb://127.0.0.1:{free_port()}/dicom-web"), "cannot be reached"),
+        (("pacs", "send", cxr, "--to", nowhere), "cannot be reached; check host and port; 0 of 1 objects arrived"),
     ]
     for command, message in cases:
         ran = xgem(*command)

@@ -12,7 +12,7 @@ from xgem.types import InputError
 EXAMPLES: Final = "dicomweb://host:port/path, dicomwebs://host/path (TLS) or dimse://AETITLE@host:port"
 _WEB: Final = {"dicomweb": "http", "dicomwebs": "https"}
 _OBJECT: Final = re.compile(
-    r"/studies/(?P<study>[\d.]{1,64})(?:/series/(?P<series>[\d.]{1,64})(?:/instances/(?P<instance>[\d.]{1,64}))?)?/?$"
+    r"/studies/(?P<study>[0-9.]{1,64})(?:/series/(?P<series>[0-9.]{1,64})(?:/instances/(?P<instance>[0-9.]{1,64}))?)?/?$"
 )
 
 

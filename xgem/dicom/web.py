@@ -26,7 +26,7 @@ TIMEOUT: Final = 30.0
 """Seconds to wait for a connection, and for each part of an answer."""
 _LOCAL: Final = re.compile(r"http://(localhost|127\.\d+\.\d+\.\d+|\[::1\])(?=[:/]|$)")
 _OTHERWISE: Final = "answers otherwise than DICOMweb does; check the path of the service"
-_UID: Final = re.compile(r"[\d.]{1,64}")
+_UID: Final = re.compile(r"[0-9.]{1,64}")
 
 
 def find(address: WebAddress, filters: Mapping[str, str], *, limit: int, timeout: float = TIMEOUT) -> list[Dataset]:

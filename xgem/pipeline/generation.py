@@ -172,14 +172,14 @@ class Generation:
 
         identity = Identity(metadata, patient or {})
         image = modality.to_dicom(sample, identity)
-        objects = {f"{stem}.dcm": image}
+        objects = [(f"{stem}.dcm", image)]
         for name, value in self.annotations.items() if modality.is_image else ():
             known = get_modality(name)
-            objects[dicom_name(stem, known.suffix)] = known.to_dicom(value, identity, image)
-        for name, ds in objects.items():
-            if ds is not None:
-                ds.save_as(directory / name, enforce_file_format=True)
-        return [directory / name for name, ds in objects.items() if ds is not None]
+            objects.append((dicom_name(stem, known.suffix), known.to_dicom(value, identity, image)))
+        made = [(directory / name, ds) for name, ds in objects if ds is not None]  # of a severity there is none
+        for path, ds in made:
+            ds.save_as(path, enforce_file_format=True)
+        return [path for path, _ in made]
 
     def _patient(self, format: str, keep: bool) -> dict[str, str]:
         """The patient to keep; InputError where that, or the format, is not possible."""

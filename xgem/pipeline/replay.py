@@ -108,7 +108,7 @@ def replay(
     progress: bool = True,
     **old_names: Any,
 ) -> Replayed:
-    """Make the sample in ``file`` (a PNG or report that xgem wrote) again.
+    """Make the sample in ``file`` (a PNG, report or DICOM file that xgem wrote) again.
 
     Args:
         file: what to replay.
