@@ -93,7 +93,9 @@ def test_importing_xgem_imports_no_torch(project: Path) -> None:
     assert done.stderr.strip() == "[]"
 
 
-@pytest.mark.parametrize("command", [(), ("generate",), ("data",), ("train",), ("eval",), ("cohort",), ("readers",)], ids=" ".join)
+@pytest.mark.parametrize(
+    "command", [(), ("generate",), ("data",), ("train",), ("eval",), ("cohort",), ("readers",)], ids=" ".join
+)
 def test_help_imports_no_torch(project: Path, command: tuple[str, ...]) -> None:
     program = f"""
 import sys

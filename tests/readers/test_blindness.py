@@ -24,7 +24,6 @@ from sqlalchemy.orm import Session
 
 from tests.readers.conftest import a_plan, write_set
 from xgem.readers import study as studies
-from xgem.readers.blinding import Fit
 from xgem.readers.server import reader_app
 from xgem.readers.study import Study, build, new_links, open_study
 from xgem.readers.tables import ItemRow, ReaderRow, ShowingRow
@@ -199,10 +198,7 @@ def test_pictures_of_several_lengths_are_never_written(
 ) -> None:
     lengths = iter(range(100, 1000))
 
-    def uneven(item: object, fit: Fit, size: int) -> bytes:
-        return bytes(next(lengths))
-
-    monkeypatch.setattr(studies, "blind_picture", uneven)
+    monkeypatch.setattr(studies, "as_png", lambda picture: bytes(next(lengths)))
     with pytest.raises(DataError, match="pictures of 100 to"):
         build(a_plan(plan_file), tmp_path / "study")
     assert not (tmp_path / "study").exists()
