@@ -29,7 +29,13 @@ from xgem.readers.study import Study, build, new_links, open_study
 from xgem.readers.tables import ItemRow, ReaderRow, ShowingRow
 from xgem.types import DataError
 
-CASES = 50
+# Of a feature that parts the arms wholly, and of one that a fold does not vary in
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:divide by zero:RuntimeWarning"),
+    pytest.mark.filterwarnings("ignore:Features .* are constant:UserWarning"),
+]
+
+CASES = 40
 FILE_HEADER = 48
 """Bytes of a stored PNG before the first row of pixels."""
 FAR = 4.5
@@ -104,7 +110,7 @@ def look(study: Study) -> Seen:
             ]
         )
         texts.append(page.text)
-    grams: Any = HashingVectorizer(analyzer="char", ngram_range=(1, 3), n_features=256).transform(texts)
+    grams: Any = HashingVectorizer(analyzer="char", ngram_range=(1, 3), n_features=128).transform(texts)
     place = np.arange(len(rows))[:, None]  # the order of items, as their numbers tell it
     features = np.hstack([np.array(numbers, dtype=np.float64), grams.toarray(), place])
     cases = np.unique([case for *_, case in rows], return_inverse=True)[1].astype(np.int64)
@@ -123,7 +129,7 @@ def distance(seen: Seen) -> tuple[float, float]:
     classifier = make_pipeline(VarianceThreshold(), chosen, StandardScaler(), RidgeClassifier())
     score, permuted, _ = permutation_test_score(
         classifier, seen.features, seen.real, groups=seen.cases, cv=GroupKFold(4), scoring="roc_auc",
-        n_permutations=60, random_state=0,
+        n_permutations=40, random_state=0,
     )  # fmt: skip
     assert permuted.std() > 0
     return float(score), float((score - permuted.mean()) / permuted.std(ddof=1))
