@@ -83,11 +83,17 @@ def confirm(page: Page, *keys: str) -> None:
         page.keyboard.press("Enter")
 
 
+def begin(page: Page) -> None:
+    """Go on from the first page, whose button has the focus (a moment after the page has loaded)."""
+    page.locator("button:focus").wait_for()
+    confirm(page)
+
+
 def read(page: Page, score: str, items: int | None = None) -> int:
     """Answer the current task's items, at most ``items``; how many were left."""
     count = 0
     if page.locator("button", has_text="Begin").or_(page.locator("button", has_text="Go on")).count():
-        confirm(page)
+        begin(page)
         while "/items/" in page.url and count != items:
             confirm(page, score, "r")
             count += 1
@@ -145,12 +151,12 @@ def test_views_of_an_item(in_thread: Served, browser: Browser) -> None:
     page = open_page(phone, in_thread.links["anna"], errors)
     wide = "document.documentElement.scrollWidth > document.documentElement.clientWidth"
     assert not page.evaluate(wide)
-    confirm(page)
+    begin(page)
     while page.locator(".frame img").count() == 0:  # until an item with a picture
         confirm(page, "3", "s")
         if page.url.endswith("/"):
             end_task(page)
-            confirm(page)
+            begin(page)
     assert not page.evaluate(wide)
     assert page.evaluate("document.querySelector('.frame img').naturalWidth") == in_thread.study.size
 
