@@ -83,11 +83,8 @@ def _scores(plan: StudyPlan, by_task: ByTask, how: Settings) -> Table:
     counts, numbers = ("answers", "missing", "n"), ("value", "low", "high", "sd")
     columns = ("task", "arm", "reader", *counts, *numbers, "published", "not_computed")
     source = f" Published: {plan.published.source}." if plan.published else ""
-    note = (
-        "Mean over answers with its 95 % bootstrap interval over n items, and the standard deviation of answers."
-        + source
-    )
-    return Table("scores", "Scores", columns, rows, note)
+    note = "Mean over answers with its 95 % bootstrap interval over n items, and the standard deviation of answers."
+    return Table("scores", "Scores", columns, rows, note + source)
 
 
 def mean_score(readings: Sequence[Reading], readers: Sequence[str], how: Settings) -> Estimate:
