@@ -173,7 +173,7 @@ def test_planted_leak_is_found(blind: Study, leak: Callable[[Study], None]) -> N
     leak(blind)
     auc, far = distance(look(blind))
     assert auc > 0.9
-    assert far > FAR
+    assert far > 3  # a feature of two values has a wide permuted AUC
 
 
 def test_answers_name_no_file_and_no_time_of_one(blind: Study) -> None:
