@@ -69,6 +69,7 @@ def screenshot(url: str) -> bytes:
         page = browser.new_page(viewport={"width": 820, "height": 720})
         page.goto(url)
         page.wait_for_url("**/")
+        page.locator("button:focus").wait_for()
         with page.expect_navigation():
             page.keyboard.press("Enter")
         page.keyboard.press("4")

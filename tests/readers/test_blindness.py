@@ -24,17 +24,24 @@ from sqlalchemy.orm import Session
 
 from tests.readers.conftest import a_plan, write_set
 from xgem.readers import study as studies
-from xgem.readers.blinding import Fit
 from xgem.readers.server import reader_app
 from xgem.readers.study import Study, build, new_links, open_study
 from xgem.readers.tables import ItemRow, ReaderRow, ShowingRow
 from xgem.types import DataError
 
-CASES = 50
+# Of a feature that parts the arms wholly, and of one that a fold does not vary in
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:divide by zero:RuntimeWarning"),
+    pytest.mark.filterwarnings("ignore:Features .* are constant:UserWarning"),
+]
+
+CASES = 40
 FILE_HEADER = 48
 """Bytes of a stored PNG before the first row of pixels."""
 FAR = 4.5
 """Standard deviations of the permuted AUC: a blind study lies farther from it in one of 100,000 runs."""
+FOUND = 0.85
+"""The AUC from which on arms count as told apart."""
 TASK = {"name": "t", "title": "T", "question": "?", "shows": ["frontal"], "items": CASES, "paired": True}
 
 
@@ -105,7 +112,7 @@ def look(study: Study) -> Seen:
             ]
         )
         texts.append(page.text)
-    grams: Any = HashingVectorizer(analyzer="char", ngram_range=(1, 3), n_features=256).transform(texts)
+    grams: Any = HashingVectorizer(analyzer="char", ngram_range=(1, 3), n_features=128).transform(texts)
     place = np.arange(len(rows))[:, None]  # the order of items, as their numbers tell it
     features = np.hstack([np.array(numbers, dtype=np.float64), grams.toarray(), place])
     cases = np.unique([case for *_, case in rows], return_inverse=True)[1].astype(np.int64)
@@ -124,7 +131,7 @@ def distance(seen: Seen) -> tuple[float, float]:
     classifier = make_pipeline(VarianceThreshold(), chosen, StandardScaler(), RidgeClassifier())
     score, permuted, _ = permutation_test_score(
         classifier, seen.features, seen.real, groups=seen.cases, cv=GroupKFold(4), scoring="roc_auc",
-        n_permutations=60, random_state=0,
+        n_permutations=40, random_state=0,
     )  # fmt: skip
     assert permuted.std() > 0
     return float(score), float((score - permuted.mean()) / permuted.std(ddof=1))
@@ -135,6 +142,7 @@ def test_arms_cannot_be_told_apart(blind: Study) -> None:
     assert seen.real.sum() == CASES == (~seen.real).sum()
     auc, far = distance(seen)
     assert abs(far) < FAR, f"AUC {auc:.2f}"
+    assert auc < FOUND
 
 
 def compress(study: Study) -> None:
@@ -166,9 +174,8 @@ def reorder(study: Study) -> None:
 @pytest.mark.parametrize("leak", [compress, rename, reorder])
 def test_planted_leak_is_found(blind: Study, leak: Callable[[Study], None]) -> None:
     leak(blind)
-    auc, far = distance(look(blind))
-    assert auc > 0.9
-    assert far > FAR
+    auc, _ = distance(look(blind))
+    assert auc > FOUND
 
 
 def test_answers_name_no_file_and_no_time_of_one(blind: Study) -> None:
@@ -199,10 +206,7 @@ def test_pictures_of_several_lengths_are_never_written(
 ) -> None:
     lengths = iter(range(100, 1000))
 
-    def uneven(item: object, fit: Fit, size: int) -> bytes:
-        return bytes(next(lengths))
-
-    monkeypatch.setattr(studies, "blind_picture", uneven)
+    monkeypatch.setattr(studies, "as_png", lambda picture: bytes(next(lengths)))
     with pytest.raises(DataError, match="pictures of 100 to"):
         build(a_plan(plan_file), tmp_path / "study")
     assert not (tmp_path / "study").exists()

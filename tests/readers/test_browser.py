@@ -6,16 +6,20 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, NamedTuple
 
 import pytest
+import uvicorn
 
 from tests.browser import chromium
 from tests.conftest import Ran
 from xgem.readers.report import report_of
 from xgem.readers.results import readings_of
-from xgem.readers.study import Study
+from xgem.readers.server import reader_app
+from xgem.readers.study import Study, new_links
+from xgem.web.run import address_of, listen
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, BrowserContext, Page
@@ -42,6 +46,20 @@ def served(new_study: Callable[..., Study], xgem: Callable[..., Ran]) -> Iterato
 
 
 @pytest.fixture
+def in_thread(new_study: Callable[..., Study]) -> Iterator[Served]:
+    """The same, served within this process."""
+    study = new_study(items=1, turing=True)
+    listening = listen("127.0.0.1", 0)
+    server = uvicorn.Server(uvicorn.Config(reader_app(study), log_level="warning"))
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
+    thread.start()
+    yield Served(study, {name: f"{address_of(listening)}/r/{token}" for name, token in new_links(study).items()})
+    server.should_exit = True
+    thread.join(20)
+    assert not thread.is_alive()
+
+
+@pytest.fixture
 def browser() -> Iterator[Browser]:
     with chromium() as browser:
         yield browser
@@ -65,11 +83,17 @@ def confirm(page: Page, *keys: str) -> None:
         page.keyboard.press("Enter")
 
 
+def begin(page: Page) -> None:
+    """Go on from the first page, whose button has the focus (a moment after the page has loaded)."""
+    page.locator("button:focus").wait_for()
+    confirm(page)
+
+
 def read(page: Page, score: str, items: int | None = None) -> int:
     """Answer the current task's items, at most ``items``; how many were left."""
     count = 0
     if page.locator("button", has_text="Begin").or_(page.locator("button", has_text="Go on")).count():
-        confirm(page)
+        begin(page)
         while "/items/" in page.url and count != items:
             confirm(page, score, "r")
             count += 1
@@ -120,21 +144,21 @@ def test_two_readers_by_the_keyboard(served: Served, browser: Browser) -> None:
     assert all((one.seconds or 0) > 0 for one in report.readings)
 
 
-def test_views_of_an_item(served: Served, browser: Browser) -> None:
+def test_views_of_an_item(in_thread: Served, browser: Browser) -> None:
     """On a phone nothing is wider than it; pictures zoom and have a window; the page is dark where that is wished."""
     errors: list[str] = []
     phone = browser.new_context(viewport={"width": 360, "height": 740}, is_mobile=True, has_touch=True)
-    page = open_page(phone, served.links["anna"], errors)
+    page = open_page(phone, in_thread.links["anna"], errors)
     wide = "document.documentElement.scrollWidth > document.documentElement.clientWidth"
     assert not page.evaluate(wide)
-    confirm(page)
+    begin(page)
     while page.locator(".frame img").count() == 0:  # until an item with a picture
         confirm(page, "3", "s")
         if page.url.endswith("/"):
             end_task(page)
-            confirm(page)
+            begin(page)
     assert not page.evaluate(wide)
-    assert page.evaluate("document.querySelector('.frame img').naturalWidth") == served.study.size
+    assert page.evaluate("document.querySelector('.frame img').naturalWidth") == in_thread.study.size
 
     image = page.locator(".frame img").first
     page.keyboard.press("+")

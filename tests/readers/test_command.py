@@ -78,7 +78,7 @@ def test_commands_refuse_in_one_line(tmp_path: Path, plan_file: Callable[..., Pa
         (("new", tmp_path / "none.yaml", "--out", tmp_path / "other"), "does not exist"),
         (("links", tmp_path), "no reader study"),
         (("links", tmp_path / "study", "--reader", "carl"), "no reader 'carl'"),
-        (("serve", tmp_path / "study", "--host", "0.0.0.0"), "--name"),
+        (("serve", tmp_path / "study", "--host", "0.0.0.0"), "--allowed-host"),
         (("serve", tmp_path / "none"), "no reader study"),
         (("report", tmp_path / "none", "--out", tmp_path / "report"), "no reader study"),
     ):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections import Counter, defaultdict
 from collections.abc import Callable
 from pathlib import Path
@@ -14,12 +15,14 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session, undefer
 
 from tests.readers.conftest import a_plan, write_set
-from xgem.readers.blinding import has_marks, plain_report
+from xgem.readers.blinding import has_margin, has_marks, plain_report, tells
 from xgem.readers.draw import draw
 from xgem.readers.protocols import PROTOCOLS
-from xgem.readers.study import Study, build
+from xgem.readers.study import Study, build, open_study
 from xgem.readers.tables import MIGRATIONS, Base, ItemRow, ReaderRow, ShowingRow
 from xgem.types import ConfigError, DataError, InputError, OutputError
+
+OWN = {"name": "own", "title": "A", "question": "?", "shows": ["frontal"]}
 
 
 def items_of(study: Study) -> list[ItemRow]:
@@ -72,6 +75,15 @@ def test_protocol_of_chexgen_shows_the_same_cases_of_every_model(
     assert PROTOCOLS["chexgen"].tasks[0].items == 150
 
 
+def test_own_task_replaces_the_protocols_and_all_are_kept(new_study: Callable[..., Study]) -> None:
+    study = new_study(tasks=[OWN | {"name": "pair", "items": 3}], turing=True)
+    assert study.plan.tasks == study.plan.all_tasks
+    assert {task.name: (task.items, task.turing) for task in study.plan.tasks} == {
+        **dict.fromkeys(("xray-realism", "report-realism", "report-of-pair", "xray-of-report"), (2, True)),
+        "pair": (3, False),
+    }
+
+
 def test_draw_follows_the_seed(plan_file: Callable[..., Path]) -> None:
     assert draw(a_plan(plan_file)) == draw(a_plan(plan_file))
     assert draw(a_plan(plan_file)) != draw(a_plan(plan_file, seed=4))
@@ -98,6 +110,36 @@ def test_generated_picture_on_the_grid_keeps_its_pixels(new_study: Callable[...,
         assert np.array_equal(ours, np.asarray(image))
 
 
+@pytest.mark.parametrize("fit", ["crop", "pad"])
+def test_margins_that_one_arm_alone_has_are_told(
+    plan_file: Callable[..., Path],
+    sets: dict[str, Path],
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    fit: str,
+) -> None:
+    wide = tmp_path / "wide"
+    shutil.copytree(sets["real"], wide)
+    rng = np.random.default_rng(0)
+    for file in wide.glob("*.png"):
+        Image.fromarray(rng.integers(1, 256, (72, 90), dtype=np.uint8)).save(file)
+    build(a_plan(plan_file, fit=fit, real=str(wide)), tmp_path / "study")
+    study = open_study(tmp_path / "study")
+    assert study.size == 64
+    first = next(item for item in items_of(study) if item.arm == "real" and item.task == 0)
+    with Image.open(study.pictures / first.shown["frontal"]) as image:
+        assert has_margin(np.asarray(image)) == (fit == "pad")
+    told = [record.getMessage() for record in caplog.records if "margin" in record.getMessage()]
+    assert any(line.startswith("frontal: 100% of real have a margin") for line in told) == (fit == "pad")
+    assert bool(told) == (fit == "pad")
+
+
+def test_lengths_that_one_arm_alone_has_are_told() -> None:
+    assert tells({}, {"real": [5, 6, 9], "mine": [5, 7, 8]}) == []
+    (line,) = tells({}, {"real": [5, 6, 9], "mine": [12, 9, 8]})
+    assert "real 6, mine 9" in line
+
+
 def test_reports_of_all_arms_are_written_alike(new_study: Callable[..., Study]) -> None:
     texts = {item.shown["report"] for item in items_of(new_study(items=6)) if "report" in item.shown}
     assert texts == {
@@ -108,6 +150,7 @@ def test_reports_of_all_arms_are_written_alike(new_study: Callable[..., Study]) 
     }
     for text in texts:
         assert plain_report(text) == text
+    assert plain_report("Findings: clear lungs. Impression: normal.") == "Clear lungs. Normal."
     assert plain_report("LUNGS\u2019 bases  clear\u2014no CT") == "Lungs' bases clear-no ct."
 
 
@@ -152,9 +195,6 @@ def test_migrations_make_the_tables_of_the_code(new_study: Callable[..., Study])
         assert context.get_current_revision() == "0001"
 
 
-OWN = {"name": "own", "title": "A", "question": "?", "shows": ["frontal"]}
-
-
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
@@ -168,7 +208,7 @@ OWN = {"name": "own", "title": "A", "question": "?", "shows": ["frontal"]}
         ({"colour": 1}, "colour"),
         ({"tasks": [OWN | {"high": 20}]}, "scale"),
         ({"tasks": [OWN | {"generated": ["report"]}]}, "of shows"),
-        ({"tasks": [OWN | {"name": "pair"}]}, "twice"),
+        ({"tasks": [OWN, OWN]}, "twice"),
         ({"protocol": "chexgen", "turing": True}, "turing"),
     ],
 )  # fmt: skip

@@ -37,6 +37,8 @@ def test_planted_effect_is_found(study: Study) -> None:
     answer_all(study, synthetic_worse(1.2, turing=True))
     report = report_of(study, QUICK)
     assert report.state == "All 240 answers of 2 readers."
+    row = row_of(report, "scores", task="pair", arm="real", reader="all")
+    assert (row["answers"], row["n"], row["missing"]) == (24, 12, 0)
     for row in report.table("tests"):
         assert row["test"] == "Mann-Whitney U"
         assert row["p_holm"] < 0.05
@@ -103,7 +105,7 @@ def test_published_scores_stand_beside_those_of_xgems_tasks(study: Study) -> Non
         (row["task"], row["arm"]): row["published"] for row in report.table("scores") if row["reader"] == "all"
     }
     assert published["report-of-pair", "real"] == "real 3.4 +- 1.3"
-    assert published["report-realism", "mine"] == "XGeM 4 +- 0.9"
+    assert published["report-realism", "mine"] == "XGeM 4.0 +- 0.9"
     assert len(published) == 10
 
 

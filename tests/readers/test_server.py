@@ -80,6 +80,18 @@ def test_link_sets_a_strict_cookie_and_stores_only_a_hash(visit: Visit) -> None:
     assert not set(stored) & set(visit.tokens.values())
 
 
+def test_cookie_of_a_page_with_tls_is_secure(visit: Visit) -> None:
+    for scheme, secure in (("https", True), ("http", False)):
+        client = TestClient(reader_app(visit.study), base_url=f"{scheme}://testserver")
+        assert ("secure" in client.get(f"/r/{visit.tokens['anna']}").headers["set-cookie"].lower()) == secure
+
+
+def test_page_answers_to_its_own_names_alone(visit: Visit) -> None:
+    client = TestClient(reader_app(visit.study, ["study.example"]), base_url="http://other.example")
+    assert client.get("/").status_code == 400
+    assert client.get("/", headers={"Host": "study.example"}).status_code == 401
+
+
 def test_new_link_revokes_the_old_one(visit: Visit) -> None:
     new_links(visit.study, ["anna"])
     assert visit.anna.get("/").status_code == 401

@@ -7,8 +7,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from xgem.cli.grouped import grouped
+from xgem.cli.listening import Listening
 from xgem.cli.options import Draws, Overwrite, Progress, Seed
 from xgem.types import InputError
+from xgem.utils.signals import interruptible
 
 if TYPE_CHECKING:
     from xgem.readers.study import Study
@@ -70,37 +73,24 @@ def links(
 
 
 @app.command()
-def serve(
-    folder: Folder,
-    host: Annotated[str, typer.Option("--host", metavar="ADDRESS", help="Address to listen on.")] = "127.0.0.1",
-    port: Annotated[
-        int, typer.Option("--port", metavar="N", min=0, max=65535, help="Port; 0 takes a free one.")
-    ] = 8000,
-    name: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--name", metavar="HOST", help="Host name of the page in links; may be repeated.", show_default="localhost"
-        ),
-    ] = None,
-    proxied: Annotated[
-        bool, typer.Option("--proxied", help="Behind a proxy on this machine that states the client's scheme (TLS).")
-    ] = False,
-    database: Database = None,
-) -> None:
+@grouped
+def serve(folder: Folder, listening: Listening, database: Database = None) -> None:
     """Serve the page of a study until interrupted.
 
-    A link is a password: for readers elsewhere, put a proxy with TLS in front (--proxied --name study.example.org).
+    A link is a password: for readers elsewhere, put a proxy with TLS in front (--behind-proxy --allowed-host NAME).
     """
     from xgem.readers.server import reader_app
     from xgem.web.app import LOOPBACK
     from xgem.web.run import address_of, is_loopback, listen, run
 
-    if not is_loopback(host) and not name:
-        raise InputError(f"--host {host}: expected also --name, the host name of the page in the readers' links")
-    application = reader_app(_opened(folder, database), (*LOOPBACK, *(name or ())))
-    listening = listen(host, port)
-    typer.echo(f"{address_of(listening)} (Ctrl-C ends it)")
-    run(application, listening, proxied=proxied)
+    host, names = listening.host, listening.allowed_host or ()
+    if not is_loopback(host) and not names:
+        raise InputError(f"--host {host}: expected also --allowed-host, the name of the page in the readers' links")
+    application = reader_app(_opened(folder, database), (*LOOPBACK, *names))
+    opened = listen(host, listening.port)
+    typer.echo(f"xgem: {address_of(opened)} (Ctrl-C ends it)", err=True)
+    with interruptible("answers are kept, and the same command goes on"):
+        run(application, opened, proxied=listening.behind_proxy)
 
 
 @app.command()

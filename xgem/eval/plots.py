@@ -42,7 +42,7 @@ def bars(
     )
     axes.set_ylabel(label)
     if len(series) > 1:
-        axes.legend()
+        figure.legend(loc="outside upper right", ncols=4)  # inside it would hide bars
     return _png(figure)
 
 

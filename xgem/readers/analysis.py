@@ -75,33 +75,16 @@ def _scores(plan: StudyPlan, by_task: ByTask, how: Settings) -> Table:
         for arm in task.arms:
             for reader, own in _groups(plan, [one for one in readings if one.arm == arm]):
                 scores = np.array([one.score for one in own if one.score is not None], dtype=np.float64)
-                row = {"task": task.name, "arm": arm, "reader": reader, "n": len(scores)}
-                row |= {
-                    "missing": len(own) - len(scores),
-                    **_filled(lambda own=own: mean_score(own, plan.readers, how)),
-                }
+                row: dict[str, Any] = {"task": task.name, "arm": arm, "reader": reader, "answers": len(scores)}
+                row |= {"missing": len(own) - len(scores), **_filled(mean_score, own, plan.readers, how)}
                 row["sd"] = float(scores.std(ddof=1)) if len(scores) > 1 else None
                 reported = plan.published.reported(task.name, arm) if plan.published and reader == ALL else ()
                 rows.append(row | {"published": "; ".join(map(str, reported))})
-    columns = (
-        "task",
-        "arm",
-        "reader",
-        "answers",
-        "missing",
-        "n",
-        "value",
-        "low",
-        "high",
-        "sd",
-        "published",
-        "not_computed",
-    )
+    counts, numbers = ("answers", "missing", "n"), ("value", "low", "high", "sd")
+    columns = ("task", "arm", "reader", *counts, *numbers, "published", "not_computed")
     source = f" Published: {plan.published.source}." if plan.published else ""
-    note = (
-        "Mean over answers with its 95 % bootstrap interval over items, and the standard deviation of answers." + source
-    )
-    return Table("scores", "Scores", columns, rows, note)
+    note = "Mean over answers with its 95 % bootstrap interval over n items, and the standard deviation of answers."
+    return Table("scores", "Scores", columns, rows, note + source)
 
 
 def mean_score(readings: Sequence[Reading], readers: Sequence[str], how: Settings) -> Estimate:
@@ -155,7 +138,8 @@ def _compared(task: Task, first: dict[str, float], second: dict[str, float], how
         cases = sorted(first.keys() & second.keys())
         if len(cases) < _FEWEST:
             raise NotComputed(f"{len(cases)} cases with answers for both: expected at least {_FEWEST}")
-        paired = wilcoxon([first[case] for case in cases], [second[case] for case in cases], **options)
+        difference = np.round([first[case] - second[case] for case in cases], 9)  # equal ones are ties
+        paired = wilcoxon(difference, np.zeros(len(cases)), **options)
         return {**paired.difference.as_dict(), "p": paired.p}
     if min(len(first), len(second)) < _FEWEST:
         raise NotComputed(f"{len(first)} and {len(second)} items with an answer: expected at least {_FEWEST} of each")

@@ -65,8 +65,8 @@ class StudyPlan(Config):
     """A reader study. ``items`` and ``turing`` are over those of the protocol's tasks.
 
     ``size``: side in pixels of all pictures; the smallest of the drawn ones, if left out. ``fit``: how a picture that
-    is no square becomes one, with black margins or by its centre. ``drop_marked``: leave out real reports with
-    de-identification marks, instead of taking the marks out.
+    is no square becomes one: ``crop``, by its centre; ``pad``, with black margins, which few generators make.
+    ``drop_marked``: leave out real reports with de-identification marks, instead of taking the marks out.
     """
 
     name: str
@@ -78,7 +78,7 @@ class StudyPlan(Config):
     real: Source | None = None
     generated: dict[str, Source] = Field(default_factory=dict[str, Source])
     size: int | None = Field(default=None, ge=32, le=2048)
-    fit: Literal["pad", "crop"] = "pad"
+    fit: Literal["crop", "pad"] = "crop"
     drop_marked: bool = False
     tasks: tuple[Task, ...] = ()
 
@@ -89,15 +89,22 @@ class StudyPlan(Config):
 
     @property
     def all_tasks(self) -> tuple[Task, ...]:
-        """The protocol's tasks and the plan's own, in this order, with their arms."""
+        """The protocol's tasks and the plan's own, in this order, with their arms; one of one's own replaces the
+        protocol's of the same name."""
         known: list[Task] = []
+        replaced = {task.name for task in self.tasks}
         if self.published is not None:
             over: dict[str, Any] = {"arms": self.arms if self.published.real else tuple(self.generated)}
             over |= {"turing": True} if self.turing else {}
             over |= {} if self.items is None else {"items": self.items}
-            known = [task.model_copy(update=over) for task in self.published.tasks]
+            known = [task.model_copy(update=over) for task in self.published.tasks if task.name not in replaced]
         own = [task if task.arms else task.model_copy(update={"arms": self.arms}) for task in self.tasks]
         return (*known, *own)
+
+    @property
+    def resolved(self) -> StudyPlan:
+        """The same with all tasks as its own: what a study keeps, whatever becomes of a protocol's wording."""
+        return self.model_copy(update={"tasks": self.all_tasks})
 
     @property
     def published(self) -> Protocol | None:

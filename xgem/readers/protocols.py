@@ -35,7 +35,8 @@ class Published:
     sd: float
 
     def __str__(self) -> str:
-        return f"{self.of} {self.mean:g} +- {self.sd:g}"
+        places = max(len(repr(number).partition(".")[2]) for number in (self.mean, self.sd))
+        return f"{self.of} {self.mean:.{places}f} +- {self.sd:.{places}f}"
 
 
 @dataclass(frozen=True)

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import random
 import secrets
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +21,7 @@ from sqlalchemy import Engine, select
 from sqlalchemy.orm import Session
 
 from xgem._version import __version__
-from xgem.readers.blinding import blind_picture, common_size, plain_report
+from xgem.readers.blinding import as_png, blind_picture, common_size, has_margin, plain_report, tells
 from xgem.readers.draw import Drawn, draw
 from xgem.readers.plan import StudyPlan
 from xgem.readers.tables import MIGRATIONS, ItemRow, ReaderRow, ShowingRow, StudyRow, now
@@ -30,6 +31,7 @@ from xgem.utils.files import new_folder, one_line, write_json
 from xgem.utils.progress import track
 from xgem.web.database import open_database, sqlite_url
 
+logger = logging.getLogger(__name__)
 RECORD: Final = "study.json"
 DATABASE: Final = "study.db"
 FOLDER_OF_PICTURES: Final = "pictures"
@@ -89,20 +91,30 @@ def _write(plan: StudyPlan, drawn: Sequence[Drawn], folder: Path) -> tuple[int |
     size = common_size(pictures, plan.fit, plan.size) if pictures else None
     shown: list[dict[str, str]] = []
     lengths: set[int] = set()
+    margins: dict[tuple[str, str], list[bool]] = defaultdict(list)
+    words: dict[str, list[int]] = defaultdict(list)
+    tasks = plan.all_tasks
     for one in track(drawn, "pictures"):
         parts: dict[str, str] = {}
         for part, item in one.parts.items():
             if part not in PICTURES:
                 parts[part] = plain_report(item.report)
+                if part in tasks[one.task].judged:
+                    words[one.arm].append(len(parts[part].split()))
                 continue
             assert size is not None
-            data = blind_picture(item, plan.fit, size)
+            picture = blind_picture(item, plan.fit, size)
+            if part in tasks[one.task].judged:
+                margins[part, one.arm].append(has_margin(picture))
+            data = as_png(picture)
             lengths.add(len(data))
             parts[part] = f"{secrets.token_hex(16)}.png"
             (folder / parts[part]).write_bytes(data)
         shown.append(parts)
     if len(lengths) > 1:
         raise DataError(f"pictures of {min(lengths)} to {max(lengths)} bytes: this Pillow compresses; use another one")
+    for line in tells(margins, words):
+        logger.warning("%s", line)
     return size, shown
 
 
@@ -114,7 +126,8 @@ def _fill(
     drawn: Sequence[Drawn],
     shown: Sequence[dict[str, str]],
 ) -> None:
-    session.add(StudyRow(id=study, name=plan.name, plan=plan.model_dump(mode="json"), size=size, created_at=now()))
+    kept = plan.resolved.model_dump(mode="json")
+    session.add(StudyRow(id=study, name=plan.name, plan=kept, size=size, created_at=now()))
     session.flush()
     items = [
         ItemRow(study_id=study, task=one.task, arm=one.arm, case=one.case, shown=parts)
