@@ -2,12 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import pwd
 import re
-import shutil
-import subprocess
-import tempfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -18,6 +13,7 @@ from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from tests.conftest import Ran
+from tests.postgres import postgres_server
 from tests.readers.conftest import a_plan
 from tests.readers.simulated import answer_all, synthetic_worse
 from xgem.readers.report import report_of
@@ -26,42 +22,11 @@ from xgem.readers.study import build, new_links, open_study
 from xgem.readers.tables import AnswerRow
 from xgem.types import InputError
 
-PROGRAMS = next(iter(sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True)), None)
-
-
-def program(name: str) -> str | None:
-    return shutil.which(name, path=f"{PROGRAMS or ''}{os.pathsep}{os.environ['PATH']}")
-
 
 @pytest.fixture(scope="module")
 def postgres() -> Iterator[str]:
-    """The URL of an empty database; as root, its server runs as nobody, since it refuses root."""
-    pytest.importorskip("psycopg")
-    initdb, control = program("initdb"), program("pg_ctl")
-    if initdb is None or control is None:
-        pytest.skip("needs the programs of PostgreSQL (initdb, pg_ctl)")
-    user = "nobody" if os.geteuid() == 0 else pwd.getpwuid(os.geteuid()).pw_name
-    folder = Path(tempfile.mkdtemp(prefix="xgem-pg-"))
-    data = folder / "data"
-
-    def run(*command: str) -> None:
-        subprocess.run(
-            command, user=user if os.geteuid() == 0 else None, cwd=folder, check=True, timeout=120,
-            stdout=subprocess.DEVNULL,
-        )  # fmt: skip
-
-    try:
-        if os.geteuid() == 0:
-            shutil.chown(folder, user)
-        run(initdb, "-D", str(data), "-U", "xgem", "-A", "trust", "--no-sync", "-E", "UTF8", "--locale=C")
-        options = f"-c listen_addresses='' -c unix_socket_directories='{folder}' -c fsync=off"
-        run(control, "-D", str(data), "-o", options, "-l", str(folder / "log"), "-w", "start")
-        try:
-            yield f"postgresql://xgem@/postgres?host={folder}"
-        finally:
-            run(control, "-D", str(data), "-m", "immediate", "-w", "stop")
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+    with postgres_server() as url:
+        yield url
 
 
 def test_whole_study_in_postgres(

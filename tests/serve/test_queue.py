@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import uuid
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from alembic.migration import MigrationContext
 from sqlalchemy import Engine
 from sqlalchemy.exc import IntegrityError
 
+from tests.postgres import postgres_server
 from xgem.serve.queue import ALONE_AFTER, MOST_ATTEMPTS, STALE_S, Here, New, Queue
 from xgem.serve.tables import MIGRATIONS, Base
 from xgem.web.database import open_database, sqlite_url
@@ -26,9 +28,23 @@ class Clock:
         return self.now
 
 
-@pytest.fixture
-def engine(tmp_path: Path) -> Engine:
-    return open_database(sqlite_url(tmp_path / "q.sqlite"), MIGRATIONS)
+@pytest.fixture(scope="module")
+def postgres() -> Iterator[str]:
+    with postgres_server() as url:
+        yield url
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def engine(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Engine]:
+    """An empty database."""
+    sqlite = request.param == "sqlite"
+    url = sqlite_url(tmp_path / "q.sqlite") if sqlite else request.getfixturevalue("postgres")
+    opened = open_database(url, MIGRATIONS)
+    yield opened
+    with opened.begin() as connection:
+        for table in reversed(Base.metadata.sorted_tables):
+            connection.execute(table.delete())
+    opened.dispose()
 
 
 @pytest.fixture
