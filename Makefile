@@ -2,6 +2,7 @@
 #
 #   make demo [FRONTAL=my.dcm | SENTENCE="..."] [SEED=0] [OUT=folder]   lateral and report from a frontal
 #   make test [ARGS="-m 'not slow'"] [JOBS=2]    the test suite
+#   make programs                                Debian, as root: a browser, a PACS and validators of DICOM for tests
 #   make lint                                    ruff, import contracts and pyright
 #   make docs                                    the documentation as build/site/index.html
 #   make golden                                  records the losses anew that training is held to
@@ -49,7 +50,7 @@ SPLIT ?= val
 JOBS ?= 2
 ARGS ?=
 
-.PHONY: help install install-dev demo test lint format docs golden mutation train-default eval embed train-chexgen \
+.PHONY: help install install-dev programs demo test lint format docs golden mutation train-default eval embed train-chexgen \
 	embed-chexgen train-gpu train-gpu-pieces train-gpu-join clean
 
 help:
@@ -89,6 +90,11 @@ endif
 
 test: $(INSTALLED_DEV)
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile $(ARGS)
+
+programs: export DEBIAN_FRONTEND = noninteractive
+programs:
+	apt-get update -qq
+	apt-get install -y -qq --no-install-recommends chromium orthanc orthanc-dicomweb dcmtk dicom3tools openssl
 
 lint: $(INSTALLED_DEV)
 	$(BIN)/ruff check .

@@ -217,8 +217,9 @@ def test_ctrl_c_ends_within_a_step_and_leaves_nothing(debug_checkpoint: Path, tm
     command = [sys.executable, "-m", "xgem", "generate", "--outputs", "frontal,lateral", "--out", "out", "--seed", "1"]
     command += ["--model", str(debug_checkpoint), "--num-inference-steps", "50", "--num-samples", "4096"]
     program = f"""
+import signal
 import sys
-import time
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background may have it ignored
 from xgem.pipeline import sampling
 begun = sampling.sample_together
 def begin(*values, **options):

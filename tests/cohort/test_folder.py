@@ -52,7 +52,7 @@ def test_interrupted_and_resumed_it_is_the_unbroken_one(
     with monkeypatch.context() as patched:
         patched.setattr(kind, stop)
         ran = xgem("cohort", plan, "--out", tmp_path / "broken", *options)
-    assert (ran.code, ran.err) == (130, "xgem: interrupted\n")
+    assert (ran.code, ran.err) == (130, "xgem: interrupted; finished batches are kept, and the same command goes on\n")
     assert not (tmp_path / "broken" / "cohort.json").exists()
     assert len(list((tmp_path / "broken" / ".cohort" / "batches").iterdir())) == 1
     assert xgem("cohort", plan, "--out", tmp_path / "broken", *options).code == 0

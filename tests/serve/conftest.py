@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable, Iterator
+from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,14 @@ from xgem.serve.app import make_app
 from xgem.serve.settings import Settings
 from xgem.serve.state import Server
 from xgem.serve.worker import Worker
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_forkserver() -> None:
+    """Processes come from a server that has imported what they need, not from one that other tests have started."""
+    server: Any = vars(forkserver)["_forkserver"]
+    server._stop()
+
 
 Work = Callable[[Server], None]
 

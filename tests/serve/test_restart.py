@@ -65,11 +65,14 @@ def test_killed_workers_lose_and_double_nothing(server: Server, debug_checkpoint
 
 
 def test_a_killed_server_goes_on_with_its_queue(server: Server) -> None:
-    command = [sys.executable, "-m", "xgem", "serve", "--data", str(server.settings.folder), "--port", "0"]
-    command += [part for model in server.settings.models for part in ("--model", model)]
+    options = ["serve", "--data", str(server.settings.folder), "--port", "0", "--device", "cpu"]
+    options += [part for model in server.settings.models for part in ("--model", model)]
+    # A job in the background may have SIGINT ignored
+    program = "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+    program += f"from xgem.cli import main; sys.exit(main({options!r}))"
     names: list[str] = []
     for attempt in range(2):
-        with subprocess.Popen([*command, "--device", "cpu"], stderr=subprocess.PIPE, text=True) as running:
+        with subprocess.Popen([sys.executable, "-c", program], stderr=subprocess.PIPE, text=True) as running:
             assert running.stderr is not None
             said = next(line for line in running.stderr if line.startswith("xgem: http"))
             address = said.split()[1].removesuffix("/docs")

@@ -252,7 +252,7 @@ def test_interrupted_and_resumed_it_ends_with_the_same_bits(
     with monkeypatch.context() as patched:
         patched.setattr(ImageVAEStage, "batch", pressed)
         assert main(command("broken")) == 130
-    assert capsys.readouterr().err.endswith("xgem: interrupted\n")
+    assert capsys.readouterr().err.endswith("xgem: interrupted; the same command goes on from the last checkpoint\n")
     assert main(command("broken")) == 0
     for pattern in ("image_vae/*", "training/image-vae/checkpoints/step-00000012/*"):
         whole, broken = (
