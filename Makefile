@@ -89,7 +89,7 @@ else
 endif
 
 test: $(INSTALLED_DEV)
-	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile $(ARGS)
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 programs: export DEBIAN_FRONTEND = noninteractive
 programs:

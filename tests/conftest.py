@@ -135,8 +135,23 @@ def xgem(capsys: pytest.CaptureFixture[str]) -> Callable[..., Ran]:
     return run
 
 
+LONGEST = (
+    "train/test_processes.py",
+    "test_docs.py",
+    "train/test_launchers.py",
+    "test_readme.py",
+    "cohort/test_resume.py",
+    "train/test_plan.py",
+    "test_benchmarks.py",
+)
+"""Files of more than a minute: begun first, so that no one waits for them in the end."""
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skips, with a reason, what this machine cannot run."""
+    """Puts the longest files first; skips, with a reason, what this machine cannot run."""
+    tests = Path(__file__).parent
+    rank = {tests / name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: rank.get(item.path, len(rank)))
     if any(item.get_closest_marker("gpu") for item in items):
         import torch
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import subprocess
 import sys
@@ -35,14 +34,13 @@ def served(new_study: Callable[..., Study], xgem: Callable[..., Ran]) -> Iterato
     """A study of XGeM's five tasks with two items each, served by the command."""
     study = new_study(items=1, turing=True)
     command = [sys.executable, "-m", "xgem", "readers", "serve", str(study.folder), "--port", "0"]
-    environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as server:
-        assert server.stdout is not None
-        url = server.stdout.readline().split()[0]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as server:
+        assert server.stderr is not None
+        url = next(line.split()[1] for line in server.stderr if line.startswith("xgem: http"))
         done = xgem("readers", "links", study.folder, "--url", url)
         yield Served(study, dict(line.split() for line in done.out.splitlines()))
-        server.send_signal(signal.SIGINT)
-        assert server.wait(20) in (0, 130)
+        server.send_signal(signal.SIGTERM)
+        assert server.wait(20) in (0, -signal.SIGTERM)
 
 
 @pytest.fixture
