@@ -138,13 +138,19 @@ def xgem(capsys: pytest.CaptureFixture[str]) -> Callable[..., Ran]:
 LONGEST = (
     "train/test_processes.py",
     "test_docs.py",
-    "train/test_launchers.py",
     "test_readme.py",
+    "train/test_launchers.py",
     "cohort/test_resume.py",
     "train/test_plan.py",
     "test_benchmarks.py",
+    "serve/test_restart.py",
+    "train/test_train_gpu.py",
+    "serve/test_browser.py",
+    "eval/test_with_pipeline.py",
+    "cli/test_plan.py",
+    "train/test_encoded.py",
 )
-"""Files of more than a minute: begun first, so that no one waits for them in the end."""
+"""The files that take longest: begun first, so that no job waits for them in the end."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -107,6 +107,7 @@ def test_killed_by_the_machine_and_restarted_by_torchrun(preset: str, debug_chec
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
+@pytest.mark.skipif(not KILLS, reason="takes minutes: set XGEM_KILLS to a number of kills")
 def test_sharded_under_accelerate_launch_and_stopped_by_a_signal(toy: Path, tmp_path: Path) -> None:
     """SIGTERM ends all processes with a checkpoint in parts, from which they go on; a second run is refused."""
     options = ["image-vae", "--preset", "debug", "--data", toy, "--out", tmp_path / "out", "--no-progress"]
