@@ -12,10 +12,11 @@ from typing import Final, Literal
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from xgem.readers.study import Study, token_hash
+from xgem.readers.study import Study
 from xgem.readers.tables import AnswerRow, EndRow, ItemRow, ReaderRow, ShowingRow, now
 from xgem.readers.task import Task
 from xgem.types import InputError
+from xgem.web.tokens import token_hash
 
 Guess = Literal["real", "synthetic"]
 GUESSES: Final[tuple[Guess, ...]] = ("real", "synthetic")

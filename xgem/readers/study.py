@@ -6,7 +6,6 @@ an id of its own, so that nothing can be compared between readers.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import random
@@ -30,6 +29,7 @@ from xgem.types import DataError, InputError
 from xgem.utils.files import new_folder, one_line, write_json
 from xgem.utils.progress import track
 from xgem.web.database import open_database, sqlite_url
+from xgem.web.tokens import token_hash
 
 logger = logging.getLogger(__name__)
 RECORD: Final = "study.json"
@@ -190,8 +190,3 @@ def new_links(study: Study, readers: Sequence[str] = ()) -> dict[str, str]:
             if row.name in tokens:
                 row.token_sha256 = token_hash(tokens[row.name])
     return tokens
-
-
-def token_hash(token: str) -> str:
-    """What is stored of a token: SHA-256, enough for 256 random bits."""
-    return hashlib.sha256(token.encode()).hexdigest()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import multiprocessing
 import sys
+import threading
 from collections.abc import Mapping
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -12,10 +13,12 @@ from typing import Any, Final
 
 from xgem.configs.preset import Preset
 from xgem.configs.reading import ReadOptions
-from xgem.serve.settings import MIB
+from xgem.serve.settings import MIB, Settings
 from xgem.types import ImageError, InputError
 
 PRELOADED: Final = ["xgem.serve.reading", "xgem.pipeline.conditioning", "xgem.data.dicom", "pydicom", "PIL.Image"]
+_AT_ONCE: Final = threading.BoundedSemaphore(2)
+"""Uploads are read two at a time."""
 _METHOD: Final = "spawn" if sys.platform == "win32" else "forkserver"
 
 
@@ -33,9 +36,7 @@ def check_readable(
     starts: Mapping[str, Mapping[str, Any]],
     reading: ReadOptions,
     shown: Path,
-    *,
-    read_mib: int,
-    seconds: float,
+    settings: Settings,
 ) -> None:
     """Read inputs and images to start from, as a request will, and write into ``shown`` what the model sees of them.
 
@@ -45,26 +46,30 @@ def check_readable(
     Raises:
         InputError: one cannot be used, or takes more memory or time than allowed.
     """
-    made = context()
+    with _AT_ONCE:
+        answer = _answer(preset, dict(inputs), dict(starts), reading, shown, settings.read_mib, settings.read_seconds)
+    if answer is None:
+        limits = f"{settings.read_mib} MiB or {settings.read_seconds:g} s"
+        raise ImageError(f"the inputs take more than {limits} to read; send smaller files, uncompressed")
+    if answer:
+        raise InputError(answer)
+
+
+def _answer(*arguments: Any) -> str | None:
+    """What :func:`_read` answers in a process of its own; None where that ended without an answer."""
+    made, seconds = context(), arguments[-1]
     receiving, sending = made.Pipe(duplex=False)
-    arguments = (sending, preset, dict(inputs), dict(starts), reading, shown, read_mib, seconds)
-    process = made.Process(target=_read, args=arguments, daemon=True)
+    process = made.Process(target=_read, args=(sending, *arguments), daemon=True)
     process.start()
     sending.close()
     try:
-        answer: Any = receiving.recv() if receiving.poll(seconds + 5) else None
+        return receiving.recv() if receiving.poll(seconds + 5) else None
     except EOFError:
-        answer = None
+        return None
     finally:
         process.kill()
         process.join()
         receiving.close()
-    if answer is None:
-        raise ImageError(
-            f"the inputs take more than {read_mib} MiB or {seconds:g} s to read; send smaller files, uncompressed"
-        )
-    if answer:
-        raise InputError(answer)
 
 
 def _read(

@@ -7,7 +7,6 @@ import hashlib
 import json
 import secrets
 import shutil
-import threading
 import uuid
 from collections.abc import Mapping
 from pathlib import Path
@@ -109,7 +108,6 @@ class Requests:
 
     def __init__(self, settings: Settings, models: Models, queue: Queue) -> None:
         self.settings, self.models, self.queue = settings, models, queue
-        self._reading = threading.BoundedSemaphore(2)  # uploads are read two at a time
 
     def accept(self, body: Body, files: Mapping[str, bytes], owner: int | None) -> Job:
         """Check a request, keep its files, and queue it.
@@ -189,10 +187,7 @@ class Requests:
 
             read_prompts(pipeline.preset, inputs, options.reading)
             return
-        settings = self.settings
-        with self._reading:
-            limits: dict[str, Any] = {"read_mib": settings.read_mib, "seconds": settings.read_seconds}
-            check_readable(pipeline.preset, inputs, starts, options.reading, folder, **limits)
+        check_readable(pipeline.preset, inputs, starts, options.reading, folder, self.settings)
 
 
 def opened(stored: Mapping[str, Mapping[str, Any]], folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:

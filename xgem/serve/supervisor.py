@@ -28,11 +28,10 @@ class Supervisor:
     """Starts workers, one for each of ``devices``, in processes of their own; a context manager."""
 
     def __init__(self, settings: Settings, queue: Queue, devices: Sequence[str]) -> None:
-        self.settings, self.queue, self.devices = settings, queue, devices
-        self.processes: dict[int, Any] = {}
+        self.settings, self.queue = settings, queue
         self._context = context()
         self._ending = threading.Event()
-        self._threads = [threading.Thread(target=self._keep, args=(index,)) for index in range(len(devices))]
+        self._threads = [threading.Thread(target=self._keep, args=(device,)) for device in devices]
 
     def __enter__(self) -> Supervisor:
         # Workers of this machine that a crash of the server left in the table
@@ -49,12 +48,11 @@ class Supervisor:
         for thread in self._threads:
             thread.join()
 
-    def _keep(self, index: int) -> None:
+    def _keep(self, device: str) -> None:
         """One device's worker, again and again; where it ends before it has begun, with pauses that grow."""
         wait = 0.0
         while not self._ending.wait(wait):
-            arguments = (self.settings, self.devices[index])
-            process = self.processes[index] = self._context.Process(target=run_worker, args=arguments)
+            process: Any = self._context.Process(target=run_worker, args=(self.settings, device))
             process.start()
             while process.is_alive() and not self._ending.is_set():
                 process.join(LOOK_S)
@@ -67,7 +65,7 @@ class Supervisor:
                 return
             had_begun = self._release(process.pid)
             wait = 0.0 if had_begun else min(max(1.0, 2 * wait), MOST_WAIT_S)
-            logger.warning("worker on %s ended (%s): started again", self.devices[index], _ending(process.exitcode))
+            logger.warning("worker on %s ended (%s): started again", device, _ending(process.exitcode))
 
     def _release(self, pid: int) -> bool:
         """Give back what the worker of an ended process had; whether it had begun to work."""

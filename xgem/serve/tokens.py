@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import secrets
 import time
 
@@ -11,11 +10,7 @@ from sqlalchemy.orm import Session
 
 from xgem.serve.tables import Token
 from xgem.types import InputError
-
-
-def _hash(token: str) -> str:
-    # Tokens are random, so a plain hash cannot be searched for
-    return hashlib.sha256(token.encode("utf-8", "replace")).hexdigest()
+from xgem.web.tokens import token_hash
 
 
 class Tokens:
@@ -31,8 +26,8 @@ class Tokens:
         token = secrets.token_urlsafe(24)
         with Session(self.engine) as session, session.begin():
             if session.scalar(select(Token).where(Token.name == name, Token.revoked.is_(False))) is not None:
-                raise InputError(f"{name!r} has a token already; revoke it first (--revoke)")
-            session.add(Token(name=name, sha256=_hash(token), created=time.time(), revoked=False))
+                raise InputError(f"{name!r} has a token already; revoke it first (--revoke-token)")
+            session.add(Token(name=name, sha256=token_hash(token), created=time.time(), revoked=False))
         return token
 
     def revoke(self, name: str) -> None:
@@ -51,4 +46,4 @@ class Tokens:
     def user(self, token: str) -> int | None:
         """The id of whoever shows the token; None if it is not valid."""
         with Session(self.engine) as session:
-            return session.scalar(select(Token.id).where(Token.sha256 == _hash(token), Token.revoked.is_(False)))
+            return session.scalar(select(Token.id).where(Token.sha256 == token_hash(token), Token.revoked.is_(False)))

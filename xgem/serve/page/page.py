@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import tempfile
-import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
@@ -32,7 +31,6 @@ EXAMPLES: Final = (
 """Names and texts of reports to start from; written for this page."""
 
 _pages = templates(HERE / "templates")
-_reading = threading.BoundedSemaphore(2)  # pictures are read two at a time
 router = APIRouter(include_in_schema=False)
 
 
@@ -81,8 +79,7 @@ def picture(
         options = ReadOptions.model_validate_json(reading)
     except ValidationError:
         raise InputError(f"reading is {reading[:60]!r}, expected voi, rescale, invert and allow_any as JSON") from None
-    with _reading:
-        seen = as_seen(server, file.file.read(), file.filename or "picture", view, model, options)
+    seen = as_seen(server, file.file.read(), file.filename or "picture", view, model, options)
     return Response(seen, media_type="image/png")
 
 
@@ -94,6 +91,5 @@ def as_seen(server: Server, data: bytes, name: str, view: str, model: str, optio
     with tempfile.TemporaryDirectory(prefix="xgem-picture-") as folder:
         file = Path(folder) / (Path(name.replace("\\", "/").replace("\0", "")).name[-80:] or "picture")
         file.write_bytes(data)
-        limits: dict[str, Any] = {"read_mib": server.settings.read_mib, "seconds": server.settings.read_seconds}
-        check_readable(preset, {}, {"image": {view: str(file)}}, options, Path(folder), **limits)
+        check_readable(preset, {}, {"image": {view: str(file)}}, options, Path(folder), server.settings)
         return (Path(folder) / f"image-{view}.png").read_bytes()
