@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -158,12 +157,12 @@ def run_protocols(
             continue
         assert first is not None
         before = len(first.pretraining) if first.pretraining else 0
-        about: Any = (len(first.main), before, first.notes)
         own = tuple({k: v for k, v in run.items() if not k.startswith(("extra ", "also "))} for run in runs)
-        results[protocol.name] = Runs(protocol, own, *about, _part(runs[0], "extra"))
+        trained = Runs(protocol, own, len(first.main), before, first.notes, _part(runs[0], "extra"))
+        results[protocol.name] = trained
         for name in tested_too:
             theirs = tuple(_part(run, f"also {name}") for run in runs)
-            elsewhere[name][protocol.name] = Runs(protocol, theirs, *about, {})
+            elsewhere[name][protocol.name] = replace(trained, predictions=theirs, extra={})
     further = {name: Tested(task, one, elsewhere[name], failed) for name, one in tested_too.items()}
     return Tested(task, tested, results, failed, further)
 
