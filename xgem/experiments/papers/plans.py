@@ -192,7 +192,7 @@ class Task(Config):
     """
 
     task: TaskName = "classification"
-    suite: str
+    suite: Literal["augmentation", "anonymisation", "imbalance", "scarcity", "pretraining", "few-shot"]
     data: str | None = None
     external: dict[str, str] = Field(default_factory=dict[str, str])
     prompts: str | None = None
@@ -210,6 +210,12 @@ class Task(Config):
     shots: tuple[int, ...] | None = None
     models: tuple[str, ...] | None = None
     synthetic: dict[str, str] = Field(default_factory=dict[str, str])
+
+    @model_validator(mode="after")
+    def _of_classes(self) -> Task:
+        if self.suite in ("imbalance", "few-shot") and self.task != "classification":
+            raise ValueError(f"suite {self.suite!r} is defined by findings: expected the task classification")
+        return self
 
     @property
     def amounts(self) -> dict[str, Any]:
