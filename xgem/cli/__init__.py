@@ -45,6 +45,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
 }
 
 EXTRAS = {
+    "xgem[chat]": ("openai",),
     "xgem[dicom]": ("highdicom", "pynetdicom", "dicomweb_client", "requests"),
     "xgem[serve]": (
         "fastapi", "fastapi_offline", "uvicorn", "python_multipart", "sse_starlette", "prometheus_client",
