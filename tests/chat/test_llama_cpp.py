@@ -42,7 +42,7 @@ def test_a_random_model_answers_by_the_schema(url: str) -> None:
     assert all(isinstance(one, ChatAnswer) and isinstance(one.value, Rating) for one in answers)
     assert asked.usage.retried == 0
     assert asked.usage.input_tokens > 12 * len("rate picture")
-    assert not asked._unstructured, "the server has the schema, not the prompt"
+    assert not asked.unstructured, "the server has the schema, not the prompt"
 
 
 def test_the_seed_and_the_picture_decide(url: str) -> None:
