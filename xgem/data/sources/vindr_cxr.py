@@ -24,6 +24,7 @@ from __future__ import annotations
 import logging
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from xgem.data.annotations import Box
@@ -47,6 +48,23 @@ _OVERLAP = 0.4
 Corners = tuple[float, float, float, float]  # x and y of the upper left corner, of the lower right one
 
 
+@dataclass(frozen=True)
+class VindrSet:
+    """What differs between the sets of this layout.
+
+    ``found_in_boxes``: findings are classes of boxes alone, and no columns of labels. ``newborns``: an age of 0 is one.
+    """
+
+    name: str
+    source: str
+    licence: str
+    found_in_boxes: bool = False
+    newborns: bool = False
+
+
+SET = VindrSet("VinDr-CXR", SOURCE, LICENCE)
+
+
 def prepare(source_dir: Path, out: Path) -> Manifest:
     """Make the manifest of a VinDr-CXR folder, refer to its images where they are, write it to ``out``.
 
@@ -54,7 +72,12 @@ def prepare(source_dir: Path, out: Path) -> Manifest:
         DataError: the folder has no labels, a table lacks a column, a value or box is none, or no image is there.
         ImageError: a DICOM file cannot be read.
     """
-    source, root = Path(source_dir), Path(out).resolve().parent
+    root = Path(out).resolve().parent
+    return write_manifest(rows_of(Path(source_dir), root), root, out)
+
+
+def rows_of(source: Path, root: Path, of: VindrSet = SET) -> list[Row]:
+    """The rows of a folder for a manifest in ``root``; errors as :func:`prepare`."""
     files = ImageFiles(source)
     rows: list[Row] = []
     cut = 0
@@ -65,14 +88,16 @@ def prepare(source_dir: Path, out: Path) -> Manifest:
         votes = _votes(listed)
         boxes = _boxes(_table(source, f"annotations_{split}.csv"))
         places = {name: path for name in votes if (path := _dicom(files, name)) is not None}
-        check_images(f"{SOURCE}, {split}", listed, len(votes), len(places))
+        check_images(f"{of.source}, {split}", listed, len(votes), len(places))
         for name, image in track(list(places.items()), f"reading headers of {split}"):
             readers = votes[name]
             header = read_header(image)
             width, height = (int(text_of(header, side) or 0) for side in ("Columns", "Rows"))
             kept = _agreed(boxes.get(name, ()), len(readers))
             cut += sum(not _inside(corners, width, height) for _, corners in kept)
-            subject = f"{SOURCE}-{name}"
+            drawn = tuple(_box(f"{image}", label.lower(), corners, width, height) for label, corners in kept)
+            found = dict.fromkeys(label for label, _ in kept) if of.found_in_boxes else ()
+            subject, age = f"{of.source}-{name}", age_in(header)
             rows.append(
                 make_row(
                     f"{listed}: image {name}",
@@ -81,21 +106,22 @@ def prepare(source_dir: Path, out: Path) -> Manifest:
                     split=split_of(subject, test=0) if split == "train" else "test",
                     view="frontal",
                     file=place(image, root),
-                    labels=_labels(readers),
-                    boxes=tuple(_box(f"{image}", label, corners, width, height) for label, corners in kept),
-                    age=age_in(header) or None,
+                    labels=tuple(dict.fromkeys((*_labels(readers), *found))),
+                    boxes=drawn,
+                    age=age if of.newborns else age or None,
                     sex=sex_in(header),
-                    source=SOURCE,
-                    licence=LICENCE,
+                    source=of.source,
+                    licence=of.licence,
                 )
             )
     if not rows:
         raise DataError(
-            f"{source}: not a VinDr-CXR folder; expected annotations/image_labels_train.csv or image_labels_test.csv"
+            f"{source}: not a {of.name} folder; expected image_labels_train.csv or image_labels_test.csv, in it or in "
+            "annotations"
         )
     if cut:
-        logger.warning("vindr-cxr: %d boxes reach over the edge of their image and are cut there", cut)
-    return write_manifest(rows, root, out)
+        logger.warning("%s: %d boxes reach over the edge of their image and are cut there", of.source, cut)
+    return rows
 
 
 def _table(source: Path, name: str) -> Path | None:
@@ -132,8 +158,8 @@ def _boxes(table: Path | None) -> dict[str, list[tuple[str, str, Corners]]]:
             continue
         where = f"{table}: a box of {record['image_id']}"
         left, top, right, bottom = (number_of(record[side], f"{where}: {side}") for side in _SIDES)
-        reader = record.get("rad_id", "")
-        boxes[record["image_id"]].append((reader, record["class_name"].lower(), (left, top, right, bottom)))
+        reader = next((record[column] for column in _READERS if column in record), "")
+        boxes[record["image_id"]].append((reader, record["class_name"], (left, top, right, bottom)))
     return boxes
 
 
