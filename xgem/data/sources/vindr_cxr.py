@@ -21,7 +21,6 @@ Decisions:
 
 from __future__ import annotations
 
-import logging
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -31,21 +30,19 @@ from xgem.data.annotations import Box
 from xgem.data.headers import age_in, read_header, sex_in, text_of
 from xgem.data.image_files import ImageFiles
 from xgem.data.manifest import Manifest, Row, place, split_of
+from xgem.data.sources.drawings import Corners, Cutter, Size
 from xgem.data.sources.rows import check_images, make_row, table_of, write_manifest
 from xgem.data.tables import number_of, read_table
 from xgem.labels.terms import DOUBTED, NO_FINDING
 from xgem.labels.vocabulary import classes_of
-from xgem.types import DataError, InputError
+from xgem.types import DataError
 from xgem.utils.progress import track
-
-logger = logging.getLogger(__name__)
 
 SOURCE = "vindr-cxr"
 LICENCE = "PhysioNet Credentialed Health Data License 1.5.0"
 _SIDES = ("x_min", "y_min", "x_max", "y_max")
 _READERS = ("rad_id", "rad_ID")
 _OVERLAP = 0.4
-Corners = tuple[float, float, float, float]  # x and y of the upper left corner, of the lower right one
 
 
 @dataclass(frozen=True)
@@ -80,7 +77,7 @@ def rows_of(source: Path, root: Path, of: VindrSet = SET) -> list[Row]:
     """The rows of a folder for a manifest in ``root``; errors as :func:`prepare`."""
     files = ImageFiles(source)
     rows: list[Row] = []
-    cut = 0
+    cutter = Cutter()
     for split in ("train", "test"):
         listed = _table(source, f"image_labels_{split}.csv")
         if listed is None:
@@ -94,8 +91,7 @@ def rows_of(source: Path, root: Path, of: VindrSet = SET) -> list[Row]:
             header = read_header(image)
             width, height = (int(text_of(header, side) or 0) for side in ("Columns", "Rows"))
             kept = _agreed(boxes.get(name, ()), len(readers))
-            cut += sum(not _inside(corners, width, height) for _, corners in kept)
-            drawn = tuple(_box(f"{image}", label.lower(), corners, width, height) for label, corners in kept)
+            drawn = tuple(_box(cutter, f"{image}", label, corners, (height, width)) for label, corners in kept)
             found = dict.fromkeys(label for label, _ in kept) if of.found_in_boxes else ()
             subject, age = f"{of.source}-{name}", age_in(header)
             rows.append(
@@ -119,8 +115,7 @@ def rows_of(source: Path, root: Path, of: VindrSet = SET) -> list[Row]:
             f"{source}: not a {of.name} folder; expected image_labels_train.csv or image_labels_test.csv, in it or in "
             "annotations"
         )
-    if cut:
-        logger.warning("%s: %d boxes reach over the edge of their image and are cut there", of.source, cut)
+    cutter.warn(of.source)
     return rows
 
 
@@ -196,15 +191,10 @@ def _overlap(a: Corners, b: Corners) -> float:
     return shared / union if union > 0 else 0.0
 
 
-def _inside(corners: Corners, width: int, height: int) -> bool:
-    return min(corners) >= 0 and corners[2] <= width and corners[3] <= height
-
-
-def _box(where: str, label: str, corners: Corners, width: int, height: int) -> Box:
-    left, top, right, bottom = corners
-    left, right = (min(max(x, 0), width) for x in (left, right))
-    top, bottom = (min(max(y, 0), height) for y in (top, bottom))
-    try:
-        return Box(label, left / width, top / height, (right - left) / width, (bottom - top) / height)
-    except (InputError, ZeroDivisionError) as error:
-        raise DataError(f"{where}: a box of {label} at {corners} in {width} x {height} pixels: {error}") from None
+def _box(cutter: Cutter, where: str, label: str, corners: Corners, size: Size) -> Box:
+    box = cutter.box(label, corners, size)
+    if box is None:
+        raise DataError(
+            f"{where}: a box of {label.lower()} at {corners} in {size[1]} x {size[0]} pixels; correct or remove it"
+        )
+    return box
