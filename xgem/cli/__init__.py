@@ -48,6 +48,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
 EXTRAS = {
     "xgem[chat]": ("openai",),
     "xgem[dicom]": ("highdicom", "pynetdicom", "dicomweb_client", "requests"),
+    "xgem[peers]": ("peft",),
     "xgem[serve]": (
         "fastapi", "fastapi_offline", "uvicorn", "python_multipart", "sse_starlette", "prometheus_client",
         "sqlalchemy", "alembic",
