@@ -46,6 +46,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
 
 EXTRAS = {
     "xgem[chat]": ("openai",),
+    "xgem[curate]": ("dask", "distributed"),
     "xgem[dicom]": ("highdicom", "pynetdicom", "dicomweb_client", "requests"),
     "xgem[serve]": (
         "fastapi", "fastapi_offline", "uvicorn", "python_multipart", "sse_starlette", "prometheus_client",
