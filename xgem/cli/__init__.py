@@ -47,6 +47,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
 
 EXTRAS = {
     "xgem[chat]": ("openai",),
+    "xgem[curate]": ("dask", "distributed"),
     "xgem[dicom]": ("highdicom", "pynetdicom", "dicomweb_client", "requests"),
     "xgem[peers]": ("peft",),
     "xgem[serve]": (
