@@ -21,12 +21,15 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from xgem.checkpoints.locate import ASSETS
 from xgem.judges.extractors import Extractor
 from xgem.judges.mobilenet import load_mobilenet
 from xgem.types import CheckpointError, ShapeError
 from xgem.utils.files import one_line, replacing
 
 WEIGHTS_NAME: Final = "reid.safetensors"
+SHIPPED_NAME: Final = "xgem"
+SHIPPED: Final = ASSETS / "judges" / "reid"
 Preprocessing = Literal["own", "chexgenbench"]
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -167,10 +170,12 @@ def to_input(images: Tensor, config: ReidConfig) -> Tensor:
 
 
 def save_reid(file: Path, network: SiameseNetwork, config: ReidConfig) -> None:
-    """Write weights and configuration to one safetensors file, atomically."""
+    """Write weights and configuration to one safetensors file, atomically; a projection in half precision."""
     from safetensors.torch import save_file
 
     tensors = {key: value.detach().cpu().contiguous() for key, value in network.state_dict().items()}
+    if config.block == "mobilenet-v2":
+        tensors = {key: value.half() for key, value in tensors.items()}
     with replacing(file) as partial:
         save_file(tensors, partial, metadata={"config": config.model_dump_json()})
 
@@ -179,7 +184,7 @@ def load_reid(path: str | Path, *, preprocessing: Preprocessing = "own", device:
     """Read a network: a folder written by ``xgem train reid``, its ``.safetensors``, or published weights.
 
     Args:
-        path: published weights are a state dict of the ResNet-50 network as torch saves it (``.pth``, ``.pt``), or
+        path: ``xgem`` is the network that ships with xgem; published weights are a state dict of the ResNet-50 network as torch saves it (``.pth``, ``.pt``), or
             the same under the key ``state_dict``. Only tensors are unpickled.
         preprocessing: ``own`` as the network was trained; ``chexgenbench`` as that benchmark's code preprocesses, 224
             pixels without normalisation, which is not how the published weights were trained.
@@ -187,7 +192,8 @@ def load_reid(path: str | Path, *, preprocessing: Preprocessing = "own", device:
     Raises:
         CheckpointError: no such file, not readable, or weights that do not fit; the message names the first keys.
     """
-    file = Path(path) / WEIGHTS_NAME if Path(path).is_dir() else Path(path)
+    place = SHIPPED if str(path) == SHIPPED_NAME else Path(path)
+    file = place / WEIGHTS_NAME if place.is_dir() else place
     if not file.is_file():
         raise CheckpointError(f"{file}: no such file; train one with `xgem train reid`, or give published weights")
     config, state = _read(file)

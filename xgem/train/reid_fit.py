@@ -64,6 +64,8 @@ def fit(patients: Patients, config: ReidConfig, seed: int) -> SiameseNetwork:
         model.project.bias[:rank] = torch.from_numpy(bias).float()
         network.fc_end.weight.fill_(slope)
         network.fc_end.bias.fill_(offset)
+        for parameter in (*model.parameters(), *network.fc_end.parameters()):
+            parameter.copy_(parameter.half().float())  # as they are saved, so that what is measured is what is loaded
     return network.requires_grad_(False)
 
 

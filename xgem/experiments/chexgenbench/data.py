@@ -19,13 +19,15 @@ from xgem.data.set_files import read_set
 from xgem.data.sets import EvalSet
 from xgem.data.study import report_of
 from xgem.experiments.chexgenbench.plan import Annotations, Data, Model, Plan
+from xgem.peers.locate import locate_peer
+from xgem.pipeline.kinds import is_peer
 from xgem.types import DataError, InputError, NotComputed
+from xgem.utils.files import file_sha256
 from xgem.utils.hashing import content_hash
 
 VIEW: Final = "frontal"
 REAL: Final = "real.parquet"
 _MIMIC_PATIENT: Final = re.compile(r"(?:^|/)(p\d{8})/")
-_OTHER_FORMATS: Final = ("diffusers:",)
 _FEWEST: Final = 6
 """Studies: PRDC with k = 5 needs one more than its neighbours."""
 
@@ -144,7 +146,7 @@ class Sources:
                 raise NotComputed(f"the plan gives no images of {model.name} for {kind}: add them to its sets")
             return read_set(path, pad=True, name=model.name, labels="file").with_images()
         plan = self.cohort(model, kind)
-        folder = self.out / "models" / model.name / plan.name
+        folder = self.out / "models" / model.name / "images" / plan.name
         done = run(plan, folder, device=self.device, progress=self.progress)
         if done.missing:
             raise NotComputed(f"another process is generating {folder}: run the same command again when it is done")
@@ -181,12 +183,13 @@ def training_prompts(plan: Plan) -> int:
     return max([needs[part] for part in plan.parts if part in needs], default=2)
 
 
-def index_file(model: Model) -> Path | None:
-    """The index of a model's checkpoint; None for one in another format.
+def fingerprint(model: Model) -> str:
+    """A hash of the checkpoint or the diffusers pipeline that a model's name stands for.
 
     Raises:
-        CheckpointError: there is no such checkpoint.
+        CheckpointError: there is no such model. InputError: a revision of what is not on the hub.
     """
-    if model.model is not None and model.model.startswith(_OTHER_FORMATS):
-        return None
-    return locate(model.model, revision=model.revision).root / "model_index.json"
+    assert model.model is not None
+    if is_peer(model.model):
+        return locate_peer(model.model, revision=model.revision).hash
+    return file_sha256(locate(model.model, revision=model.revision).root / "model_index.json")

@@ -18,7 +18,7 @@ from xgem.eval.instruments import open_extractors
 from xgem.eval.record import FamilyResult
 from xgem.eval.spaces import Settings
 from xgem.experiments.chexgenbench import reports as report_utility
-from xgem.experiments.chexgenbench.data import VIEW, Sources, index_file, training_prompts
+from xgem.experiments.chexgenbench.data import VIEW, Sources, fingerprint, training_prompts
 from xgem.experiments.chexgenbench.plan import Model, Part
 from xgem.judges.reid import load_reid
 from xgem.judges.settings import preset
@@ -26,7 +26,6 @@ from xgem.labels.vocabulary import CHEXPERT_CLASSES
 from xgem.metrics.auc import FEWEST
 from xgem.types import NotComputed
 from xgem.utils.cache import evaluation_cache
-from xgem.utils.files import file_sha256
 from xgem.utils.hashing import canonical
 
 REAL_MODEL: Final = "real"
@@ -55,10 +54,9 @@ def key_of(sources: Sources, model: Model, part: Part) -> str:
 
 
 def _stamps(model: Model) -> list[list[Any]]:
-    """The index of the model's checkpoint, or names, sizes and times of the files of its sets."""
+    """A hash of the model, or names, sizes and times of the files of its sets."""
     if model.sets is None:
-        index = index_file(model)
-        return [] if index is None else [[file_sha256(index)]]
+        return [[fingerprint(model)]]
     places = [path for path in vars(model.sets).values() if path is not None]
     files = [file for path in places for file in ([path] if path.is_file() else sorted(path.rglob("*")))]
     return [[str(file), file.stat().st_size, file.stat().st_mtime_ns] for file in files if file.is_file()]
@@ -138,6 +136,7 @@ def _classification(sources: Sources, model: Model) -> FamilyResult:
         runs=plan.classification.runs,
         seed=plan.seed,
         draws=plan.bootstrap,
+        unmentioned="negative",  # as the published code fills them, whatever the settings say
     )
     if plan.classification.epochs is not None:
         settings = replace(settings, training=replace(settings.training, epochs=plan.classification.epochs))

@@ -137,7 +137,8 @@ class Fidelity(_Part):
 
 
 class Privacy(_Part):
-    """``prompts`` training prompts with ``seeds`` samples each; ``reid``: a re-identification network's file."""
+    """``prompts`` training prompts with ``seeds`` samples each; ``reid``: a re-identification network's file,
+    or ``xgem`` for the one that ships."""
 
     prompts: int = Field(default=2000, ge=1)
     seeds: int = Field(default=10, ge=1)

@@ -6,6 +6,7 @@ another one, such as LLaVA-Rad, enter as the ``reports`` of a model's sets.
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import replace
 from pathlib import Path
 from typing import Final
@@ -15,7 +16,7 @@ from xgem.cohort.plan import Plan as CohortPlan
 from xgem.cohort.run import run
 from xgem.configs import load_preset
 from xgem.configs.preset import Preset
-from xgem.data.manifest import Manifest, split_of
+from xgem.data.manifest import Manifest
 from xgem.data.rows import Row
 from xgem.data.set_files import read_set
 from xgem.data.sets import EvalSet
@@ -35,23 +36,26 @@ _HELD_BACK: Final = 0.1
 def report_model(pairs: EvalSet, root: Path, settings: Reports, *, seed: int, progress: bool) -> Path:
     """A checkpoint in ``root`` whose report generator learned from images and their texts; resumes.
 
-    A tenth of the pairs, by a hash of their ids, is held back to watch the loss.
+    A tenth of the pairs, by a hash of their ids, and at least one, is held back to watch the loss.
 
     Raises:
         DataError, ConfigError, CheckpointError: as ``xgem train``.
     """
     folder = root.resolve()
     folder.mkdir(parents=True, exist_ok=True)
+    items = pairs.with_images().items
+    order = sorted((item.id for item in items), key=lambda name: hashlib.sha256(name.encode()).digest())
+    held_back = set(order[: max(1, round(_HELD_BACK * len(order)))])
     rows = [
         Row(
             study=item.id,
-            subject=item.subject or item.id,
-            split=split_of(item.subject or item.id, val=_HELD_BACK, test=0),
+            subject=item.id,  # a patient's other studies may be in the other split, which only stops the training
+            split="val" if item.id in held_back else "train",
             view=VIEW,
             file=str(item.file.absolute()),
             impression=item.report or item.prompt,
         )
-        for item in pairs.with_images().items
+        for item in items
         if item.file is not None
     ]
     manifest = Manifest(tuple(rows), folder)

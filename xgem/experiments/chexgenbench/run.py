@@ -4,7 +4,7 @@
 
     bench.json                     the plan's data, which a folder keeps
     real.parquet                   the real studies
-    models/NAME/test|privacy|train cohorts
+    models/NAME/images/            cohorts: test, privacy, train
     models/NAME/PART/              a part's record and report: PART.json, .csv, .md, .html, the benchmark's own CSVs
     README.md, index.html, tables/ tables and ranks over the models
 """
@@ -20,7 +20,7 @@ from xgem.eval.record import FamilyResult
 from xgem.eval.report import write_results
 from xgem.eval.schema import Record, read_record
 from xgem.experiments.chexgenbench import parts, tables
-from xgem.experiments.chexgenbench.data import REAL, Sources, index_file, write_real
+from xgem.experiments.chexgenbench.data import REAL, Sources, fingerprint, write_real
 from xgem.experiments.chexgenbench.plan import Model, Part, Plan
 from xgem.types import CheckpointError, InputError, OutputError
 from xgem.utils.files import check_output_folder, read_json, write_json
@@ -74,7 +74,7 @@ def _check_models(plan: Plan) -> None:
             raise InputError(f"a model is named {model.name!r}, which stands for the real images: name it otherwise")
         if model.sets is None:
             try:
-                index_file(model)
+                fingerprint(model)
             except CheckpointError as error:
                 raise InputError(f"model {model.name!r}: {error}") from None
             continue

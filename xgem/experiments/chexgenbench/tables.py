@@ -147,8 +147,9 @@ def _classification(numbers: Mapping[str, Numbers], models: Sequence[str]) -> Ta
         return [shown, *_auroc(numbers[name], protocol), *means]
 
     # Several sets of prompts may have several classifiers of real images
-    real = [row("real", name, "real") for name in models]
-    rows = [*(list(one) for one in dict.fromkeys(map(tuple, real))), *(row(name, name, "synthetic") for name in models)]
+    real = dict.fromkeys(tuple(row("real", name, "real")) for name in models)
+    known = [list(one) for one in real if any(cell is not None for cell in one[1:])]
+    rows = [*known, *(row(name, name, "synthetic") for name in models)]
     paper = [
         [name, *(values.get(one) for one in CHEXPERT_CLASSES), *[None] * len(measures)]
         for name, values in published()["table4"].items()
@@ -317,7 +318,7 @@ def _correlation(ranks: Iterable[tuple[str, str, RankTable]]) -> str:
     first, second = by_stem.get("table8_fidelity_ranks"), by_stem.get("table9_classification_ranks")
     if first is None or second is None or len(first.models) < 3:
         return f"Correlation of fidelity with classification: needs three models with both (paper: {paper:.2f})."
-    r = float(np.corrcoef(first.overall, second.overall)[0, 1])
+    r = float(np.corrcoef(first.mean_rank, second.mean_rank)[0, 1])
     return f"Correlation of fidelity with classification over {len(first.models)} models: {r:.2f} (paper: {paper:.2f})."
 
 
