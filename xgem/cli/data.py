@@ -12,6 +12,7 @@ import typer
 
 from xgem.cli import data_parts
 from xgem.cli.counts import AsJson, Overwrite, show_counts
+from xgem.cli.curate import curate
 from xgem.cli.grouped import grouped
 from xgem.cli.options import Reading
 from xgem.configs.reading import AS_STATED
@@ -364,5 +365,5 @@ def _read_all(manifest: Manifest) -> dict[str, int]:
     return {name: count for name, count in found.items() if count}
 
 
-for name, command in data_parts.COMMANDS.items():
+for name, command in {**data_parts.COMMANDS, "curate": curate}.items():
     app.command(name)(command)
