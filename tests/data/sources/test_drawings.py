@@ -35,9 +35,8 @@ def test_run_lengths_are_read_as_they_are_written(mask: np.ndarray) -> None:
 @given(text=st.text("0123456789- ", max_size=12))
 def test_run_lengths_lie_in_the_image_or_are_refused(text: str) -> None:
     try:
-        runs = Runs.relative(text, (3, 4), "image x")
-    except DataError as error:
-        assert str(error).startswith("image x: ")
+        runs = Runs.relative(text, (3, 4), "x")
+    except DataError:
         return
     assert runs.mask((3, 4)).sum() == (runs.ends - runs.starts).sum() > 0
 

@@ -13,11 +13,11 @@ from tests.data.sources.conftest import image
 from tests.data.sources.test_medfmc_chestdr import release
 from xgem.cli.data import app
 from xgem.data.manifest import Manifest
-from xgem.data.sources import OWN, Source, rows_of_source
+from xgem.data.sources import FOLDERS, Source
 from xgem.labels.vocabulary import SOURCES
 from xgem.types import InputError
 
-PUBLIC = [source for source in Source if source not in OWN]
+PUBLIC = [source for source in FOLDERS if source is not Source.dicom]
 # Their labels are patients' diagnoses, captions or none at all
 WITHOUT_TERMS = {"segmentations", "cardiothoracic", "severity", "covid", "hannover", "roco", "vindr-ribcxr"}
 
@@ -34,21 +34,8 @@ def test_a_source_is_documented_and_readable_by_its_name(source: Source, tmp_pat
 
 
 def test_every_set_of_terms_has_a_source() -> None:
-    named = {
-        getattr(source.module, name)
-        for source in PUBLIC
-        for name in ("SOURCE", "SOURCE_10")
-        if hasattr(source.module, name)
-    }
+    named = {getattr(source.module, name, "") for source in PUBLIC for name in ("SOURCE", "SOURCE_10")}
     assert set(SOURCES) - {"chexpert", "xgem"} <= named
-
-
-def test_rows_by_name(brixia: Path, tmp_path: Path) -> None:
-    rows = rows_of_source("severity", brixia, tmp_path)
-    assert [row.severity for row in rows] == [17.5, 0]
-    for name in ("elsewhere", "csv"):
-        with pytest.raises(InputError, match=f"unknown source '{name}'; expected one of openi, nih"):
-            rows_of_source(name, brixia, tmp_path)
 
 
 def test_few_shots_on_the_command_line(tmp_path: Path, chest) -> None:
