@@ -107,6 +107,14 @@ JudgeSource = Annotated[
         show_default="the one that ships with xgem",
     ),
 ]
+PrivacyThreshold = Annotated[
+    str | None,
+    typer.Option(
+        metavar="X",
+        help="Fraction of held-out real images to refuse, or distances: latent=0.01,pixel=0.27",
+        show_default="0.01",
+    ),
+]
 Epochs = Annotated[int, typer.Option("--classifier-epochs", metavar="N", help="Epochs of the classifier that judges.")]
 Cache = Annotated[
     Path | None,
@@ -214,3 +222,18 @@ def _assignment(setting: str, known: Mapping[str, Config], what: str, example: s
     if first not in fields or (inner and first != "loss"):
         raise InputError(f"--set {setting}: {name} has no field {field!r}, only {', '.join(fields)}")
     return name, field, parse_yaml(text, f"--set {setting}")
+
+
+def privacy_options(threshold: str | None) -> dict[str, Any]:
+    """``--privacy-threshold`` as a privacy gate's options ``thresholds`` or ``quantile``."""
+    from xgem.pipeline.privacy_gate import Thresholds
+
+    try:
+        if threshold is not None and "=" in threshold:
+            given = {name.strip(): float(value) for name, value in (part.split("=") for part in threshold.split(","))}
+            return {"thresholds": Thresholds(**given)}
+        return {} if threshold is None else {"quantile": float(threshold)}
+    except (ValueError, TypeError):
+        raise InputError(
+            f"--privacy-threshold is {threshold!r}, expected a fraction like 0.01, or latent=0.01,pixel=0.27"
+        ) from None
