@@ -31,7 +31,7 @@ class Peer:
             "--base", metavar="MODEL", help="For lora and full, the pipeline to train: diffusers:ID-OR-FOLDER."
         ),
     ] = None
-    settings: Annotated[
+    peer_settings: Annotated[
         str | None,
         typer.Option(
             "--settings", metavar="NAME", help="For lora and full: default, chexgenbench or debug.", show_default=False
@@ -41,7 +41,7 @@ class Peer:
     def check(self, stage: str, others: Mapping[str, Any]) -> None:
         """InputError where these options, or the ``others`` by flag, do not belong to a stage."""
         if stage not in PEERS:
-            if self.base or self.settings:
+            if self.base or self.peer_settings:
                 raise InputError(f"stage {stage!r} takes neither --base nor --settings, only lora and full do")
             return
         given = [name for name, value in others.items() if value is not None]
@@ -73,7 +73,7 @@ class Peer:
         kind = cast(Kind, stage)
 
         def chosen(pipeline: str, studies: int) -> PeerTraining:
-            config = settings_of(kind, self.settings or "default", pipeline, studies)
+            config = settings_of(kind, self.peer_settings or "default", pipeline, studies)
             return cast("PeerTraining", with_stage_settings({stage: config}, settings, steps=steps)[stage])
 
         with together(device), interruptible("the same command goes on from the last checkpoint"):

@@ -11,6 +11,7 @@ from accelerate import PartialState
 
 from xgem.configs.components import TransformConfig
 from xgem.data.manifest import Manifest
+from xgem.peers.adapter import peft_package
 from xgem.peers.families import family_of
 from xgem.peers.loading import load_pipeline
 from xgem.peers.locate import PeerLocation, locate_peer
@@ -54,6 +55,8 @@ def run(
     if location.adapter is not None:
         raise ConfigError(f"--base {base}: has a LoRA already; give a pipeline without one")
     family_of(location.folder)
+    if kind == "lora":
+        peft_package()
     _check_root(root, kind, location)
     manifest.check(files=True)
     studies = sum(bool(study.images.get(VIEW)) for study in manifest.studies("train"))
@@ -70,18 +73,18 @@ def run(
     train_split, val_split = (
         Corpus.load(manifest, split, preset, root / "cache", progress=options.progress) for split in ("train", "val")
     )
-    pipe = load_pipeline(location, device=PartialState().device or "cpu", dtype=_dtypes(location, kind, options))
-    pipe.vae.float()
-    stage = PeerStage(kind, pipe, location, config, (train_split, val_split), resolution, seed)
+    half = options.precision == "bf16"
+    pipe = load_pipeline(location, device=PartialState().device or "cpu", dtype=_dtypes(location, kind, half=half))
+    stage = PeerStage(kind, pipe, location, config, (train_split, val_split), resolution, seed, half=half)
     log.info(
         "%s of %s: %d steps of %d, %s", kind, location.name, config.steps, config.batch_size, stage.family.objective
     )
     return train(stage, root, options)
 
 
-def _dtypes(location: PeerLocation, kind: Kind, options: LoopOptions) -> dict[str, torch.dtype]:
+def _dtypes(location: PeerLocation, kind: Kind, *, half: bool) -> dict[str, torch.dtype]:
     """With bf16, what is not trained is kept in it; else all in float32."""
-    frozen = torch.bfloat16 if options.precision == "bf16" else torch.float32
+    frozen = torch.bfloat16 if half else torch.float32
     trained = {} if kind == "lora" else {location.folder.denoiser: torch.float32}
     return {"default": frozen, "vae": torch.float32, **trained}
 

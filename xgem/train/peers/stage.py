@@ -37,7 +37,7 @@ _VALIDATION_TIMES = 4
 
 
 class PeerStage(Stage):
-    """Trains a LoRA, or all of the denoiser; autoencoder and text encoders are frozen."""
+    """Trains a LoRA, or all of the denoiser; autoencoder and text encoders are frozen, and in bfloat16 if ``half``."""
 
     def __init__(
         self,
@@ -48,9 +48,12 @@ class PeerStage(Stage):
         corpora: tuple[Corpus, Corpus],
         resolution: int,
         seed: int,
+        *,
+        half: bool = False,
     ) -> None:
         self.name, self.config, self.seed = kind, config, seed
         self.kind: Kind = kind
+        self.half = half
         self.pipe, self.location, self.training, self.resolution = pipe, location, config, resolution
         self.family = family_of(location.folder)(
             pipe, location.folder, guidance=config.guidance, mean=config.logit_mean, std=config.logit_std
@@ -133,7 +136,8 @@ class PeerStage(Stage):
             for start in range(0, len(studies), _VALIDATION_BATCH):
                 part = {name: value[start : start + _VALIDATION_BATCH] for name, value in whole.items()}
                 own: dict[str, Any] = {**part, "texts": texts[start : start + _VALIDATION_BATCH]}
-                total += float(self.loss(module, own)[0]) * len(own["texts"])
+                with torch.autocast(device.type, torch.bfloat16, enabled=self.half):
+                    total += float(self.loss(module, own)[0]) * len(own["texts"])
                 count += len(own["texts"])
         return {"loss": total / count}
 
