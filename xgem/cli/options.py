@@ -195,15 +195,13 @@ def with_stage_settings(
     Raises:
         InputError: a stage that is not trained, or an unknown field; lists the known ones. ConfigError: a bad value.
     """
-    from xgem.configs.preset import StageConfig
-
     changed = dict(stages) if steps is None else {n: c.model_copy(update={"steps": steps}) for n, c in stages.items()}
     values = {name: config.model_dump(mode="json") for name, config in changed.items()}
     for setting in settings:
         name, field, value = _assignment(setting, changed, "stage to train", "clip.batch_size=32")
         _, dot, weight = field.partition(".")
         values[name] |= {"loss": {**values[name]["loss"], weight: value}} if dot else {field: value}
-        changed[name] = StageConfig.parse(values[name], f"--set {setting}")
+        changed[name] = type(changed[name]).parse(values[name], f"--set {setting}")
     return changed
 
 
