@@ -121,7 +121,7 @@ def train(
         str | None,
         typer.Option(
             "--preset",
-            help="Preset name or YAML file; for reid: small or published.",
+            help="Preset name or YAML file; for reid: mobilenet, small or published.",
             show_default=False,
             autocompletion=completion.presets,
         ),
@@ -214,8 +214,11 @@ def _run(
             raise InputError("--encoded: stage 'reid' reads images; leave it out")
         known, name = reid.PRESETS, preset or "small"
         config = None
-        if name in known:
-            config = with_stage_settings({"reid": known[name].train}, settings, steps=steps)["reid"]
+        trained = known[name].train if name in known else None
+        if name in known and trained is None and (steps is not None or settings):
+            raise InputError(f"preset {name!r} of reid is fitted, not trained: leave out --steps and --set")
+        if trained is not None:
+            config = with_stage_settings({"reid": trained}, settings, steps=steps)["reid"]
         start = None if init is None else Path(init)
         with together(device):
             reid.run(
