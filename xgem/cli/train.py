@@ -14,7 +14,7 @@ import typer
 
 from xgem.cli import completion
 from xgem.cli.grouped import grouped
-from xgem.cli.options import Device, Progress, with_stage_settings
+from xgem.cli.options import Device, Progress
 from xgem.cli.train_peers import PEERS, Peer
 from xgem.types import InputError
 from xgem.utils.signals import interruptible
@@ -204,6 +204,7 @@ def _run(
 ) -> None:
     from xgem.checkpoints.locate import locate
     from xgem.configs import load_preset
+    from xgem.configs.changes import with_stage_settings
     from xgem.data.manifest import Manifest
     from xgem.train import reid
     from xgem.train.processes import Processes, together
