@@ -29,7 +29,7 @@ _CHUNK: Final = 4096
 
 @dataclass(frozen=True)
 class Index:
-    """``centres`` (c, d); ``vectors`` (n, d) sorted by cell, cell k being ``ends[k]:ends[k + 1]``; their ``numbers``."""
+    """``centres`` (c, d); ``vectors`` (n, d) sorted by cell, cell k at ``ends[k]:ends[k + 1]``; their ``numbers``."""
 
     centres: Floats
     vectors: Floats
@@ -85,7 +85,7 @@ class Index:
             places.append(asked[query])
             numbers.append(self.numbers[start + row])
             found.append(np.sqrt(apart[query, row]))
-        place, number, apart = (np.concatenate(parts) for parts in (places, numbers, found))
+        place, number, apart = np.concatenate(places), np.concatenate(numbers), np.concatenate(found)
         order = np.lexsort((number, apart, place))
         place, number, apart = place[order], number[order], apart[order]
         firsts = np.searchsorted(place, place)

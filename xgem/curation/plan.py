@@ -90,7 +90,7 @@ class DuplicatesPlan(_Part):
     search: bool = True
     turned: bool = True
     distance: float = Field(default=34.0, gt=0, allow_inf_nan=False)
-    correlation: float = Field(default=0.78, gt=0, le=1)
+    correlation: float = Field(default=0.75, gt=0, le=1)
 
 
 class ContentPlan(_Part):
@@ -102,7 +102,7 @@ class ContentPlan(_Part):
     """
 
     judge: bool = True
-    certainty: float = Field(default=0.9, ge=0.5, lt=1)
+    certainty: float = Field(default=0.7, ge=0.5, lt=1)
     not_chest: Unfixable = "drop"
     collage: Unfixable = "drop"
     view: Policy = "fix"
