@@ -51,7 +51,9 @@ def honest(facts: Facts, rng: random.Random, qualified: list[str]) -> str:
     """All facts in words drawn at random."""
     adjective, person = SEXES[facts.sex or "F"]
     article = "an" if str(facts.age)[0] == "8" else "a"
-    first = rng.choice(PATIENTS).format(View="Frontal", view="frontal", a=article, age=facts.age, sex=adjective, person=person)
+    first = rng.choice(PATIENTS).format(
+        View="Frontal", view="frontal", a=article, age=facts.age, sex=adjective, person=person
+    )
     first = first.replace("a woman", "a woman").replace("an woman", "a woman").replace("an man", "a man")
     said = [rng.choice(wordings(QualifiedFinding.parse(term))) for term in qualified] or list(facts.findings)
     return f"{first} {rng.choice(LINKS).format(' '.join(said))}"

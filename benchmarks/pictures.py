@@ -162,7 +162,7 @@ def not_chest(rng: np.random.Generator, pool: list[Any]) -> Any:
 
 def limb(rng: np.random.Generator, side: int) -> Any:
     """Bright bands in a grey one on black, as long bones lie in soft tissue."""
-    y, x = np.mgrid[-1:1:1j * side, -1:1:1j * side].astype(np.float32)
+    y, x = np.mgrid[-1 : 1 : 1j * side, -1 : 1 : 1j * side].astype(np.float32)
     turn = rng.uniform(0, np.pi)
     along, across = x * np.cos(turn) + y * np.sin(turn), -x * np.sin(turn) + y * np.cos(turn)
     width = rng.uniform(0.3, 0.7) * (1 + rng.uniform(-0.3, 0.3) * along)

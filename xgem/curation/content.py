@@ -129,8 +129,8 @@ def _judged(
 
     sure = plan.certainty
     # What is no radiograph of a chest has neither view nor orientation
-    if 1 - scores.chest >= sure:
-        act(plan.not_chest, "not_chest", f"not a chest radiograph ({1 - scores.chest:.2f})")
+    if scores.chest < sure:
+        act(plan.not_chest, "not_chest", f"not a chest radiograph (one with probability {scores.chest:.2f})")
         return Verdict()
     if scores.collage >= sure:
         act(plan.collage, "collage", f"several images in one ({scores.collage:.2f})")

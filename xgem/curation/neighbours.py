@@ -39,7 +39,9 @@ class Index:
     @classmethod
     def build(cls, vectors: Floats, numbers: Ints, seed: int = 0) -> Index:
         """Of ``vectors`` (n, d) with these ``numbers``; the same for the same arguments."""
-        cells = max(1, int(np.sqrt(len(vectors))))
+        if not len(vectors):
+            return cls(vectors, vectors, numbers, np.zeros(1, np.int64))
+        cells = int(np.sqrt(len(vectors)))
         rng = np.random.default_rng(seed)
         sample = vectors[np.sort(rng.permutation(len(vectors))[: cells * _SAMPLE])]
         centres = sample[np.sort(rng.permutation(len(sample))[:cells])].copy()
@@ -104,8 +106,8 @@ def _squared(first: Floats, second: Floats) -> Floats:
 
 def _nearest(vectors: Floats, centres: Floats, count: int) -> NDArray[Any]:
     """(n, count): the nearest centres of each vector, nearest first."""
-    count = min(count, len(centres))
     found: list[NDArray[Any]] = []
+    count = min(count, len(centres))
     for start in range(0, len(vectors), _CHUNK):
         apart = _squared(vectors[start : start + _CHUNK], centres)
         some = np.argpartition(apart, count - 1, axis=1)[:, :count]

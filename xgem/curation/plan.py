@@ -97,7 +97,8 @@ class ContentPlan(_Part):
     """What happens to a picture by kind: ``drop``, ``fix`` (turned, inverted, its view corrected) or ``note``.
 
     ``judge``: whether the network that ships with xgem looks at all images; without it the rules alone do (unreadable,
-    colour, blank, small). ``certainty`` is the probability from which it is believed. ``min_side`` in pixels;
+    colour, blank, small). ``certainty`` is the probability from which it is believed, of a chest radiograph as of all that
+    may be wrong with one. ``min_side`` in pixels;
     ``most_of_one``: share of one grey level from which an image counts as blank, ``clipped`` that of white.
     """
 
