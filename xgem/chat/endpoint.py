@@ -99,7 +99,8 @@ class ChatEndpoint:
         self._cache = None if cache is None else AnswerCache(cache)
         self._lock = threading.Lock()
         self._usage = ChatUsage()
-        self._unstructured: set[type[BaseModel]] = set()
+        self.unstructured: set[type[BaseModel]] = set()
+        """Schemas that the endpoint did not take, so that prompts ask for them."""
 
     @property
     def usage(self) -> ChatUsage:
@@ -219,14 +220,14 @@ class ChatEndpoint:
         return error.wait
 
     def _attempt(self, request: ChatRequest, redrawn: int) -> ChatAnswer:
-        structured = request.schema is not None and request.schema not in self._unstructured
+        structured = request.schema is not None and request.schema not in self.unstructured
         try:
             completion = self._completion(request, redrawn, structured)
         except Rejected as error:
             if not structured or request.schema is None:
                 raise
             completion = self._completion(request, redrawn, False)
-            self._unstructured.add(request.schema)
+            self.unstructured.add(request.schema)
             log.warning("%s: asks for JSON in the prompt, as structured output was refused: %s", self.name, error)
         return self._answer(request, completion)
 

@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
+from typing import Final
 from urllib.parse import urlsplit
 
+import yaml
 from pydantic import Field, field_validator
 
 from xgem.configs.base import Config
 from xgem.types import ConfigError
+from xgem.utils.files import one_line
+
+PREFIX: Final = "chat:"
+"""Begins the name of a judge or labeller that is a model at an endpoint; :meth:`ChatSettings.named` reads the rest."""
 
 
 class ChatSettings(Config):
@@ -37,6 +44,28 @@ class ChatSettings(Config):
         if parts.username or parts.password or parts.query:
             raise ValueError("expected an address without a key; name the key's environment variable in api_key_env")
         return url.rstrip("/")
+
+    @classmethod
+    def named(cls, name: str) -> ChatSettings:
+        """The endpoint of ``chat:URL#MODEL``, or of ``chat:FILE``, a YAML file with these fields.
+
+        Raises:
+            ConfigError: another name, or a file that cannot be read; says what was expected.
+        """
+        place = name.removeprefix(PREFIX)
+        if not name.startswith(PREFIX) or not place:
+            raise ConfigError(f"{name!r}: expected chat:FILE.yaml or chat:http://HOST/v1#MODEL")
+        if place.startswith(("http://", "https://")):
+            url, _, model = place.partition("#")
+            if not model:
+                raise ConfigError(f"{name}: no model; expected chat:http://HOST/v1#MODEL")
+            return cls.parse({"base_url": url, "model": model}, name)
+        try:
+            return cls.parse(yaml.safe_load(Path(place).read_text(encoding="utf-8")), place)
+        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+            raise ConfigError(
+                f"{place}: cannot be read as YAML ({one_line(error)}); expected base_url, model"
+            ) from None
 
     @property
     def host(self) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
-from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -17,32 +16,13 @@ from xgem.cli.curate import curate
 from xgem.cli.grouped import grouped
 from xgem.cli.options import Reading
 from xgem.configs.reading import AS_STATED
+from xgem.data.sources import Source
 
 if TYPE_CHECKING:
     from xgem.configs.reading import ReadOptions
     from xgem.data.manifest import Manifest
 
 app = typer.Typer(help="Create and check manifests of studies.", no_args_is_help=True, add_completion=False)
-
-
-class Source(StrEnum):
-    """Public data sets that xgem can read."""
-
-    openi = "openi"
-    nih = "nih"
-    nih_boxes = "nih-boxes"
-    segmentations = "segmentations"
-    cardiothoracic = "cardiothoracic"
-    severity = "severity"
-    covid = "covid"
-    hannover = "hannover"
-    roco = "roco"
-    mimic_cxr = "mimic-cxr"
-    chexpert = "chexpert"
-    padchest = "padchest"
-    vindr_cxr = "vindr-cxr"
-    csv = "csv"
-    dicom = "dicom"
 
 
 @dataclass(frozen=True)
@@ -148,8 +128,6 @@ def prepare(
 
     For csv and dicom, what cannot be used is listed with its reason in OUT.left-out.csv.
     """
-    import importlib
-
     from xgem.types import InputError, OutputError
 
     # Asked before the work, not after it.
@@ -171,7 +149,7 @@ def prepare(
     if told or mapping or dry_run:
         raise InputError(f"{next(iter(told), 'mapping')}: an option of csv, a table of your own; leave it out")
     given = _options_of(source, folder, headers, joined, how)
-    manifest = importlib.import_module(f"xgem.data.sources.{source.name}").prepare(directory, out, **given)
+    manifest = source.module.prepare(directory, out, **given)
     if how.reading != AS_STATED:  # kept in the manifest, for all that read it
         manifest = manifest.read_as(how.reading)
         manifest.write(out)

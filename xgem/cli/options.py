@@ -101,8 +101,9 @@ JudgeSource = Annotated[
     str | None,
     typer.Option(
         "--judge",
-        metavar="DIR|train",
-        help="Judge of findings: a folder of `xgem eval judge`, or train: on the training studies.",
+        metavar="DIR|train|chat:...",
+        help="Judge of findings: a folder of `xgem eval judge`; train: on the training studies; or, beside xgem's own "
+        "where no features are needed, chat:FILE.yaml or chat:URL#MODEL.",
         show_default="the one that ships with xgem",
     ),
 ]

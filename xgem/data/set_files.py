@@ -26,7 +26,8 @@ from xgem.data.sets import EvalSet, Item
 from xgem.data.study import ANNOTATED_VIEW, Study, report_of
 from xgem.data.tables import number_of, read_table, sex_of
 from xgem.labels.rules import LABELLER, label_report
-from xgem.labels.vocabulary import CHEXPERT_CLASSES, annotated_labels
+from xgem.labels.vocabulary import CHEXPERT_CLASSES, annotated_labels, plain
+from xgem.labels.vocabulary import named as stated
 from xgem.types import DataError
 
 COLUMNS: Final[dict[str, tuple[str, ...]]] = {
@@ -59,6 +60,7 @@ def read_set(
     split: str | None = None,
     view: str | None = "frontal",
     labels: Literal["auto", "file", "reports"] = "auto",
+    classes: Sequence[str] = CHEXPERT_CLASSES,
     sections: Sequence[str] = ("impression",),
     pad: bool = False,
     name: str | None = None,
@@ -77,6 +79,8 @@ def read_set(
         labels: ``file`` uses those in the file (in a manifest, its annotators' terms translated to CheXpert's classes:
             :func:`xgem.labels.vocabulary.annotated_labels`), ``reports`` labels the reports by xgem's own rules,
             ``auto`` does so if the file has no labels.
+        classes: what items are labelled with: CheXpert's classes, or any list of a source's own: terms of a manifest's
+            labels (:func:`xgem.labels.vocabulary.named`), columns of a table. Texts tell CheXpert's alone.
         pad: allow images of several sizes.
         reading: how the images are read; what it leaves open is as a manifest says.
 
@@ -88,15 +92,15 @@ def read_set(
     # The items, by the form of the path
     place = Path(path)
     if place.suffix in {".parquet", ".jsonl"}:
-        items, labelled_by = _of_manifest(place, split, view or ANNOTATED_VIEW, sections), "annotators"
+        items, labelled_by = _of_manifest(place, split, view or ANNOTATED_VIEW, sections, classes), "annotators"
     elif place.is_dir():
         tables = sorted(file for file in place.glob("*") if file.suffix.lower() == ".csv" and is_data(Path(file.name)))
         if len(tables) > 1:
             names = ", ".join(table.name for table in tables)
             raise DataError(f"{place}: several CSVs ({names}); expected at most one: give the path of the CSV itself")
-        items, labelled_by = _of_table(tables[0], view) if tables else _of_folder(place, view), "file"
+        items, labelled_by = _of_table(tables[0], view, classes) if tables else _of_folder(place, view), "file"
     elif place.suffix.lower() in _TABLES and place.is_file():
-        items, labelled_by = _of_table(place, view), "file"
+        items, labelled_by = _of_table(place, view, classes), "file"
     else:
         raise DataError(
             f"{place}: expected a manifest (.parquet, .jsonl), a folder of images or a table ({', '.join(_TABLES)})"
@@ -132,12 +136,14 @@ def _from_text(text: str) -> dict[str, float]:
     )
 
 
-def _of_manifest(path: Path, split: str | None, view: str, sections: Sequence[str]) -> list[Item]:
-    items = (_of_study(study, view, sections) for study in Manifest.read(path).studies(split))
+def _of_manifest(
+    path: Path, split: str | None, view: str, sections: Sequence[str], classes: Sequence[str]
+) -> list[Item]:
+    items = (_of_study(study, view, sections, classes) for study in Manifest.read(path).studies(split))
     return [item for item in items if item.file is not None or item.report]
 
 
-def _of_study(study: Study, view: str, sections: Sequence[str]) -> Item:
+def _of_study(study: Study, view: str, sections: Sequence[str], classes: Sequence[str]) -> Item:
     report = report_of(study, sections)
     files = study.images.get(view, ())
     return Item(
@@ -145,7 +151,7 @@ def _of_study(study: Study, view: str, sections: Sequence[str]) -> Item:
         file=files[0] if files else None,
         prompt=report,
         report=report,
-        labels=annotated_labels(study.labels, study.source),
+        labels=labels_of(study, classes),
         subject=study.subject,
         age=study.age,
         sex=study.sex,
@@ -153,6 +159,14 @@ def _of_study(study: Study, view: str, sections: Sequence[str]) -> Item:
         severity=study.severity,
         reading=study.reading_of(files[0]) if files else study.reading,
     )
+
+
+def labels_of(study: Study, classes: Sequence[str] = CHEXPERT_CLASSES) -> dict[str, float]:
+    """What a study's annotators say of ``classes``, CheXpert's or terms of their own; unknown ones are left out."""
+    labels = annotated_labels(study.labels, study.source)
+    names = [plain(name) for name in study.labels]
+    labels |= {name: stated(plain(name), names, study.source) for name in classes if name not in CHEXPERT_CLASSES}
+    return {name: labels[name] for name in classes if not math.isnan(labels.get(name, math.nan))}
 
 
 def _of_folder(folder: Path, view: str | None) -> list[Item]:
@@ -178,7 +192,7 @@ def _output(file: Path) -> str | None:
         return None
 
 
-def _of_table(path: Path, view: str | None) -> list[Item]:
+def _of_table(path: Path, view: str | None, labelled: Sequence[str]) -> list[Item]:
     table = read_table(path)
     by_name = {_plain(column): column for column in reversed(table.header)}
     named = {
@@ -188,7 +202,7 @@ def _of_table(path: Path, view: str | None) -> list[Item]:
     if named["file"] is None and named["report"] is None:
         accepted = ", ".join((*COLUMNS["file"], *COLUMNS["report"]))
         raise DataError(f"{path}: columns {', '.join(table.header)} (read as {table.how}); expected one of {accepted}")
-    classes = {name: by_name[_plain(name)] for name in CHEXPERT_CLASSES if _plain(name) in by_name}
+    classes = {name: by_name[_plain(name)] for name in labelled if _plain(name) in by_name}
     views = [row[named["view"]] if named["view"] else "" for row in table.rows]
     kept = [k for k, shown in enumerate(views) if not shown or view in (None, shown.lower())]
     if table.rows and not kept:

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from xgem.metrics.bootstrap import Array
+from xgem.modalities import get_modality
 from xgem.pipeline.pipeline import XgemPipeline
 from xgem.types import InputError
 
@@ -93,13 +94,12 @@ def open_model(
     """
     pipe = XgemPipeline.from_pretrained(model, device=device, dtype=dtype, compile=compile)
     preset = pipe.preset
-    kinds = {name: preset.components[preset.codec(name)].kind for name in preset.outputs}
     return Evaluated(
         name=pipe.name,
         hash=pipe.hash,
         pipe=pipe,
-        images=tuple(name for name, kind in kinds.items() if kind == "image_vae"),
-        reports=tuple(name for name, kind in kinds.items() if kind != "image_vae"),
+        images=tuple(name for name in preset.outputs if get_modality(name).is_image),
+        reports=tuple(name for name in preset.outputs if not get_modality(name).is_image),
         transform=preset.transform,
         embed=pipe.embed,
         reconstruct=pipe.reconstruct,

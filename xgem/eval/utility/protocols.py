@@ -128,9 +128,18 @@ def scarce(real: EvalSet, synthetic: EvalSet, share: float, multiple: float = 0.
     return mixed(kept, synthetic, multiple, seed=seed) if multiple else Training(kept)
 
 
-def pretrained(real: EvalSet, synthetic: EvalSet, share: float = 1.0, *, seed: int = 0) -> Training:
-    """Pretraining on synthetic images, then fine-tuning on a share of the real ones (ChexGen: 1 % to 100 %)."""
-    return Training(fraction_of(real, share, seed=seed), synthetic)
+def pretrained(
+    real: EvalSet, synthetic: EvalSet, share: float = 1.0, *, multiple: float | None = None, seed: int = 0
+) -> Training:
+    """Pretraining on synthetic images, then fine-tuning on a share of the real ones (ChexGen: 1 % to 100 %).
+
+    ``multiple``: on so many synthetic images per real one of the whole set (ChexGen: 1 to 5); by default on all.
+    """
+    return Training(fraction_of(real, share, seed=seed), _some(real, synthetic, multiple, seed))
+
+
+def _some(real: EvalSet, synthetic: EvalSet, multiple: float | None, seed: int) -> EvalSet:
+    return synthetic if multiple is None else taken(synthetic, round(multiple * len(real)), seed)
 
 
 def few_shot(
@@ -208,8 +217,9 @@ def suite(
 
     Args:
         name: ``augmentation`` (real, synthetic, real and 1 and 2 times synthetic), ``anonymisation``, ``imbalance``,
-            ``scarcity`` (``fractions[1]`` of real with ``multiples`` of synthetic), ``pretraining`` (each of
-            ``fractions`` with and without), ``few-shot`` (each of ``shots`` with and without pretraining).
+            ``scarcity`` (the one of ``fractions`` nearest to 10 %, with ``multiples`` of synthetic), ``pretraining``
+            (each of ``fractions`` with and without), ``few-shot`` (each of ``shots`` with and without pretraining).
+            ``multiples`` of the real images are pretrained on, each by itself; by default all synthetic ones.
         classes: for ``imbalance`` and ``few-shot``.
 
     Raises:
@@ -236,7 +246,8 @@ def suite(
                 f"{100 * share:g} % real",
                 100 * share,
                 lambda seed, share=share: scarce(real, synthetic, share, seed=seed),
-                lambda seed, share=share: pretrained(real, synthetic, share, seed=seed),
+                lambda seed, k, share=share: pretrained(real, synthetic, share, multiple=k, seed=seed),
+                multiples,
             )
         )
     if name == "few-shot":
@@ -247,7 +258,10 @@ def suite(
                 f"{k}-shot",
                 float(k),
                 lambda seed, k=k: few_shot(real, k, classes, seed=seed),
-                lambda seed, k=k: few_shot(real, k, classes, pretraining=synthetic, seed=seed),
+                lambda seed, multiple, k=k: few_shot(
+                    real, k, classes, pretraining=_some(real, synthetic, multiple, seed), seed=seed
+                ),
+                multiples,
             )
         )
     raise InputError(f"suite {name!r}: expected one of {', '.join(SUITES)}")
@@ -265,10 +279,16 @@ def _scarcity(real: EvalSet, synthetic: EvalSet, share: float, multiples: Sequen
 
 
 def _with_and_without_pretraining(
-    name: str, amount: float, scratch: Callable[[int], Training], pretraining: Callable[[int], Training]
-) -> tuple[Protocol, Protocol]:
+    name: str,
+    amount: float,
+    scratch: Callable[[int], Training],
+    pretraining: Callable[[int, float | None], Training],
+    multiples: Sequence[float] | None,
+) -> tuple[Protocol, ...]:
     """A protocol from scratch, and the same after pretraining on synthetic images, which is compared with it."""
-    return (
-        Protocol(name, scratch, line="from scratch", at=amount),
-        Protocol(f"pretrained, {name}", pretraining, name, "pretrained", amount),
-    )
+    line = {k: "pretrained" if k is None else f"pretrained {k:g}x" for k in multiples or (None,)}
+    after = [
+        Protocol(f"{title}, {name}", lambda seed, k=k: pretraining(seed, k), name, title, amount)
+        for k, title in line.items()
+    ]
+    return (Protocol(name, scratch, line="from scratch", at=amount), *after)
