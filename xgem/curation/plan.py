@@ -19,7 +19,6 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
-import pkgutil
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -31,7 +30,6 @@ from xgem.data import sources
 from xgem.types import ConfigError
 
 _NAME: Final = r"^[A-Za-z0-9][A-Za-z0-9_.-]*$"
-_NOT_SETS: Final = ("rows", "cases")  # modules of xgem.data.sources that several sets share
 _PLACE: Final = {"base_url", "api_key_env", "timeout", "retries", "concurrency"}
 """Of an endpoint what does not change its answers."""
 
@@ -77,8 +75,7 @@ class SourcePlan(_Part):
 
 def known_sources() -> tuple[str, ...]:
     """Names of the data sets that ``xgem data prepare`` reads from a folder."""
-    names = (found.name for found in pkgutil.iter_modules(sources.__path__))
-    return tuple(name.replace("_", "-") for name in sorted(names) if name not in _NOT_SETS)
+    return tuple(sorted(sources.FOLDERS))
 
 
 class DuplicatesPlan(_Part):
