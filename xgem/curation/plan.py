@@ -87,19 +87,20 @@ class DuplicatesPlan(_Part):
     search: bool = True
     turned: bool = True
     distance: float = Field(default=34.0, gt=0, allow_inf_nan=False)
-    correlation: float = Field(default=0.78, gt=0, le=1)
+    correlation: float = Field(default=0.75, gt=0, le=1)
 
 
 class ContentPlan(_Part):
     """What happens to a picture by kind: ``drop``, ``fix`` (turned, inverted, its view corrected) or ``note``.
 
     ``judge``: whether the network that ships with xgem looks at all images; without it the rules alone do (unreadable,
-    colour, blank, small). ``certainty`` is the probability from which it is believed. ``min_side`` in pixels;
+    colour, blank, small). ``certainty`` is the probability from which it is believed, of a chest radiograph as of all that
+    may be wrong with one. ``min_side`` in pixels;
     ``most_of_one``: share of one grey level from which an image counts as blank, ``clipped`` that of white.
     """
 
     judge: bool = True
-    certainty: float = Field(default=0.9, ge=0.5, lt=1)
+    certainty: float = Field(default=0.7, ge=0.5, lt=1)
     not_chest: Unfixable = "drop"
     collage: Unfixable = "drop"
     view: Policy = "fix"
