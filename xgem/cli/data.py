@@ -77,6 +77,23 @@ class WithNih:
     ] = None
 
 
+@dataclass(frozen=True)
+class FewShots:
+    """Options of MedFMC's lists for few-shot learning."""
+
+    shots: Annotated[
+        int | None,
+        typer.Option("--shots", help="medfmc-chestdr: patients a disease in train and val.", show_default="all"),
+    ] = None
+    drawing: Annotated[
+        int | None, typer.Option("--drawing", help="medfmc-chestdr: which list of --shots.", show_default="1")
+    ] = None
+
+    def given(self) -> dict[str, Any]:
+        """What was given, as the source takes it."""
+        return {name: value for name, value in vars(self).items() if value is not None}
+
+
 @app.command()
 @grouped
 def prepare(
@@ -90,6 +107,7 @@ def prepare(
     folder: OwnDicom,
     headers: OpeniExtra,
     joined: WithNih,
+    few: FewShots,
     column: Annotated[
         list[str] | None,
         typer.Option("--column", metavar="FIELD=COLUMN", help="csv: the column of a field; the others are guessed."),
@@ -148,7 +166,7 @@ def prepare(
         return
     if told or mapping or dry_run:
         raise InputError(f"{next(iter(told), 'mapping')}: an option of csv, a table of your own; leave it out")
-    given = _options_of(source, folder, headers, joined, how)
+    given = _options_of(source, folder, headers, joined, few, how)
     manifest = source.module.prepare(directory, out, **given)
     if how.reading != AS_STATED:  # kept in the manifest, for all that read it
         manifest = manifest.read_as(how.reading)
@@ -156,12 +174,14 @@ def prepare(
     show_counts(manifest.summary() | {"manifest": str(out)}, as_json)
 
 
-def _options_of(source: Source, dicom: OwnDicom, headers: OpeniExtra, joined: WithNih, how: Reading) -> dict[str, Any]:
+def _options_of(
+    source: Source, dicom: OwnDicom, headers: OpeniExtra, joined: WithNih, few: FewShots, how: Reading
+) -> dict[str, Any]:
     """The options of one source alone, as its ``prepare`` takes them; InputError where they are another's."""
     from xgem.types import InputError
 
     given = {Source.dicom: dicom.given(how.reading), Source.openi: headers.given()}
-    given[Source.nih_boxes] = {"nih": joined.nih} if joined.nih else {}
+    given |= {Source.nih_boxes: {"nih": joined.nih} if joined.nih else {}, Source.medfmc_chestdr: few.given()}
     for owner, options in given.items():
         if options and source is not owner:
             of = "dicom, a folder of your own" if owner is Source.dicom else owner.value

@@ -1,8 +1,8 @@
 """Whether two similar radiographs are one picture: they are laid over each other, and their fine structure compared.
 
 One may be a crop of the other: shift and scale along both axes are fitted by Gauss-Newton steps on the thumbnails
-(:mod:`xgem.curation.fingerprint`), first on blurred ones. What counts is the correlation of what a blur takes away: ribs,
-vessels, devices and markers, which two pictures of even the same patient do not share at the same places.
+(:mod:`xgem.curation.fingerprint`), first on blurred ones. What counts is the correlation of what a blur takes away:
+ribs, vessels, devices and markers, which two pictures of even the same patient do not share at the same places.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 _BLURS: Final = (3.0, 1.5, 0.7)  # pixels of the thumbnail, by stage
 _STEPS: Final = (4, 3, 3)
 _FINE: Final = 2.5  # what this blur leaves is anatomy that all patients share
+_EVEN: Final = 5.0  # over which fine structure is brought to one variance: a collimator's edges would rule
 _EDGE: Final = 3  # pixels at the edge, where a blur sees another surrounding
 _MOST: Final = 0.25  # shift and change of scale, as a share of half the side
 _GRID: Final = np.linspace(-1, 1, SIDE, dtype=np.float32)
@@ -42,6 +43,8 @@ def correlations(first: NDArray[Any], second: NDArray[Any]) -> Floats:
     rows, columns = _sampling(fit[:, 0], fit[:, 1]), _sampling(fit[:, 2], fit[:, 3])
     inside = (rows.sum(2)[:, :, None] > 0.99) & (columns.sum(2)[:, None] > 0.99)
     inside[:, :_EDGE] = inside[:, -_EDGE:] = inside[:, :, :_EDGE] = inside[:, :, -_EDGE:] = False
+    even = _blurring(_EVEN)
+    fine = [images / np.sqrt(np.maximum(even @ images**2 @ even, 1e-4)) for images in fine]
     return _correlation(fine[0], rows @ fine[1] @ columns.transpose(0, 2, 1), inside)
 
 

@@ -29,8 +29,8 @@ def card(plan: CurationPlan, done: Done, hashes: dict[str, str], said: dict[str,
     total = done.decisions.total()
     parts = [
         f"# {plan.name}",
-        f"{kept} of {total} images from {len(plan.sources)} source(s), curated by xgem {__version__} (`xgem data curate`). "
-        "`manifest.parquet` names the images in place; `decisions.parquet` has every row of every source with the reason.",
+        f"{kept} of {total} images from {len(plan.sources)} source(s), by `xgem data curate` of xgem {__version__}. "
+        "`manifest.parquet` names the images in place; `decisions.parquet` has every row, and why.",
         "## Licences",
         "The set as a whole follows the strictest; check the terms of each source before use.",
         _table("licence", done.kept["licence"], sorted(done.kept["licence"], key=_strictness)),

@@ -1,7 +1,7 @@
 """Whether a text says what is known of a study, all of it, and nothing else.
 
-xgem's own labeller (:mod:`xgem.labels.rules`) reads the text; its statements are compared with the annotators'. What the
-labeller has no class for is searched by its name. The rest are rules: sex, age, side, extent and view that no fact
+xgem's own labeller (:mod:`xgem.labels.rules`) reads the text; its statements are compared with the annotators'. What
+the labeller has no class for is searched by its name. The rest are rules: sex, age, side, extent and view that no fact
 states, measurements, priors, names, dates, addresses, markup, and what chat models say of themselves.
 """
 
@@ -12,7 +12,7 @@ from functools import cache
 from typing import Any, Final
 
 from xgem.curation.facts import Facts
-from xgem.data.captions import spoken
+from xgem.data.captions import caption_from_labels, spoken
 from xgem.labels.qualified import EXTENTS
 from xgem.labels.rules import label_report
 from xgem.labels.sides import BOTH_SIDES, SIDES, named_sides
@@ -33,8 +33,8 @@ _VIEW: Final = {
 }
 _MORE_EXTENTS: Final = ("massive", "extensive", "minimal", "trace", "tiny", "marked", "slight", "subtle", "huge")
 _STRANGE: Final = {
-    "a comparison with earlier images": r"\b(?:compar(?:ed|ison)|prior|previous(?:ly)?|interval|unchanged|worsen(?:ed|ing)|"
-    r"improv(?:ed|ing|ement)|new(?:ly)?|stable|again (?:seen|noted)|resol(?:ved|ution|ving))\b",
+    "a comparison with earlier images": r"\b(?:compar(?:ed|ison)|prior|previous(?:ly)?|interval|unchanged|"
+    r"worsen(?:ed|ing)|improv(?:ed|ing|ement)|new(?:ly)?|stable|again (?:seen|noted)|resol(?:ved|ution|ving))\b",
     "a measurement": r"\b\d+(?:\.\d+)?\s*(?:x\s*\d+(?:\.\d+)?\s*)?(?:mm|cm|ml|millimet|centimet)",
     "a date or a time": r"\b(?:\d{1,4}[-/.]\d{1,2}[-/.]\d{2,4}|\d{1,2}:\d{2}|(?:january|february|march|april|june|july|"
     r"august|september|october|november|december)\s+\d)",
@@ -43,8 +43,12 @@ _STRANGE: Final = {
     "markup": r"[*#`_]{2,}|^\s*[-*#>]\s|</?\w+>|[{}\[\]|]|\bXXXX\b",
     "words about itself": r"\bas an? (?:ai|language model|assistant)|\b(?:language model|I (?:cannot|can't|am|have)|"
     r"I'm|sorry|certainly|here is|here's|sure[,!])",
-    "advice": r"\b(?:recommend(?:ed|ation|s)?|follow-?up|clinical correlation|correlate|advised?|suggest (?:ct|further))\b",
+    "advice": r"\b(?:recommend(?:ed|ation|s)?|follow-?up|clinical correlation|correlate|advised?)\b",
 }
+_DENIAL: Final = re.compile(r"\b(?:no|without|not|absence of|negative for)\b[^.,;]*$", re.IGNORECASE)
+_GENERIC: Final = re.compile(r"\b(?:opacit|densit|airspace|normal|device|abnormalit|chest|finding)", re.IGNORECASE)
+NAMED_ALWAYS: Final = ("Cardiomegaly", "Edema", "Pneumonia", "Pneumothorax", "Pleural Effusion")
+"""Classes that a report of a study which has them names."""
 _PLAIN_CASE: Final = {"a person's name"}
 
 
@@ -57,25 +61,27 @@ def _strange() -> dict[str, re.Pattern[str]]:
 
 
 @cache
-def _others() -> dict[str, re.Pattern[str]]:
-    """Findings that annotators name and that are in none of the classes, by their plain names."""
+def _named() -> dict[str, re.Pattern[str]]:
+    """Findings as annotators of any source name them, by their plain names; structures and mere opacity are none."""
     found: dict[str, re.Pattern[str]] = {}
     for terms in SOURCES.values():
         for name, term in terms.items():
-            if not term.affirms and not term.denies and term.abnormal:
-                text = spoken(name)
-                if len(text) > 3:
-                    found[plain(name)] = re.compile(rf"\b{re.escape(text)}s?\b", re.IGNORECASE)
+            text = spoken(name)
+            is_place = caption_from_labels([name]).startswith("Abnormality of")
+            if term.abnormal and not term.denies and len(text) > 3 and not is_place and not _GENERIC.search(text):
+                found[plain(name)] = re.compile(rf"\b{re.escape(text)}s?\b", re.IGNORECASE)
     return found
 
 
 def ways_wrong(text: str, facts: Facts) -> list[str]:
     """What is wrong with a description made from ``facts``, each on a line; empty where nothing is."""
-    wrong = [*_classes(text, facts), *_other_findings(text, facts), *_patient(text, facts), *_sides(text, facts)]
+    wrong = [*_classes(text, facts), *_by_name(text, facts), *_patient(text, facts), *_sides(text, facts)]
     lower = f" {text.lower()} "
-    for word in (*EXTENTS, *_MORE_EXTENTS):
-        if re.search(rf"\b{word}(?:ly)?\b", lower) and not any(one.startswith(word) for one in facts.words):
-            wrong.append(f"says {word!r}, an extent that no fact states")
+    wrong += [
+        f"says {word!r}, an extent that no fact states"
+        for word in (*EXTENTS, *_MORE_EXTENTS)
+        if re.search(rf"\b{word}(?:ly)?\b", lower) and not any(one.startswith(word) for one in facts.words)
+    ]
     for view, pattern in _VIEW.items():
         if facts.views and view not in facts.views and pattern.search(text):
             wrong.append(f"speaks of a {view} view, the images are {' and '.join(facts.views)}")
@@ -86,19 +92,23 @@ def ways_wrong(text: str, facts: Facts) -> list[str]:
 def contradictions(report: str, facts: Facts) -> list[str]:
     """In what a study's own report contradicts its annotators, each on a line.
 
-    Only plain statements count: a finding denied that the labels name; and one affirmed in a study that they call
-    normal. What they merely do not name may be there: annotators do not name all that a report mentions.
+    Only plain statements count: a finding denied that the labels name, one affirmed in a study that they call normal, and
+    a report without any finding for a study with one that no report passes over (:data:`NAMED_ALWAYS`). What the labels
+    merely do not name may be there: annotators do not name all that a report mentions.
     """
+    stated = label_report(report)
     found: list[str] = []
-    for name, label in label_report(report).items():
-        known = facts.known.get(name)
+    for name, label in stated.items():
         if name in (NO_FINDING, SUPPORT_DEVICES):
             continue
-        if label == 0 and known == 1:
+        if label == 0 and facts.known.get(name) == 1 and name not in PARENTS.values():
             found.append(f"denies {name}, which the labels name")
         if label == 1 and facts.normal:
             found.append(f"states {name}, where the labels name no finding")
-    return [*found, *_patient(report, facts)]
+    missed = [name for name in NAMED_ALWAYS if facts.known.get(name) == 1]
+    if stated[NO_FINDING] == 1 and missed and not found:
+        found.append(f"names no finding, where the labels name {missed[0]}")
+    return [*found, *(_patient(report, facts) if facts.sex and facts.age is not None else [])]
 
 
 def _classes(text: str, facts: Facts) -> list[str]:
@@ -126,22 +136,24 @@ def _above(name: str) -> list[str]:
     return [] if parent is None else [parent, *_above(parent)]
 
 
-def _other_findings(text: str, facts: Facts) -> list[str]:
-    given = {plain(term.split("/")[0]) for term in facts.terms}
-    named = " ".join(facts.findings).lower()
+def _by_name(text: str, facts: Facts) -> list[str]:
+    """Findings that the text affirms and no fact names; and those without a class that it omits or denies.
+
+    A nodule and a mass are one class, and pneumonia leaves consolidation open: names tell them apart.
+    """
+    facts_say = " ".join((*facts.findings, *map(spoken, facts.terms))).lower()
     wrong: list[str] = []
-    for name, pattern in _others().items():
+    for pattern in _named().values():
         match = pattern.search(text)
-        if match and name not in given and not pattern.search(named):
-            wrong.append(f"speaks of {spoken(name)}, which is not among the facts")
+        if match and not pattern.search(facts_say) and not _DENIAL.search(text[: match.start()]):
+            wrong.append(f"speaks of {match[0].lower()}, which is not among the facts")
     for term in facts.terms:
-        if not classes_of(term) and plain(term) in _others():
-            match = _others()[plain(term)].search(text)
+        pattern = _named().get(plain(term))
+        if pattern is not None and not classes_of(term):
+            match = pattern.search(text)
             if match is None:
                 wrong.append(f"does not mention {spoken(term)}")
-            elif re.search(
-                r"\b(?:no|without|not|absence of|negative for)\b[^.,;]*$", text[: match.start()], re.IGNORECASE
-            ):
+            elif _DENIAL.search(text[: match.start()]):
                 wrong.append(f"denies {spoken(term)}")
     return wrong
 
@@ -156,10 +168,11 @@ def _patient(text: str, facts: Facts) -> list[str]:
         age = int(next(filter(None, match.groups())))
         if age != facts.age:
             wrong.append(f"says an age of {age}, it is {'unknown' if facts.age is None else facts.age}")
-    for match in _DECADE.finditer(text):
-        if facts.age is None or facts.age // 10 * 10 != int(match[1]):
-            wrong.append(f"says an age in the {match[1]}s, it is {'unknown' if facts.age is None else facts.age}")
-    return wrong
+    decades = [
+        match[1] for match in _DECADE.finditer(text) if facts.age is None or facts.age // 10 * 10 != int(match[1])
+    ]
+    known = "unknown" if facts.age is None else facts.age
+    return [*wrong, *(f"says an age in the {decade}s, it is {known}" for decade in decades)]
 
 
 def _sides(text: str, facts: Facts) -> list[str]:

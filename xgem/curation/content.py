@@ -1,7 +1,7 @@
 """What a picture is: a chest radiograph or not, its view, and whether it is turned, negative, written on or empty.
 
-Rules see what needs no learning; a small network that ships with xgem sees the rest. What it was trained on, and how well
-it tells each kind on held-out images, stands beside its weights.
+Rules see what needs no learning; a small network that ships with xgem sees the rest. What it was trained on stands
+beside its weights.
 """
 
 from __future__ import annotations
@@ -129,8 +129,8 @@ def _judged(
 
     sure = plan.certainty
     # What is no radiograph of a chest has neither view nor orientation
-    if 1 - scores.chest >= sure:
-        act(plan.not_chest, "not_chest", f"not a chest radiograph ({1 - scores.chest:.2f})")
+    if scores.chest < sure:
+        act(plan.not_chest, "not_chest", f"not a chest radiograph (one with probability {scores.chest:.2f})")
         return Verdict()
     if scores.collage >= sure:
         act(plan.collage, "collage", f"several images in one ({scores.collage:.2f})")
@@ -176,17 +176,16 @@ def judged_pixels(pixels: Floats) -> NDArray[np.uint8]:
 
 
 class ContentNetwork(nn.Module):
-    """Five strided convolutions with batch normalisation, pooled by mean and maximum, and a linear layer."""
+    """Four strided convolutions with batch normalisation, pooled by mean and maximum, and a linear layer."""
 
-    def __init__(self, width: int = 16) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        sizes = (1, width, 2 * width, 4 * width, 6 * width, 6 * width)
         layers: list[nn.Module] = []
-        for inputs, outputs in zip(sizes, sizes[1:], strict=False):
-            convolution = nn.Conv2d(inputs, outputs, 3, stride=2, padding=1, bias=False)
+        for inputs, outputs, kernel, stride in ((1, 24, 5, 4), (24, 48, 3, 2), (48, 96, 3, 2), (96, 128, 3, 2)):
+            convolution = nn.Conv2d(inputs, outputs, kernel, stride, padding=kernel // 2, bias=False)
             layers += [convolution, nn.BatchNorm2d(outputs), nn.ReLU()]
         self.body = nn.Sequential(*layers)
-        self.head = nn.Linear(2 * sizes[-1] * 4, len(OUTPUTS) + 4)
+        self.head = nn.Linear(2 * 128 * 4, len(OUTPUTS) + 4)
 
     def forward(self, x: Tensor) -> Tensor:
         """(b, 1, 128, 128) in [-1, 1] -> (b, 10) logits. Quadrants are pooled apart: a place says what is where."""
@@ -232,12 +231,21 @@ class ContentJudge:
 
     @torch.inference_mode()
     def __call__(self, images: NDArray[np.uint8]) -> list[Scores]:
-        """Scores of images (n, 128, 128) as of :func:`judged_pixels`."""
+        """Scores of images (n, 128, 128) as of :func:`judged_pixels`.
+
+        Each is looked at in four orientations: what the network says of each of them tells how the image lies (the
+        mean of the log probabilities, turned back), and what it says of the upright one tells the rest.
+        """
         found: list[Scores] = []
         for start in range(0, len(images), _BATCH):
-            logits = self._network(as_input(images[start : start + _BATCH])).double()
-            single, turned = logits[:, : len(OUTPUTS)].sigmoid(), logits[:, len(OUTPUTS) :].softmax(dim=1)
+            some = images[start : start + _BATCH]
+            logits = torch.stack([self._network(as_input(np.rot90(some, k, axes=(1, 2)))).double() for k in range(4)])
+            # An image that lies at q quarters lies at q + k after k more
+            said = logits[:, :, len(OUTPUTS) :].log_softmax(dim=2)
+            turned = torch.stack([said[k].roll(-k, dims=1) for k in range(4)]).mean(dim=0).softmax(dim=1)
             certain, quarters = turned.max(dim=1)
+            upright = (-quarters) % 4  # in which of the four the image stands upright
+            single = logits[upright, torch.arange(len(some)), : len(OUTPUTS)].sigmoid()
             for values, quarter, sure in zip(single.tolist(), quarters.tolist(), certain.tolist(), strict=True):
                 found.append(Scores(*values, quarters=int(quarter), turned=sure))
         return found

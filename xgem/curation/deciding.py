@@ -135,7 +135,7 @@ def _describe(
     listed: Sequence[Listed],
     verdicts: Sequence[Verdict],
     stay: Sequence[int],
-    records: Sequence[dict[str, Any]],
+    records: list[dict[str, Any]],
     texts: dict[int, Text],
 ) -> None:
     """The text of a study by the first of its rows that stay; one that contradicts its labels is dropped, or noted."""

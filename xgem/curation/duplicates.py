@@ -1,17 +1,17 @@
 """Which rows show the same picture, which of them is kept, and which subjects are one patient.
 
-Files that are equal come first. Of the rest, each picture's fingerprint is searched for among those of the others, in all
-orientations, and what is near is laid over it (:mod:`xgem.curation.align`). Of the copies of a picture that one is kept
-which needs no correction, has more annotations, is larger, and comes first in the plan, in this order.
+Files that are equal come first. Of the rest, each picture's fingerprint is searched for among those of the others, in
+all orientations, and what is near is laid over it (:mod:`xgem.curation.align`). Of the copies of a picture the one
+is kept that needs no correction, has more annotations, is larger, and comes first in the plan, in this order.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
@@ -26,8 +26,6 @@ from xgem.utils.files import one_line
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
-
-T = TypeVar("T", int, str)
 
 _SPLITS: Final = ("test", "val", "train")
 """In order of precedence: of a patient in two, all goes into the first, so that nothing measured was trained on."""
@@ -130,65 +128,75 @@ def _thumbnails(folder: Folder, numbers: list[int]) -> NDArray[np.int8]:
     return np.stack(found)
 
 
-class _Groups(dict[T, T]):
-    """Disjoint sets."""
+class _Groups:
+    """Disjoint sets of names."""
 
-    def find(self, one: T) -> T:
-        path: list[T] = []
-        while (parent := self.get(one, one)) != one:
-            path.append(one)
-            one = parent
-        for passed in path:
-            self[passed] = one
-        return one
+    def __init__(self) -> None:
+        self._parents: dict[str, str] = {}
 
-    def join(self, one: T, other: T) -> None:
-        first, second = sorted((self.find(one), self.find(other)))
-        self[second] = first
-        self.setdefault(first, first)
+    def _first(self, one: str) -> str:
+        path = [one]
+        while (parent := self._parents.setdefault(path[-1], path[-1])) != path[-1]:
+            path.append(parent)
+        self._parents |= dict.fromkeys(path, path[-1])
+        return path[-1]
 
-    def sets(self) -> list[list[T]]:
-        found: dict[T, list[T]] = defaultdict(list)
-        for one in list(self):
-            found[self.find(one)].append(one)
-        return [sorted(found[key]) for key in sorted(found)]
+    def join(self, one: str, other: str) -> None:
+        """Put two names into one set."""
+        first, second = sorted((self._first(one), self._first(other)))
+        self._parents[second] = first
+
+    def sets(self) -> list[list[str]]:
+        """All sets, in order."""
+        found: dict[str, list[str]] = defaultdict(list)
+        for one in sorted(self._parents):
+            found[self._first(one)].append(one)
+        return [found[first] for first in sorted(found)]
 
 
 def choose(folder: Folder) -> None:
-    """Write which rows are copies of which, and which subjects change their split."""
+    """Write which rows are copies of which, and which subjects change their split.
+
+    In the order of preference a picture is kept unless it is a copy of one that is kept already: copies of copies are
+    compared themselves.
+    """
     if (folder.state / "splits.json").exists():
         return
-    groups: _Groups[int] = _Groups()
-    evidence: dict[int, dict[str, Any]] = {}
-    for pair in _all_pairs(folder):
-        groups.join(pair["first"], pair["second"])
-        for end in ("first", "second"):
-            if pair["correlation"] > evidence.get(pair[end], {"correlation": -1})["correlation"]:
-                evidence[pair[end]] = pair
-    ranks, rows = _looked_up(folder, set(groups))
-    copies: list[dict[str, Any]] = []
-    patients: _Groups[str] = _Groups()
-    for members in groups.sets():
-        kept = min(members, key=lambda number: ranks[number])
-        for number in members:
-            if rows[number][1] != rows[kept][1]:
-                patients.join(rows[number][1], rows[kept][1])
-            if number == kept:
-                continue
-            pair = evidence[number]
-            copies.append(
-                {
-                    "number": number,
-                    "of": kept,
-                    "study": rows[kept][0],
-                    "distance": pair["distance"],
-                    "correlation": pair["correlation"],
-                    "orientation": said(pair["turn"]),
-                }
-            )
-    copies.sort(key=lambda one: one["number"])
-    write_table(folder.state / "copies.parquet", copies, copies_schema())
+    # Equal files are one picture
+    groups: dict[int, list[int]] = defaultdict(list)
+    for pair in read_table(folder.state / "same.parquet"):
+        groups[pair["first"]].append(pair["second"])
+    near: dict[int, dict[int, dict[str, Any]]] = defaultdict(dict)
+    for pair in _near_pairs(folder):
+        ends = pair["first"], pair["second"]
+        for one, other in (ends, ends[::-1]):
+            if pair["correlation"] > near[one].get(other, {"correlation": -1})["correlation"]:
+                near[one][other] = pair
+    files = sorted({*groups, *near})
+    ranks, rows = _looked_up(folder, {*files, *(number for group in groups.values() for number in group)})
+    best = {one: min((one, *groups.get(one, ())), key=lambda number: ranks[number]) for one in files}
+    copies: dict[int, dict[str, Any]] = {}
+    kept = set[int]()
+    for one in sorted(files, key=lambda one: ranks[best[one]]):
+        found = [(-pair["correlation"], other) for other, pair in near.get(one, {}).items() if other in kept]
+        of, pair = best[one], _SAME
+        if found:
+            of, pair = best[min(found)[1]], near[one][min(found)[1]]
+        else:
+            kept.add(one)
+        for number in (one, *groups.get(one, ())):
+            if number != of:
+                values = {"distance": pair["distance"], "correlation": pair["correlation"]}
+                copies[number] = {"number": number, "of": of, **values, "orientation": said(pair["turn"])}
+    patients: _Groups = _Groups()
+    for copy in copies.values():
+        copy["study"] = rows[copy["of"]][0]
+        patients.join(rows[copy["number"]][1], rows[copy["of"]][1])
+    write_table(folder.state / "copies.parquet", [copies[number] for number in sorted(copies)], copies_schema())
     folder.write(folder.state / "splits.json", _moved(folder, patients))
+
+
+_SAME: Final[dict[str, Any]] = {"distance": 0.0, "correlation": 1.0, "turn": 0}
 
 
 def copies_schema() -> Any:
@@ -199,11 +207,9 @@ def copies_schema() -> Any:
     return pa.schema([*columns, ("correlation", pa.float32()), ("orientation", pa.string())])
 
 
-def _all_pairs(folder: Folder) -> Iterable[dict[str, Any]]:
-    yield from read_table(folder.state / "same.parquet")
+def _near_pairs(folder: Folder) -> Iterator[dict[str, Any]]:
     for part in range(folder.parts):
-        if folder.file("pairs", part).exists():
-            yield from read_table(folder.file("pairs", part))
+        yield from read_table(folder.file("pairs", part))
 
 
 def _looked_up(folder: Folder, wanted: set[int]) -> tuple[dict[int, Any], dict[int, tuple[str, str]]]:
@@ -224,12 +230,12 @@ def _looked_up(folder: Folder, wanted: set[int]) -> tuple[dict[int, Any], dict[i
     return ranks, rows
 
 
-def _moved(folder: Folder, patients: _Groups[str]) -> dict[str, str]:
+def _moved(folder: Folder, patients: _Groups) -> dict[str, str]:
     """The new split of every subject whose own, or whose copies', are several."""
     several = subjects_in_two_splits(folder)
     for subject in several:
         patients.join(subject, subject)
-    first = splits_of(folder, list(patients))
+    first = splits_of(folder, [subject for subjects in patients.sets() for subject in subjects])
     moved: dict[str, str] = {}
     for subjects in patients.sets():
         found = {split for subject in subjects for split in several.get(subject, [first[subject]])}

@@ -80,7 +80,7 @@ class Engine:
         try:
             # pure=False: a task that was done for another folder, or before its file was lost, is done again
             futures = client.map(task, list(parts), pure=False)
-            for future in as_done(futures):
+            for future in as_done(futures, loop=client.loop):
                 future.result()
                 bar.advance()
         except KilledWorker as error:

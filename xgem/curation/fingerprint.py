@@ -1,11 +1,11 @@
 """The fingerprint of a radiograph by which copies of it are found: a perceptual hash of real numbers.
 
-The image without its constant border is brought to 64 x 64 pixels whose grey levels are replaced by their ranks, so that
-brightness, contrast and gamma change nothing, and a negative is the fingerprint's negative. Of its discrete cosine
+The image without its constant border is brought to 64 x 64 pixels whose grey levels are replaced by their ranks, so
+that brightness, contrast and gamma change nothing, and a negative is the fingerprint's negative. Of its discrete cosine
 transform the lowest 20 x 20 coefficients are projected on 64 directions which keep what differs between radiographs and
 drop what changes when one is cropped, compressed, resized or brightened (Fisher's linear discriminant; the directions
-ship with xgem, ``benchmarks/curation.py fingerprint`` fits them). Euclidean distances are then in standard deviations of
-such changes. Chest radiographs are too alike for the usual 64 bits.
+ship with xgem, ``benchmarks/curation.py fingerprint`` fits them). Euclidean distances are then in standard deviations
+of such changes. Chest radiographs are too alike for the usual 64 bits.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ def spectrum(thumbnails: NDArray[Any]) -> Floats:
     """(n, 64, 64) of ranks -> (n, 399): coefficients without the mean."""
     basis = cosines()
     found = basis @ (thumbnails.astype(np.float32) / np.float32(127)) @ basis.T
-    return found.reshape(len(thumbnails), -1)[:, 1:]
+    return found.reshape(len(thumbnails), -1)[:, 1:].astype(np.float32)
 
 
 @dataclass(frozen=True)
@@ -110,4 +110,4 @@ class Projection:
 
     def __call__(self, thumbnails: NDArray[Any]) -> Floats:
         """(n, 64, 64) of ranks -> (n, 64): fingerprints."""
-        return (spectrum(thumbnails) - self.mean) @ self.directions.T
+        return ((spectrum(thumbnails) - self.mean) @ self.directions.T).astype(np.float32)

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 def upright(folder: Path, number: int, row: Row, turn: int, invert: bool) -> dict[str, Any]:
-    """Write a row's image, turned clockwise by ``turn`` quarters and inverted, as a PNG of 16 bits, and its masks alike.
+    """Write a row's image, turned clockwise by ``turn`` quarters and inverted, as a PNG of 16 bits, and its masks.
 
     Returns:
         what changes in the row: ``file``, ``masks``, ``boxes``, ``reading``.

@@ -54,7 +54,8 @@ class Folder:
             self.write(begun, record)
         elif changed := [name for name, value in record.items() if self.read(begun).get(name) != value]:
             raise OutputError(
-                f"{self.root}: was begun with another {', '.join(changed)}; choose another folder, or take the change back"
+                f"{self.root}: was begun with another {' and '.join(changed)}; choose another folder, or take the "
+                "change back"
             )
 
     def read(self, file: Path) -> Any:

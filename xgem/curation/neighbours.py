@@ -29,7 +29,7 @@ _CHUNK: Final = 4096
 
 @dataclass(frozen=True)
 class Index:
-    """``centres`` (c, d); ``vectors`` (n, d) sorted by cell, cell k being ``ends[k]:ends[k + 1]``; their ``numbers``."""
+    """``centres`` (c, d); ``vectors`` (n, d) sorted by cell, cell k at ``ends[k]:ends[k + 1]``; their ``numbers``."""
 
     centres: Floats
     vectors: Floats
@@ -39,7 +39,9 @@ class Index:
     @classmethod
     def build(cls, vectors: Floats, numbers: Ints, seed: int = 0) -> Index:
         """Of ``vectors`` (n, d) with these ``numbers``; the same for the same arguments."""
-        cells = max(1, int(np.sqrt(len(vectors))))
+        if not len(vectors):
+            return cls(vectors, vectors, numbers, np.zeros(1, np.int64))
+        cells = int(np.sqrt(len(vectors)))
         rng = np.random.default_rng(seed)
         sample = vectors[np.sort(rng.permutation(len(vectors))[: cells * _SAMPLE])]
         centres = sample[np.sort(rng.permutation(len(sample))[:cells])].copy()
@@ -85,7 +87,7 @@ class Index:
             places.append(asked[query])
             numbers.append(self.numbers[start + row])
             found.append(np.sqrt(apart[query, row]))
-        place, number, apart = (np.concatenate(parts) for parts in (places, numbers, found))
+        place, number, apart = np.concatenate(places), np.concatenate(numbers), np.concatenate(found)
         order = np.lexsort((number, apart, place))
         place, number, apart = place[order], number[order], apart[order]
         firsts = np.searchsorted(place, place)
@@ -104,8 +106,8 @@ def _squared(first: Floats, second: Floats) -> Floats:
 
 def _nearest(vectors: Floats, centres: Floats, count: int) -> NDArray[Any]:
     """(n, count): the nearest centres of each vector, nearest first."""
-    count = min(count, len(centres))
     found: list[NDArray[Any]] = []
+    count = min(count, len(centres))
     for start in range(0, len(vectors), _CHUNK):
         apart = _squared(vectors[start : start + _CHUNK], centres)
         some = np.argpartition(apart, count - 1, axis=1)[:, :count]

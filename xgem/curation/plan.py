@@ -19,7 +19,6 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
-import pkgutil
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -31,7 +30,6 @@ from xgem.data import sources
 from xgem.types import ConfigError
 
 _NAME: Final = r"^[A-Za-z0-9][A-Za-z0-9_.-]*$"
-_NOT_SETS: Final = ("rows", "cases")  # modules of xgem.data.sources that several sets share
 _PLACE: Final = {"base_url", "api_key_env", "timeout", "retries", "concurrency"}
 """Of an endpoint what does not change its answers."""
 
@@ -77,8 +75,7 @@ class SourcePlan(_Part):
 
 def known_sources() -> tuple[str, ...]:
     """Names of the data sets that ``xgem data prepare`` reads from a folder."""
-    names = (found.name for found in pkgutil.iter_modules(sources.__path__))
-    return tuple(name.replace("_", "-") for name in sorted(names) if name not in _NOT_SETS)
+    return tuple(sorted(sources.FOLDERS))
 
 
 class DuplicatesPlan(_Part):
@@ -90,19 +87,20 @@ class DuplicatesPlan(_Part):
     search: bool = True
     turned: bool = True
     distance: float = Field(default=34.0, gt=0, allow_inf_nan=False)
-    correlation: float = Field(default=0.78, gt=0, le=1)
+    correlation: float = Field(default=0.75, gt=0, le=1)
 
 
 class ContentPlan(_Part):
     """What happens to a picture by kind: ``drop``, ``fix`` (turned, inverted, its view corrected) or ``note``.
 
     ``judge``: whether the network that ships with xgem looks at all images; without it the rules alone do (unreadable,
-    colour, blank, small). ``certainty`` is the probability from which it is believed. ``min_side`` in pixels;
+    colour, blank, small). ``certainty`` is the probability from which it is believed, of a chest radiograph as of all that
+    may be wrong with one. ``min_side`` in pixels;
     ``most_of_one``: share of one grey level from which an image counts as blank, ``clipped`` that of white.
     """
 
     judge: bool = True
-    certainty: float = Field(default=0.9, ge=0.5, lt=1)
+    certainty: float = Field(default=0.7, ge=0.5, lt=1)
     not_chest: Unfixable = "drop"
     collage: Unfixable = "drop"
     view: Policy = "fix"

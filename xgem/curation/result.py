@@ -106,7 +106,7 @@ def write_result(plan: CurationPlan, folder: Folder, hashes: dict[str, str]) -> 
     if not done.kept:
         (stage, kind), count = done.dropped.most_common(1)[0]
         raise DataError(
-            f"no row is left: {count} were dropped for {stage}: {kind}; see {folder.root}/decisions.parquet"
+            f"no row is left, {count} were dropped in {stage}: {kind}; see {folder.root}/decisions.parquet"
         )
     with replacing(folder.root / "manifest.parquet") as partial:
         write_parquet(lambda: _kept(folder), partial)

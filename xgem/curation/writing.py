@@ -29,10 +29,10 @@ PROMPTS_VERSION: Final = 1
 
 _WRITER: Final = """You write descriptions of chest radiographs from structured facts, in the English of radiologists.
 Write "findings": one short paragraph that begins with the view and what is known of the patient (age, sex, race), then
-names every finding of the facts by its own name, as prose. Write "impression": one or two short sentences that name the
-same findings again. Say nothing that the facts do not say: no side, place, extent, number, cause, certainty, comparison,
-measurement or advice of your own, and no finding to be absent that the facts leave open. If the facts say that there is
-no abnormality, say so. Use plain sentences without lists, headings or markup, at most {words} words in all."""
+names every finding of the facts by its own name, as prose. Write "impression": one or two short sentences that name
+the same findings again. Say nothing that the facts do not say: no side, place, extent, number, cause, certainty,
+comparison, measurement or advice of your own, and no finding to be absent that the facts leave open. If the facts say
+that there is no abnormality, say so. Use plain sentences without lists, headings or markup, at most {words} words in all."""
 _CHECKER: Final = """You check descriptions of chest radiographs against structured facts. Correct what differs from the
 facts, remove what they do not say and what is said twice, add what is missing, and change nothing else. Answer with the
 corrected "findings" and "impression"; if nothing is wrong, with the same texts. At most {words} words in all."""

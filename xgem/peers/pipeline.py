@@ -73,6 +73,7 @@ class PeerPipeline(XgemPipeline):
 
     root: Any
     preset: Any
+    encodes = False
 
     def __init__(
         self,

@@ -8,13 +8,7 @@ from __future__ import annotations
 
 import importlib
 from enum import StrEnum
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
-
-from xgem.types import InputError
-
-if TYPE_CHECKING:
-    from xgem.data.rows import Row
+from typing import Any, Final
 
 
 class Source(StrEnum):
@@ -49,21 +43,9 @@ class Source(StrEnum):
 
     @property
     def module(self) -> Any:
-        """The module of a public data set, or of ``dicom``."""
+        """The module of one of :data:`FOLDERS`."""
         return importlib.import_module(f"{__name__}.{self.name}")
 
 
-OWN: Final = (Source.csv, Source.dicom)
-"""Tables and folders of one's own, which need options."""
-
-
-def rows_of_source(name: str, folder: Path, root: Path) -> list[Row]:
-    """The rows of the public data set ``name`` in ``folder``, for a manifest in ``root``; masks are written there.
-
-    Raises:
-        InputError: no public data set is called so; lists them. DataError: the folder is not as its module says.
-    """
-    public = [source for source in Source if source not in OWN]
-    if name not in public:
-        raise InputError(f"unknown source {name!r}; expected one of {', '.join(public)}")
-    return Source(name).module.rows_of(Path(folder), Path(root).resolve())
+FOLDERS: Final = tuple(source for source in Source if source is not Source.csv)
+"""Those that are read from a folder, each by its module; a table of one's own needs to be told what it holds."""
