@@ -10,6 +10,7 @@ from typing import Annotated, Final
 import typer
 
 from xgem.cli.options import Device, Progress
+from xgem.utils.signals import interruptible
 
 app = typer.Typer(
     help="Run published experiments: a plan, steps that resume, the paper's tables.",
@@ -90,3 +91,27 @@ def _command(name: str) -> Callable[..., None]:
 
 for _name in EXPERIMENTS:
     app.command(name=_name)(_command(_name))
+
+
+@app.command()
+def chexgenbench(
+    out: Annotated[Path, typer.Option("--out", metavar="FOLDER", help="Folder of the benchmark.")],
+    plan: Annotated[
+        Path | None, typer.Argument(metavar="[PLAN]", help="A plan of your own.", show_default="xgem's")
+    ] = None,
+    size: Annotated[SizeChoice, typer.Option("--size", help="Which of xgem's plans.")] = SizeChoice.debug,
+    device: Device = None,
+    progress: Progress = True,
+) -> None:
+    """CheXGenBench: fidelity, privacy and utility of several models, with its tables and ranks.
+
+    xgem bench chexgenbench plan.yaml --out bench
+
+    After an interruption, the same command goes on: finished batches, networks and parts are not made again.
+    """
+    from xgem.experiments.chexgenbench.plan import read_bench
+    from xgem.experiments.chexgenbench.run import run
+
+    with interruptible("what is finished is kept, and the same command goes on"):
+        done = run(read_bench(plan, size=size.value), out, device=device, progress=progress)
+    typer.echo(f"{out}: {done.measured} parts measured, {len(done.records)} models; see {out / 'README.md'}")

@@ -98,9 +98,18 @@ JudgeSource = Annotated[
     str | None,
     typer.Option(
         "--judge",
-        metavar="DIR|train",
-        help="Judge of findings: a folder of `xgem eval judge`, or train: on the training studies.",
+        metavar="DIR|train|chat:...",
+        help="Judge of findings: a folder of `xgem eval judge`; train: on the training studies; or, beside xgem's own "
+        "where no features are needed, chat:FILE.yaml or chat:URL#MODEL.",
         show_default="the one that ships with xgem",
+    ),
+]
+PrivacyThreshold = Annotated[
+    str | None,
+    typer.Option(
+        metavar="X",
+        help="Fraction of held-out real images to refuse, or distances: latent=0.01,pixel=0.27",
+        show_default="0.01",
     ),
 ]
 Epochs = Annotated[int, typer.Option("--classifier-epochs", metavar="N", help="Epochs of the classifier that judges.")]
@@ -162,3 +171,18 @@ def parse_guidance(text: str | None) -> float | dict[str, float] | None:
         return {name.strip(): float(value) for name, value in pairs}
     except ValueError:
         raise InputError(f"--guidance-scale is {text!r}, expected a number, or like lateral=2,report=1.5") from None
+
+
+def privacy_options(threshold: str | None) -> dict[str, Any]:
+    """``--privacy-threshold`` as a privacy gate's options ``thresholds`` or ``quantile``."""
+    from xgem.pipeline.privacy_gate import Thresholds
+
+    try:
+        if threshold is not None and "=" in threshold:
+            given = {name.strip(): float(value) for name, value in (part.split("=") for part in threshold.split(","))}
+            return {"thresholds": Thresholds(**given)}
+        return {} if threshold is None else {"quantile": float(threshold)}
+    except (ValueError, TypeError):
+        raise InputError(
+            f"--privacy-threshold is {threshold!r}, expected a fraction like 0.01, or latent=0.01,pixel=0.27"
+        ) from None

@@ -36,7 +36,7 @@ def with_stage_settings(
         name, field, value = _assignment(setting, changed, "stage to train", "clip.batch_size=32")
         _, dot, weight = field.partition(".")
         values[name] |= {"loss": {**values[name]["loss"], weight: value}} if dot else {field: value}
-        changed[name] = StageConfig.parse(values[name], f"--set {setting}")
+        changed[name] = type(changed[name]).parse(values[name], f"--set {setting}")
     return changed
 
 

@@ -16,7 +16,7 @@ from xgem.eval.diversity import similarity_of_seeds
 from xgem.eval.families import consistency, factual, fidelity, privacy, utility
 from xgem.eval.families import fairness as fairness_family
 from xgem.eval.families.text import Tables
-from xgem.eval.instruments import Weights, open_extractors, or_reason, xrv_of
+from xgem.eval.instruments import Weights, chat_judges, open_extractors, or_reason, xrv_of
 from xgem.eval.record import FamilyResult
 from xgem.eval.route import Route
 from xgem.eval.routes import RunSettings, Setup, seeds_plan
@@ -244,7 +244,7 @@ def evaluate_all(
     """
     settings, weights = settings or SuiteSettings(), weights or Weights()
     sampling = Sampling(seed=settings.seed, limit=settings.limit, batch_size=settings.batch_size)
-    run = RunSettings(sampling=sampling, bootstrap=settings.bootstrap, judge=weights.judge)
+    run = RunSettings(sampling=sampling, bootstrap=settings.bootstrap, judge=weights.own_judge)
     setup = Setup.of(model, data, out, run, split=split, cache=cache, device=device, progress=progress)
     place, folder = setup.instruments.device, setup.instruments.cache
     # Opened and checked before anything is generated: a wrong file must not end hours of work
@@ -252,13 +252,13 @@ def evaluate_all(
     xrv = xrv_of(weights.xrv, place)
     labellers = weights.labellers(place)
     sets = _Sets.of(setup.cohorts, settings)
-    judges = {OWN_JUDGE: setup.instruments.judge(VIEW), "xrv": xrv}
+    judges = {OWN_JUDGE: setup.instruments.judge(VIEW), "xrv": xrv, **chat_judges(weights.judge)}
     suite = _Suite(setup, weights, settings, sets, reid, judges, labellers)
 
     known = suite.made(sets.known)[VIEW]
     everyone = read_set(data, split=split, pad=True, name="real").with_images()
     spaces = open_extractors(
-        weights.extractors, VIEW, suite.training, folder, place, model=setup.cohorts.model, judge=weights.judge
+        weights.extractors, VIEW, suite.training, folder, place, model=setup.cohorts.model, judge=weights.own_judge
     )
     distances, findings = suite.images(spaces)
     results = [
