@@ -125,24 +125,25 @@ def test_single_prompt_training_and_the_published_loss_are_settings_of_stages() 
 def test_stopped_anywhere_it_goes_on_to_the_same_table(
     tmp_path: Path, changes: Callable[[str], list[str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    options: dict[str, Any] = {"changes": [*changes("imbalance"), "bootstrap=20"], "device": "cpu", "progress": False}
-    whole = run_experiment("imbalance", tmp_path / "whole", **options).read_text()
+    options: dict[str, Any] = {"device": "cpu", "progress": False}
+    own = [*changes("imbalance"), "bootstrap=20"]
+    whole = run_experiment("imbalance", tmp_path / "whole", changes=own, **options).read_text()
     out = tmp_path / "stopped"
     # Killed before the networks are trained, then when the results are written
     for target in ("xgem.eval.families.utility.evaluate_sets", "xgem.experiments.papers.run.as_csv"):
         with monkeypatch.context() as patch:
             patch.setattr(target, stop)
             with pytest.raises(KeyboardInterrupt):
-                run_experiment("imbalance", out, **options)
+                run_experiment("imbalance", out, changes=own, **options)
     assert not (out / "table.md").exists()
     with monkeypatch.context() as patch:
         patch.setattr("xgem.eval.families.utility.evaluate_sets", stop)  # a finished step is not done again
-        assert run_experiment("imbalance", out, **options).read_text() == whole
+        assert run_experiment("imbalance", out, changes=own, **options).read_text() == whole
     assert (out / "table.csv").read_bytes() == (tmp_path / "whole" / "table.csv").read_bytes()
     with pytest.raises(OutputError, match=r"begun with another settings\.bootstrap \(20, now 30\)"):
-        run_experiment("imbalance", out, **options | {"changes": [*options["changes"], "bootstrap=30"]})
+        run_experiment("imbalance", out, changes=[*own, "bootstrap=30"], **options)
     with pytest.raises(OutputError, match=r"begun with another experiment"):
-        run_experiment("scarcity", out, **options | {"changes": [*changes("scarcity"), "bootstrap=20"]})
+        run_experiment("scarcity", out, changes=[*changes("scarcity"), "bootstrap=20"], **options)
 
 
 def stop(*_: object, **__: object) -> None:
@@ -243,7 +244,7 @@ def test_the_command_lists_experiments_and_prints_tables(
     xgem: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     listed = xgem("bench", "list")
-    assert [line.split()[0] for line in listed.out.splitlines()] == list(EXPERIMENTS)
+    assert [line.split()[0] for line in listed.out.splitlines()] == [*EXPERIMENTS, "chexgenbench"]
     assert "XGeM, Tables 8 and A4" in listed.out
     assert xgem("bench", "nothing", "--out", tmp_path / "x").code == 2
     refused = xgem("bench", "scarcity", "--out", tmp_path / "out", "--size", "paper")

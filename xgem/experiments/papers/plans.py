@@ -89,11 +89,13 @@ class Judged(Config):
     radgraph_python: str | None = None
     ratescore_python: str | None = None
     judge: str | None = None
+    labeller: str | None = None
 
     def weights(self) -> Weights:
         given = self.model_dump()
-        files = {name: given[name] and Path(given[name]) for name in given if name not in ("extractors", "judge")}
-        return Weights(extractors=self.extractors, judge=self.judge, **files)
+        names = ("extractors", "judge", "labeller")
+        files: dict[str, Any] = {name: one and Path(one) for name, one in given.items() if name not in names}
+        return Weights(**{name: given[name] for name in names}, **files)
 
 
 class Settings(Config):
