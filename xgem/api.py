@@ -9,8 +9,7 @@ from typing import Any, Unpack, overload
 
 import torch
 
-from xgem.checkpoints.locate import CONTROL_MODEL, DEFAULT_MODEL, locate
-from xgem.checkpoints.store import checkpoint_hash
+from xgem.checkpoints.locate import CONTROL_MODEL, DEFAULT_MODEL
 from xgem.modalities import MODALITIES
 from xgem.pipeline.generation import Generation
 from xgem.pipeline.options import CallKeywords, Inputs, documented, renamed
@@ -32,6 +31,9 @@ def load(
     compile: bool = False,
 ) -> XgemPipeline:
     """A pipeline from an embedded checkpoint (by name; None: the default), a folder, or a hub id with a revision.
+
+    ``diffusers:ID-OR-FOLDER`` is a text-to-image pipeline of diffusers (``docs/guides/peers.md``), with
+    ``diffusers:ID-OR-FOLDER+ADAPTER`` one with a LoRA. The folder of ``xgem train lora`` brings its base with it.
 
     Options and errors are those of ``XgemPipeline.from_pretrained``.
     """
@@ -91,13 +93,13 @@ def model_for(inputs: Inputs | Sequence[Inputs] | None) -> str:
 
 
 def _cached(model: str | Path, options: CallKeywords) -> XgemPipeline:
-    location = locate(model)
     device = resolve_device(options.get("device"))
     dtype = resolve_dtype(options.get("dtype"), device)
+    opened = load(model, device=device, dtype=dtype)  # without weights
     # The hash is part of the key: a checkpoint that was trained further meanwhile is read anew.
-    key = f"{location.root.resolve()} {checkpoint_hash(location.root)} {device} {dtype_name(dtype)}"
+    key = f"{opened.root.resolve()} {opened.hash} {device} {dtype_name(dtype)}"
     with _lock:
         if key not in _kept:
             _kept.clear()
-            _kept[key] = XgemPipeline(location, device=device, dtype=dtype)
+            _kept[key] = opened
         return _kept[key]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -69,12 +70,18 @@ def _no_revision(name: str, revision: str | None) -> None:
 
 def _fetch(name: str, revision: str | None) -> Path:
     from huggingface_hub import snapshot_download
+
+    return fetched(name, revision, lambda: snapshot_download(name, revision=revision, allow_patterns=_HUB_FILES))
+
+
+def fetched(name: str, revision: str | None, fetch: Callable[[], str]) -> Path:
+    """The folder that ``fetch`` makes of a model on the hub; CheckpointError says why where it cannot."""
     from huggingface_hub.errors import HfHubHTTPError as HubError
     from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError, RepositoryNotFoundError
 
     wanted = name if revision is None else f"{name} at {revision}"
     try:
-        return Path(snapshot_download(name, revision=revision, allow_patterns=_HUB_FILES))
+        return Path(fetch())
     except RepositoryNotFoundError as error:
         raise CheckpointError(f"{wanted}: no such local folder, and no such model on the hub (or no access)") from error
     except LocalEntryNotFoundError as error:

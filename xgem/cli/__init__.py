@@ -31,6 +31,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "submit": ("xgem.cli.submit", "app", "Queue a training as a job of a SLURM cluster."),
     "plan": ("xgem.cli.plan", "plan", "Memory, FLOPs, time and disk of every training stage of a preset."),
     "eval": ("xgem.cli.evaluate", "app", "Evaluate a checkpoint, or sets of generated studies."),
+    "bench": ("xgem.cli.bench", "app", "Run published experiments and benchmarks."),
     "cohort": ("xgem.cli.cohort", "cohort", "Generate a synthetic data set from a plan."),
     "serve": ("xgem.cli.serve", "serve", "Answer requests over HTTP, with a queue and a worker for each device."),
     "app": ("xgem.cli.serve", "app", "Open a page for people on such a server."),
@@ -47,7 +48,9 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
 
 EXTRAS = {
     "xgem[chat]": ("openai",),
+    "xgem[curate]": ("dask", "distributed"),
     "xgem[dicom]": ("highdicom", "pynetdicom", "dicomweb_client", "requests"),
+    "xgem[peers]": ("peft",),
     "xgem[serve]": (
         "fastapi", "fastapi_offline", "uvicorn", "python_multipart", "sse_starlette", "prometheus_client",
         "sqlalchemy", "alembic",

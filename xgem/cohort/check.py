@@ -5,11 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from xgem.checkpoints.store import read_index
 from xgem.cohort.items import Cohort, Item
 from xgem.cohort.plan import Plan
 from xgem.configs.preset import Preset
-from xgem.generators.sampling import SAMPLERS
 from xgem.modalities import MODALITIES, get_modality
 from xgem.pipeline.options import CallOptions, SamplingOptions, option, renamed
 from xgem.pipeline.pipeline import XgemPipeline
@@ -80,7 +78,7 @@ def _check(
     request = make_request(
         preset,
         list(MODALITIES),
-        list(SAMPLERS),
+        pipeline.samplers,
         {name: item.inputs.get(name, f"{name}.png") for name in given},
         outputs,
         options(plan, outputs, pipeline),
@@ -90,7 +88,7 @@ def _check(
             f"{pipeline.name}: has no trained alignment, so {', '.join(outputs)} cannot be sampled jointly; "
             "leave joint out"
         )
-    trained = read_index(pipeline.root).components
+    trained = pipeline.trained
     for what, component in _needed(preset, outputs, given):
         if component not in trained:
             raise InputError(f"{pipeline.name}: has no trained {component!r}, which {what!r} needs")

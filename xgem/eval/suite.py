@@ -28,6 +28,8 @@ from xgem.judges.judge import OWN_JUDGE, Judge
 from xgem.judges.reid import Reid, load_reid
 from xgem.judges.report_labellers import ReportLabeller
 from xgem.judges.settings import UtilitySettings, preset
+from xgem.labels.vocabulary import CHEXPERT_CLASSES
+from xgem.metrics.fairness import MIN_N
 from xgem.pipeline.embedding import PromptEncoders
 from xgem.types import InputError, NotComputed
 
@@ -278,10 +280,16 @@ def fairness(
     *,
     axes: Sequence[str] = AXES,
     share: float = 1.0,
+    classes: Sequence[str] = CHEXPERT_CLASSES,
+    matched: EvalSet | None = None,
+    held_out: EvalSet | None = None,
+    min_n: int = MIN_N,
     cache: Path | None = None,
     device: str = "cpu",
 ) -> FamilyResult:
     """Gaps between subgroups on ``test``: of a classifier of ``real``, and of one with subgroups topped up.
+
+    ``matched`` and ``held_out`` as :func:`xgem.eval.subgroups.mitigation` takes them; ``min_n``: images of a subgroup.
 
     Axes of which nothing is known in the training or the test set are left out; without any, nothing is computed.
     """
@@ -291,17 +299,25 @@ def fairness(
     if not known:
         reason = f"no {' or '.join(axes)} is given in {real.name} or {test.name}; cannot form subgroups"
         return FamilyResult.missing("fairness", reason, settings={"axes": list(axes)})
-    plan, judged, scores = mitigation(
-        real, synthetic, test, settings, axes=known, share=share, cache=cache, device=device
-    )
+    options: dict[str, Any] = {
+        "matched": matched,
+        "held_out": held_out,
+        "min_n": min_n,
+        "cache": cache,
+        "device": device,
+    }
+    found = mitigation(real, synthetic, test, settings, axes=known, share=share, classes=classes, **options)
     return fairness_family.evaluate(
-        judged,
-        scores,
+        found.test,
+        found.scores,
+        synthetic=found.synthetic,
+        classes=classes,
         axes=known,
         unmentioned=settings.unmentioned,
         threshold=settings.threshold,
+        min_n=min_n,
         draws=settings.draws,
         seed=settings.seed,
         judge=settings.network,
-        plan=plan,
+        plan=found.plan,
     )

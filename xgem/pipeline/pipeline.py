@@ -20,30 +20,30 @@ from numpy.typing import NDArray
 
 from xgem.checkpoints import store
 from xgem.checkpoints.locate import Location, locate
-from xgem.configs.components import FCReportGeneratorConfig, ImageGeneratorConfig, ReportGeneratorConfig
 from xgem.configs.preset import Preset
 from xgem.configs.reading import ReadOptions
 from xgem.generators.latent_diffusion import DiTLatentDiffusion, LatentDiffusion
-from xgem.generators.onnx_denoiser import OnnxDenoiser, onnx_runtime
+from xgem.generators.onnx_denoiser import OnnxDenoiser
 from xgem.generators.sampling import FORMER_SAMPLERS, SAMPLERS
 from xgem.modalities import MODALITIES
 from xgem.pipeline import conditioning
+from xgem.pipeline.compiling import check_compiled
 from xgem.pipeline.conditioning import annotations_of, encode_conditions, files_of, read_prompts
 from xgem.pipeline.editing import read_areas
 from xgem.pipeline.generation import Generation
+from xgem.pipeline.kinds import other_pipeline
 from xgem.pipeline.metadata import describe_request
 from xgem.pipeline.model import Row, Sample
 from xgem.pipeline.options import CallKeywords, CallOptions, Inputs, documented, renamed
 from xgem.pipeline.request import Request, make_request
 from xgem.pipeline.sampling import Sampler, accepted, batch_inputs, has_alignment, warn_of_unused
-from xgem.types import CheckpointError, ConfigError, DeviceError, InputError
+from xgem.types import CheckpointError, ConfigError, InputError
 from xgem.utils.devices import dtype_name, resolve_device, resolve_dtype
 from xgem.utils.progress import StepBar
 from xgem.utils.random import draw_seeds
 
 if TYPE_CHECKING:
     from xgem.checkpoints.component import Component
-
 
 logger = logging.getLogger(__name__)
 
@@ -59,7 +59,11 @@ class XgemPipeline:
         hash: stands for all of the checkpoint's files (``xgem.checkpoints.store.checkpoint_hash``).
         device, dtype: where and in which number format requests run.
         compiled: whether its denoisers are compiled.
+        samplers: names of the samplers that a request may ask for. ``encodes``: whether ``embed`` has prompt encoders.
     """
+
+    samplers: tuple[str, ...] = tuple(SAMPLERS)
+    encodes: bool = True
 
     def __init__(
         self,
@@ -74,10 +78,9 @@ class XgemPipeline:
         self.dtype = resolve_dtype(dtype, self.device)
         self.root = location.root
         self.name = location.name
-        self.preset = _read_preset(location.root)
-        self.hash = store.checkpoint_hash(location.root)
+        self.preset, self.hash = self._described(location)
         self.compiled = compile
-        self._check_compiled(self.device, self.dtype)
+        check_compiled(self, self.device, self.dtype)
         self._components: dict[str, Component] = {}
         self._lock = threading.Lock()
         # Generators keep their projected context while they sample: one at a time, threads wait for each other.
@@ -105,7 +108,19 @@ class XgemPipeline:
             DeviceError: the device or dtype is not available, or UNets cannot be compiled for it.
             InputError: a package that compiling takes is missing.
         """
+        kind = other_pipeline(model)
+        if kind is not None:
+            return kind.from_pretrained(model, revision=revision, device=device, dtype=dtype, compile=compile)
         return cls(locate(model, revision=revision), device=device, dtype=dtype, compile=compile)
+
+    def _described(self, location: Location) -> tuple[Preset, str]:
+        """The configuration and the hash of what lies at ``location``."""
+        root = location.root
+        try:
+            preset = Preset.parse(dict(store.read_index(root).preset), str(root / store.INDEX_NAME))
+        except ConfigError as error:
+            raise CheckpointError(str(error)) from error
+        return preset, store.checkpoint_hash(root)
 
     def save_pretrained(self, directory: str | Path) -> None:
         """Copy the checkpoint, verified, with its card, to a new or empty folder.
@@ -142,7 +157,7 @@ class XgemPipeline:
         """
         new_device = self.device if device is None else resolve_device(device)
         new_dtype = resolve_dtype(self.dtype if dtype is None else dtype, new_device)
-        self._check_compiled(new_device, new_dtype)
+        check_compiled(self, new_device, new_dtype)
         with self._lock:
             if new_dtype != self.dtype:
                 self._components.clear()
@@ -167,18 +182,6 @@ class XgemPipeline:
                     component.net = OnnxDenoiser(component.net)
                 self._components[name] = component
             return self._components[name]
-
-    def _check_compiled(self, device: torch.device, dtype: torch.dtype) -> None:
-        """Refuse to compile what cannot be compiled for this device and number format."""
-        unets = (ImageGeneratorConfig, ReportGeneratorConfig, FCReportGeneratorConfig)
-        if not self.compiled or not any(isinstance(part, unets) for part in self.preset.components.values()):
-            return
-        if device.type != "cpu" or dtype != torch.float32:
-            raise DeviceError(
-                f"{self.name}: its UNets are compiled for the CPU in float32, not for {device.type} in "
-                f"{dtype_name(dtype)}; leave compile out"
-            )
-        onnx_runtime()
 
     @overload
     def __call__(
@@ -340,11 +343,16 @@ class XgemPipeline:
             seeds = draw_seeds(options.generator)
             options = options.replaced(seed=seeds if isinstance(seeds, int) else tuple(seeds))
         joint = self.aligned if options.joint is None else options.joint
-        samplers = (*SAMPLERS, *FORMER_SAMPLERS)
+        samplers = (*self.samplers, *FORMER_SAMPLERS)
         request = make_request(self.preset, list(MODALITIES), samplers, inputs, outputs, options.replaced(joint=joint))
         if options.joint is None and not joint and len(request.outputs) > 1:
             logger.warning("%s has no trained alignment: outputs are sampled independently", self.name)
         return request
+
+    @property
+    def trained(self) -> frozenset[str]:
+        """Names of the components that the checkpoint has, which may be fewer than its preset's."""
+        return frozenset(store.read_index(self.root).components)
 
     @property
     def aligned(self) -> bool:
@@ -367,9 +375,8 @@ class XgemPipeline:
         return MODALITIES[output].to_output(codec.decode(latents.to(self.device, self.dtype)), kind)
 
     def __repr__(self) -> str:
-        takes = ", ".join(self.preset.modalities)
-        where = f"{self.device} {dtype_name(self.dtype)}"
-        return f"XgemPipeline({self.name} {self.hash}, {where}: {takes} -> {', '.join(self.preset.outputs)})"
+        takes, makes = (", ".join(names) for names in (self.preset.modalities, self.preset.outputs))
+        return f"XgemPipeline({self.name} {self.hash}, {self.device} {dtype_name(self.dtype)}: {takes} -> {makes})"
 
     def _repr_html_(self) -> str:
         """For notebooks: what it generates from what."""
@@ -391,10 +398,3 @@ class XgemPipeline:
     def reconstruct_reports(self, modality: str, reports: Sequence[str]) -> list[str]:
         """Reports, encoded and decoded by the modality's codec."""
         return conditioning.reconstruct_reports(self, modality, reports)
-
-
-def _read_preset(root: Path) -> Preset:
-    try:
-        return Preset.parse(dict(store.read_index(root).preset), str(root / store.INDEX_NAME))
-    except ConfigError as error:
-        raise CheckpointError(str(error)) from error

@@ -1,0 +1,1 @@
+"""Published text-to-image models in diffusers' format: generation by the same call, and what training takes."""
