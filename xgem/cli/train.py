@@ -156,11 +156,9 @@ def train(
     --max-minutes counts from the start of the command, for all of its stages together. A stage that is not finished has
     no component in --out yet and no file OUT/training/STAGE/finished; the exit status is 0 either way.
 
-    Several processes train together where torchrun or accelerate launch starts this command: a batch is divided among
-    them, and the result is that of one process.
+    Where torchrun or accelerate launch starts this command, processes divide a batch; the result is that of one.
 
-    Stage reid is not part of a preset: it trains the re-identification network that xgem eval privacy uses. Nor are
-    lora and full, which train a text-to-image pipeline of diffusers:
+    Not of a preset: reid, the re-identification network of xgem eval privacy; lora and full, of a diffusers pipeline:
 
     xgem train lora --base diffusers:ID --data mine.parquet --out runs/lora
     """
