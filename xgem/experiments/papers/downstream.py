@@ -61,7 +61,7 @@ class Sets:
     tests: Mapping[str, EvalSet]
     settings: UtilitySettings
     labelled: tuple[str, ...]
-    studies: Mapping[str, Any]
+    studies: Mapping[str, Study]
 
 
 def check(bench: Bench, settings: Downstream) -> None:
@@ -103,14 +103,7 @@ def sets_of(bench: Bench, settings: Downstream, task: Task) -> Sets:
     for items in (real, *tests.values()):
         checker.usable(items)
         if spatial:
-            own = (studies[item.id] for item in items.items)
-            what = (
-                f"a {'mask' if task.task == 'segmentation' else 'box'} of {' or '.join(task.classes or ['anything'])}"
-            )
-            need(
-                any(_annotated(study, task) for study in own),
-                f"{items.name}: no image has {what}; this task needs some",
-            )
+            _with_annotations(task, items, studies)
     for items in tests.values():
         refuse_overlap(real, items)
         if prompts != data:
@@ -128,6 +121,15 @@ def _with_positives(classes: Sequence[str], *sets: EvalSet) -> None:
                 f"{items.name}: no image shows {name!r}, so it can be neither learned nor tested; leave the class out "
                 "(classes), or give data that have it",
             )
+
+
+def _with_annotations(task: Task, items: EvalSet, studies: Mapping[str, Study]) -> None:
+    what = "mask" if task.task == "segmentation" else "box"
+    shown = any(_annotated(studies[item.id], task) for item in items.items)
+    need(
+        shown,
+        f"{items.name}: no image has a {what} of {' or '.join(task.classes or ['anything'])}; this task needs some",
+    )
 
 
 def run(bench: Bench, settings: Downstream) -> list[Table]:

@@ -14,7 +14,7 @@ from xgem.eval.utility.protocols import refuse_overlap
 from xgem.experiments.papers import synthetic
 from xgem.experiments.papers.plans import Fairness
 from xgem.experiments.papers.steps import Bench, manifest_splits, need
-from xgem.experiments.papers.tables import Table, find
+from xgem.experiments.papers.tables import Cell, Table, find
 from xgem.judges.tasks.classification import Classification
 from xgem.labels.vocabulary import CHEXPERT_CLASSES
 from xgem.types import InputError
@@ -103,14 +103,9 @@ def _groups(found: dict[str, list[FamilyEntry]], suffix: str) -> Table:
             for metric in family.metrics:
                 head, _, group = metric.of.partition(f", {axis}: ")
                 if metric.name == _KEY and group and head.startswith("real"):
-                    table.put(
-                        group, head.replace("real, ", "") if "," in head else "real images", _cell(family, metric.of)
-                    )
+                    column = head.removeprefix("real, ") if "," in head else "real images"
+                    table.put(group, column, Cell.of(metric))
     return table
-
-
-def _cell(family: FamilyEntry, of: str) -> Any:
-    return find([family], _KEY, of=of)
 
 
 def _mitigated(found: dict[str, list[FamilyEntry]], suffix: str) -> Iterator[Table]:
