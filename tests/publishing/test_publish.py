@@ -22,12 +22,14 @@ from xgem.cli import main
 from xgem.data import load_dataset
 from xgem.data.manifest import Manifest
 from xgem.data.rows import Row
+from xgem.judges.reid import ReidConfig, SiameseNetwork, save_reid
 from xgem.pipeline.generation import read_metadata
 from xgem.pipeline.pipeline import XgemPipeline
 from xgem.pipeline.privacy_gate import PrivacyGate, Thresholds
 from xgem.pipeline.replay import replay
 from xgem.publishing import SyntheticRadiographs
 from xgem.publishing.closeness import Check
+from xgem.publishing.judging import pictures_of
 from xgem.publishing.publish import publish
 from xgem.publishing.verify import verify
 from xgem.types import DataError, InputError, OutputError, PrivacyError
@@ -119,6 +121,30 @@ def test_close_images_end_publishing(synthetic: WriteSet, check: Check, tmp_path
     with pytest.raises(PrivacyError, match=r"1 of 13 images are close to a training image, first .*012\.png"):
         publish(synthetic(smuggled(drawn(7))), check, tmp_path / "set")
     assert not (tmp_path / "set").exists()
+
+
+def test_a_network_of_reidentification_finds_the_same_patient(
+    synthetic: WriteSet, real: Path, debug_checkpoint: Path, tmp_path: Path
+) -> None:
+    """A head that is sure of nearly equal features; the distances are told to see nothing but the very image."""
+    config = ReidConfig(block="basic", layers=(1, 1, 1, 1), size=32)
+    torch.manual_seed(0)
+    network = SiameseNetwork(config)
+    torch.nn.init.constant_(network.fc_end.weight, -100.0)
+    torch.nn.init.constant_(network.fc_end.bias, 10.0)
+    save_reid(tmp_path / "reid.safetensors", network, config)
+    blind = Thresholds(latent=0.0, pixel=0.0)
+    check = Check(real, str(debug_checkpoint), blind, reid=tmp_path / "reid.safetensors")
+    pixels = np.where(drawn(3) < 255, drawn(3) + 1, 255).astype(np.uint8)
+    pixels[40:50] = drawn(3)[40:50]
+    pictures = pictures_of(Manifest.read(synthetic(pixels)))
+    distances, about = check.compare(pictures)
+    assert [number for number, one in enumerate(distances) if one.close] == [GOOD]
+    assert min(distances[GOOD].latent, distances[GOOD].pixel) > 1e-5, "by re-identification alone"
+    assert about["reid"]["network"] == config.name
+    assert "reid_score" in distances[0].columns
+    with pytest.raises(InputError, match="re-identification compares with images"):
+        replace(check, training=real.with_suffix(".csv")).compare(pictures)
 
 
 def test_what_cannot_be_published_is_named(synthetic: WriteSet, check: Check, real: Path, tmp_path: Path) -> None:

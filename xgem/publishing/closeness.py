@@ -111,7 +111,8 @@ class Check:
         training, generated = (
             extract(EvalSet("images", items, pad=True), reid.extractor, evaluation_cache()) for items in sets
         )
-        scores = reidentification_score(generated, training, reid.weight, reid.bias, device=self.device).values
+        head: dict[str, Any] = {"weight": reid.weight, "bias": reid.bias, "power": reid.power}
+        scores = reidentification_score(generated, training, **head, device=self.device).values
         return scores.tolist(), {"network": reid.name, "weights": reid.weights, "threshold": DELTA}
 
 
