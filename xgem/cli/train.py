@@ -159,10 +159,7 @@ def train(
     Several processes train together where torchrun or accelerate launch starts this command: a batch is divided among
     them, and the result is that of one process.
 
-    Stage reid is not part of a preset: it trains the re-identification network that xgem eval privacy uses. Nor are
-    lora and full, which train a text-to-image pipeline of diffusers:
-
-    xgem train lora --base diffusers:ID --data mine.parquet --out runs/lora
+    Not part of a preset: reid, the network that xgem eval privacy uses; lora and full, of a diffusers pipeline (--base).
     """
     import torch
 
@@ -182,8 +179,8 @@ def train(
         changes = {"seed": seed, "steps": steps, "settings": settings or ()}
         if stage in PEERS:
             peer.train(stage, data, out, loop, running.device, **changes)
-            return
-        _run(stage, preset, data, out, loop, running.device, init=init, encoded=running.encoded, **changes)
+        else:
+            _run(stage, preset, data, out, loop, running.device, init=init, encoded=running.encoded, **changes)
     finally:
         torch.set_flush_denormal(False)  # whoever called goes on with IEEE's numbers
 
