@@ -159,7 +159,7 @@ def train(
     Several processes train together where torchrun or accelerate launch starts this command: a batch is divided among
     them, and the result is that of one process.
 
-    Not part of a preset: reid, the network that xgem eval privacy uses; lora and full, of a diffusers pipeline (--base).
+    Not of a preset: reid, the network that xgem eval privacy uses; lora and full, of a diffusers pipeline (--base).
     """
     import torch
 
