@@ -6,7 +6,7 @@ from __future__ import annotations
 import os
 import random
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -112,6 +112,16 @@ def chexgen_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("model") / "control"
     random_checkpoint(root, load_preset("debug-chexgen"))
     return root
+
+
+@pytest.fixture(scope="session")
+def processes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The address of a server that forks processes in which xgem is imported already (``tests/forked.py``)."""
+    from tests.forked import server
+
+    address = tmp_path_factory.mktemp("forked") / "socket"
+    with server(address):
+        yield address
 
 
 class Ran(NamedTuple):

@@ -8,7 +8,6 @@ from __future__ import annotations
 import logging
 import re
 import shutil
-import sys
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -49,7 +48,7 @@ def test_every_example_of_docs_is_tested(block: Block) -> None:
 
 @each(OWN, "run", "python")
 def test_python_example_of_docs_runs(block: Block, folder: Path) -> None:
-    execute([sys.executable, "-c", block.code], folder)
+    execute(["python", "-c", block.code], folder)
 
 
 @each(OWN, "run", "bash")

@@ -25,6 +25,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tests import forked
+
 PROJECT = Path(__file__).resolve().parent.parent
 BLOCK = re.compile(
     r"(?:<!-- test: (?P<mark>[\w-]+) -->\n)?^```(?P<language>\w+)\n(?P<code>.*?)^```$", re.MULTILINE | re.DOTALL
@@ -74,8 +76,8 @@ def test_every_example_is_tested(block: Block) -> None:
 
 
 @pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    """A folder with a drawn ``cxr.png`` (two dark fields on a bright ground) and an ``xgem`` command."""
+def folder(tmp_path: Path, processes: Path) -> Path:
+    """A folder with a drawn ``cxr.png`` (two dark fields on a bright ground), and ``bin`` with xgem and python."""
     if not (PROJECT / "xgem" / "assets" / "openi-256" / "model_index.json").is_file():
         pytest.skip("the embedded checkpoint openi-256 is not in xgem/assets")
     from PIL import Image
@@ -83,11 +85,9 @@ def folder(tmp_path: Path) -> Path:
     y, x = np.mgrid[-1:1:160j, -1:1:144j]
     fields = sum(np.exp(-((((x - side) / 0.25) ** 2 + (y / 0.55) ** 2) ** 2)) for side in (-0.42, 0.42))
     Image.fromarray(np.asarray(210 - 160 * fields, dtype=np.uint8)).save(tmp_path / "cxr.png")
-    command = tmp_path / "bin" / "xgem"
-    command.parent.mkdir()
-    call = "import sys; from xgem.cli import main; sys.exit(main())"
-    command.write_text(f'#!/bin/sh\nexec "{sys.executable}" -c "{call}" "$@"\n', encoding="utf-8")
-    command.chmod(0o755)
+    (tmp_path / "bin").mkdir()
+    for name in ("xgem", "python"):
+        forked.client(tmp_path / "bin" / name, processes, name)
     return tmp_path
 
 
@@ -104,7 +104,7 @@ def execute(command: list[str], folder: Path, timeout: float = 280) -> None:
 
 @each(BLOCKS, "run", "python")
 def test_python_example_runs(block: Block, folder: Path) -> None:
-    execute([sys.executable, "-c", block.code], folder)
+    execute(["python", "-c", block.code], folder)
 
 
 @each(BLOCKS, "run", "bash")

@@ -69,6 +69,10 @@ class PacsError(XgemError):
     """A PACS cannot be reached, refuses, or has stored a part of what was sent; the message says which."""
 
 
+class EndpointError(XgemError):
+    """A chat endpoint cannot be reached, refuses, or answered with something that cannot be used."""
+
+
 class StoppedError(XgemError):
     """A signal has stopped a training, which a checkpoint lets go on."""
 

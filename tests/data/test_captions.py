@@ -25,6 +25,8 @@ from xgem.data.sources.openi import labels_from_problems
         (["No Finding"], NORMAL_CAPTION),
         (["normal", "Scoliosis"], "Scoliosis."),
         (["Opacity", "Opacity"], "Opacity."),
+        (["ETT - Normal"], "Endotracheal tube in normal position."),
+        (["Brocho-pneumonia", "TB"], "Bronchopneumonia. Tuberculosis."),
         ([], ""),
         (["", " "], ""),
     ],

@@ -283,3 +283,21 @@ def test_wrapped_reports_have_the_labels_of_unwrapped_ones(cases_dir):
     folded, wrapped = (read_set(cases_dir / "evalcsv" / "text" / f"{name}.csv") for name in ("folded", "wrapped"))
     assert [item.labels for item in folded.items] == [item.labels for item in wrapped.items]
     assert folded.items[0].labels["Consolidation"] == 0
+
+
+def test_labels_by_a_sources_own_classes(tmp_path):
+    image(tmp_path / "1.png")
+    rows = [
+        Row(study=name, subject=name, split="train", view="frontal", file="1.png", labels=labels, source="toy")
+        for name, labels in (("a", ("Rib_shadow", "Edema")), ("b", ("no rib shadow",)), ("c", ("other",)), ("d", ()))
+    ]
+    Manifest(tuple(rows), tmp_path).write(tmp_path / "toy.jsonl")
+    found = read_set(tmp_path / "toy.jsonl", classes=("rib shadow", "Edema"))
+    assert [dict(item.labels) for item in found.items] == [
+        {"rib shadow": 1.0, "Edema": 1.0},
+        {"rib shadow": 0.0},
+        {"rib shadow": 0.0},
+        {},
+    ]
+    cases = table(tmp_path / "cases.csv", [{"file": "1.png", "Rib shadow": "1", "Edema": "0", "Fracture": "1"}])
+    assert dict(read_set(cases, classes=("rib shadow", "Edema")).items[0].labels) == {"rib shadow": 1.0, "Edema": 0.0}

@@ -177,3 +177,51 @@ def test_masks_and_boxes_come_from_studies(
     monkeypatch.setattr("xgem.judges.tasks.detection.match", lacks)
     missing = utility.evaluate(*sets, replace(settings, task="detection"), studies=studies)
     assert (list(missing.metrics), missing.reason) == ([], "the package pycocotools is not installed")
+
+
+def test_an_external_test_set_is_predicted_by_the_same_networks(
+    sets: tuple[EvalSet, EvalSet, EvalSet], tmp_path: Path
+) -> None:
+    real, synthetic, test = sets
+    outside = squares(tmp_path, "outside", 24, 3)
+    options: dict[str, Any] = {"classes": CLASSES, "suite_options": {"multiples": [1.0]}}
+    results = utility.evaluate_sets(real, synthetic, {"test": test, "outside": outside}, SETTINGS, **options)
+    alone = utility.evaluate(real, synthetic, outside, SETTINGS, **options)
+    assert list(results) == ["test", "outside"]
+    for name in ("auroc_macro/real", "auroc/real + 1x, Edema", "brier_score/real + 1x"):
+        assert results["outside"][name].value == alone[name].value
+    assert results["outside"].settings["sets"]["test"]["name"] == "outside"
+    assert (
+        results["test"]["auroc_macro/real"].value
+        == utility.evaluate(*sets, SETTINGS, **options)["auroc_macro/real"].value
+    )
+    known = replace(outside, items=(replace(outside.items[0], subject=real.items[3].subject), *outside.items[1:]))
+    with pytest.raises(DataError, match=r"outside share subject 'real-3'"):
+        utility.evaluate_sets(real, synthetic, {"test": test, "outside": known}, SETTINGS, **options)
+
+
+def test_classes_of_another_source_for_pretraining(sets: tuple[EvalSet, EvalSet, EvalSet]) -> None:
+    """Few real images with classes of their own, after pretraining on synthetic ones with other classes."""
+    real, synthetic, test = sets
+
+    def renamed(items: EvalSet) -> EvalSet:
+        own = (replace(one, labels={"shadow left": one.labels["Edema"]}) for one in items.items)
+        return replace(items, items=tuple(own))
+
+    after = replace(SETTINGS, pretraining=SETTINGS.training, finetuning=SETTINGS.training, runs=1)
+    result = utility.evaluate(
+        renamed(real),
+        synthetic,
+        renamed(test),
+        after,
+        suite="few-shot",
+        classes=["shadow left"],
+        learned_too=CLASSES,
+        suite_options={"shots": [2], "multiples": [1.0, 2.0]},
+    )
+    assert list(result.details) == ["2-shot", "pretrained 1x, 2-shot", "pretrained 2x, 2-shot", "subjects"]
+    assert [result.details[name]["pretraining"] for name in list(result.details)[:3]] == [0, 16, 32]
+    assert result.details["2-shot"]["images"] == 4
+    first = result["auroc_macro/pretrained 1x, 2-shot"]
+    assert first.value == result["auroc/pretrained 1x, 2-shot, shadow left"].value  # the only class of the test set
+    assert set(first.references) == {"2-shot"}

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -164,6 +165,10 @@ def test_topping_up_to_parity_or_a_share_of_it() -> None:
     short = plan_top_up(real, of_sexes("more", F=4), ("sex",))
     assert short.lacking == {"F": 26}
     assert len(selected(short, of_sexes("more", F=4))) == 4
+    # One subgroup alone: to parity, or to twice its size where it is the largest
+    assert dict(plan_top_up(real, real, ("sex",), only="F").wanted)["M"] == 0
+    largest = plan_top_up(real, real, ("sex",), only="M")
+    assert dict(largest.wanted) == {"F": 0, "M": largest.counts["M"]}
     with pytest.raises(InputError, match="at most 1"):
         plan_top_up(real, real, ("sex",), share=2)
     with pytest.raises(InputError, match="no image has its race"):
@@ -201,12 +206,22 @@ def test_topping_up_narrows_a_planted_gap(tmp_path: Path) -> None:
         width=6,
         runs=1,
     )
-    plan, kept, scores = mitigation(real, synthetic, test, settings, axes=("sex",), classes=["Edema"])
-    assert dict(plan.had) == {"F": 154, "M": 0}
-    assert kept.items == test.items
+    alike = imaged(tmp_path, "alike", 3, M=80, F=80)
+    items = zip(alike.items, test.items, strict=True)
+    alike = replace(alike, items=tuple(replace(own, pair=item.id, labels={}) for own, item in items))
+    held_out = imaged(tmp_path, "held-out", 4, M=30, F=30)
+    found = mitigation(
+        real, synthetic, test, settings, axes=("sex",), classes=["Edema"], matched=alike, held_out=held_out
+    )
+    assert found.worst == "F"
+    assert dict(found.plan.had) == {"F": 154, "M": 0}
+    assert found.test.items == test.items
+    for name in ("real", "topped up"):  # what is wrong for one sex is wrong on synthetic images too
+        assert found.synthetic[name].shape == (1, 160, 1)
+        assert np.corrcoef(found.synthetic[name].ravel(), found.scores[name].ravel())[0, 1] > 0.3
     labels, rows, bootstrap = test.labels(["Edema"]), subgroups(test)["sex"], Bootstrap(160, draws=200)
     gaps = {}
-    for name, one in scores.items():
+    for name, one in found.scores.items():
         groups = by_group("AUROC macro", one, labels, rows, bootstrap)
         gaps[name] = gap("AUROC macro", groups, one, labels, rows, permutations=20)
     before, after = gaps["real"], gaps["topped up"]

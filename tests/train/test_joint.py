@@ -12,6 +12,7 @@ from torch import Tensor
 
 from tests.published_layout import published_layout
 from tests.train.batches import batch_of
+from xgem.alignment.environment import summary
 from xgem.checkpoints.store import load_component, read_index
 from xgem.convert.random_init import random_checkpoint
 from xgem.data.manifest import Manifest
@@ -20,6 +21,7 @@ from xgem.train.corpus import Corpus
 from xgem.train.joint import JointStage
 from xgem.train.loop import LoopOptions
 from xgem.train.stages import make_stage, run
+from xgem.types import ConfigError
 from xgem.utils.hashing import module_hash
 
 
@@ -195,3 +197,34 @@ def test_published_layers_are_trained_by_every_stage(
     assert not {name for name in still if not name.startswith("attention.")}
     for output in ("frontal", "lateral", "report"):
         assert {name for name in before if name.startswith(f"attention.{output}.")} - still
+
+
+def test_the_published_infonce(
+    debug_preset: Any, corpora: tuple[Corpus, Corpus], source: Path, stage: JointStage
+) -> None:
+    """One direction, temperature 1, and the latents that are denoised, at the timestep of each study."""
+
+    def made(**loss: float) -> JointStage:
+        config = debug_preset.train["joint"].model_copy(update={"loss": loss})
+        preset = debug_preset.model_copy(update={"train": debug_preset.train | {"joint": config}})
+        built = make_stage("joint", StageContext(preset, *corpora, source, 0))
+        assert isinstance(built, JointStage)
+        return built
+
+    published = made(published=1, contrastive=1, temperature=1)
+    step = next(step for step in range(50) if len(batch_of(published, step)["z0"]) == 2)
+    batch = batch_of(published, step)
+    a, b = (
+        published.model.tokens(
+            {name: published.generators[name].noisy(z0, batch["noise"][name], batch["t"])[0]}, batch["t"]
+        )
+        for name, z0 in batch["z0"].items()
+    )
+    first, second = (summary(next(iter(one.values()))) for one in (a, b))
+    contrast = torch.nn.functional.cross_entropy(first @ second.T, torch.arange(len(first)))
+    loss, logged = published.loss(published.module, batch)
+    torch.testing.assert_close(logged["contrast"], contrast.detach())
+    torch.testing.assert_close(loss.detach(), logged["denoising"] + contrast.detach())
+    assert not torch.allclose(stage.loss(stage.module, batch)[1]["contrast"], contrast)
+    with pytest.raises(ConfigError, match="has no such steps"):
+        made(published=1, alone=5)

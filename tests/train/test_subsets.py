@@ -165,3 +165,30 @@ def test_the_loss_is_finite_whatever_is_dropped(stage: DiffusionStage) -> None:
             figures.append(stage.validate(stage.module))
     assert figures[0] == figures[1]
     assert 0 < figures[0]["loss"] < 100
+
+
+@given(presents, st.sampled_from(NAMES), st.integers(0, 2**32))
+def test_a_single_prompt_is_one_and_not_the_target(present: list[str], target: str, seed: int) -> None:
+    drawn = draw_prompts(present, target, random.Random(seed), 0.0, single=True)
+    assert len(drawn) == bool(set(present) - {target})
+    assert target not in drawn
+    assert drawn <= set(present)
+
+
+def test_single_prompts_are_drawn_uniformly() -> None:
+    rng = random.Random(0)
+    drawn = [draw_prompts(NAMES, "report", rng, 0.0, single=True) for _ in range(3000)]
+    assert_uniform(drawn, [frozenset([name]) for name in NAMES if name != "report"])
+
+
+def test_a_stage_without_multi_prompt_training_gives_each_sample_one_prompt(
+    debug_preset: Any, corpora: tuple[Corpus, Corpus], tmp_path: Any
+) -> None:
+    root = tmp_path / "checkpoint"
+    random_checkpoint(root, debug_preset)
+    config = debug_preset.train["frontal"].model_copy(update={"loss": {"single": 1}})
+    preset = debug_preset.model_copy(update={"train": debug_preset.train | {"frontal": config}})
+    stage = DiffusionStage(StageContext(preset, *corpora, root, 0), "frontal")
+    kept = torch.stack([torch.stack(list(batch_of(stage, step)["keep"].values())) for step in range(40)])
+    assert int(kept.sum(dim=1).max()) == 1  # (steps, prompts, b): never two prompts of a sample
+    assert kept.any(dim=(0, 2)).all()  # but each of them in turn

@@ -31,6 +31,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "submit": ("xgem.cli.submit", "app", "Queue a training as a job of a SLURM cluster."),
     "plan": ("xgem.cli.plan", "plan", "Memory, FLOPs, time and disk of every training stage of a preset."),
     "eval": ("xgem.cli.evaluate", "app", "Evaluate a checkpoint, or sets of generated studies."),
+    "bench": ("xgem.cli.bench", "app", "Run published experiments and benchmarks."),
     "cohort": ("xgem.cli.cohort", "cohort", "Generate a synthetic data set from a plan."),
     "serve": ("xgem.cli.serve", "serve", "Answer requests over HTTP, with a queue and a worker for each device."),
     "app": ("xgem.cli.serve", "app", "Open a page for people on such a server."),
@@ -39,12 +40,15 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "export": ("xgem.cli.info", "export", "Copy a checkpoint for release: no training files, float16 by default."),
     "convert": ("xgem.cli.convert", "app", "Convert published weights to xgem checkpoints."),
     "params": ("xgem.cli.info", "params", "Count the parameters of a preset, component by component."),
+    "chat": ("xgem.cli.chat", "app", "Check models at an HTTP endpoint; let them write reports."),
     "pacs": ("xgem.cli.pacs", "app", "Find, fetch and send DICOM objects."),
     "cache": ("xgem.cli.cache", "app", "Show or clear what evaluations keep."),
     "doctor": ("xgem.cli.info", "doctor", "Show versions and devices, and verify checkpoints."),
 }
 
 EXTRAS = {
+    "xgem[chat]": ("openai",),
+    "xgem[curate]": ("dask", "distributed"),
     "xgem[dicom]": ("highdicom", "pynetdicom", "dicomweb_client", "requests"),
     "xgem[peers]": ("peft",),
     "xgem[serve]": (

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
-from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,35 +12,17 @@ import typer
 
 from xgem.cli import data_parts
 from xgem.cli.counts import AsJson, Overwrite, show_counts
+from xgem.cli.curate import curate
 from xgem.cli.grouped import grouped
 from xgem.cli.options import Reading
 from xgem.configs.reading import AS_STATED
+from xgem.data.sources import Source
 
 if TYPE_CHECKING:
     from xgem.configs.reading import ReadOptions
     from xgem.data.manifest import Manifest
 
 app = typer.Typer(help="Create and check manifests of studies.", no_args_is_help=True, add_completion=False)
-
-
-class Source(StrEnum):
-    """Public data sets that xgem can read."""
-
-    openi = "openi"
-    nih = "nih"
-    nih_boxes = "nih-boxes"
-    segmentations = "segmentations"
-    cardiothoracic = "cardiothoracic"
-    severity = "severity"
-    covid = "covid"
-    hannover = "hannover"
-    roco = "roco"
-    mimic_cxr = "mimic-cxr"
-    chexpert = "chexpert"
-    padchest = "padchest"
-    vindr_cxr = "vindr-cxr"
-    csv = "csv"
-    dicom = "dicom"
 
 
 @dataclass(frozen=True)
@@ -96,6 +77,23 @@ class WithNih:
     ] = None
 
 
+@dataclass(frozen=True)
+class FewShots:
+    """Options of MedFMC's lists for few-shot learning."""
+
+    shots: Annotated[
+        int | None,
+        typer.Option("--shots", help="medfmc-chestdr: patients a disease in train and val.", show_default="all"),
+    ] = None
+    drawing: Annotated[
+        int | None, typer.Option("--drawing", help="medfmc-chestdr: which list of --shots.", show_default="1")
+    ] = None
+
+    def given(self) -> dict[str, Any]:
+        """What was given, as the source takes it."""
+        return {name: value for name, value in vars(self).items() if value is not None}
+
+
 @app.command()
 @grouped
 def prepare(
@@ -109,6 +107,7 @@ def prepare(
     folder: OwnDicom,
     headers: OpeniExtra,
     joined: WithNih,
+    few: FewShots,
     column: Annotated[
         list[str] | None,
         typer.Option("--column", metavar="FIELD=COLUMN", help="csv: the column of a field; the others are guessed."),
@@ -147,8 +146,6 @@ def prepare(
 
     For csv and dicom, what cannot be used is listed with its reason in OUT.left-out.csv.
     """
-    import importlib
-
     from xgem.types import InputError, OutputError
 
     # Asked before the work, not after it.
@@ -169,20 +166,22 @@ def prepare(
         return
     if told or mapping or dry_run:
         raise InputError(f"{next(iter(told), 'mapping')}: an option of csv, a table of your own; leave it out")
-    given = _options_of(source, folder, headers, joined, how)
-    manifest = importlib.import_module(f"xgem.data.sources.{source.name}").prepare(directory, out, **given)
+    given = _options_of(source, folder, headers, joined, few, how)
+    manifest = source.module.prepare(directory, out, **given)
     if how.reading != AS_STATED:  # kept in the manifest, for all that read it
         manifest = manifest.read_as(how.reading)
         manifest.write(out)
     show_counts(manifest.summary() | {"manifest": str(out)}, as_json)
 
 
-def _options_of(source: Source, dicom: OwnDicom, headers: OpeniExtra, joined: WithNih, how: Reading) -> dict[str, Any]:
+def _options_of(
+    source: Source, dicom: OwnDicom, headers: OpeniExtra, joined: WithNih, few: FewShots, how: Reading
+) -> dict[str, Any]:
     """The options of one source alone, as its ``prepare`` takes them; InputError where they are another's."""
     from xgem.types import InputError
 
     given = {Source.dicom: dicom.given(how.reading), Source.openi: headers.given()}
-    given[Source.nih_boxes] = {"nih": joined.nih} if joined.nih else {}
+    given |= {Source.nih_boxes: {"nih": joined.nih} if joined.nih else {}, Source.medfmc_chestdr: few.given()}
     for owner, options in given.items():
         if options and source is not owner:
             of = "dicom, a folder of your own" if owner is Source.dicom else owner.value
@@ -219,6 +218,9 @@ def check(
 def merge(
     manifests: Annotated[list[Path], typer.Argument(metavar="MANIFEST...", help="Manifests of different data sets.")],
     out: Annotated[Path, typer.Option("--out", help="Manifest to write: .parquet or .jsonl.")],
+    keep_first: Annotated[
+        bool, typer.Option("--keep-first", help="Take a study that is in several from the first of them.")
+    ] = False,
     overwrite: Overwrite = False,
     as_json: AsJson = False,
 ) -> None:
@@ -226,7 +228,8 @@ def merge(
     from xgem.data.manifest import Manifest
     from xgem.data.manifest import merge as merge_manifests
 
-    merged = merge_manifests([Manifest.read(path) for path in manifests], out.resolve().parent)
+    read = [Manifest.read(path) for path in manifests]
+    merged = merge_manifests(read, out.resolve().parent, keep_first=keep_first)
     merged.check()
     merged.write(out, overwrite=overwrite)
     show_counts(merged.summary() | {"manifest": str(out)}, as_json)
@@ -366,5 +369,5 @@ def _read_all(manifest: Manifest) -> dict[str, int]:
     return {name: count for name, count in found.items() if count}
 
 
-for name, command in data_parts.COMMANDS.items():
+for name, command in {**data_parts.COMMANDS, "curate": curate}.items():
     app.command(name)(command)

@@ -39,7 +39,7 @@ from xgem.cli.options import (
     at_least,
     parse_guidance,
 )
-from xgem.cli.set_options import write_and_print
+from xgem.cli.set_options import Labeller, write_and_print
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -357,19 +357,22 @@ def judge(
         typer.echo(f"{name:28} {found.get('positives', ''):>9} {found.get('labelled', ''):>9}  {shown}")
 
 
-@app.command()
-def labeller(
+@app.command("labeller")
+def check_labels(
     data: Data,
     split: Annotated[str | None, typer.Option("--split", help="Restrict to this split.", show_default="all")] = None,
+    labeller: Labeller = None,
     as_json: AsJson = False,
 ) -> None:
-    """Check the rule labeller against the annotators' labels: precision and recall by class."""
+    """Check a labeller of reports (xgem's rules) against the annotators' labels: precision and recall by class."""
     import json
 
     from xgem.data.manifest import Manifest
     from xgem.eval.labeller_check import check_labeller
+    from xgem.judges.chat_roles import ChatLabeller, open_endpoint
 
-    checked = check_labeller(Manifest.read(data).studies(split))
+    chosen = None if labeller is None else ChatLabeller(open_endpoint(labeller))
+    checked = check_labeller(Manifest.read(data).studies(split), chosen)
     if as_json:
         typer.echo(json.dumps(checked, indent=2))
         return

@@ -92,7 +92,7 @@ def count_parameters(preset: str, settings: Sequence[str] = ()) -> dict[str, Any
     import torch
 
     from xgem.checkpoints.store import read_index
-    from xgem.cli.options import with_settings
+    from xgem.configs.changes import with_settings
     from xgem.configs.preset import Preset, load_preset
     from xgem.convert.random_init import random_component
     from xgem.pipeline.kinds import is_peer

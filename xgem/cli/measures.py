@@ -28,6 +28,7 @@ from xgem.cli.options import (
 from xgem.cli.set_options import (
     Downstream,
     Extractors,
+    Labeller,
     Real,
     Reid,
     Sets,
@@ -152,6 +153,7 @@ def consistency(
     training: Training = None,
     judge: JudgeSource = None,
     xrv: Xrv = None,
+    labeller: Labeller = None,
     model: Annotated[
         str | None,
         typer.Option(
@@ -163,6 +165,7 @@ def consistency(
     from xgem.data.sets import pairs
     from xgem.eval.families import consistency as family
     from xgem.eval.instruments import judges_of, xrv_of
+    from xgem.judges.chat_roles import ChatLabeller, open_endpoint
     from xgem.pipeline.embedding import PromptEncoders, open_model
 
     def work() -> FamilyResult:
@@ -175,6 +178,7 @@ def consistency(
             encoders=encoders,
             judges=judges_of(judge, sets.view, known, xrv_of(xrv, sets.place), sets.folder, sets.place),
             independent=None if independent is None else sets.read(independent, "independent"),
+            labeller=None if labeller is None else ChatLabeller(open_endpoint(labeller)),
             **sets.draws,
         )
 
@@ -244,7 +248,7 @@ def utility(
         typer.Option(
             "--suite",
             metavar="NAME",
-            help="augmentation, anonymisation, imbalance, scarcity, pretraining or few-shot.",
+            help="augmentation, substitution, anonymisation, imbalance, scarcity, pretraining or few-shot.",
         ),
     ] = "augmentation",
     weights: Annotated[

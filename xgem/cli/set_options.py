@@ -46,7 +46,14 @@ Xrv = Annotated[
 ]
 Reid = Annotated[
     Path | None,
-    typer.Option("--reid", metavar="PATH", help="Re-identification network: trained by xgem or published."),
+    typer.Option(
+        "--reid", metavar="PATH", help="Re-identification network: xgem (it ships), trained by xgem, or published."
+    ),
+]
+
+Labeller = Annotated[
+    str | None,
+    typer.Option("--labeller", metavar="chat:...", help="Labeller of reports: chat:FILE.yaml or chat:URL#MODEL."),
 ]
 
 
@@ -190,6 +197,7 @@ class TextWeights:
             "--ratescore-python", metavar="FILE", help="Path to a Python interpreter with RaTEScore installed."
         ),
     ] = None
+    labeller: Labeller = None
 
     def weights(self, **others: Any) -> Weights:
         """These and others, as evaluations take them."""

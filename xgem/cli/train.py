@@ -14,7 +14,7 @@ import typer
 
 from xgem.cli import completion
 from xgem.cli.grouped import grouped
-from xgem.cli.options import Device, Progress, with_stage_settings
+from xgem.cli.options import Device, Progress
 from xgem.cli.train_peers import PEERS, Peer
 from xgem.types import InputError
 from xgem.utils.signals import interruptible
@@ -110,8 +110,7 @@ def train(
         str,
         typer.Argument(
             metavar="STAGE",
-            help="image-vae, image-decoder, clip, report-vae, frontal, lateral, report, joint, control, all; or reid, "
-            "lora, full.",
+            help="One of a preset (image-vae, clip, report-vae, frontal ...), all of them, reid, lora or full.",
             autocompletion=completion.stages,
         ),
     ],
@@ -121,7 +120,7 @@ def train(
         str | None,
         typer.Option(
             "--preset",
-            help="Preset name or YAML file; for reid: small or published.",
+            help="Preset name or YAML file; for reid: mobilenet, small or published.",
             show_default=False,
             autocompletion=completion.presets,
         ),
@@ -153,13 +152,14 @@ def train(
 
     xgem train all --preset openi-256-tune --init openi-256 --data mine.parquet --out tuned
 
-    --max-minutes counts from the start of the command, for all of its stages together. A stage that is not finished has
-    no component in --out yet and no file OUT/training/STAGE/finished; the exit status is 0 either way.
+    --max-minutes counts from the start of the command, for all of its stages. A stage that is not finished has no
+    component in --out yet and no file OUT/training/STAGE/finished; the exit status is 0 either way.
 
-    Several processes train together where torchrun or accelerate launch starts this command: a batch is divided among
-    them, and the result is that of one process.
+    Where torchrun or accelerate launch starts this command, processes divide a batch; the result is that of one.
 
-    Not of a preset: reid, the network that xgem eval privacy uses; lora and full, of a diffusers pipeline (--base).
+    Not of a preset: reid, the re-identification network of xgem eval privacy; lora and full, of a diffusers pipeline:
+
+    xgem train lora --base diffusers:ID --data mine.parquet --out runs/lora
     """
     import torch
 
@@ -201,6 +201,7 @@ def _run(
 ) -> None:
     from xgem.checkpoints.locate import locate
     from xgem.configs import load_preset
+    from xgem.configs.changes import with_stage_settings
     from xgem.data.manifest import Manifest
     from xgem.train import reid
     from xgem.train.processes import Processes, together
@@ -211,8 +212,11 @@ def _run(
             raise InputError("--encoded: stage 'reid' reads images; leave it out")
         known, name = reid.PRESETS, preset or "small"
         config = None
-        if name in known:
-            config = with_stage_settings({"reid": known[name].train}, settings, steps=steps)["reid"]
+        trained = known[name].train if name in known else None
+        if name in known and trained is None and (steps is not None or settings):
+            raise InputError(f"preset {name!r} of reid is fitted, not trained: leave out --steps and --set")
+        if trained is not None:
+            config = with_stage_settings({"reid": trained}, settings, steps=steps)["reid"]
         start = None if init is None else Path(init)
         with together(device):
             reid.run(

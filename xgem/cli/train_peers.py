@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, cast
 
 import typer
 
-from xgem.cli.options import with_stage_settings
+from xgem.configs.changes import with_stage_settings
 from xgem.types import InputError
 from xgem.utils.signals import interruptible
 

@@ -59,6 +59,35 @@ _SPOKEN = {
     "effusion": "pleural effusion",
     "infiltration": "infiltrate",
     "hernia": "hiatal hernia",
+    # Of sets with short or misspelt names
+    "tb": "tuberculosis",
+    "fracture old": "old fracture",
+    "enlarged pa": "enlarged pulmonary artery",
+    "ild": "interstitial lung disease",
+    "interstitial lung disease - ild": "interstitial lung disease",
+    "brocho-pneumonia": "bronchopneumonia",
+    "bronchectasis": "bronchiectasis",
+    "cpam": "congenital pulmonary airway malformation",
+    "dextro cardia": "dextrocardia",
+    "diagphramatic hernia": "diaphragmatic hernia",
+    "diffuse aveolar opacity": "diffuse alveolar opacity",
+    "paraveterbral mass": "paravertebral mass",
+    "covid 19": "COVID-19",
+    "swan ganz catheter present": "Swan-Ganz catheter",
+    **{
+        f"{short} - {place}": words.format(name)
+        for short, name in (
+            ("ett", "endotracheal tube"),
+            ("ngt", "nasogastric tube"),
+            ("cvc", "central venous catheter"),
+        )
+        for place, words in (
+            ("abnormal", "malpositioned {}"),
+            ("borderline", "{} in borderline position"),
+            ("normal", "{} in normal position"),
+            ("incompletely imaged", "incompletely imaged {}"),
+        )
+    },
 }
 
 

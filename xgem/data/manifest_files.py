@@ -97,13 +97,33 @@ def _read_parquet(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def _write_parquet(rows: Sequence[Row], path: Path) -> None:
+    write_parquet(lambda: iter([rows]), path)
+
+
+def write_parquet(parts: Callable[[], Iterator[Sequence[Row]]], path: Path) -> None:
+    """Write a ``.parquet`` manifest whose rows come in ``parts``, one of which is in memory at once.
+
+    ``parts`` is called twice: columns depend on what all rows have.
+    """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    records = [_record(row) for row in rows]
+    written, squashed = set[str](), False
+    for rows in parts():
+        written |= set[str]().union(*map(_record, rows))
+        squashed |= any(row.reading.pixel_aspect is not None for row in rows)
+    schema = _schema(written, squashed)
+    with pq.ParquetWriter(path, schema) as file:
+        for rows in parts():
+            file.write_table(pa.Table.from_pylist([_record(row) for row in rows], schema=schema))
+
+
+def _schema(written: set[str], squashed: bool) -> Any:
+    """The columns ``written``; ``squashed``: some images have a pixel aspect."""
+    import pyarrow as pa
+
     box = pa.struct([("label", pa.string()), *((side, pa.float64()) for side in "xywh")])
     kinds = {"invert": pa.bool_(), "allow_any": pa.bool_(), "pixel_aspect": pa.float64()}
-    squashed = any(row.reading.pixel_aspect is not None for row in rows)
     options = [name for name in ReadOptions.model_fields if squashed or name != "pixel_aspect"]
     types = dict.fromkeys(Row.model_fields, pa.string()) | {
         "labels": pa.list_(pa.string()),
@@ -115,12 +135,10 @@ def _write_parquet(rows: Sequence[Row], path: Path) -> None:
         "view_guessed": pa.bool_(),
         "qualified": pa.list_(pa.string()),
     }
-    written = set[str]().union(*records)
     version = SCHEMA_VERSION if squashed or written & {*LATEST} else "3" if written & {*LATER} else "2"
-    schema = pa.schema(
+    return pa.schema(
         [(name, kind) for name, kind in types.items() if name in written], metadata={"xgem_manifest": version}
     )
-    pq.write_table(pa.Table.from_pylist(records, schema=schema), path)
 
 
 def _by_ending(path: Path, choices: dict[str, F]) -> F:

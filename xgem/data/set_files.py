@@ -26,7 +26,8 @@ from xgem.data.sets import EvalSet, Item
 from xgem.data.study import ANNOTATED_VIEW, Study, report_of
 from xgem.data.tables import number_of, read_table, sex_of
 from xgem.labels.rules import LABELLER, label_report
-from xgem.labels.vocabulary import CHEXPERT_CLASSES, annotated_labels
+from xgem.labels.vocabulary import CHEXPERT_CLASSES, annotated_labels, plain
+from xgem.labels.vocabulary import named as stated
 from xgem.types import DataError
 
 COLUMNS: Final[dict[str, tuple[str, ...]]] = {
@@ -59,10 +60,12 @@ def read_set(
     split: str | None = None,
     view: str | None = "frontal",
     labels: Literal["auto", "file", "reports"] = "auto",
+    classes: Sequence[str] = CHEXPERT_CLASSES,
     sections: Sequence[str] = ("impression",),
     pad: bool = False,
     name: str | None = None,
     reading: ReadOptions = AS_STATED,
+    images: Path | None = None,
 ) -> EvalSet:
     """Read a set from a manifest, a folder, or a CSV.
 
@@ -77,8 +80,11 @@ def read_set(
         labels: ``file`` uses those in the file (in a manifest, its annotators' terms translated to CheXpert's classes:
             :func:`xgem.labels.vocabulary.annotated_labels`), ``reports`` labels the reports by xgem's own rules,
             ``auto`` does so if the file has no labels.
+        classes: what items are labelled with: CheXpert's classes, or any list of a source's own: terms of a manifest's
+            labels (:func:`xgem.labels.vocabulary.named`), columns of a table. Texts tell CheXpert's alone.
         pad: allow images of several sizes.
         reading: how the images are read; what it leaves open is as a manifest says.
+        images: the folder that a table's file names start from; by default the table's own.
 
     Raises:
         DataError: no such path, nothing in it, a required column or a file is missing, a label other than -1, 0, 1 or
@@ -88,15 +94,16 @@ def read_set(
     # The items, by the form of the path
     place = Path(path)
     if place.suffix in {".parquet", ".jsonl"}:
-        items, labelled_by = _of_manifest(place, split, view or ANNOTATED_VIEW, sections), "annotators"
+        items, labelled_by = _of_manifest(place, split, view or ANNOTATED_VIEW, sections, classes), "annotators"
     elif place.is_dir():
         tables = sorted(file for file in place.glob("*") if file.suffix.lower() == ".csv" and is_data(Path(file.name)))
         if len(tables) > 1:
             names = ", ".join(table.name for table in tables)
             raise DataError(f"{place}: several CSVs ({names}); expected at most one: give the path of the CSV itself")
-        items, labelled_by = _of_table(tables[0], view) if tables else _of_folder(place, view), "file"
+        items = _of_table(tables[0], view, images, classes) if tables else _of_folder(place, view)
+        labelled_by = "file"
     elif place.suffix.lower() in _TABLES and place.is_file():
-        items, labelled_by = _of_table(place, view), "file"
+        items, labelled_by = _of_table(place, view, images, classes), "file"
     else:
         raise DataError(
             f"{place}: expected a manifest (.parquet, .jsonl), a folder of images or a table ({', '.join(_TABLES)})"
@@ -132,12 +139,14 @@ def _from_text(text: str) -> dict[str, float]:
     )
 
 
-def _of_manifest(path: Path, split: str | None, view: str, sections: Sequence[str]) -> list[Item]:
-    items = (_of_study(study, view, sections) for study in Manifest.read(path).studies(split))
+def _of_manifest(
+    path: Path, split: str | None, view: str, sections: Sequence[str], classes: Sequence[str]
+) -> list[Item]:
+    items = (_of_study(study, view, sections, classes) for study in Manifest.read(path).studies(split))
     return [item for item in items if item.file is not None or item.report]
 
 
-def _of_study(study: Study, view: str, sections: Sequence[str]) -> Item:
+def _of_study(study: Study, view: str, sections: Sequence[str], classes: Sequence[str]) -> Item:
     report = report_of(study, sections)
     files = study.images.get(view, ())
     return Item(
@@ -145,7 +154,7 @@ def _of_study(study: Study, view: str, sections: Sequence[str]) -> Item:
         file=files[0] if files else None,
         prompt=report,
         report=report,
-        labels=annotated_labels(study.labels, study.source),
+        labels=labels_of(study, classes),
         subject=study.subject,
         age=study.age,
         sex=study.sex,
@@ -153,6 +162,14 @@ def _of_study(study: Study, view: str, sections: Sequence[str]) -> Item:
         severity=study.severity,
         reading=study.reading_of(files[0]) if files else study.reading,
     )
+
+
+def labels_of(study: Study, classes: Sequence[str] = CHEXPERT_CLASSES) -> dict[str, float]:
+    """What a study's annotators say of ``classes``, CheXpert's or terms of their own; unknown ones are left out."""
+    labels = annotated_labels(study.labels, study.source)
+    names = [plain(name) for name in study.labels]
+    labels |= {name: stated(plain(name), names, study.source) for name in classes if name not in CHEXPERT_CLASSES}
+    return {name: labels[name] for name in classes if not math.isnan(labels.get(name, math.nan))}
 
 
 def _of_folder(folder: Path, view: str | None) -> list[Item]:
@@ -178,7 +195,7 @@ def _output(file: Path) -> str | None:
         return None
 
 
-def _of_table(path: Path, view: str | None) -> list[Item]:
+def _of_table(path: Path, view: str | None, images: Path | None, labelled: Sequence[str]) -> list[Item]:
     table = read_table(path)
     by_name = {_plain(column): column for column in reversed(table.header)}
     named = {
@@ -188,13 +205,14 @@ def _of_table(path: Path, view: str | None) -> list[Item]:
     if named["file"] is None and named["report"] is None:
         accepted = ", ".join((*COLUMNS["file"], *COLUMNS["report"]))
         raise DataError(f"{path}: columns {', '.join(table.header)} (read as {table.how}); expected one of {accepted}")
-    classes = {name: by_name[_plain(name)] for name in CHEXPERT_CLASSES if _plain(name) in by_name}
+    classes = {name: by_name[_plain(name)] for name in labelled if _plain(name) in by_name}
     views = [row[named["view"]] if named["view"] else "" for row in table.rows]
     kept = [k for k, shown in enumerate(views) if not shown or view in (None, shown.lower())]
     if table.rows and not kept:
         counts = ", ".join(f"{shown} {count}" for shown, count in Counter(views).items())
         raise DataError(f"{path}: no row of view {view}; it has {counts}: choose one of them (--view)")
-    return [_of_row(table.rows[k], table.lines[k], path, named, classes) for k in kept]
+    folder = path.parent if images is None else images
+    return [_of_row(table.rows[k], table.lines[k], path, folder, named, classes) for k in kept]
 
 
 def _plain(name: str) -> str:
@@ -205,6 +223,7 @@ def _of_row(
     row: Mapping[str, str],
     number: int,
     path: Path,
+    images: Path,
     named: Mapping[str, str | None],
     classes: Mapping[str, str],
 ) -> Item:
@@ -233,7 +252,7 @@ def _of_row(
         raise DataError(f"{where}: sex is {sex!r}, expected F, M or empty")
     return Item(
         id=get("id") or (Path(file).with_suffix("").as_posix() if file else str(number - 2)),
-        file=path.parent / file if file else None,
+        file=images / file if file else None,
         pair=get("pair"),
         prompt=get("prompt"),
         report=get("report"),

@@ -16,13 +16,15 @@ def info_nce(
     same: Tensor | None = None,
     negatives: Tensor | None = None,
     counted: Tensor | None = None,
+    *,
+    both: bool = True,
 ) -> Tensor:
     """Symmetric InfoNCE (XGeM, Eq. 1) of unit vectors ``a``, ``b`` (n, d); row i of each belongs together.
 
     ``scale`` is the inverse temperature. ``same`` (n, n) bool marks further pairs that are not negatives, such as two
     studies with the same report: they are excluded from the denominators. ``negatives`` (n, k, d): k further negatives
     of each row of ``a``, of that row alone and in its direction alone; ``counted`` (n, k) bool: which are there,
-    by default all.
+    by default all. ``both``: the mean over both directions; otherwise only that from ``a`` to ``b``.
     """
     logits = scale * a @ b.T  # (n, n), row i against all of b
     if same is not None:
@@ -35,7 +37,8 @@ def info_nce(
         if counted is not None:
             own = own.masked_fill(~counted, float("-inf"))
         to_b = torch.cat([logits, own], dim=1)  # (n, n + k)
-    return 0.5 * (F.cross_entropy(to_b, target) + F.cross_entropy(logits.T, target))
+    one_way = F.cross_entropy(to_b, target)
+    return 0.5 * (one_way + F.cross_entropy(logits.T, target)) if both else one_way
 
 
 class Temperature(nn.Module):

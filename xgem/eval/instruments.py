@@ -8,6 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
+from xgem.chat.settings import PREFIX
 from xgem.checkpoints.locate import DEFAULT_MODEL
 from xgem.data.sets import EvalSet
 from xgem.eval.combine import averaged, over_samples
@@ -19,6 +20,7 @@ from xgem.eval.retrieval import Retrieval, retrieve
 from xgem.eval.sharpness import sharpness
 from xgem.eval.spaces import Settings
 from xgem.eval.studies import Studies, samples
+from xgem.judges.chat_roles import ChatJudge, ChatLabeller, open_endpoint
 from xgem.judges.chexbert import load_chexbert
 from xgem.judges.classifier import ClassifierConfig
 from xgem.judges.external_text import ExternalMetric
@@ -43,7 +45,8 @@ class Weights:
         reid: as :func:`xgem.judges.reid.load_reid`; xrv: as :func:`xgem.judges.xrv.load_xrv`.
         chexbert, chexbert_vocabulary: as :func:`xgem.judges.chexbert.load_chexbert`.
         radgraph_python, ratescore_python: Python interpreters with these packages installed.
-        judge: xgem's own judge of findings, as for :func:`xgem.judges.saved.open_judge`.
+        judge: as for :func:`judges_of`.
+        labeller: ``chat:FILE`` or ``chat:URL#MODEL``, another labeller of reports.
     """
 
     extractors: Sequence[str] | None = None
@@ -54,11 +57,24 @@ class Weights:
     radgraph_python: Path | None = None
     ratescore_python: Path | None = None
     judge: str | None = None
+    labeller: str | None = None
 
     def labellers(self, device: str) -> dict[str, ReportLabeller | text.Tables | NotComputed]:
         """Labellers of reports by the name under which their metrics are reported."""
         chexbert = or_reason(lambda: load_chexbert(self.chexbert, self.chexbert_vocabulary, device=device))
-        return {RuleLabeller().name: RuleLabeller(), "CheXbert": chexbert}
+        known: dict[str, ReportLabeller | text.Tables | NotComputed] = {
+            RuleLabeller().name: RuleLabeller(),
+            "CheXbert": chexbert,
+        }
+        if self.labeller is not None:
+            chat = ChatLabeller(open_endpoint(self.labeller))
+            known[chat.name] = chat
+        return known
+
+    @property
+    def own_judge(self) -> str | None:
+        """The source of xgem's own judge, which gives features too; None takes the one that ships with xgem."""
+        return None if is_chat(self.judge) else self.judge
 
     def external(self) -> dict[str, ExternalMetric | NotComputed]:
         """Report metrics of packages that run in their own Python interpreters."""
@@ -79,12 +95,29 @@ def xrv_of(path: Path | None, device: str) -> Judge | NotComputed:
     return or_reason(lambda: load_xrv(path, device=device))
 
 
+def is_chat(name: str | None) -> bool:
+    """Whether a judge is a model at a chat endpoint."""
+    return name is not None and name.startswith(PREFIX)
+
+
+def chat_judges(source: str | None) -> dict[str, Judge | NotComputed]:
+    """The judge at a chat endpoint by its name, where ``source`` names one."""
+    if source is None or not is_chat(source):
+        return {}
+    judge = ChatJudge(open_endpoint(source))
+    return {judge.name: judge}
+
+
 def judges_of(
     source: str | None, view: str, training: EvalSet | None, xrv: Judge | NotComputed, cache: Path, device: str
 ) -> dict[str, Judge | NotComputed]:
-    """``xrv``, and xgem's own judge (:func:`xgem.judges.saved.open_judge`), or the reason why it is not available."""
-    own = or_reason(lambda: open_judge(source, view, training, cache=cache, device=device))
-    return {OWN_JUDGE: own, "xrv": xrv}
+    """``xrv``, and xgem's own judge (:func:`xgem.judges.saved.open_judge`), or the reason why it is not available.
+
+    ``source`` is that of xgem's own judge, or a chat endpoint (``chat:FILE``, ``chat:URL#MODEL``) beside it.
+    """
+    own = None if is_chat(source) else source
+    judge = or_reason(lambda: open_judge(own, view, training, cache=cache, device=device))
+    return {OWN_JUDGE: judge, "xrv": xrv, **chat_judges(source)}
 
 
 def extractor_names(view: str, model: str | None = None) -> list[str]:

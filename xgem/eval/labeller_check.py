@@ -1,4 +1,4 @@
-"""A sanity check of ``xgem-rules``: does it find in the text what human annotators indexed for the study?
+"""A sanity check of a labeller of reports: does it find in the text what human annotators indexed for the study?
 
 The annotators' terms are not CheXpert's classes, so perfect agreement cannot be expected: they index the findings that
 are present, whereas the labeller also counts possible ones.
@@ -12,13 +12,16 @@ from typing import Any
 import numpy as np
 
 from xgem.data.study import Study
-from xgem.labels.rules import LABELLER, LABELLER_VERSION, label_matrix
+from xgem.judges.report_labellers import ReportLabeller, RuleLabeller
 from xgem.labels.vocabulary import CHEXPERT_CLASSES, annotated_matrix
+from xgem.metrics.classification import as_binary
 from xgem.types import DataError
 
 
-def check_labeller(studies: Iterable[Study]) -> dict[str, Any]:
+def check_labeller(studies: Iterable[Study], labeller: ReportLabeller | None = None) -> dict[str, Any]:
     """Precision and recall of each class over the studies that have both text and labels (uncertain is positive).
+
+    The labeller is xgem's rules unless another is given.
 
     Each class is evaluated on the studies whose annotation decides whether it is present; a class without positive
     annotations is left out.
@@ -31,7 +34,8 @@ def check_labeller(studies: Iterable[Study]) -> dict[str, Any]:
     if not kept:
         raise DataError("no study has both a report and annotated labels: nothing to check the labeller against")
     # (n, 14) each; where an annotation is NaN, the label counts neither as right nor as wrong
-    predicted = label_matrix(text for _, text in kept)
+    labeller = labeller or RuleLabeller()
+    predicted = as_binary(labeller.label([text for _, text in kept]), uncertain="positive", blank="negative") == 1
     annotations = annotated_matrix(study for study, _ in kept)
     classes: dict[str, Any] = {}
     for name, positive, truth in zip(CHEXPERT_CLASSES, predicted.T, annotations.T, strict=True):
@@ -45,4 +49,4 @@ def check_labeller(studies: Iterable[Study]) -> dict[str, Any]:
             "precision": hits / labelled if labelled else None,
             "recall": hits / annotated,
         }
-    return {"labeller": f"{LABELLER} {LABELLER_VERSION}", "n": len(kept), "classes": classes}
+    return {"labeller": f"{labeller.name} {labeller.version[:16]}", "n": len(kept), "classes": classes}

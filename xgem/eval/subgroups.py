@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from xgem.data.sets import EvalSet, Item
 from xgem.metrics.bootstrap import Array
+from xgem.metrics.fairness import MIN_N, by_group
 from xgem.types import InputError
 
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from xgem.eval.utility.runner import Tested
     from xgem.judges.settings import UtilitySettings
 
 
@@ -87,10 +89,12 @@ class TopUp:
         return {name: n - self.had[name] for name, n in self.wanted.items() if n > self.had[name]}
 
 
-def plan_top_up(real: EvalSet, synthetic: EvalSet, axes: Sequence[str], *, share: float = 1.0) -> TopUp:
+def plan_top_up(
+    real: EvalSet, synthetic: EvalSet, axes: Sequence[str], *, share: float = 1.0, only: str | None = None
+) -> TopUp:
     """Plan to top up every subgroup of the training images to ``share`` of the largest one (1: parity, ChexGen).
 
-    Only subgroups with real images are topped up.
+    Only subgroups with real images are topped up. ``only``: this one alone, and to twice its size at the least.
 
     Raises:
         InputError: unknown axes, a share outside (0, 1], or real images without sex, race or age.
@@ -104,6 +108,8 @@ def plan_top_up(real: EvalSet, synthetic: EvalSet, axes: Sequence[str], *, share
     goal = math.ceil(share * max(counts.values()) - 1e-9)
     available = _counted(synthetic, axes)
     wanted = {name: max(0, goal - n) for name, n in counts.items()}
+    if only is not None:
+        wanted = {name: max(count, counts[name]) if name == only else 0 for name, count in wanted.items()}
     return TopUp(tuple(axes), counts, wanted, {name: min(n, available.get(name, 0)) for name, n in wanted.items()})
 
 
@@ -119,6 +125,23 @@ def selected(plan: TopUp, synthetic: EvalSet, *, seed: int = 0) -> EvalSet:
     return synthetic.subset(sorted(chosen))
 
 
+@dataclass(frozen=True)
+class Mitigation:
+    """Tests of a classifier of the real images (``real``) and of one of the topped-up images (``topped up``).
+
+    Attributes:
+        plan: how subgroups were topped up; ``worst``: the subgroup that alone was, or "" where all were.
+        test: the test images that have labels; ``scores`` (runs, n, classes) of them by training set.
+        synthetic: scores of the synthetic image of each test image, row by row; empty without such images.
+    """
+
+    plan: TopUp
+    worst: str
+    test: EvalSet
+    scores: Mapping[str, Array]
+    synthetic: Mapping[str, Array]
+
+
 def mitigation(
     real: EvalSet,
     synthetic: EvalSet,
@@ -128,22 +151,26 @@ def mitigation(
     axes: Sequence[str],
     share: float = 1.0,
     classes: Sequence[str] | None = None,
+    matched: EvalSet | None = None,
+    held_out: EvalSet | None = None,
+    min_n: int = MIN_N,
     cache: Path | None = None,
     device: str = "cpu",
-) -> tuple[TopUp, EvalSet, dict[str, Array]]:
+) -> Mitigation:
     """Train one classifier on the real images and another on the topped-up set, and test both.
 
     Args:
         settings: settings of a classification (:class:`xgem.judges.settings.UtilitySettings`).
+        matched: a synthetic image of each test image, which names it; the others are left out of the test.
+        held_out: real images of neither set, on which the worst subgroup is found that alone is topped up; without
+            them all are, to ``share`` of the largest (:func:`plan_top_up`). A subgroup counts from ``min_n`` images on.
         cache, device: as in :func:`xgem.eval.utility.runner.run_protocols`.
 
-    Returns:
-        the plan, the test images that have labels, and by training set (``real``, ``topped up``) the scores
-        (runs, n, classes) on them, for :func:`xgem.eval.families.fairness.evaluate`.
-
     Raises:
-        DataError: training and test images overlap.
+        DataError: training and test images overlap, or no synthetic image names a test image.
+        InputError: no subgroup of ``held_out`` can be computed.
     """
+    from xgem.data.sets import pairs
     from xgem.eval.utility.protocols import Protocol, Training, joined, real_only
     from xgem.eval.utility.runner import run_protocols
     from xgem.judges.tasks.classification import Classification
@@ -151,17 +178,44 @@ def mitigation(
 
     task = Classification(settings, classes or CHEXPERT_CLASSES)
     real, synthetic, test = task.usable(real), task.usable(synthetic), task.usable(test)
-    plan = plan_top_up(real, synthetic, axes, share=share)
-    protocols = (
-        Protocol("real", lambda seed: real_only(real)),
-        Protocol("topped up", lambda seed: Training(joined(real, selected(plan, synthetic, seed=seed)))),
-    )
-    tested = run_protocols(task, protocols, (real, synthetic), test, cache=cache, device=device)
-    scores = {
-        name: np.stack([predictions["scores"].astype(np.float64) for predictions in runs.predictions])
-        for name, runs in tested.runs.items()
-    }
-    return plan, test, scores
+    also: dict[str, EvalSet] = {}
+    if matched is not None:
+        test, answers = pairs(test, matched)
+        asked = zip(test.items, answers.items, strict=True)
+        also["matched"] = replace(answers, items=tuple(replace(own, labels=item.labels) for item, own in asked))
+    if held_out is not None:
+        also["held out"] = task.usable(held_out)
+
+    def trained(protocol: Protocol) -> Tested:
+        return run_protocols(task, (protocol,), (real, synthetic), test, also=also, cache=cache, device=device)
+
+    first = trained(Protocol("real", lambda seed: real_only(real)))
+    worst = "" if held_out is None else _worst(first.also["held out"], also["held out"], axes, min_n)
+    plan = plan_top_up(real, synthetic, axes, share=share, only=worst or None)
+    second = trained(Protocol("topped up", lambda seed: Training(joined(real, selected(plan, synthetic, seed=seed)))))
+    scores = {name: _scores(tested, name) for name, tested in (("real", first), ("topped up", second))}
+    if matched is None:
+        return Mitigation(plan, worst, test, scores, {})
+    own = {name: _scores(one.also["matched"], name) for name, one in (("real", first), ("topped up", second))}
+    return Mitigation(plan, worst, test, scores, own)
+
+
+def _scores(tested: Tested, name: str) -> Array:
+    """(runs, n, classes) of a protocol."""
+    return np.stack([run["scores"].astype(np.float64) for run in tested.runs[name].predictions])
+
+
+def _worst(tested: Tested, items: EvalSet, axes: Sequence[str], min_n: int) -> str:
+    """The subgroup of ``items`` with the lowest weighted F1."""
+    rows = subgroups(items, axes, intersections=True).get(" x ".join(axes), {})
+    labels = tested.test.targets["labels"].astype(np.float64)
+    options: dict[str, Any] = {"threshold": tested.task.settings.threshold, "min_n": min_n}
+    groups = by_group("weighted F1", _scores(tested, "real"), labels, rows, tested.bootstrap(), **options)
+    known = {group.name: group.value.value for group in groups if group.value is not None}
+    if not known:
+        reasons = "; ".join(f"{group.name}: {group.reason}" for group in groups) or "no subgroups"
+        raise InputError(f"{items.name}: no subgroup by {' and '.join(axes)} can be computed ({reasons})")
+    return min(known, key=lambda name: (known[name], name))
 
 
 def _counted(items: EvalSet, axes: Sequence[str]) -> dict[str, int]:

@@ -16,7 +16,7 @@ from xgem.eval.diversity import similarity_of_seeds
 from xgem.eval.families import consistency, factual, fidelity, privacy, utility
 from xgem.eval.families import fairness as fairness_family
 from xgem.eval.families.text import Tables
-from xgem.eval.instruments import Weights, open_extractors, or_reason, xrv_of
+from xgem.eval.instruments import Weights, chat_judges, open_extractors, or_reason, xrv_of
 from xgem.eval.record import FamilyResult
 from xgem.eval.route import Route
 from xgem.eval.routes import RunSettings, Setup, seeds_plan
@@ -28,6 +28,8 @@ from xgem.judges.judge import OWN_JUDGE, Judge
 from xgem.judges.reid import Reid, load_reid
 from xgem.judges.report_labellers import ReportLabeller
 from xgem.judges.settings import UtilitySettings, preset
+from xgem.labels.vocabulary import CHEXPERT_CLASSES
+from xgem.metrics.fairness import MIN_N
 from xgem.pipeline.embedding import PromptEncoders
 from xgem.types import InputError, NotComputed
 
@@ -242,7 +244,7 @@ def evaluate_all(
     """
     settings, weights = settings or SuiteSettings(), weights or Weights()
     sampling = Sampling(seed=settings.seed, limit=settings.limit, batch_size=settings.batch_size)
-    run = RunSettings(sampling=sampling, bootstrap=settings.bootstrap, judge=weights.judge)
+    run = RunSettings(sampling=sampling, bootstrap=settings.bootstrap, judge=weights.own_judge)
     setup = Setup.of(model, data, out, run, split=split, cache=cache, device=device, progress=progress)
     place, folder = setup.instruments.device, setup.instruments.cache
     # Opened and checked before anything is generated: a wrong file must not end hours of work
@@ -250,13 +252,13 @@ def evaluate_all(
     xrv = xrv_of(weights.xrv, place)
     labellers = weights.labellers(place)
     sets = _Sets.of(setup.cohorts, settings)
-    judges = {OWN_JUDGE: setup.instruments.judge(VIEW), "xrv": xrv}
+    judges = {OWN_JUDGE: setup.instruments.judge(VIEW), "xrv": xrv, **chat_judges(weights.judge)}
     suite = _Suite(setup, weights, settings, sets, reid, judges, labellers)
 
     known = suite.made(sets.known)[VIEW]
     everyone = read_set(data, split=split, pad=True, name="real").with_images()
     spaces = open_extractors(
-        weights.extractors, VIEW, suite.training, folder, place, model=setup.cohorts.model, judge=weights.judge
+        weights.extractors, VIEW, suite.training, folder, place, model=setup.cohorts.model, judge=weights.own_judge
     )
     distances, findings = suite.images(spaces)
     results = [
@@ -278,10 +280,16 @@ def fairness(
     *,
     axes: Sequence[str] = AXES,
     share: float = 1.0,
+    classes: Sequence[str] = CHEXPERT_CLASSES,
+    matched: EvalSet | None = None,
+    held_out: EvalSet | None = None,
+    min_n: int = MIN_N,
     cache: Path | None = None,
     device: str = "cpu",
 ) -> FamilyResult:
     """Gaps between subgroups on ``test``: of a classifier of ``real``, and of one with subgroups topped up.
+
+    ``matched`` and ``held_out`` as :func:`xgem.eval.subgroups.mitigation` takes them; ``min_n``: images of a subgroup.
 
     Axes of which nothing is known in the training or the test set are left out; without any, nothing is computed.
     """
@@ -291,17 +299,25 @@ def fairness(
     if not known:
         reason = f"no {' or '.join(axes)} is given in {real.name} or {test.name}; cannot form subgroups"
         return FamilyResult.missing("fairness", reason, settings={"axes": list(axes)})
-    plan, judged, scores = mitigation(
-        real, synthetic, test, settings, axes=known, share=share, cache=cache, device=device
-    )
+    options: dict[str, Any] = {
+        "matched": matched,
+        "held_out": held_out,
+        "min_n": min_n,
+        "cache": cache,
+        "device": device,
+    }
+    found = mitigation(real, synthetic, test, settings, axes=known, share=share, classes=classes, **options)
     return fairness_family.evaluate(
-        judged,
-        scores,
+        found.test,
+        found.scores,
+        synthetic=found.synthetic,
+        classes=classes,
         axes=known,
         unmentioned=settings.unmentioned,
         threshold=settings.threshold,
+        min_n=min_n,
         draws=settings.draws,
         seed=settings.seed,
         judge=settings.network,
-        plan=plan,
+        plan=found.plan,
     )

@@ -12,6 +12,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from xgem.chat.settings import PREFIX
 from xgem.checkpoints.locate import ASSETS
 from xgem.data.sets import EvalSet
 from xgem.judges.classifier import Classifier, ClassifierConfig
@@ -19,7 +20,7 @@ from xgem.judges.judge import OwnJudge, scores_of, train_judge
 from xgem.judges.networks import SmallResNet
 from xgem.metrics.auc import auc, auc_scores, too_few
 from xgem.metrics.bootstrap import Bootstrap
-from xgem.types import CheckpointError, NotComputed
+from xgem.types import CheckpointError, InputError, NotComputed
 from xgem.utils.files import one_line, read_json, replacing, write_json
 
 SHIPPED: Final = ASSETS / "judges"
@@ -123,8 +124,10 @@ def open_judge(
 
     Raises:
         NotComputed: it has to be trained, and ``training`` is missing or has no usable labels.
-        CheckpointError: as :func:`load_judge`.
+        CheckpointError: as :func:`load_judge`. InputError: a judge at a chat endpoint.
     """
+    if source is not None and source.startswith(PREFIX):
+        raise InputError(f"{source}: a judge at a chat endpoint gives no features; use it in `xgem eval factual`")
     shipped = SHIPPED / view
     if source not in (None, TRAIN):
         return load_judge(Path(str(source)), device)

@@ -220,3 +220,116 @@ VINDR: Final[dict[str, Term]] = with_doubts(
     }
 )
 """VinDr-CXR's findings and diagnoses; one that its readers do not agree on is doubted."""
+
+PCXR: Final[dict[str, Term]] = {
+    # Diseases, with the spelling of the columns
+    "No finding": affirming(NO_FINDING),
+    **dict.fromkeys(("Pneumonia", "Brocho-pneumonia"), affirming("Pneumonia")),
+    "Pleuro-pneumonia": Term(affirms=("Pneumonia",), leaves_open=(_EFFUSION, _PLEURA)),
+    "Lung tumor": affirming(_LESION),
+    "Mediastinal tumor": open_for(_WIDE, _LESION),
+    "CPAM": open_for(_LESION, _OPACITY),
+    **dict.fromkeys(("Bronchiolitis", "Hyaline membrane disease", "Tuberculosis"), open_for(_OPACITY)),
+    **dict.fromkeys(
+        ("Bronchitis", "Congenital emphysema", "Diagphramatic hernia", "Other disease", "Situs inversus"), Term()
+    ),
+    # Findings, with the spelling of the boxes
+    "Atelectasis": affirming("Atelectasis"),
+    "Cardiomegaly": affirming("Cardiomegaly"),
+    "Clavicle fracture": affirming("Fracture"),
+    "Consolidation": affirming("Consolidation"),
+    "Edema": affirming(_EDEMA),
+    **dict.fromkeys(
+        (
+            *("Diffuse aveolar opacity", "Infiltration", "Other opacity", "Reticulonodular opacity"),
+            "Peribronchovascular interstitial opacity",
+        ),
+        affirming(_OPACITY),
+    ),
+    "Other nodule/mass": affirming(_LESION),
+    "Pleural effusion": affirming(_EFFUSION),
+    "Pleural thickening": affirming(_PLEURA),
+    "Pneumothorax": affirming("Pneumothorax"),
+    **dict.fromkeys(("Boot-shaped heart", "Egg on string sign"), open_for("Cardiomegaly")),
+    **dict.fromkeys(("Interstitial lung disease - ILD", "Pulmonary fibrosis"), open_for(_OPACITY)),
+    "Anterior mediastinal mass": open_for(_WIDE, _LESION),
+    "Lung cavity": open_for(_LESION, _OPACITY),
+    "Other lesion": open_for("Fracture", _PLEURA),
+    **dict.fromkeys(
+        (
+            *("Aortic enlargement", "Bronchectasis", "Bronchial thickening", "Calcification", "Chest wall mass"),
+            *("Dextro cardia", "Emphysema", "Enlarged PA", "Expanded edges of the anterior ribs", "Lung cyst"),
+            *("Intrathoracic digestive structure", "Lung hyperinflation", "Mediastinal shift"),
+            *("Paraveterbral mass", "Stomach on the right side"),
+        ),
+        Term(),
+    ),
+}
+"""VinDr-PCXR's diseases and findings of children."""
+
+BIMCV: Final[dict[str, Term]] = {**PADCHEST, "viral pneumonia": affirming("Pneumonia")}
+"""BIMCV-COVID19's findings, which its annotators took over from PadChest."""
+
+CATHETERS: Final[dict[str, Term]] = dict.fromkeys(
+    (
+        *("ETT - Abnormal", "ETT - Borderline", "ETT - Normal", "NGT - Abnormal", "NGT - Borderline"),
+        *("NGT - Incompletely Imaged", "NGT - Normal", "CVC - Abnormal", "CVC - Borderline", "CVC - Normal"),
+        "Swan Ganz Catheter Present",
+    ),
+    affirming(SUPPORT_DEVICES),
+)
+"""RANZCR CLiP's catheters and whether they lie well."""
+
+FOREIGN_OBJECT: Final = "Foreign Object"
+OBJECTS: Final[dict[str, Term]] = dict.fromkeys((FOREIGN_OBJECT, DENIED + FOREIGN_OBJECT), open_for(NO_FINDING))
+"""Object-CXR's buttons, jewellery and the like, beside which a study may be normal."""
+
+CANDID: Final[dict[str, Term]] = {
+    **with_denials(("Pneumothorax",)),
+    "Rib Fracture": affirming("Fracture"),
+    "Chest Tube": affirming(SUPPORT_DEVICES),
+    # Other fractures and devices are not annotated
+    **dict.fromkeys((f"{DENIED}Rib Fracture", f"{DENIED}Chest Tube"), open_for(NO_FINDING)),
+}
+"""CANDID-PTX's three findings."""
+
+CHESTX_DET10: Final[dict[str, Term]] = {
+    NO_FINDING: affirming(NO_FINDING),
+    **{name: affirming(name) for name in ("Atelectasis", "Consolidation", "Fracture", "Pneumothorax")},
+    "Effusion": affirming(_EFFUSION),
+    "Fibrosis": open_for(_OPACITY),
+    **dict.fromkeys(("Mass", "Nodule"), affirming(_LESION)),
+    **dict.fromkeys(("Calcification", "Emphysema"), Term()),
+}
+"""ChestX-Det10's ten findings; an image without any is called normal."""
+CHESTX_DET: Final[dict[str, Term]] = {
+    **CHESTX_DET10,
+    "Cardiomegaly": affirming("Cardiomegaly"),
+    "Diffuse Nodule": affirming(_LESION),
+    "Pleural Thickening": affirming(_PLEURA),
+}
+"""ChestX-Det's thirteen."""
+
+CHESTDR: Final[dict[str, Term]] = {
+    NO_FINDING: affirming(NO_FINDING),
+    "pleural effusion": affirming(_EFFUSION),
+    "nodule": affirming(_LESION),
+    "pneumonia": affirming("Pneumonia"),
+    "cardiomegaly": affirming("Cardiomegaly"),
+    "hilar enlargement": Term(),
+    "fracture old": affirming("Fracture"),
+    "fibrosis": open_for(_OPACITY),
+    "aortic calcification": Term(),
+    "tortuous aorta": Term(),
+    "thickened pleura": affirming(_PLEURA),
+    "TB": open_for(_OPACITY),
+    "pneumothorax": affirming("Pneumothorax"),
+    "emphysema": Term(),
+    "atelectasis": affirming("Atelectasis"),
+    "calcification": Term(),
+    "pulmonary edema": affirming(_EDEMA),
+    "increased lung markings": open_for(_OPACITY),
+    "elevated diaphragm": Term(),
+    "consolidation": affirming("Consolidation"),
+}
+"""MedFMC ChestDR's nineteen diseases, in the order of its lists; an image without any is called normal."""

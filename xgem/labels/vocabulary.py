@@ -15,10 +15,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from xgem.labels.terms import (
+    BIMCV,
+    CANDID,
+    CATHETERS,
+    CHESTDR,
+    CHESTX_DET,
+    CHESTX_DET10,
     DENIED,
     DOUBTED,
     NO_FINDING,
+    OBJECTS,
     PADCHEST,
+    PCXR,
     SUPPORT_DEVICES,
     VINDR,
     Term,
@@ -182,19 +190,32 @@ SOURCES: Final[dict[str, dict[str, Term]]] = {
     "mimic-cxr": _STATED,
     "padchest": PADCHEST,
     "vindr-cxr": VINDR,
+    "vindr-pcxr": PCXR,
+    "brax": _STATED,
+    "bimcv-covid19": BIMCV,
+    "ranzcr-clip": CATHETERS,
+    "siim-acr": with_denials(("Pneumothorax",)),
+    "object-cxr": OBJECTS,
+    "chestx-det": CHESTX_DET,
+    "chestx-det10": CHESTX_DET10,
+    "ralo": with_denials(("Lung Opacity",)),
+    "candid-ptx": CANDID,
+    "medfmc-chestdr": CHESTDR,
 }
 """Terms by source (``Study.source``). Annotators name every finding that they have a term for: a class that they do not
 name is absent if the source has a term that affirms it, and unknown otherwise. ``xgem`` are cohorts (the requested
 findings), ``chexpert`` is any manifest that lists all of a study's findings by CheXpert's names. The data sets CheXpert
-(``chexpert-v1``) and MIMIC-CXR have terms that deny a class, so what they do not name is unknown.
+(``chexpert-v1``), MIMIC-CXR and BRAX have terms that deny a class, so what they do not name is unknown; so have sets of
+one finding.
 """
 NOT_FINDINGS: Final = (
     # Terms about the study itself, of Open-i and of PadChest
     "No Indexing",
     "Technical Quality of Image Unsatisfactory",
     *("exclude", "suboptimal study", "unchanged"),
-    # Diagnoses in the COVID-19 collection, which say nothing about the individual image
-    *("ARDS", "COVID-19", "Klebsiella", "Legionella", "Pneumocystis", "SARS", "Streptococcus"),
+    # Diagnoses in collections of COVID-19, which say nothing about the individual image
+    *("ARDS", "COVID-19", "COVID 19", "COVID 19 uncertain", "Klebsiella", "Legionella", "Pneumocystis", "SARS"),
+    "Streptococcus",
 )
 """Terms that say nothing about what an image shows."""
 

@@ -227,15 +227,20 @@ def vary(text: str, rng: random.Random, *, keep: float = 0.7) -> str:
     return " ".join(chosen)
 
 
-def draw_prompts(present: Sequence[str], target: str, rng: random.Random, null_probability: float) -> frozenset[str]:
+def draw_prompts(
+    present: Sequence[str], target: str, rng: random.Random, null_probability: float, *, single: bool = False
+) -> frozenset[str]:
     """The prompts of one sample: a uniformly drawn non-empty subset of ``present`` without ``target``.
 
     With n modalities besides the target, each of the 2^n - 1 subsets has the same probability. With probability
     ``null_probability``, or if only the target is present, the result is empty: the null context, which
-    classifier-free guidance needs. ``target`` is never among the prompts.
+    classifier-free guidance needs. ``target`` is never among the prompts. ``single``: one prompt, each with the same
+    probability, as CoDi trains (without Multi-Prompt Training).
     """
     candidates = sorted(set(present) - {target})
     if not candidates or rng.random() < null_probability:
         return frozenset()
+    if single:
+        return frozenset([rng.choice(candidates)])
     chosen = rng.randrange(1, 2 ** len(candidates))
     return frozenset(name for bit, name in enumerate(candidates) if chosen >> bit & 1)

@@ -55,9 +55,12 @@ class DiffusionStage(DependentStage):
     ``config.loss``: ``known``, the fraction of samples drawn field by field: one of severity score, age, sex and race,
     then one of the studies whose texts say it. ``balanced``, the fraction drawn class by class: one of CheXpert's
     classes that 10 studies or more are annotated with, then one of these, so that rare findings are learned.
+    ``single``: 1 gives every sample one prompt in place of a subset (XGeM's ablation CoDi_XR), 0 is Multi-Prompt
+    Training.
     """
 
-    losses: ClassVar[Mapping[str, float]] = {"known": 0.0, "balanced": 0.0}
+    losses: ClassVar[Mapping[str, float]] = {"known": 0.0, "balanced": 0.0, "single": 0}
+    switches: ClassVar[tuple[str, ...]] = ("single",)
     reads_shards = True
 
     @classmethod
@@ -118,7 +121,7 @@ class DiffusionStage(DependentStage):
         for index, rng in zip(indices, rngs, strict=True):
             targets.append(rng.choice(split.targets.rows[index]))
             present = [name for name in self.prompts if split.prompts[name].rows[index]]
-            chosen = draw_prompts(present, self.target, rng, null)
+            chosen = draw_prompts(present, self.target, rng, null, single=bool(self.weights["single"]))
             for name in self.prompts:
                 rows[name].append(rng.choice(split.prompts[name].rows[index]) if name in chosen else 0)
                 keep[name].append(name in chosen)

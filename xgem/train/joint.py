@@ -53,7 +53,7 @@ class _Together(nn.Module):
         level: Tensor,
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Predictions (b, ...) of all outputs in ``z``, each attending to the others (if empty, no generator runs), and
-        environment vectors (b, d) of the noisy latents ``contrasted`` at the timestep ``level`` ().
+        environment vectors (b, d) of the noisy latents ``contrasted`` at the timesteps ``level``, () or (b,).
         """
         tokens = self.alignment.tokens(z, t)
         predictions = {}
@@ -76,11 +76,16 @@ class JointStage(DependentStage, ComparingStage):
     ``contrastive``, weight of InfoNCE; ``temperature``; ``alone``, number of initial steps with InfoNCE only, on
     complete studies and four times the batch size (fast, as no generator runs, and it gives the attention informative
     tokens to start from); ``lowest``, minimum timestep of the denoising losses, as a latent with little noise gains
-    nothing from the others.
+    nothing from the others; ``published``, 1 for InfoNCE as XGeM's published code computes it: from the first output to
+    the second alone, of the latents that are denoised, each study's at its own timestep. There its weight and its
+    temperature are 1.
     """
 
     name = "joint"
-    losses: ClassVar[Mapping[str, float]] = {"contrastive": 0.02, "temperature": 0.1, "alone": 0, "lowest": 0}
+    losses: ClassVar[Mapping[str, float]] = {
+        "contrastive": 0.02, "temperature": 0.1, "alone": 0, "lowest": 0, "published": 0,
+    }  # fmt: skip
+    switches: ClassVar[tuple[str, ...]] = ("published",)
     reads_shards = True
 
     @classmethod
@@ -103,6 +108,11 @@ class JointStage(DependentStage, ComparingStage):
         weights = self.loss_weights(self.name, self.config)
         self.contrastive, self.temperature = weights["contrastive"], weights["temperature"]
         self.alone, self.lowest = weights["alone"], int(weights["lowest"])
+        self.published = bool(weights["published"])
+        if self.published and self.alone:
+            raise ConfigError(
+                f"stage joint: published 1 and alone {self.alone:g}: the published code has no such steps; set one"
+            )
         self.generators = Frozen({n: parts[preset.generator(n)].to(device) for n in self.outputs})
         assert not any(p.requires_grad for model in self.generators.values() for p in model.parameters())
         self.model: Any = context.build(self.component)
@@ -191,7 +201,10 @@ class JointStage(DependentStage, ComparingStage):
         # Noisy latents and targets for denoising, (b, ...) each; other noise for the contrastive loss
         makers = {name: self.generators[name].noisy for name in z0}
         noisy = {} if batch["alone"] else {name: makers[name](z0[name], batch["noise"][name], t) for name in z0}
-        contrasted = {name: makers[name](z0[name], batch["contrasted"][name], level)[0] for name in z0}
+        if self.published:
+            contrasted, level = {name: latents for name, (latents, _) in noisy.items()}, t
+        else:
+            contrasted = {name: makers[name](z0[name], batch["contrasted"][name], level)[0] for name in z0}
         z = {name: latents for name, (latents, _) in noisy.items()}
         predictions, vectors = module(z, t, encoded, batch["keep"], contrasted, level)
         found = {"environments": torch.stack([vectors[name].float() for name in z0], dim=1)}  # (b, outputs, d)
@@ -205,7 +218,7 @@ class JointStage(DependentStage, ComparingStage):
         vectors = values["environments"].unbind(dim=1)
         scale = vectors[0].new_tensor(1 / self.temperature)
         pairs = itertools.combinations(vectors, 2)
-        contrast = torch.stack([info_nce(a, b, scale) for a, b in pairs]).mean()
+        contrast = torch.stack([info_nce(a, b, scale, both=not self.published) for a, b in pairs]).mean()
         logged = {"contrast": contrast.detach()}
         if "denoising" not in values:
             return contrast, logged

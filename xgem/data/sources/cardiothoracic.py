@@ -12,9 +12,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from xgem.data.manifest import Manifest
+from xgem.data.manifest import Manifest, Row
+from xgem.data.sources import segmentations
 from xgem.data.sources.segmentations import MaskSet
-from xgem.data.sources.segmentations import prepare as prepare_masks
 
 SOURCE = "cardiothoracic"
 SET = MaskSet(
@@ -31,4 +31,9 @@ def prepare(source_dir: Path, out: Path) -> Manifest:
     Raises:
         DataError: as ``segmentations.prepare``.
     """
-    return prepare_masks(source_dir, out, SET)
+    return segmentations.prepare(source_dir, out, SET)
+
+
+def rows_of(source: Path, root: Path) -> list[Row]:
+    """The rows of a folder for a manifest in ``root``; errors as :func:`prepare`."""
+    return segmentations.rows_of(source, root, SET)

@@ -40,7 +40,12 @@ def prepare(source_dir: Path, out: Path) -> Manifest:
     Raises:
         DataError: the folder is not as above, a table lacks a column, a value is none, or no image is there.
     """
-    source, root = Path(source_dir), Path(out).resolve().parent
+    root = Path(out).resolve().parent
+    return write_manifest(rows_of(Path(source_dir), root), root, out)
+
+
+def rows_of(source: Path, root: Path) -> list[Row]:
+    """The rows of a folder for a manifest in ``root``; errors as :func:`prepare`."""
     tables_of(source, train="train.csv")
     places = {path.parts[-_ENDING:]: path for path in ImageFiles(source)}
     tested = table_of(source, "test.csv") is not None
@@ -55,7 +60,7 @@ def prepare(source_dir: Path, out: Path) -> Manifest:
         check_images(f"chexpert, {name}", table, len(images), len(found))
         by_hash = split == "train" and not tested
         rows += [_row(f"{table}: {record['Path']}", record, image, root, split, by_hash) for record, image in found]
-    return write_manifest(rows, root, out)
+    return rows
 
 
 def _row(where: str, record: Mapping[str, str], image: Path, root: Path, split: Split, by_hash: bool) -> Row:

@@ -46,7 +46,12 @@ def prepare(source_dir: Path, out: Path) -> Manifest:
         DataError: the folder or its table is not as above, a view is unknown, no image is there, a mask is missing or
             does not have the size of its image.
     """
-    source = Path(source_dir)
+    root = Path(out).resolve().parent
+    return write_manifest(rows_of(Path(source_dir), root), root, out)
+
+
+def rows_of(source: Path, root: Path) -> list[Row]:
+    """The rows of a folder for a manifest in ``root``; errors as :func:`prepare`."""
     table = source / "labels.csv"
     if not table.is_file():
         raise DataError(f"{source}: not a folder of the COVID-19 collection; expected labels.csv and images in it")
@@ -59,12 +64,10 @@ def prepare(source_dir: Path, out: Path) -> Manifest:
     images, masks = ImageFiles(source / "images"), ImageFiles(source / "masks")
     places = images.found(own)
     check_images(SOURCE, table, len(own), len(places))
-    root = Path(out).resolve().parent
-    rows = [
+    return [
         _row(table, own[name], subjects[own[name]["patient"] or name], places[name], masks, root)
         for name in sorted(places)
     ]
-    return write_manifest(rows, root, out)
 
 
 def _subjects(records: Sequence[Mapping[str, str]]) -> dict[str, str]:

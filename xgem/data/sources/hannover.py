@@ -30,14 +30,18 @@ def prepare(source_dir: Path, out: Path) -> Manifest:
         DataError: the folder or its table is not as above, a patient is missing, a view is not frontal, or no image is
             there.
     """
-    source = Path(source_dir)
+    root = Path(out).resolve().parent
+    return write_manifest(rows_of(Path(source_dir), root), root, out)
+
+
+def rows_of(source: Path, root: Path) -> list[Row]:
+    """The rows of a folder for a manifest in ``root``; errors as :func:`prepare`."""
     table = source / "labels.csv"
     if not table.is_file():
         raise DataError(f"{source}: not a folder of the Hannover repository; expected labels.csv and images in it")
     records = read_table(table, "file", "patient", "sex", "view").rows
     places = ImageFiles(source / "images").found(record["file"] for record in records)
     check_images(SOURCE, table, len(records), len(places))
-    root = Path(out).resolve().parent
     rows: list[Row] = []
     for record in records:
         where = f"{table}: image {record['file']}"
@@ -49,4 +53,4 @@ def prepare(source_dir: Path, out: Path) -> Manifest:
             subject, file = f"{SOURCE}-{record['patient']}", place(image, root)
             sex = sex_of(record["sex"])
             rows.append(make_case(where, SOURCE, image.stem, subject, file=file, sex=sex, licence=LICENCE))
-    return write_manifest(rows, root, out)
+    return rows

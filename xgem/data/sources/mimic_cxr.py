@@ -65,7 +65,12 @@ def prepare(source_dir: Path, out: Path) -> Manifest:
         DataError: the folder has no list of images, a table lacks a column, a value is none, or no image is there.
         ImageError: a DICOM file whose header tells the view cannot be read.
     """
-    source, root = Path(source_dir), Path(out).resolve().parent
+    root = Path(out).resolve().parent
+    return write_manifest(rows_of(Path(source_dir), root), root, out)
+
+
+def rows_of(source: Path, root: Path) -> list[Row]:
+    """The rows of a folder for a manifest in ``root``; errors as :func:`prepare`."""
     listed = table_of(source, "mimic-cxr-*-metadata.csv") or table_of(source, "cxr-record-list.csv")
     if listed is None:
         raise DataError(
@@ -104,7 +109,7 @@ def prepare(source_dir: Path, out: Path) -> Manifest:
         )
     if without := sum(not any(text) for text in texts.values()):
         logger.warning("mimic-cxr: %d of %d studies have no report in %s", without, len(texts), source)
-    return write_manifest(rows, root, out)
+    return rows
 
 
 def _view(record: Mapping[str, str], image: Path) -> str | None:

@@ -69,7 +69,12 @@ def prepare(source_dir: Path, out: Path, *, nih: Path | None = None) -> Manifest
     Raises:
         DataError: the folder or a table is not as above, an image is missing, or a box, side or class cannot be.
     """
-    source, root = Path(source_dir), Path(out).resolve().parent
+    root = Path(out).resolve().parent
+    return write_manifest(rows_of(Path(source_dir), root, nih=nih), root, out)
+
+
+def rows_of(source: Path, root: Path, *, nih: Path | None = None) -> list[Row]:
+    """The rows of a folder for a manifest in ``root``; arguments and errors as :func:`prepare`."""
     table = source / "labels.csv"
     if not table.is_file() or not (source / "boxes.csv").is_file():
         raise DataError(f"{source}: not a folder of boxes; expected labels.csv, boxes.csv and images in it")
@@ -82,7 +87,7 @@ def prepare(source_dir: Path, out: Path, *, nih: Path | None = None) -> Manifest
     if nih is not None:
         own = {row.study for row in rows}
         rows += [row for row in _extended(images_of_nih.rows_of(Path(nih), root), source) if row.study not in own]
-    return write_manifest(rows, root, out)
+    return rows
 
 
 def corrected(mined: Iterable[str], stated: Mapping[str, bool]) -> tuple[str, ...]:

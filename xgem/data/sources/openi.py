@@ -103,9 +103,14 @@ def prepare(source_dir: Path, out: Path, *, extra: Path | None = None, r2gen_spl
         DataError: the folder has none of the layouts above, or a column or a listed image is missing, or the table of
             headers is missing, has none of the images, or a value that cannot be.
     """
+    root = Path(out).resolve().parent
+    return write_manifest(rows_of(Path(source_dir), root, extra=extra, r2gen_split=r2gen_split), root, out)
+
+
+def rows_of(source: Path, root: Path, *, extra: Path | None = None, r2gen_split: bool = False) -> list[Row]:
+    """The rows of a folder for a manifest in ``root``; arguments and errors as :func:`prepare`."""
     if r2gen_split and extra is None:
         raise DataError("r2gen_split without extra: give the folder whose images.csv has the column r2gen_split")
-    source = Path(source_dir)
     if not source.is_dir():
         raise DataError(f"{source}: no such folder; expected the unpacked Open-i data set")
     if (source / "images.csv").is_file() and (source / "reports.csv").is_file():
@@ -120,7 +125,6 @@ def prepare(source_dir: Path, out: Path, *, extra: Path | None = None, r2gen_spl
             f"{source}: not an Open-i folder; expected images.csv + reports.csv, indiana_projections.csv + "
             "indiana_reports.csv, or NLMCXR_png + ecgen-radiology"
         )
-    root = Path(out).resolve().parent
     _check_join(source, {image.uid for image in images}, reports.keys())
     told = _NOTHING if extra is None else _read_extra(Path(extra), {image.file.name for image in images})
     rows = list(_rows(images, reports, root, told))
@@ -128,7 +132,7 @@ def prepare(source_dir: Path, out: Path, *, extra: Path | None = None, r2gen_spl
         rows = list(_in_r2gen(rows, told.splits))
     if not rows:
         raise DataError(f"{source}: no images and no reports found")
-    return write_manifest(rows, root, out)
+    return rows
 
 
 def labels_from_problems(problems: Iterable[str]) -> tuple[str, ...]:

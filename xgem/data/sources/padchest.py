@@ -52,7 +52,12 @@ def prepare(source_dir: Path, out: Path) -> Manifest:
     Raises:
         DataError: the folder has no table, it lacks a column, labels are no list, or no image is there.
     """
-    source, root = Path(source_dir), Path(out).resolve().parent
+    root = Path(out).resolve().parent
+    return write_manifest(rows_of(Path(source_dir), root), root, out)
+
+
+def rows_of(source: Path, root: Path) -> list[Row]:
+    """The rows of a folder for a manifest in ``root``; errors as :func:`prepare`."""
     table = tables_of(source, labels="PADCHEST_chest_x_ray_images_labels_*.csv")["labels"]
     files = ImageFiles(source)
     records = read_table(table, *_COLUMNS).rows
@@ -91,7 +96,7 @@ def prepare(source_dir: Path, out: Path) -> Manifest:
         )
     if guessed := sum("manual" not in record["MethodProjection"].lower() for record, _ in found):
         logger.warning("padchest: the projection of %d of %d images is a network's prediction", guessed, len(found))
-    return write_manifest(rows, root, out)
+    return rows
 
 
 def _labels(record: Mapping[str, str], where: str) -> list[str]:

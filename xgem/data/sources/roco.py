@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Final
 
 from xgem.data.cleaning import clean_report
-from xgem.data.manifest import Manifest, split_of
+from xgem.data.manifest import Manifest, Row, split_of
 from xgem.data.sources.rows import make_row, write_manifest
 from xgem.data.tables import read_table
 from xgem.types import DataError
@@ -37,11 +37,15 @@ def prepare(source_dir: Path, out: Path) -> Manifest:
     Raises:
         DataError: the folder or its table is not as above, a caption has no licence, or none has any words.
     """
-    source = Path(source_dir)
+    root = Path(out).resolve().parent
+    return write_manifest(rows_of(Path(source_dir), root), root, out)
+
+
+def rows_of(source: Path, root: Path) -> list[Row]:
+    """The rows of a folder for a manifest in ``root``; errors as :func:`prepare`."""
     table = source / "chest_captions.csv"
     if not table.is_file():
         raise DataError(f"{source}: not a folder of captions; expected chest_captions.csv in it")
-    root = Path(out).resolve().parent
     records = read_table(table, "id", "article", "caption", "licence").rows
     rows = []
     for record in records:
@@ -67,7 +71,7 @@ def prepare(source_dir: Path, out: Path) -> Manifest:
         raise DataError(f"{table}: none of its {len(records)} captions has words; expected one per row")
     if len(rows) < len(records):
         logger.warning("roco: %d of %d captions have no words and are left out", len(records) - len(rows), len(records))
-    return write_manifest(rows, root, out)
+    return rows
 
 
 def clean_caption(text: str) -> str:

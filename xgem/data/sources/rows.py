@@ -85,6 +85,19 @@ def stated_labels(record: Mapping[str, str], where: str) -> tuple[str, ...]:
     return tuple(term for term in terms if term is not None)
 
 
+def flagged(record: Mapping[str, str], names: Iterable[str], where: str) -> tuple[str, ...]:
+    """The ``names`` of those columns of a record that are 1, not 0.
+
+    Raises:
+        DataError: another value.
+    """
+    values = {name: record[name] for name in names}
+    for name, text in values.items():
+        if text not in ("0", "1", "0.0", "1.0"):
+            raise DataError(f"{where}: {name} is {text!r}; expected 0 or 1")
+    return tuple(name for name, text in values.items() if float(text))
+
+
 def write_manifest(rows: Iterable[Row], root: Path, out: Path) -> Manifest:
     """The manifest of the rows, checked and written to ``out``.
 

@@ -67,7 +67,12 @@ def prepare(source_dir: Path, out: Path, masks_of: MaskSet = SET) -> Manifest:
         DataError: the folder or its table is not as above, a structure is unknown, an image or mask is missing, or a
             mask does not have the size of its image.
     """
-    source = Path(source_dir)
+    root = Path(out).resolve().parent
+    return write_manifest(rows_of(Path(source_dir), root, masks_of), root, out)
+
+
+def rows_of(source: Path, root: Path, masks_of: MaskSet = SET) -> list[Row]:
+    """The rows of a folder for a manifest in ``root``; errors as :func:`prepare`."""
     table = source / "masks.csv"
     if not table.is_file():
         raise DataError(f"{source}: not a folder of masks; expected masks.csv, images and masks in it")
@@ -76,10 +81,8 @@ def prepare(source_dir: Path, out: Path, masks_of: MaskSet = SET) -> Manifest:
         outlined.setdefault(record["image"], []).append(record)
     if not outlined:
         raise DataError(f"{table}: lists no masks; expected one per row")
-    root = Path(out).resolve().parent
     images, masks = ImageFiles(source / "images"), ImageFiles(source / "masks")
-    rows = (_row(masks_of, table, records, images, masks, root) for _, records in sorted(outlined.items()))
-    return write_manifest(rows, root, out)
+    return [_row(masks_of, table, records, images, masks, root) for _, records in sorted(outlined.items())]
 
 
 def _row(

@@ -37,13 +37,17 @@ def prepare(source_dir: Path, out: Path) -> Manifest:
     Raises:
         DataError: the folder or its table is not as above, a score is invalid, or no score has an image.
     """
-    source = Path(source_dir)
+    root = Path(out).resolve().parent
+    return write_manifest(rows_of(Path(source_dir), root), root, out)
+
+
+def rows_of(source: Path, root: Path) -> list[Row]:
+    """The rows of a folder for a manifest in ``root``; errors as :func:`prepare`."""
     table = source / "brixia.csv"
     if not table.is_file():
         raise DataError(f"{source}: not a folder of Brixia scores; expected brixia.csv and images in it")
     records = read_table(table, "filename", *_READERS).rows
     images = ImageFiles(source / "images")
-    root = Path(out).resolve().parent
     rows: list[Row] = []
     for record in records:
         name = record["filename"]
@@ -72,4 +76,4 @@ def prepare(source_dir: Path, out: Path) -> Manifest:
         logger.warning(
             "severity: %d of %d scored images are missing and are left out", len(records) - len(rows), len(records)
         )
-    return write_manifest(rows, root, out)
+    return rows

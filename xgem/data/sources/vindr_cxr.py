@@ -21,30 +21,45 @@ Decisions:
 
 from __future__ import annotations
 
-import logging
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from xgem.data.annotations import Box
 from xgem.data.headers import age_in, read_header, sex_in, text_of
 from xgem.data.image_files import ImageFiles
 from xgem.data.manifest import Manifest, Row, place, split_of
+from xgem.data.sources.drawings import Corners, Cutter, Size
 from xgem.data.sources.rows import check_images, make_row, table_of, write_manifest
 from xgem.data.tables import number_of, read_table
 from xgem.labels.terms import DOUBTED, NO_FINDING
 from xgem.labels.vocabulary import classes_of
-from xgem.types import DataError, InputError
+from xgem.types import DataError
 from xgem.utils.progress import track
-
-logger = logging.getLogger(__name__)
 
 SOURCE = "vindr-cxr"
 LICENCE = "PhysioNet Credentialed Health Data License 1.5.0"
 _SIDES = ("x_min", "y_min", "x_max", "y_max")
 _READERS = ("rad_id", "rad_ID")
 _OVERLAP = 0.4
-Corners = tuple[float, float, float, float]  # x and y of the upper left corner, of the lower right one
+
+
+@dataclass(frozen=True)
+class VindrSet:
+    """What differs between the sets of this layout.
+
+    ``found_in_boxes``: findings are classes of boxes alone, and no columns of labels. ``newborns``: an age of 0 is one.
+    """
+
+    name: str
+    source: str
+    licence: str
+    found_in_boxes: bool = False
+    newborns: bool = False
+
+
+SET = VindrSet("VinDr-CXR", SOURCE, LICENCE)
 
 
 def prepare(source_dir: Path, out: Path) -> Manifest:
@@ -54,10 +69,15 @@ def prepare(source_dir: Path, out: Path) -> Manifest:
         DataError: the folder has no labels, a table lacks a column, a value or box is none, or no image is there.
         ImageError: a DICOM file cannot be read.
     """
-    source, root = Path(source_dir), Path(out).resolve().parent
+    root = Path(out).resolve().parent
+    return write_manifest(rows_of(Path(source_dir), root), root, out)
+
+
+def rows_of(source: Path, root: Path, of: VindrSet = SET) -> list[Row]:
+    """The rows of a folder for a manifest in ``root``; errors as :func:`prepare`."""
     files = ImageFiles(source)
     rows: list[Row] = []
-    cut = 0
+    cutter = Cutter()
     for split in ("train", "test"):
         listed = _table(source, f"image_labels_{split}.csv")
         if listed is None:
@@ -65,14 +85,15 @@ def prepare(source_dir: Path, out: Path) -> Manifest:
         votes = _votes(listed)
         boxes = _boxes(_table(source, f"annotations_{split}.csv"))
         places = {name: path for name in votes if (path := _dicom(files, name)) is not None}
-        check_images(f"{SOURCE}, {split}", listed, len(votes), len(places))
+        check_images(f"{of.source}, {split}", listed, len(votes), len(places))
         for name, image in track(list(places.items()), f"reading headers of {split}"):
             readers = votes[name]
             header = read_header(image)
             width, height = (int(text_of(header, side) or 0) for side in ("Columns", "Rows"))
             kept = _agreed(boxes.get(name, ()), len(readers))
-            cut += sum(not _inside(corners, width, height) for _, corners in kept)
-            subject = f"{SOURCE}-{name}"
+            drawn = tuple(_box(cutter, f"{image}", label, corners, (height, width)) for label, corners in kept)
+            found = dict.fromkeys(label for label, _ in kept) if of.found_in_boxes else ()
+            subject, age = f"{of.source}-{name}", age_in(header)
             rows.append(
                 make_row(
                     f"{listed}: image {name}",
@@ -81,21 +102,21 @@ def prepare(source_dir: Path, out: Path) -> Manifest:
                     split=split_of(subject, test=0) if split == "train" else "test",
                     view="frontal",
                     file=place(image, root),
-                    labels=_labels(readers),
-                    boxes=tuple(_box(f"{image}", label, corners, width, height) for label, corners in kept),
-                    age=age_in(header) or None,
+                    labels=tuple(dict.fromkeys((*_labels(readers), *found))),
+                    boxes=drawn,
+                    age=age if of.newborns else age or None,
                     sex=sex_in(header),
-                    source=SOURCE,
-                    licence=LICENCE,
+                    source=of.source,
+                    licence=of.licence,
                 )
             )
     if not rows:
         raise DataError(
-            f"{source}: not a VinDr-CXR folder; expected annotations/image_labels_train.csv or image_labels_test.csv"
+            f"{source}: not a {of.name} folder; expected image_labels_train.csv or image_labels_test.csv, in it or in "
+            "annotations"
         )
-    if cut:
-        logger.warning("vindr-cxr: %d boxes reach over the edge of their image and are cut there", cut)
-    return write_manifest(rows, root, out)
+    cutter.warn(of.source)
+    return rows
 
 
 def _table(source: Path, name: str) -> Path | None:
@@ -132,8 +153,8 @@ def _boxes(table: Path | None) -> dict[str, list[tuple[str, str, Corners]]]:
             continue
         where = f"{table}: a box of {record['image_id']}"
         left, top, right, bottom = (number_of(record[side], f"{where}: {side}") for side in _SIDES)
-        reader = record.get("rad_id", "")
-        boxes[record["image_id"]].append((reader, record["class_name"].lower(), (left, top, right, bottom)))
+        reader = next((record[column] for column in _READERS if column in record), "")
+        boxes[record["image_id"]].append((reader, record["class_name"], (left, top, right, bottom)))
     return boxes
 
 
@@ -170,15 +191,10 @@ def _overlap(a: Corners, b: Corners) -> float:
     return shared / union if union > 0 else 0.0
 
 
-def _inside(corners: Corners, width: int, height: int) -> bool:
-    return min(corners) >= 0 and corners[2] <= width and corners[3] <= height
-
-
-def _box(where: str, label: str, corners: Corners, width: int, height: int) -> Box:
-    left, top, right, bottom = corners
-    left, right = (min(max(x, 0), width) for x in (left, right))
-    top, bottom = (min(max(y, 0), height) for y in (top, bottom))
-    try:
-        return Box(label, left / width, top / height, (right - left) / width, (bottom - top) / height)
-    except (InputError, ZeroDivisionError) as error:
-        raise DataError(f"{where}: a box of {label} at {corners} in {width} x {height} pixels: {error}") from None
+def _box(cutter: Cutter, where: str, label: str, corners: Corners, size: Size) -> Box:
+    box = cutter.box(label, corners, size)
+    if box is None:
+        raise DataError(
+            f"{where}: a box of {label.lower()} at {corners} in {size[1]} x {size[0]} pixels; correct or remove it"
+        )
+    return box

@@ -40,26 +40,37 @@ _PER_CLASS = ("auroc", "positive_dice", "ap50")
 
 
 def evaluate(
+    real: EvalSet, synthetic: EvalSet, test: EvalSet, settings: UtilitySettings, **options: Any
+) -> FamilyResult:
+    """As :func:`evaluate_sets`, on one test set."""
+    return evaluate_sets(real, synthetic, {"test": test}, settings, **options)["test"]
+
+
+def evaluate_sets(
     real: EvalSet,
     synthetic: EvalSet,
-    test: EvalSet,
+    tests: Mapping[str, EvalSet],
     settings: UtilitySettings,
     *,
     suite: str = "augmentation",
     classes: Sequence[str] | None = None,
+    learned_too: Sequence[str] = (),
     studies: Mapping[str, Study] | None = None,
     suite_options: Mapping[str, Any] | None = None,
     cache: Path | None = None,
     device: str = "cpu",
-) -> FamilyResult:
+) -> dict[str, FamilyResult]:
     """Train networks on real and synthetic images by the suite's protocols, and test them on real images.
 
     Args:
-        real, synthetic: images for training; ``test``: real images of other subjects.
+        real, synthetic: images for training.
+        tests: real images of other subjects, the test set first, and external ones; each gets a result of its name.
         settings: the task and the training settings of its networks (:func:`xgem.judges.settings.preset`).
         suite: one of :data:`xgem.eval.utility.protocols.SUITES`; ``suite_options`` are its amounts.
         classes: findings, structures or classes of boxes; by default CheXpert's, or all that ``real`` is annotated
-            with. The default of ``imbalance`` is the five most frequent (XGeM, Table 9).
+            with; findings may be a source's own (``classes`` of :func:`xgem.data.set_files.read_set`). The default of
+            ``imbalance`` is the five most frequent (XGeM, Table 9).
+        learned_too: further findings that only the synthetic images are labelled with: pretraining teaches them too.
         studies: the studies with masks and boxes, by id (:func:`xgem.judges.tasks.data.studies_of`).
         cache: keeps every network's predictions, so that a stopped evaluation resumes.
 
@@ -81,18 +92,28 @@ def evaluate(
     # Train and test
     try:
         task = make_task(settings, real, classes, studies)
-        real, synthetic, test = task.usable(real), task.usable(synthetic), task.usable(test)
+        asked = task.classes
+        if learned_too:
+            task = make_task(settings, real, (*asked, *(name for name in learned_too if name not in asked)), studies)
+        real, synthetic = task.usable(real), task.usable(synthetic)
+        (first, test), *others = ((name, task.usable(one)) for name, one in tests.items())
         if suite in ("imbalance", "few-shot") and settings.task != "classification":
             raise InputError(f"suite {suite!r} is defined by findings: expected the task classification")
-        protocols = protocols_of(suite, real, synthetic, task.classes, **(suite_options or {}))
+        protocols = protocols_of(suite, real, synthetic, asked, **(suite_options or {}))
         extra = _grad_cam(task) if settings.task == "classification" else None
-        tested = run_protocols(
-            task, protocols, (real, synthetic), test, cache=cache, device=device, extra=extra and ("gradcam", extra)
-        )
-        metrics, rows, values = _metrics(tested)
+        options: dict[str, Any] = {"cache": cache, "device": device, "extra": extra and ("gradcam", extra)}
+        tested = run_protocols(task, protocols, (real, synthetic), test, also=dict(others), **options)
+        named = {first: (test, tested)} | {name: (one, tested.also[name]) for name, one in others}
+        return {name: _result(found, suite, (real, synthetic, one)) for name, (one, found) in named.items()}
     except NotComputed as reason:
-        return FamilyResult.missing(FAMILY, reason, settings={"settings": asdict(settings)})
-    # Describe the sets and the runs
+        return {name: FamilyResult.missing(FAMILY, reason, settings={"settings": asdict(settings)}) for name in tests}
+
+
+def _result(tested: Tested, suite: str, used: tuple[EvalSet, EvalSet, EvalSet]) -> FamilyResult:
+    """The record of one test set; ``used``: the real, the synthetic and the test images."""
+    task, settings = tested.task, tested.task.settings
+    real, synthetic, test = used
+    metrics, rows, values = _metrics(tested)
     sets = {
         name: items.described | {"labelled_by": items.labelled_by}
         for name, items in (("real", real), ("synthetic", synthetic), ("test", test))

@@ -128,9 +128,18 @@ def scarce(real: EvalSet, synthetic: EvalSet, share: float, multiple: float = 0.
     return mixed(kept, synthetic, multiple, seed=seed) if multiple else Training(kept)
 
 
-def pretrained(real: EvalSet, synthetic: EvalSet, share: float = 1.0, *, seed: int = 0) -> Training:
-    """Pretraining on synthetic images, then fine-tuning on a share of the real ones (ChexGen: 1 % to 100 %)."""
-    return Training(fraction_of(real, share, seed=seed), synthetic)
+def pretrained(
+    real: EvalSet, synthetic: EvalSet, share: float = 1.0, *, multiple: float | None = None, seed: int = 0
+) -> Training:
+    """Pretraining on synthetic images, then fine-tuning on a share of the real ones (ChexGen: 1 % to 100 %).
+
+    ``multiple``: on so many synthetic images per real one of the whole set (ChexGen: 1 to 5); by default on all.
+    """
+    return Training(fraction_of(real, share, seed=seed), _some(real, synthetic, multiple, seed))
+
+
+def _some(real: EvalSet, synthetic: EvalSet, multiple: float | None, seed: int) -> EvalSet:
+    return synthetic if multiple is None else taken(synthetic, round(multiple * len(real)), seed)
 
 
 def few_shot(
@@ -188,7 +197,7 @@ def _in_rounds(synthetic: EvalSet, seed: int) -> list[int]:
     return [row for _, row in sorted(rounds, key=lambda entry: entry[0])]
 
 
-SUITES: Final = ("augmentation", "anonymisation", "imbalance", "scarcity", "pretraining", "few-shot")
+SUITES: Final = ("augmentation", "substitution", "anonymisation", "imbalance", "scarcity", "pretraining", "few-shot")
 FRACTIONS: Final = (0.01, 0.1, 0.3, 0.5, 0.7, 1.0)
 MULTIPLES: Final = (1 / 3, 1.0, 2.0, 4.0)
 SHOTS: Final = (1, 5, 10)
@@ -207,9 +216,11 @@ def suite(
     """The protocols of one suite.
 
     Args:
-        name: ``augmentation`` (real, synthetic, real and 1 and 2 times synthetic), ``anonymisation``, ``imbalance``,
-            ``scarcity`` (``fractions[1]`` of real with ``multiples`` of synthetic), ``pretraining`` (each of
-            ``fractions`` with and without), ``few-shot`` (each of ``shots`` with and without pretraining).
+        name: ``augmentation`` (real, synthetic, real and 1 and 2 times synthetic), ``substitution`` (real, synthetic:
+            CheXGenBench, Table 4), ``anonymisation``, ``imbalance``,
+            ``scarcity`` (the one of ``fractions`` nearest to 10 %, with ``multiples`` of synthetic), ``pretraining``
+            (each of ``fractions`` with and without), ``few-shot`` (each of ``shots`` with and without pretraining).
+            ``multiples`` of the real images are pretrained on, each by itself; by default all synthetic ones.
         classes: for ``imbalance`` and ``few-shot``.
 
     Raises:
@@ -222,6 +233,8 @@ def suite(
             for k in (multiples or (1.0, 2.0))
         ]
         return (whole, Protocol("synthetic", lambda seed: synthetic_only(synthetic), "real"), *more)
+    if name == "substitution":
+        return (whole, Protocol("synthetic", lambda seed: synthetic_only(synthetic), "real"))
     if name == "anonymisation":
         return (whole, Protocol("anonymised", lambda seed: anonymised(real, synthetic, seed=seed), "real"))
     if name == "imbalance":
@@ -236,7 +249,8 @@ def suite(
                 f"{100 * share:g} % real",
                 100 * share,
                 lambda seed, share=share: scarce(real, synthetic, share, seed=seed),
-                lambda seed, share=share: pretrained(real, synthetic, share, seed=seed),
+                lambda seed, k, share=share: pretrained(real, synthetic, share, multiple=k, seed=seed),
+                multiples,
             )
         )
     if name == "few-shot":
@@ -247,7 +261,10 @@ def suite(
                 f"{k}-shot",
                 float(k),
                 lambda seed, k=k: few_shot(real, k, classes, seed=seed),
-                lambda seed, k=k: few_shot(real, k, classes, pretraining=synthetic, seed=seed),
+                lambda seed, multiple, k=k: few_shot(
+                    real, k, classes, pretraining=_some(real, synthetic, multiple, seed), seed=seed
+                ),
+                multiples,
             )
         )
     raise InputError(f"suite {name!r}: expected one of {', '.join(SUITES)}")
@@ -265,10 +282,16 @@ def _scarcity(real: EvalSet, synthetic: EvalSet, share: float, multiples: Sequen
 
 
 def _with_and_without_pretraining(
-    name: str, amount: float, scratch: Callable[[int], Training], pretraining: Callable[[int], Training]
-) -> tuple[Protocol, Protocol]:
+    name: str,
+    amount: float,
+    scratch: Callable[[int], Training],
+    pretraining: Callable[[int, float | None], Training],
+    multiples: Sequence[float] | None,
+) -> tuple[Protocol, ...]:
     """A protocol from scratch, and the same after pretraining on synthetic images, which is compared with it."""
-    return (
-        Protocol(name, scratch, line="from scratch", at=amount),
-        Protocol(f"pretrained, {name}", pretraining, name, "pretrained", amount),
-    )
+    line = {k: "pretrained" if k is None else f"pretrained {k:g}x" for k in multiples or (None,)}
+    after = [
+        Protocol(f"{title}, {name}", lambda seed, k=k: pretraining(seed, k), name, title, amount)
+        for k, title in line.items()
+    ]
+    return (Protocol(name, scratch, line="from scratch", at=amount), *after)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -45,12 +45,16 @@ class Runs:
 
 @dataclass(frozen=True)
 class Tested:
-    """All protocols on one test set. ``failed`` gives the reasons why protocols have no runs."""
+    """All protocols on one test set. ``failed`` gives the reasons why protocols have no runs.
+
+    ``also``: the same networks on further test sets, by name.
+    """
 
     task: Task
     test: Data
     runs: Mapping[str, Runs]
     failed: Mapping[str, str]
+    also: Mapping[str, Tested] = field(default_factory=dict[str, "Tested"])
 
     def bootstrap(self) -> Bootstrap:
         """The bootstrap over test cases."""
@@ -76,6 +80,7 @@ def run_protocols(
     cache: Path | None = None,
     device: str | torch.device = "cpu",
     extra: tuple[str, Extra] | None = None,
+    also: Mapping[str, EvalSet] | None = None,
 ) -> Tested:
     """Train every protocol's network ``task.settings.runs`` times, and predict the test images with each.
 
@@ -85,17 +90,21 @@ def run_protocols(
         cache: keeps each network's predictions by a hash of training data, test data, settings and seed: an interrupted
             evaluation resumes, and identical training sets of two protocols are trained on once.
         extra: a name for the cache key, and a function for further outputs.
+        also: further test sets, such as an external one: the same networks predict them too.
 
     Raises:
         DataError: a training set and the test set overlap.
     """
     place = torch.device(device)
+    others = also or {}
     for items in known:
-        refuse_overlap(items, test)
+        for tests in (test, *others.values()):
+            refuse_overlap(items, tests)
     images = ImageStore(task.settings.size)
-    for items in (*known, test):
+    for items in (*known, test, *others.values()):
         images.add(items)
     tested = Data(images.of(test), task.targets(test))
+    tested_too = {name: Data(images.of(items), task.targets(items)) for name, items in others.items()}
     store = ArrayCache(cache) if cache else None
 
     def data(items: EvalSet) -> Data:
@@ -109,6 +118,8 @@ def run_protocols(
         def make(folder: Path | None = None) -> Predictions:
             network = train(task, main, pretraining=before, seed=seed, device=place, folder=folder)
             predictions = task.predict(network, tested.images, place)
+            for name, one in tested_too.items():
+                predictions |= _prefixed(f"also {name}", task.predict(network, one.images, place))
             return predictions | _extra(extra_output, network, tested, place)
 
         if store is None:
@@ -122,11 +133,14 @@ def run_protocols(
             "seed": seed,
             "extra": extra_output[0] if extra_output else None,
         }
+        if tested_too:
+            key["also"] = {name: one.hash for name, one in tested_too.items()}
         unfinished = store.unfinished("utility", key)
         return {k: v.numpy() for k, v in store.get_or_make("utility", key, lambda: make(unfinished)).items()}
 
     # Every protocol, run by run
     results: dict[str, Runs] = {}
+    elsewhere: dict[str, dict[str, Runs]] = {name: {} for name in tested_too}
     failed: dict[str, str] = {}
     for protocol in track(protocols, "protocols of utility"):
         try:
@@ -142,17 +156,29 @@ def run_protocols(
             failed[protocol.name] = str(reason)
             continue
         assert first is not None
-        predictions = tuple({k: v for k, v in run.items() if not k.startswith("extra ")} for run in runs)
-        more = {k.removeprefix("extra "): v for k, v in runs[0].items() if k.startswith("extra ")}
         before = len(first.pretraining) if first.pretraining else 0
-        results[protocol.name] = Runs(protocol, predictions, len(first.main), before, first.notes, more)
-    return Tested(task, tested, results, failed)
+        own = tuple({k: v for k, v in run.items() if not k.startswith(("extra ", "also "))} for run in runs)
+        trained = Runs(protocol, own, len(first.main), before, first.notes, _part(runs[0], "extra"))
+        results[protocol.name] = trained
+        for name in tested_too:
+            theirs = tuple(_part(run, f"also {name}") for run in runs)
+            elsewhere[name][protocol.name] = replace(trained, predictions=theirs, extra={})
+    further = {name: Tested(task, one, elsewhere[name], failed) for name, one in tested_too.items()}
+    return Tested(task, tested, results, failed, further)
+
+
+def _prefixed(prefix: str, predictions: Predictions) -> Predictions:
+    return {f"{prefix} {name}": values for name, values in predictions.items()}
+
+
+def _part(run: Predictions, prefix: str) -> Predictions:
+    """What :func:`_prefixed` has put into a run."""
+    return {k.removeprefix(f"{prefix} "): v for k, v in run.items() if k.startswith(f"{prefix} ")}
 
 
 def _extra(extra: tuple[str, Extra] | None, network: torch.nn.Module, test: Data, device: torch.device) -> Predictions:
     """Further outputs of a network, with the prefix that tells them from its predictions."""
-    more = extra[1](network, test, device) if extra else {}
-    return {f"extra {name}": values for name, values in more.items()}
+    return _prefixed("extra", extra[1](network, test, device)) if extra else {}
 
 
 def pool(runs: Sequence[Sampled], seed: int = 0) -> Sampled:
