@@ -86,7 +86,9 @@ def test_a_resumed_run_equals_an_unbroken_one(
 
 def test_it_learns_whose_images_are_whose(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     changes = {"steps": 40, "batch_size": 16, "ema_decay": 0.9, "validate_every": 40, "checkpoint_every": 40}
-    train = PRESETS["debug"].train.model_copy(update=changes)
+    debug = PRESETS["debug"].train
+    assert debug is not None
+    train = debug.model_copy(update=changes)
     monkeypatch.setitem(PRESETS, "debug", replace(PRESETS["debug"], train=train))
     reid.run(Manifest.read(data), tmp_path, QUIET, preset="debug", progress=False)
     record = json.loads((tmp_path / "reid.json").read_text())

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +29,7 @@ def table(file: Path) -> dict[str, dict[str, str]]:
 
 
 @pytest.fixture(scope="module")
-def out(tmp_path_factory: pytest.TempPathFactory, values: dict[str, Any]) -> Iterator[Path]:
+def out(tmp_path_factory: pytest.TempPathFactory, values: dict[str, Any]) -> Path:
     """A benchmark that was killed in its third part, and resumed."""
     root = tmp_path_factory.mktemp("bench")
     plan = root / "plan.yaml"
