@@ -21,11 +21,13 @@ from tests.publishing.conftest import GOOD, TRAINING, drawn, smuggled
 from xgem.cli import main
 from xgem.data import load_dataset
 from xgem.data.manifest import Manifest
+from xgem.data.rows import Row
 from xgem.pipeline.generation import read_metadata
 from xgem.pipeline.pipeline import XgemPipeline
 from xgem.pipeline.privacy_gate import PrivacyGate, Thresholds
+from xgem.pipeline.replay import replay
+from xgem.publishing import SyntheticRadiographs
 from xgem.publishing.closeness import Check
-from xgem.publishing.dataset import SyntheticRadiographs
 from xgem.publishing.publish import publish
 from xgem.publishing.verify import verify
 from xgem.types import DataError, InputError, OutputError, PrivacyError
@@ -140,6 +142,22 @@ def test_texts_of_real_studies_are_told(
     publish(synthetic(source="openi"), check, tmp_path / "set")
     assert "real studies (openi)" in caplog.text
     assert "**Texts or labels are those of real studies (openi)" in (tmp_path / "set" / "README.md").read_text()
+
+
+def test_a_published_image_is_generated_again(real: Path, debug_checkpoint: Path, tmp_path: Path) -> None:
+    pipeline = XgemPipeline.from_pretrained(debug_checkpoint)
+    made = pipeline({"report": "Cardiomegaly."}, ["frontal"], num_inference_steps=2, num_samples=2, seed=3)
+    files = [file for file in made.save(tmp_path / "made") if file.suffix == ".png"]
+    rows = [
+        Row(study=f"s{number}", subject=f"s{number}", split="train", view="frontal", file=str(file), licence="free")
+        for number, file in enumerate(files)
+    ]
+    Manifest(tuple(rows), tmp_path).write(tmp_path / "manifest.parquet")
+    anything = Check(real, encoder=str(debug_checkpoint), thresholds=Thresholds(latent=0.0, pixel=0.0))
+    publish(tmp_path, anything, tmp_path / "set")
+    published = sorted((tmp_path / "set" / "train").glob("*.png"))
+    assert len(published) == 2
+    assert replay(published[1], model=pipeline).identical
 
 
 @pytest.mark.parametrize("fault", ["altered", "missing", "added", "card", "provenance", "sums"])

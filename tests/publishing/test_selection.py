@@ -63,6 +63,7 @@ def test_the_command_keeps_what_a_model_grades_well(
     counts = json.loads(capsys.readouterr().out)
     assert (counts["images"], counts["kept"], counts["without score"]) == (GOOD + 4, GOOD, {"chat:tiny": 2})
     assert "no score for 2 of 16 images, first: no answer: expected JSON of Quality" in caplog.text
+    assert (counts["asked"]["failed"], counts["asked"]["cached"]) == (1, 0)
     kept = Manifest.read(tmp_path / "good" / "manifest.parquet")
     kept.check()
     assert [row.study for row in kept.rows] == [f"s{number:03}" for number in range(GOOD)]

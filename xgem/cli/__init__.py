@@ -40,7 +40,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "export": ("xgem.cli.info", "export", "Copy a checkpoint for release: no training files, float16 by default."),
     "convert": ("xgem.cli.convert", "app", "Convert published weights to xgem checkpoints."),
     "params": ("xgem.cli.info", "params", "Count the parameters of a preset, component by component."),
-    "chat": ("xgem.cli.chat", "app", "Check a language or vision model at an HTTP endpoint."),
+    "chat": ("xgem.cli.chat", "app", "Check models at an HTTP endpoint; let them write reports."),
     "pacs": ("xgem.cli.pacs", "app", "Find, fetch and send DICOM objects."),
     "cache": ("xgem.cli.cache", "app", "Show or clear what evaluations keep."),
     "doctor": ("xgem.cli.info", "doctor", "Show versions and devices, and verify checkpoints."),

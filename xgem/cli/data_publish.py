@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -44,12 +44,14 @@ class Judging:
 
     def run(self, source: Path, manifest: Manifest, out: Path, *, overwrite: bool, as_json: bool) -> None:
         """Judge a manifest's images, write what is kept, and print the counts."""
+        from xgem.publishing.judging import ByQuality
         from xgem.publishing.selection import Condition, select
 
         conditions = [Condition.parse(text) for text in self.keep or ()]
         judges = [self._opened(name, manifest) for name in self.judge or ()]
         counts = select(source, manifest, judges, conditions, out, top=self.top, overwrite=overwrite)
-        show_counts(counts | {"folder": str(out)}, as_json)
+        asked = [asdict(judge.role.endpoint.usage) for judge in judges if isinstance(judge, ByQuality)]
+        show_counts(counts | ({"asked": asked[0]} if asked else {}) | {"folder": str(out)}, as_json)
 
     def _opened(self, name: str, manifest: Manifest) -> PictureJudge:
         from xgem.chat.settings import PREFIX

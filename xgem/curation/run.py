@@ -7,13 +7,14 @@ from functools import partial
 from pathlib import Path
 
 from xgem._version import __version__
+from xgem.curation.counts import Done
 from xgem.curation.deciding import decide_part
 from xgem.curation.duplicates import build_index, choose, pair_part
 from xgem.curation.engine import Engine
 from xgem.curation.folder import Folder, in_order
 from xgem.curation.listing import hashes_of, list_rows, manifests_of
 from xgem.curation.plan import CurationPlan
-from xgem.curation.result import Done, write_result
+from xgem.curation.result import write_result
 from xgem.curation.seeing import see_part
 from xgem.types import DataError
 from xgem.utils.files import locked

@@ -6,14 +6,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 from torchvision.datasets import VisionDataset
 
 from xgem.data.loading import load_dataset
-from xgem.data.transforms import read_with
+from xgem.data.transforms import read_grey
 from xgem.labels.vocabulary import CHEXPERT_CLASSES
 
 
@@ -57,7 +56,6 @@ class SyntheticRadiographs(VisionDataset):
             ImageError: the image cannot be read; it is never replaced.
         """
         file, row = self.samples[index]
-        pixels = read_with(file, reading=row.reading).pixels
-        image: Any = Image.fromarray(np.rint(pixels * 255).astype(np.uint8))
+        image: Any = Image.fromarray(read_grey(file, row.reading))
         target: Any = torch.clone(self.targets[index])
         return (image, target) if self.transforms is None else self.transforms(image, target)

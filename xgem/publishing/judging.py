@@ -15,7 +15,7 @@ from xgem.data.manifest import Manifest
 from xgem.data.rows import Row
 from xgem.data.set_files import read_set
 from xgem.data.sets import EvalSet, Item
-from xgem.data.transforms import evened, read_with
+from xgem.data.transforms import read_grey
 from xgem.eval.features import extract
 from xgem.judges import malformed
 from xgem.judges.chat_roles import QualityJudge
@@ -61,8 +61,7 @@ class Picture:
 
     def pixels(self) -> NDArray[np.uint8]:
         """(h, w) uint8."""
-        image = read_with(self.file, reading=self.row.reading)
-        return np.rint(evened(image.pixels, image.aspect, name=image.origin) * 255).astype(np.uint8)
+        return read_grey(self.file, self.row.reading)
 
 
 def pictures_of(manifest: Manifest) -> list[Picture]:

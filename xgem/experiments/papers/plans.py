@@ -185,7 +185,8 @@ class Task(Config):
         prompts: the manifest whose training studies synthetic images answer to; by default the data's.
         classes: findings (CheXpert's or the source's own), structures or box classes; None is as ``xgem eval utility``.
         prompt_classes: of synthetic images, where they answer to another manifest; unmentioned ones count as absent.
-        inputs: what synthetic images are made from; ``samples``: images of each training study.
+        inputs: what synthetic images are made from; ``samples``: images of each training study. ``without``: what those
+            of studies without a mask or box are made from, so that the share of such images stays; by default none.
         models: those of the experiment that make images for it; all by default.
         synthetic: existing sets in place of generated ones, by the name that tables give them.
     """
@@ -200,6 +201,7 @@ class Task(Config):
     prompt_classes: tuple[str, ...] = ()
     network: Network = Network()
     inputs: tuple[Input, ...] = ("report",)
+    without: tuple[Input, ...] = ()
     sections: tuple[Section, ...] = ("impression",)
     samples: int = Field(default=1, ge=1)
     limit: int | None = Field(default=None, ge=8)

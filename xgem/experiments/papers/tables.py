@@ -12,6 +12,8 @@ from xgem.types import ConfigError
 from xgem.utils.tables import csv_text, markdown_table
 
 RUN, PAPER = "this run", "published"
+BY_CASE: Final = ("Brier score", "Dice by image", "F1 by image", "absolute error")
+"""Rows of scores of single cases, which no paper gives: they stay in their own unit."""
 NOT_COMPUTED: Final = "not computed"
 _HEADS: Final = ("table", "row", "column", "by", "value", "sd", "low", "high", "n", "p", "test", "not_computed")
 
@@ -103,7 +105,9 @@ class Beside:
         }
         scale = paper.get("scale", 1.0)
         every = [*table.cells, *figures]
-        by_row = {name: float(scale.get(name, 1.0) if isinstance(scale, dict) else scale) for name in every}
+        if not isinstance(scale, dict):
+            scale = {name: scale for name in every if name not in BY_CASE}
+        by_row = {name: float(scale.get(name, 1.0)) for name in every}
         return cls(table, str(paper.get("source", "")), by_row, figures)
 
     def lines(self) -> Iterator[tuple[str, str, Mapping[str, Cell | str]]]:
