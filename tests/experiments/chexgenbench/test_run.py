@@ -97,6 +97,12 @@ def test_every_part_has_its_record_and_its_numbers(out: Path) -> None:
     fidelity = table(out / "tables" / "table1_fidelity.csv")
     assert {"tiny", "theirs"} == fidelity.keys()
     assert all(float(row["frd"]) > 0 and float(row["fid"]) > 0 for row in fidelity.values())
+    found = read_record(out / "models" / "tiny" / "fidelity" / "fidelity.json").families[0].metrics
+    frd = next(metric for metric in found if metric.name == "frd" and not metric.of)
+    assert frd.value is not None
+    assert frd.value.value is not None
+    assert frd.references["floor"].value.value is not None
+    assert frd.references["floor"].value.value < frd.value.value  # real images are nearer to real ones
     privacy = table(out / "tables" / "table3_privacy.csv")["tiny"]
     assert 0 <= float(privacy["reid_score"]) <= float(privacy["reid_score_max"]) <= 1
     assert float(privacy["pixel_distance"]) > 0
