@@ -24,6 +24,8 @@ from xgem.curation.plan import CurationPlan
 from xgem.curation.run import curate
 from xgem.data.manifest import Manifest
 from xgem.data.rows import Row
+from xgem.data.sources import openi
+from xgem.utils.files import read_json, write_json
 
 SEED = 1
 
@@ -51,9 +53,7 @@ class Planter:
         return {"name": self.name, "manifest": str(self.folder / "manifest.parquet")}
 
 
-def planted(
-    pool: list[Real], reports: list[Row], count: int, folder: Path
-) -> tuple[list[dict[str, str]], dict[str, str]]:
+def planted(pool: list[Real], reports: list[Row], count: int, folder: Path) -> dict[str, Any]:
     """The sources, and for each copy the study that it is of."""
     rng = np.random.default_rng(SEED)
     pool = [pool[k] for k in rng.permutation(len(pool))]
@@ -100,7 +100,7 @@ def planted(
         report, labels = (a, b) if k % 2 else (b, a)
         text = {"findings": report.findings, "impression": report.impression, "labels": labels.labels}
         third.add("mislabelled", one.pixels, one.view, **text)
-    return [planter.write() for planter in (first, second, third)], of
+    return {"1 sources": [planter.write() for planter in (first, second, third)], "2 copies of": of}
 
 
 def found(record: dict[str, Any], of: dict[str, str], kind: str) -> bool:
@@ -121,16 +121,14 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=200)
     parser.add_argument("--jobs", type=int, default=1)
     options = parser.parse_args()
-    from xgem.data.sources import openi
-
     folder = options.folder.absolute()
-    folder.mkdir(parents=True)
-    pool = real(options.data, ("val", "test"))
-    written = [
-        row for row in openi.prepare(options.data / "openi", folder / "openi.parquet").rows if row.view == "frontal"
-    ]
-    reports = [row for row in written if row.impression and row.labels]
-    sources, of = planted(pool, reports, options.count, folder)
+    if not (folder / "planted.json").exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        pool = real(options.data, ("val", "test"))
+        prepared = openi.prepare(options.data / "openi", folder / "openi.parquet")
+        reports = [row for row in prepared.rows if row.view == "frontal" and row.impression and row.labels]
+        write_json(folder / "planted.json", planted(pool, reports, options.count, folder))
+    sources, of = read_json(folder / "planted.json").values()
     plan = CurationPlan.model_validate({"name": "planted", "sources": sources})
     curate(plan, folder / "out", Engine(jobs=options.jobs))
     totals, hits, lost = Counter[str](), Counter[str](), Counter[str]()
