@@ -6,9 +6,13 @@ import base64
 import io
 import itertools
 import logging
+import signal
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from email.utils import formatdate
+from multiprocessing.pool import ThreadPool
 from pathlib import Path
 from typing import Any
 
@@ -278,6 +282,41 @@ def test_equal_questions_are_asked_once(tmp_path: Path) -> None:
         for changed, request in others:
             assert not ChatEndpoint(changed, cache=tmp_path).ask(request).cached
     assert len(server.requests) == 7
+
+
+def test_two_at_once_share_a_cache(tmp_path: Path) -> None:
+    requests = [ChatRequest(str(number)) for number in range(30)]
+    with chat_server(lambda request, before: Reply(question(request))) as server:
+        endpoints = [ChatEndpoint(server.settings(), cache=tmp_path) for _ in range(2)]
+        with ThreadPool(2) as pool:
+            answers = pool.map(lambda one: [answer.text for answer in one.ask_many(requests)], endpoints)  # pyright: ignore
+        assert answers == [[str(number) for number in range(30)]] * 2
+        third = ChatEndpoint(server.settings(), cache=tmp_path)
+        assert all(isinstance(answer, ChatAnswer) and answer.cached for answer in third.ask_many(requests))
+
+
+def test_an_interruption_waits_for_no_answer_and_loses_none(tmp_path: Path) -> None:
+    program = (
+        "import sys\n"
+        "from pathlib import Path\n"
+        "from xgem.chat.endpoint import ChatEndpoint\n"
+        "from xgem.chat.messages import ChatRequest\n"
+        "from xgem.chat.settings import ChatSettings\n"
+        "settings = ChatSettings(base_url=sys.argv[1], model='tiny', concurrency=2)\n"
+        "endpoint = ChatEndpoint(settings, cache=Path(sys.argv[2]))\n"
+        "for answer in endpoint.ask_many(ChatRequest(str(number)) for number in range(100)):\n"
+        "    print(answer.text, flush=True)\n"
+    )
+    with chat_server(lambda request, before: Reply(question(request), delay=0 if before < 10 else 60)) as server:
+        command = [sys.executable, "-c", program, server.url, str(tmp_path)]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
+            assert process.stdout is not None
+            shown = [process.stdout.readline().strip() for _ in range(10)]
+            process.send_signal(signal.SIGINT)
+            assert process.wait(timeout=20) != 0
+        server.answer = lambda request, before: Reply("again")
+        answers = ChatEndpoint(server.settings(), cache=tmp_path).ask_many(ChatRequest(str(n)) for n in range(12))
+        assert [answer.text for answer in answers if isinstance(answer, ChatAnswer)] == [*shown, "again", "again"]
 
 
 def test_a_file_that_is_no_cache_is_named(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from tests.llama_cpp import llama_cpp
 from xgem.chat.endpoint import ChatEndpoint
 from xgem.chat.messages import ChatAnswer, ChatRequest
 from xgem.chat.settings import ChatSettings
+from xgem.judges.chat_roles import ChatJudge, ChatLabeller
 from xgem.types import EndpointError
 
 
@@ -56,6 +57,14 @@ def test_the_seed_and_the_picture_decide(url: str) -> None:
     assert first == texts(seed=1)
     assert first[0] != first[1]
     assert first != texts(seed=2)
+
+
+def test_roles_get_answers_of_their_form(url: str) -> None:
+    scores = ChatJudge(endpoint(url, max_tokens=2000)).scores(np.zeros((1, 64, 64), np.uint8))
+    assert scores.shape == (1, 14)
+    assert ((scores >= 0) & (scores <= 1)).all()
+    labels = ChatLabeller(endpoint(url, max_tokens=2000)).label(["The heart is large."])
+    assert np.isin(labels[np.isfinite(labels)], (1, 0, -1)).all()
 
 
 def test_a_long_answer_is_said_to_be_cut(url: str) -> None:

@@ -10,23 +10,20 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from tests.chat_server import ChatServer, Reply, chat_server, question
 from xgem.chat.endpoint import ChatEndpoint
-from xgem.chat.messages import ChatFailure
 from xgem.cli import main
 from xgem.data.manifest import Manifest
 from xgem.data.rows import Row
+from xgem.data.set_files import read_set
 from xgem.eval.instruments import Weights, judges_of
 from xgem.judges.chat_roles import (
-    Captioner,
     ChatJudge,
     ChatLabeller,
     Quality,
     QualityJudge,
-    ReportWriter,
-    Rewriter,
-    WrittenReport,
     open_endpoint,
 )
 from xgem.judges.judge import OWN_JUDGE, OwnJudge, thresholds_of
@@ -59,7 +56,8 @@ def labelled(request: dict[str, Any], before: int) -> Reply:
 
 
 @pytest.fixture
-def server() -> Iterator[ChatServer]:
+def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ChatServer]:
+    monkeypatch.setenv("XGEM_CACHE", str(tmp_path / "cache"))
     with chat_server() as server:
         yield server
 
@@ -116,20 +114,39 @@ def test_a_quality_judge_grades_with_and_without_a_description(server: ChatServe
     assert ["contradicts" in text for text in told] == [True, False]
 
 
-def test_texts_are_written_from_images_and_facts(server: ChatServer) -> None:
-    server.answer = lambda request, before: Reply("" if "broken" in question(request) else "An enlarged heart.")
-    endpoint = ChatEndpoint(server.settings(retries=0, concurrency=1))
-    assert list(Captioner(endpoint).describe([DARK])) == ["An enlarged heart."]
-    first, second = Rewriter(endpoint).rewrite([{"age": 63, "labels": ["Cardiomegaly"]}, {"broken": True}])
-    assert first == "An enlarged heart."
-    assert isinstance(second, ChatFailure)
-    assert json.loads(question(server.requests[1])) == {"age": 63, "labels": ["Cardiomegaly"]}
-    report = {"findings": "The heart is large.", "impression": "Cardiomegaly."}
-    server.answer = lambda request, before: Reply(json.dumps(report))
-    (written,) = ReportWriter(endpoint).write([{"frontal": DARK, "lateral": BRIGHT}])
-    assert written == WrittenReport(**report)
-    assert pictures(server.requests[-1]) == 2
-    assert "frontal, lateral" in question(server.requests[-1])
+def test_reports_and_captions_are_written_as_a_set(
+    server: ChatServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Two studies of two views, and one of a lateral alone, of which the server says nothing."""
+    rows: list[Row] = []
+    for number, view in enumerate(("frontal", "lateral", "frontal", "lateral", "lateral")):
+        pixels = np.random.default_rng(number).integers(0, 255, (32, 32)).astype(np.uint8)
+        Image.fromarray(pixels).save(tmp_path / f"{number}.png")
+        name = f"s{number // 2}"
+        rows.append(Row(study=name, subject=name, split="val", view=view, file=f"{number}.png", impression="Normal."))
+    Manifest(tuple(rows), tmp_path).write(tmp_path / "m.parquet")
+
+    def reported(request: dict[str, Any], before: int) -> Reply:
+        if pictures(request) < 2:
+            return Reply("nothing to see")
+        return Reply(json.dumps({"findings": "The heart is large.", "impression": "Cardiomegaly."}))
+
+    server.answer = reported
+    arguments = ["chat", "write", str(tmp_path / "m.parquet"), "--writer", f"chat:{server.url}#tiny", "--json"]
+    assert main([*arguments, "--out", str(tmp_path / "reports.csv")]) == 0
+    counts = json.loads(capsys.readouterr().out)
+    assert (counts["studies"], counts["written"], counts["left out"], counts["asked"]["failed"]) == (3, 2, 1, 1)
+    left = (tmp_path / "reports.left-out.csv").read_text()
+    assert left.startswith("id,reason\ns2,")
+    assert "nothing to see" in left
+    written = read_set(tmp_path / "reports.csv")
+    assert [(item.pair, item.report) for item in written.items] == [("s0", "Cardiomegaly."), ("s1", "Cardiomegaly.")]
+    assert {"frontal, lateral" in question(request) for request in server.requests[:2]} == {True}
+    server.answer = lambda request, before: Reply(f"Picture {before}.")
+    assert main([*arguments, "--kind", "caption", "--out", str(tmp_path / "captions.csv")]) == 0
+    assert len(read_set(tmp_path / "captions.csv")) == 2
+    assert main([*arguments, "--out", str(tmp_path / "captions.csv")]) == 1, "it exists"
+    assert main([*arguments, "--split", "train", "--out", str(tmp_path / "none.csv")]) == 2
 
 
 def test_a_name_says_where_the_endpoint_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -31,7 +32,7 @@ from diffusers import (
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
 )
-from tokenizers import Tokenizer, models, pre_tokenizers
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 from transformers import (
     BertConfig,
     BertModel,
@@ -61,22 +62,25 @@ def clip_tokenizer(folder: Path) -> CLIPTokenizer:
     return CLIPTokenizer.from_pretrained(folder, model_max_length=77)
 
 
-def _fast(kind: Any, special: dict[str, str], **options: Any) -> Any:
-    """A tokenizer of letters by a unigram model, as T5 and Gemma have."""
-    words = [(token, 0.0) for token in special.values()] + [("\u2581", -2.0), *((letter, -3.0) for letter in LETTERS)]
-    tokenizer = Tokenizer(models.Unigram(words, unk_id=[word for word, _ in words].index(special["unk_token"])))
-    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
-    return kind(tokenizer_object=tokenizer, **special, **options)
-
-
 def t5_tokenizer() -> Any:
+    """A token for each letter, by a unigram model."""
     special = {"pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"}
-    return _fast(T5TokenizerFast, special, extra_ids=0, model_max_length=512)
+    words = [*((token, 0.0) for token in special.values()), ("\u2581", -2.0), *((letter, -3.0) for letter in LETTERS)]
+    tokenizer = Tokenizer(models.Unigram(words, unk_id=2))
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+    return T5TokenizerFast(tokenizer_object=tokenizer, **special, extra_ids=0, model_max_length=512)
 
 
 def gemma_tokenizer() -> Any:
+    """Byte pairs of the text that Sana writes in front of prompts, so that it is short."""
     special = {"pad_token": "<pad>", "eos_token": "<eos>", "bos_token": "<bos>", "unk_token": "<unk>"}
-    return _fast(GemmaTokenizerFast, special, padding_side="right")
+    instruction = inspect.signature(SanaPipeline.__call__).parameters["complex_human_instruction"].default
+    tokenizer = Tokenizer(models.BPE(unk_token="<unk>"))
+    tokenizer.normalizer = normalizers.Replace(" ", "\u2581")
+    tokenizer.pre_tokenizer = pre_tokenizers.Split("\u2581", "merged_with_previous")
+    trainer = trainers.BpeTrainer(vocab_size=800, special_tokens=list(special.values()), show_progress=False)
+    tokenizer.train_from_iterator(["\n".join(instruction), *LETTERS], trainer)
+    return GemmaTokenizerFast(tokenizer_object=tokenizer, **special, padding_side="right")
 
 
 def clip(kind: Any = CLIPTextModel, width: int = WIDTH) -> Any:
@@ -95,8 +99,8 @@ def t5() -> Any:
 
 def gemma() -> Any:
     config = Gemma2Config(
-        vocab_size=110, hidden_size=WIDTH, intermediate_size=16, num_hidden_layers=2, num_attention_heads=2,
-        num_key_value_heads=1, head_dim=4, max_position_embeddings=1024, attn_implementation="eager",
+        vocab_size=800, hidden_size=WIDTH, intermediate_size=16, num_hidden_layers=2, num_attention_heads=2,
+        num_key_value_heads=1, head_dim=4, max_position_embeddings=1024, attn_logit_softcapping=None,
     )  # fmt: skip
     return Gemma2Model(config).eval()
 

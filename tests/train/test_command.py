@@ -16,7 +16,7 @@ from accelerate import PartialState
 from xgem.checkpoints.locate import ASSETS
 from xgem.checkpoints.store import load_component, read_component_config, read_index
 from xgem.cli import main
-from xgem.cli.options import with_stage_settings
+from xgem.configs.changes import with_stage_settings
 from xgem.configs.preset import load_preset
 from xgem.convert.random_init import random_checkpoint
 from xgem.data.manifest import Manifest

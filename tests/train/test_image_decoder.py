@@ -10,7 +10,7 @@ import torch
 
 from tests.train.batches import batch_of
 from xgem.checkpoints.store import load_component
-from xgem.cli.options import with_stage_settings
+from xgem.configs.changes import with_stage_settings
 from xgem.convert.random_init import random_checkpoint
 from xgem.data.manifest import Manifest
 from xgem.train.context import StageContext

@@ -3,18 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
-from xgem.cli.counts import AsJson
+from xgem.cli.counts import AsJson, show_counts
 
 app = typer.Typer(help="Language and vision models at an HTTP endpoint.", no_args_is_help=True, add_completion=False)
-
-
-@app.callback()
-def _one_command() -> None:  # pyright: ignore[reportUnusedFunction]
-    """Keeps ``check`` a command of its own while it is the only one."""
 
 
 @app.command()
@@ -56,3 +51,33 @@ def check(
             typer.echo(f"{one.question:8} {'works' if one.works else 'fails':6} {one.said}")
     if not all(one.works for one in checked if one.question != "picture"):
         raise typer.Exit(1)
+
+
+@app.command()
+def write(
+    manifest: Annotated[Path, typer.Argument(metavar="MANIFEST", help="Studies: .parquet or .jsonl.")],
+    writer: Annotated[str, typer.Option("--writer", metavar="chat:...", help="chat:FILE.yaml or chat:URL#MODEL.")],
+    out: Annotated[Path, typer.Option("--out", help="CSV to write.")],
+    kind: Annotated[
+        Literal["report", "caption"],
+        typer.Option("--kind", help="report: of all views of a study; caption: of its image of --view."),
+    ] = "report",
+    split: Annotated[str | None, typer.Option("--split", help="Restrict to this split.", show_default="all")] = None,
+    view: Annotated[str, typer.Option("--view", metavar="NAME", help="View that is captioned.")] = "frontal",
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing CSV.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Let a vision model write a report or a caption of each study: a set for `xgem eval text --generated`.
+
+    Answers are kept, so that a second run asks only for what has none; what stays without one is in OUT.left-out.csv.
+    """
+    from dataclasses import asdict
+
+    from xgem.data.manifest import Manifest
+    from xgem.judges.chat_roles import Captioner, ReportWriter, open_endpoint
+    from xgem.judges.chat_writing import write_texts
+
+    endpoint = open_endpoint(writer)
+    role = ReportWriter(endpoint) if kind == "report" else Captioner(endpoint)
+    counts = write_texts(Manifest.read(manifest).studies(split), role, out, view=view, overwrite=overwrite)
+    show_counts(counts | {"asked": asdict(endpoint.usage), "table": str(out)}, as_json)

@@ -6,9 +6,9 @@ from typing import Final, get_args
 
 STAGES: Final = (
     "image-vae", "image-decoder", "clip", "report-vae", "frontal", "lateral", "report", "joint", "control",
-    "all", "reid",
+    "all", "reid", "lora", "full",
 )  # fmt: skip
-"""Of ``xgem train``: those of ``xgem.train.stages.stages``, which would import torch, and the two that are none."""
+"""Of ``xgem train``: those of ``xgem.train.stages.stages``, which would import torch, and those that are none."""
 
 
 def samplers(incomplete: str) -> list[str]:

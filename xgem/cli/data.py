@@ -218,6 +218,9 @@ def check(
 def merge(
     manifests: Annotated[list[Path], typer.Argument(metavar="MANIFEST...", help="Manifests of different data sets.")],
     out: Annotated[Path, typer.Option("--out", help="Manifest to write: .parquet or .jsonl.")],
+    keep_first: Annotated[
+        bool, typer.Option("--keep-first", help="Take a study that is in several from the first of them.")
+    ] = False,
     overwrite: Overwrite = False,
     as_json: AsJson = False,
 ) -> None:
@@ -225,7 +228,8 @@ def merge(
     from xgem.data.manifest import Manifest
     from xgem.data.manifest import merge as merge_manifests
 
-    merged = merge_manifests([Manifest.read(path) for path in manifests], out.resolve().parent)
+    read = [Manifest.read(path) for path in manifests]
+    merged = merge_manifests(read, out.resolve().parent, keep_first=keep_first)
     merged.check()
     merged.write(out, overwrite=overwrite)
     show_counts(merged.summary() | {"manifest": str(out)}, as_json)

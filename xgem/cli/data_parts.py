@@ -1,4 +1,4 @@
-"""``xgem data split``, ``sample``, ``filter``, ``show``, ``export`` and ``pack``: parts and copies of manifests."""
+"""``xgem data split``, ``sample``, ``filter``, ``show``, ``export``, ``pack``: parts and copies of manifests."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import typer
 from xgem.cli import completion
 from xgem.cli.counts import AsJson, Overwrite, show_counts
 from xgem.cli.data_encode import encode
+from xgem.cli.data_publish import Judging, publish, verify
 from xgem.cli.grouped import grouped
 from xgem.cli.options import Reading
 
@@ -74,9 +75,11 @@ def sample(
     _write(select.sample(Manifest.read(manifest), count, seed=seed), out, overwrite, as_json)
 
 
+@grouped
 def filter_rows(
-    manifest: Source,
-    out: Out,
+    manifest: Annotated[Path, typer.Argument(metavar="MANIFEST", help="Manifest, or the folder of a cohort.")],
+    out: Annotated[Path, typer.Option("--out", help="Manifest to write; with --judge, a folder, new or empty.")],
+    judging: Judging,
     view: Annotated[
         list[str] | None, typer.Option("--view", help="frontal or lateral; repeatable, any will do.")
     ] = None,
@@ -95,9 +98,14 @@ def filter_rows(
     overwrite: Overwrite = False,
     as_json: AsJson = False,
 ) -> None:
-    """Keep the rows that meet all of what is asked. What is unknown of a row meets nothing that is asked of it."""
+    """Keep the rows that meet all of what is asked. What is unknown of a row meets nothing that is asked of it.
+
+    With --judge, the images of a synthetic set are judged too: OUT receives manifest.parquet, the scores of all images
+    with reasons (scores.parquet), and filter.json. Answers of endpoints are kept, so that a second run asks for none.
+    """
     from xgem.data import select
     from xgem.data.manifest import Manifest
+    from xgem.types import InputError
 
     criteria = select.Criteria(
         views=view or (),
@@ -110,7 +118,14 @@ def filter_rows(
         report=report,
         annotated=annotated,
     )
-    _write(select.filtered(Manifest.read(manifest), criteria), out, overwrite, as_json)
+    file = manifest / "manifest.parquet" if manifest.is_dir() else manifest
+    rows = select.filtered(Manifest.read(file), criteria)
+    if judging.judge:
+        judging.run(file, rows, out, overwrite=overwrite, as_json=as_json)
+        return
+    if judging.keep or judging.top or judging.real:
+        raise InputError("--keep, --top and --real go with --judge; name a judge")
+    _write(rows, out, overwrite, as_json)
 
 
 @grouped
@@ -188,4 +203,6 @@ COMMANDS: Final[dict[str, Callable[..., None]]] = {
     "export": export,
     "pack": pack,
     "encode": encode,
+    "publish": publish,
+    "verify": verify,
 }

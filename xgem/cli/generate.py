@@ -11,7 +11,7 @@ import typer
 
 from xgem.cli import completion
 from xgem.cli.inputs import fetched, inputs_of, many_of, mask_of, named, report_of
-from xgem.cli.options import Progress, parse_guidance
+from xgem.cli.options import PrivacyThreshold, Progress, parse_guidance, privacy_options
 from xgem.cli.results import Saving, finish, save
 from xgem.configs.base import Rescale, Section, Voi
 from xgem.pipeline.options import RENAMED, CallOptions, Format, option
@@ -110,14 +110,6 @@ Send = Annotated[
 PrivacyIndex = Annotated[
     Path | None,
     typer.Option(metavar="PATH", help=f"{option('privacy_gate').help} PATH: manifest, folder or index of them."),
-]
-PrivacyThreshold = Annotated[
-    str | None,
-    typer.Option(
-        metavar="X",
-        help="Fraction of held-out real images to refuse, or distances: latent=0.01,pixel=0.27",
-        show_default="0.01",
-    ),
 ]
 SaveIndex = Annotated[
     Path | None, typer.Option(metavar="FILE", help="Save the gate's index (.safetensors) for the next call.")
@@ -343,20 +335,9 @@ def _gate(path: Path | None, threshold: str | None, index: Path | None) -> Priva
         return None
     if index is not None and index.suffix != ".safetensors":
         raise InputError(f"--save-privacy-index is {str(index)!r}, expected a file name that ends in .safetensors")
-    from xgem.pipeline.privacy_gate import PrivacyGate, Thresholds
+    from xgem.pipeline.privacy_gate import PrivacyGate
 
-    options: dict[str, Any] = {}
-    try:
-        if threshold is not None and "=" in threshold:
-            given = {name.strip(): float(value) for name, value in (part.split("=") for part in threshold.split(","))}
-            options["thresholds"] = Thresholds(**given)
-        elif threshold is not None:
-            options["quantile"] = float(threshold)
-    except (ValueError, TypeError):
-        raise InputError(
-            f"--privacy-threshold is {threshold!r}, expected a fraction like 0.01, or latent=0.01,pixel=0.27"
-        ) from None
-    return PrivacyGate.open(path, **options)
+    return PrivacyGate.open(path, **privacy_options(threshold))
 
 
 def _save_cases(

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from xgem.cli import completion
-from xgem.types import XgemError
+from xgem.types import InputError, XgemError
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
@@ -38,7 +38,11 @@ PACKAGES = (
 
 def params(
     preset: Annotated[
-        str, typer.Argument(help="Preset name, YAML file or checkpoint folder.", autocompletion=completion.presets)
+        str,
+        typer.Argument(
+            help="Preset name, YAML file, checkpoint folder, or diffusers:ID-OR-FOLDER.",
+            autocompletion=completion.presets,
+        ),
     ] = "openi-256",
     settings: Annotated[
         list[str] | None,
@@ -88,10 +92,17 @@ def count_parameters(preset: str, settings: Sequence[str] = ()) -> dict[str, Any
     import torch
 
     from xgem.checkpoints.store import read_index
-    from xgem.cli.options import with_settings
+    from xgem.configs.changes import with_settings
     from xgem.configs.preset import Preset, load_preset
     from xgem.convert.random_init import random_component
+    from xgem.pipeline.kinds import is_peer
 
+    if is_peer(preset):
+        from xgem.peers.locate import locate_peer
+
+        if settings:
+            raise InputError("--set is of presets; a diffusers pipeline is counted as it is")
+        return locate_peer(preset).folder.parameters()
     loaded = Preset.parse(dict(read_index(preset).preset), preset) if Path(preset).is_dir() else load_preset(preset)
     loaded = with_settings(loaded, settings)
     components: dict[str, Any] = {}
@@ -162,9 +173,19 @@ def _check(model: str, revision: str | None) -> dict[str, Any]:
     """Verify the hashes of all files, then build and load every component, as a request would."""
     from xgem.checkpoints.locate import locate
     from xgem.checkpoints.store import checkpoint_hash, load_component, read_index, verify
+    from xgem.pipeline.kinds import is_peer
 
     result: dict[str, Any] = {"model": model, "hash": None, "components": [], "problem": None}
     try:
+        if is_peer(model):
+            from xgem.peers.pipeline import PeerPipeline
+            from xgem.peers.preset import COMPONENT
+
+            peer = PeerPipeline.from_pretrained(model, revision=revision, device="cpu")
+            result["hash"] = peer.hash
+            peer.component(COMPONENT)  # strictly: nothing is left at random
+            result["components"] += peer.location.folder.components
+            return result
         location = locate(model, revision=revision)
         result["hash"] = checkpoint_hash(location.root)
         verify(location.root)
@@ -217,7 +238,6 @@ def export(
 
     from xgem.checkpoints.card import card_text
     from xgem.checkpoints.store import CARD_NAME, copy_checkpoint, read_index
-    from xgem.types import InputError
 
     formats = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
     if dtype not in formats:

@@ -248,7 +248,7 @@ def utility(
         typer.Option(
             "--suite",
             metavar="NAME",
-            help="augmentation, anonymisation, imbalance, scarcity, pretraining or few-shot.",
+            help="augmentation, substitution, anonymisation, imbalance, scarcity, pretraining or few-shot.",
         ),
     ] = "augmentation",
     weights: Annotated[

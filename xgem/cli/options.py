@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from xgem.cli import completion
-from xgem.configs.base import Config, Rescale, Voi
+from xgem.configs.base import Rescale, Voi
 from xgem.configs.reading import ReadOptions, read_help
 from xgem.types import InputError
 from xgem.utils.progress import showing
-
-if TYPE_CHECKING:
-    from xgem.configs.preset import Preset, StageConfig
 
 
 def at_least(least: int) -> Callable[[typer.CallbackParam, int], int]:
@@ -107,6 +104,14 @@ JudgeSource = Annotated[
         show_default="the one that ships with xgem",
     ),
 ]
+PrivacyThreshold = Annotated[
+    str | None,
+    typer.Option(
+        metavar="X",
+        help="Fraction of held-out real images to refuse, or distances: latent=0.01,pixel=0.27",
+        show_default="0.01",
+    ),
+]
 Epochs = Annotated[int, typer.Option("--classifier-epochs", metavar="N", help="Epochs of the classifier that judges.")]
 Cache = Annotated[
     Path | None,
@@ -168,49 +173,16 @@ def parse_guidance(text: str | None) -> float | dict[str, float] | None:
         raise InputError(f"--guidance-scale is {text!r}, expected a number, or like lateral=2,report=1.5") from None
 
 
-def with_settings(preset: Preset, settings: Sequence[str]) -> Preset:
-    """``preset`` with fields of its components as ``NAME.FIELD=VALUE`` say (values are YAML); InputError where not."""
-    values: dict[str, Any] = preset.model_dump(mode="json")
-    for setting in settings:
-        name, field, value = _assignment(setting, preset.components, "component", "frontal.width=320")
-        values["components"][name][field] = value
-    return type(preset).parse(values, "--set " + " ".join(settings)) if settings else preset
+def privacy_options(threshold: str | None) -> dict[str, Any]:
+    """``--privacy-threshold`` as a privacy gate's options ``thresholds`` or ``quantile``."""
+    from xgem.pipeline.privacy_gate import Thresholds
 
-
-def with_stage_settings(
-    stages: Mapping[str, StageConfig], settings: Sequence[str], *, steps: int | None = None
-) -> dict[str, StageConfig]:
-    """Settings of stages with ``steps`` for all of them, and fields as ``STAGE.FIELD=VALUE`` say.
-
-    ``STAGE.loss.NAME=VALUE`` sets one of a stage's own weights, whose names the stage checks.
-
-    Raises:
-        InputError: a stage that is not trained, or an unknown field; lists the known ones. ConfigError: a bad value.
-    """
-    from xgem.configs.preset import StageConfig
-
-    changed = dict(stages) if steps is None else {n: c.model_copy(update={"steps": steps}) for n, c in stages.items()}
-    values = {name: config.model_dump(mode="json") for name, config in changed.items()}
-    for setting in settings:
-        name, field, value = _assignment(setting, changed, "stage to train", "clip.batch_size=32")
-        _, dot, weight = field.partition(".")
-        values[name] |= {"loss": {**values[name]["loss"], weight: value}} if dot else {field: value}
-        changed[name] = StageConfig.parse(values[name], f"--set {setting}")
-    return changed
-
-
-def _assignment(setting: str, known: Mapping[str, Config], what: str, example: str) -> tuple[str, str, Any]:
-    """Name, field and value of ``NAME.FIELD=VALUE``; ``loss.X`` counts as a field where ``loss`` is one."""
-    from xgem.configs.yaml_text import parse_yaml
-
-    path, equals, text = setting.partition("=")
-    name, _, field = path.strip().partition(".")
-    if not equals or not field:
-        raise InputError(f"--set {setting}: expected NAME.FIELD=VALUE, like {example}")
-    if name not in known:
-        raise InputError(f"--set {setting}: no {what} {name!r}, only {', '.join(known)}")
-    first, _, inner = field.partition(".")
-    fields = [key for key in type(known[name]).model_fields if key != "kind"]
-    if first not in fields or (inner and first != "loss"):
-        raise InputError(f"--set {setting}: {name} has no field {field!r}, only {', '.join(fields)}")
-    return name, field, parse_yaml(text, f"--set {setting}")
+    try:
+        if threshold is not None and "=" in threshold:
+            given = {name.strip(): float(value) for name, value in (part.split("=") for part in threshold.split(","))}
+            return {"thresholds": Thresholds(**given)}
+        return {} if threshold is None else {"quantile": float(threshold)}
+    except (ValueError, TypeError):
+        raise InputError(
+            f"--privacy-threshold is {threshold!r}, expected a fraction like 0.01, or latent=0.01,pixel=0.27"
+        ) from None

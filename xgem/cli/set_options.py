@@ -46,7 +46,9 @@ Xrv = Annotated[
 ]
 Reid = Annotated[
     Path | None,
-    typer.Option("--reid", metavar="PATH", help="Re-identification network: trained by xgem or published."),
+    typer.Option(
+        "--reid", metavar="PATH", help="Re-identification network: xgem (it ships), trained by xgem, or published."
+    ),
 ]
 
 Labeller = Annotated[

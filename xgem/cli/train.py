@@ -14,7 +14,8 @@ import typer
 
 from xgem.cli import completion
 from xgem.cli.grouped import grouped
-from xgem.cli.options import Device, Progress, with_stage_settings
+from xgem.cli.options import Device, Progress
+from xgem.cli.train_peers import PEERS, Peer
 from xgem.types import InputError
 from xgem.utils.signals import interruptible
 
@@ -104,11 +105,13 @@ class Running:
 @grouped
 def train(
     running: Running,
+    peer: Peer,
     stage: Annotated[
         str,
         typer.Argument(
             metavar="STAGE",
-            help="image-vae, image-decoder, clip, report-vae, frontal, lateral, report, joint, control, all, or reid.",
+            help="image-vae, image-decoder, clip, report-vae, frontal, lateral, report, joint, control, all; or reid, "
+            "lora, full.",
             autocompletion=completion.stages,
         ),
     ],
@@ -118,7 +121,7 @@ def train(
         str | None,
         typer.Option(
             "--preset",
-            help="Preset name or YAML file; for reid: small or published.",
+            help="Preset name or YAML file; for reid: mobilenet, small or published.",
             show_default=False,
             autocompletion=completion.presets,
         ),
@@ -153,19 +156,21 @@ def train(
     --max-minutes counts from the start of the command, for all of its stages together. A stage that is not finished has
     no component in --out yet and no file OUT/training/STAGE/finished; the exit status is 0 either way.
 
-    Several processes train together where torchrun or accelerate launch starts this command: a batch is divided among
-    them, and the result is that of one process.
+    Where torchrun or accelerate launch starts this command, processes divide a batch; the result is that of one.
 
-    Stage reid is not part of a preset: it trains the re-identification network that xgem eval privacy uses.
+    Not of a preset: reid, the re-identification network of xgem eval privacy; lora and full, of a diffusers pipeline:
+
+    xgem train lora --base diffusers:ID --data mine.parquet --out runs/lora
     """
     import torch
 
     from xgem.train.stages import stages
 
     loop = running.options()
-    if stage not in ("all", "reid", *stages()):
-        raise InputError(f"unknown stage {stage!r}: expected all, reid or one of {', '.join(stages())}")
-    if preset is None and stage != "reid":
+    if stage not in ("all", "reid", *PEERS, *stages()):
+        raise InputError(f"unknown stage {stage!r}: expected all, reid, lora, full or one of {', '.join(stages())}")
+    peer.check(stage, {"--preset": preset, "--init": init, "--encoded": running.encoded})
+    if preset is None and stage not in ("reid", *PEERS):
         raise InputError(f"stage {stage!r} is one of a preset: name it with --preset")
     if running.threads is not None:
         torch.set_num_threads(running.threads)
@@ -173,6 +178,9 @@ def train(
     torch.set_flush_denormal(True)  # averaged weights decay through numbers that slow a CPU down
     try:
         changes = {"seed": seed, "steps": steps, "settings": settings or ()}
+        if stage in PEERS:
+            peer.train(stage, data, out, loop, running.device, **changes)
+            return
         _run(stage, preset, data, out, loop, running.device, init=init, encoded=running.encoded, **changes)
     finally:
         torch.set_flush_denormal(False)  # whoever called goes on with IEEE's numbers
@@ -194,6 +202,7 @@ def _run(
 ) -> None:
     from xgem.checkpoints.locate import locate
     from xgem.configs import load_preset
+    from xgem.configs.changes import with_stage_settings
     from xgem.data.manifest import Manifest
     from xgem.train import reid
     from xgem.train.processes import Processes, together
@@ -204,8 +213,11 @@ def _run(
             raise InputError("--encoded: stage 'reid' reads images; leave it out")
         known, name = reid.PRESETS, preset or "small"
         config = None
-        if name in known:
-            config = with_stage_settings({"reid": known[name].train}, settings, steps=steps)["reid"]
+        trained = known[name].train if name in known else None
+        if name in known and trained is None and (steps is not None or settings):
+            raise InputError(f"preset {name!r} of reid is fitted, not trained: leave out --steps and --set")
+        if trained is not None:
+            config = with_stage_settings({"reid": trained}, settings, steps=steps)["reid"]
         start = None if init is None else Path(init)
         with together(device):
             reid.run(

@@ -6,6 +6,7 @@ import logging
 import re
 import shutil
 from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -52,16 +53,39 @@ def write_imagefolder(manifest: Manifest, out: Path, *, copy: bool = False) -> d
     if len(rows) < len(manifest.rows):
         logger.warning("imagefolder: %d reports without an image are left out", len(manifest.rows) - len(rows))
     with new_folder(out) as folder:
-        tables: dict[str, list[dict[str, Any]]] = {}
-        taken: Counter[str] = Counter()
-        for row in rows:
-            part = _FOLDERS[row.split]
-            (folder / part).mkdir(exist_ok=True)
-            name = _put(manifest, row, folder / part, taken, copy=copy)
-            tables.setdefault(part, []).append({"file_name": name, **_fields(row)})
-        for part, records in tables.items():
-            (folder / part / METADATA).write_text(csv_text(COLUMNS, records), encoding="utf-8")
-    return {part: len(records) for part, records in tables.items()}
+        names = write_parts(manifest, rows, folder, copy=copy)
+    return dict(Counter(name.partition("/")[0] for name in names))
+
+
+def write_parts(
+    manifest: Manifest,
+    rows: Sequence[Row],
+    folder: Path,
+    *,
+    copy: bool,
+    more: Sequence[Mapping[str, Any]] | None = None,
+) -> list[str]:
+    """Write the folders of :func:`write_imagefolder` for these rows, which have images, into an empty ``folder``.
+
+    Args:
+        more: further columns of ``metadata.csv``, for each row the same ones.
+
+    Returns:
+        the images' names within ``folder``, by row.
+    """
+    tables: dict[str, list[dict[str, Any]]] = {}
+    taken: Counter[str] = Counter()
+    names: list[str] = []
+    for number, row in enumerate(rows):
+        part = _FOLDERS[row.split]
+        (folder / part).mkdir(exist_ok=True)
+        name = _put(manifest, row, folder / part, taken, copy=copy)
+        tables.setdefault(part, []).append({"file_name": name, **_fields(row), **(more[number] if more else {})})
+        names.append(f"{part}/{name}")
+    columns = (*COLUMNS, *(more[0] if more else ()))
+    for part, records in tables.items():
+        (folder / part / METADATA).write_text(csv_text(columns, records), encoding="utf-8")
+    return names
 
 
 def _put(manifest: Manifest, row: Row, folder: Path, taken: Counter[str], *, copy: bool) -> str:

@@ -233,8 +233,10 @@ class Manifest:
         }
 
 
-def merge(manifests: Sequence[Manifest], root: str | os.PathLike[str]) -> Manifest:
+def merge(manifests: Sequence[Manifest], root: str | os.PathLike[str], *, keep_first: bool = False) -> Manifest:
     """One manifest of several, to be written in ``root``; files are absolute where a manifest comes from elsewhere.
+
+    ``keep_first`` takes a study that is in several from the first of them.
 
     Raises:
         ManifestError: a study or an image is in two of them, or a subject is in two splits; names it and the
@@ -246,6 +248,8 @@ def merge(manifests: Sequence[Manifest], root: str | os.PathLike[str]) -> Manife
     splits: dict[str, tuple[str, int]] = {}
     rows: list[Row] = []
     for number, manifest in enumerate(manifests, start=1):
+        if keep_first:
+            manifest = Manifest(tuple(row for row in manifest.rows if row.study not in studies), manifest.root)
         for row in manifest.rows:
             if (other := studies.setdefault(row.study, number)) != number:
                 raise ManifestError(f"study {row.study!r} is in manifests {other} and {number}; drop it from one")

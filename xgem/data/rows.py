@@ -43,9 +43,9 @@ class Row(BaseModel):
     place and size, ``"Pleural Effusion/left/small"`` (:mod:`xgem.labels.qualified`), where annotators give them.
 
     Annotations belong to the study and are of its frontal. ``masks`` maps a structure to PNG files, named as ``file``
-    is, that outline it; several are united. ``boxes`` hold findings; ``severity`` is a Brixia score. Structures and
-    classes are any names in lower case words: which of them a model knows is said in its preset. Empty and None are
-    unknown, not absent.
+    is, that outline it; several are united. ``boxes`` hold findings; ``severity`` is a Brixia score, or another on its
+    scale. Structures and classes are any names in lower case words: which of them a model knows is said in its preset.
+    Empty and None are unknown, not absent.
 
     ``reading`` says how the study's images are read, where their files or headers do not tell: every command that reads
     a manifest does so. Its ``pixel_aspect`` is of the row's own image. ``view_guessed``: the view was told from the

@@ -65,6 +65,7 @@ def read_set(
     pad: bool = False,
     name: str | None = None,
     reading: ReadOptions = AS_STATED,
+    images: Path | None = None,
 ) -> EvalSet:
     """Read a set from a manifest, a folder, or a CSV.
 
@@ -83,6 +84,7 @@ def read_set(
             labels (:func:`xgem.labels.vocabulary.named`), columns of a table. Texts tell CheXpert's alone.
         pad: allow images of several sizes.
         reading: how the images are read; what it leaves open is as a manifest says.
+        images: the folder that a table's file names start from; by default the table's own.
 
     Raises:
         DataError: no such path, nothing in it, a required column or a file is missing, a label other than -1, 0, 1 or
@@ -98,9 +100,10 @@ def read_set(
         if len(tables) > 1:
             names = ", ".join(table.name for table in tables)
             raise DataError(f"{place}: several CSVs ({names}); expected at most one: give the path of the CSV itself")
-        items, labelled_by = _of_table(tables[0], view, classes) if tables else _of_folder(place, view), "file"
+        items = _of_table(tables[0], view, images, classes) if tables else _of_folder(place, view)
+        labelled_by = "file"
     elif place.suffix.lower() in _TABLES and place.is_file():
-        items, labelled_by = _of_table(place, view, classes), "file"
+        items, labelled_by = _of_table(place, view, images, classes), "file"
     else:
         raise DataError(
             f"{place}: expected a manifest (.parquet, .jsonl), a folder of images or a table ({', '.join(_TABLES)})"
@@ -192,7 +195,7 @@ def _output(file: Path) -> str | None:
         return None
 
 
-def _of_table(path: Path, view: str | None, labelled: Sequence[str]) -> list[Item]:
+def _of_table(path: Path, view: str | None, images: Path | None, labelled: Sequence[str]) -> list[Item]:
     table = read_table(path)
     by_name = {_plain(column): column for column in reversed(table.header)}
     named = {
@@ -208,7 +211,8 @@ def _of_table(path: Path, view: str | None, labelled: Sequence[str]) -> list[Ite
     if table.rows and not kept:
         counts = ", ".join(f"{shown} {count}" for shown, count in Counter(views).items())
         raise DataError(f"{path}: no row of view {view}; it has {counts}: choose one of them (--view)")
-    return [_of_row(table.rows[k], table.lines[k], path, named, classes) for k in kept]
+    folder = path.parent if images is None else images
+    return [_of_row(table.rows[k], table.lines[k], path, folder, named, classes) for k in kept]
 
 
 def _plain(name: str) -> str:
@@ -219,6 +223,7 @@ def _of_row(
     row: Mapping[str, str],
     number: int,
     path: Path,
+    images: Path,
     named: Mapping[str, str | None],
     classes: Mapping[str, str],
 ) -> Item:
@@ -247,7 +252,7 @@ def _of_row(
         raise DataError(f"{where}: sex is {sex!r}, expected F, M or empty")
     return Item(
         id=get("id") or (Path(file).with_suffix("").as_posix() if file else str(number - 2)),
-        file=path.parent / file if file else None,
+        file=images / file if file else None,
         pair=get("pair"),
         prompt=get("prompt"),
         report=get("report"),

@@ -114,6 +114,12 @@ def read_with(
     return replace(radiograph, aspect=aspect)
 
 
+def read_grey(file: Source, reading: ReadOptions = AS_STATED) -> NDArray[np.uint8]:
+    """An image as people see it: (h, w) grey levels 0 to 255 of square pixels; errors as :func:`read_image`."""
+    image = read_with(file, reading=reading)
+    return np.rint(evened(image.pixels, image.aspect, name=image.origin) * 255).astype(np.uint8)
+
+
 def _read(source: Source, config: TransformConfig | None, reading: ReadOptions, view: str | None) -> Radiograph:
     if config is None:
         return read_image(source, view=view, **reading.of_study.model_dump())

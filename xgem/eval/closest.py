@@ -125,7 +125,7 @@ def same_patient(run: Run, reid: Reid, items: EvalSet, own_prompt: Rows | None =
     features, training = run.features(items, reid.extractor), run.features(run.training, reid.extractor)
     known = _in_blocks(training, "re-identification scores") if own_prompt is None else training
     return privacy.reidentification_score(
-        features, known, reid.weight, reid.bias, own_prompt=own_prompt, device=run.device
+        features, known, reid.weight, reid.bias, power=reid.power, own_prompt=own_prompt, device=run.device
     )
 
 

@@ -159,6 +159,7 @@ class Instruments:
         cache: folder of features and trained judges.
         draws, seed: for the bootstrap; the seed also for all other random choices.
         source, classifier: of the judge, as for :func:`xgem.judges.saved.open_judge`.
+        model: the model whose sets these are, where it is another than that of the encoders.
     """
 
     name: str
@@ -171,6 +172,7 @@ class Instruments:
     seed: int = 0
     classifier: ClassifierConfig = field(default_factory=ClassifierConfig)
     source: str | None = None
+    model: Evaluated | None = None
 
     @property
     def bootstrap(self) -> dict[str, Any]:
@@ -238,7 +240,7 @@ class Instruments:
         options |= {"settings": Settings(seed=self.seed, bootstrap=self.draws)}
         spaces = self.spaces(view)
         distances = averaged([fidelity.evaluate(target, sample, extractors=spaces, **options) for sample in outputs])
-        sharp = sharpness(real, generated, self.encoders, view, **self.bootstrap)
+        sharp = sharpness(real, generated, self.model or self.encoders, view, **self.bootstrap)
         # Alignment with prompts belongs to agreement; diversity needs sets with several samples per prompt
         metrics = [metric for metric in distances.metrics if metric.name not in ("alignment", "ssim", "ms_ssim")]
         if seeds is not None:

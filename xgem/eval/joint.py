@@ -24,6 +24,7 @@ def evaluate_joint(
     *,
     split: str = "val",
     settings: RunSettings | None = None,
+    quality: bool = True,
     cache: Path | None = None,
     device: str | None = None,
     dtype: str | None = None,
@@ -35,6 +36,7 @@ def evaluate_joint(
     what ``xgem eval routes`` measures is the ``independent`` reference here.
 
     Args and errors as of :func:`xgem.eval.routes.evaluate_routes`; InputError where the model has no alignment.
+    ``quality``: also measure every output by itself.
     """
     settings = settings or RunSettings()
     setup = Setup.of(
@@ -52,12 +54,19 @@ def evaluate_joint(
     results: list[FamilyResult] = []
     for route, outputs in joint.items():
         separate = {one.outputs[0]: apart[one] for one in route.apart}
-        results += [replace(one, route=route.short) for one in _measured(setup, real, route, outputs, separate)]
+        results += [
+            replace(one, route=route.short) for one in _measured(setup, real, route, outputs, separate, quality)
+        ]
     return setup.about(settings), [*results, *missing_routes("consistency", missing)]
 
 
 def _measured(
-    setup: Setup, real: Studies, route: Route, outputs: Mapping[str, EvalSet], separate: Mapping[str, EvalSet]
+    setup: Setup,
+    real: Studies,
+    route: Route,
+    outputs: Mapping[str, EvalSet],
+    separate: Mapping[str, EvalSet],
+    quality: bool,
 ) -> list[FamilyResult]:
     """Consistency of the outputs, and every output by itself, joint beside independent."""
     instruments = setup.instruments
@@ -65,7 +74,7 @@ def _measured(
     found = [
         consistency.evaluate_outputs(real.sets, outputs, views=views, independent=separate, **instruments.bootstrap)
     ]
-    for output, generated in outputs.items():
+    for output, generated in outputs.items() if quality else ():
         joint, independent = (
             instruments.of_output(real, one, route.inputs, output) for one in (generated, separate[output])
         )

@@ -103,12 +103,14 @@ class Setup:
         for view in opened.images:
             if view in training and view in real.sets:
                 check_disjoint(real[view], training[view])
+        # A model without prompt encoders is measured with those of the default one
+        looks = opened if opened.encodes else open_model(DEFAULT_MODEL, device=device, dtype=dtype)
         paired = or_reason(lambda: Studies.read(data, opened, "train", name="training"), DataError)
         options = {"sections": opened.sections, "device": device, "dtype": dtype, "progress": progress}
         cohorts = Cohorts(name, opened.pipe, data, split, out / COHORTS, settings.sampling, **options)
         instruments = Instruments(
-            name,
-            opened,
+            name if looks is opened else DEFAULT_MODEL,
+            looks,
             training,
             None if isinstance(paired, NotComputed) else paired,
             cache or evaluation_cache(),
@@ -117,6 +119,7 @@ class Setup:
             settings.sampling.seed,
             settings.classifier,
             settings.judge,
+            opened,
         )
         return cls(opened, real, cohorts, instruments)
 
@@ -181,7 +184,9 @@ def evaluate_routes(
     )
     modalities = setup.model.modalities
     wanted = [parse_route(one, modalities) for one in routes] if routes else all_routes(modalities)
-    measured, missing = measurable(setup.real, wanted)
+    unable = [route for route in wanted if not setup.model.makes(route.outputs[0])]
+    measured, missing = measurable(setup.real, [route for route in wanted if route not in unable])
+    missing |= {route: f"{setup.model.name} makes no {route.outputs[0]}" for route in unable}
     sets, seeds = route_sets(setup, measured, settings), _seed_sets(setup, measured, settings)
     real = setup.real.of(answered(setup.real.ids, list(sets.values())))
     results: dict[Route, list[FamilyResult]] = {}

@@ -17,6 +17,7 @@ from xgem.eval.registry import spec
 from xgem.judges.extractors import Extractor
 from xgem.metrics import fidelity
 from xgem.metrics.bootstrap import Estimate
+from xgem.metrics.radiomics import frechet_radiomics
 from xgem.types import InputError
 
 PRDC: Final = ("precision", "recall", "density", "coverage")
@@ -98,17 +99,8 @@ class Space:
         The reference of each distance is the same distance between the real images and other real ones, at most as many
         as there are generated ones: from the training set's ``pool``, or else between two halves of the real images.
         """
-        # The real images of the reference
-        s, real, generated = self.settings, self.real[rows], self.generated[columns]
-        order = np.random.default_rng([s.seed, 2]).permutation
-        if self.training is None or pool is None:
-            shuffled = real[order(len(real))]
-            yardstick, source = (shuffled[::2], shuffled[1::2]), "halves of the real set"
-        else:
-            others = self.training[pool]
-            yardstick, source = (real, others[order(len(others))[: len(generated)]]), "training set"
-        sets = real, generated
-        base = {"n_real": len(real), "n_generated": len(generated), "seed": s.seed, "yardstick": source}
+        s = self.settings
+        sets, yardstick, base = self._sides(rows, columns, pool)
 
         def fid(x: Features, y: Features) -> Mapping[str, Estimate]:
             return {"fid": fidelity.frechet_distance(x, y, seed=s.seed, draws=s.frechet_draws)}
@@ -121,7 +113,7 @@ class Space:
             manifolds = fidelity.prdc(x, y, s.k, seed=s.seed, draws=s.bootstrap)
             return {name: getattr(manifolds, name) for name in PRDC}
 
-        used = min(len(real), len(generated), s.subset_size or len(real))
+        used = min(*map(len, sets), s.subset_size or len(sets[0]))
         kernel = {"draws": s.bootstrap, "subsets": s.subsets, "subset_size": used}
         return [
             *self._both(fid, ("fid",), sets, yardstick, of, base | {"draws": s.frechet_draws}),
@@ -129,6 +121,21 @@ class Space:
             *self._both(prdc, PRDC, sets, yardstick, of, base | {"draws": s.bootstrap, "k": s.k}),
             *self._alignment(rows, columns, of),
         ]
+
+    def _sides(
+        self, rows: Bools, columns: Bools, pool: Bools | None
+    ) -> tuple[tuple[Features, Features], tuple[Features, Features], dict[str, Any]]:
+        """Real and generated features, those of the reference, and the settings that say so."""
+        s, real, generated = self.settings, self.real[rows], self.generated[columns]
+        order = np.random.default_rng([s.seed, 2]).permutation
+        if self.training is None or pool is None:
+            shuffled = real[order(len(real))]
+            yardstick, source = (shuffled[::2], shuffled[1::2]), "halves of the real set"
+        else:
+            others = self.training[pool]
+            yardstick, source = (real, others[order(len(others))[: len(generated)]]), "training set"
+        base = {"n_real": len(real), "n_generated": len(generated), "seed": s.seed, "yardstick": source}
+        return (real, generated), yardstick, base
 
     def _both(
         self,
@@ -178,3 +185,17 @@ class Space:
 
     def _named(self, of: str) -> dict[str, Any]:
         return {"of": of, "extractor": self.extractor.name, "weights": self.extractor.weights}
+
+
+class RadiomicSpace(Space):
+    """Radiomic features, of which only the Frechet radiomics distance is defined."""
+
+    def measure(self, rows: Bools, columns: Bools, pool: Bools | None, of: str = "") -> list[Metric]:
+        """The distance, with that of real images as reference."""
+        s = self.settings
+        sets, yardstick, base = self._sides(rows, columns, pool)
+
+        def frd(x: Features, y: Features) -> Mapping[str, Estimate]:
+            return {"frd": frechet_radiomics(x, y, seed=s.seed, draws=s.frechet_draws)}
+
+        return self._both(frd, ("frd",), sets, yardstick, of, base | {"draws": s.frechet_draws})

@@ -12,11 +12,6 @@ CAPTION: Final = (
     "view, support devices, and every abnormal finding with its side and extent; if there is none, that it is normal. "
     "Describe only what the image shows: no patient history, no comparison, no advice."
 )
-REWRITE: Final = (
-    "You are a radiologist. Turn the structured facts about a chest radiograph into one to four sentences of plain "
-    "radiological prose. State every fact that is given, positive and negative, and keep its side, extent and "
-    "certainty. Add nothing: no finding, no measurement, no cause, no advice that the facts do not hold."
-)
 QUALITY: Final = (
     "You are a radiologist who checks synthetic chest radiographs. Grade the image. high: a plausible radiograph with "
     "sharp anatomy and no visible artefact. medium: plausible, with minor blur or artefacts that do not hide anatomy. "

@@ -1,5 +1,5 @@
-"""What models at a chat endpoint are used as: captioner, rewriter, quality judge, report labeller, report writer and
-judge of findings. RadVLM, CheXagent, CXR-LLaVA, LLaVA-Rad, MedGemma and general models are reached this way."""
+"""What models at a chat endpoint are used as: captioner, report writer, quality judge, report labeller, judge of
+findings. Structured facts are rewritten by ``xgem data curate``."""
 
 from __future__ import annotations
 
@@ -107,16 +107,6 @@ class Captioner(_Role):
     def describe(self, images: Iterable[Image]) -> Generator[str | ChatFailure]:
         """A description of each image, (h, w) uint8, in order; images are taken as needed."""
         return _texts(self.endpoint, (ChatRequest("Describe it.", prompts.CAPTION, (image,)) for image in images))
-
-
-@dataclass(frozen=True)
-class Rewriter(_Role):
-    """Turns structured facts into descriptions, as OpenChest's first step does (ChexGen, Methods)."""
-
-    def rewrite(self, facts: Iterable[Mapping[str, Any]]) -> Generator[str | ChatFailure]:
-        """A description of each record of facts (names to JSON values), in order; records are taken as needed."""
-        asked = (json.dumps(dict(one), indent=1, ensure_ascii=False, sort_keys=True) for one in facts)
-        return _texts(self.endpoint, (ChatRequest(text, prompts.REWRITE) for text in asked))
 
 
 @dataclass(frozen=True)

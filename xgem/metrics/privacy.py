@@ -181,17 +181,19 @@ def reidentification_score(
     weight: NDArray[Any],
     bias: float,
     *,
+    power: int = 1,
     own_prompt: Sequence[int] | Rows | None = None,
     device: str = "cpu",
 ) -> Closest:
     """The highest probability that a generated and a training image show the same patient (CheXGenBench 2.3).
 
-    ``sigmoid(weight . |a - b| + bias)`` of the network's features (Packhaeuser et al. 2022), 0 to 1; the maximum over
-    the training images. See :class:`xgem.judges.reid.Reid` for features, weight and bias.
+    ``sigmoid(weight . |a - b|^power + bias)`` of the network's features (Packhaeuser et al. 2022: power 1), 0 to 1; the
+    maximum over the training images. See :class:`xgem.judges.reid.Reid` for features, weight and bias.
 
     Args:
         generated, training: (n, d) and (m, d) features, or batches of the latter.
         weight, bias: (d,) and a scalar: the last layer.
+        power: 1 or 2.
         own_prompt: as in :func:`pixel_distance`.
     """
     import torch
@@ -201,10 +203,10 @@ def reidentification_score(
         raise ShapeError(f"weight of shape {weights.shape}: expected ({queries.shape[1]},), one per feature")
     if own_prompt is not None:
         features, rows = _own(training, own_prompt, generated)
-        logits = np.abs(queries.astype(np.float64) - _rows(features, 2)[rows]) @ weights + bias
+        logits = np.abs(queries.astype(np.float64) - _rows(features, 2)[rows]) ** power @ weights + bias
         return Closest(_sigmoid(logits), rows)
-    # w . |a - b| is the difference of two L1 distances: over the features with positive and with negative weight
-    scales = [torch.as_tensor(np.clip(sign * weights, 0, None), device=device) for sign in (1, -1)]
+    # w . |a - b|^p is a difference of two distances: over the features with positive and with negative weight
+    scales = [torch.as_tensor(np.clip(sign * weights, 0, None) ** (1 / power), device=device) for sign in (1, -1)]
     best, best_rows = np.full(len(queries), np.inf), np.zeros(len(queries), dtype=np.int64)
     start = 0  # row of the block's first training image
     for block in _blocks(training, generated.shape[1:], 2):
@@ -213,7 +215,9 @@ def reidentification_score(
             for first in range(0, len(queries), _BLOCK_ROWS):
                 part = slice(first, first + _BLOCK_ROWS)
                 x = torch.as_tensor(np.array(queries[part]), dtype=torch.float64, device=device)
-                up, down = (torch.cdist(x * scale, other, p=1) for scale, other in zip(scales, right, strict=True))
+                up, down = (
+                    torch.cdist(x * scale, other, p=power) ** power for scale, other in zip(scales, right, strict=True)
+                )
                 lowest, rows = (down - up).min(1)  # of (queries, training): the negated logit without its bias
                 _improve(best, best_rows, part, lowest.cpu().numpy(), start + rows.cpu().numpy())
             start += len(y)

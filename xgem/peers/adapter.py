@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 _NAME = "default"
 
 
-def _peft() -> Any:
+def peft_package() -> Any:
+    """The package that LoRA takes; InputError where it is not installed."""
     try:
         import peft
     except ImportError:
@@ -36,7 +37,7 @@ def add_fresh(denoiser: nn.Module, *, rank: int, alpha: float, targets: Sequence
     Raises:
         ConfigError: no layer of the denoiser has a name among ``targets``. InputError: peft is not installed.
     """
-    peft = _peft()
+    peft = peft_package()
     config = peft.LoraConfig(r=rank, lora_alpha=alpha, target_modules=list(targets))
     try:
         peft.inject_adapter_in_model(config, denoiser, adapter_name=_NAME)
@@ -66,7 +67,7 @@ def add_saved(pipe: Any, location: PeerLocation) -> None:
         CheckpointError: it cannot be read, or its weights are not those that its record says of this denoiser.
         InputError: peft is not installed.
     """
-    peft, folder, record = _peft(), location.adapter, location.record
+    peft, folder, record = peft_package(), location.adapter, location.record
     assert folder is not None
     where = f"{folder / ADAPTER_NAME}: does not fit {location.base} (hash {location.folder.hash})"
     try:

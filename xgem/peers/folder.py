@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import inspect
+import math
 import re
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Final
+
+from safetensors import safe_open
 
 from xgem.checkpoints.index import listed_files
 from xgem.data.file_hashes import FileHashes
@@ -120,6 +123,21 @@ class PipelineFolder:
     def defaults(self) -> dict[str, Any]:
         """Arguments of a call with the pipeline's own defaults."""
         return {name: one.default for name, one in inspect.signature(self.kind.__call__).parameters.items()}
+
+    def parameters(self) -> dict[str, Any]:
+        """Parameters as its files store them, component by component, in the form of ``xgem params``."""
+        components: dict[str, Any] = {}
+        for name in self.components:
+            stored = [file for file in self.files if file.startswith(f"{name}/") and file.endswith(".safetensors")]
+            total = 0
+            for file in stored:
+                with safe_open(str(self.root / file), "np") as stream:
+                    total += sum(math.prod(stream.get_slice(key).get_shape()) for key in stream.keys())  # noqa: SIM118
+            if stored:
+                components[name] = {"kind": str(self.index[name][1]), "parameters": total}
+        total = sum(entry["parameters"] for entry in components.values())
+        stated: dict[str, Any] = {"deviations": [], "assumptions": []}
+        return {"preset": self.kind.__name__, "components": components, "total": total} | stated
 
     @property
     def scheduler(self) -> tuple[str, dict[str, Any]]:

@@ -21,8 +21,12 @@ _FORMER: Final = ((".query.", ".to_q."), (".key.", ".to_k."), (".value.", ".to_v
 """Names in early autoencoders, which diffusers still reads."""
 
 
-def load_pipeline(location: PeerLocation, *, device: torch.device | str, dtype: torch.dtype) -> Any:
+def load_pipeline(
+    location: PeerLocation, *, device: torch.device | str, dtype: torch.dtype | dict[str, torch.dtype]
+) -> Any:
     """The diffusers pipeline at ``location`` with its adapter, if it has one, in evaluation mode and without bars.
+
+    ``dtype``: one number format, or one by component, and ``default``.
 
     Raises:
         CheckpointError: it cannot be read, weights are missing, or the adapter does not fit.

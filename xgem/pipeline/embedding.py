@@ -65,6 +65,9 @@ class Evaluated:
         embed: (modality, images (n, s, s) uint8 or texts) -> (n, d) vectors of the prompt encoders' shared space.
         reconstruct: (modality, images) -> what the modality's codec makes of them, (n, s, s) uint8.
         inputs: every modality that may be given, annotations and demographics included.
+        outputs: the modalities that it generates; empty: all of them.
+        encodes: whether ``embed`` works. The modalities of a model without prompt encoders include the report that it
+            reads, though it writes none.
     """
 
     name: str
@@ -78,6 +81,12 @@ class Evaluated:
     sections: tuple[str, ...] = ("impression",)
     sampling: Mapping[str, Any] = field(default_factory=dict)
     inputs: tuple[str, ...] = ()
+    outputs: tuple[str, ...] = ()
+    encodes: bool = True
+
+    def makes(self, modality: str) -> bool:
+        """Whether it generates a modality."""
+        return modality in (self.outputs or self.modalities)
 
     @property
     def modalities(self) -> tuple[str, ...]:
@@ -94,16 +103,19 @@ def open_model(
     """
     pipe = XgemPipeline.from_pretrained(model, device=device, dtype=dtype, compile=compile)
     preset = pipe.preset
+    measured = preset.outputs if pipe.encodes else tuple(preset.modalities)
     return Evaluated(
         name=pipe.name,
         hash=pipe.hash,
         pipe=pipe,
-        images=tuple(name for name in preset.outputs if get_modality(name).is_image),
-        reports=tuple(name for name in preset.outputs if not get_modality(name).is_image),
+        images=tuple(name for name in measured if get_modality(name).is_image),
+        reports=tuple(name for name in measured if not get_modality(name).is_image),
         transform=preset.transform,
         embed=pipe.embed,
         reconstruct=pipe.reconstruct,
         sections=tuple(preset.report_sections),
         sampling=preset.sampling.model_dump(),
         inputs=tuple(preset.modalities),
+        outputs=preset.outputs,
+        encodes=pipe.encodes,
     )

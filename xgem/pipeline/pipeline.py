@@ -59,10 +59,11 @@ class XgemPipeline:
         hash: stands for all of the checkpoint's files (``xgem.checkpoints.store.checkpoint_hash``).
         device, dtype: where and in which number format requests run.
         compiled: whether its denoisers are compiled.
-        samplers: names of the samplers that a request may ask for.
+        samplers: names of the samplers that a request may ask for. ``encodes``: whether ``embed`` has prompt encoders.
     """
 
     samplers: tuple[str, ...] = tuple(SAMPLERS)
+    encodes: bool = True
 
     def __init__(
         self,
@@ -374,9 +375,8 @@ class XgemPipeline:
         return MODALITIES[output].to_output(codec.decode(latents.to(self.device, self.dtype)), kind)
 
     def __repr__(self) -> str:
-        takes = ", ".join(self.preset.modalities)
-        where = f"{self.device} {dtype_name(self.dtype)}"
-        return f"XgemPipeline({self.name} {self.hash}, {where}: {takes} -> {', '.join(self.preset.outputs)})"
+        takes, makes = (", ".join(names) for names in (self.preset.modalities, self.preset.outputs))
+        return f"XgemPipeline({self.name} {self.hash}, {self.device} {dtype_name(self.dtype)}: {takes} -> {makes})"
 
     def _repr_html_(self) -> str:
         """For notebooks: what it generates from what."""

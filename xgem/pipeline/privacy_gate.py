@@ -90,9 +90,14 @@ class Index:
 
         A latent distance within :data:`LATENT_TOLERANCE` above the threshold counts as at it.
         """
-        near = float(latent_distance(latent[None], self.latents).values[0])
-        close = float(aligned_distance(pixels[None], self.pixels).values[0])
-        return Verdict(near, close, near <= self.latent_threshold + LATENT_TOLERANCE or close <= self.pixel_threshold)
+        return self.verdicts(pixels[None], latent[None])[0]
+
+    def verdicts(self, pixels: Images, latents: NDArray[np.float32], device: str = "cpu") -> list[Verdict]:
+        """Of several images (n, s, s) and their vectors (n, d), as :meth:`verdict`."""
+        near = latent_distance(latents, self.latents, device=device).values
+        close = aligned_distance(pixels, self.pixels, device=device).values
+        refused = (near <= self.latent_threshold + LATENT_TOLERANCE) | (close <= self.pixel_threshold)
+        return [Verdict(float(n), float(c), bool(r)) for n, c, r in zip(near, close, refused, strict=True)]
 
 
 @dataclass(frozen=True)
@@ -222,6 +227,17 @@ class PrivacyGate:
         image = _grey(value)[None]
         pixels, latents = _features(model, view, image)
         return self.indexes[view].verdict(pixels[0], latents[0])
+
+    def compare(
+        self, model: LoadedModel, view: str, files: Sequence[Path], reading: Mapping[Path, ReadOptions] | None = None
+    ) -> list[Verdict]:
+        """The verdicts on image files of one view, by its index (:meth:`indexed`); on the device of the model.
+
+        Raises:
+            ImageError: an image cannot be read; names the file.
+        """
+        pixels, latents = _read(model, view, files, reading or {})
+        return self.indexes[view].verdicts(pixels, latents, str(model.device))
 
     def describe(self, view: str, verdict: Verdict) -> dict[str, Any]:
         """A verdict as a sample's metadata hold it, as JSON values."""

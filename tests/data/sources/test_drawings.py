@@ -15,7 +15,7 @@ from PIL import Image
 from tests.data.conftest import dataset
 from xgem.data.annotation_files import read_masks
 from xgem.data.annotations import Box
-from xgem.data.sources.drawings import Cutter, MaskFiles, Runs, Shape, check_scale, stored_size
+from xgem.data.sources.drawings import Cutter, Kind, MaskFiles, Runs, Shape, check_scale, stored_size
 from xgem.types import DataError, OutputError
 
 
@@ -57,6 +57,19 @@ def test_shapes() -> None:
     assert (ellipse[5, 10], ellipse[0, 0], ellipse[10, 20]) == (True, False, False)
     triangle = Shape("polygon", [(0, 0), (40, 0), (0, 40)]).mask((10, 10))
     assert triangle.all()
+
+
+@given(
+    kind=st.sampled_from(["rectangle", "ellipse"]),
+    left=st.floats(-3, 8),
+    top=st.floats(-3, 6),
+    width=st.floats(0.01, 4),
+    height=st.floats(0.01, 4),
+)
+def test_what_has_a_box_has_a_mask(kind: Kind, left: float, top: float, width: float, height: float) -> None:
+    box = Cutter().box("Mass", (left, top, left + width, top + height), (6, 8))
+    mask = Shape(kind, [(left, top), (left + width, top + height)]).mask((6, 8))
+    assert mask.any() or box is None
 
 
 def test_boxes_are_cut_and_counted(caplog: pytest.LogCaptureFixture) -> None:

@@ -10,7 +10,7 @@ import pytest
 from tests.data.sources.conftest import image
 from xgem.data.sources import medfmc_chestdr
 from xgem.labels.vocabulary import annotated_labels
-from xgem.types import DataError
+from xgem.types import DataError, InputError
 
 COLUMNS = (
     "pleural_effusion,nodule,pneumonia,cardiomegaly,hilar_enlargement,fracture_old,fibrosis,aortic_calcification,"
@@ -54,6 +54,11 @@ def test_few_shot_lists_are_splits(tmp_path: Path, chest) -> None:
     assert [(row.study[-1], row.split) for row in rows] == [("2", "train"), ("b", "val"), ("c", "test")]
     with pytest.raises(DataError, match=r"has no chest_5-shot_train_exp1\.txt; expected MedFMC's lists"):
         medfmc_chestdr.prepare(source, tmp_path / "m.jsonl", shots=5)
+    with pytest.raises(InputError, match="drawing: 2 is one of the lists for few-shot learning; give shots too"):
+        medfmc_chestdr.prepare(source, tmp_path / "m.jsonl", drawing=2)
+    (source / "trainval.txt").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(DataError, match=r"trainval\.txt: not readable as text"):
+        medfmc_chestdr.prepare(source, tmp_path / "m.jsonl")
 
 
 def test_the_table(tmp_path: Path, chest) -> None:

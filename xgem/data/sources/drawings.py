@@ -123,7 +123,7 @@ class Shape:
     points: Points
 
     def mask(self, size: Size) -> Mask:
-        """Pixels inside the outline and on it."""
+        """Pixels inside the outline and on it; where it is too small for any, the one in the middle of its extent."""
         from PIL import Image, ImageDraw
 
         height, width = size
@@ -134,6 +134,12 @@ class Shape:
             draw.polygon(points, fill=1, outline=1)
         else:
             {"rectangle": draw.rectangle, "ellipse": draw.ellipse}[self.kind](points, fill=1, outline=1)
+        if image.getbbox() is None:
+            across, down = zip(*points, strict=True)
+            left, right = max(min(across), 0), min(max(across), width)
+            top, bottom = max(min(down), 0), min(max(down), height)
+            if left < right and top < bottom:
+                image.putpixel((int((left + right) / 2), int((top + bottom) / 2)), 1)
         return np.asarray(image)
 
 

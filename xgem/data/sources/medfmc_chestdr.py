@@ -30,7 +30,7 @@ from xgem.data.manifest import Manifest, Row, Split, place, split_of
 from xgem.data.sources.rows import check_images, flagged, make_row, write_manifest
 from xgem.data.tables import read_table
 from xgem.labels.terms import CHESTDR, NO_FINDING
-from xgem.types import DataError
+from xgem.types import DataError, InputError
 
 SOURCE: Final = "medfmc-chestdr"
 LICENCE: Final = "as stated with MedFMC on figshare"
@@ -38,22 +38,25 @@ _TABLE, _REST, _TEST = "chestdr_published_19d.csv", "trainval.txt", "test_WithLa
 _COLUMNS: Final = {name.replace(" ", "_"): name for name in CHESTDR if name != NO_FINDING}
 
 
-def prepare(source_dir: Path, out: Path, *, shots: int | None = None, drawing: int = 1) -> Manifest:
+def prepare(source_dir: Path, out: Path, *, shots: int | None = None, drawing: int | None = None) -> Manifest:
     """Write the manifest of a ChestDR folder to ``out``, with references to its images in place.
 
     Args:
         shots: patients a disease in train and val (1, 5 or 10); None: all images.
-        drawing: which of the five lists of ``shots``.
+        drawing: which of the five lists of ``shots``; None: the first.
 
     Raises:
+        InputError: a drawing without shots.
         DataError: the folder has none of the lists, or a line is not as above, or no image is there.
     """
     root = Path(out).resolve().parent
     return write_manifest(rows_of(Path(source_dir), root, shots=shots, drawing=drawing), root, out)
 
 
-def rows_of(source: Path, root: Path, *, shots: int | None = None, drawing: int = 1) -> list[Row]:
+def rows_of(source: Path, root: Path, *, shots: int | None = None, drawing: int | None = None) -> list[Row]:
     """The rows of a folder for a manifest in ``root``; arguments and errors as :func:`prepare`."""
+    if shots is None and drawing is not None:
+        raise InputError(f"drawing: {drawing} is one of the lists for few-shot learning; give shots too")
     tested = _listed(source, _TEST)
     if shots is None:
         listed: dict[str, tuple[Path, tuple[str, ...], Split | None]] = {
@@ -62,7 +65,7 @@ def rows_of(source: Path, root: Path, *, shots: int | None = None, drawing: int 
     else:
         listed = {}
         for split in ("train", "val"):
-            wanted = f"chest_{shots}-shot_{split}_exp{drawing}.txt"
+            wanted = f"chest_{shots}-shot_{split}_exp{1 if drawing is None else drawing}.txt"
             few = _listed(source, wanted)
             if not few:
                 raise DataError(
@@ -101,7 +104,11 @@ def _listed(source: Path, name: str) -> dict[str, tuple[Path, tuple[str, ...]]]:
     if path is None:
         return {}
     images: dict[str, tuple[Path, tuple[str, ...]]] = {}
-    for number, line in enumerate(path.read_text(encoding="utf-8-sig").splitlines(), start=1):
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: not readable as text ({error})") from None
+    for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
         image, _, text = line.strip().rpartition(" ")

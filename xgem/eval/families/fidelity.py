@@ -13,8 +13,9 @@ from xgem.data.sets import EvalSet
 from xgem.eval import plots
 from xgem.eval.diversity import similarity_of_seeds
 from xgem.eval.record import Example, FamilyResult, Metric
-from xgem.eval.spaces import PRDC, Bools, Settings, Space
+from xgem.eval.spaces import PRDC, Bools, RadiomicSpace, Settings, Space
 from xgem.judges.extractors import WITH_TEXTS, Extractor, open_extractor
+from xgem.judges.extractors.radiomic import NAME as RADIOMICS
 from xgem.labels.vocabulary import CHEXPERT_CLASSES
 from xgem.metrics import neighbours
 from xgem.metrics.bootstrap import Estimate
@@ -75,10 +76,9 @@ def evaluate(
     spaces: list[Space] = []
     for name, extractor in _opened(extractors, training, cache, device):
         if isinstance(extractor, NotComputed):
-            keys = ("fid", "kid", *PRDC, *(("alignment",) if name.startswith(WITH_TEXTS) else ()))
-            metrics += [Metric.missing(key, extractor, extractor=name) for key in keys]
+            metrics += _missing(name, extractor)
             continue
-        space = Space.of(extractor, real, generated, training, settings, cache)
+        space = _kind(extractor).of(extractor, real, generated, training, settings, cache)
         spaces.append(space)
         for of, (rows, columns, others) in parts.items():
             metrics += space.measure(rows, columns, others, of)
@@ -91,6 +91,7 @@ def evaluate(
         prompts=diversity_prompts,
     )
 
+    compared = [space for space in spaces if not isinstance(space, RadiomicSpace)]
     counts = {of: (int(rows.sum()), int(columns.sum())) for of, (rows, columns, _) in findings.items()}
     sets = {"real": real, "generated": generated} | ({"training": training} if training else {})
     return FamilyResult(
@@ -102,10 +103,20 @@ def evaluate(
         | {"preprocessing": {space.extractor.name: space.extractor.preprocessing for space in spaces}},
         details={"images_per_finding": {of: {"real": n, "generated": m} for of, (n, m) in counts.items()}}
         | {"rank correlation of real images and FID over findings": _frequent_first(metrics, spaces, counts)},
-        plots=_plots(metrics, spaces, counts),
-        examples=_farthest(real, generated, spaces[0]) if spaces else (),
+        plots=_plots(metrics, compared, counts),
+        examples=_farthest(real, generated, compared[0]) if compared else (),
         tables=_tables(metrics, list(findings), note),
     )
+
+
+def _kind(extractor: Extractor) -> type[Space]:
+    return RadiomicSpace if extractor.name == RADIOMICS else Space
+
+
+def _missing(name: str, reason: NotComputed) -> list[Metric]:
+    """The metrics of a space that cannot be opened."""
+    keys = ("fid", "kid", *PRDC, *(("alignment",) if name.startswith(WITH_TEXTS) else ()))
+    return [Metric.missing(key, reason, extractor=name) for key in keys]
 
 
 def _check_sizes(real: EvalSet, generated: EvalSet, k: int) -> None:

@@ -144,6 +144,19 @@ def _fidelity() -> Iterator[MetricSpec]:
     )
 
 
+def _radiomics() -> Iterator[MetricSpec]:
+    yield MetricSpec(
+        "frd",
+        ("fidelity",),
+        False,
+        "Frechet radiomics distance, version 1: logarithm of the Frechet distance of standardised radiomic features.",
+        "any",
+        "Konz, Osuala et al. 2025; CheXGenBench's repository",
+        f"{_M}radiomics.frechet_radiomics",
+        "FRD",
+    )
+
+
 def _text() -> Iterator[MetricSpec]:
     def row(name: str, doc: str, source: str, function: str, title: str = "", compat: str = "") -> MetricSpec:
         return MetricSpec(name, ("text",), True, doc, "[0, 1]", source, function, title, compat)
@@ -380,5 +393,5 @@ def _prompts() -> Iterator[MetricSpec]:
 
 def rows() -> Iterator[MetricSpec]:
     """The metrics of this module."""
-    for part in (_agreement, _fidelity, _text, _words, _consistency, _control, _prompts):
+    for part in (_agreement, _fidelity, _radiomics, _text, _words, _consistency, _control, _prompts):
         yield from part()

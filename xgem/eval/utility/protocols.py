@@ -197,7 +197,7 @@ def _in_rounds(synthetic: EvalSet, seed: int) -> list[int]:
     return [row for _, row in sorted(rounds, key=lambda entry: entry[0])]
 
 
-SUITES: Final = ("augmentation", "anonymisation", "imbalance", "scarcity", "pretraining", "few-shot")
+SUITES: Final = ("augmentation", "substitution", "anonymisation", "imbalance", "scarcity", "pretraining", "few-shot")
 FRACTIONS: Final = (0.01, 0.1, 0.3, 0.5, 0.7, 1.0)
 MULTIPLES: Final = (1 / 3, 1.0, 2.0, 4.0)
 SHOTS: Final = (1, 5, 10)
@@ -216,7 +216,8 @@ def suite(
     """The protocols of one suite.
 
     Args:
-        name: ``augmentation`` (real, synthetic, real and 1 and 2 times synthetic), ``anonymisation``, ``imbalance``,
+        name: ``augmentation`` (real, synthetic, real and 1 and 2 times synthetic), ``substitution`` (real, synthetic:
+            CheXGenBench, Table 4), ``anonymisation``, ``imbalance``,
             ``scarcity`` (the one of ``fractions`` nearest to 10 %, with ``multiples`` of synthetic), ``pretraining``
             (each of ``fractions`` with and without), ``few-shot`` (each of ``shots`` with and without pretraining).
             ``multiples`` of the real images are pretrained on, each by itself; by default all synthetic ones.
@@ -232,6 +233,8 @@ def suite(
             for k in (multiples or (1.0, 2.0))
         ]
         return (whole, Protocol("synthetic", lambda seed: synthetic_only(synthetic), "real"), *more)
+    if name == "substitution":
+        return (whole, Protocol("synthetic", lambda seed: synthetic_only(synthetic), "real"))
     if name == "anonymisation":
         return (whole, Protocol("anonymised", lambda seed: anonymised(real, synthetic, seed=seed), "real"))
     if name == "imbalance":

@@ -13,6 +13,7 @@ xrv-densenet-all    TorchXRayVision's DenseNet-121 trained on all its data  1024
 xrv-densenet-mimic  the same trained on MIMIC-CXR                           1024
 biovil-t            microsoft/BiomedVLP-BioViL-T, image and text             128
 mobilenet-v2        MobileNetV2 with ImageNet's weights; ships with xgem    1280
+radiomics           first order and texture, for FRD; no network             385
 xgem-classifier     xgem's judge, trained on real training images           192
 xgem:MODEL/MODALITY a prompt encoder of an xgem checkpoint, image and text     -
 =================== ====================================================== =====
@@ -165,6 +166,13 @@ def _mobilenet(source: str | None, device: str) -> Extractor:
     return mobilenet(source, device)
 
 
+def _radiomic(source: str | None, device: str) -> Extractor:
+    from xgem.judges.extractors.radiomic import radiomic
+
+    del source, device  # computed, not loaded
+    return radiomic()
+
+
 _LOADERS: Final[dict[str, Callable[[str | None, str], Extractor]]] = {
     "inception-v3": _inception,
     "rad-dino": _rad_dino,
@@ -173,6 +181,7 @@ _LOADERS: Final[dict[str, Callable[[str | None, str], Extractor]]] = {
     "xrv-densenet-mimic": _densenet("mimic"),
     "biovil-t": _biovil_t,
     "mobilenet-v2": _mobilenet,
+    "radiomics": _radiomic,
 }
 NAMES: Final = (*_LOADERS, "xgem-classifier", "xgem:MODEL/MODALITY")
 WITH_TEXTS: Final = ("biovil-t", "xgem:")

@@ -1,0 +1,1 @@
+"""Published experiments as commands: plans, what they measure, and the papers' tables."""

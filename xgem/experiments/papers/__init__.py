@@ -1,0 +1,1 @@
+"""The experiments of XGeM, ChexGen and CheXGenBench: each a plan in ``xgem/configs/experiments``."""
