@@ -242,7 +242,7 @@ def test_a_turned_frontal_of_a_study_with_a_lateral_keeps_its_annotations(
     Image.fromarray(mask).save(tmp_path / "lung.png")
     images = {"frontal": np.rot90(frontals[5]).copy(), "lateral": laterals[1]}
     views = {"frontal": "frontal", "lateral": "lateral"}
-    masks = dict.fromkeys(views, {"left lung": (str(tmp_path / "lung.png"),)})
+    masks = {view: {"left lung": (str(tmp_path / "lung.png"),)} for view in views}
     boxes = (Box("mass", 0.1, 0.2, 0.3, 0.4),)
     manifest = source("set", images, study="s", subject="s", view=views, labels=("Mass",), masks=masks, boxes=boxes)
     out = tmp_path / "out"
