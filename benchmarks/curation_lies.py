@@ -43,7 +43,7 @@ def drawn(rng: random.Random) -> Facts:
         sides = [rng.choice(["", "/left", "/right"]) if label in SIDED else "" for label in labels]
         qualified = [label + side for label, side in zip(labels, sides, strict=True)]
     row = Row(study="s", subject="s", split="train", view="frontal", file="f.png", labels=tuple(labels), source="nih",
-              qualified=tuple(qualified), age=rng.randint(20, 89), sex=rng.choice("FM"))  # fmt: skip
+              qualified=tuple(qualified), age=rng.randint(20, 89), sex="F" if rng.random() < 0.5 else "M")  # fmt: skip
     return facts_of([row], ["frontal"])
 
 

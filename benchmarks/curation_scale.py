@@ -15,6 +15,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -48,15 +49,15 @@ def make(folder: Path, rows: int) -> Path:
             Image.fromarray(pixels).save(file, compress_level=1)
             labels = ("Effusion",) if k % 3 else ("No Finding",)
             name = f"study-{k:07d}"
-            row = Row(study=name, subject=name, split="train", view="frontal", file=str(file), labels=labels, source="nih",
-                      age=20 + k % 70, sex="FM"[k % 2], licence="CC BY 4.0")  # fmt: skip
+            patient: Any = {"study": name, "subject": name, "split": "train", "age": 20 + k % 70, "sex": "FM"[k % 2]}
+            row = Row(**patient, view="frontal", file=str(file), labels=labels, source="nih", licence="CC BY 4.0")
             stream.write(row.model_dump_json() + "\n")
     (folder / "partial").replace(done)
     return done
 
 
 def curate(folder: Path, name: str, part: int, kills: int, longest: float, seed: int = 0) -> dict[str, object]:
-    """Run the command, killed ``kills`` times with SIGKILL after at most ``longest`` seconds; peak memory and hashes."""
+    """Run the command, killed ``kills`` times with SIGKILL after at most ``longest`` seconds; memory and hashes."""
     plan = folder / "plan.yaml"
     plan.write_text(
         f"name: many\nsources: [{{name: many, manifest: {folder}/manifest.jsonl}}]\npart: {part}\n"

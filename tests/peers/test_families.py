@@ -32,7 +32,7 @@ def oracle(family: Family, z: torch.Tensor) -> Callable[..., tuple[torch.Tensor]
     pipe, side = family.pipe, z.shape[-1] * family.folder.scale
 
     def forward(*arguments: Any, **named: Any) -> tuple[torch.Tensor]:
-        noisy = named.get("hidden_states", named.get("sample", arguments[0] if arguments else None))
+        noisy = named["hidden_states"] if "hidden_states" in named else named.get("sample", *arguments[:1])
         time = named.get("timestep", arguments[1] if len(arguments) > 1 else None)
         if isinstance(family, Flux):
             noisy = pipe._unpack_latents(noisy, side, side, family.folder.scale)
@@ -54,7 +54,7 @@ def test_a_pipeline_recovers_images_from_the_target(pipelines: Pipelines, name: 
     z = torch.randn(1, *family.latent_shape(side), generator=torch.Generator().manual_seed(1))
     denoiser: Any = family.denoiser
     denoiser.forward = oracle(family, z)
-    options = {key: value for key, value in FIXED.items() if key in family.folder.defaults}
+    options: dict[str, Any] = {key: value for key, value in FIXED.items() if key in family.folder.defaults}
     found = family.pipe(
         prompt=["a"], height=side, width=side, num_inference_steps=4, output_type="latent",
         generator=torch.Generator().manual_seed(2), **options,
@@ -86,7 +86,7 @@ def test_denoisers_are_called_as_their_pipelines_call_them(pipelines: Pipelines,
         return made
 
     denoiser.forward = recording
-    options = {key: value for key, value in FIXED.items() if key in family.folder.defaults}
+    options: dict[str, Any] = {key: value for key, value in FIXED.items() if key in family.folder.defaults}
     options["guidance_scale"] = family.guidance  # no guidance, but what Flux's embedding is told
     family.pipe(
         prompt=["Effusion."], height=side, width=side, num_inference_steps=1, output_type="latent",

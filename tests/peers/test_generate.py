@@ -130,12 +130,13 @@ def test_options_of_xgems_own_checkpoints_are_refused(peer: PeerPipeline, name: 
 
 
 def test_other_outputs_and_inputs_are_refused(peer: PeerPipeline) -> None:
+    foreign: dict[str, Any] = {"negative_prompt": "blurry"}
     with pytest.raises(InputError, match="cannot generate 'lateral', only: frontal"):
         peer({"report": TEXTS[0]}, "lateral")
     with pytest.raises(InputError, match="takes no 'mask'"):
         peer({"mask": "mask.png"}, "frontal")
     with pytest.raises(InputError, match="unexpected keyword argument 'negative_prompt'"):
-        peer({"report": TEXTS[0]}, "frontal", negative_prompt="blurry")
+        peer({"report": TEXTS[0]}, "frontal", **foreign)
     with pytest.raises(NotComputed, match="no prompt encoders"):
         peer.embed("report", TEXTS)
     with pytest.raises(InputError, match="not a checkpoint of xgem: copy its folder"):

@@ -30,9 +30,9 @@ def curate(
     After an interruption, the same command goes on and gives identical files. OUT/decisions.parquet has every
     row of every source with what became of it and why; OUT/README.md is the data card.
     """
+    from xgem.curation.counts import as_json as counted
     from xgem.curation.engine import Engine
     from xgem.curation.plan import read_plan
-    from xgem.curation.result import as_json as counted
     from xgem.curation.run import curate as run
 
     where = Engine(engine, jobs, scheduler)

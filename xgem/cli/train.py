@@ -110,8 +110,7 @@ def train(
         str,
         typer.Argument(
             metavar="STAGE",
-            help="image-vae, image-decoder, clip, report-vae, frontal, lateral, report, joint, control, all; or reid, "
-            "lora, full.",
+            help="One of a preset (image-vae, clip, report-vae, frontal ...), all of them, reid, lora or full.",
             autocompletion=completion.stages,
         ),
     ],
@@ -153,14 +152,12 @@ def train(
 
     xgem train all --preset openi-256-tune --init openi-256 --data mine.parquet --out tuned
 
-    --max-minutes counts from the start of the command, for all of its stages together. A stage that is not finished has
-    no component in --out yet and no file OUT/training/STAGE/finished; the exit status is 0 either way.
+    --max-minutes counts from the start of the command, for all of its stages. A stage that is not finished has no
+    component in --out yet and no file OUT/training/STAGE/finished; the exit status is 0 either way.
 
-    Several processes train together where torchrun or accelerate launch starts this command: a batch is divided among
-    them, and the result is that of one process.
+    Where torchrun or accelerate launch starts this command, processes divide a batch; the result is that of one.
 
-    Stage reid is not part of a preset: it trains the re-identification network that xgem eval privacy uses. Nor are
-    lora and full, which train a text-to-image pipeline of diffusers:
+    Not of a preset: reid, the re-identification network of xgem eval privacy; lora and full, of a diffusers pipeline:
 
     xgem train lora --base diffusers:ID --data mine.parquet --out runs/lora
     """
@@ -182,8 +179,8 @@ def train(
         changes = {"seed": seed, "steps": steps, "settings": settings or ()}
         if stage in PEERS:
             peer.train(stage, data, out, loop, running.device, **changes)
-            return
-        _run(stage, preset, data, out, loop, running.device, init=init, encoded=running.encoded, **changes)
+        else:
+            _run(stage, preset, data, out, loop, running.device, init=init, encoded=running.encoded, **changes)
     finally:
         torch.set_flush_denormal(False)  # whoever called goes on with IEEE's numbers
 

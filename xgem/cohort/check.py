@@ -8,10 +8,9 @@ from typing import Any
 from xgem.cohort.items import Cohort, Item
 from xgem.cohort.plan import Plan
 from xgem.configs.preset import Preset
-from xgem.modalities import MODALITIES, get_modality
+from xgem.modalities import get_modality
 from xgem.pipeline.options import CallOptions, SamplingOptions, option, renamed
 from xgem.pipeline.pipeline import XgemPipeline
-from xgem.pipeline.request import make_request
 from xgem.types import InputError
 
 _INLINE = {"report", "demographics", "severity"}
@@ -75,14 +74,8 @@ def _check(
     plan: Plan, pipeline: XgemPipeline, item: Item, outputs: tuple[str, ...], given: tuple[str, ...]
 ) -> dict[str, Any]:
     preset = pipeline.preset
-    request = make_request(
-        preset,
-        list(MODALITIES),
-        pipeline.samplers,
-        {name: item.inputs.get(name, f"{name}.png") for name in given},
-        outputs,
-        options(plan, outputs, pipeline),
-    )
+    inputs = {name: item.inputs.get(name, f"{name}.png") for name in given}
+    request = pipeline.checked(inputs, outputs, options(plan, outputs, pipeline))
     if request.options.joint and not pipeline.aligned:
         raise InputError(
             f"{pipeline.name}: has no trained alignment, so {', '.join(outputs)} cannot be sampled jointly; "

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 from xgem._version import __version__
 from xgem.curation.content import ContentJudge
+from xgem.curation.counts import Done
 from xgem.curation.plan import CurationPlan
 from xgem.curation.writing import PROMPTS_VERSION
 from xgem.utils.tables import markdown_table
-
-if TYPE_CHECKING:
-    from xgem.curation.result import Done
 
 _STRICT: Final = (
     ("noncommercial", "non-commercial", "by-nc", "cc-nc", "research"),

@@ -39,7 +39,7 @@ _STRANGE: Final = {
     "a date or a time": r"\b(?:\d{1,4}[-/.]\d{1,2}[-/.]\d{2,4}|\d{1,2}:\d{2}|(?:january|february|march|april|june|july|"
     r"august|september|october|november|december)\s+\d)",
     "a phone number or an address": r"\+?\d[\d\s()-]{7,}\d|\bhttps?:|\bwww\.|\S@\S+\.\w",
-    "a person's name": r"\b(?:dr|mr|mrs|ms|prof)\.?\s+[A-Z]|\b(?:patient name|name:|MRN|signed by|dictated)",
+    "a person's name": r"\b(?i:dr|mr|mrs|ms|prof)\.?\s+[A-Z]|\b(?i:patient name|name:|MRN|signed by|dictated)",
     "markup": r"[*#`_]{2,}|^\s*[-*#>]\s|</?\w+>|[{}\[\]|]|\bXXXX\b",
     "words about itself": r"\bas an? (?:ai|language model|assistant)|\b(?:language model|I (?:cannot|can't|am|have)|"
     r"I'm|sorry|certainly|here is|here's|sure[,!])",
@@ -92,9 +92,9 @@ def ways_wrong(text: str, facts: Facts) -> list[str]:
 def contradictions(report: str, facts: Facts) -> list[str]:
     """In what a study's own report contradicts its annotators, each on a line.
 
-    Only plain statements count: a finding denied that the labels name, one affirmed in a study that they call normal, and
-    a report without any finding for a study with one that no report passes over (:data:`NAMED_ALWAYS`). What the labels
-    merely do not name may be there: annotators do not name all that a report mentions.
+    Only plain statements count: a finding denied that the labels name, one affirmed in a study that they call normal,
+    and a report without any finding for a study with one that no report passes over (:data:`NAMED_ALWAYS`). What the
+    labels merely do not name may be there: annotators do not name all that a report mentions.
     """
     stated = label_report(report)
     found: list[str] = []

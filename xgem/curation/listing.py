@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import logging
 import sqlite3
@@ -10,13 +9,15 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from xgem.curation.folder import Folder
 from xgem.curation.plan import CurationPlan, SourcePlan
 from xgem.data.manifest import name_in
 from xgem.data.manifest_files import records
 from xgem.data.rows import Row, checked_row
+from xgem.data.sources import Source
+from xgem.data.streamed import StreamedManifest
 from xgem.types import ConfigError, DataError, OutputError
 from xgem.utils.files import file_sha256, replacing
 from xgem.utils.progress import track
@@ -56,6 +57,10 @@ def manifests_of(plan: CurationPlan, folder: Folder) -> dict[str, Path]:
     for source in plan.sources:
         if source.manifest is not None:
             found[source.name] = Path(source.manifest)
+            if not (folder.state / "listed.json").exists():  # contradictions are said now, not after the work
+                checked = StreamedManifest(found[source.name], folder.state / "check")
+                checked.close()
+                checked.remove_copy()
             continue
         found[source.name] = folder.state / "sources" / f"{source.name}.parquet"
         if not found[source.name].exists():
@@ -65,12 +70,10 @@ def manifests_of(plan: CurationPlan, folder: Folder) -> dict[str, Path]:
 
 def _prepare(source: SourcePlan, out: Path, folder: Folder) -> None:
     assert source.folder is not None
-    assert source.module is not None
-    prepare: Any = importlib.import_module(source.module).prepare
     options = {name: Path(value) if isinstance(value, str) else value for name, value in source.options.items()}
     with _warnings() as said:
         try:
-            prepare(Path(source.folder), out, **options)
+            Source(source.name).module.prepare(Path(source.folder), out, **options)
         except TypeError as error:
             raise ConfigError(f"source {source.name}: options {', '.join(options)} do not fit ({error})") from None
     folder.write(out.with_suffix(".json"), said)

@@ -26,7 +26,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from xgem.chat.settings import ChatSettings
 from xgem.configs.yaml_text import read_yaml
-from xgem.data import sources
+from xgem.data.sources import FOLDERS
 from xgem.types import ConfigError
 
 _NAME: Final = r"^[A-Za-z0-9][A-Za-z0-9_.-]*$"
@@ -59,23 +59,11 @@ class SourcePlan(_Part):
             raise ValueError(f"source {self.name!r}: expected one of folder and manifest")
         if self.options and self.folder is None:
             raise ValueError(f"source {self.name!r}: options are those of a folder; a manifest has none")
-        if self.folder is not None and self.module is None:
-            near = difflib.get_close_matches(self.name, known_sources(), 1)
+        if self.folder is not None and self.name not in FOLDERS:
+            near = difflib.get_close_matches(self.name, FOLDERS, 1)
             hint = f"did you mean {near[0]}? " if near else ""
-            raise ValueError(f"unknown source {self.name!r}; {hint}expected one of {', '.join(known_sources())}")
+            raise ValueError(f"unknown source {self.name!r}; {hint}expected one of {', '.join(sorted(FOLDERS))}")
         return self
-
-    @property
-    def module(self) -> str | None:
-        """The module that reads it; None if there is none."""
-        if self.name not in known_sources():
-            return None
-        return f"{sources.__name__}.{self.name.replace('-', '_')}"
-
-
-def known_sources() -> tuple[str, ...]:
-    """Names of the data sets that ``xgem data prepare`` reads from a folder."""
-    return tuple(sorted(sources.FOLDERS))
 
 
 class DuplicatesPlan(_Part):
@@ -94,9 +82,9 @@ class ContentPlan(_Part):
     """What happens to a picture by kind: ``drop``, ``fix`` (turned, inverted, its view corrected) or ``note``.
 
     ``judge``: whether the network that ships with xgem looks at all images; without it the rules alone do (unreadable,
-    colour, blank, small). ``certainty`` is the probability from which it is believed, of a chest radiograph as of all that
-    may be wrong with one. ``min_side`` in pixels;
-    ``most_of_one``: share of one grey level from which an image counts as blank, ``clipped`` that of white.
+    colour, blank, small). ``certainty`` is the probability from which it is believed, of a chest radiograph as of all
+    that may be wrong with one. ``min_side`` in pixels; ``most_of_one``: share of one grey level from which an image
+    counts as blank, ``clipped`` that of white.
     """
 
     judge: bool = True

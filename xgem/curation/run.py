@@ -7,14 +7,16 @@ from functools import partial
 from pathlib import Path
 
 from xgem._version import __version__
+from xgem.curation.counts import Done
 from xgem.curation.deciding import decide_part
 from xgem.curation.duplicates import build_index, choose, pair_part
 from xgem.curation.engine import Engine
 from xgem.curation.folder import Folder, in_order
 from xgem.curation.listing import hashes_of, list_rows, manifests_of
 from xgem.curation.plan import CurationPlan
-from xgem.curation.result import Done, write_result
+from xgem.curation.result import write_result
 from xgem.curation.seeing import see_part
+from xgem.curation.writing import check_writers
 from xgem.types import DataError
 from xgem.utils.files import locked
 
@@ -30,6 +32,7 @@ def curate(plan: CurationPlan, out: str | Path, engine: Engine | None = None) ->
         EndpointError: an endpoint is down; what is done stays.
     """
     engine, folder = engine or Engine(), Folder(out)
+    check_writers(plan.describe)
     folder.open()
     with locked(folder.state):
         manifests = manifests_of(plan, folder)

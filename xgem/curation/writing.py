@@ -9,6 +9,7 @@ import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from pydantic import BaseModel
@@ -32,7 +33,8 @@ Write "findings": one short paragraph that begins with the view and what is know
 names every finding of the facts by its own name, as prose. Write "impression": one or two short sentences that name
 the same findings again. Say nothing that the facts do not say: no side, place, extent, number, cause, certainty,
 comparison, measurement or advice of your own, and no finding to be absent that the facts leave open. If the facts say
-that there is no abnormality, say so. Use plain sentences without lists, headings or markup, at most {words} words in all."""
+that there is no abnormality, say so. Use plain sentences without lists, headings or markup, at most {words} words in
+all."""
 _CHECKER: Final = """You check descriptions of chest radiographs against structured facts. Correct what differs from the
 facts, remove what they do not say and what is said twice, add what is missing, and change nothing else. Answer with the
 corrected "findings" and "impression"; if nothing is wrong, with the same texts. At most {words} words in all."""
@@ -69,6 +71,26 @@ class Text:
 def structured(facts: Facts) -> Text:
     """The description that follows from the facts alone."""
     return Text(facts, f"{facts.patient} {facts.summary}".strip(), facts.summary)
+
+
+def check_writers(plan: DescribePlan) -> None:
+    """Say what endpoints lack before any work is done.
+
+    Raises:
+        ConfigError: a key is not set, or the folder of the tokenizer holds none.
+    """
+    for settings in (plan.rewriter, plan.checker):
+        if settings is not None:
+            open_endpoint(settings, None)
+    if plan.rewriter is not None and plan.tokenizer is not None:
+        _tokenizer(plan.tokenizer)
+
+
+def open_endpoint(settings: ChatSettings, cache: Path | None) -> ChatEndpoint:
+    """The endpoint of these settings."""
+    from xgem.chat.endpoint import ChatEndpoint
+
+    return ChatEndpoint(settings, cache=cache)
 
 
 class Writers:
@@ -158,9 +180,10 @@ class Writers:
     def _request(self, text: Text, draft: Written, wrong: Sequence[str]) -> ChatRequest:
         asked = f"Facts:\n{_json(text.facts.record())}"
         if wrong:
-            asked += (
-                f"\n\nYour last answer was refused:\n{_json(draft.model_dump())}\n\nBecause it {'; it '.join(wrong)}."
-            )
+            # Equal questions would have equal answers, from the cache: the number of the attempt makes them differ
+            last = _json(draft.model_dump())
+            asked += f"\n\nAttempt {text.attempts + 1}. The last answer was refused:\n{last}\n\n"
+            asked += f"Because it {'; it '.join(wrong)}."
         return ChatRequest(asked, _WRITER.format(words=self.plan.max_words), schema=Written)
 
     def _second(self, text: Text, draft: Written) -> ChatRequest:

@@ -131,7 +131,7 @@ class PeerPipeline(XgemPipeline):
         own = self.preset.sampling
         for name, why in _OURS.items():
             value, default = getattr(options, name), CallOptions.model_fields[name].default
-            if value not in (None, default, getattr(own, name, None)):
+            if value not in (None, False, default, getattr(own, name, None)):
                 raise InputError(f"{name}: {self.name} is a {self.preset.name}: {why}; leave it out")
         if options.sampler not in (None, own.sampler):
             raise InputError(

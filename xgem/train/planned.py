@@ -150,7 +150,7 @@ def _joint(name: str, preset: Preset) -> Planned:
     stage = _without_data(
         joint.JointStage, name, preset, model=model, generators=generators,
         module=joint._Together(model, generators),
-        contrastive=weights["contrastive"], temperature=weights["temperature"],
+        contrastive=weights["contrastive"], temperature=weights["temperature"], published=bool(weights["published"]),
     )  # fmt: skip
 
     def batch(group: Sequence[str], alone: bool, b: int) -> dict[str, Any]:

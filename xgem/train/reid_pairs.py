@@ -22,6 +22,7 @@ from xgem.data.manifest import Manifest
 from xgem.data.prepare import prepare_images
 from xgem.judges.reid import WEIGHTS_NAME, ReidConfig, SiameseNetwork, save_reid, to_input
 from xgem.metrics.bootstrap import Array, Estimate, Sampled
+from xgem.metrics.privacy import DELTA
 from xgem.types import DataError
 from xgem.utils.files import write_json
 from xgem.utils.random import mix
@@ -167,10 +168,12 @@ def write_reid(
     """The weights, and the record with the AUC on held-out patients, in ``root``."""
     logits, same, whose = judged
     auc = pair_auc(logits, same, whose, seed=trained["seed"])
+    above = logits > np.log(DELTA / (1 - DELTA))
     record = {
         "auc": auc.as_dict(),
         "n_is": "held-out patients with several images",
         "pairs": {"of one patient": int(same.sum()), "of two": int((~same).sum())},
+        f"above {DELTA:g}": {"of one patient": float(above[same].mean()), "of two": float(above[~same].mean())},
         "training": {"patients with several images": len(patients.several), "all": len(patients.rows)},
         **trained,
     }

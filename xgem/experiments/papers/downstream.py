@@ -9,12 +9,13 @@ from typing import Any, Final
 
 import numpy as np
 
+from xgem.data.manifest import Manifest
 from xgem.data.sets import EvalSet
+from xgem.data.study import Study
 from xgem.eval.families import utility
 from xgem.eval.record import FamilyResult
-from xgem.eval.registry import key_of
 from xgem.eval.schema import FamilyEntry
-from xgem.eval.utility.protocols import refuse_overlap
+from xgem.eval.utility.protocols import joined, refuse_overlap
 from xgem.experiments.papers import synthetic
 from xgem.experiments.papers.plans import Downstream, Task
 from xgem.experiments.papers.steps import Bench, manifest_splits, need
@@ -35,6 +36,9 @@ _BY_TASK: Final[dict[str, tuple[tuple[str, ...], tuple[str, ...]]]] = {
     "severity": ((), ("mae", "mse", "pearson", "absolute_error")),
 }
 """Of each task: metrics of a class, and of the whole; the last one has the test over cases."""
+_HEADLINES: Final = {
+    "classification": "auroc_macro", "segmentation": "dice_macro", "detection": "map50", "severity": "mae",
+}  # fmt: skip
 _TITLES: Final = {
     "auroc_micro": "AUROC Micro", "auroc_macro": "AUROC Macro", "auroc_weighted": "AUROC Weighted",
     "f1_micro": "F1 Micro", "f1_macro": "F1 Macro", "f1_weighted": "F1 Weighted",
@@ -98,6 +102,15 @@ def sets_of(bench: Bench, settings: Downstream, task: Task) -> Sets:
     checker = utility.make_task(how, real, task.classes, studies or None)
     for items in (real, *tests.values()):
         checker.usable(items)
+        if spatial:
+            own = (studies[item.id] for item in items.items)
+            what = (
+                f"a {'mask' if task.task == 'segmentation' else 'box'} of {' or '.join(task.classes or ['anything'])}"
+            )
+            need(
+                any(_annotated(study, task) for study in own),
+                f"{items.name}: no image has {what}; this task needs some",
+            )
     for items in tests.values():
         refuse_overlap(real, items)
         if prompts != data:
@@ -141,11 +154,7 @@ def _measured(bench: Bench, settings: Downstream, task: Task, source: str) -> li
     if source in task.synthetic:
         images = synthetic.existing(task.synthetic[source], known, task.view)
     else:
-        folder = synthetic.generated(
-            bench, source, sets.prompts, split="train", inputs=task.inputs, view=task.view, sections=task.sections,
-            count=task.samples, limit=task.limit,
-        )  # fmt: skip
-        images = synthetic.existing(str(folder), known, task.view)
+        images = _generated(bench, task, source, sets)
     images = synthetic.with_studies(images, sets.prompts, known)
     if task.prompt_classes:
         images = synthetic.of_classes(images, task.prompt_classes, absent=True)
@@ -168,12 +177,37 @@ def _measured(bench: Bench, settings: Downstream, task: Task, source: str) -> li
     return [replace(result, route=name) for name, result in results.items()]
 
 
+def _generated(bench: Bench, task: Task, source: str, sets: Sets) -> EvalSet:
+    """The synthetic images of a model: of studies with the inputs, and of those without a mask or box."""
+    options: dict[str, Any] = {"split": "train", "view": task.view, "sections": task.sections, "count": task.samples}
+
+    def made(inputs: Sequence[str]) -> EvalSet:
+        folder = synthetic.generated(bench, source, sets.prompts, inputs=inputs, limit=task.limit, **options)
+        return synthetic.existing(str(folder), sets.labelled, task.view)
+
+    images = made(task.inputs)
+    if not task.without:
+        return images
+    bare = {study.id for study in Manifest.read(sets.prompts).studies("train") if not _annotated(study, task)}
+    parts = [
+        one.subset([row for row, item in enumerate(one.items) if (item.pair in bare) == of_bare])
+        for one, of_bare in ((images, False), (made(task.without), True))
+    ]
+    return joined(*parts)
+
+
+def _annotated(study: Study, task: Task) -> bool:
+    """Whether a study has a mask or box of the task's classes, or of any where it names none."""
+    names = set(study.masks) if task.task == "segmentation" else {box.label for box in study.boxes}
+    return bool(names & set(task.classes) if task.classes else names)
+
+
 def _tables(name: str, task: Task, found: Mapping[str, Sequence[FamilyEntry]]) -> Iterator[Table]:
     """A table for each test set of a task, in the form of the suite's paper."""
     first = next(iter(found))
     for test in [family.route for family in found[first]]:
         where = "" if test == TEST else f", {test}"
-        table = Table(f"{name}{where}", f"{task.task.capitalize()}, {task.suite}{where}")
+        table = Table(f"{name}{where}", f"{name}{where}: {task.task}, {task.suite}")
         for source, families in found.items():
             family = next(one for one in families if one.route == test)
             suffix = "" if source == first else f" ({source})"
@@ -201,7 +235,7 @@ def _by_protocol(table: Table, task: Task, family: FamilyEntry, suffix: str) -> 
         for metric in (*per_class, *_SCORES, "brier_score"):
             key, _, of = metric.partition(" ")
             title = f"F1 {of}" if of else _TITLES[key]
-            table.put(row, title, find([family], key, of=f"{protocol}, {of}" if of else protocol))
+            table.put(row, title, _cell(family, task, protocol, key, of))
 
 
 def _row_of(suite: str, protocol: str) -> str:
@@ -224,21 +258,25 @@ def _by_class(table: Table, task: Task, family: FamilyEntry, suffix: str) -> Non
         for name in known if per_class else ():
             for key in per_class:
                 title = name if len(per_class) == 1 else f"{name} {_TITLES[key]}"
-                table.put(title, column, find([family], key, of=f"{protocol}, {name}"))
+                table.put(title, column, _cell(family, task, protocol, key, name))
         for key in whole:
             title = "Average" if key == "auroc_macro" else _TITLES[key]
-            table.put(title, column, find([family], key, of=protocol))
+            table.put(title, column, _cell(family, task, protocol, key))
+
+
+def _cell(family: FamilyEntry, task: Task, protocol: str, key: str, of: str = "") -> Cell:
+    """A metric of a protocol; of one that could not be trained, why."""
+    headline = find([family], _HEADLINES[task.task], of=protocol)
+    return headline if headline.reason else find([family], key, of=f"{protocol}, {of}" if of else protocol)
 
 
 def _by_amount(table: Table, task: Task, family: FamilyEntry, suffix: str) -> None:
     """A row a share of real images or a number of shots, a column a multiple of synthetic ones."""
-    headline = key_of({"classification": "AUROC macro", "segmentation": "Dice macro"}.get(task.task, "MAE"))
-    headline = "map50" if task.task == "detection" else headline
     for protocol in protocols_of(family):
         before, _, amount = protocol.rpartition(", ")
         column = f"{before}{suffix}" if before else "no synthetic"
         row = amount.removesuffix(" real")
-        table.put(row, column, find([family], headline, of=protocol))
+        table.put(row, column, _cell(family, task, protocol, _HEADLINES[task.task]))
         for name in family.settings.get("classes", ()) if task.task == "classification" else ():
             cell = find([family], "auroc", of=f"{protocol}, {name}")
             if cell.value is not None:

@@ -12,6 +12,7 @@ from PIL import Image
 from xgem.data.annotations import Box
 from xgem.data.manifest import Manifest
 from xgem.data.rows import Row, Split
+from xgem.labels.terms import DENIED
 from xgem.utils.files import new_folder
 
 FINDINGS: Final = ("Cardiomegaly", "Pleural Effusion", "Lung Opacity")
@@ -38,7 +39,9 @@ def draw(folder: Path, *, name: str, seed: int) -> Path:
         return manifest
     rng = np.random.default_rng([seed, *name.encode()])
     with new_folder(folder) as root:
-        studies = [(split, number) for split, count in _COUNTS.items() for number in range(count)]
+        studies: list[tuple[Split, int]] = [
+            (split, number) for split, count in _COUNTS.items() for number in range(count)
+        ]
         rows = [row for split, number in studies for row in _study(root, name, split, number, rng)]
         Manifest(tuple(rows), root).write(root / manifest.name)
     return manifest
@@ -61,19 +64,20 @@ def _study(root: Path, name: str, split: Split, number: int, rng: np.random.Gene
     named = {structure: f"{study}-{structure.replace(' ', '-')}.png" for structure in masks}
     for structure, mask in masks.items():
         Image.fromarray(mask.astype(np.uint8) * 255).save(root / named[structure])
+    stated = {name: name in shown for name in FINDINGS} | {OWN: has_opacity}
     common: dict[str, Any] = {
         "study": study,
         "subject": study,
         "split": split,
         "impression": " ".join(_TEXT[finding] for finding in shown) or "No acute disease.",
-        "labels": (*(shown or ["No Finding"]), *([OWN] if has_opacity else [])),
+        "labels": tuple(name if has else f"{DENIED}{name}" for name, has in stated.items()),
         "age": (30.0, 50.0, 75.0)[number % 3],
         "sex": "FM"[number // 8 % 2],
         "race": ("White", "Black")[(number + number // 8) % 2],
         "severity": 6.0 * has_opacity + 6.0 * ("Pleural Effusion" in shown),
         "masks": {structure: (file,) for structure, file in named.items()},
         "boxes": (Box(BOX, x, y, side, side),) if has_opacity else (),
-        "source": "made-up",
+        "source": "chexpert",  # all findings are stated, by CheXpert's names
         "licence": "drawn by xgem; of no patient",
     }
     return [Row(view=view, file=file, **common) for view, file in files.items()]

@@ -89,11 +89,13 @@ class Judged(Config):
     radgraph_python: str | None = None
     ratescore_python: str | None = None
     judge: str | None = None
+    labeller: str | None = None
 
     def weights(self) -> Weights:
         given = self.model_dump()
-        files = {name: given[name] and Path(given[name]) for name in given if name not in ("extractors", "judge")}
-        return Weights(extractors=self.extractors, judge=self.judge, **files)
+        names = ("extractors", "judge", "labeller")
+        files: dict[str, Any] = {name: one and Path(one) for name, one in given.items() if name not in names}
+        return Weights(**{name: given[name] for name in names}, **files)
 
 
 class Settings(Config):
@@ -185,13 +187,14 @@ class Task(Config):
         prompts: the manifest whose training studies synthetic images answer to; by default the data's.
         classes: findings (CheXpert's or the source's own), structures or box classes; None is as ``xgem eval utility``.
         prompt_classes: of synthetic images, where they answer to another manifest; unmentioned ones count as absent.
-        inputs: what synthetic images are made from; ``samples``: images of each training study.
+        inputs: what synthetic images are made from; ``samples``: images of each training study. ``without``: what those
+            of studies without a mask or box are made from, so that the share of such images stays; by default none.
         models: those of the experiment that make images for it; all by default.
         synthetic: existing sets in place of generated ones, by the name that tables give them.
     """
 
     task: TaskName = "classification"
-    suite: str
+    suite: Literal["augmentation", "anonymisation", "imbalance", "scarcity", "pretraining", "few-shot"]
     data: str | None = None
     external: dict[str, str] = Field(default_factory=dict[str, str])
     prompts: str | None = None
@@ -200,6 +203,7 @@ class Task(Config):
     prompt_classes: tuple[str, ...] = ()
     network: Network = Network()
     inputs: tuple[Input, ...] = ("report",)
+    without: tuple[Input, ...] = ()
     sections: tuple[Section, ...] = ("impression",)
     samples: int = Field(default=1, ge=1)
     limit: int | None = Field(default=None, ge=8)
@@ -208,6 +212,12 @@ class Task(Config):
     shots: tuple[int, ...] | None = None
     models: tuple[str, ...] | None = None
     synthetic: dict[str, str] = Field(default_factory=dict[str, str])
+
+    @model_validator(mode="after")
+    def _of_classes(self) -> Task:
+        if self.suite in ("imbalance", "few-shot") and self.task != "classification":
+            raise ValueError(f"suite {self.suite!r} is defined by findings: expected the task classification")
+        return self
 
     @property
     def amounts(self) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from xgem.eval.spaces import Settings as SpaceSettings
 from xgem.eval.studies import answered, samples
 from xgem.experiments.papers.plans import Routes
 from xgem.experiments.papers.steps import Bench, manifest_splits
-from xgem.experiments.papers.tables import Table, find
+from xgem.experiments.papers.tables import ABSENT, Cell, Table, find
 from xgem.judges.judge import Judge
 from xgem.labels.vocabulary import XGEM_10
 from xgem.types import InputError, NotComputed
@@ -40,22 +40,20 @@ def check(bench: Bench, settings: Routes) -> None:
 
 def run(bench: Bench, settings: Routes) -> list[Table]:
     """One step a model; the tables have a row a model."""
-    found = {
-        name: bench.step(name, lambda name=name: measured(bench, settings, bench.model(name)))
-        for name in settings.models
-    }
+    found = {name: bench.step(name, lambda name=name: _measured(bench, settings, name)) for name in settings.models}
     routes = [parse_route(route, MODALITIES) for route in settings.routes]
     return list(_tables(found, routes))
 
 
-def measured(bench: Bench, settings: Routes, model: str) -> list[FamilyResult]:
+def _measured(bench: Bench, settings: Routes, name: str) -> list[FamilyResult]:
     """Fidelity and findings of the images of every route, words and findings of its reports."""
+    model = bench.model(name)
     weights = settings.judged.weights()
     sampling = settings.generating.sampling(settings.limit)
     how = RunSettings(
         sampling=sampling, report_samples=settings.report_samples, bootstrap=settings.bootstrap, judge=weights.judge
     )
-    out = bench.out / "cohorts" / model.replace("/", "_").strip("_.")
+    out = bench.out / "cohorts" / name
     options: dict[str, Any] = {"cache": bench.cache, "device": bench.device, "progress": bench.progress}
     setup = Setup.of(model, bench.manifest(None), out, how, split=settings.test_split, **options)
     made_by = setup.model.modalities
@@ -118,10 +116,7 @@ def _tables(found: Mapping[str, Sequence[FamilyEntry]], routes: Sequence[Route])
                 for judge in _judges(found.values(), f"{key}_macro", route):
                     where = {"family": "factual", "route": route.short, "extractor": judge}
                     row = f"{route.short} {name}, {judge}"
-                    for of in XGEM_10:
-                        table.put(row, of, find(families, key, of=of, **where))
-                    for mean in _MEANS:
-                        table.put(row, mean.capitalize(), find(families, f"{key}_{mean}", **where))
+                    _classes(table, row, families, (XGEM_10, key, f"{key}_{{}}"), where)
         yield table
     words = Table("bleu", "BLEU of generated reports")
     other = Table("report_entities", "RadGraph-F1 and RaTEScore of generated reports")
@@ -137,6 +132,23 @@ def _tables(found: Mapping[str, Sequence[FamilyEntry]], routes: Sequence[Route])
     yield other
 
 
+def _classes(
+    table: Table,
+    row: str,
+    families: Sequence[FamilyEntry],
+    metrics: tuple[Sequence[str], str, str],
+    where: Mapping[str, str],
+) -> None:
+    """A metric of every class, and its means; where the judge is not there, only why."""
+    classes, key, means = metrics
+    cells = {of: find(families, key, of=of, **where) for of in classes}
+    cells |= {mean.capitalize(): find(families, means.format(mean), **where) for mean in _MEANS}
+    if all(cell.value is None for cell in cells.values()):
+        cells = {"Macro": cells["Macro"]}
+    for of, cell in cells.items():
+        table.put(row, of, Cell(reason="the judge does not know this class") if cell.reason == ABSENT else cell)
+
+
 def _report_findings(found: Mapping[str, Sequence[FamilyEntry]], reports: Sequence[Route]) -> Table:
     table = Table("report_f1", "F1 of the findings of generated reports")
     for route in reports:
@@ -144,10 +156,7 @@ def _report_findings(found: Mapping[str, Sequence[FamilyEntry]], reports: Sequen
             for labeller in _judges(found.values(), "macro_f1_10+", route):
                 where = {"family": "text", "route": route.short, "extractor": labeller}
                 row = f"{route.short} {name}, {labeller}"
-                for of in (*XGEM_10, "No Finding"):
-                    table.put(row, of, find(families, "f1", of=of, **where))
-                for mean in _MEANS:
-                    table.put(row, mean.capitalize(), find(families, f"{mean}_f1_10+", **where))
+                _classes(table, row, families, ((*XGEM_10, "No Finding"), "f1", "{}_f1_10+"), where)
     return table
 
 

@@ -12,6 +12,9 @@ from xgem.types import ConfigError
 from xgem.utils.tables import csv_text, markdown_table
 
 RUN, PAPER = "this run", "published"
+ABSENT: Final = "not among what was measured"
+BY_CASE: Final = ("Brier score", "Dice by image", "F1 by image", "absolute error")
+"""Rows of scores of single cases, which no paper gives: they stay in their own unit."""
 NOT_COMPUTED: Final = "not computed"
 _HEADS: Final = ("table", "row", "column", "by", "value", "sd", "low", "high", "n", "p", "test", "not_computed")
 
@@ -103,7 +106,9 @@ class Beside:
         }
         scale = paper.get("scale", 1.0)
         every = [*table.cells, *figures]
-        by_row = {name: float(scale.get(name, 1.0) if isinstance(scale, dict) else scale) for name in every}
+        if not isinstance(scale, dict):
+            scale = {name: scale for name in every if name not in BY_CASE}
+        by_row = {name: float(scale.get(name, 1.0)) for name in every}
         return cls(table, str(paper.get("source", "")), by_row, figures)
 
     def lines(self) -> Iterator[tuple[str, str, Mapping[str, Cell | str]]]:
@@ -161,4 +166,4 @@ def find(families: Sequence[FamilyEntry], name: str, **wanted: str) -> Cell:
             by = wanted.get("extractor", metric.extractor)
             if (metric.name, metric.of, metric.extractor) == (name, wanted.get("of", ""), by):
                 return Cell.of(metric)
-    return Cell(reason="not among the results")
+    return Cell(reason=ABSENT)
