@@ -21,6 +21,7 @@ from xgem.train.corpus import Corpus
 from xgem.train.loop import LoopOptions, TrainState, train
 from xgem.train.peers.settings import Kind, PeerTraining
 from xgem.train.peers.stage import PeerStage
+from xgem.train.processes import Processes
 from xgem.train.stages import left_as_it_was
 from xgem.types import ConfigError, OutputError
 
@@ -52,17 +53,27 @@ def run(
         adapter, or a setting does not fit it. DataError, ManifestError: the manifest cannot be used. OutputError:
         ``root`` holds another peer. InputError: peft is not installed.
     """
+    with Processes.current().in_agreement(), left_as_it_was(root):
+        location = _checked(kind, base, revision, root)
+        stage = _stage(kind, location, manifest, root, options, settings, seed)
+    log.info("%s of %s: %d steps, %s", kind, location.name, stage.config.steps, stage.family.objective)
+    return train(stage, root, options)
+
+
+def _checked(kind: Kind, base: str | Path, revision: str | None, root: Path) -> PeerLocation:
+    """Where the base is, if it can be trained into ``root``."""
     location = locate_peer(base, revision=revision)
     if location.adapter is not None:
         raise ConfigError(f"--base {base}: has a LoRA already; give a pipeline without one")
     family_of(location.folder)
     if kind == "lora":
         peft_package()
-    _check_root(root, kind, location)
-    with left_as_it_was(root):
-        stage = _stage(kind, location, manifest, root, options, settings, seed)
-    log.info("%s of %s: %d steps, %s", kind, location.name, stage.config.steps, stage.family.objective)
-    return train(stage, root, options)
+    before = read_record(root)
+    if before is not None and (before.kind, before.base_hash) != (kind, location.folder.hash):
+        raise OutputError(
+            f"{root}: holds a {before.kind} of {before.base} (hash {before.base_hash}); choose another --out"
+        )
+    return location
 
 
 def _stage(
@@ -99,11 +110,3 @@ def _dtypes(location: PeerLocation, kind: Kind, *, half: bool) -> dict[str, torc
     frozen = torch.bfloat16 if half else torch.float32
     trained = {} if kind == "lora" else {location.folder.denoiser: torch.float32}
     return {"default": frozen, "vae": torch.float32, **trained}
-
-
-def _check_root(root: Path, kind: Kind, location: PeerLocation) -> None:
-    before = read_record(root)
-    if before is not None and (before.kind, before.base_hash) != (kind, location.folder.hash):
-        raise OutputError(
-            f"{root}: holds a {before.kind} of {before.base} (hash {before.base_hash}); choose another --out"
-        )
