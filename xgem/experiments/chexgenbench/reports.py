@@ -13,7 +13,6 @@ from typing import Final
 
 from xgem.checkpoints.locate import locate
 from xgem.cohort.plan import Plan as CohortPlan
-from xgem.cohort.run import run
 from xgem.configs import load_preset
 from xgem.configs.preset import Preset
 from xgem.data.manifest import Manifest
@@ -28,7 +27,7 @@ from xgem.experiments.chexgenbench.plan import Reports
 from xgem.experiments.papers.report_models import report_preset
 from xgem.train.loop import LoopOptions
 from xgem.train.stages import run as train_stages
-from xgem.types import ConfigError, NotComputed
+from xgem.types import ConfigError
 
 REPORT: Final = "report"
 _HELD_BACK: Final = 0.1
@@ -106,8 +105,7 @@ def describe(model: Path, sources: Sources, root: Path) -> EvalSet:
         seed=plan.seed,
         matched=matched | {"limit": plan.reports.test_n},  # pyright: ignore[reportArgumentType]
     )
-    if run(cohort, root, device=sources.device, progress=sources.progress).missing:
-        raise NotComputed(f"another process is generating {root}: run the same command again when it is done")
+    sources.generate(cohort, root)
     return read_set(root, view=None, name=root.parent.name, pad=True)
 
 
