@@ -225,3 +225,18 @@ def test_classes_of_another_source_for_pretraining(sets: tuple[EvalSet, EvalSet,
     first = result["auroc_macro/pretrained 1x, 2-shot"]
     assert first.value == result["auroc/pretrained 1x, 2-shot, shadow left"].value  # the only class of the test set
     assert set(first.references) == {"2-shot"}
+
+
+def test_structures_and_boxes_of_a_sets_own_are_learned_by_default(tmp_path: Path) -> None:
+    Image.new("L", (32, 32)).save(tmp_path / "mask.png")
+    masks = dict.fromkeys(("right rib 2", "right rib 1", "left lung"), (tmp_path / "mask.png",))
+    study = Study(
+        "a", "a", "train", masks=masks, boxes=(Box("foreign object", 0, 0, 0.5, 0.5), Box("mass", 0, 0, 1, 1))
+    )
+    real = EvalSet("real", (Item("a", tmp_path / "mask.png"),))
+    segmentation, detection = (
+        utility.make_task(replace(SETTINGS, task=task), real, None, {"a": study})  # pyright: ignore
+        for task in ("segmentation", "detection")
+    )
+    assert segmentation.classes == ("left lung", "right rib 1", "right rib 2")
+    assert detection.classes == ("mass", "foreign object")

@@ -154,7 +154,11 @@ def test_a_folder_with_other_files_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "mine.txt").write_text("mine")
     with pytest.raises(OutputError, match="not empty"):
         run_experiment("scarcity", tmp_path)
-    assert [path.name for path in tmp_path.iterdir() if path.name != "data"] == ["mine.txt"]
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
+    (tmp_path / "out" / "data").mkdir(parents=True)
+    (tmp_path / "out" / "data" / "mine.txt").write_text("mine")
+    with pytest.raises(OutputError, match="not empty"):
+        run_experiment("scarcity", tmp_path / "out")
 
 
 def edited(drawn: Path, tmp_path: Path, **fields: Any) -> Path:
@@ -223,6 +227,16 @@ def test_plans_that_are_not_valid(changes: list[str], reason: str, tmp_path: Pat
         run_experiment("anonymisation", tmp_path / "out", changes=changes, device="cpu", progress=False)
     assert "\n" not in str(refused.value)
     assert not (tmp_path / "out" / "trained").exists()
+
+
+def test_the_plan_of_the_guide(project: Path, tmp_path: Path) -> None:
+    guide = (project / "docs" / "guides" / "experiments.md").read_text(encoding="utf-8")
+    (tmp_path / "plan.yaml").write_text(guide.partition("```yaml\n")[2].partition("```")[0], encoding="utf-8")
+    settings = read_experiment("augmentation", tmp_path / "plan.yaml").sized("paper", ["tasks.mine.network.runs=3"])
+    assert isinstance(settings, Downstream)
+    assert list(settings.tasks) == ["mine"]
+    network = settings.tasks["mine"].network.utility("classification")
+    assert (network.runs, network.training.epochs, network.training.batch_size) == (3, 20, 128)
 
 
 def test_plans_of_ones_own(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -71,6 +72,50 @@ class Tested:
         return np.stack([self.task.cases(predictions, self.test) for predictions in self.runs[name].predictions])
 
 
+@dataclass(frozen=True)
+class _Trainer:
+    """Trains one network, or takes its predictions from the cache."""
+
+    task: Task
+    images: ImageStore
+    test: Data
+    also: Mapping[str, Data]
+    store: ArrayCache | None
+    device: torch.device
+
+    def run(self, training: Training, seed: int, extra: tuple[str, Extra] | None) -> Predictions:
+        """One network's predictions of all test sets: plain ones of the first, the others with their names before."""
+        task = self.task
+        main = self._data(training.main)
+        before = self._data(training.pretraining) if training.pretraining else None
+
+        def make(folder: Path | None = None) -> Predictions:
+            network = train(task, main, pretraining=before, seed=seed, device=self.device, folder=folder)
+            predictions = task.predict(network, self.test.images, self.device)
+            for name, one in self.also.items():
+                predictions |= _prefixed(f"also {name}", task.predict(network, one.images, self.device))
+            return predictions | _extra(extra, network, self.test, self.device)
+
+        if self.store is None:
+            return make()
+        key: dict[str, Any] = {
+            "version": VERSION,
+            "settings": task.settings.of_training(),
+            "threshold": task.settings.threshold if task.settings.task == "segmentation" else None,
+            "classes": list(task.classes),
+            "data": [main.hash, before.hash if before else None, self.test.hash],
+            "seed": seed,
+            "extra": extra[0] if extra else None,
+        }
+        if self.also:
+            key["also"] = {name: one.hash for name, one in self.also.items()}
+        unfinished = self.store.unfinished("utility", key)
+        return {k: v.numpy() for k, v in self.store.get_or_make("utility", key, lambda: make(unfinished)).items()}
+
+    def _data(self, items: EvalSet) -> Data:
+        return Data(self.images.of(items), self.task.targets(items))
+
+
 def run_protocols(
     task: Task,
     protocols: Sequence[Protocol],
@@ -105,39 +150,7 @@ def run_protocols(
         images.add(items)
     tested = Data(images.of(test), task.targets(test))
     tested_too = {name: Data(images.of(items), task.targets(items)) for name, items in others.items()}
-    store = ArrayCache(cache) if cache else None
-
-    def data(items: EvalSet) -> Data:
-        return Data(images.of(items), task.targets(items))
-
-    def one_run(training: Training, seed: int, extra_output: tuple[str, Extra] | None) -> Predictions:
-        """One network's predictions, from the cache if they are there."""
-        main = data(training.main)
-        before = data(training.pretraining) if training.pretraining else None
-
-        def make(folder: Path | None = None) -> Predictions:
-            network = train(task, main, pretraining=before, seed=seed, device=place, folder=folder)
-            predictions = task.predict(network, tested.images, place)
-            for name, one in tested_too.items():
-                predictions |= _prefixed(f"also {name}", task.predict(network, one.images, place))
-            return predictions | _extra(extra_output, network, tested, place)
-
-        if store is None:
-            return make()
-        key = {
-            "version": VERSION,
-            "settings": task.settings.of_training(),
-            "threshold": task.settings.threshold if task.settings.task == "segmentation" else None,
-            "classes": list(task.classes),
-            "data": [main.hash, before.hash if before else None, tested.hash],
-            "seed": seed,
-            "extra": extra_output[0] if extra_output else None,
-        }
-        if tested_too:
-            key["also"] = {name: one.hash for name, one in tested_too.items()}
-        unfinished = store.unfinished("utility", key)
-        return {k: v.numpy() for k, v in store.get_or_make("utility", key, lambda: make(unfinished)).items()}
-
+    trainer = _Trainer(task, images, tested, tested_too, ArrayCache(cache) if cache else None, place)
     # Every protocol, run by run
     results: dict[str, Runs] = {}
     elsewhere: dict[str, dict[str, Runs]] = {name: {} for name in tested_too}
@@ -151,7 +164,7 @@ def run_protocols(
                 training = protocol.make(seed)
                 first = first or training
                 logger.info("utility: %s, run %d of %d", protocol.name, run + 1, task.settings.runs)
-                runs.append(one_run(training, seed, extra if run == 0 else None))
+                runs.append(trainer.run(training, seed, extra if run == 0 else None))
         except NotComputed as reason:
             failed[protocol.name] = str(reason)
             continue

@@ -63,6 +63,7 @@ def run_experiment(
     read = read_experiment(name, plan)
     settings = read.sized(size, changes, data=data)
     bench = Bench(read, size, settings, out, device, progress)
+    bench.enter()
     bench.begin(_manifests(bench, settings))
     check, run = _RUNNERS[read.kind]
     for training in settings.training.values():

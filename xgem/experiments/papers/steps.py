@@ -84,20 +84,28 @@ class Bench:
         """Images or reports of a split of a manifest, whose images may have any size."""
         return read_set(data, split=split, pad=True, name=f"{data.stem}, {split}", **options)
 
-    def begin(self, manifests: Sequence[Path]) -> None:
-        """Begin the experiment, or go on with it.
+    def enter(self) -> None:
+        """Make the folder, or find an experiment in it, or drawn studies of one that did not get further.
 
         Raises:
-            OutputError: the folder holds something else, or an experiment with other settings.
+            OutputError: it holds something else, or cannot be written.
         """
-        if not (self.out / BEGUN).exists():
-            strangers = {path.name for path in self.out.iterdir()} - {"data"} if self.out.is_dir() else set()
-            if strangers:
+        drawn = {self.out / "data" / name for name in MADE_UP}
+        if not (self.out / BEGUN).exists() and self.out.is_dir():
+            inside = {path for path in self.out.iterdir() if path.name != "data"}
+            if inside or {path for path in (self.out / "data").glob("*") if not path.name.startswith(".")} - drawn:
                 check_output_folder(self.out)
         try:
             self.out.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise OutputError(f"{self.out}: cannot be written ({error.strerror or error})") from error
+
+    def begin(self, manifests: Sequence[Path]) -> None:
+        """Begin the experiment, or go on with it.
+
+        Raises:
+            OutputError: the folder holds an experiment with other settings.
+        """
         named = {name: Path(one) / "model_index.json" for name, one in self.settings.models.items()}
         begun = {
             "experiment": self.plan.name,
