@@ -34,13 +34,18 @@ def changes(debug_checkpoint: Path, chexgen_checkpoint: Path) -> Callable[[str],
 
     def of(name: str) -> list[str]:
         plan = read_experiment(name)
-        if plan.kind == "joint":
-            return ["training.generators.steps=1", "training.xgem.steps=1", "training.published.steps=1"]
-        if plan.kind == "reports":
+        if plan.kind == "routes":
             return [
-                f"models={{xgem: {debug_checkpoint}}}",
-                f"training={{base: {{preset: debug, stages: [clip], steps: 1, init: {debug_checkpoint}}}}}",
+                "training={}",
+                "routes=[L+T->F, F+L->T]",
+                f"models={{CoDi_XR: {debug_checkpoint}, XGeM: {debug_checkpoint}}}",
             ]
+        if plan.kind == "joint":
+            steps = [f"training.{one}.steps=1" for one in ("base", "generators", "published")]
+            return [*steps, "models={published: published}"]
+        if plan.kind == "reports":
+            base = "{preset: debug, stages: [clip, report-vae], steps: 2, set: [report-vae.steps=1]}"
+            return [f"models={{xgem: {debug_checkpoint}}}", f"training={{base: {base}}}"]
         model = chexgen_checkpoint if name in ("augmentation", "fairness") else debug_checkpoint
         models = ", ".join(f"{one}: {model}" for one in plan.debug["models"])
         return ["training={}", f"models={{{models}}}"]
@@ -120,24 +125,25 @@ def test_single_prompt_training_and_the_published_loss_are_settings_of_stages() 
 def test_stopped_anywhere_it_goes_on_to_the_same_table(
     tmp_path: Path, changes: Callable[[str], list[str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    options: dict[str, Any] = {"changes": [*changes("imbalance"), "bootstrap=20"], "device": "cpu", "progress": False}
-    whole = run_experiment("imbalance", tmp_path / "whole", **options).read_text()
+    options: dict[str, Any] = {"device": "cpu", "progress": False}
+    own = [*changes("imbalance"), "bootstrap=20"]
+    whole = run_experiment("imbalance", tmp_path / "whole", changes=own, **options).read_text()
     out = tmp_path / "stopped"
     # Killed before the networks are trained, then when the results are written
     for target in ("xgem.eval.families.utility.evaluate_sets", "xgem.experiments.papers.run.as_csv"):
         with monkeypatch.context() as patch:
             patch.setattr(target, stop)
             with pytest.raises(KeyboardInterrupt):
-                run_experiment("imbalance", out, **options)
+                run_experiment("imbalance", out, changes=own, **options)
     assert not (out / "table.md").exists()
     with monkeypatch.context() as patch:
         patch.setattr("xgem.eval.families.utility.evaluate_sets", stop)  # a finished step is not done again
-        assert run_experiment("imbalance", out, **options).read_text() == whole
+        assert run_experiment("imbalance", out, changes=own, **options).read_text() == whole
     assert (out / "table.csv").read_bytes() == (tmp_path / "whole" / "table.csv").read_bytes()
     with pytest.raises(OutputError, match=r"begun with another settings\.bootstrap \(20, now 30\)"):
-        run_experiment("imbalance", out, **options | {"changes": [*options["changes"], "bootstrap=30"]})
+        run_experiment("imbalance", out, changes=[*own, "bootstrap=30"], **options)
     with pytest.raises(OutputError, match=r"begun with another experiment"):
-        run_experiment("scarcity", out, **options | {"changes": [*changes("scarcity"), "bootstrap=20"]})
+        run_experiment("scarcity", out, changes=[*changes("scarcity"), "bootstrap=20"], **options)
 
 
 def stop(*_: object, **__: object) -> None:
@@ -163,11 +169,11 @@ def edited(drawn: Path, tmp_path: Path, **fields: Any) -> Path:
 @pytest.mark.parametrize(
     ("name", "fields", "reason"),
     [
-        ("anonymisation", {"labels": ()}, r"none of its 32 items has an image and labels"),
+        ("anonymisation", {"labels": (), "impression": ""}, r"none of its 32 items has an image and labels"),
         ("anonymisation", {"split": "train"}, r"no study of split 'test'"),
         ("anonymisation", {"labels": ("Cardiomegaly", "no Lung Opacity")}, r"no image shows 'Pleural Effusion'"),
-        ("augmentation", {"masks": {}, "boxes": ()}, r"has an image and a mask|no structure"),
-        ("augmentation", {"boxes": ()}, r"box"),
+        ("augmentation", {"masks": {}, "boxes": ()}, r"train: no image has a mask of consolidation; this task"),
+        ("augmentation", {"boxes": ()}, r"train: no image has a box of pneumonia; this task"),
         ("augmentation", {"severity": None}, r"has an image and a severity"),
         ("fairness", {"sex": None}, r"no study of split 'train' has its sex"),
         ("fairness", {"age": None}, r"no study of split 'train' has its age"),
@@ -180,9 +186,8 @@ def test_data_that_lack_something_are_refused_before_anything_is_trained(
     name: str, fields: dict[str, Any], reason: str, drawn: Path, tmp_path: Path
 ) -> None:
     data = edited(drawn, tmp_path, **fields)
-    more = ["tasks.ChestX-Det.network.absent=unknown"] if name == "augmentation" else []
     with pytest.raises((DataError, InputError), match=reason) as refused:
-        run_experiment(name, tmp_path / "out", data=data, changes=more, device="cpu", progress=False)
+        run_experiment(name, tmp_path / "out", data=data, device="cpu", progress=False)
     assert "\n" not in str(refused.value)
     assert not (tmp_path / "out" / "trained").exists()
     assert not (tmp_path / "out" / "steps").exists()
@@ -202,7 +207,7 @@ def test_an_external_test_set_of_the_same_patients_is_refused(drawn: Path, tmp_p
         (["bootsrap=3"], r"bootsrap: Extra inputs are not permitted"),
         (["bootstrap"], r"--set bootstrap: expected KEY=VALUE"),
         (["bootstrap=0"], r"bootstrap: .*greater than or equal to 1"),
-        (["tasks.frontal.suite=other"], r"suite 'other': expected one of augmentation"),
+        (["tasks.frontal.suite=other"], r"tasks\.frontal\.suite: Input should be 'augmentation'"),
         (["tasks.frontal.models=[theirs]"], r"no model 'theirs', only XGeM"),
         (["models={}"], r"nothing makes synthetic images"),
         (["tasks.frontal.network.training={stepz: 3}"], r"expected some of epochs, steps"),
@@ -239,7 +244,7 @@ def test_the_command_lists_experiments_and_prints_tables(
     xgem: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     listed = xgem("bench", "list")
-    assert [line.split()[0] for line in listed.out.splitlines()] == list(EXPERIMENTS)
+    assert [line.split()[0] for line in listed.out.splitlines()] == [*EXPERIMENTS, "chexgenbench"]
     assert "XGeM, Tables 8 and A4" in listed.out
     assert xgem("bench", "nothing", "--out", tmp_path / "x").code == 2
     refused = xgem("bench", "scarcity", "--out", tmp_path / "out", "--size", "paper")
@@ -301,10 +306,6 @@ def test_drawn_studies_are_the_same_every_time(drawn: Path, tmp_path: Path) -> N
 
 def test_synthetic_images_inherit_what_their_studies_say(drawn: Path, tmp_path: Path) -> None:
     image = next(drawn.parent.glob("*.png"))
-    (tmp_path / "set.csv").write_text(
-        f"file,pair,Edema\n{image},made-up-train07,1\n{image},,1\n".replace(f"{image},,", f"{image},elsewhere,", 1)
-    )
-    # ids are unique, so the second row gets its own
     (tmp_path / "set.csv").write_text(f"id,file,pair,Edema\na,{image},made-up-train07,1\nb,{image},elsewhere,1\n")
     items = synthetic.existing(str(tmp_path / "set.csv"), ("Edema", made_up.OWN), "frontal")
     told = synthetic.with_studies(items, drawn, (*made_up.FINDINGS, made_up.OWN))
@@ -322,9 +323,9 @@ def test_synthetic_images_inherit_what_their_studies_say(drawn: Path, tmp_path: 
 
 
 def test_pairs_for_a_report_model(drawn: Path, tmp_path: Path) -> None:
-    image = next(drawn.parent.glob("*.png"))
+    first, second = sorted(drawn.parent.glob("*frontal.png"))[:2]
     made = report_models.pairs_of(
-        {"made-up-train01#0": image, "made-up-train01#1": image}, drawn, tmp_path / "p" / "m.jsonl"
+        {"made-up-train01#0": first, "made-up-train01#1": second}, drawn, tmp_path / "p" / "m.jsonl"
     )
     manifest = Manifest.read(made)
     manifest.check()

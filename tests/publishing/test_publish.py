@@ -139,7 +139,10 @@ def test_what_cannot_be_published_is_named(synthetic: WriteSet, check: Check, re
 def test_texts_of_real_studies_are_told(
     synthetic: WriteSet, check: Check, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    publish(synthetic(source="openi"), check, tmp_path / "set")
+    publish(synthetic(source="openi", masks={"left lung": ("000.png",)}), check, tmp_path / "set")
+    row = Manifest.read(tmp_path / "set" / "manifest.parquet").rows[-1]
+    assert row.masks == {"left lung": ("masks/00000000-left-lung.png",)}
+    assert verify(tmp_path / "set")["files"] == GOOD + 6
     assert "real studies (openi)" in caplog.text
     assert "**Texts or labels are those of real studies (openi)" in (tmp_path / "set" / "README.md").read_text()
 

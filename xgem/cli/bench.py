@@ -48,7 +48,8 @@ def listed() -> None:
     for name in EXPERIMENTS:
         plan = read_experiment(name)
         sizes = ", ".join(size for size in SIZES if getattr(plan, size))
-        typer.echo(f"{name:15} {plan.source:52} {sizes:13} {plan.title}")
+        typer.echo(f"{name:15} {plan.source:40} {sizes:13} {plan.title}")
+    typer.echo(f"{'chexgenbench':15} {'CheXGenBench':40} {', '.join(SIZES):13} Several models in all its measures")
 
 
 def _command(name: str) -> Callable[..., None]:
@@ -78,7 +79,8 @@ def _command(name: str) -> Callable[..., None]:
         from xgem.experiments.papers.run import run_experiment
 
         options = {"plan": plan, "data": data, "changes": changes or (), "device": device, "progress": progress}
-        table = run_experiment(name, out, size=size.value, **options)
+        with interruptible("finished steps are kept, and the same command goes on"):
+            table = run_experiment(name, out, size=size.value, **options)
         typer.echo(table.read_text(encoding="utf-8"), nl=False)
         typer.echo(f"{table.parent}: table.md, table.csv, and the records of all steps", err=True)
 

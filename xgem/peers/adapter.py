@@ -48,14 +48,22 @@ def add_fresh(denoiser: nn.Module, *, rank: int, alpha: float, targets: Sequence
     return {name: value for name, value in denoiser.named_parameters() if "lora_" in name}
 
 
-def save_adapter(pipe: Any, folder: Path, weights: Mapping[str, Tensor], denoiser: str) -> None:
+def save_adapter(
+    pipe: Any, folder: Path, weights: Mapping[str, Tensor], denoiser: str, *, rank: int, alpha: float
+) -> None:
     """Write the LoRA ``weights``, by their names in the denoiser, as ``pytorch_lora_weights.safetensors``.
 
     By the pipeline's ``save_lora_weights``; in the same layout where it has none (PixArt).
     """
+    layers = sorted({name.partition(".lora_")[0] for name in weights})
+    about = {
+        "r": rank,
+        "lora_alpha": alpha,
+        "target_modules": layers,
+    }  # of another alpha than the rank, diffusers reads it
     own = {name.replace(f".{_NAME}.", "."): value.detach().cpu().contiguous() for name, value in weights.items()}
     if hasattr(pipe, "save_lora_weights"):
-        pipe.save_lora_weights(folder, **{f"{denoiser}_lora_layers": own}, safe_serialization=True)
+        pipe.save_lora_weights(folder, **{f"{denoiser}_lora_layers": own, f"{denoiser}_lora_adapter_metadata": about})
     else:
         save_file({f"{denoiser}.{name}": one for name, one in own.items()}, folder / ADAPTER_NAME, {"format": "pt"})
 

@@ -204,12 +204,16 @@ class _Measured:
             return
         worst = next(group.value for group in groups if group.name == between.worst)
         assert worst is not None
+        before = {} if first is None else {next(iter(self.scores)): first.value}
+        # Of small subgroups, not every resampling can be computed, and not the same ones for every classifier
+        known = np.isfinite(between.value.draws)
+        paired = known.any() and all(np.array_equal(np.isfinite(one.draws), known) for one in before.values())
         yield Metric.measured(
             f"{key}_gap",
             between.value,
             of=of,
-            paired={} if first is None else {next(iter(self.scores)): first.value},
-            unpaired={"chance": between.chance},
+            paired=before if paired else {},
+            unpaired={"chance": between.chance} | ({} if paired else before),
             settings={"best": between.best, "worst": between.worst, "permutation_p": between.p},
             **self.extractor,
         )

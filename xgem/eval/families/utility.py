@@ -171,12 +171,17 @@ def make_task(
         from xgem.judges.tasks.segmentation import Segmentation
 
         present = {name for study in real_studies for name in study.masks}
-        return Segmentation(settings, classes or [name for name in STRUCTURES if name in present], studies)
+        return Segmentation(settings, classes or _ordered(present, STRUCTURES), studies)
     from xgem.data.annotations import BOX_CLASSES
     from xgem.judges.tasks.detection import Detection
 
     present = {box.label for study in real_studies for box in study.boxes}
-    return Detection(settings, classes or [name for name in BOX_CLASSES if name in present], studies)
+    return Detection(settings, classes or _ordered(present, BOX_CLASSES), studies)
+
+
+def _ordered(present: set[str], known: Sequence[str]) -> list[str]:
+    """The names that are there: those that xgem knows in its order, then the others."""
+    return [*(name for name in known if name in present), *sorted(present - set(known))]
 
 
 def _metrics(tested: Tested) -> tuple[list[Metric], list[dict[str, Any]], dict[str, dict[str, list[float]]]]:

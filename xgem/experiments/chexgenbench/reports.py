@@ -25,6 +25,7 @@ from xgem.eval.instruments import Weights
 from xgem.eval.record import FamilyResult
 from xgem.experiments.chexgenbench.data import VIEW, Sources
 from xgem.experiments.chexgenbench.plan import Reports
+from xgem.experiments.papers.report_models import report_preset
 from xgem.train.loop import LoopOptions
 from xgem.train.stages import run as train_stages
 from xgem.types import ConfigError, NotComputed
@@ -81,30 +82,16 @@ def from_frontals(preset: Preset, settings: Reports) -> Preset:
             f"reports.stages: preset {preset.name!r} does not train {untrained[0]!r}: expected some of "
             f"{', '.join(preset.train)}"
         )
-    codec, generator = preset.codec(REPORT), preset.components[preset.generator(REPORT)]
-    encoders = {name: preset.encoder(name) for name in (VIEW, REPORT)}
+    alone = report_preset(preset)
     name = f"{REPORT}_from_{VIEW}"
-    stages = {stage: preset.train[stage] for stage in settings.stages}
+    values = alone.model_dump(mode="json")
+    values["components"][name] = values["components"].pop(alone.generator(REPORT))
+    values["modalities"][REPORT]["generator"] = name
+    trained = {stage: preset.train[stage].model_dump(mode="json") for stage in settings.stages}
     if settings.steps is not None:
-        stages = {stage: how.model_copy(update={"steps": settings.steps}) for stage, how in stages.items()}
-    return Preset.model_validate(
-        {
-            "name": f"{preset.name}-{name}",
-            "description": f"Reports from frontals alone, after {preset.name}.",
-            "transform": preset.transform,
-            "components": {
-                **{part: preset.components[part] for part in (*encoders.values(), codec)},
-                name: generator.model_copy(update={"prompts": (VIEW,)}),
-            },
-            "modalities": {
-                VIEW: {"encoder": encoders[VIEW]},
-                REPORT: {"encoder": encoders[REPORT], "codec": codec, "generator": name},
-            },
-            "sampling": preset.sampling,
-            "report_sections": ("impression",),
-            "train": stages,
-        }
-    )
+        trained = {stage: how | {"steps": settings.steps} for stage, how in trained.items()}
+    own = {"name": f"{preset.name}-{name}", "report_sections": ("impression",), "train": trained}
+    return Preset.parse(values | own, f"{preset.name}, reports from frontals")
 
 
 def describe(model: Path, sources: Sources, root: Path) -> EvalSet:

@@ -102,6 +102,15 @@ def sets_of(bench: Bench, settings: Downstream, task: Task) -> Sets:
     checker = utility.make_task(how, real, task.classes, studies or None)
     for items in (real, *tests.values()):
         checker.usable(items)
+        if spatial:
+            own = (studies[item.id] for item in items.items)
+            what = (
+                f"a {'mask' if task.task == 'segmentation' else 'box'} of {' or '.join(task.classes or ['anything'])}"
+            )
+            need(
+                any(_annotated(study, task) for study in own),
+                f"{items.name}: no image has {what}; this task needs some",
+            )
     for items in tests.values():
         refuse_overlap(real, items)
         if prompts != data:

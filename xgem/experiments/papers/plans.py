@@ -89,11 +89,13 @@ class Judged(Config):
     radgraph_python: str | None = None
     ratescore_python: str | None = None
     judge: str | None = None
+    labeller: str | None = None
 
     def weights(self) -> Weights:
         given = self.model_dump()
-        files = {name: given[name] and Path(given[name]) for name in given if name not in ("extractors", "judge")}
-        return Weights(extractors=self.extractors, judge=self.judge, **files)
+        names = ("extractors", "judge", "labeller")
+        files: dict[str, Any] = {name: one and Path(one) for name, one in given.items() if name not in names}
+        return Weights(**{name: given[name] for name in names}, **files)
 
 
 class Settings(Config):
@@ -192,7 +194,7 @@ class Task(Config):
     """
 
     task: TaskName = "classification"
-    suite: str
+    suite: Literal["augmentation", "anonymisation", "imbalance", "scarcity", "pretraining", "few-shot"]
     data: str | None = None
     external: dict[str, str] = Field(default_factory=dict[str, str])
     prompts: str | None = None
@@ -210,6 +212,12 @@ class Task(Config):
     shots: tuple[int, ...] | None = None
     models: tuple[str, ...] | None = None
     synthetic: dict[str, str] = Field(default_factory=dict[str, str])
+
+    @model_validator(mode="after")
+    def _of_classes(self) -> Task:
+        if self.suite in ("imbalance", "few-shot") and self.task != "classification":
+            raise ValueError(f"suite {self.suite!r} is defined by findings: expected the task classification")
+        return self
 
     @property
     def amounts(self) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from xgem.eval.spaces import Settings as SpaceSettings
 from xgem.eval.studies import answered, samples
 from xgem.experiments.papers.plans import Routes
 from xgem.experiments.papers.steps import Bench, manifest_splits
-from xgem.experiments.papers.tables import Table, find
+from xgem.experiments.papers.tables import ABSENT, Cell, Table, find
 from xgem.judges.judge import Judge
 from xgem.labels.vocabulary import XGEM_10
 from xgem.types import InputError, NotComputed
@@ -146,7 +146,7 @@ def _classes(
     if all(cell.value is None for cell in cells.values()):
         cells = {"Macro": cells["Macro"]}
     for of, cell in cells.items():
-        table.put(row, of, cell)
+        table.put(row, of, Cell(reason="the judge does not know this class") if cell.reason == ABSENT else cell)
 
 
 def _report_findings(found: Mapping[str, Sequence[FamilyEntry]], reports: Sequence[Route]) -> Table:

@@ -12,6 +12,7 @@ from xgem.types import ConfigError
 from xgem.utils.tables import csv_text, markdown_table
 
 RUN, PAPER = "this run", "published"
+ABSENT: Final = "not among what was measured"
 BY_CASE: Final = ("Brier score", "Dice by image", "F1 by image", "absolute error")
 """Rows of scores of single cases, which no paper gives: they stay in their own unit."""
 NOT_COMPUTED: Final = "not computed"
@@ -165,4 +166,4 @@ def find(families: Sequence[FamilyEntry], name: str, **wanted: str) -> Cell:
             by = wanted.get("extractor", metric.extractor)
             if (metric.name, metric.of, metric.extractor) == (name, wanted.get("of", ""), by):
                 return Cell.of(metric)
-    return Cell(reason="not among the results")
+    return Cell(reason=ABSENT)

@@ -21,6 +21,7 @@ from xgem.train.corpus import Corpus
 from xgem.train.loop import LoopOptions, TrainState, train
 from xgem.train.peers.settings import Kind, PeerTraining
 from xgem.train.peers.stage import PeerStage
+from xgem.train.stages import left_as_it_was
 from xgem.types import ConfigError, OutputError
 
 log = logging.getLogger(__name__)
@@ -58,6 +59,21 @@ def run(
     if kind == "lora":
         peft_package()
     _check_root(root, kind, location)
+    with left_as_it_was(root):
+        stage = _stage(kind, location, manifest, root, options, settings, seed)
+    log.info("%s of %s: %d steps, %s", kind, location.name, stage.config.steps, stage.family.objective)
+    return train(stage, root, options)
+
+
+def _stage(
+    kind: Kind,
+    location: PeerLocation,
+    manifest: Manifest,
+    root: Path,
+    options: LoopOptions,
+    settings: Callable[[str, int], PeerTraining],
+    seed: int,
+) -> PeerStage:
     manifest.check(files=True)
     studies = sum(bool(study.images.get(VIEW)) for study in manifest.studies("train"))
     config = settings(location.folder.kind.__name__, studies)
@@ -75,11 +91,7 @@ def run(
     )
     half = options.precision == "bf16"
     pipe = load_pipeline(location, device=PartialState().device or "cpu", dtype=_dtypes(location, kind, half=half))
-    stage = PeerStage(kind, pipe, location, config, (train_split, val_split), resolution, seed, half=half)
-    log.info(
-        "%s of %s: %d steps of %d, %s", kind, location.name, config.steps, config.batch_size, stage.family.objective
-    )
-    return train(stage, root, options)
+    return PeerStage(kind, pipe, location, config, (train_split, val_split), resolution, seed, half=half)
 
 
 def _dtypes(location: PeerLocation, kind: Kind, *, half: bool) -> dict[str, torch.dtype]:

@@ -147,7 +147,10 @@ class PeerStage(Stage):
             temporary = Path(tempfile.mkdtemp(prefix=".peer.", dir=root))
             try:
                 if isinstance(module, LoraDenoiser):
-                    save_adapter(self.pipe, temporary, module.named, self.location.folder.denoiser)
+                    name, record = self.location.folder.denoiser, self.record
+                    assert record.rank is not None
+                    assert record.alpha is not None
+                    save_adapter(self.pipe, temporary, module.named, name, rank=record.rank, alpha=record.alpha)
                     (temporary / ADAPTER_NAME).replace(root / ADAPTER_NAME)
                 else:
                     setattr(self.pipe, self.location.folder.denoiser, cast(FullDenoiser, module).denoiser)
