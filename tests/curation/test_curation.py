@@ -243,14 +243,14 @@ def test_a_turned_frontal_of_a_study_with_a_lateral_keeps_its_annotations(
     images = {"frontal": np.rot90(frontals[5]).copy(), "lateral": laterals[1]}
     views = {"frontal": "frontal", "lateral": "lateral"}
     masks = {view: {"left lung": (str(tmp_path / "lung.png"),)} for view in views}
-    boxes = (Box("mass", 0.1, 0.2, 0.3, 0.4),)
+    boxes = (Box("mass", 0.1, 0.1, 0.3, 0.2),)
     manifest = source("set", images, study="s", subject="s", view=views, labels=("Mass",), masks=masks, boxes=boxes)
     out = tmp_path / "out"
     curate(read_plan(write_plan(manifest)), out)
     (study,) = Manifest.read(out / "manifest.parquet").studies()
     (box,) = study.boxes
-    assert (box.x, box.y, box.w, box.h) == pytest.approx((0.4, 0.1, 0.4, 0.3))
+    assert (box.x, box.y, box.w, box.h) == pytest.approx((0.7, 0.1, 0.2, 0.3))
     turned = np.asarray(Image.open(study.masks["left lung"][0]))
     assert np.array_equal(turned, np.rot90(mask, -1))
     assert np.array_equal(np.asarray(Image.open(study.images["frontal"][0])) // 257, frontals[5])
-    assert study.findings == "Frontal and lateral chest radiographs. Right mass."
+    assert study.findings == "Frontal and lateral chest radiographs. Left mass."

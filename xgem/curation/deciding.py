@@ -69,10 +69,14 @@ def decide_part(folder: Folder, plan: CurationPlan, part: int) -> None:
     verdicts = [_verdict(saw, one, record) for saw, one, record in zip(seen, listed, records, strict=True)]
     studies = [list(group) for _, group in groupby(range(len(listed)), lambda k: listed[k].row.study)]
     texts: dict[int, Text] = {}
+    changed: dict[int, dict[str, Any]] = {}
     for group in studies:
         stay = [k for k in group if records[k]["decision"] != "dropped"]
         if stay:
-            _describe(plan, listed, verdicts, stay, records, texts)
+            changed[stay[0]] = _turned_annotations(folder, [(listed[k], verdicts[k]) for k in stay])
+            rows = [listed[k].row.model_copy(update=changed[stay[0]]) for k in stay]
+            views = [verdicts[k].view or listed[k].row.view for k in stay]
+            _describe(plan, rows, views, stay, records, texts)
     pending = [text for text in texts.values() if text.how == "structured"]
     if plan.describe.rewriter is not None and pending:
         _writers(folder, plan).rewrite(pending)
@@ -81,9 +85,9 @@ def decide_part(folder: Folder, plan: CurationPlan, part: int) -> None:
         if not stay:
             continue
         text = texts[stay[0]]
-        changed = _turned_annotations(folder, [(listed[k], verdicts[k]) for k in stay])
         for k in stay:
-            _finish(folder, listed[k].row, verdicts[k], len(group) == 1, records[k], text, moved, changed)
+            alone, annotations = len(group) == 1, changed[stay[0]]
+            _finish(folder, listed[k].row, verdicts[k], alone, records[k], text, moved, annotations)
         # The cost of a study stands in one of its rows
         tokens = {"input_tokens": text.input_tokens, "output_tokens": text.output_tokens}
         records[stay[0]] |= {**tokens, "cost": text.cost}
@@ -156,16 +160,14 @@ def _decided(one: Listed, seen: dict[str, Any], copy: dict[str, Any] | None) -> 
 
 def _describe(
     plan: CurationPlan,
-    listed: Sequence[Listed],
-    verdicts: Sequence[Verdict],
+    rows: Sequence[Row],
+    views: Sequence[str | None],
     stay: Sequence[int],
     records: list[dict[str, Any]],
     texts: dict[int, Text],
 ) -> None:
     """The text of a study by the first of its rows that stay; one that contradicts its labels is dropped, or noted."""
-    rows = [listed[k].row for k in stay]
-    facts = facts_of(rows, [verdicts[k].view or row.view for k, row in zip(stay, rows, strict=True)])
-    row = rows[0]
+    facts, row = facts_of(rows, views), rows[0]
     own = join_sections(row.findings, row.impression)
     if own and (wrong := contradictions(own, facts)):
         for k in stay:
