@@ -29,7 +29,7 @@ XGEM := $(BIN)/xgem
 # One stamp for what running needs, one for what developing needs (which includes it).
 INSTALLED := $(VENV)/.installed
 INSTALLED_DEV := $(VENV)/.installed-dev
-WITH_EXTRAS := .[train,eval,published,onnx,slurm,dicom,serve,postgres,chat,docs,dev]
+WITH_EXTRAS := .[train,eval,published,onnx,slurm,dicom,serve,postgres,chat,peers,curate,docs,dev]
 PIP_FLAGS ?=
 
 XGEM_DATA ?= ../shared/data

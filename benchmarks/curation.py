@@ -1,13 +1,11 @@
-"""Fits and measures what `xgem data curate` looks at pictures with.
+"""Fits what `xgem data curate` looks at pictures with.
 
     python benchmarks/curation.py fingerprint --data DATA --out xgem/assets/judges/fingerprint
     python benchmarks/curation.py content --data DATA --out xgem/assets/judges/content
-    python benchmarks/curation.py planted --data DATA --count 200      # every kind, on images of held-out subjects
-    python benchmarks/curation.py lies --count 300                     # texts that lie, against the checks
-    python benchmarks/curation.py scale --rows 200000 --kills 10       # memory, and the same bytes after every SIGKILL
 
-DATA is the folder of the data sets (openi, nih, nih_boxes, hannover, severity, segmentations, covid). Fitting uses the
-subjects whose hash is in split train, measuring those in val and test (`xgem.data.manifest.split_of`).
+DATA is the folder of the data sets (openi, nih, nih_boxes, hannover, severity, segmentations, covid), of which the
+subjects whose hash is in split train are used (`xgem.data.manifest.split_of`, 15 % each for val and test). Measured by
+curation_planted.py (pictures of the others), curation_lies.py (texts) and curation_scale.py (memory, interruptions).
 """
 
 from __future__ import annotations
@@ -17,11 +15,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from pictures import brighter, collage, cropped, not_chest, others, real, resized, with_text
+from pictures import CHANGES, brighter, collage, cropped, not_chest, others, real, resized, with_text
 
 from xgem.curation.content import OUTPUTS, ContentJudge, ContentNetwork, as_input, judged_pixels
 
 SEED = 0
+RIDGE = 0.02
 STEPS, BATCH = 760, 48
 KINDS = ("plain", "turned", "inverted", "mirrored", "both", "text", "collage", "other")
 SHARES = (0.22, 0.16, 0.09, 0.06, 0.05, 0.14, 0.1, 0.18)
@@ -108,14 +107,38 @@ def small(pixels: Any) -> Any:
     return pixels if scale >= 1 else resized(pixels, *(round(side * scale) for side in pixels.shape))
 
 
+def fit_fingerprint(options: argparse.Namespace) -> None:
+    """Fits the directions of fingerprints: pictures are the classes, changes of a picture the scatter within."""
+    from safetensors.numpy import save_file
+
+    from xgem.curation.fingerprint import DIM, spectrum, thumbnail
+
+    rng = np.random.default_rng(SEED)
+    pool = real(options.data, ("train",), {"openi": 600, "nih": 900})
+    plain = spectrum(np.stack([thumbnail(one.pixels) for one in pool])).astype(np.float64)
+    chosen = rng.permutation(len(pool))[:400]
+    kinds = ("brightness", "cropped", "JPEG", "several")
+    changed = [[thumbnail(CHANGES[kind](pool[k].pixels, rng)) for k in chosen] for kind in kinds]
+    differences = np.concatenate([spectrum(np.stack(some)) - plain[chosen] for some in changed])
+    within = differences.T @ differences / len(differences)
+    within += np.eye(len(within)) * RIDGE * np.trace(within) / len(within)
+    whitening = np.linalg.inv(np.linalg.cholesky(within))
+    values, vectors = np.linalg.eigh(whitening @ np.cov(plain.T) @ whitening.T)
+    directions = vectors[:, np.argsort(values)[::-1][:DIM]].T @ whitening
+    options.out.mkdir(parents=True, exist_ok=True)
+    state = {"directions": directions, "mean": plain.mean(axis=0)}
+    save_file({name: value.astype(np.float32) for name, value in state.items()}, options.out / "model.safetensors")
+    print(f"fitted on {len(differences)} changes of {len(chosen)} of {len(pool)} pictures")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("fingerprint", "content", "planted", "lies", "scale"))
-    parser.add_argument("--data", type=Path)
-    parser.add_argument("--out", type=Path)
+    parser.add_argument("what", choices=("fingerprint", "content"))
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--steps", type=int, default=STEPS)
     options = parser.parse_args()
-    {"content": fit_content}[options.what](options)
+    {"content": fit_content, "fingerprint": fit_fingerprint}[options.what](options)
 
 
 if __name__ == "__main__":

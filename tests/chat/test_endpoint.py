@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import itertools
+import json
 import logging
 import signal
 import subprocess
@@ -19,7 +20,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-from pydantic import BaseModel
+from pydantic import BaseModel, field_validator
 
 from tests.chat_server import Reply, chat_server, question
 from xgem.chat import endpoint as endpoints
@@ -101,6 +102,28 @@ def test_without_structured_output_the_prompt_asks_for_json(text: str, caplog: p
     assert '"present"' in question(server.requests[1])
     assert "JSON in the prompt" in caplog.text
     assert len(caplog.records) == 1
+
+
+def test_models_that_renamed_max_tokens_are_asked_as_they_want() -> None:
+    def answer(request: dict[str, Any], before: int) -> Reply:
+        if "max_tokens" in request:
+            return Reply.error(400, "Unsupported parameter: 'max_tokens'. Use 'max_completion_tokens' instead.")
+        return Reply(VERDICT)
+
+    with chat_server(answer) as server:
+        endpoint = ChatEndpoint(server.settings(max_tokens=50))
+        assert endpoint.ask(JUDGED).value == Verdict(present=True, reason="seen")
+        endpoint.ask(HELLO)
+    assert [request.get("max_completion_tokens") for request in server.requests] == [None, 50, 50]
+    assert "response_format" in server.requests[1]
+
+
+def test_a_server_that_fails_at_an_answer_is_asked_for_another() -> None:
+    def answer(request: dict[str, Any], before: int) -> Reply:
+        return Reply() if request["seed"] else Reply.error(500, "the output cannot be parsed")
+
+    with chat_server(answer) as server:
+        assert ChatEndpoint(server.settings()).ask(HELLO).text == "yes"
 
 
 def test_nonsense_is_drawn_again_with_another_seed_and_then_named() -> None:
@@ -284,6 +307,26 @@ def test_equal_questions_are_asked_once(tmp_path: Path) -> None:
     assert len(server.requests) == 7
 
 
+def test_a_kept_answer_that_no_longer_fits_is_asked_for_again(tmp_path: Path) -> None:
+    class Strict(BaseModel):
+        number: int
+
+        @field_validator("number")
+        @classmethod
+        def _bounded(cls, value: int) -> int:
+            if value > limit:
+                raise ValueError("too large")
+            return value
+
+    request, limit = ChatRequest("n", schema=Strict), 10
+    with chat_server(lambda request, before: Reply(json.dumps({"number": 9 - 5 * before}))) as server:
+        endpoint = ChatEndpoint(server.settings(), cache=tmp_path)
+        assert endpoint.ask(request).text == '{"number": 9}'
+        limit = 5
+        assert endpoint.ask(request).text == '{"number": 4}'
+        assert endpoint.ask(request).cached
+
+
 def test_two_at_once_share_a_cache(tmp_path: Path) -> None:
     requests = [ChatRequest(str(number)) for number in range(30)]
     with chat_server(lambda request, before: Reply(question(request))) as server:
@@ -307,7 +350,11 @@ def test_an_interruption_waits_for_no_answer_and_loses_none(tmp_path: Path) -> N
         "for answer in endpoint.ask_many(ChatRequest(str(number)) for number in range(100)):\n"
         "    print(answer.text, flush=True)\n"
     )
-    with chat_server(lambda request, before: Reply(question(request), delay=0 if before < 10 else 60)) as server:
+
+    def answer(request: dict[str, Any], before: int) -> Reply:
+        return Reply(question(request), delay=0 if int(question(request)) < 10 else 60)
+
+    with chat_server(answer) as server:
         command = [sys.executable, "-c", program, server.url, str(tmp_path)]
         with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
             assert process.stdout is not None

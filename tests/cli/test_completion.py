@@ -15,7 +15,7 @@ from xgem.train.stages import stages
 
 
 def test_lists_are_those_of_the_library() -> None:
-    assert set(completion.STAGES) == {"all", "reid", *stages()}
+    assert set(completion.STAGES) == {"all", "reid", "lora", "full", *stages()}
     assert set(completion.samplers("")) == set(SAMPLERS)
     assert completion.models("") == embedded_names()
     assert "openi-256" in completion.presets("openi")

@@ -56,3 +56,12 @@ def test_hashed_splits_are_stable_and_of_the_stated_size():
     assert counts["test"] == pytest.approx(400, abs=70)
     assert [split_of(f"openi-{i}") for i in range(6)] == [split_of(f"openi-{i}") for i in range(6)]
     assert {split_of(f"{i}", test=0) for i in range(300)} == {"train", "val"}
+
+
+def test_a_study_of_several_manifests_may_be_taken_from_the_first(tmp_path: Path):
+    first = manifest(row("a"), row("b"), root=tmp_path)
+    second = manifest(row("b", file="other.png"), row("c"), root=tmp_path)
+    with pytest.raises(ManifestError, match="study 'b' is in manifests 1 and 2"):
+        merge([first, second], tmp_path)
+    merged = merge([first, second], tmp_path, keep_first=True)
+    assert merged.rows == (*first.rows, second.rows[1])

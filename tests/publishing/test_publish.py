@@ -22,12 +22,14 @@ from xgem.cli import main
 from xgem.data import load_dataset
 from xgem.data.manifest import Manifest
 from xgem.data.rows import Row
+from xgem.judges.reid import ReidConfig, SiameseNetwork, save_reid
 from xgem.pipeline.generation import read_metadata
 from xgem.pipeline.pipeline import XgemPipeline
 from xgem.pipeline.privacy_gate import PrivacyGate, Thresholds
 from xgem.pipeline.replay import replay
 from xgem.publishing import SyntheticRadiographs
 from xgem.publishing.closeness import Check
+from xgem.publishing.judging import pictures_of
 from xgem.publishing.publish import publish
 from xgem.publishing.verify import verify
 from xgem.types import DataError, InputError, OutputError, PrivacyError
@@ -121,6 +123,30 @@ def test_close_images_end_publishing(synthetic: WriteSet, check: Check, tmp_path
     assert not (tmp_path / "set").exists()
 
 
+def test_a_network_of_reidentification_finds_the_same_patient(
+    synthetic: WriteSet, real: Path, debug_checkpoint: Path, tmp_path: Path
+) -> None:
+    """A head that is sure of nearly equal features; the distances are told to see nothing but the very image."""
+    config = ReidConfig(block="basic", layers=(1, 1, 1, 1), size=32)
+    torch.manual_seed(0)
+    network = SiameseNetwork(config)
+    torch.nn.init.constant_(network.fc_end.weight, -100.0)
+    torch.nn.init.constant_(network.fc_end.bias, 10.0)
+    save_reid(tmp_path / "reid.safetensors", network, config)
+    blind = Thresholds(latent=0.0, pixel=0.0)
+    check = Check(real, str(debug_checkpoint), blind, reid=tmp_path / "reid.safetensors")
+    pixels = np.where(drawn(3) < 255, drawn(3) + 1, 255).astype(np.uint8)
+    pixels[40:50] = drawn(3)[40:50]
+    pictures = pictures_of(Manifest.read(synthetic(pixels)))
+    distances, about = check.compare(pictures)
+    assert [number for number, one in enumerate(distances) if one.close] == [GOOD]
+    assert min(distances[GOOD].latent, distances[GOOD].pixel) > 1e-5, "by re-identification alone"
+    assert about["reid"]["network"] == config.name
+    assert "reid_score" in distances[0].columns
+    with pytest.raises(InputError, match="re-identification compares with images"):
+        replace(check, training=real.with_suffix(".csv")).compare(pictures)
+
+
 def test_what_cannot_be_published_is_named(synthetic: WriteSet, check: Check, real: Path, tmp_path: Path) -> None:
     out = tmp_path / "set"
     with pytest.raises(InputError, match=r"120 of 120 images are not marked as synthetic.*first .*no xgem metadata"):
@@ -139,7 +165,10 @@ def test_what_cannot_be_published_is_named(synthetic: WriteSet, check: Check, re
 def test_texts_of_real_studies_are_told(
     synthetic: WriteSet, check: Check, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    publish(synthetic(source="openi"), check, tmp_path / "set")
+    publish(synthetic(source="openi", masks={"left lung": ("000.png",)}), check, tmp_path / "set")
+    row = Manifest.read(tmp_path / "set" / "manifest.parquet").rows[-1]
+    assert row.masks == {"left lung": ("masks/00000000-left-lung.png",)}
+    assert verify(tmp_path / "set")["files"] == GOOD + 6
     assert "real studies (openi)" in caplog.text
     assert "**Texts or labels are those of real studies (openi)" in (tmp_path / "set" / "README.md").read_text()
 

@@ -86,7 +86,9 @@ def test_a_resumed_run_equals_an_unbroken_one(
 
 def test_it_learns_whose_images_are_whose(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     changes = {"steps": 40, "batch_size": 16, "ema_decay": 0.9, "validate_every": 40, "checkpoint_every": 40}
-    train = PRESETS["debug"].train.model_copy(update=changes)
+    debug = PRESETS["debug"].train
+    assert debug is not None
+    train = debug.model_copy(update=changes)
     monkeypatch.setitem(PRESETS, "debug", replace(PRESETS["debug"], train=train))
     reid.run(Manifest.read(data), tmp_path, QUIET, preset="debug", progress=False)
     record = json.loads((tmp_path / "reid.json").read_text())
@@ -163,3 +165,23 @@ def test_the_command(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert "--resume" in capsys.readouterr().err
     assert main(["train", "clip", "--data", str(data), "--out", str(tmp_path)]) == 2
     assert "name it with --preset" in capsys.readouterr().err
+
+
+def test_pairs_of_two_patients_have_sources_of_pairs_of_one(tmp_path: Path) -> None:
+    # Patients 0 to 3 have an image in each of two sources, the others in one: a pair of two that only patients of one
+    # source could make would tell the network of sources
+    manifest = Manifest.read(manifest_of(tmp_path, {"train": 12}, 2))
+    rows = [
+        row.model_copy(update={"source": "ab"[int(str(row.file)[-5])] if row.subject in FEW else "a"})
+        for row in manifest.rows
+    ]
+    mixed = Patients.load(Manifest(tuple(rows), manifest.root), ("train",), 32, tmp_path / "cache", progress=False)
+    assert set(FEW) <= set(mixed.several)
+    pairs, same, _ = mixed.judged(0)
+    sources = [(mixed.source[int(a)], mixed.source[int(b)]) for a, b in pairs]
+    of_one = {pair for pair, one in zip(sources, same, strict=True) if one}
+    assert {pair for pair, one in zip(sources, same, strict=True) if not one} <= of_one
+    assert ("a", "b") in of_one or ("b", "a") in of_one
+
+
+FEW = ("train0", "train1", "train2", "train3")

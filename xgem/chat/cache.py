@@ -52,8 +52,8 @@ class AnswerCache:
         return None if row is None else Kept(*row)
 
     def put(self, key: str, answer: Kept) -> None:
-        """Keep an answer; the first one under a key stays."""
-        self._checked(lambda: self._write("INSERT OR IGNORE INTO answers VALUES (?, ?, ?, ?)", key, *answer))
+        """Keep an answer."""
+        self._checked(lambda: self._write("INSERT OR REPLACE INTO answers VALUES (?, ?, ?, ?)", key, *answer))
 
     def close(self) -> None:
         """Close the file."""

@@ -44,6 +44,7 @@ that is waited for."""
 UNREACHED: Final = 8
 """So many requests one after the other that the endpoint could not take end ``ask_many``."""
 _REDRAWN: Final = 0.4  # temperature of the attempts after an unusable answer, which a greedy one would repeat
+_RENAMED: Final = "max_completion_tokens"  # what some hosted models call max_tokens, and name in their refusal
 _MACHINE: Final = ("Lang", "Package-Version", "OS", "Arch", "Runtime", "Runtime-Version", "Async", "Retry-Count",
                    "Read-Timeout")  # fmt: skip
 
@@ -99,6 +100,7 @@ class ChatEndpoint:
         self._cache = None if cache is None else AnswerCache(cache)
         self._lock = threading.Lock()
         self._usage = ChatUsage()
+        self._limit = "max_tokens"
         self.unstructured: set[type[BaseModel]] = set()
         """Schemas that the endpoint did not take, so that prompts ask for them."""
 
@@ -178,11 +180,10 @@ class ChatEndpoint:
     def _ask(self, request: ChatRequest, stopped: threading.Event) -> ChatAnswer:
         self._count(requests=1)
         key = self._key(request)
-        kept = None if self._cache is None else self._cache.get(key)
+        kept = self._kept(key, request)
         if kept is not None:
             self._count(cached=1)
-            value = None if request.schema is None else read_json_answer(kept.text, request.schema)
-            return ChatAnswer(kept.text, value, kept.input_tokens, kept.output_tokens, 0.0, True)
+            return kept
         try:
             answer = self._attempts(request, stopped)
         except Exception:
@@ -191,6 +192,16 @@ class ChatEndpoint:
         if self._cache is not None:
             self._cache.put(key, Kept(answer.text, answer.input_tokens, answer.output_tokens))
         return answer
+
+    def _kept(self, key: str, request: ChatRequest) -> ChatAnswer | None:
+        kept = None if self._cache is None else self._cache.get(key)
+        if kept is None:
+            return None
+        try:
+            value = None if request.schema is None else read_json_answer(kept.text, request.schema)
+        except ValueError:  # the class has stricter validators than it had, which its JSON schema does not show
+            return None
+        return ChatAnswer(kept.text, value, kept.input_tokens, kept.output_tokens, 0.0, True)
 
     def _attempts(self, request: ChatRequest, stopped: threading.Event) -> ChatAnswer:
         redrawn = 0
@@ -201,11 +212,8 @@ class ChatEndpoint:
                 if attempt == self.settings.retries:
                     tries = f" ({attempt + 1} attempts)" if attempt else ""
                     raise type(error)(f"{error}{tries}") from error
-                wait = 0.0
-                if isinstance(error, Unusable):
-                    redrawn += 1
-                else:
-                    wait = self._wait(error, attempt)
+                redrawn += isinstance(error, Unusable) or error.redraw
+                wait = 0.0 if isinstance(error, Unusable) else self._wait(error, attempt)
                 log.info("%s: attempt %d: %s; again in %.1f s", self.name, attempt + 1, error, wait)
                 self._count(retried=1)
                 if stopped.wait(wait):
@@ -224,6 +232,9 @@ class ChatEndpoint:
         try:
             completion = self._completion(request, redrawn, structured)
         except Rejected as error:
+            if _RENAMED in str(error) and self._limit != _RENAMED:
+                self._limit = _RENAMED
+                return self._attempt(request, redrawn)
             if not structured or request.schema is None:
                 raise
             completion = self._completion(request, redrawn, False)
@@ -235,7 +246,7 @@ class ChatEndpoint:
         import openai
 
         settings = self.settings
-        options: dict[str, Any] = {"temperature": settings.temperature, "max_tokens": settings.max_tokens}
+        options: dict[str, Any] = {"temperature": settings.temperature, self._limit: settings.max_tokens}
         if redrawn:
             options["temperature"] = max(settings.temperature, _REDRAWN)
         if settings.seed is not None:

@@ -24,11 +24,15 @@ _NO_MODEL: Final = re.compile(r"model[^.]*(does not exist|not found|unknown|not 
 
 
 class Unavailable(EndpointError):
-    """The endpoint cannot be reached or is busy; ``wait`` is the time in seconds for which it asks."""
+    """The endpoint cannot be reached, is busy or fails; ``wait``: the time in seconds for which it asks.
 
-    def __init__(self, reason: str, wait: float | None = None) -> None:
+    ``redraw``: it may have failed at what the model said (llama.cpp's 500 where an answer cannot be parsed), so that
+    another draw can help.
+    """
+
+    def __init__(self, reason: str, wait: float | None = None, *, redraw: bool = False) -> None:
         super().__init__(reason)
-        self.wait = wait
+        self.wait, self.redraw = wait, redraw
 
 
 class Unusable(EndpointError):
@@ -59,7 +63,7 @@ def fault_of(error: APIStatusError, model: str, images: bool) -> EndpointError:
     if getattr(error, "code", None) == "insufficient_quota":
         return EndpointError(f"{said}; the account has no budget left")
     if status in _RETRIED or status >= 500:
-        return Unavailable(said, retry_after(error.response.headers.get("retry-after")))
+        return Unavailable(said, retry_after(error.response.headers.get("retry-after")), redraw=status == 500)
     return Rejected(said)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import groupby
 from typing import TYPE_CHECKING, Any, Final
 
@@ -11,12 +12,13 @@ from xgem.configs.reading import ReadOptions
 from xgem.curation.checks import contradictions
 from xgem.curation.content import Verdict
 from xgem.curation.facts import facts_of
-from xgem.curation.fixing import upright
+from xgem.curation.fixing import turned_annotations, upright
 from xgem.curation.folder import Folder, read_table, write_table
 from xgem.curation.listing import Listed, rows_of
 from xgem.curation.plan import CurationPlan
-from xgem.curation.writing import Text, Writers, structured
+from xgem.curation.writing import Text, Writers, open_endpoint, structured
 from xgem.data.sections import join_sections
+from xgem.data.study import ANNOTATED_VIEW
 
 if TYPE_CHECKING:
     from xgem.data.rows import Row
@@ -64,25 +66,51 @@ def decide_part(folder: Folder, plan: CurationPlan, part: int) -> None:
     copies = {one["number"]: one for one in _within(folder, first, last)}
     moved = folder.read(folder.state / "splits.json") if plan.duplicates.search else {}
     records = [_decided(one, saw, copies.get(one.number)) for one, saw in zip(listed, seen, strict=True)]
-    verdicts = [Verdict(**{name: saw[name] for name in ("drop", "kind", "turn", "invert", "view")}) for saw in seen]
+    verdicts = [_verdict(saw, one, record) for saw, one, record in zip(seen, listed, records, strict=True)]
     studies = [list(group) for _, group in groupby(range(len(listed)), lambda k: listed[k].row.study)]
     texts: dict[int, Text] = {}
+    changed: dict[int, dict[str, Any]] = {}
     for group in studies:
         stay = [k for k in group if records[k]["decision"] != "dropped"]
         if stay:
-            _describe(plan, listed, verdicts, stay, records, texts)
+            changed[stay[0]] = _turned_annotations(folder, [(listed[k], verdicts[k]) for k in stay])
+            rows = [listed[k].row.model_copy(update=changed[stay[0]]) for k in stay]
+            views = [verdicts[k].view or listed[k].row.view for k in stay]
+            _describe(plan, rows, views, stay, records, texts)
     pending = [text for text in texts.values() if text.how == "structured"]
     if plan.describe.rewriter is not None and pending:
         _writers(folder, plan).rewrite(pending)
     for group in studies:
         stay = [k for k in group if records[k]["decision"] != "dropped"]
+        if not stay:
+            continue
+        text = texts[stay[0]]
         for k in stay:
-            _finish(folder, listed[k].row, verdicts[k], len(group) == 1, records[k], texts[stay[0]], moved)
-        if stay:  # the cost of a study stands in one of its rows
-            text = texts[stay[0]]
-            tokens = {"input_tokens": text.input_tokens, "output_tokens": text.output_tokens}
-            records[stay[0]] |= {**tokens, "cost": text.cost}
+            alone, annotations = len(group) == 1, changed[stay[0]]
+            _finish(folder, listed[k].row, verdicts[k], alone, records[k], text, moved, annotations)
+        # The cost of a study stands in one of its rows
+        tokens = {"input_tokens": text.input_tokens, "output_tokens": text.output_tokens}
+        records[stay[0]] |= {**tokens, "cost": text.cost}
     write_table(folder.file("decided", part), records, schema())
+
+
+def _verdict(seen: dict[str, Any], one: Listed, record: dict[str, Any]) -> Verdict:
+    """The verdict on a row; the view of an annotated image is that of its annotations, and a doubt is noted."""
+    verdict = Verdict(**{name: seen[name] for name in ("drop", "kind", "turn", "invert", "view")})
+    if verdict.view and one.row.view and (one.row.masks or one.row.boxes):
+        record["notes"].append(f"looks like a {verdict.view} view, but is annotated as a {one.row.view} one")
+        return replace(verdict, view="")
+    return verdict
+
+
+def _turned_annotations(folder: Folder, rows: Sequence[tuple[Listed, Verdict]]) -> dict[str, Any]:
+    """What changes in all rows of a study if its annotated image, the first frontal, is turned."""
+    for one, verdict in rows:
+        if (verdict.view or one.row.view) == ANNOTATED_VIEW:
+            if not verdict.turn or not (one.row.masks or one.row.boxes):
+                return {}
+            return turned_annotations(folder.root / "images", one.number, one.row, verdict.turn)
+    return {}
 
 
 def _within(folder: Folder, first: int, last: int) -> list[dict[str, Any]]:
@@ -132,16 +160,14 @@ def _decided(one: Listed, seen: dict[str, Any], copy: dict[str, Any] | None) -> 
 
 def _describe(
     plan: CurationPlan,
-    listed: Sequence[Listed],
-    verdicts: Sequence[Verdict],
+    rows: Sequence[Row],
+    views: Sequence[str | None],
     stay: Sequence[int],
     records: list[dict[str, Any]],
     texts: dict[int, Text],
 ) -> None:
     """The text of a study by the first of its rows that stay; one that contradicts its labels is dropped, or noted."""
-    rows = [listed[k].row for k in stay]
-    facts = facts_of(rows, [verdicts[k].view or row.view for k, row in zip(stay, rows, strict=True)])
-    row = rows[0]
+    facts, row = facts_of(rows, views), rows[0]
     own = join_sections(row.findings, row.impression)
     if own and (wrong := contradictions(own, facts)):
         for k in stay:
@@ -169,15 +195,16 @@ def _finish(
     record: dict[str, Any],
     text: Text,
     moved: dict[str, str],
+    annotations: dict[str, Any],
 ) -> None:
     """Complete the record of a row that has not been dropped, and make its row of the manifest; ``alone``: it is the
-    only one of its study."""
+    only one of its study, whose ``annotations`` change."""
     record |= {"how": text.how, "problems": record["problems"] + text.problems, "attempts": text.attempts}
     if text.how == "dropped":
         reason = f"no description passed the checks: {text.problems[-1]}" if text.problems else "no description"
         record |= {"decision": "dropped", "stage": "text", "kind": "description", "reason": reason}
         return
-    changes: dict[str, Any] = {"findings": text.findings, "impression": text.impression}
+    changes: dict[str, Any] = {"findings": text.findings, "impression": text.impression, **annotations}
     fixed: list[str] = []
     if verdict.view:
         changes |= {"view": verdict.view, "view_guessed": True}
@@ -206,9 +233,5 @@ def _finish(
 
 
 def _writers(folder: Folder, plan: CurationPlan) -> Writers:
-    from xgem.chat.endpoint import ChatEndpoint
-
-    settings = (plan.describe.rewriter, plan.describe.checker)
-    return Writers(
-        plan.describe, *(None if one is None else ChatEndpoint(one, cache=folder.answers) for one in settings)
-    )
+    both = (plan.describe.rewriter, plan.describe.checker)
+    return Writers(plan.describe, *(None if one is None else open_endpoint(one, folder.answers) for one in both))

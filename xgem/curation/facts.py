@@ -62,9 +62,8 @@ class Facts:
         views = " and ".join(self.views)
         head = f"{views} chest radiograph{'s' if len(self.views) > 1 else ''}".strip()
         if parts:
-            article = (
-                "an" if parts[0][0].lower() in "aeiou" or self.age in (11, 18) or 80 <= (self.age or 0) < 90 else "a"
-            )
+            vowel = parts[0][0].lower() in "aeiou" or parts[0].startswith(("8", "11-", "18-"))
+            article = "an" if vowel else "a"
             head += f" of {article} {' '.join(parts)} patient"
         return head[0].upper() + head[1:] + "."
 
@@ -110,11 +109,7 @@ def facts_of(rows: Sequence[Row], views: Sequence[str | None]) -> Facts:
 
 def _with_side(term: str, row: Row) -> str:
     """A term with the sides of its boxes, if it has any."""
-    boxes = [
-        box for box in row.boxes if plain(box.label) == plain(term) or set(classes_of(box.label)) & {*classes_of(term)}
-    ]
-    sides = boxed_sides(boxes)
-    named = (
-        frozenset[Side]().union(*(sides.get(name, frozenset()) for name in classes_of(term))) if sides else frozenset()
-    )
+    classes = {*classes_of(term)}
+    boxes = [box for box in row.boxes if plain(box.label) == plain(term) or classes & {*classes_of(box.label)}]
+    named = frozenset[Side]().union(*boxed_sides(boxes).values())
     return "/".join([term.replace("_", " ").replace("/", " "), *sorted(named)])

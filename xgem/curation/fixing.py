@@ -10,7 +10,6 @@ import numpy as np
 from PIL import Image
 
 from xgem.configs.reading import ReadOptions
-from xgem.data.annotation_files import read_masks
 from xgem.data.annotations import Box
 from xgem.data.transforms import read_with
 from xgem.utils.files import replacing
@@ -22,13 +21,13 @@ if TYPE_CHECKING:
 
 
 def upright(folder: Path, number: int, row: Row, turn: int, invert: bool) -> dict[str, Any]:
-    """Write a row's image, turned clockwise by ``turn`` quarters and inverted, as a PNG of 16 bits, and its masks.
+    """Write a row's image, turned clockwise by ``turn`` quarters and inverted, as a PNG of 16 bits.
 
     Returns:
-        what changes in the row: ``file``, ``masks``, ``boxes``, ``reading``.
+        what changes in the row: ``file`` and ``reading``.
 
     Raises:
-        ImageError, InputError: image or masks cannot be read. OutputError: the copy cannot be written.
+        ImageError: the image cannot be read. OutputError: the copy cannot be written.
     """
     assert row.file is not None
     image = read_with(Path(row.file), reading=row.reading)
@@ -39,16 +38,24 @@ def upright(folder: Path, number: int, row: Row, turn: int, invert: bool) -> dic
     file = folder / f"{number:08d}.png"
     _save(file, np.rint(stored * 65535).astype(np.uint16))
     aspect = image.aspect if turn % 2 == 0 else 1 / image.aspect
+    options = {**row.reading.model_dump(), "pixel_aspect": None if aspect == 1 else aspect}
+    return {"file": str(file), "reading": ReadOptions(**options)}
+
+
+def turned_annotations(folder: Path, number: int, row: Row, turn: int) -> dict[str, Any]:
+    """Masks and boxes of a study whose annotated image is turned clockwise: what changes in all of its rows.
+
+    Raises:
+        InputError: a mask cannot be read. OutputError: a turned one cannot be written.
+    """
     masks: dict[str, tuple[str, ...]] = {}
     for structure, files in row.masks.items():
         for k, mask in enumerate(files):
-            drawn = next(iter(read_masks({structure: Path(mask)}, (structure,)).masks.values()))
+            drawn = np.asarray(Image.open(mask).convert("L")) > 127
             place = folder / f"{number:08d}-{structure.replace(' ', '_')}-{k}.png"
             _save(place, np.rot90(drawn, -turn).astype(np.uint8) * np.uint8(255))
             masks[structure] = (*masks.get(structure, ()), str(place))
-    options = {**row.reading.model_dump(), "pixel_aspect": None if aspect == 1 else aspect}
-    boxes = tuple(_turned(box, turn) for box in row.boxes)
-    return {"file": str(file), "masks": masks, "boxes": boxes, "reading": ReadOptions(**options)}
+    return {"masks": masks, "boxes": tuple(_turned(box, turn) for box in row.boxes)}
 
 
 def _turned(box: Box, turn: int) -> Box:

@@ -17,6 +17,7 @@ from xgem.data.manifest import name_in
 from xgem.data.manifest_files import records
 from xgem.data.rows import Row, checked_row
 from xgem.data.sources import Source
+from xgem.data.streamed import StreamedManifest
 from xgem.types import ConfigError, DataError, OutputError
 from xgem.utils.files import file_sha256, replacing
 from xgem.utils.progress import track
@@ -56,6 +57,10 @@ def manifests_of(plan: CurationPlan, folder: Folder) -> dict[str, Path]:
     for source in plan.sources:
         if source.manifest is not None:
             found[source.name] = Path(source.manifest)
+            if not (folder.state / "listed.json").exists():  # contradictions are said now, not after the work
+                checked = StreamedManifest(found[source.name], folder.state / "check")
+                checked.close()
+                checked.remove_copy()
             continue
         found[source.name] = folder.state / "sources" / f"{source.name}.parquet"
         if not found[source.name].exists():

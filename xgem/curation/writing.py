@@ -9,6 +9,7 @@ import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from pydantic import BaseModel
@@ -70,6 +71,26 @@ class Text:
 def structured(facts: Facts) -> Text:
     """The description that follows from the facts alone."""
     return Text(facts, f"{facts.patient} {facts.summary}".strip(), facts.summary)
+
+
+def check_writers(plan: DescribePlan) -> None:
+    """Say what endpoints lack before any work is done.
+
+    Raises:
+        ConfigError: a key is not set, or the folder of the tokenizer holds none.
+    """
+    for settings in (plan.rewriter, plan.checker):
+        if settings is not None:
+            open_endpoint(settings, None)
+    if plan.rewriter is not None and plan.tokenizer is not None:
+        _tokenizer(plan.tokenizer)
+
+
+def open_endpoint(settings: ChatSettings, cache: Path | None) -> ChatEndpoint:
+    """The endpoint of these settings."""
+    from xgem.chat.endpoint import ChatEndpoint
+
+    return ChatEndpoint(settings, cache=cache)
 
 
 class Writers:

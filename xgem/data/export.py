@@ -68,7 +68,7 @@ def write_parts(
     """Write the folders of :func:`write_imagefolder` for these rows, which have images, into an empty ``folder``.
 
     Args:
-        more: further columns of ``metadata.csv``, for each row the same ones.
+        more: further columns of ``metadata.csv`` by row; a row without one has an empty cell.
 
     Returns:
         the images' names within ``folder``, by row.
@@ -82,7 +82,7 @@ def write_parts(
         name = _put(manifest, row, folder / part, taken, copy=copy)
         tables.setdefault(part, []).append({"file_name": name, **_fields(row), **(more[number] if more else {})})
         names.append(f"{part}/{name}")
-    columns = (*COLUMNS, *(more[0] if more else ()))
+    columns = [*COLUMNS, *dict.fromkeys(name for one in more or () for name in one)]
     for part, records in tables.items():
         (folder / part / METADATA).write_text(csv_text(columns, records), encoding="utf-8")
     return names

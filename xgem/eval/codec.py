@@ -17,6 +17,7 @@ from xgem.labels.sentences import written_sentences
 from xgem.labels.vocabulary import NO_FINDING, annotated_labels
 from xgem.metrics import text
 from xgem.metrics.bootstrap import Array, Bootstrap
+from xgem.modalities import get_modality
 from xgem.pipeline.pipeline import XgemPipeline
 from xgem.types import DataError, InputError
 
@@ -58,7 +59,7 @@ def evaluate_codec(
     """
     pipe = XgemPipeline.from_pretrained(model, device=device)
     preset = pipe.preset
-    name = next((one for one in preset.outputs if preset.components[preset.codec(one)].kind == "report_vae"), None)
+    name = next((one for one in preset.outputs if not get_modality(one).is_image), None)
     if name is None:
         raise InputError(f"{pipe.name}: makes {', '.join(preset.outputs)}; expected a model that makes reports")
     manifest = Manifest.read(data)

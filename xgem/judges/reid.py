@@ -184,8 +184,8 @@ def load_reid(path: str | Path, *, preprocessing: Preprocessing = "own", device:
     """Read a network: a folder written by ``xgem train reid``, its ``.safetensors``, or published weights.
 
     Args:
-        path: ``xgem`` is the network that ships with xgem; published weights are a state dict of the ResNet-50 network as torch saves it (``.pth``, ``.pt``), or
-            the same under the key ``state_dict``. Only tensors are unpickled.
+        path: ``xgem`` is the network that ships with xgem; published weights are a state dict of the ResNet-50 network
+            as torch saves it (``.pth``, ``.pt``), or the same under the key ``state_dict``. Only tensors are unpickled.
         preprocessing: ``own`` as the network was trained; ``chexgenbench`` as that benchmark's code preprocesses, 224
             pixels without normalisation, which is not how the published weights were trained.
 

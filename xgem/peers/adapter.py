@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -48,16 +49,35 @@ def add_fresh(denoiser: nn.Module, *, rank: int, alpha: float, targets: Sequence
     return {name: value for name, value in denoiser.named_parameters() if "lora_" in name}
 
 
-def save_adapter(pipe: Any, folder: Path, weights: Mapping[str, Tensor], denoiser: str) -> None:
+def save_adapter(
+    pipe: Any, folder: Path, weights: Mapping[str, Tensor], denoiser: str, *, rank: int, alpha: float
+) -> None:
     """Write the LoRA ``weights``, by their names in the denoiser, as ``pytorch_lora_weights.safetensors``.
 
     By the pipeline's ``save_lora_weights``; in the same layout where it has none (PixArt).
     """
+    layers = sorted({name.partition(".lora_")[0] for name in weights})
+    about = {
+        "r": rank,
+        "lora_alpha": alpha,
+        "target_modules": layers,
+    }  # without it diffusers takes alpha to be the rank
     own = {name.replace(f".{_NAME}.", "."): value.detach().cpu().contiguous() for name, value in weights.items()}
     if hasattr(pipe, "save_lora_weights"):
-        pipe.save_lora_weights(folder, **{f"{denoiser}_lora_layers": own}, safe_serialization=True)
+        pipe.save_lora_weights(folder, **{f"{denoiser}_lora_layers": own, f"{denoiser}_lora_adapter_metadata": about})
     else:
         save_file({f"{denoiser}.{name}": one for name, one in own.items()}, folder / ADAPTER_NAME, {"format": "pt"})
+    _order_header(folder / ADAPTER_NAME)
+
+
+def _order_header(file: Path) -> None:
+    """Put what a safetensors file says of itself in alphabetical order: the library's own is another each time."""
+    data = file.read_bytes()
+    end = 8 + int.from_bytes(data[:8], "little")  # of the header, JSON that is padded with spaces
+    header = json.loads(data[8:end])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode().ljust(end - 8)
+    file.write_bytes(len(text).to_bytes(8, "little") + text + data[end:])
 
 
 def add_saved(pipe: Any, location: PeerLocation) -> None:

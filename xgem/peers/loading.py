@@ -37,7 +37,7 @@ def load_pipeline(
     if without:
         without["requires_safety_checker"] = False
     try:
-        with _without_bars():
+        with without_bars():
             pipe = folder.kind.from_pretrained(
                 str(location.root), torch_dtype=dtype, use_safetensors=True, local_files_only=True, **without
             )
@@ -57,7 +57,7 @@ def load_pipeline(
 
 
 @contextmanager
-def _without_bars() -> Iterator[None]:
+def without_bars() -> Iterator[None]:
     """Both libraries show a bar for every component, unless told otherwise for the whole process."""
     changed = [one for one in (diffusers_logging, transformers_logging) if one.is_progress_bar_enabled()]
     for one in changed:

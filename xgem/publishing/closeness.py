@@ -67,6 +67,8 @@ class Check:
             InputError: training images that cannot be used, too few held-out ones, a view without training images.
             ImageError: an image cannot be read; names the file.
         """
+        if self.reid is not None and self.training.suffix not in (".parquet", ".jsonl"):
+            raise InputError(f"{self.training}: re-identification compares with images; give a manifest of them")
         options: dict[str, Any] = {"thresholds": self.thresholds}
         if self.quantile is not None:
             options["quantile"] = self.quantile
@@ -99,8 +101,6 @@ class Check:
         return [found[number] for number in range(len(pictures))], about
 
     def _reidentified(self, weights: Path, pictures: Sequence[Picture]) -> tuple[list[float], dict[str, Any]]:
-        if self.training.suffix not in (".parquet", ".jsonl"):
-            raise InputError(f"{self.training}: re-identification compares with images; give a manifest of them")
         reid = load_reid(weights, device=self.device)
         known = [
             Item(f"{study.id} {number}", file, reading=study.reading_of(file))
@@ -111,7 +111,8 @@ class Check:
         training, generated = (
             extract(EvalSet("images", items, pad=True), reid.extractor, evaluation_cache()) for items in sets
         )
-        scores = reidentification_score(generated, training, reid.weight, reid.bias, device=self.device).values
+        head: dict[str, Any] = {"weight": reid.weight, "bias": reid.bias, "power": reid.power}
+        scores = reidentification_score(generated, training, **head, device=self.device).values
         return scores.tolist(), {"network": reid.name, "weights": reid.weights, "threshold": DELTA}
 
 

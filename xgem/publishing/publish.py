@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import re
 import shutil
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -178,9 +177,10 @@ def _write(
 ) -> None:
     names = write_parts(manifest, facts.rows, folder, copy=True, more=more)
     rows: list[Row] = []
+    copied: dict[Path, str] = {}
     for row, file in zip(facts.rows, names, strict=True):
-        own = {"file": file, "licence": facts.licence, "reading": AS_STATED, "masks": _masks(manifest, row, folder)}
-        rows.append(row.model_copy(update=own))
+        own = {"file": file, "licence": facts.licence, "reading": AS_STATED}
+        rows.append(row.model_copy(update={**own, "masks": _masks(manifest, row, folder, copied)}))
     written = Manifest(tuple(rows), folder)
     written.check()
     written.write(folder / MANIFEST)
@@ -193,18 +193,17 @@ def _write(
     (folder / CARD).write_text(card_text(facts), encoding="utf-8")
 
 
-def _masks(manifest: Manifest, row: Row, folder: Path) -> dict[str, tuple[str, ...]]:
-    """Copy a row's masks, once for all rows of its study; their names in the folder."""
-    copied: dict[str, tuple[str, ...]] = {}
+def _masks(manifest: Manifest, row: Row, folder: Path, copied: dict[Path, str]) -> dict[str, tuple[str, ...]]:
+    """Copy those of a row's masks that no other row has; their names in the folder."""
+    names: dict[str, tuple[str, ...]] = {}
     for structure, files in manifest.masks(row).items():
-        names: list[str] = []
-        for number, file in enumerate(files):
-            stem = re.sub(r"[^\w.-]", "_", f"{row.study}-{structure}-{number}")
-            (folder / _MASKS).mkdir(exist_ok=True)
-            shutil.copyfile(file, folder / _MASKS / f"{stem}.png")
-            names.append(f"{_MASKS}/{stem}.png")
-        copied[structure] = tuple(names)
-    return copied
+        for file in files:
+            if file not in copied:
+                copied[file] = f"{_MASKS}/{len(copied):08}-{structure.replace(' ', '-')}.png"
+                (folder / _MASKS).mkdir(exist_ok=True)
+                shutil.copyfile(file, folder / copied[file])
+        names[structure] = tuple(copied[file] for file in files)
+    return names
 
 
 def _sum(folder: Path) -> None:

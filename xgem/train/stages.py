@@ -145,7 +145,7 @@ def run(
     processes, cache = Processes.current(), root / "cache"
     with processes.in_agreement():
         if processes.main:
-            with _left_as_it_was(root), _opened(manifest, cache) as data:
+            with left_as_it_was(root), _opened(manifest, cache) as data:
                 if isinstance(data, Manifest):
                     data.check(files=True)
                 check_needs(names, preset, data)
@@ -171,7 +171,7 @@ def _opened(manifest: Manifest | Path, cache: Path) -> Iterator[Manifest | Strea
 
 
 @contextmanager
-def _left_as_it_was(root: Path) -> Iterator[None]:
+def left_as_it_was(root: Path) -> Iterator[None]:
     """An error leaves no folder where there was none."""
     existed = root.exists()
     try:

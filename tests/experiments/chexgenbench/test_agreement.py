@@ -23,8 +23,8 @@ class Arrays(NamedTuple):
 
     real: NDArray[np.uint8]
     generated: NDArray[np.uint8]
-    x: NDArray[np.float32]
-    y: NDArray[np.float32]
+    x: NDArray[Any]
+    y: NDArray[Any]
     weight: NDArray[np.float64]
     texts: NDArray[np.float64]
     radiomics: tuple[NDArray[np.float64], NDArray[np.float64]]
@@ -96,8 +96,8 @@ def test_latent_distance_and_the_closest_image(arrays: Arrays) -> None:
 
 
 def test_reidentification_score(arrays: Arrays) -> None:
-    features: list[Any] = [1 / (1 + np.exp(-one.astype(np.float64))) for one in (arrays.y, arrays.x)]
-    found = privacy.reidentification_score(*features, arrays.weight, 0.3, own_prompt=list(range(60))).values
+    generated, real = (1 / (1 + np.exp(-one.astype(np.float64))) for one in (arrays.y, arrays.x))
+    found = privacy.reidentification_score(generated, real, arrays.weight, 0.3, own_prompt=list(range(60))).values
     assert found[:3] == pytest.approx([0.5448638284316083, 0.5599085724058279, 0.5347131901657259])
 
 

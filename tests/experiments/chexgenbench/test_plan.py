@@ -64,6 +64,8 @@ def test_an_unknown_model_ends_before_anything_is_written(
     assert not (tmp_path / "out").exists()
     code, error = ran(write(models=[{"name": "a", "sets": {"test": "nowhere"}}]), tmp_path / "out", capsys)
     assert (code, error) == (2, "xgem: error: model 'a': no such test set nowhere: correct the path or leave it out\n")
+    code, error = ran(write(privacy={"reid": "nowhere.pth"}), tmp_path / "out", capsys)
+    assert (code, error.partition(";")[0]) == (1, "xgem: error: nowhere.pth: no such file")
     code, error = ran(write(models=[{"name": "real", "model": "openi-256"}]), tmp_path / "out", capsys)
     assert code == 2
     assert "stands for the real images" in error

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +29,7 @@ def table(file: Path) -> dict[str, dict[str, str]]:
 
 
 @pytest.fixture(scope="module")
-def out(tmp_path_factory: pytest.TempPathFactory, values: dict[str, Any]) -> Iterator[Path]:
+def out(tmp_path_factory: pytest.TempPathFactory, values: dict[str, Any]) -> Path:
     """A benchmark that was killed in its third part, and resumed."""
     root = tmp_path_factory.mktemp("bench")
     plan = root / "plan.yaml"
@@ -98,6 +97,12 @@ def test_every_part_has_its_record_and_its_numbers(out: Path) -> None:
     fidelity = table(out / "tables" / "table1_fidelity.csv")
     assert {"tiny", "theirs"} == fidelity.keys()
     assert all(float(row["frd"]) > 0 and float(row["fid"]) > 0 for row in fidelity.values())
+    found = read_record(out / "models" / "tiny" / "fidelity" / "fidelity.json").families[0].metrics
+    frd = next(metric for metric in found if metric.name == "frd" and not metric.of)
+    assert frd.value is not None
+    assert frd.value.value is not None
+    assert frd.references["floor"].value.value is not None
+    assert frd.references["floor"].value.value < frd.value.value  # real images are nearer to real ones
     privacy = table(out / "tables" / "table3_privacy.csv")["tiny"]
     assert 0 <= float(privacy["reid_score"]) <= float(privacy["reid_score_max"]) <= 1
     assert float(privacy["pixel_distance"]) > 0

@@ -128,6 +128,18 @@ def test_diffusers_reads_a_lora_to_the_same_pipeline(
     torch.testing.assert_close(ours, others, rtol=0, atol=0)
 
 
+def test_diffusers_reads_an_alpha_that_is_not_the_rank(pipelines: Pipelines, data: Path, tmp_path: Path) -> None:
+    folder = train(pipelines("stable-diffusion"), data, tmp_path / "run", alpha=2.0, steps=1)
+    (tmp_path / "plain").mkdir()
+    shutil.copy(folder / ADAPTER_NAME, tmp_path / "plain")
+    plain = f"diffusers:{pipelines('stable-diffusion')}+{tmp_path / 'plain'}"
+    images = [xgem.load(one, device="cpu")({}, "frontal", **QUICK).frontal[0] for one in (folder, plain)]
+    pipes = [load_pipeline(locate_peer(one), device="cpu", dtype=torch.float32) for one in (folder, plain)]
+    scales = [{v for m in pipe.unet.modules() for v in getattr(m, "scaling", {}).values()} for pipe in pipes]
+    assert scales == [{0.5}, {0.5}]
+    assert np.array_equal(*images)
+
+
 @pytest.mark.parametrize("name", ["stable-diffusion", "flux"])
 def test_all_of_a_denoiser(pipelines: Pipelines, data: Path, tmp_path: Path, name: str) -> None:
     folder = train(pipelines(name), data, tmp_path / "full", "full", learning_rate=3e-3)
@@ -238,6 +250,7 @@ def test_what_cannot_be_trained(pipelines: Pipelines, trained: Trained, data: Pa
     base = pipelines("stable-diffusion")
     with pytest.raises(ConfigError, match="targets to_nowhere: no layer of UNet2DConditionModel"):
         train(base, data, tmp_path / "a", targets=("to_nowhere",))
+    assert not (tmp_path / "a").exists()
     with pytest.raises(ConfigError, match="has a LoRA already"):
         train(str(trained("stable-diffusion")), data, tmp_path / "b")
     with pytest.raises(OutputError, match=r"holds a lora of diffusers:.*; choose another --out"):

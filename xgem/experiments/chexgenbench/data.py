@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+import time
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -28,6 +29,7 @@ from xgem.utils.hashing import content_hash
 VIEW: Final = "frontal"
 REAL: Final = "real.parquet"
 _MIMIC_PATIENT: Final = re.compile(r"(?:^|/)(p\d{8})/")
+_PAUSE: Final = 2.0  # seconds
 _FEWEST: Final = 6
 """Studies: PRDC with k = 5 needs one more than its neighbours."""
 
@@ -147,10 +149,17 @@ class Sources:
             return read_set(path, pad=True, name=model.name, labels="file").with_images()
         plan = self.cohort(model, kind)
         folder = self.out / "models" / model.name / "images" / plan.name
-        done = run(plan, folder, device=self.device, progress=self.progress)
-        if done.missing:
-            raise NotComputed(f"another process is generating {folder}: run the same command again when it is done")
+        self.generate(plan, folder)
         return replace(read_set(folder, pad=True, name=model.name), labelled_by="annotators")
+
+    def generate(self, plan: CohortPlan, folder: Path) -> None:
+        """Finish a cohort, by several processes if they run.
+
+        Raises:
+            InputError, CheckpointError, OutputError: as :func:`xgem.cohort.run.run`.
+        """
+        while run(plan, folder, device=self.device, progress=self.progress).missing:
+            time.sleep(_PAUSE)  # another process is making them
 
     def cohort(self, model: Model, kind: str) -> CohortPlan:
         """The plan of a model's cohort for ``kind``."""

@@ -13,7 +13,6 @@ from typing import Final
 
 from xgem.checkpoints.locate import locate
 from xgem.cohort.plan import Plan as CohortPlan
-from xgem.cohort.run import run
 from xgem.configs import load_preset
 from xgem.configs.preset import Preset
 from xgem.data.manifest import Manifest
@@ -25,9 +24,10 @@ from xgem.eval.instruments import Weights
 from xgem.eval.record import FamilyResult
 from xgem.experiments.chexgenbench.data import VIEW, Sources
 from xgem.experiments.chexgenbench.plan import Reports
+from xgem.experiments.papers.report_models import report_preset
 from xgem.train.loop import LoopOptions
 from xgem.train.stages import run as train_stages
-from xgem.types import ConfigError, NotComputed
+from xgem.types import ConfigError
 
 REPORT: Final = "report"
 _HELD_BACK: Final = 0.1
@@ -81,30 +81,16 @@ def from_frontals(preset: Preset, settings: Reports) -> Preset:
             f"reports.stages: preset {preset.name!r} does not train {untrained[0]!r}: expected some of "
             f"{', '.join(preset.train)}"
         )
-    codec, generator = preset.codec(REPORT), preset.components[preset.generator(REPORT)]
-    encoders = {name: preset.encoder(name) for name in (VIEW, REPORT)}
+    alone = report_preset(preset)
     name = f"{REPORT}_from_{VIEW}"
-    stages = {stage: preset.train[stage] for stage in settings.stages}
+    values = alone.model_dump(mode="json")
+    values["components"][name] = values["components"].pop(alone.generator(REPORT))
+    values["modalities"][REPORT]["generator"] = name
+    trained = {stage: preset.train[stage].model_dump(mode="json") for stage in settings.stages}
     if settings.steps is not None:
-        stages = {stage: how.model_copy(update={"steps": settings.steps}) for stage, how in stages.items()}
-    return Preset.model_validate(
-        {
-            "name": f"{preset.name}-{name}",
-            "description": f"Reports from frontals alone, after {preset.name}.",
-            "transform": preset.transform,
-            "components": {
-                **{part: preset.components[part] for part in (*encoders.values(), codec)},
-                name: generator.model_copy(update={"prompts": (VIEW,)}),
-            },
-            "modalities": {
-                VIEW: {"encoder": encoders[VIEW]},
-                REPORT: {"encoder": encoders[REPORT], "codec": codec, "generator": name},
-            },
-            "sampling": preset.sampling,
-            "report_sections": ("impression",),
-            "train": stages,
-        }
-    )
+        trained = {stage: how | {"steps": settings.steps} for stage, how in trained.items()}
+    own = {"name": f"{preset.name}-{name}", "report_sections": ("impression",), "train": trained}
+    return Preset.parse(values | own, f"{preset.name}, reports from frontals")
 
 
 def describe(model: Path, sources: Sources, root: Path) -> EvalSet:
@@ -119,8 +105,7 @@ def describe(model: Path, sources: Sources, root: Path) -> EvalSet:
         seed=plan.seed,
         matched=matched | {"limit": plan.reports.test_n},  # pyright: ignore[reportArgumentType]
     )
-    if run(cohort, root, device=sources.device, progress=sources.progress).missing:
-        raise NotComputed(f"another process is generating {root}: run the same command again when it is done")
+    sources.generate(cohort, root)
     return read_set(root, view=None, name=root.parent.name, pad=True)
 
 

@@ -22,6 +22,7 @@ from xgem.eval.schema import Record, read_record
 from xgem.experiments.chexgenbench import parts, tables
 from xgem.experiments.chexgenbench.data import REAL, Sources, fingerprint, write_real
 from xgem.experiments.chexgenbench.plan import Model, Part, Plan
+from xgem.judges.reid import load_reid
 from xgem.types import CheckpointError, InputError, OutputError
 from xgem.utils.files import check_output_folder, read_json, write_json
 
@@ -44,9 +45,12 @@ def run(plan: Plan, out: Path, *, device: str | None = None, progress: bool = Tr
 
     Raises:
         InputError, ManifestError, DataError: a model is unknown, or the data do not fit the plan; before anything is
-            generated. OutputError: the folder holds something else, or a benchmark of other data.
+            generated. CheckpointError: not a re-identification network. OutputError: the folder holds something else or
+            a benchmark of other data.
     """
     _check_models(plan)
+    if plan.privacy.reid is not None and "privacy" in plan.parts:
+        load_reid(plan.privacy.reid)
     out = out.absolute()
     _begin(plan, out)
     sources = Sources(plan, out, device, progress)

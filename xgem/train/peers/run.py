@@ -21,6 +21,8 @@ from xgem.train.corpus import Corpus
 from xgem.train.loop import LoopOptions, TrainState, train
 from xgem.train.peers.settings import Kind, PeerTraining
 from xgem.train.peers.stage import PeerStage
+from xgem.train.processes import Processes
+from xgem.train.stages import left_as_it_was
 from xgem.types import ConfigError, OutputError
 
 log = logging.getLogger(__name__)
@@ -51,13 +53,38 @@ def run(
         adapter, or a setting does not fit it. DataError, ManifestError: the manifest cannot be used. OutputError:
         ``root`` holds another peer. InputError: peft is not installed.
     """
+    with Processes.current().in_agreement(), left_as_it_was(root):
+        location = _checked(kind, base, revision, root)
+        stage = _stage(kind, location, manifest, root, options, settings, seed)
+    log.info("%s of %s: %d steps, %s", kind, location.name, stage.config.steps, stage.family.objective)
+    return train(stage, root, options)
+
+
+def _checked(kind: Kind, base: str | Path, revision: str | None, root: Path) -> PeerLocation:
+    """Where the base is, if it can be trained into ``root``."""
     location = locate_peer(base, revision=revision)
     if location.adapter is not None:
         raise ConfigError(f"--base {base}: has a LoRA already; give a pipeline without one")
     family_of(location.folder)
     if kind == "lora":
         peft_package()
-    _check_root(root, kind, location)
+    before = read_record(root)
+    if before is not None and (before.kind, before.base_hash) != (kind, location.folder.hash):
+        raise OutputError(
+            f"{root}: holds a {before.kind} of {before.base} (hash {before.base_hash}); choose another --out"
+        )
+    return location
+
+
+def _stage(
+    kind: Kind,
+    location: PeerLocation,
+    manifest: Manifest,
+    root: Path,
+    options: LoopOptions,
+    settings: Callable[[str, int], PeerTraining],
+    seed: int,
+) -> PeerStage:
     manifest.check(files=True)
     studies = sum(bool(study.images.get(VIEW)) for study in manifest.studies("train"))
     config = settings(location.folder.kind.__name__, studies)
@@ -75,11 +102,7 @@ def run(
     )
     half = options.precision == "bf16"
     pipe = load_pipeline(location, device=PartialState().device or "cpu", dtype=_dtypes(location, kind, half=half))
-    stage = PeerStage(kind, pipe, location, config, (train_split, val_split), resolution, seed, half=half)
-    log.info(
-        "%s of %s: %d steps of %d, %s", kind, location.name, config.steps, config.batch_size, stage.family.objective
-    )
-    return train(stage, root, options)
+    return PeerStage(kind, pipe, location, config, (train_split, val_split), resolution, seed, half=half)
 
 
 def _dtypes(location: PeerLocation, kind: Kind, *, half: bool) -> dict[str, torch.dtype]:
@@ -87,11 +110,3 @@ def _dtypes(location: PeerLocation, kind: Kind, *, half: bool) -> dict[str, torc
     frozen = torch.bfloat16 if half else torch.float32
     trained = {} if kind == "lora" else {location.folder.denoiser: torch.float32}
     return {"default": frozen, "vae": torch.float32, **trained}
-
-
-def _check_root(root: Path, kind: Kind, location: PeerLocation) -> None:
-    before = read_record(root)
-    if before is not None and (before.kind, before.base_hash) != (kind, location.folder.hash):
-        raise OutputError(
-            f"{root}: holds a {before.kind} of {before.base} (hash {before.base_hash}); choose another --out"
-        )

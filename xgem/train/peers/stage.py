@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from xgem.checkpoints.training import writable
 from xgem.peers.adapter import add_fresh, save_adapter
 from xgem.peers.families import family_of
+from xgem.peers.loading import without_bars
 from xgem.peers.locate import PeerLocation
 from xgem.peers.preset import VIEW
 from xgem.peers.record import ADAPTER_NAME, PeerRecord, write_record
@@ -147,11 +148,15 @@ class PeerStage(Stage):
             temporary = Path(tempfile.mkdtemp(prefix=".peer.", dir=root))
             try:
                 if isinstance(module, LoraDenoiser):
-                    save_adapter(self.pipe, temporary, module.named, self.location.folder.denoiser)
+                    name, record = self.location.folder.denoiser, self.record
+                    assert record.rank is not None
+                    assert record.alpha is not None
+                    save_adapter(self.pipe, temporary, module.named, name, rank=record.rank, alpha=record.alpha)
                     (temporary / ADAPTER_NAME).replace(root / ADAPTER_NAME)
                 else:
                     setattr(self.pipe, self.location.folder.denoiser, cast(FullDenoiser, module).denoiser)
-                    self.pipe.save_pretrained(temporary, safe_serialization=True)
+                    with without_bars():
+                        self.pipe.save_pretrained(temporary, safe_serialization=True)
                     for part in sorted(temporary.iterdir()):
                         if (root / part.name).is_dir():
                             shutil.rmtree(root / part.name)
