@@ -254,3 +254,12 @@ def test_a_turned_frontal_of_a_study_with_a_lateral_keeps_its_annotations(
     assert np.array_equal(turned, np.rot90(mask, -1))
     assert np.array_equal(np.asarray(Image.open(study.images["frontal"][0])) // 257, frontals[5])
     assert study.findings == "Frontal and lateral chest radiographs. Left mass."
+
+
+@pytest.mark.data
+def test_a_published_set_by_its_name(data_dir: Path, tmp_path: Path) -> None:
+    sources = [{"name": "hannover", "folder": str(data_dir / "hannover")}]
+    plan = CurationPlan.model_validate({"name": "one", "sources": sources, "content": {"certainty": 0.99}})
+    done = curate(plan, tmp_path / "out")
+    assert done.decisions["kept"] > 150
+    assert "| hannover |" in (tmp_path / "out" / "README.md").read_text()

@@ -5,7 +5,7 @@
     manifest.parquet decisions.parquet README.md costs.json     the result
     images/                             pictures that were turned or inverted
     .curation/begun.json                the plan that it was begun with
-    .curation/sources/NAME.parquet      manifests of the sources that are folders
+    .curation/sources/NAME-*.parquet    manifests of the sources that are folders
     .curation/rows.sqlite               all rows in order, subjects and splits
     .curation/rows/PART.jsonl           the same in parts, which end where a study ends
     .curation/seen/PART.parquet         what was seen in each image; PART.thumbnails.npy, PART.vectors.npy

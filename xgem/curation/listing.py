@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import sqlite3
@@ -62,10 +63,16 @@ def manifests_of(plan: CurationPlan, folder: Folder) -> dict[str, Path]:
                 checked.close()
                 checked.remove_copy()
             continue
-        found[source.name] = folder.state / "sources" / f"{source.name}.parquet"
+        found[source.name] = prepared_file(source, folder)
         if not found[source.name].exists():
             _prepare(source, found[source.name], folder)
     return found
+
+
+def prepared_file(source: SourcePlan, folder: Folder) -> Path:
+    """The manifest of a source that is a folder, by its settings: those of a corrected plan are another's."""
+    settings = hashlib.sha256(source.model_dump_json().encode()).hexdigest()[:8]
+    return folder.state / "sources" / f"{source.name}-{settings}.parquet"
 
 
 def _prepare(source: SourcePlan, out: Path, folder: Folder) -> None:

@@ -9,7 +9,8 @@ from xgem.curation.card import card
 from xgem.curation.counts import Done
 from xgem.curation.deciding import schema
 from xgem.curation.folder import Folder, read_table
-from xgem.curation.plan import CurationPlan
+from xgem.curation.listing import prepared_file
+from xgem.curation.plan import CurationPlan, SourcePlan
 from xgem.curation.writing import PROMPTS_VERSION
 from xgem.data.manifest_files import write_parquet
 from xgem.data.rows import Row
@@ -48,7 +49,7 @@ def write_result(plan: CurationPlan, folder: Folder, hashes: dict[str, str]) -> 
     streamed.close()
     streamed.remove_copy()
     folder.write(folder.root / "costs.json", _costs(plan, done))
-    said = {source.name: _said(folder, source.name) for source in plan.sources}
+    said = {source.name: _said(folder, source) for source in plan.sources}
     with replacing(folder.root / "README.md") as partial:
         partial.write_text(card(plan, done, hashes, said), encoding="utf-8")
     return done
@@ -61,8 +62,8 @@ def _kept(folder: Folder) -> Iterator[list[Row]]:
             yield rows
 
 
-def _said(folder: Folder, source: str) -> list[str]:
-    file = folder.state / "sources" / f"{source}.json"
+def _said(folder: Folder, source: SourcePlan) -> list[str]:
+    file = prepared_file(source, folder).with_suffix(".json")
     return folder.read(file) if file.exists() else []
 
 

@@ -50,7 +50,7 @@ class Written(BaseModel):
 @dataclass
 class Text:
     """The description of one study as it stands. ``problems`` are those of every text that was refused, in order;
-    ``how``: "structured", "rewritten", or "dropped"."""
+    ``how``: "structured", "rewritten", "dropped", "report" (the study's own), or "nothing known"."""
 
     facts: Facts
     findings: str
