@@ -10,6 +10,7 @@ from xgem.curation.content import ContentJudge
 from xgem.curation.counts import Done
 from xgem.curation.plan import CurationPlan
 from xgem.curation.writing import PROMPTS_VERSION
+from xgem.judges import chat_prompts as prompts
 from xgem.utils.tables import markdown_table
 
 _STRICT: Final = (
@@ -44,7 +45,7 @@ def card(plan: CurationPlan, done: Done, hashes: dict[str, str], said: dict[str,
     parts.append("## Counts")
     for name in ("split", "view", "sex", "age", "label"):
         parts.append(_table(name, done.kept[name]))
-    parts += ["## Texts", *_texts(plan, done), "## Limits", *_limits(plan)]
+    parts += ["## Texts", *_texts(plan, done), "## Limits", *_limits(plan, done)]
     return "\n\n".join(parts) + "\n"
 
 
@@ -87,14 +88,22 @@ def _texts(plan: CurationPlan, done: Done) -> list[str]:
     return lines
 
 
-def _limits(plan: CurationPlan) -> list[str]:
+def _limits(plan: CurationPlan, done: Done) -> list[str]:
     lines = [
         "- Labels are those of the sources. Descriptions say what labels and metadata say, not what a reader sees.",
         "- A picture that is in two sources is found by its pixels; another picture of the same patient is not.",
     ]
-    if plan.content.judge:
+    endpoint = plan.content.endpoint
+    if endpoint is not None:
+        counts = done.judged
+        lines.append(
+            f"- Content was judged by {endpoint.model}, prompts of version {prompts.VERSION}: {counts['images']} "
+            f"images, {counts['not judged']} more without a usable answer; {counts['input tokens']} input and "
+            f"{counts['output tokens']} output tokens, cost {done.judge_cost:.2f}."
+        )
+    if plan.content.network:
         accuracy = ContentJudge.shipped().accuracy
         lines.append(f"- The judge of content knows chest radiographs and {accuracy['others']}.")
-    else:
+    elif endpoint is None:
         lines.append("- Content was judged by rules alone: unreadable, colour, blank and small images.")
     return lines
