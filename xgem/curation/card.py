@@ -42,10 +42,17 @@ def card(plan: CurationPlan, done: Done, hashes: dict[str, str], said: dict[str,
     ]
     if done.fixed:
         parts += [_table("fixed", done.fixed)]
+    if plan.content.endpoint is not None:
+        counts = done.judged
+        parts.append(
+            f"Content was judged by {plan.content.endpoint.model}, prompts of version {prompts.VERSION}: "
+            f"{counts['images']} images, {counts['not judged']} more without a usable answer; {counts['input tokens']} "
+            f"input and {counts['output tokens']} output tokens, cost {done.judge_cost:.2f}."
+        )
     parts.append("## Counts")
     for name in ("split", "view", "sex", "age", "label"):
         parts.append(_table(name, done.kept[name]))
-    parts += ["## Texts", *_texts(plan, done), "## Limits", *_limits(plan, done)]
+    parts += ["## Texts", *_texts(plan, done), "## Limits", *_limits(plan)]
     return "\n\n".join(parts) + "\n"
 
 
@@ -88,22 +95,16 @@ def _texts(plan: CurationPlan, done: Done) -> list[str]:
     return lines
 
 
-def _limits(plan: CurationPlan, done: Done) -> list[str]:
+def _limits(plan: CurationPlan) -> list[str]:
     lines = [
         "- Labels are those of the sources. Descriptions say what labels and metadata say, not what a reader sees.",
         "- A picture that is in two sources is found by its pixels; another picture of the same patient is not.",
     ]
-    endpoint = plan.content.endpoint
-    if endpoint is not None:
-        counts = done.judged
-        lines.append(
-            f"- Content was judged by {endpoint.model}, prompts of version {prompts.VERSION}: {counts['images']} "
-            f"images, {counts['not judged']} more without a usable answer; {counts['input tokens']} input and "
-            f"{counts['output tokens']} output tokens, cost {done.judge_cost:.2f}."
-        )
     if plan.content.network:
         accuracy = ContentJudge.shipped().accuracy
         lines.append(f"- The judge of content knows chest radiographs and {accuracy['others']}.")
-    elif endpoint is None:
+    if plan.content.endpoint is not None:
+        lines.append(f"- How often {plan.content.endpoint.model} is right about content was not measured.")
+    elif not plan.content.network:
         lines.append("- Content was judged by rules alone: unreadable, colour, blank and small images.")
     return lines

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from xgem.chat.settings import ChatSettings
 
 Said = tuple[Scores | None, Opinion]
+"""Without scores where the answer cannot be used."""
 
 
 def opinions(settings: ChatSettings, cache: Path, pictures: Iterable[tuple[int, Any]]) -> dict[int, Said]:
@@ -63,7 +64,10 @@ def _said(answer: ChatAnswer | ChatFailure, settings: ChatSettings) -> Said:
 
 
 def merged(said: Scores | None, network: Scores | None, certainty: float, view: str | None) -> Scores | None:
-    """The scores of both judges as one: what either finds is found. ``view`` is the stated one."""
+    """The scores of both judges as one: what either finds is found, and of two turns the model's counts.
+
+    ``certainty`` is that from which the network is believed, ``view`` the stated one.
+    """
     if said is None or network is None:
         return said or network
     most = {

@@ -23,7 +23,7 @@ CONTENT: Final = (
     "You sort the images of a data set of chest radiographs by what the pixels show. chest_radiograph: whether it is a "
     "radiograph of a chest, or several of them; false for other parts of the body, other modalities, photographs, "
     "documents and drawings. collage: whether several images are put together in one. view: frontal (PA or AP), "
-    "lateral, or other (oblique, decubitus, lordotic). turn_clockwise: by how many degrees the image has to be turned "
+    "lateral, or other (oblique, decubitus). turn_clockwise: by how many degrees the image has to be turned "
     "clockwise to stand upright, 0 if it does. negative: whether its grey levels are inverted, so that air is bright "
     "and bone dark. mirrored: whether a frontal view is mirrored left to right, by its side marker, the heart and the "
     "stomach bubble. text: whether words or numbers are burned in; a single side marker is none. quality: 5 "
