@@ -122,7 +122,7 @@ def test_what_is_planted_is_found(
     assert found["nonsense"]["judge_quality"] is None
     assert json.loads(capsys.readouterr().out)["not judged"] == 1
     file = next((out / "images").glob("*.png"))
-    np.testing.assert_array_equal(np.asarray(Image.open(file)) // 257, ORIGINALS["turned"])
+    np.testing.assert_array_equal(np.asarray(Image.open(file)), ORIGINALS["turned"])
     judged = len(KINDS) - 1
     costs = json.loads((out / "costs.json").read_text())["content"]
     assert (costs["images"], costs["not judged"], costs["input tokens"]) == (judged, 1, 10 * judged)
@@ -199,9 +199,9 @@ def test_what_the_rules_drop_is_not_asked(plan_of: Callable[..., Path], tmp_path
     [
         (scores(), scores(chest=0.1, text=0.9), "frontal", scores(chest=0.1, text=0.9)),
         (scores(inverted=1), scores(collage=0.3), "frontal", scores(inverted=1, collage=0.3)),
-        (scores(quarters=1), scores(quarters=3, turned=0.9), "frontal", scores(quarters=1)),
-        (scores(), scores(quarters=3, turned=0.9), "frontal", scores(quarters=3, turned=0.9)),
-        (scores(), scores(quarters=3, turned=0.5), "frontal", scores()),
+        (scores(quarters=1), scores(quarters=3, oriented=0.9), "frontal", scores(quarters=1)),
+        (scores(), scores(quarters=3, oriented=0.9), "frontal", scores(quarters=3, oriented=0.9)),
+        (scores(), scores(quarters=3, oriented=0.5), "frontal", scores()),
         (scores(), scores(lateral=0.9), "frontal", scores(lateral=0.9)),
         (scores(), scores(lateral=0.9), "lateral", scores()),
         (scores(), scores(lateral=0.9), None, scores()),

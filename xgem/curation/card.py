@@ -66,7 +66,7 @@ def _sources(plan: CurationPlan, done: Done, hashes: dict[str, str], said: dict[
         counts = done.sources.get(source.name, Counter())
         values = (counts[name] for name in ("kept", "fixed", "dropped"))
         rows.append((source.name, *values, hashes[source.name][:12], "; ".join(said[source.name])))
-    return markdown_table(["source", "kept", "fixed", "dropped", "SHA-256 of its rows", "its reader said"], rows)
+    return markdown_table(["source", "unchanged", "fixed", "dropped", "SHA-256 of its rows", "its reader said"], rows)
 
 
 def _strictness(licence: str) -> tuple[int, str]:
@@ -97,7 +97,9 @@ def _texts(plan: CurationPlan, done: Done) -> list[str]:
 
 def _limits(plan: CurationPlan) -> list[str]:
     lines = [
-        "- Labels are those of the sources. Descriptions say what labels and metadata say, not what a reader sees.",
+        "- Labels are those of the sources, counted above by the classes of CheXpert that they belong to. Descriptions "
+        "say what labels and metadata say, not what a reader sees.",
+        "- Splits are those of the sources' readers, but for patients of two splits who share a picture.",
         "- A picture that is in two sources is found by its pixels; another picture of the same patient is not.",
     ]
     if plan.content.network:

@@ -43,7 +43,7 @@ NOT_JUDGED: Final = "not judged by "
 
 @dataclass(frozen=True)
 class Scores:
-    """Probabilities of one image. ``quarters`` by which it is turned counter-clockwise, with probability ``turned``."""
+    """Probabilities of one image. ``quarters`` by which it lies counter-clockwise, with probability ``oriented``."""
 
     chest: float
     collage: float
@@ -52,7 +52,7 @@ class Scores:
     inverted: float
     lateral: float
     quarters: int
-    turned: float
+    oriented: float
 
 
 @dataclass(frozen=True)
@@ -166,8 +166,8 @@ def _judged(
         act(plan.collage, "collage", f"several images in one ({scores.collage:.2f})")
         return Verdict()
     turn, invert, corrected = 0, False, ""
-    if scores.quarters and scores.turned >= sure:
-        reason = f"rotated by {90 * scores.quarters} degrees ({scores.turned:.2f})"
+    if scores.quarters and scores.oriented >= sure:
+        reason = f"rotated by {90 * scores.quarters} degrees ({scores.oriented:.2f})"
         turn = scores.quarters if act(plan.rotated, "rotated", reason) else 0
     if scores.inverted >= sure:
         invert = act(plan.inverted, "inverted", f"a negative ({scores.inverted:.2f})")
@@ -178,7 +178,8 @@ def _judged(
         if act(plan.view, "view", reason):
             notes.append(reason)  # there is no view that it could be given
     elif certain >= sure and seen != view:
-        corrected = seen if act(plan.view, "view", f"shows a {seen} view ({certain:.2f}), {stated}") else ""
+        policy = plan.view if view is None or certain >= plan.override else "note"
+        corrected = seen if act(policy, "view", f"shows a {seen} view ({certain:.2f}), {stated}") else ""
     if scores.mirrored >= sure and seen == "frontal":
         act(plan.mirrored, "mirrored", f"mirrored, or with the heart on the right ({scores.mirrored:.2f})")
     if scores.text >= sure:
@@ -294,5 +295,5 @@ class ContentJudge:
             upright = (-quarters) % 4  # in which of the four the image stands upright
             single = logits[upright, torch.arange(len(some)), : len(OUTPUTS)].sigmoid()
             for values, quarter, sure in zip(single.tolist(), quarters.tolist(), certain.tolist(), strict=True):
-                found.append(Scores(*values, quarters=int(quarter), turned=sure))
+                found.append(Scores(*values, quarters=int(quarter), oriented=sure))
         return found

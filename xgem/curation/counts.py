@@ -83,7 +83,7 @@ def band(age: float | None) -> str:
 def as_json(done: Done) -> dict[str, Any]:
     """Counts for a command's output."""
     return {
-        "rows": dict(done.decisions),
+        "rows": {"unchanged": done.decisions["kept"], **{name: done.decisions[name] for name in ("fixed", "dropped")}},
         "dropped": {f"{stage}: {kind}": count for (stage, kind), count in sorted(done.dropped.items())},
         "fixed": dict(sorted(done.fixed.items())),
         "texts": dict(sorted(done.texts.items())),

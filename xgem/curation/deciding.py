@@ -24,7 +24,7 @@ from xgem.data.study import ANNOTATED_VIEW
 if TYPE_CHECKING:
     from xgem.data.rows import Row
 
-_SCORES: Final = ("chest", "collage", "text", "mirrored", "inverted", "lateral", "turned")
+_SCORES: Final = ("chest", "collage", "text", "mirrored", "inverted", "lateral", "oriented")
 
 
 def schema() -> Any:

@@ -57,7 +57,7 @@ def _said(answer: ChatAnswer | ChatFailure, settings: ChatSettings) -> Said:
         inverted=float(said.negative),
         lateral={"frontal": 0.0, "lateral": 1.0, "other": 0.5}[said.view],
         quarters=said.turn_clockwise // 90,
-        turned=1.0,
+        oriented=1.0,
     )
     # Of cached answers too: they were paid for, and the table is the same after an interruption.
     return scores, Opinion("", said.quality, said.view == "other", said.reason, *tokens, settings.cost(*tokens))
@@ -74,7 +74,7 @@ def merged(said: Scores | None, network: Scores | None, certainty: float, view: 
         name: max(getattr(said, name), getattr(network, name)) for name in ("collage", "text", "mirrored", "inverted")
     }
     both = replace(said, chest=min(said.chest, network.chest), **most)
-    if not said.quarters and network.quarters and network.turned >= certainty:
-        both = replace(both, quarters=network.quarters, turned=network.turned)
+    if not said.quarters and network.quarters and network.oriented >= certainty:
+        both = replace(both, quarters=network.quarters, oriented=network.oriented)
     agrees = {"frontal": 0.0, "lateral": 1.0}.get(view or "") == said.lateral
     return replace(both, lateral=network.lateral) if agrees else both

@@ -86,13 +86,15 @@ class ContentPlan(_Part):
     by default the network does where no endpoint is given. Of both, either finds. Without them the rules alone do
     (unreadable, colour, blank, small). ``least_quality``: of the endpoint's grades 1 to 5 the least that is no
     ``non_diagnostic`` image. ``certainty`` is the probability from which the network is believed, of a chest radiograph
-    as of all that may be wrong with one. ``min_side`` in pixels; ``most_of_one``: share of one grey level from which an
-    image counts as blank, ``clipped`` that of white.
+    as of all that may be wrong with one; ``override`` that from which its view counts for more than the stated one,
+    and below which a note is kept. ``min_side`` in pixels; ``most_of_one``: share of one grey level from which an image
+    counts as blank, ``clipped`` that of white.
     """
 
     judge: bool | None = None
     endpoint: ChatSettings | None = None
     certainty: float = Field(default=0.7, ge=0.5, lt=1)
+    override: float = Field(default=0.9, ge=0.5, lt=1)
     not_chest: Unfixable = "drop"
     collage: Unfixable = "drop"
     view: Policy = "fix"

@@ -41,7 +41,7 @@ def schema() -> pa.Schema:
             ("annotations", pa.int32()),
             *scores,
             ("quarters", pa.int8()),
-            ("turned", pa.float32()),
+            ("oriented", pa.float32()),
             *judge_columns(),
             ("drop", pa.string()),
             ("kind", pa.string()),
