@@ -113,7 +113,9 @@ def found(record: dict[str, Any], kind: str) -> bool:
         return any(word in (record["reason"] or "") for word in ("inverted", "negative"))
     if kind == "rotated":
         return "turned back" in (record["reason"] or "") or "rotated" in (record["orientation"] or "")
-    return record["kind"] == {"wrong view": "view", "mislabelled": "contradiction"}[kind]
+    if kind == "wrong view":
+        return record["kind"] == "view" or any("shows a" in note for note in record["notes"])
+    return record["kind"] == "contradiction"
 
 
 def main() -> None:

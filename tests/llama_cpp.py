@@ -16,7 +16,7 @@ _PROGRAM = """
 import sys, xllamacpp
 options = xllamacpp.CommonParams()
 options.model.path, options.mmproj.path = sys.argv[1:]
-options.n_ctx, options.n_parallel, options.port = 4096, 2, 0
+options.n_ctx, options.n_parallel, options.port = 8192, 2, 0
 options.cpuparams.n_threads = 1
 options.warmup = False
 options.verbosity = 0

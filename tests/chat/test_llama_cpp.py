@@ -14,7 +14,7 @@ from tests.llama_cpp import llama_cpp
 from xgem.chat.endpoint import ChatEndpoint
 from xgem.chat.messages import ChatAnswer, ChatRequest
 from xgem.chat.settings import ChatSettings
-from xgem.judges.chat_roles import ChatJudge, ChatLabeller
+from xgem.judges.chat_roles import ChatJudge, ChatLabeller, ContentRole, PictureContent
 from xgem.types import EndpointError
 
 
@@ -65,6 +65,9 @@ def test_roles_get_answers_of_their_form(url: str) -> None:
     assert ((scores >= 0) & (scores <= 1)).all()
     labels = ChatLabeller(endpoint(url, max_tokens=2000)).label(["The heart is large."])
     assert np.isin(labels[np.isfinite(labels)], (1, 0, -1)).all()
+    (content,) = ContentRole(endpoint(url, max_tokens=2000)).look([np.zeros((48, 64), np.uint8)])
+    assert isinstance(content, ChatAnswer), content
+    assert isinstance(content.value, PictureContent)
 
 
 def test_a_long_answer_is_said_to_be_cut(url: str) -> None:

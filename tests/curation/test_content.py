@@ -33,7 +33,7 @@ def scores(**changed: float) -> Scores:
         "inverted": 0,
         "lateral": 0,
         "quarters": 0,
-        "turned": 1,
+        "oriented": 1,
     }
     return Scores(**{**plain, **changed})  # pyright: ignore[reportArgumentType]
 
@@ -67,10 +67,12 @@ def test_what_is_none_is_seen_too(judge: ContentJudge) -> None:
             Verdict("not a chest radiograph (one with probability 0.20)", "not_chest"),
         ),
         (scores(collage=0.9), "frontal", Verdict("several images in one (0.90)", "collage")),
-        (scores(quarters=3, turned=0.9), "frontal", Verdict(turn=3)),
-        (scores(quarters=3, turned=0.6), "frontal", Verdict()),
+        (scores(quarters=3, oriented=0.9), "frontal", Verdict(turn=3)),
+        (scores(quarters=3, oriented=0.6), "frontal", Verdict()),
         (scores(inverted=0.8), "frontal", Verdict(invert=True)),
         (scores(lateral=0.9), "frontal", Verdict(view="lateral")),
+        (scores(lateral=0.8), "frontal", Verdict(notes=("shows a lateral view (0.80), stated as frontal",))),
+        (scores(lateral=0.8), None, Verdict(view="lateral")),
         (scores(lateral=0.9), None, Verdict(view="lateral")),
         (scores(lateral=0.6), "frontal", Verdict()),
         (scores(mirrored=0.9), "frontal", Verdict(notes=("mirrored, or with the heart on the right (0.90)",))),
@@ -83,7 +85,7 @@ def test_verdicts(seen: Scores, view: str | None, verdict: Verdict) -> None:
 
 
 def test_policies() -> None:
-    turned = Seen("", scores=scores(quarters=1, turned=0.9, lateral=0.9))
+    turned = Seen("", scores=scores(quarters=1, oriented=0.9, lateral=0.9))
     reason = "rotated by 90 degrees (0.90)"
     assert turned.verdict(ContentPlan(rotated="drop", view="note"), "frontal") == Verdict(
         reason, "rotated", notes=("shows a lateral view (0.90), stated as frontal",)

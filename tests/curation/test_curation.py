@@ -106,13 +106,13 @@ def test_what_is_planted_is_found(
     manifest.check()
     rows = {row.study: row for row in manifest.rows}
     assert len(rows) == 8
-    assert np.array_equal(np.asarray(Image.open(str(rows["second-turned"].file))) // 257, frontals[5])
+    assert np.array_equal(np.asarray(Image.open(str(rows["second-turned"].file))), frontals[5])
     assert rows["second-negative"].reading.invert
     assert rows["second-negative"].file == str(tmp_path / "second" / "negative.png")
     assert (rows["second-lateral"].view, rows["second-lateral"].view_guessed) == ("lateral", True)
     assert rows["first-good0"].impression == "No acute cardiopulmonary abnormality."
     counts = json.loads(done.out)
-    assert counts["rows"] == {"kept": 5, "fixed": 3, "dropped": 10}
+    assert counts["rows"] == {"unchanged": 5, "fixed": 3, "dropped": 10}
     card = (out / "README.md").read_text()
     assert "| duplicates | duplicate | 6 |" in card
     assert "| CC BY 4.0 | 8 |" in card
@@ -252,7 +252,7 @@ def test_a_turned_frontal_of_a_study_with_a_lateral_keeps_its_annotations(
     assert (box.x, box.y, box.w, box.h) == pytest.approx((0.7, 0.1, 0.2, 0.3))
     turned = np.asarray(Image.open(study.masks["left lung"][0]))
     assert np.array_equal(turned, np.rot90(mask, -1))
-    assert np.array_equal(np.asarray(Image.open(study.images["frontal"][0])) // 257, frontals[5])
+    assert np.array_equal(np.asarray(Image.open(study.images["frontal"][0])), frontals[5])
     assert study.findings == "Frontal and lateral chest radiographs. Left mass."
 
 

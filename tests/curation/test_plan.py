@@ -37,6 +37,12 @@ def written(folder: Path, **fields: Any) -> Path:
             {"describe": {"rewriter": {"base_url": "http://a/v1", "model": "m", "key": 1}}},
             "describe.rewriter.key: unknown",
         ),
+        (
+            {"content": {"endpoint": {"base_url": "http://a/v1", "model": "m", "api_key": "secret"}}},
+            "content.endpoint.api_key: unknown, did you mean api_key_env?",
+        ),
+        ({"content": {"endpoint": {"base_url": "http://key@a/v1", "model": "m"}}}, "expected an address without a key"),
+        ({"content": {"least_quality": 3}}, "least_quality without an endpoint: nothing grades images"),
         ({"duplicates": {"correlation": 2}}, "duplicates.correlation: Input should be less than or equal to 1"),
     ],
 )
@@ -56,6 +62,9 @@ def test_what_does_not_change_the_result_does_not_change_its_hash(tmp_path: Path
     assert sha(describe={"rewriter": endpoint}) == sha(describe={"rewriter": {**endpoint, "base_url": "http://b/v1"}})
     assert sha(describe={"rewriter": endpoint}) != sha(describe={"rewriter": {**endpoint, "model": "n"}})
     assert sha() != sha(content={"judge": False})
+    seen = sha(content={"endpoint": endpoint})
+    assert seen == sha(content={"endpoint": {**endpoint, "base_url": "http://b/v1", "api_key_env": "KEY"}})
+    assert seen != sha(content={"endpoint": {**endpoint, "model": "n"}})
 
 
 @pytest.mark.parametrize("name", ["openchest", "debug"])

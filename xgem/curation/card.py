@@ -10,6 +10,7 @@ from xgem.curation.content import ContentJudge
 from xgem.curation.counts import Done
 from xgem.curation.plan import CurationPlan
 from xgem.curation.writing import PROMPTS_VERSION
+from xgem.judges import chat_prompts as prompts
 from xgem.utils.tables import markdown_table
 
 _STRICT: Final = (
@@ -41,6 +42,13 @@ def card(plan: CurationPlan, done: Done, hashes: dict[str, str], said: dict[str,
     ]
     if done.fixed:
         parts += [_table("fixed", done.fixed)]
+    if plan.content.endpoint is not None:
+        counts = done.judged
+        parts.append(
+            f"Content was judged by {plan.content.endpoint.model}, prompts of version {prompts.VERSION}: "
+            f"{counts['images']} images, {counts['not judged']} more without a usable answer; {counts['input tokens']} "
+            f"input and {counts['output tokens']} output tokens, cost {done.judge_cost:.2f}."
+        )
     parts.append("## Counts")
     for name in ("split", "view", "sex", "age", "label"):
         parts.append(_table(name, done.kept[name]))
@@ -58,7 +66,7 @@ def _sources(plan: CurationPlan, done: Done, hashes: dict[str, str], said: dict[
         counts = done.sources.get(source.name, Counter())
         values = (counts[name] for name in ("kept", "fixed", "dropped"))
         rows.append((source.name, *values, hashes[source.name][:12], "; ".join(said[source.name])))
-    return markdown_table(["source", "kept", "fixed", "dropped", "SHA-256 of its rows", "its reader said"], rows)
+    return markdown_table(["source", "unchanged", "fixed", "dropped", "SHA-256 of its rows", "its reader said"], rows)
 
 
 def _strictness(licence: str) -> tuple[int, str]:
@@ -89,12 +97,16 @@ def _texts(plan: CurationPlan, done: Done) -> list[str]:
 
 def _limits(plan: CurationPlan) -> list[str]:
     lines = [
-        "- Labels are those of the sources. Descriptions say what labels and metadata say, not what a reader sees.",
+        "- Labels are those of the sources, counted above by the classes of CheXpert that they belong to. Descriptions "
+        "say what labels and metadata say, not what a reader sees.",
+        "- Splits are those of the sources' readers, but for patients of two splits who share a picture.",
         "- A picture that is in two sources is found by its pixels; another picture of the same patient is not.",
     ]
-    if plan.content.judge:
+    if plan.content.network:
         accuracy = ContentJudge.shipped().accuracy
         lines.append(f"- The judge of content knows chest radiographs and {accuracy['others']}.")
-    else:
+    if plan.content.endpoint is not None:
+        lines.append(f"- How often {plan.content.endpoint.model} is right about content was not measured.")
+    elif not plan.content.network:
         lines.append("- Content was judged by rules alone: unreadable, colour, blank and small images.")
     return lines

@@ -1,7 +1,7 @@
 """What a picture is: a chest radiograph or not, its view, and whether it is turned, negative, written on or empty.
 
-Rules see what needs no learning; a small network that ships with xgem sees the rest. What it was trained on stands
-beside its weights.
+Rules see what needs no learning; a small network that ships with xgem sees the rest, or a vision model at an endpoint.
+What the network was trained on stands beside its weights.
 """
 
 from __future__ import annotations
@@ -35,11 +35,15 @@ OUTPUTS: Final = ("chest", "collage", "text", "mirrored", "inverted", "lateral")
 """Outputs with a probability each; after them come four for the quarters by which an image is turned."""
 _BATCH: Final = 64
 _WHITE: Final = 0.995
+SHOWN: Final = 768
+"""Most pixels on a side of the images that a vision model is shown."""
+NOT_JUDGED: Final = "not judged by "
+"""How the note on a row begins that got no usable answer."""
 
 
 @dataclass(frozen=True)
 class Scores:
-    """Probabilities of one image. ``quarters`` by which it is turned counter-clockwise, with probability ``turned``."""
+    """Probabilities of one image. ``quarters`` by which it lies counter-clockwise, with probability ``oriented``."""
 
     chest: float
     collage: float
@@ -48,7 +52,21 @@ class Scores:
     inverted: float
     lateral: float
     quarters: int
-    turned: float
+    oriented: float
+
+
+@dataclass(frozen=True)
+class Opinion:
+    """What a vision model said of an image beside its scores, and what that cost. ``problem``: why it said nothing
+    that can be used; ``quality`` from 1 to 5; ``other_view``: neither frontal nor lateral."""
+
+    problem: str = ""
+    quality: int | None = None
+    other_view: bool = False
+    reason: str = ""
+    input_tokens: int = 0
+    output_tokens: int = 0
+    cost: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -86,16 +104,21 @@ class Seen:
     annotations: int = 0
     broken: tuple[tuple[str, str], ...] = ()
     scores: Scores | None = None
+    opinion: Opinion | None = None
 
-    def scored(self, scores: Scores) -> Seen:
-        """The same with the judge's scores."""
-        return replace(self, scores=scores)
+    def judged(self, scores: Scores | None, opinion: Opinion | None) -> Seen:
+        """The same with what the judges say."""
+        return replace(self, scores=scores, opinion=opinion)
 
     def record(self) -> dict[str, Any]:
         """As columns of a table."""
         scores = asdict(self.scores) if self.scores else {}
         named = {name: getattr(self, name) for name in ("problem", "height", "width", "annotations")}
-        return {**named, "sha256": self.sha256 or None, **scores}
+        said: dict[str, Any] = {}
+        if self.opinion:
+            names = ("quality", "reason", "input_tokens", "output_tokens", "cost")
+            said = {f"judge_{name}": getattr(self.opinion, name) for name in names}
+        return {**named, "sha256": self.sha256 or None, **scores, **said}
 
     def verdict(self, plan: ContentPlan, view: str | None) -> Verdict:
         """What the plan does with it; ``view`` is the stated one."""
@@ -107,7 +130,9 @@ class Seen:
         notes: list[str] = []
         for kind, reason in self.broken:
             (dropped.append((kind, reason)) if getattr(plan, kind) == "drop" else notes.append(reason))
-        verdict = Verdict() if self.scores is None else _judged(self.scores, plan, view, dropped, notes)
+        if self.opinion and self.opinion.problem:
+            notes.append(f"{NOT_JUDGED}{self.opinion.problem}")
+        verdict = Verdict() if self.scores is None else _judged(self.scores, self.opinion, plan, view, dropped, notes)
         if dropped:
             kind, reason = dropped[0]
             return Verdict(reason, kind, notes=(*(other for _, other in dropped[1:]), *notes))
@@ -115,9 +140,14 @@ class Seen:
 
 
 def _judged(
-    scores: Scores, plan: ContentPlan, view: str | None, dropped: list[tuple[str, str]], notes: list[str]
+    scores: Scores,
+    opinion: Opinion | None,
+    plan: ContentPlan,
+    view: str | None,
+    dropped: list[tuple[str, str]],
+    notes: list[str],
 ) -> Verdict:
-    """What follows from the judge's scores; adds to ``dropped`` and ``notes``."""
+    """What follows from the judges' scores and the opinion; adds to ``dropped`` and ``notes``."""
 
     def act(policy: str, kind: str, reason: str) -> bool:
         """Whether it is to be fixed."""
@@ -136,19 +166,26 @@ def _judged(
         act(plan.collage, "collage", f"several images in one ({scores.collage:.2f})")
         return Verdict()
     turn, invert, corrected = 0, False, ""
-    if scores.quarters and scores.turned >= sure:
-        reason = f"rotated by {90 * scores.quarters} degrees ({scores.turned:.2f})"
+    if scores.quarters and scores.oriented >= sure:
+        reason = f"rotated by {90 * scores.quarters} degrees ({scores.oriented:.2f})"
         turn = scores.quarters if act(plan.rotated, "rotated", reason) else 0
     if scores.inverted >= sure:
         invert = act(plan.inverted, "inverted", f"a negative ({scores.inverted:.2f})")
     seen, certain = ("lateral", scores.lateral) if scores.lateral > 0.5 else ("frontal", 1 - scores.lateral)
-    if certain >= sure and seen != view:
-        stated = f"stated as {view}" if view else "view not stated"
-        corrected = seen if act(plan.view, "view", f"shows a {seen} view ({certain:.2f}), {stated}") else ""
+    stated = f"stated as {view}" if view else "view not stated"
+    if opinion and opinion.other_view:
+        seen, reason = "other", f"shows neither a frontal nor a lateral view, {stated}"
+        if act(plan.view, "view", reason):
+            notes.append(reason)  # there is no view that it could be given
+    elif certain >= sure and seen != view:
+        policy = plan.view if view is None or certain >= plan.override else "note"
+        corrected = seen if act(policy, "view", f"shows a {seen} view ({certain:.2f}), {stated}") else ""
     if scores.mirrored >= sure and seen == "frontal":
         act(plan.mirrored, "mirrored", f"mirrored, or with the heart on the right ({scores.mirrored:.2f})")
     if scores.text >= sure:
         act(plan.text, "text", f"text burned into the image ({scores.text:.2f})")
+    if opinion and opinion.quality is not None and opinion.quality < plan.least_quality:
+        act(plan.non_diagnostic, "non_diagnostic", f"quality {opinion.quality} of 5: {opinion.reason}")
     return Verdict(turn=turn, invert=invert, view=corrected)
 
 
@@ -169,10 +206,21 @@ def rules(pixels: Floats, plan: ContentPlan) -> tuple[tuple[str, str], ...]:
 
 
 def judged_pixels(pixels: Floats) -> NDArray[np.uint8]:
-    """(h, w) in [0, 1] -> (128, 128): what the judge looks at, its darkest and brightest half percent cut."""
+    """(h, w) in [0, 1] -> (128, 128): what the network looks at, its darkest and brightest half percent cut."""
+    return _stretched(pixels, (SIDE, SIDE))
+
+
+def shown_pixels(pixels: Floats) -> NDArray[np.uint8]:
+    """(h, w) in [0, 1] -> (h', w'), at most ``SHOWN`` a side: the same as a vision model is shown it."""
+    height, width = pixels.shape
+    smaller = min(1.0, SHOWN / max(height, width))
+    return _stretched(pixels, (max(1, round(height * smaller)), max(1, round(width * smaller))))
+
+
+def _stretched(pixels: Floats, size: tuple[int, int]) -> NDArray[np.uint8]:
     low, high = np.quantile(pixels[:: max(1, len(pixels) // 256)], [1 - _WHITE, _WHITE])
     scaled = np.clip((pixels - low) / max(float(high - low), 1e-3), 0, 1).astype(np.float32)
-    return np.rint(resize(scaled, (SIDE, SIDE), "area") * 255).astype(np.uint8)
+    return np.rint(resize(scaled, size, "area") * 255).astype(np.uint8)
 
 
 class ContentNetwork(nn.Module):
@@ -247,5 +295,5 @@ class ContentJudge:
             upright = (-quarters) % 4  # in which of the four the image stands upright
             single = logits[upright, torch.arange(len(some)), : len(OUTPUTS)].sigmoid()
             for values, quarter, sure in zip(single.tolist(), quarters.tolist(), certain.tolist(), strict=True):
-                found.append(Scores(*values, quarters=int(quarter), turned=sure))
+                found.append(Scores(*values, quarters=int(quarter), oriented=sure))
         return found

@@ -6,6 +6,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+from xgem.curation.content import NOT_JUDGED
 from xgem.data.rows import Row
 from xgem.labels.vocabulary import annotated_labels
 
@@ -16,7 +17,7 @@ AGES: Final = (18, 40, 60, 80)
 @dataclass
 class Done:
     """What was counted: rows by decision, by ``dropped`` and ``fixed`` kind, by reason; what is kept by each of
-    ``kept``'s names; licences, words, and use of endpoints.
+    ``kept``'s names; licences, words, and use of endpoints: of writers, and by ``judge...`` of the judge of content.
     """
 
     decisions: Counter[str] = field(default_factory=Counter[str])
@@ -29,6 +30,8 @@ class Done:
     tokens: tuple[int, int] = (0, 0)
     cost: float = 0.0
     attempts: int = 0
+    judged: Counter[str] = field(default_factory=Counter[str])
+    judge_cost: float = 0.0
 
     def add(self, record: dict[str, Any], row: Row | None) -> None:
         """Count one row's record, and its row of the manifest if it stays."""
@@ -42,6 +45,11 @@ class Done:
         self.tokens = (self.tokens[0] + (record["input_tokens"] or 0), self.tokens[1] + (record["output_tokens"] or 0))
         self.cost += record["cost"] or 0.0
         self.attempts += record["attempts"] or 0
+        self.judged["images"] += record["judge_quality"] is not None
+        self.judged["not judged"] += any(note.startswith(NOT_JUDGED) for note in record["notes"])
+        for name in ("input", "output"):
+            self.judged[f"{name} tokens"] += record[f"judge_{name}_tokens"] or 0
+        self.judge_cost += record["judge_cost"] or 0.0
         if row is not None:
             self._add_kept(record, row)
 
@@ -75,8 +83,9 @@ def band(age: float | None) -> str:
 def as_json(done: Done) -> dict[str, Any]:
     """Counts for a command's output."""
     return {
-        "rows": dict(done.decisions),
+        "rows": {"unchanged": done.decisions["kept"], **{name: done.decisions[name] for name in ("fixed", "dropped")}},
         "dropped": {f"{stage}: {kind}": count for (stage, kind), count in sorted(done.dropped.items())},
         "fixed": dict(sorted(done.fixed.items())),
         "texts": dict(sorted(done.texts.items())),
+        **({"not judged": count} if (count := done.judged["not judged"]) else {}),
     }

@@ -16,6 +16,7 @@ from xgem.curation.fixing import turned_annotations, upright
 from xgem.curation.folder import Folder, read_table, write_table
 from xgem.curation.listing import Listed, rows_of
 from xgem.curation.plan import CurationPlan
+from xgem.curation.seeing import judge_columns
 from xgem.curation.writing import Text, Writers, open_endpoint, structured
 from xgem.data.sections import join_sections
 from xgem.data.study import ANNOTATED_VIEW
@@ -23,7 +24,7 @@ from xgem.data.study import ANNOTATED_VIEW
 if TYPE_CHECKING:
     from xgem.data.rows import Row
 
-_SCORES: Final = ("chest", "collage", "text", "mirrored", "inverted", "lateral", "turned")
+_SCORES: Final = ("chest", "collage", "text", "mirrored", "inverted", "lateral", "oriented")
 
 
 def schema() -> Any:
@@ -46,6 +47,7 @@ def schema() -> Any:
             ("problems", pa.list_(pa.string())),
             *numbers,
             ("quarters", pa.int8()),
+            *judge_columns(),
             ("attempts", pa.int32()),
             ("input_tokens", pa.int64()),
             ("output_tokens", pa.int64()),
@@ -139,6 +141,7 @@ def _decided(one: Listed, seen: dict[str, Any], copy: dict[str, Any] | None) -> 
         "quarters": seen["quarters"],
         "text_before": join_sections(row.findings, row.impression) or None,
         **{f"score_{name}": seen[name] for name in _SCORES},
+        **{name: seen[name] for name, _ in judge_columns()},
     }
     if seen["drop"]:
         stage = "source" if seen["kind"] == "source" else "content"

@@ -21,7 +21,9 @@ if TYPE_CHECKING:
 
 
 def upright(folder: Path, number: int, row: Row, turn: int, invert: bool) -> dict[str, Any]:
-    """Write a row's image, turned clockwise by ``turn`` quarters and inverted, as a PNG of 16 bits.
+    """Write a row's image, turned clockwise by ``turn`` quarters and inverted, as a PNG of 8 bits, or of 16.
+
+    16 are those whose grey levels 8 bits do not hold.
 
     Returns:
         what changes in the row: ``file`` and ``reading``.
@@ -36,7 +38,9 @@ def upright(folder: Path, number: int, row: Row, turn: int, invert: bool) -> dic
     # The copy is read as the study's other images are, so that what reading does must not be done before
     stored = 1 - pixels if row.reading.invert else pixels
     file = folder / f"{number:08d}.png"
-    _save(file, np.rint(stored * 65535).astype(np.uint16))
+    levels = np.rint(stored * 255)
+    eight = bool(np.abs(stored * 255 - levels).max() < 1e-3)
+    _save(file, levels.astype(np.uint8) if eight else np.rint(stored * 65535).astype(np.uint16))
     aspect = image.aspect if turn % 2 == 0 else 1 / image.aspect
     options = {**row.reading.model_dump(), "pixel_aspect": None if aspect == 1 else aspect}
     return {"file": str(file), "reading": ReadOptions(**options)}

@@ -9,6 +9,7 @@
       - {name: ours, manifest: ours.parquet}    # or any manifest
     content:
       rotated: fix                              # by kind: drop, fix or note
+      endpoint: {base_url: "http://localhost:8002/v1", model: medgemma}      # judges in place of the network
     describe:
       rewriter: {base_url: "http://localhost:8000/v1", model: gpt}
       checker: {base_url: "http://localhost:8001/v1", model: qwen}
@@ -81,14 +82,19 @@ class DuplicatesPlan(_Part):
 class ContentPlan(_Part):
     """What happens to a picture by kind: ``drop``, ``fix`` (turned, inverted, its view corrected) or ``note``.
 
-    ``judge``: whether the network that ships with xgem looks at all images; without it the rules alone do (unreadable,
-    colour, blank, small). ``certainty`` is the probability from which it is believed, of a chest radiograph as of all
-    that may be wrong with one. ``min_side`` in pixels; ``most_of_one``: share of one grey level from which an image
+    ``judge``: whether the network that ships with xgem looks at all images, and ``endpoint`` a vision model that does;
+    by default the network does where no endpoint is given. Of both, either finds. Without them the rules alone do
+    (unreadable, colour, blank, small). ``least_quality``: of the endpoint's grades 1 to 5 the least that is no
+    ``non_diagnostic`` image. ``certainty`` is the probability from which the network is believed, of a chest radiograph
+    as of all that may be wrong with one; ``override`` that from which its view counts for more than the stated one,
+    and below which a note is kept. ``min_side`` in pixels; ``most_of_one``: share of one grey level from which an image
     counts as blank, ``clipped`` that of white.
     """
 
-    judge: bool = True
+    judge: bool | None = None
+    endpoint: ChatSettings | None = None
     certainty: float = Field(default=0.7, ge=0.5, lt=1)
+    override: float = Field(default=0.9, ge=0.5, lt=1)
     not_chest: Unfixable = "drop"
     collage: Unfixable = "drop"
     view: Policy = "fix"
@@ -96,11 +102,24 @@ class ContentPlan(_Part):
     inverted: Policy = "fix"
     mirrored: Unfixable = "note"
     text: Unfixable = "note"
+    non_diagnostic: Unfixable = "drop"
+    least_quality: int = Field(default=2, ge=1, le=5)
     blank: Unfixable = "drop"
     small: Unfixable = "drop"
     min_side: int = Field(default=128, ge=32)
     most_of_one: float = Field(default=0.7, gt=0, le=1)
     clipped: float = Field(default=0.4, gt=0, le=1)
+
+    @model_validator(mode="after")
+    def _is_graded(self) -> ContentPlan:
+        if self.endpoint is None and (given := {"non_diagnostic", "least_quality"} & self.model_fields_set):
+            raise ValueError(f"{min(given)} without an endpoint: nothing grades images")
+        return self
+
+    @property
+    def network(self) -> bool:
+        """Whether the network that ships with xgem looks at images."""
+        return self.endpoint is None if self.judge is None else self.judge
 
 
 class DescribePlan(_Part):
@@ -149,8 +168,8 @@ class CurationPlan(_Part):
 
     def sha256(self, manifests: dict[str, str]) -> str:
         """Hash of what decides the result; ``manifests`` are the hashes of the sources' rows by name."""
-        endpoint = {"rewriter": _PLACE, "checker": _PLACE}
-        values = self.model_dump(mode="json", exclude={"describe": endpoint})
+        places = {"describe": {"rewriter": _PLACE, "checker": _PLACE}, "content": {"endpoint": _PLACE}}
+        values = self.model_dump(mode="json", exclude=places)
         text = json.dumps({**values, "manifests": manifests}, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()
 

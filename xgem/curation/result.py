@@ -15,6 +15,7 @@ from xgem.curation.writing import PROMPTS_VERSION
 from xgem.data.manifest_files import write_parquet
 from xgem.data.rows import Row
 from xgem.data.streamed import StreamedManifest
+from xgem.judges import chat_prompts as prompts
 from xgem.types import DataError
 from xgem.utils.files import replacing
 
@@ -71,7 +72,12 @@ def _costs(plan: CurationPlan, done: Done) -> dict[str, Any]:
     def named(settings: ChatSettings | None) -> Any:
         return None if settings is None else settings.model_dump(include={"model", "price_input", "price_output"})
 
+    content = None
+    if plan.content.endpoint is not None:
+        used = {**done.judged, "cost": round(done.judge_cost, 6)}
+        content = {"judge": named(plan.content.endpoint), "prompts": prompts.VERSION, **used}
     return {
+        "content": content,
         "rewriter": named(plan.describe.rewriter),
         "checker": named(plan.describe.checker),
         "prompts": PROMPTS_VERSION,

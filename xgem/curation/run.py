@@ -16,7 +16,7 @@ from xgem.curation.listing import hashes_of, list_rows, manifests_of
 from xgem.curation.plan import CurationPlan
 from xgem.curation.result import write_result
 from xgem.curation.seeing import see_part
-from xgem.curation.writing import check_writers
+from xgem.curation.writing import check_endpoints
 from xgem.types import DataError
 from xgem.utils.files import locked
 
@@ -32,7 +32,7 @@ def curate(plan: CurationPlan, out: str | Path, engine: Engine | None = None) ->
         EndpointError: an endpoint is down; what is done stays.
     """
     engine, folder = engine or Engine(), Folder(out)
-    check_writers(plan.describe)
+    check_endpoints(plan)
     folder.open()
     with locked(folder.state):
         manifests = manifests_of(plan, folder)

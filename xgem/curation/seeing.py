@@ -1,7 +1,9 @@
-"""What is seen in each image: its file, its fingerprint, and what the judge of content and the rules find."""
+"""What is seen in each image: its file, its fingerprint, and what the judges of content and the rules find."""
 
 from __future__ import annotations
 
+from collections import deque
+from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,6 +13,7 @@ import numpy as np
 from xgem.curation.content import ContentJudge, Seen, judged_pixels, rules
 from xgem.curation.fingerprint import DIM, SIDE, Projection, thumbnail
 from xgem.curation.folder import Folder, save_array, write_table
+from xgem.curation.judging import merged, opinions
 from xgem.curation.listing import Listed, rows_of
 from xgem.curation.plan import ContentPlan
 from xgem.data.transforms import read_with
@@ -38,7 +41,8 @@ def schema() -> pa.Schema:
             ("annotations", pa.int32()),
             *scores,
             ("quarters", pa.int8()),
-            ("turned", pa.float32()),
+            ("oriented", pa.float32()),
+            *judge_columns(),
             ("drop", pa.string()),
             ("kind", pa.string()),
             ("turn", pa.int8()),
@@ -49,22 +53,51 @@ def schema() -> pa.Schema:
     )
 
 
+def judge_columns() -> list[tuple[str, pa.DataType]]:
+    """What a vision model said, as columns of this table and of that of decisions."""
+    import pyarrow as pa
+
+    return [
+        ("judge_quality", pa.int8()),
+        ("judge_reason", pa.string()),
+        ("judge_input_tokens", pa.int64()),
+        ("judge_output_tokens", pa.int64()),
+        ("judge_cost", pa.float64()),
+    ]
+
+
 def see_part(folder: Folder, plan: ContentPlan, part: int) -> None:
-    """Look at every image of a part, and write what is seen."""
+    """Look at every image of a part, and write what is seen.
+
+    Raises:
+        EndpointError: the endpoint of the plan is down.
+    """
     rows = rows_of(folder, part)
     thumbnails = np.zeros((len(rows), SIDE, SIDE), np.int8)
     found: list[Seen] = []
     small: dict[int, Any] = {}
-    for k, one in enumerate(rows):
-        seen, pixels = _look(one, plan)
-        found.append(seen)
-        if pixels is not None:
-            thumbnails[k] = thumbnail(pixels)
-            if plan.judge:
-                small[k] = judged_pixels(pixels)
-    if small:
-        for k, scores in zip(small, _judge()(np.stack(list(small.values()))), strict=True):
-            found[k] = found[k].scored(scores)
+
+    def looked_at() -> Iterator[tuple[int, Any]]:
+        """Places and pixels of the images that no rule drops, one in memory at a time."""
+        for k, one in enumerate(rows):
+            seen, pixels = _look(one, plan)
+            found.append(seen)
+            if pixels is not None:
+                thumbnails[k] = thumbnail(pixels)
+                if plan.network:
+                    small[k] = judged_pixels(pixels)
+                if not seen.verdict(plan, one.row.view).drop:
+                    yield k, pixels
+
+    if plan.endpoint is None:
+        said = dict[int, Any]()
+        deque(looked_at(), maxlen=0)
+    else:
+        said = opinions(plan.endpoint, folder.answers, looked_at())
+    scored = dict(zip(small, _judge()(np.stack(list(small.values()))), strict=True)) if small else {}
+    for k in scored.keys() | said.keys():
+        scores, opinion = said.get(k, (None, None))
+        found[k] = found[k].judged(merged(scores, scored.get(k), plan.certainty, rows[k].row.view), opinion)
     vectors = np.zeros((len(rows), DIM), np.float32)
     readable = [k for k, seen in enumerate(found) if not seen.problem]
     if readable:

@@ -17,7 +17,7 @@ from pydantic import BaseModel
 from xgem.chat.messages import ChatAnswer, ChatFailure, ChatRequest
 from xgem.curation.checks import ways_wrong
 from xgem.curation.facts import Facts
-from xgem.curation.plan import DescribePlan
+from xgem.curation.plan import CurationPlan, DescribePlan
 from xgem.types import ConfigError
 from xgem.utils.files import one_line
 
@@ -73,17 +73,18 @@ def structured(facts: Facts) -> Text:
     return Text(facts, f"{facts.patient} {facts.summary}".strip(), facts.summary)
 
 
-def check_writers(plan: DescribePlan) -> None:
+def check_endpoints(plan: CurationPlan) -> None:
     """Say what endpoints lack before any work is done.
 
     Raises:
         ConfigError: a key is not set, or the folder of the tokenizer holds none.
     """
-    for settings in (plan.rewriter, plan.checker):
+    describe = plan.describe
+    for settings in (plan.content.endpoint, describe.rewriter, describe.checker):
         if settings is not None:
             open_endpoint(settings, None)
-    if plan.rewriter is not None and plan.tokenizer is not None:
-        _tokenizer(plan.tokenizer)
+    if describe.rewriter is not None and describe.tokenizer is not None:
+        _tokenizer(describe.tokenizer)
 
 
 def open_endpoint(settings: ChatSettings, cache: Path | None) -> ChatEndpoint:

@@ -19,6 +19,18 @@ QUALITY: Final = (
     "Give the reason in at most twenty words."
 )
 AGAINST_TEXT: Final = ", or one that contradicts the description"
+CONTENT: Final = (
+    "You sort the images of a data set of chest radiographs by what the pixels show. chest_radiograph: whether it is a "
+    "radiograph of a chest, or several of them; false for other parts of the body, other modalities, photographs, "
+    "documents and drawings. collage: whether several images are put together in one. view: frontal (PA or AP), "
+    "lateral, or other (oblique, decubitus). turn_clockwise: by how many degrees the image has to be turned "
+    "clockwise to stand upright, 0 if it does. negative: whether its grey levels are inverted, so that air is bright "
+    "and bone dark. mirrored: whether a frontal view is mirrored left to right, by its side marker, the heart and the "
+    "stomach bubble. text: whether words or numbers are burned in; a single side marker is none. quality: 5 "
+    "excellent; 4 good; 3 limited, but a diagnosis can be made; 2 poor, only gross findings can be seen; 1 none can be "
+    "made. Judge the quality as if the image were upright and no negative. reason: at most twenty words on what is "
+    "wrong with the image, and why it has this quality."
+)
 LABELS: Final = (
     "You label radiology reports of chest radiographs. For each finding say: present, if the report asserts it; "
     "uncertain, if it says that it is possible; absent, if it denies it; not mentioned otherwise. A finding that "

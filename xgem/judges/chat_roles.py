@@ -1,5 +1,5 @@
-"""What models at a chat endpoint are used as: captioner, report writer, quality judge, report labeller, judge of
-findings. Structured facts are rewritten by ``xgem data curate``."""
+"""What models at a chat endpoint are used as: captioner, report writer, judge of quality and of content, report
+labeller, judge of findings. Structured facts are rewritten by ``xgem data curate``."""
 
 from __future__ import annotations
 
@@ -52,6 +52,22 @@ class Quality(BaseModel):
     def score(self) -> int:
         """3 high, 2 medium, 1 low, 0 not relevant."""
         return _GRADES[self.grade]
+
+
+class PictureContent(BaseModel):
+    """What a picture is. ``turn_clockwise``: the degrees that make it upright; ``quality``: 5 excellent, 3 limited but
+    diagnostic, 1 not diagnostic."""
+
+    model_config = ConfigDict(frozen=True)
+    chest_radiograph: bool
+    collage: bool
+    view: Literal["frontal", "lateral", "other"]
+    turn_clockwise: Literal[0, 90, 180, 270]
+    negative: bool
+    mirrored: bool
+    text: bool
+    quality: int = Field(ge=1, le=5)
+    reason: str = Field(max_length=300)
 
 
 class WrittenReport(BaseModel):
@@ -121,6 +137,18 @@ class QualityJudge(_Role):
             return ChatRequest(f"Description: {text}" if text else "Grade it.", system, (image,), Quality)
 
         return self._values((request(*one) for one in images), Quality)
+
+
+@dataclass(frozen=True)
+class ContentRole(_Role):
+    """Says what pictures are, for the curation of data sets."""
+
+    def look(self, images: Iterable[Image]) -> Generator[ChatAnswer | ChatFailure]:
+        """The answer on each image (h, w) uint8, in order, with its tokens; its value is a :class:`PictureContent`.
+        Images are taken as needed."""
+        return self.endpoint.ask_many(
+            ChatRequest("Judge it.", prompts.CONTENT, (image,), PictureContent) for image in images
+        )
 
 
 @dataclass(frozen=True)
