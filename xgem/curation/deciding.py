@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from contextlib import ExitStack, closing
 from dataclasses import replace
 from itertools import groupby
 from typing import TYPE_CHECKING, Any, Final
@@ -81,7 +82,7 @@ def decide_part(folder: Folder, plan: CurationPlan, part: int) -> None:
             _describe(plan, rows, views, stay, records, texts)
     pending = [text for text in texts.values() if text.how == "structured"]
     if plan.describe.rewriter is not None and pending:
-        _writers(folder, plan).rewrite(pending)
+        _rewrite(folder, plan, pending)
     for group in studies:
         stay = [k for k in group if records[k]["decision"] != "dropped"]
         if not stay:
@@ -235,6 +236,11 @@ def _finish(
     }
 
 
-def _writers(folder: Folder, plan: CurationPlan) -> Writers:
-    both = (plan.describe.rewriter, plan.describe.checker)
-    return Writers(plan.describe, *(None if one is None else open_endpoint(one, folder.answers) for one in both))
+def _rewrite(folder: Folder, plan: CurationPlan, texts: list[Text]) -> None:
+    """Have texts rewritten by the endpoints of the plan."""
+    with ExitStack() as opened:
+        endpoints = [
+            None if one is None else opened.enter_context(closing(open_endpoint(one, folder.answers)))
+            for one in (plan.describe.rewriter, plan.describe.checker)
+        ]
+        Writers(plan.describe, *endpoints).rewrite(texts)
