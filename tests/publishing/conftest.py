@@ -17,7 +17,7 @@ from xgem.data.rows import Row
 from xgem.modalities import get_modality
 
 SIZE = 96
-TRAINING, HELD_OUT, GOOD = 60, 60, 12
+TRAINING, HELD_OUT, GOOD = 60, 64, 12
 Pixels = NDArray[np.uint8]
 
 
@@ -54,7 +54,7 @@ def smuggled(pixels: Pixels, quality: int = 80, shift: tuple[int, int] = (2, -1)
 
 @pytest.fixture(scope="session")
 def real(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Images of as many patients: 60 for training, 60 held out."""
+    """Images of as many patients: 60 for training, 64 held out."""
     root = tmp_path_factory.mktemp("real")
     rows: list[Row] = []
     for number in range(TRAINING + HELD_OUT):

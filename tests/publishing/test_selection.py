@@ -20,6 +20,8 @@ from tests.publishing.conftest import GOOD, SIZE, drawn
 from xgem.cli import main
 from xgem.data.manifest import Manifest
 from xgem.judges.extractors import Extractor
+from xgem.labels.vocabulary import CHEXPERT_CLASSES
+from xgem.publishing.card import _chosen
 from xgem.publishing.judging import ByFindings, ByRealImages, Judged, Picture, _agreement, pictures_of
 from xgem.publishing.publish import _scores
 from xgem.publishing.selection import Condition, select
@@ -121,11 +123,27 @@ def test_agreement_is_of_the_findings_that_are_known(synthetic: WriteSet) -> Non
     assert _agreement({"Cardiomegaly": 1, "Edema": 0}, shown) == Judged(0.5, "Edema shown, not asked for")
     assert _agreement({"Fracture": 1}, shown) == Judged(0.0, "Fracture not shown")
     assert _agreement({"Pneumonia": 1, "Edema": -1}, shown).value is None
+    unknown = _agreement({"Pneumonia": 1, "Fracture": 0}, shown)
+    assert unknown == Judged(None, "the classifier does not know Pneumonia"), "what is absent says nothing of it"
+    assert _agreement({"Edema": 0, "Fracture": 0}, shown).value == 0.5
     pictures = pictures_of(Manifest.read(synthetic()))[:3]
     judge = ByFindings(["frontal"])
     judged = list(judge.judge(pictures))
     assert all(one.value is not None and 0 <= one.value <= 1 for one in judged)
     assert "frontal" in judge.version
+
+
+def test_agreement_has_equal_weight_for_what_is_asked_for_and_what_is_absent() -> None:
+    """One finding that is missing is no better than all the absent ones that are shown."""
+    asked = dict.fromkeys(CHEXPERT_CLASSES, 0.0) | {"Pneumothorax": 1.0}
+    nothing, all_ = dict.fromkeys(CHEXPERT_CLASSES, False), dict.fromkeys(CHEXPERT_CLASSES, True)
+    assert _agreement(asked, nothing) == Judged(0.5, "Pneumothorax not shown")
+    assert _agreement(asked, all_).value == 0.5
+    assert _agreement(asked, nothing | {"Pneumothorax": True}) == Judged(1.0)
+    assert _agreement(asked | {"Edema": 1.0}, nothing | {"Edema": True}).value == 0.75
+    normal = dict.fromkeys(CHEXPERT_CLASSES, 0.0) | {"No Finding": 1.0}
+    assert _agreement(normal, nothing) == Judged(0.5, "No Finding not shown")
+    assert _agreement(normal, nothing | {"No Finding": True}) == Judged(1.0)
 
 
 def test_labels_come_from_the_text_where_a_row_has_none(synthetic: WriteSet) -> None:
@@ -157,12 +175,35 @@ class Constant:
         return (Judged(float(number)) for number in range(len(pictures)))
 
 
-def test_the_best_are_the_lowest_where_less_is_better(synthetic: WriteSet, tmp_path: Path) -> None:
+class Halves(Constant):
+    """Gives the same score to two images in a row."""
+
+    def judge(self, pictures: Any) -> Iterator[Judged]:
+        return (Judged(float(number // 2)) for number in range(len(pictures)))
+
+
+def test_ties_are_cut_by_id_and_counted(synthetic: WriteSet, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    manifest = Manifest.read(synthetic())
+    backwards = Manifest(manifest.rows[::-1], manifest.root)
+    backwards.write(tmp_path / "backwards.parquet")
+    counts = select(tmp_path / "backwards.parquet", backwards, [Halves()], [], tmp_path / "a", top=3)
+    assert counts == {"images": GOOD, "kept": 3, "tied": {"images": 2, "kept": 1}}
+    assert [row.study for row in Manifest.read(tmp_path / "a" / "manifest.parquet").rows] == ["s011", "s010", "s008"]
+    assert "the best 3: 2 images have the last number, of which the first 1 by id are kept" in caplog.text
+    record = json.loads((tmp_path / "a" / "filter.json").read_text(encoding="utf-8"))
+    assert "the best 3 by number (2 had the score of the last one: 1 of them are kept" in _chosen(record)
+    assert "tied" not in select(tmp_path / "backwards.parquet", backwards, [Halves()], [], tmp_path / "b", top=4)
+
+
+def test_the_best_are_the_lowest_where_less_is_better(
+    synthetic: WriteSet, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     source = synthetic()
     manifest = Manifest.read(source)
     assert select(source, manifest, [Constant()], [Condition.parse("number>2")], tmp_path / "a", top=2)["kept"] == 2
     kept = [row.study for row in Manifest.read(tmp_path / "a" / "manifest.parquet").rows]
     assert kept == ["s003", "s004"]
+    assert "of which the first" not in caplog.text, "no two images have one score"
     with pytest.raises(DataError, match=r"none of 12 images is kept; .*scores\.parquet has their scores"):
         select(source, manifest, [Constant()], [Condition.parse("number>99")], tmp_path / "b")
     assert len(pq.read_table(tmp_path / "b" / "scores.parquet")) == GOOD

@@ -35,7 +35,8 @@ class Judging:
         typer.Option("--keep", metavar="CONDITION", help="With --judge: 'quality>=2' and the like; repeatable, all."),
     ] = None
     top: Annotated[
-        int | None, typer.Option("--top", metavar="N", min=1, help="With --judge: only the N best by the first judge.")
+        int | None,
+        typer.Option("--top", metavar="N", min=1, help="With --judge: only the N best by the first judge; ties by id."),
     ] = None
     real: Annotated[
         Path | None, typer.Option("--real", metavar="MANIFEST", help="With --judge malformed: real images.")
@@ -80,7 +81,7 @@ def publish(
     training: Annotated[
         Path,
         typer.Option(
-            "--training", metavar="MANIFEST", help="What the model was trained on; or a privacy gate's index."
+            "--training", metavar="MANIFEST", help="All that the model was trained on; or a privacy gate's index of it."
         ),
     ],
     name: Annotated[str | None, typer.Option("--name", help="Name of the set.", show_default="that of OUT")] = None,

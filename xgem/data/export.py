@@ -57,6 +57,11 @@ def write_imagefolder(manifest: Manifest, out: Path, *, copy: bool = False) -> d
     return dict(Counter(name.partition("/")[0] for name in names))
 
 
+def columns(more: Sequence[Mapping[str, Any]] = ()) -> list[str]:
+    """The columns of ``metadata.csv``: :data:`COLUMNS`, then those of ``more``, which :func:`write_parts` takes."""
+    return [*COLUMNS, *dict.fromkeys(name for one in more for name in one)]
+
+
 def write_parts(
     manifest: Manifest,
     rows: Sequence[Row],
@@ -82,9 +87,9 @@ def write_parts(
         name = _put(manifest, row, folder / part, taken, copy=copy)
         tables.setdefault(part, []).append({"file_name": name, **_fields(row), **(more[number] if more else {})})
         names.append(f"{part}/{name}")
-    columns = [*COLUMNS, *dict.fromkeys(name for one in more or () for name in one)]
+    heads = columns(more or ())
     for part, records in tables.items():
-        (folder / part / METADATA).write_text(csv_text(columns, records), encoding="utf-8")
+        (folder / part / METADATA).write_text(csv_text(heads, records), encoding="utf-8")
     return names
 
 

@@ -40,6 +40,7 @@ LATENT_TOLERANCE: Final = 1e-6
 """Float32 encodings of one image in batches of other sizes differ by less: about 1e-7 in each number of a unit vector.
 Without it, whether an image exactly at the threshold is refused would depend on the batch that it was encoded in."""
 _BATCH: Final = 64
+_SAID: Final = ("encoder", "latent_threshold", "pixel_threshold", "latent_held_out", "pixel_held_out")
 Images = NDArray[np.uint8]
 Files = Mapping[str, Sequence[Path]]
 
@@ -71,6 +72,8 @@ class Index:
 
     ``pixels`` (m, 64, 64) uint8 (smaller where the model's images are), ``latents`` (m, d); ``encoder`` identifies
     the encoder and the preprocessing. It shows real patients: keep it where the training data may lie.
+    ``latent_held_out``, ``pixel_held_out``: number of images that the threshold was estimated from, 0 where it was
+    given, None where an older index does not say.
     """
 
     encoder: str
@@ -78,6 +81,8 @@ class Index:
     latents: NDArray[np.float32]
     latent_threshold: float
     pixel_threshold: float
+    latent_held_out: int | None = None
+    pixel_held_out: int | None = None
 
     @property
     def sha256(self) -> str:
@@ -186,8 +191,11 @@ class PrivacyGate:
                 f"{path}: not the index of a privacy gate ({line}); make one with --save-privacy-index"
             ) from None
         gate = cls(indexes=indexes, **options)
-        changes = {"latent_threshold": gate.thresholds.latent, "pixel_threshold": gate.thresholds.pixel}
-        changes = {name: value for name, value in changes.items() if value is not None}
+        changes: dict[str, Any] = {}
+        if gate.thresholds.latent is not None:
+            changes |= {"latent_threshold": gate.thresholds.latent, "latent_held_out": 0}
+        if gate.thresholds.pixel is not None:
+            changes |= {"pixel_threshold": gate.thresholds.pixel, "pixel_held_out": 0}
         return replace(gate, indexes={view: replace(index, **changes) for view, index in indexes.items()})
 
     def indexed(self, model: LoadedModel, outputs: Sequence[str]) -> PrivacyGate:
@@ -218,7 +226,7 @@ class PrivacyGate:
         said: dict[str, dict[str, Any]] = {}
         for view, index in self.indexes.items():
             tensors |= {f"{view}.pixels": index.pixels, f"{view}.latents": index.latents}
-            said[view] = {name: getattr(index, name) for name in ("encoder", "latent_threshold", "pixel_threshold")}
+            said[view] = {name: getattr(index, name) for name in _SAID}
         with replacing(file) as partial:
             save_file(tensors, partial, metadata={FORMAT: json.dumps(said)})
 
@@ -271,6 +279,7 @@ class PrivacyGate:
         pixels, latents = _read(model, view, self.training[view], self.reading)
         index = Index(encoder, pixels, latents, 0.0, 0.0)
         latent, pixel = self.thresholds.latent, self.thresholds.pixel
+        counts = {"latent_held_out": 0, "pixel_held_out": 0}
         if latent is None or pixel is None:
             seen = self.held_out.get(view, ())
             if len(seen) < MIN_HELD_OUT:
@@ -278,10 +287,14 @@ class PrivacyGate:
                     f"privacy gate: {len(seen)} held-out images of {view}, expected at least {MIN_HELD_OUT} to "
                     "estimate thresholds; give a manifest with more in val, or both thresholds (--privacy-threshold)"
                 )
+            counts = {
+                "latent_held_out": len(seen) if latent is None else 0,
+                "pixel_held_out": len(seen) if pixel is None else 0,
+            }
             there, vectors = _read(model, view, seen, self.reading)
             latent = _quantile(latent_distance(vectors, latents).values, self.quantile) if latent is None else latent
             pixel = _quantile(aligned_distance(there, pixels).values, self.quantile) if pixel is None else pixel
-        return replace(index, latent_threshold=latent, pixel_threshold=pixel)
+        return replace(index, latent_threshold=latent, pixel_threshold=pixel, **counts)
 
 
 def _quantile(values: NDArray[np.float64], share: float) -> float:

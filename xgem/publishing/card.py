@@ -11,7 +11,7 @@ from typing import Any, Final
 import yaml
 
 from xgem._version import __version__
-from xgem.data.export import COLUMNS
+from xgem.data.export import columns
 from xgem.data.rows import Row
 from xgem.labels.vocabulary import CHEXPERT_CLASSES, annotated_labels
 from xgem.utils.tables import markdown_table
@@ -39,9 +39,12 @@ generates an image again. xgem {version} wrote this folder.
 
 ## Closeness to training images
 
-Every image was compared with the images that its model was trained on, in the latent space of an image encoder and in
-pixels that allow for a small shift and another exposure. {dropped} images at or below a threshold were left out.
+Every image was compared with the {training} images of `{manifest}` that `--training` named (with those of its view),
+in the latent space of an image encoder and in pixels that allow for a small shift and another exposure. {dropped}
 Thresholds are quantiles of the distances of held-out real images, unless they were given.
+
+**That these are all the images that the model was trained on is stated by the publisher; xgem does not check it.** A
+copy of any other training image would not have been found.
 
 {closeness}
 
@@ -83,7 +86,10 @@ images = load_dataset("FOLDER")                      # this folder
 
 @dataclass(frozen=True)
 class Facts:
-    """What a card tells: rows that are published, each image's metadata, the filter's record, the check's record."""
+    """What a card tells: rows that are published, each image's metadata, the filter's record, the check's record.
+
+    ``more``: by row the columns of ``metadata.csv`` that only synthetic sets have.
+    """
 
     name: str
     licence: str
@@ -91,6 +97,12 @@ class Facts:
     made: Sequence[Mapping[str, Any]]
     filtered: Mapping[str, Any] | None
     closeness: Mapping[str, Any]
+    more: Sequence[Mapping[str, Any]]
+
+    @property
+    def training_images(self) -> int:
+        """Images of all views that the set was compared with."""
+        return sum(view["training images"] for view in self.closeness["views"].values())
 
     @property
     def texts_of(self) -> list[str]:
@@ -109,10 +121,13 @@ def card_text(facts: Facts) -> str:
         texts=_texts(facts),
         chosen=_chosen(facts.filtered),
         closeness=_closeness(facts.closeness),
-        dropped=facts.closeness["dropped"] or "No",
+        training=facts.training_images,
+        manifest=facts.closeness["training"],
+        dropped=_dropped(facts.closeness["dropped"]),
         reid=_reid(facts.closeness),
         contents=_contents(facts.rows),
-        columns=", ".join(f"`{name}`" for name in COLUMNS if name not in CHEXPERT_CLASSES) + ", CheXpert's 14 classes",
+        columns=", ".join(f"`{name}`" for name in columns(facts.more) if name not in CHEXPERT_CLASSES)
+        + ", and CheXpert's 14 classes",
         labels=_labels(facts.rows),
         licence=facts.licence,
     )
@@ -169,6 +184,10 @@ def _chosen(record: Mapping[str, Any] | None) -> str:
     rows = [(one["measure"], one["name"], one["version"]) for one in record["judges"]]
     asked = " and ".join(f"`{text}`" for text in record["keep"]) or "no condition"
     top = f", of these the best {record['top']} by {rows[0][0]}" if record["top"] else ""
+    if tied := counts.get("tied"):
+        top += (
+            f" ({tied['images']} had the score of the last one: {tied['kept']} of them are kept, in the order of ids)"
+        )
     missing = "".join(f" {name} gave no score for {n}." for name, n in counts.get("without score", {}).items())
     return (
         f"{counts['kept']} of {counts['images']} images were kept: {asked}{top}.{missing}\n\n"
@@ -177,14 +196,21 @@ def _chosen(record: Mapping[str, Any] | None) -> str:
 
 
 def _closeness(record: Mapping[str, Any]) -> str:
-    heads = ("view", "images", "training images", "close", "latent threshold", "smallest latent distance kept",
-             "pixel threshold", "smallest pixel distance kept")  # fmt: skip
+    heads = ("view", "images", "training images", "close", "latent threshold",
+             "held-out images behind the latent threshold", "smallest latent distance kept", "pixel threshold",
+             "held-out images behind the pixel threshold", "smallest pixel distance kept")  # fmt: skip
     rows = [
         (view, *(f"{value:.4g}" if isinstance(value := found[name], float) else value for name in heads[1:]))
         for view, found in record["views"].items()
     ]
     encoder = record["encoder"]
     return f"Encoder: {encoder['name']} ({encoder['hash']}).\n\n{markdown_table(heads, rows)}"
+
+
+def _dropped(count: int) -> str:
+    if not count:
+        return "No image was close; none was left out."
+    return f"{count} {'image was' if count == 1 else 'images were'} close and left out."
 
 
 def _reid(record: Mapping[str, Any]) -> str:

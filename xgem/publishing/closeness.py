@@ -76,7 +76,11 @@ class Check:
         views = sorted({picture.row.view for picture in pictures if picture.row.view})
         gate = PrivacyGate.open(self.training, **options).indexed(model, views)
         found: dict[int, Distance] = {}
-        about: dict[str, Any] = {"encoder": {"name": model.name, "hash": model.hash}, "views": {}}
+        about: dict[str, Any] = {
+            "training": self.training.absolute().name,
+            "encoder": {"name": model.name, "hash": model.hash},
+            "views": {},
+        }
         for view in views:
             numbers = [number for number, picture in enumerate(pictures) if picture.row.view == view]
             files = [pictures[number].file for number in numbers]
@@ -92,7 +96,9 @@ class Check:
             about["views"][view] = {
                 "training images": len(index.pixels),
                 "latent threshold": index.latent_threshold,
+                "held-out images behind the latent threshold": _known(index.latent_held_out),
                 "pixel threshold": index.pixel_threshold,
+                "held-out images behind the pixel threshold": _known(index.pixel_held_out),
                 "images": len(files),
                 "close": sum(found[number].close for number in numbers),
                 "smallest latent distance kept": _smallest([found[number] for number in numbers], "latent"),
@@ -114,6 +120,12 @@ class Check:
         head: dict[str, Any] = {"weight": reid.weight, "bias": reid.bias, "power": reid.power}
         scores = reidentification_score(generated, training, **head, device=self.device).values
         return scores.tolist(), {"network": reid.name, "weights": reid.weights, "threshold": DELTA}
+
+
+def _known(held_out: int | None) -> int | str:
+    if held_out is None:
+        return "not recorded"
+    return held_out or "none: given"
 
 
 def _smallest(distances: Sequence[Distance], name: str) -> float | None:

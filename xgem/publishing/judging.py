@@ -140,7 +140,12 @@ class ByQuality:
 
 
 class ByFindings:
-    """``agreement``: share of the known findings that xgem's classifier sees as they were asked for, 0 to 1."""
+    """``agreement``: how xgem's classifier sees the known findings as they were asked for, 0 to 1.
+
+    The mean of two shares: of the classes that were asked for, those that are shown, and of the classes that are to be
+    absent, those that are not shown. "No Finding" is a class that normal images are asked for. Where nothing was asked
+    for, or nothing is to be absent, it is the other share alone.
+    """
 
     name = OWN_JUDGE
     measure = "agreement"
@@ -155,7 +160,7 @@ class ByFindings:
         return ", ".join(f"{view} {judge.weights}" for view, judge in sorted(self._judges.items()))
 
     def judge(self, pictures: Sequence[Picture]) -> Iterator[Judged]:
-        """As the protocol; an image of which no finding is known has no score."""
+        """As the protocol; an image has no score if no finding is known, or none asked for is the classifier's."""
         return _view_by_view(pictures, self._judges, self._of_view)
 
     def _of_view(self, view: str, pictures: Sequence[Picture]) -> list[Judged]:
@@ -168,11 +173,13 @@ class ByFindings:
 
 def _agreement(asked: Mapping[str, float], shown: Mapping[str, bool]) -> Judged:
     compared = {name: label == 1 for name, label in asked.items() if name in shown and label in (0, 1)}
-    if not compared:
-        return Judged(None, "no finding is known that the classifier knows")
+    positive = [name for name, label in asked.items() if label == 1]
+    if not compared or (positive and not any(compared.values())):
+        return Judged(None, f"the classifier does not know {', '.join(positive) or 'any finding that is known'}")
     wrong = [name for name, label in compared.items() if shown[name] != label]
     said = ", ".join(f"{name} {'not shown' if compared[name] else 'shown, not asked for'}" for name in wrong)
-    return Judged(1 - len(wrong) / len(compared), said)
+    sides = [[shown[name] == label for name, label in compared.items() if label is side] for side in (True, False)]
+    return Judged(float(np.mean([np.mean(side) for side in sides if side])), said)
 
 
 @dataclass(frozen=True)

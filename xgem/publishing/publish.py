@@ -63,7 +63,7 @@ def publish(
     Args:
         source: the manifest, or a folder with ``manifest.parquet``.
         name: of the set; by default that of the folder ``out``.
-        licence: by default that of the rows, if all have the same.
+        licence: of the set and of each row; by default that of the rows, if all have the same.
         drop_close: leave out images that are close to a training image, which otherwise end publishing.
 
     Raises:
@@ -92,19 +92,6 @@ def publish(
     if not kept:
         raise DataError(f"all {len(pictures)} images are close to a training image: nothing is left to publish")
     scores = _scores(file.parent, pictures)
-    facts = Facts(
-        name or out.name,
-        licence,
-        [pictures[number].row for number in kept],
-        [made[number] for number in kept],
-        _filtered(file.parent),
-        compared | {"dropped": len(close)},
-    )
-    if facts.texts_of:
-        logger.warning(
-            "texts or labels come from real studies (%s): their terms apply to the set, and its card says so",
-            ", ".join(facts.texts_of),
-        )
     more = [
         {
             "model": made[number]["checkpoint"]["name"],
@@ -114,10 +101,35 @@ def publish(
         }
         for number in kept
     ]
+    facts = Facts(
+        name or out.name,
+        licence,
+        [pictures[number].row.model_copy(update={"licence": licence}) for number in kept],
+        [made[number] for number in kept],
+        _filtered(file.parent),
+        compared | {"dropped": len(close)},
+        more,
+    )
+    _warn(facts)
     with new_folder(out) as folder:
-        _write(folder, manifest, facts, more, distances=[distances[number] for number in kept])
+        _write(folder, manifest, facts, [distances[number] for number in kept])
         _sum(folder)
     return Published(len(kept), dict(Counter(row.split for row in facts.rows)), len(close))
+
+
+def _warn(facts: Facts) -> None:
+    logger.warning(
+        "compared with %d images of %s: who publishes states that these are all that was trained on (%s), which xgem "
+        "does not check",
+        facts.training_images,
+        facts.closeness["training"],
+        ", ".join(sorted({one["checkpoint"]["name"] for one in facts.made})),
+    )
+    if facts.texts_of:
+        logger.warning(
+            "texts or labels come from real studies (%s): their terms apply to the set, and its card says so",
+            ", ".join(facts.texts_of),
+        )
 
 
 def _licence(pictures: Sequence[Picture], given: str | None) -> str:
@@ -167,19 +179,12 @@ def _scores(folder: Path, pictures: Sequence[Picture]) -> list[dict[str, Any]]:
     return [{name: found.get((str(picture.file), name)) for name in measures} for picture in pictures]
 
 
-def _write(
-    folder: Path,
-    manifest: Manifest,
-    facts: Facts,
-    more: Sequence[Mapping[str, Any]],
-    *,
-    distances: Sequence[Distance],
-) -> None:
-    names = write_parts(manifest, facts.rows, folder, copy=True, more=more)
+def _write(folder: Path, manifest: Manifest, facts: Facts, distances: Sequence[Distance]) -> None:
+    names = write_parts(manifest, facts.rows, folder, copy=True, more=facts.more)
     rows: list[Row] = []
     copied: dict[Path, str] = {}
     for row, file in zip(facts.rows, names, strict=True):
-        own = {"file": file, "licence": facts.licence, "reading": AS_STATED}
+        own = {"file": file, "reading": AS_STATED}
         rows.append(row.model_copy(update={**own, "masks": _masks(manifest, row, folder, copied)}))
     written = Manifest(tuple(rows), folder)
     written.check()

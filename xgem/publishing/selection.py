@@ -78,10 +78,11 @@ def select(
 
     ``out`` receives ``scores.parquet`` (a row an image and judge), ``manifest.parquet`` (what is kept, in place) and
     ``filter.json`` (judges, conditions, counts), which is written last. ``top`` goes by the first judge's measure, ties
-    by the order of the manifest. ``source``: the manifest's file, for the record.
+    by the id of the study. ``source``: the manifest's file, for the record.
 
     Returns:
-        counts: ``images``, ``kept``, and by judge the images without a score, if any.
+        counts: ``images``, ``kept``; where ``top`` cuts between images of one score, ``tied``: the ``images`` that have
+        it and the ``kept`` ones of them; and by judge the images without a score, if any.
 
     Raises:
         InputError: no judge, two of one measure, or a condition on a measure that none has. OutputError: ``out`` holds
@@ -99,9 +100,9 @@ def select(
             Judged(None, f"cannot be used: {fault}") if fault else next(scores) for fault in faults
         ]
     kept = [all(one.holds(judged[one.measure][k].value) for one in conditions) for k in range(len(pictures))]
+    tied: dict[str, int] = {}
     if top is not None:
-        best = set(_best(judges[0], judged[judges[0].measure], kept, top))
-        kept = [number in best for number in range(len(pictures))]
+        kept, tied = _best(judges[0], pictures, judged[judges[0].measure], kept, top)
     with replacing(out / SCORES) as partial:
         pq.write_table(pa.Table.from_pylist(_rows(pictures, judges, judged, kept), schema=_SCHEMA), partial)
     failed = {judge.name: sum(one.value is None for one in judged[judge.measure]) for judge in judges}
@@ -116,6 +117,8 @@ def select(
     rows = tuple(picture.row for picture, keep in zip(pictures, kept, strict=True) if keep)
     Manifest(rows, manifest.root).write(out / MANIFEST)
     counts: dict[str, Any] = {"images": len(pictures), "kept": len(rows)}
+    if tied:
+        counts["tied"] = tied
     if failed:
         counts["without score"] = failed
     record = {
@@ -152,11 +155,25 @@ def _check(judges: Sequence[PictureJudge], conditions: Sequence[Condition], top:
         raise InputError("nothing says what is kept; give a condition (--keep) or a number (--top)")
 
 
-def _best(judge: PictureJudge, scores: Sequence[Judged], kept: Sequence[bool], top: int) -> list[int]:
-    """The numbers of the best images among the kept ones that have a score."""
+def _best(
+    judge: PictureJudge, pictures: Sequence[Picture], scores: Sequence[Judged], kept: Sequence[bool], top: int
+) -> tuple[list[bool], dict[str, int]]:
+    """Which of the kept images that have a score are the best; and how many share the last score, if some are cut."""
     sign = -1 if judge.upwards else 1
-    ranked = [(sign * one.value, number) for number, one in enumerate(scores) if kept[number] and one.value is not None]
-    return [number for _, number in sorted(ranked)[:top]]
+    ranked = sorted(
+        (sign * one.value, pictures[number].row.study, number)
+        for number, one in enumerate(scores)
+        if kept[number] and one.value is not None
+    )
+    best, rest = ranked[:top], ranked[top:]
+    chosen = {number for *_, number in best}
+    tied: dict[str, int] = {}
+    if rest and rest[0][0] == best[-1][0]:
+        last = [number for value, _, number in ranked if value == best[-1][0]]
+        tied = {"images": len(last), "kept": sum(number in chosen for number in last)}
+        said = "the best %d: %d images have the last %s, of which the first %d by id are kept"
+        logger.warning(said, top, tied["images"], judge.measure, tied["kept"])
+    return [number in chosen for number in range(len(pictures))], tied
 
 
 def _rows(
