@@ -52,7 +52,7 @@ def test_sentences_of_several_classes_name_each() -> None:
         ({"balanced": EDEMA, "name": None}, "name: Field required"),
         ({"balanced": EDEMA, "outputs": ["ct"]}, "outputs.0"),
         ({"balanced": EDEMA, "outputs": ["frontal", "frontal"]}, "duplicate 'frontal'"),
-        ({"balanced": EDEMA, "colour": "red"}, "colour: Extra inputs"),
+        ({"balanced": EDEMA, "colour": "red"}, "colour: unknown; expected one of "),
         ({"balanced": EDEMA, "guidance_scale": {"lateral": 2.0}}, "guidance_scale names 'lateral'"),
         ({"matched": {"manifest": "m.parquet", "split": "test", "inputs": []}}, "matched: inputs"),
         ({"matched": {"manifest": "m.parquet", "split": "night"}}, "matched.split"),

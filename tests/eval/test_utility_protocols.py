@@ -73,6 +73,9 @@ def test_balancing_tops_up_to_the_commonest_class() -> None:
         "Cardiomegaly: 4 positives of 16, no synthetic ones left",
         "Fracture: 8 positives of 16, no synthetic ones left",
     ]
+    even = protocols.balanced(REAL, SYNTHETIC, ["Edema"])
+    assert even.main.items == REAL.items
+    assert even.notes == ("nothing was topped up, the training set is that of real images (positives: Edema 16)",)
 
 
 def test_the_commonest_classes() -> None:

@@ -146,6 +146,27 @@ def test_stopped_anywhere_it_goes_on_to_the_same_table(
         run_experiment("scarcity", out, changes=[*changes("scarcity"), "bootstrap=20"], **options)
 
 
+def test_imbalance_tops_up_and_says_by_how_much(tmp_path: Path, changes: Callable[[str], list[str]]) -> None:
+    options: dict[str, Any] = {"device": "cpu", "progress": False}
+    own = [*changes("imbalance"), "bootstrap=20", "tasks.frontal.network.runs=1"]
+    text = run_experiment("imbalance", tmp_path / "skewed", changes=own, **options).read_text(encoding="utf-8")
+    record = json.loads((tmp_path / "skewed" / "steps" / "frontal-XGeM" / "results.json").read_text())
+    details = record["families"][0]["details"]
+    before, after = details["real"], details["real + balance"]
+    assert before["positives"] == {"Cardiomegaly": 16, "Pleural Effusion": 12, "Lung Opacity": 8}
+    assert after["images"] > before["images"] == 32
+    assert min(after["positives"].values()) >= 16
+    found = {(one["row"], one["column"]): one for one in rows(tmp_path / "skewed") if one["by"] == RUN}
+    assert float(found["Lung Opacity", "Positive (%)"]["value"]) == 25
+    topped = found["Lung Opacity", "Positive after topping up (%)"]
+    assert float(topped["value"]) == pytest.approx(100 * after["positives"]["Lung Opacity"] / after["images"])
+    assert "topped up," not in text
+    # Classes that are equally frequent already
+    run_experiment("imbalance", tmp_path / "even", changes=[*own, "data=made-up"], **options)
+    text = (tmp_path / "even" / "table.md").read_text(encoding="utf-8")
+    assert "- Real + Synthetic: nothing was topped up, the training set is that of real images" in text
+
+
 def stop(*_: object, **__: object) -> None:
     raise KeyboardInterrupt
 
@@ -208,7 +229,10 @@ def test_an_external_test_set_of_the_same_patients_is_refused(drawn: Path, tmp_p
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
-        (["bootsrap=3"], r"bootsrap: Extra inputs are not permitted"),
+        (["bootsrap=3"], r"bootsrap: unknown, did you mean bootstrap\?"),
+        (["tasks.frontal.network.widht=3"], r"tasks\.frontal\.network\.widht: unknown, did you mean width\?"),
+        (["tasks.network={suit: imbalance}"], r"tasks\.network\.suite: Field required"),
+        (["tasks.network={suite: imbalance, suit: a}"], r"tasks\.network\.suit: unknown, did you mean suite\?"),
         (["bootstrap"], r"--set bootstrap: expected KEY=VALUE"),
         (["bootstrap=0"], r"bootstrap: .*greater than or equal to 1"),
         (["tasks.frontal.suite=other"], r"tasks\.frontal\.suite: Input should be 'augmentation'"),
@@ -255,11 +279,19 @@ def test_plans_of_ones_own(tmp_path: Path) -> None:
 
 
 def test_the_command_lists_experiments_and_prints_tables(
-    xgem: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    xgem: Callable[..., Any], tmp_path: Path, project: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     listed = xgem("bench", "list")
     assert [line.split()[0] for line in listed.out.splitlines()] == [*EXPERIMENTS, "chexgenbench"]
-    assert "XGeM, Tables 8 and A4" in listed.out
+    plans = [read_experiment(name) for name in EXPERIMENTS]
+    assert len({line.index(plan.title) for line, plan in zip(listed.out.splitlines(), plans, strict=False)}) == 1
+    guide = (project / "docs" / "guides" / "experiments.md").read_text(encoding="utf-8")
+    for plan, line in zip(plans, listed.out.splitlines(), strict=False):
+        assert plan.source in line
+        assert f"| `{plan.name}` | {plan.source} |" in guide
+        paper, _, tables = plan.source.partition(", ")
+        assert COMMANDS[plan.name].startswith(f"{paper}: ")
+        assert COMMANDS[plan.name].endswith(f" ({tables}).")
     assert xgem("bench", "nothing", "--out", tmp_path / "x").code == 2
     refused = xgem("bench", "scarcity", "--out", tmp_path / "out", "--size", "paper")
     assert (refused.code, refused.err.count("\n")) == (2, 1)

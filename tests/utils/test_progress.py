@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from xgem.utils.progress import LEAST_S, LINE_EVERY_S, Shown, StepBar, showing, track
+from xgem.utils.progress import LEAST_S, LINE_EVERY_S, Shown, StepBar, announce, showing, track
 
 
 class Clock:
@@ -117,3 +117,17 @@ def test_track_gives_every_value(monkeypatch: pytest.MonkeyPatch) -> None:
     assert list(track([1, 2, 3], "three")) == [1, 2, 3]
     assert list(track(iter("ab"), "two", 2)) == ["a", "b"]
     assert log.getvalue() == ""
+
+
+def test_what_begins_is_announced_where_progress_is_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    log = stderr(monkeypatch)
+    announce("a library call in a log")
+    with showing(Shown.EVERYWHERE):
+        announce("bench: model, part")
+        announce("not this one", shown=False)
+    with showing(False):
+        announce("nor this one")
+    assert log.getvalue() == "bench: model, part\n"
+    terminal = stderr(monkeypatch, terminal=True)
+    announce("bench: model, part")
+    assert terminal.getvalue() == "bench: model, part\n"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -57,9 +58,11 @@ def locate(model: str | Path | None = None, *, revision: str | None = None) -> L
     if isinstance(model, str) and HUB_ID.fullmatch(name) and not Path(name).exists():
         return Location(_fetch(name, revision), name if revision is None else f"{name}@{revision}")
     available = ", ".join(embedded_names()) or "none"
+    near = difflib.get_close_matches(name, embedded_names(), 1)
+    hint = f"; did you mean {near[0]}?" if near else ""
     raise CheckpointError(
         f"model {name!r} is neither a folder nor a hub id (owner/name) nor a checkpoint that ships with xgem "
-        f"(those are: {available})"
+        f"(those are: {available}){hint}"
     )
 
 

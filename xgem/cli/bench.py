@@ -19,15 +19,15 @@ app = typer.Typer(
 )
 
 EXPERIMENTS: Final = {
-    "multi-prompt": "XGeM: multi-prompt against single-prompt training, route by route (Tables 2 to 6).",
-    "alignment": "XGeM: outputs with and without alignment, its InfoNCE as published and xgem's (Table 7, Fig. 5).",
-    "anonymisation": "XGeM: classifiers of synthetic images against those of real ones (Table 8).",
-    "imbalance": "XGeM: rare classes topped up with synthetic images (Tables 9 and 10).",
-    "scarcity": "XGeM: few real images with more and more synthetic ones (Table 11).",
+    "multi-prompt": "XGeM: multi-prompt against single-prompt training, route by route (Tables 2 to 6 and A1).",
+    "alignment": "XGeM: outputs with and without alignment, its InfoNCE as published and xgem's (Table 7 and Fig. 5).",
+    "anonymisation": "XGeM: classifiers of synthetic images against those of real ones (Tables 8 and A4).",
+    "imbalance": "XGeM: rare classes topped up with synthetic images (Tables 9, 10 and A5).",
+    "scarcity": "XGeM: few real images with more and more synthetic ones (Tables 11 and A6).",
     "report-utility": "CheXGenBench: report models of synthetic pairs against one of real pairs (Table 5).",
     "augmentation": "ChexGen: real and synthetic images in four tasks (Extended Data Tables 6 to 9).",
-    "pretraining": "ChexGen: pretraining on synthetic images, 1 to 100 % of the real ones (Fig. 4).",
-    "few-shot": "ChexGen: pretraining on synthetic images, then 1, 5 and 10 real ones a class (Fig. 4).",
+    "pretraining": "ChexGen: pretraining on synthetic images (Fig. 4 and Extended Data Figs. 4 and 6).",
+    "few-shot": "ChexGen: pretraining on synthetic images, then few real ones (Fig. 4 and Extended Data Fig. 5).",
     "fairness": "ChexGen: bias found by synthetic test images, and mitigated by synthetic training images (Fig. 5).",
 }
 """What each experiment is; their plans are in ``xgem/configs/experiments``."""
@@ -45,11 +45,14 @@ def listed() -> None:
     """List the experiments, with their papers, tables and sizes."""
     from xgem.experiments.papers.plans import SIZES, read_experiment
 
-    for name in EXPERIMENTS:
-        plan = read_experiment(name)
-        sizes = ", ".join(size for size in SIZES if getattr(plan, size))
-        typer.echo(f"{name:15} {plan.source:40} {sizes:13} {plan.title}")
-    typer.echo(f"{'chexgenbench':15} {'CheXGenBench':40} {', '.join(SIZES):13} Several models in all its measures")
+    plans = [read_experiment(name) for name in EXPERIMENTS]
+    lines = [
+        (plan.name, plan.source, ", ".join(size for size in SIZES if getattr(plan, size)), plan.title) for plan in plans
+    ]
+    lines.append(("chexgenbench", "CheXGenBench", ", ".join(SIZES), "Several models in all its measures"))
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    for line in lines:
+        typer.echo("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
 
 
 def _command(name: str) -> Callable[..., None]:
@@ -111,9 +114,15 @@ def chexgenbench(
 
     After an interruption, the same command goes on: finished batches, networks and parts are not made again.
     """
+    from xgem.experiments.chexgenbench.parts import REAL_MODEL
     from xgem.experiments.chexgenbench.plan import read_bench
     from xgem.experiments.chexgenbench.run import run
 
     with interruptible("what is finished is kept, and the same command goes on"):
         done = run(read_bench(plan, size=size.value), out, device=device, progress=progress)
-    typer.echo(f"{out}: {done.measured} parts measured, {len(done.records)} models; see {out / 'README.md'}")
+    number = len([name for name in done.records if name != REAL_MODEL])
+    images = " and the real images" if REAL_MODEL in done.records else ""
+    of = f"{number} model{'' if number == 1 else 's'}{images}"
+    typer.echo(
+        f"{out}: {done.measured} part{'' if done.measured == 1 else 's'} measured; {of}; see {out / 'README.md'}"
+    )

@@ -45,6 +45,7 @@ from pydantic import (
     model_validator,
 )
 
+from xgem.configs.base import first_wrong
 from xgem.configs.yaml_text import read_yaml
 from xgem.data.captions import NORMAL_CAPTION
 from xgem.data.demographics import MAX_AGE
@@ -313,11 +314,7 @@ def read_plan(path: str | Path) -> Plan:
     try:
         plan = Plan.model_validate(values)
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"]))
-        message = first["msg"].removeprefix("Value error, ")
-        named = f"{where}: " if where and not message.startswith(where) else ""
-        raise InputError(f"{path}: {named}{message}") from None
+        raise InputError(f"{path}: {first_wrong(error, Plan)}") from None
     for old in sorted(RENAMED.keys() & values):
         logger.warning("%s: %s is deprecated, use %s", path, old, RENAMED[old])
     return plan

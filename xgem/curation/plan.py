@@ -26,6 +26,7 @@ from typing import Any, Final, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from xgem.chat.settings import ChatSettings
+from xgem.configs.base import first_wrong
 from xgem.configs.yaml_text import read_yaml
 from xgem.data.sources import FOLDERS
 from xgem.types import ConfigError
@@ -183,25 +184,4 @@ def read_plan(path: str | Path) -> CurationPlan:
     try:
         return CurationPlan.model_validate(read_yaml(path))
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"]))
-        message = first["msg"].removeprefix("Value error, ")
-        if first["type"] == "extra_forbidden":
-            message = f"unknown{_suggested(first['loc'])}"
-        named = f"{where}: " if where and not message.startswith(where) else ""
-        raise ConfigError(f"{path}: {named}{message}") from None
-
-
-def _suggested(place: tuple[int | str, ...]) -> str:
-    """The nearest field to an unknown one, and all that are there."""
-    model: type[BaseModel] = CurationPlan
-    for name in place[:-1]:
-        field = model.model_fields.get(str(name))
-        if field is None:
-            continue
-        found = field.annotation
-        parts = [found, *getattr(found, "__args__", ())]
-        model = next((part for part in parts if isinstance(part, type) and issubclass(part, BaseModel)), model)
-    names = list(model.model_fields)
-    near = difflib.get_close_matches(str(place[-1]), names, 1)
-    return f", did you mean {near[0]}?" if near else f"; expected one of {', '.join(names)}"
+        raise ConfigError(f"{path}: {first_wrong(error, CurationPlan)}") from None

@@ -133,6 +133,18 @@ class StepBar:
             self._drawn = None
 
 
+def announce(text: str, *, shown: bool = True) -> None:
+    """A line on stderr at once, where progress is shown: which of several long pieces of work begins."""
+    where = _SHOWN.get() if shown else Shown.NOWHERE
+    if where is Shown.NOWHERE or (where is Shown.TERMINAL and not sys.stderr.isatty()):
+        return
+    if _Drawn._display is not None:
+        _Drawn._display.console.print(text, markup=False, highlight=False)
+        return
+    sys.stderr.write(f"{text}\n")
+    sys.stderr.flush()
+
+
 def track(values: Iterable[T], description: str, total: int | None = None) -> Iterator[T]:
     """The values one by one, with a :class:`StepBar`; ``total`` is needed where they have no length."""
     count = total if total is not None else len(values) if isinstance(values, Sequence) else 0

@@ -22,7 +22,12 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "twice": ({"parts": ["fidelity", "fidelity"]}, "duplicate 'fidelity'"),
     "space": ({"fidelity": {"spaces": ["vgg"]}}, "unknown feature space 'vgg'"),
     "settings": ({"classification": {"settings": "huge"}}, "unknown settings 'huge'"),
-    "field": ({"seeds": 3}, "seeds: Extra inputs"),
+    "field": ({"seeds": 3}, r"seeds: unknown, did you mean seed\?"),
+    "inner field": ({"data": {"manifest": "m", "tset": "val"}}, r"data\.tset: unknown, did you mean test\?"),
+    "model's field": (
+        {"models": [{"name": "a", "sets": {"tests": "x"}}]},
+        r"models\.0\.sets\.tests: unknown, did you mean test\?",
+    ),
     "source": ({"models": [{"name": "a"}]}, "expected one of model and sets"),
     "names": ({"models": [{"name": "a", "model": "x"}, {"name": "a", "model": "y"}]}, "duplicate 'a'"),
     "sets": ({"models": [{"name": "a", "sets": {}}]}, "expected at least one of test"),
@@ -62,6 +67,9 @@ def test_an_unknown_model_ends_before_anything_is_written(
     assert code == 2
     assert error.startswith("xgem: error: model 'lost': model 'no-such-model' is neither a folder nor")
     assert not (tmp_path / "out").exists()
+    code, error = ran(write(models=[{"name": "near", "model": "openi-265"}]), tmp_path / "out", capsys)
+    assert code == 2
+    assert error.endswith("did you mean openi-256?\n")
     code, error = ran(write(models=[{"name": "a", "sets": {"test": "nowhere"}}]), tmp_path / "out", capsys)
     assert (code, error) == (2, "xgem: error: model 'a': no such test set nowhere: correct the path or leave it out\n")
     code, error = ran(write(privacy={"reid": "nowhere.pth"}), tmp_path / "out", capsys)

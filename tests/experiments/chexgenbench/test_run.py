@@ -10,9 +10,11 @@ import pytest
 import yaml
 
 from xgem.cli import main
-from xgem.eval.schema import read_record
-from xgem.experiments.chexgenbench import parts
-from xgem.experiments.chexgenbench.plan import PARTS
+from xgem.eval.schema import Record, read_record
+from xgem.experiments import MEANS_NOTHING
+from xgem.experiments.chexgenbench import parts, tables
+from xgem.experiments.chexgenbench.data import Sources
+from xgem.experiments.chexgenbench.plan import PARTS, Part, read_bench
 
 FILES = ("README.md", "index.html", "tables/table1_fidelity.csv", "tables/table4_classification.csv")
 
@@ -66,7 +68,7 @@ def test_what_is_finished_is_not_done_again_and_the_tables_stay(
 
     monkeypatch.setattr(parts, "measure", never)
     assert main(["bench", "chexgenbench", str(out.parent / "plan.yaml"), "--out", str(out)]) == 0
-    assert "0 parts measured" in capsys.readouterr().out
+    assert "0 parts measured; 2 models and the real images; see" in capsys.readouterr().out
     assert {name: (out / name).read_bytes() for name in FILES} == before
 
 
@@ -81,8 +83,10 @@ def test_a_plan_that_changes_a_part_measures_that_part_alone(
     record = out / "models" / "tiny" / "privacy" / "privacy.json"
     kept = record.read_bytes()
     try:
-        assert main(["bench", "chexgenbench", str(plan), "--out", str(shared), "--no-progress"]) == 0
-        assert "1 parts measured, 1 models" in capsys.readouterr().out
+        assert main(["bench", "chexgenbench", str(plan), "--out", str(shared)]) == 0
+        said = capsys.readouterr()
+        assert "1 part measured; 1 model; see" in said.out
+        assert said.err.splitlines()[-1] == "tiny: tiny, privacy"  # which model, which part
         assert read_record(record).families[0].settings["delta"] == 0.5
     finally:
         record.write_bytes(kept)
@@ -106,6 +110,7 @@ def test_every_part_has_its_record_and_its_numbers(out: Path) -> None:
     privacy = table(out / "tables" / "table3_privacy.csv")["tiny"]
     assert 0 <= float(privacy["reid_score"]) <= float(privacy["reid_score_max"]) <= 1
     assert float(privacy["pixel_distance"]) > 0
+    assert privacy["reid_count_of"] == "8"  # 4 prompts, 2 seeds
     classification = table(out / "tables" / "table4_classification.csv")
     assert {"real", "tiny"} <= classification.keys()
     assert 0 <= float(classification["real"]["Cardiomegaly"]) <= 1
@@ -127,11 +132,34 @@ def test_the_summary_says_what_is_missing_and_shows_the_paper(out: Path) -> None
     text = (out / "README.md").read_text()
     assert "*Sana (paper)* | 54.23" in text
     assert "rad-dino: no weights" in text
+    assert "## Table 1: fidelity (in mobilenet-v2; the paper's rows in rad-dino)" in text
+    assert "## Table 3: privacy (latent distance in mobilenet-v2; the paper's rows in rad-dino)" in text
+    assert MEANS_NOTHING not in text
     assert "the plan gives no images of theirs for privacy" in text
     page = (out / "index.html").read_text()
     assert 'href="models/tiny/fidelity/fidelity.html"' in page
     assert "Table 4" in page
     assert (out / "models" / "tiny" / "fidelity" / "fidelity.html").is_file()
+
+
+def test_debug_size_says_on_every_page_that_its_numbers_mean_nothing(out: Path) -> None:
+    pages = ("README.md", "index.html", "tables/README.md")
+    plan = read_bench(out.parent / "plan.yaml")
+    records: dict[str, dict[Part, Record]] = {
+        name: {part: read_record(out / "models" / "tiny" / part / f"{part}.json") for part in PARTS}
+        for name in ("tiny", "theirs")
+    }
+    made = out.parent / "debug"
+    made.mkdir()
+    for debug in (False, True, False):
+        text = tables.write(plan.model_copy(update={"debug": debug}), Sources(plan, out), records, made)
+        said = [(made / page).is_file() and MEANS_NOTHING in (made / page).read_text() for page in pages]
+        assert said == [debug] * 3
+        assert ("Overall: ranks" in text) is (made / "tables" / "overall_ranks.csv").is_file() is not debug
+    ranked = text.partition("## Ranks by report generation")[2].partition("##")[0]
+    assert "Ties, which get the mean of their ranks: bleu_1, bleu_4, rouge_l" in ranked
+    assert read_bench(None).debug
+    assert not read_bench(None, size="paper").debug
 
 
 def test_one_of_two_studies_with_the_same_text_is_left_out(out: Path) -> None:

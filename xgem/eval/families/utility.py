@@ -123,6 +123,7 @@ def _result(tested: Tested, suite: str, used: tuple[EvalSet, EvalSet, EvalSet]) 
             "images": runs.size,
             "pretraining": runs.pretraining,
             "notes": list(runs.notes),
+            **({"positives": dict(runs.positives)} if runs.positives else {}),
             "values_by_run": values[name],
         }
         for name, runs in tested.runs.items()

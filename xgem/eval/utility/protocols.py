@@ -81,7 +81,7 @@ def balanced(real: EvalSet, synthetic: EvalSet, classes: Sequence[str], *, seed:
     """Real images, and synthetic ones until all classes have as many positives as the most frequent (XGeM, Table 10).
 
     The rarest class is topped up first, with images that show as few of the complete classes as possible. If the
-    synthetic images of a class run out, ``notes`` says so.
+    synthetic images of a class run out, or nothing is topped up, ``notes`` says so.
     """
     # Positives of the real images, and the synthetic images in the order in which they are used
     counts = np.nansum(real.labels(classes) == 1, axis=0).astype(int)
@@ -104,6 +104,9 @@ def balanced(real: EvalSet, synthetic: EvalSet, classes: Sequence[str], *, seed:
         free[row] = False
         chosen.append(int(order[row]))
         counts += labels[row]
+    if not chosen:
+        counted = ", ".join(f"{name} {n}" for name, n in zip(classes, counts, strict=True))
+        notes.append(f"nothing was topped up, the training set is that of real images (positives: {counted})")
     return Training(joined(real, synthetic.subset(chosen)), notes=tuple(notes))
 
 

@@ -33,7 +33,8 @@ class Runs:
     """The predictions of a protocol's networks for the test images, one per run.
 
     ``size``, ``pretraining``: numbers of images on which the first run's network was trained and pretrained.
-    ``extra``: further outputs of the first run.
+    ``positives``: of a classification, how many of the former show each class. ``extra``: further outputs of the first
+    run.
     """
 
     protocol: Protocol
@@ -41,6 +42,7 @@ class Runs:
     size: int
     pretraining: int
     notes: tuple[str, ...]
+    positives: Mapping[str, int]
     extra: Predictions
 
 
@@ -171,13 +173,21 @@ def run_protocols(
         assert first is not None
         before = len(first.pretraining) if first.pretraining else 0
         own = tuple({k: v for k, v in run.items() if not k.startswith(("extra ", "also "))} for run in runs)
-        trained = Runs(protocol, own, len(first.main), before, first.notes, _part(runs[0], "extra"))
+        shown = _positives(task, first.main)
+        trained = Runs(protocol, own, len(first.main), before, first.notes, shown, _part(runs[0], "extra"))
         results[protocol.name] = trained
         for name in tested_too:
             theirs = tuple(_part(run, f"also {name}") for run in runs)
             elsewhere[name][protocol.name] = replace(trained, predictions=theirs, extra={})
     further = {name: Tested(task, one, elsewhere[name], failed) for name, one in tested_too.items()}
     return Tested(task, tested, results, failed, further)
+
+
+def _positives(task: Task, items: EvalSet) -> dict[str, int]:
+    if task.settings.task != "classification":
+        return {}
+    counts = (items.labels(task.classes) == 1).sum(axis=0)
+    return {name: int(count) for name, count in zip(task.classes, counts, strict=True)}
 
 
 def _prefixed(prefix: str, predictions: Predictions) -> Predictions:

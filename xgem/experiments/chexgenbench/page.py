@@ -36,9 +36,17 @@ def shown(cell: Any) -> str:
 
 
 def page(
-    title: str, head: str, tables: Sequence[Table], links: Sequence[tuple[str, str]], missing: Sequence[str]
+    title: str,
+    head: str,
+    tables: Sequence[Table],
+    links: Sequence[tuple[str, str]],
+    missing: Sequence[str],
+    warning: str = "",
 ) -> str:
-    """The tables as one HTML document, with links to the reports of the parts and what was not computed."""
+    """The tables as one HTML document, with links to the reports of the parts and what was not computed.
+
+    ``warning`` stands above everything.
+    """
     from jinja2 import Environment, PackageLoader
 
     environment = Environment(
@@ -49,5 +57,5 @@ def page(
     )
     environment.filters["shown"] = shown
     return environment.get_template(TEMPLATE).render(
-        title=title, head=head, version=__version__, tables=tables, links=links, missing=missing
+        title=title, head=head, version=__version__, tables=tables, links=links, missing=missing, warning=warning
     )

@@ -23,6 +23,7 @@ from typing import Annotated, Any, Final, Literal, get_args
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from xgem.configs.base import first_wrong
 from xgem.configs.yaml_text import read_yaml
 from xgem.data.rows import Split
 from xgem.judges.extractors import NAMES
@@ -195,7 +196,8 @@ class Plan(_Part):
     """A whole benchmark. Paths start from the working folder; ``$XGEM_DATA`` in them is replaced.
 
     ``compat`` measures as the published code does where that differs from the paper: KID subsets as large as the
-    sets, and distances to the training image of the own prompt alone.
+    sets, and distances to the training image of the own prompt alone. ``debug``: all pages say that the numbers mean
+    nothing, and there is no overall rank.
     """
 
     name: str = "chexgenbench"
@@ -208,6 +210,7 @@ class Plan(_Part):
     reports: Reports = Reports()
     judge: str | None = None
     compat: bool = False
+    debug: bool = False
     seed: int = Field(default=0, ge=0, le=MAX_SEED)
     bootstrap: int = Field(default=1000, ge=1)
 
@@ -231,9 +234,7 @@ def read_bench(path: str | Path | None, *, size: str = "debug") -> Plan:
     try:
         return Plan.model_validate(_with_data_folder(read_yaml(path)))
     except ValidationError as error:
-        first = error.errors()[0]
-        where, message = ".".join(map(str, first["loc"])), first["msg"].removeprefix("Value error, ")
-        raise ConfigError(f"{path}: {f'{where}: ' if where else ''}{message}") from None
+        raise ConfigError(f"{path}: {first_wrong(error, Plan)}") from None
 
 
 def _with_data_folder(value: Any) -> Any:

@@ -25,6 +25,7 @@ from xgem.experiments.chexgenbench.plan import Model, Part, Plan
 from xgem.judges.reid import load_reid
 from xgem.types import CheckpointError, InputError, OutputError
 from xgem.utils.files import check_output_folder, read_json, write_json
+from xgem.utils.progress import announce
 
 logger = logging.getLogger(__name__)
 BEGUN: Final = "bench.json"
@@ -114,7 +115,7 @@ def _part(sources: Sources, model: Model, part: Part, name: str | None = None) -
         if record.settings.get("key") == key:
             return record, False
         logger.warning("%s: of another plan or checkpoint, and measured again", folder)
-    logger.info("%s: %s", name or model.name, part)
+    announce(f"{sources.plan.name}: {name or model.name}, {part}", shown=sources.progress)
     result: FamilyResult = parts.measure(sources, model, part) if name is None else parts.real_reports(sources, model)
     settings: dict[str, Any] = parts.options_of(sources) | {"model": name or model.name, "key": key}
     write_results([result], folder, part, settings=settings, overwrite=True)

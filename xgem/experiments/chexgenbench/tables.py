@@ -15,6 +15,7 @@ import numpy as np
 from xgem._version import __version__
 from xgem.eval.compare import RankTable, rank
 from xgem.eval.schema import MetricEntry, Record
+from xgem.experiments import MEANS_NOTHING
 from xgem.experiments.chexgenbench import parts
 from xgem.experiments.chexgenbench.data import Sources
 from xgem.experiments.chexgenbench.page import Table, page
@@ -33,6 +34,8 @@ REPORTS: Final = ("bleu_1", "bleu_4", "rouge_l", "radgraph_partial", "micro_f1_5
 _INCEPTION: Final = "inception-v3"
 _ALIGNED: Final = "biovil-t"
 _RADIOMICS: Final = "radiomics"
+_SAMPLES: Final = 2000
+"""Of the paper's Table 3, by its caption."""
 _IN_PER_CENT: Final = ("bleu_1", "bleu_4")
 
 
@@ -51,9 +54,14 @@ class Numbers:
 
     def get(self, part: Part, name: str, extractor: str | None = None, of: str = "") -> float | None:
         """The value; with no extractor, that of the first one that has it."""
+        entry = self.entry(part, name, extractor, of)
+        return None if entry is None or entry.value is None else entry.value.value
+
+    def entry(self, part: Part, name: str, extractor: str | None = None, of: str = "") -> MetricEntry | None:
+        """The same with its n and extractor."""
         for (other, metric, judge, whose), entry in self.entries.items():
             if (other, metric, whose) == (part, name, of) and extractor in (None, judge) and entry.value is not None:
-                return entry.value.value
+                return entry
         return None
 
 
@@ -62,7 +70,7 @@ def write(plan: Plan, sources: Sources, records: Records, out: Path) -> str:
     numbers = {name: Numbers(of_model) for name, of_model in records.items()}
     models = [model.name for model in plan.models]
     space = _leading(numbers, models)
-    ranks = _ranks(numbers, models, space)
+    ranks = _ranks(numbers, models, space, overall=not plan.debug)
     found = [
         _fidelity(numbers, models, space),
         _by_finding(numbers, models, space),
@@ -77,12 +85,22 @@ def write(plan: Plan, sources: Sources, records: Records, out: Path) -> str:
     files |= _own_columns(numbers, models)
     head, missing = _head(plan, sources, models, space), _not_computed(numbers)
     related = _correlation(ranks)
-    parts_of_text = [f"# {plan.name}", head, *(table.markdown() for table in tables), related]
+    warning = MEANS_NOTHING if plan.debug else ""
+    parts_of_text = [
+        f"# {plan.name}",
+        *([f"**{warning}**"] if warning else []),
+        head,
+        *(table.markdown() for table in tables),
+        related,
+    ]
     if missing:
         parts_of_text += ["## Not computed", "\n".join(f"- {line}" for line in missing)]
     summary = "\n\n".join(parts_of_text) + "\n"
-    shown = page(plan.name, f"{head} {related}", tables, _links(records), missing)
+    shown = page(plan.name, f"{head} {related}", tables, _links(records), missing, warning)
     files |= {"README.md": summary, "index.html": shown}
+    files |= {"tables/README.md": f"{warning}\n"} if warning else {}
+    for name in {"tables/README.md", "tables/overall_ranks.csv"} - files.keys():
+        (out / name).unlink(missing_ok=True)  # of a run of the other size
     for name, text in files.items():
         (out / name).parent.mkdir(parents=True, exist_ok=True)
         with replacing(out / name) as partial:
@@ -110,9 +128,13 @@ def _fidelity(numbers: Mapping[str, Numbers], models: Sequence[str], space: str)
     rows = [[*row, numbers[row[0]].get("fidelity", "frd", _RADIOMICS)] for row in rows]
     heads = ["model", *(name for name, _ in keys), "frd"]
     paper = [[name, *(row[key] for key, _ in keys), None] for name, row in published()["table1"].items()]
-    title = f"Table 1: fidelity ({space})"
-    other = f"Of the paper in {LEADING}: numbers of two spaces cannot be compared." if space != LEADING else ""
-    return _table("table1_fidelity", title, heads, rows, paper, other)
+    other = "Numbers of two spaces cannot be compared." if space != LEADING else ""
+    return _table("table1_fidelity", f"Table 1: fidelity ({_spaces(space)})", heads, rows, paper, other)
+
+
+def _spaces(space: str) -> str:
+    """The feature space of a table's numbers, and that of the paper's rows where it is another."""
+    return space if space == LEADING else f"in {space}; the paper's rows in {LEADING}"
 
 
 def _by_finding(numbers: Mapping[str, Numbers], models: Sequence[str], space: str) -> Table | None:
@@ -121,18 +143,26 @@ def _by_finding(numbers: Mapping[str, Numbers], models: Sequence[str], space: st
         for name in models
     ]
     paper = [[name, *(row.get(one) for one in CHEXPERT_CLASSES)] for name, row in published()["table2"].items()]
-    title = f"Table 2: FID by finding ({space})"
+    title = f"Table 2: FID by finding ({_spaces(space)})"
     return _table("table2_fid_by_finding", title, ["model", *CHEXPERT_CLASSES], rows, paper)
 
 
 def _privacy(numbers: Mapping[str, Numbers], models: Sequence[str]) -> Table | None:
     keys = list(next(iter(published()["table3"].values())))
-    paper = [[name, *row.values()] for name, row in published()["table3"].items()]
-    rows = [[name, *(numbers[name].get("privacy", key) for key in keys)] for name in models]
+    paper = [[name, *row.values(), _SAMPLES] for name, row in published()["table3"].items()]
+    rows: list[list[Any]] = []
+    spaces: dict[str, None] = {}
+    for name in models:
+        counted, latent = (numbers[name].entry("privacy", key) for key in ("reid_count", "latent_distance"))
+        n = None if counted is None or counted.value is None else counted.value.n
+        rows.append([name, *(numbers[name].get("privacy", key) for key in keys), n])
+        spaces |= {} if latent is None else {latent.extractor: None}
     note = (
-        "Distances are to the closest training image and in float; the paper's code compares otherwise (see the guide)."
+        f"reid_count is among reid_count_of generated images; the paper's among {_SAMPLES} samples. Distances are to "
+        "the closest training image and in float; the paper's code compares otherwise (see the guide)."
     )
-    return _table("table3_privacy", "Table 3: privacy", ["model", *keys], rows, paper, note)
+    title = f"Table 3: privacy (latent distance {_spaces(', '.join(spaces))})" if spaces else "Table 3: privacy"
+    return _table("table3_privacy", title, ["model", *keys, "reid_count_of"], rows, paper, note)
 
 
 def _auroc(numbers: Numbers, protocol: str) -> list[float | None]:
@@ -176,8 +206,10 @@ def _labeller(numbers: Numbers, key: str) -> str | None:
     return None if found is None else "CheXbert"
 
 
-def _ranks(numbers: Mapping[str, Numbers], models: Sequence[str], space: str) -> list[tuple[str, str, RankTable]]:
-    """Tables 8 and 9, the same of privacy and report generation, and over all of them."""
+def _ranks(
+    numbers: Mapping[str, Numbers], models: Sequence[str], space: str, *, overall: bool
+) -> list[tuple[str, str, RankTable]]:
+    """Tables 8 and 9, the same of privacy and report generation, and ``overall``."""
     alone: Keys = {
         "alignment": ("fidelity", "alignment", _ALIGNED, ""),
         "frd": ("fidelity", "frd", _RADIOMICS, ""),
@@ -205,7 +237,7 @@ def _ranks(numbers: Mapping[str, Numbers], models: Sequence[str], space: str) ->
         if table is not None:
             found.append((stem, title, table))
             means[name] = table.mean_rank.tolist(), False
-    if len(found) > 1:
+    if overall and len(found) > 1:
         found.append(("overall_ranks", "Overall: ranks by the mean ranks above", rank(models, means)))
     return found
 
@@ -235,7 +267,10 @@ def _rank_table(stem: str, title: str, table: RankTable) -> Table:
         )
     ]
     left_out = "; ".join(f"{name}: {reason}" for name, reason in table.left_out.items())
-    return Table(stem, title, table.heads, rows, note=f"Left out: {left_out}." if left_out else "")
+    tied = [name for name, ranks in zip(table.metrics, table.ranks.T, strict=True) if len(set(ranks)) < len(ranks)]
+    notes = [f"Ties, which get the mean of their ranks: {', '.join(tied)}."] if tied else []
+    notes += [f"Left out: {left_out}."] if left_out else []
+    return Table(stem, title, table.heads, rows, note=" ".join(notes))
 
 
 def _prevalence(numbers: Mapping[str, Numbers], models: Sequence[str], space: str, sources: Sources) -> Table | None:
@@ -264,7 +299,8 @@ def _prevalence(numbers: Mapping[str, Numbers], models: Sequence[str], space: st
         f"Correlation of the ranks: {r:.3f} over {len(rows)} findings "
         f"(paper: {published()['correlations']['prevalence with FID']}). FID falls with the number of images too."
     )
-    return Table("table10_prevalence", "Table 10: frequency of findings and FID", heads, shown, paper, note)
+    title = f"Table 10: frequency of findings and FID ({_spaces(space)})"
+    return Table("table10_prevalence", title, heads, shown, paper, note)
 
 
 def _table(

@@ -145,7 +145,7 @@ def run(bench: Bench, settings: Downstream) -> list[Table]:
         }
         tables += _tables(name, task, found)
         if task.suite == "imbalance":
-            tables.append(_positives(bench, name, task, next(iter(found.values()))))
+            tables.append(_positives(name, found))
     return tables
 
 
@@ -219,6 +219,9 @@ def _tables(name: str, task: Task, found: Mapping[str, Sequence[FamilyEntry]]) -
                 _by_class(table, task, family, suffix)
             else:
                 _by_amount(table, task, family, suffix)
+            for protocol in protocols_of(family):
+                noted = family.details.get(protocol, {}).get("notes", ())
+                table.notes += [f"{_row_of(task.suite, protocol)}{suffix}: {note}" for note in noted]
         yield table
 
 
@@ -285,11 +288,14 @@ def _by_amount(table: Table, task: Task, family: FamilyEntry, suffix: str) -> No
                 table.put(f"{row}, {name}", column, cell)
 
 
-def _positives(bench: Bench, name: str, task: Task, families: Sequence[FamilyEntry]) -> Table:
-    """How many training images show each class, in per cent (XGeM, Table 9)."""
+def _positives(name: str, found: Mapping[str, Sequence[FamilyEntry]]) -> Table:
+    """How many training images show each class, in per cent, before (XGeM, Table 9) and after topping up."""
     table = Table(f"{name}, positives", "Positive images of the training set, in per cent")
-    classes = next(iter(families)).settings.get("classes", [])
-    real = bench.read(bench.manifest(task.data), "train", view=task.view, classes=(*classes, *CHEXPERT_CLASSES))
-    for of, shown in zip(classes, (real.labels(classes) == 1).mean(axis=0), strict=True):
-        table.put(of, "Positive (%)", Cell(100 * float(shown), n=len(real)))
+    for number, (source, families) in enumerate(found.items()):
+        family = next(iter(families))
+        after = "after topping up (%)" + (f" ({source})" if number else "")
+        for protocol, column in (("real", "Positive (%)"), ("real + balance", f"Positive {after}")):
+            trained: dict[str, Any] = family.details.get(protocol, {})
+            for of, count in trained.get("positives", {}).items():
+                table.put(of, column, Cell(100 * count / trained["images"], n=trained["images"]))
     return table

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Final
 
+from xgem.experiments import MEANS_NOTHING
 from xgem.experiments.papers import downstream, joining, prompting, report_models, subgroups
 from xgem.experiments.papers.plans import (
     KINDS,
@@ -20,10 +21,6 @@ from xgem.experiments.papers.tables import Beside, Table, as_csv
 from xgem.utils.files import replacing
 
 TABLE: Final = "table.md"
-_MEANS_NOTHING: Final = (
-    "**Debug size: networks of a few steps on a few studies. These numbers show that the experiment runs, and mean "
-    "nothing.**"
-)
 _RUNNERS: Final[dict[str, tuple[Callable[[Bench, Any], None], Callable[[Bench, Any], list[Table]]]]] = {
     "routes": (prompting.check, prompting.run),
     "joint": (joining.check, joining.run),
@@ -72,7 +69,7 @@ def run_experiment(
     figures = published(name)
     tables = [Beside.of(table, figures) for table in run(bench, settings)]
     head = [f"# {read.title}", f"{read.source}; `xgem bench {name} --size {size}`."]
-    head += [_MEANS_NOTHING] if size == "debug" else []
+    head += [f"**{MEANS_NOTHING}**"] if size == "debug" else []
     texts = {TABLE: "\n\n".join([*head, *(table.markdown() for table in tables)]) + "\n", "table.csv": as_csv(tables)}
     for file, text in texts.items():
         with replacing(out / file) as partial:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -24,11 +23,12 @@ from xgem.experiments.papers.plans import ExperimentPlan, Settings, Size, Traini
 from xgem.types import DataError, InputError, OutputError
 from xgem.utils.cache import evaluation_cache
 from xgem.utils.files import check_output_folder, file_sha256, locked, replacing, write_json
+from xgem.utils.progress import announce
 from xgem.utils.signals import interruptible
 
-logger = logging.getLogger(__name__)
 BEGUN: Final = "experiment.json"
-MADE_UP: Final = ("made-up", "made-up-external")
+SKEWED: Final = "made-up-skewed"
+MADE_UP: Final = ("made-up", "made-up-external", SKEWED)
 """Names that stand for drawn studies in place of a manifest."""
 
 
@@ -75,7 +75,9 @@ class Bench:
                 f"{self.plan.name}, {self.size}: no data; give a manifest (--data, or data: in the plan), or made-up"
             )
         if wanted in MADE_UP:
-            return made_up.draw(self.out / "data" / wanted, name=wanted, seed=MADE_UP.index(wanted))
+            return made_up.draw(
+                self.out / "data" / wanted, name=wanted, seed=MADE_UP.index(wanted), skewed=wanted == SKEWED
+            )
         if not Path(wanted).is_file():
             raise InputError(f"{wanted}: no such manifest; {self.plan.name} needs one")
         return Path(wanted)
@@ -131,7 +133,7 @@ class Bench:
         """The results of a step: those that were kept, or those that ``make`` gives, which are then kept."""
         folder = self.out / "steps" / name
         if not (folder / "results.json").is_file():
-            logger.info("%s: step %s", self.plan.name, name)
+            announce(f"{self.plan.name}: step {name}", shown=self.progress)
             write_results(make(), folder, "results", settings={"experiment": self.plan.name, "step": name})
         return read_record(folder / "results.json").families
 
@@ -160,7 +162,7 @@ class Bench:
         root = self.out / "trained" / name
         if all((root / "training" / stage / FINISHED).is_file() for stage in training.stages):
             return root
-        logger.info("%s: training %s", self.plan.name, name)
+        announce(f"{self.plan.name}: training {name}", shown=self.progress)
         start = None if init is None else locate(str(init)).root
         options = LoopOptions(resume=True, progress=self.progress, tensorboard=False)
         with together(self.device), interruptible("the same command goes on"):

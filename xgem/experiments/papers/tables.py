@@ -65,11 +65,12 @@ class Cell:
 
 @dataclass
 class Table:
-    """One table: cells by row and column, in the order in which they come."""
+    """One table: cells by row and column, in the order in which they come, and notes on them."""
 
     key: str
     title: str
     cells: dict[str, dict[str, Cell]] = field(default_factory=dict[str, dict[str, Cell]])
+    notes: list[str] = field(default_factory=list[str])
 
     def put(self, row: str, column: str, cell: Cell) -> None:
         self.cells.setdefault(row, {})[column] = cell
@@ -121,7 +122,7 @@ class Beside:
                 yield name, PAPER, self.published[name]
 
     def markdown(self) -> str:
-        """The table under its title, and why cells are not computed."""
+        """The table under its title, its notes, and why cells are not computed."""
         columns = list(dict.fromkeys([*self.table.columns, *(c for row in self.published.values() for c in row)]))
         rows = [[name, by, *(cells.get(column, "") for column in columns)] for name, by, cells in self.lines()]
         title = f"### {self.table.title}" + (f" ({self.source})" if self.source else "")
@@ -132,6 +133,7 @@ class Beside:
                 if cell.reason:
                     reasons.setdefault(cell.reason, []).append(f"{row}, {column}")
         parts += [f"- {NOT_COMPUTED.capitalize()}: {_few(of)}: {reason}." for reason, of in reasons.items()]
+        parts += [f"- {note}." for note in self.table.notes]
         return "\n\n".join(parts)
 
     def rows(self) -> Iterator[list[Any]]:
