@@ -120,7 +120,7 @@ def test_paper_trains_on_no_loss_of_our_own() -> None:
     assert {name: value for name, value in weights["report-vae"].items() if value} == {"kl": 1.0, "free_bits": 0.5}
     for name in preset.outputs:
         assert not any(weights[name].values())  # Eq. 3 alone
-    assert weights["joint"] == {"contrastive": 1.0, "temperature": 0.1, "alone": 0, "lowest": 0}
+    assert weights["joint"] == {"contrastive": 1.0, "temperature": 0.1, "alone": 0, "lowest": 0, "published": 0}
 
 
 @pytest.mark.parametrize("name", preset_names())

@@ -41,14 +41,9 @@ def manifest(tmp_path: Path) -> Path:
     return tmp_path / "m.jsonl"
 
 
-def faked(monkeypatch: pytest.MonkeyPatch, kind: str, decode: Any) -> None:
-    """A model whose report codec makes ``decode(report)`` of a report."""
-    preset = SimpleNamespace(
-        outputs=("report",),
-        codec=lambda name: "codec",
-        components={"codec": SimpleNamespace(kind=kind)},
-        report_sections=("impression",),
-    )
+def faked(monkeypatch: pytest.MonkeyPatch, output: str, decode: Any) -> None:
+    """A model of one output, whose report codec, if it is reports, makes ``decode(report)`` of a report."""
+    preset = SimpleNamespace(outputs=(output,), report_sections=("impression",))
     pipe = SimpleNamespace(
         name="fake", hash="0", preset=preset, reconstruct_reports=lambda name, reports: [decode(one) for one in reports]
     )
@@ -56,7 +51,7 @@ def faked(monkeypatch: pytest.MonkeyPatch, kind: str, decode: Any) -> None:
 
 
 def test_a_codec_that_garbles_abnormal_reports(manifest: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    faked(monkeypatch, "report_vae", lambda text: text if text == NORMAL else "Small left pleural diamemakeration.")
+    faked(monkeypatch, "report", lambda text: text if text == NORMAL else "Small left pleural diamemakeration.")
     about, (found,) = codec.evaluate_codec(None, manifest, draws=20)
     assert about["share of sentences that a training report has"] == 1
 
@@ -75,10 +70,10 @@ def test_a_codec_that_garbles_abnormal_reports(manifest: Path, monkeypatch: pyte
 
 
 def test_what_cannot_be_measured_is_said(manifest: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    faked(monkeypatch, "report_vae", str)
+    faked(monkeypatch, "report", str)
     with pytest.raises(DataError, match="split 'test' has 0 reports; expected at least 5"):
         codec.evaluate_codec(None, manifest, split="test")
-    faked(monkeypatch, "image_vae", str)
+    faked(monkeypatch, "frontal", str)
     with pytest.raises(InputError, match="expected a model that makes reports"):
         codec.evaluate_codec(None, manifest)
 
