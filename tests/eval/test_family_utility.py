@@ -229,7 +229,9 @@ def test_classes_of_another_source_for_pretraining(sets: tuple[EvalSet, EvalSet,
 
 def test_structures_and_boxes_of_a_sets_own_are_learned_by_default(tmp_path: Path) -> None:
     Image.new("L", (32, 32)).save(tmp_path / "mask.png")
-    masks = dict.fromkeys(("right rib 2", "right rib 1", "left lung"), (tmp_path / "mask.png",))
+    masks: dict[str, tuple[Path, ...]] = {
+        name: (tmp_path / "mask.png",) for name in ("right rib 2", "right rib 1", "left lung")
+    }
     study = Study(
         "a", "a", "train", masks=masks, boxes=(Box("foreign object", 0, 0, 0.5, 0.5), Box("mass", 0, 0, 1, 1))
     )

@@ -65,10 +65,13 @@ def test_steps_and_settings_are_those_of_the_command(asked: Any) -> None:
 
 
 def test_settings_of_reid(asked: Any) -> None:
+    debug, small = (reid.PRESETS[name].train for name in ("debug", "small"))
+    assert debug is not None
+    assert small is not None
     _, config = asked("reid", "--preset", "debug", "--steps", "5", "--set", "reid.learning_rate=1e-4")
-    assert config == reid.PRESETS["debug"].train.model_copy(update={"steps": 5, "learning_rate": 1e-4})
+    assert config == debug.model_copy(update={"steps": 5, "learning_rate": 1e-4})
     _, config = asked("reid", "--set", "reid.batch_size=2")
-    assert config == reid.PRESETS["small"].train.model_copy(update={"batch_size": 2})
+    assert config == small.model_copy(update={"batch_size": 2})
 
 
 @pytest.mark.parametrize(

@@ -171,8 +171,10 @@ def train_all(
     data = Manifest.read(manifest)
     with pytest.MonkeyPatch.context() as patch:
         settings = COMMON | CASES["reid"].settings | changes.get("reid", {})
-        train = reid.PRESETS["debug"].train.model_copy(update=settings)
-        patch.setitem(reid.PRESETS, "debug", replace(reid.PRESETS["debug"], train=train))
+        debug = reid.PRESETS["debug"]
+        assert debug.train is not None
+        train = debug.train.model_copy(update=settings)
+        patch.setitem(reid.PRESETS, "debug", replace(debug, train=train))
         (root / "reid").mkdir()
         reid.run(data, root / "reid", QUIET, preset="debug", seed=seed, progress=False)
     return {key: logged(key, root) for key in CASES}
