@@ -229,8 +229,8 @@ def test_classes_of_another_source_for_pretraining(sets: tuple[EvalSet, EvalSet,
 
 def test_structures_and_boxes_of_a_sets_own_are_learned_by_default(tmp_path: Path) -> None:
     Image.new("L", (32, 32)).save(tmp_path / "mask.png")
-    names: tuple[str, ...] = ("right rib 2", "right rib 1", "left lung")
-    masks = dict.fromkeys(names, (tmp_path / "mask.png",))
+    files: tuple[Path, ...] = (tmp_path / "mask.png",)
+    masks: dict[str, tuple[Path, ...]] = dict.fromkeys(("right rib 2", "right rib 1", "left lung"), files)
     study = Study(
         "a", "a", "train", masks=masks, boxes=(Box("foreign object", 0, 0, 0.5, 0.5), Box("mass", 0, 0, 1, 1))
     )
