@@ -176,6 +176,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             for item in items:
                 if item.get_closest_marker("gpu"):
                     item.add_marker(skip)
+    if not os.environ.get("XGEM_LONG"):
+        skip = pytest.mark.skip(reason="takes more than a minute: set XGEM_LONG to 1")
+        for item in items:
+            if item.get_closest_marker("long"):
+                item.add_marker(skip)
     if not real_data().is_dir():
         skip = pytest.mark.skip(reason="needs the real studies: set XGEM_DATA to their folder")
         for item in items:

@@ -133,7 +133,7 @@ def test_formats_of_shards_are_compared(project: Path, tmp_path: Path, capsys: p
     assert not list((tmp_path / "files").iterdir())
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(900)
 def test_memory_of_a_training_from_shards_does_not_grow(
     project: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]

@@ -85,7 +85,7 @@ def test_what_cannot_be_planned(xgem: Any, options: list[str], said: str) -> Non
     assert said in ran.err
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_largest_preset_is_planned_with_little_memory(project: Path) -> None:
     """In a process of its own, without a network."""
     code = (

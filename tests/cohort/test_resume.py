@@ -199,7 +199,7 @@ def test_a_batch_that_another_process_makes_is_left_to_it(
     assert done == {batch.name for batch in cohort.batches} - {cohort.batches[1].name}
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(600)
 def test_torchrun_equals_one_process(plan: Path, whole: dict[str, bytes], tmp_path: Path, project: Path) -> None:
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]  # finds a free port itself

@@ -194,7 +194,7 @@ def test_frozen_networks_are_shared_with_the_averages(studies: Path, tmp_path: P
 # ------------------------------------------------------------------------------------------------------------ sharding
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize(("name", "mesh"), [("paper", [8]), ("chexgen-xl2-512", [4, 8])])
 def test_shares_are_the_shards_of_made_up_ranks(name: str, mesh: list[int], project: Path) -> None:
     """``fully_shard`` over 8 ranks of a made-up process group, or those of 4 nodes, all weights on the meta device."""
