@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 import yaml
 
-from xgem.curation.plan import read_plan
-from xgem.types import ConfigError
+from xgem.curation.plan import CurationPlan, read_plan
+from xgem.curation.run import curate
+from xgem.types import ConfigError, DataError
 
 GOOD: dict[str, Any] = {"name": "set", "sources": [{"name": "ours", "manifest": "ours.parquet"}]}
 
@@ -71,3 +72,14 @@ def test_what_does_not_change_the_result_does_not_change_its_hash(tmp_path: Path
 def test_plans_that_ship_are_valid(name: str) -> None:
     plan = read_plan(Path(str(files("xgem.configs") / "curation" / f"{name}.yaml")))
     assert plan.name == name
+
+
+@pytest.mark.parametrize(
+    ("source", "what"), [({"folder": "nowhere"}, "folder"), ({"manifest": "no.parquet"}, "manifest")]
+)
+def test_a_source_that_is_not_there_leaves_nothing_behind(source: dict[str, str], what: str, tmp_path: Path) -> None:
+    place = {kind: str(tmp_path / name) for kind, name in source.items()}
+    plan = CurationPlan.model_validate({"name": "one", "sources": [{"name": "nih", **place}]})
+    with pytest.raises(DataError, match=f"source nih: no such {what} "):
+        curate(plan, tmp_path / "out")
+    assert not (tmp_path / "out").exists()

@@ -48,6 +48,18 @@ class Listed:
     row: Row
 
 
+def check_places(plan: CurationPlan) -> None:
+    """Refuse a plan whose folders or manifests are not there, before anything is written.
+
+    Raises:
+        DataError: names the source.
+    """
+    for source in plan.sources:
+        place = Path(str(source.folder or source.manifest))
+        if not place.exists():
+            raise DataError(f"source {source.name}: no such {'folder' if source.folder else 'manifest'} {place}")
+
+
 def manifests_of(plan: CurationPlan, folder: Folder) -> dict[str, Path]:
     """The manifest of each source; those of folders are prepared, once.
 

@@ -12,7 +12,7 @@ from xgem.curation.deciding import decide_part
 from xgem.curation.duplicates import build_index, choose, pair_part
 from xgem.curation.engine import Engine
 from xgem.curation.folder import Folder, in_order
-from xgem.curation.listing import hashes_of, list_rows, manifests_of
+from xgem.curation.listing import check_places, hashes_of, list_rows, manifests_of
 from xgem.curation.plan import CurationPlan
 from xgem.curation.result import write_result
 from xgem.curation.seeing import see_part
@@ -33,6 +33,7 @@ def curate(plan: CurationPlan, out: str | Path, engine: Engine | None = None) ->
     """
     engine, folder = engine or Engine(), Folder(out)
     check_endpoints(plan)
+    check_places(plan)
     folder.open()
     with locked(folder.state):
         manifests = manifests_of(plan, folder)
