@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from xgem.configs.reading import ReadOptions
 from xgem.curation.checks import contradictions
-from xgem.curation.content import Verdict
+from xgem.curation.content import OUTPUTS, Verdict
 from xgem.curation.facts import facts_of
 from xgem.curation.fixing import turned_annotations, upright
 from xgem.curation.folder import Folder, read_table, write_table
@@ -25,7 +25,7 @@ from xgem.data.study import ANNOTATED_VIEW
 if TYPE_CHECKING:
     from xgem.data.rows import Row
 
-_SCORES: Final = ("chest", "collage", "text", "mirrored", "inverted", "lateral", "oriented")
+_SCORES: Final = (*OUTPUTS, "oriented")
 
 
 def schema() -> Any:

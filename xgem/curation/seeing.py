@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from xgem.curation.content import ContentJudge, Seen, judged_pixels, rules
+from xgem.curation.content import OUTPUTS, ContentJudge, Seen, judged_pixels, rules
 from xgem.curation.fingerprint import DIM, SIDE, Projection, thumbnail
 from xgem.curation.folder import Folder, save_array, write_table
 from xgem.curation.judging import merged, opinions
@@ -29,7 +29,7 @@ def schema() -> pa.Schema:
     """Columns of the table of a part."""
     import pyarrow as pa
 
-    scores = [(name, pa.float32()) for name in ("chest", "collage", "text", "mirrored", "inverted", "lateral")]
+    scores = [(name, pa.float32()) for name in OUTPUTS]
     return pa.schema(
         [
             ("number", pa.int64()),

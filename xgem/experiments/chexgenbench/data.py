@@ -106,6 +106,13 @@ def _annotated(tables: Annotations, root: Path) -> Iterable[Row]:
             )
 
 
+def answered(real: EvalSet, generated: EvalSet) -> EvalSet:
+    """The real images that generated ones or written reports answer to, all where these name none."""
+    named = {item.pair or item.id for item in generated.items}
+    rows = [row for row, item in enumerate(real.items) if item.id in named]
+    return real.subset(rows) if rows else real
+
+
 @dataclass(frozen=True)
 class Sources:
     """The real and the generated sets of a benchmark in ``out``; generated ones are cohorts, made when first needed."""

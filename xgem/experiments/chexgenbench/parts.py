@@ -18,7 +18,7 @@ from xgem.eval.instruments import open_extractors
 from xgem.eval.record import FamilyResult
 from xgem.eval.spaces import Settings
 from xgem.experiments.chexgenbench import reports as report_utility
-from xgem.experiments.chexgenbench.data import VIEW, Sources, fingerprint, training_prompts
+from xgem.experiments.chexgenbench.data import VIEW, Sources, answered, fingerprint, training_prompts
 from xgem.experiments.chexgenbench.plan import Model, Part
 from xgem.judges.reid import load_reid
 from xgem.judges.settings import preset
@@ -79,7 +79,7 @@ def _fidelity(sources: Sources, model: Model) -> FamilyResult:
     if plan.compat:
         settings = replace(settings, subset_size=None)
     return fidelity_family.evaluate(
-        _asked(sources.test, generated),
+        answered(sources.test, generated),
         generated,
         extractors=spaces,
         training=_reference(sources, len(generated)),
@@ -95,13 +95,6 @@ def _reference(sources: Sources, n: int) -> EvalSet:
     """Training images for the floor of each distance: several times ``n``, so that rare findings are among them."""
     rows = _drawn([item.id for item in sources.train.items], 4 * n, sources.plan.seed)
     return sources.train.subset(sorted(rows))
-
-
-def _asked(real: EvalSet, generated: EvalSet) -> EvalSet:
-    """The real images whose prompts were used, where the generated ones name them."""
-    answered = {item.pair or item.id for item in generated.items}
-    rows = [row for row, item in enumerate(real.items) if item.id in answered]
-    return real.subset(rows) if rows else real
 
 
 def _privacy(sources: Sources, model: Model) -> FamilyResult:

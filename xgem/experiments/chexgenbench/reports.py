@@ -22,7 +22,7 @@ from xgem.data.sets import EvalSet
 from xgem.eval.families import text
 from xgem.eval.instruments import Weights
 from xgem.eval.record import FamilyResult
-from xgem.experiments.chexgenbench.data import VIEW, Sources
+from xgem.experiments.chexgenbench.data import VIEW, Sources, answered
 from xgem.experiments.chexgenbench.plan import Reports
 from xgem.experiments.papers.report_models import report_preset
 from xgem.train.loop import LoopOptions
@@ -128,10 +128,8 @@ def evaluate(name: str, pairs: EvalSet, sources: Sources, given: Path | None = N
         chexbert_vocabulary=plan.reports.chexbert_vocabulary,
         radgraph_python=plan.reports.radgraph_python,
     )
-    answered = {item.pair or item.id for item in written.items}
-    rows = [row for row, item in enumerate(sources.test.items) if item.id in answered]
     found = text.evaluate(
-        sources.test.subset(rows) if rows else sources.test,
+        answered(sources.test, written),
         written,
         training=sources.train,
         labellers=weights.labellers(sources.device or "cpu"),

@@ -24,7 +24,7 @@ from xgem.experiments.chexgenbench.data import REAL, Sources, fingerprint, write
 from xgem.experiments.chexgenbench.plan import Model, Part, Plan
 from xgem.judges.reid import load_reid
 from xgem.types import CheckpointError, InputError, OutputError
-from xgem.utils.files import check_output_folder, read_json, write_json
+from xgem.utils.files import check_output_folder, new_folder, read_json, write_json
 from xgem.utils.progress import announce
 
 logger = logging.getLogger(__name__)
@@ -98,9 +98,9 @@ def _begin(plan: Plan, out: Path) -> None:
     file = out / BEGUN
     if not file.is_file():
         check_output_folder(out)
-        out.mkdir(parents=True, exist_ok=True)
-        write_real(plan.data, out / REAL)
-        write_json(file, settings)
+        with new_folder(out) as folder:
+            write_real(plan.data, folder / REAL)
+            write_json(folder / BEGUN, settings)
         return
     if read_json(file) != settings:
         raise OutputError(f"{out}: its benchmark was begun with other data: choose another folder")

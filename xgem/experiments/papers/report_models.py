@@ -18,7 +18,6 @@ from xgem.experiments.papers.plans import ReportUtility
 from xgem.experiments.papers.steps import Bench, manifest_splits, need, preset_of
 from xgem.experiments.papers.tables import Table, find
 from xgem.types import ConfigError, InputError
-from xgem.utils.files import replacing
 
 REAL: Final = "Original"
 _IMAGE, _TEXT = "frontal", "report"
@@ -104,11 +103,7 @@ def pairs_of(images: Mapping[str, Path], data: Path, out: Path) -> Path:
         for row in manifest.rows
         if row.split == "val"
     ]
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(out) as partial:
-        named = partial.with_name(f"{partial.name}{out.suffix}")
-        Manifest((*rows, *real), out.parent).write(named)
-        named.replace(partial)
+    Manifest((*rows, *real), out.parent).write(out)
     return out
 
 
