@@ -28,7 +28,8 @@ COLUMNS: Final = (
     *("file_name", "study", "subject", "view", "text", "findings", "impression", "age", "sex", "source", "licence"),
     *CHEXPERT_CLASSES,
 )
-_FOLDERS: Final = {"train": "train", "val": "validation", "test": "test"}
+FOLDERS: Final = {"train": "train", "val": "validation", "test": "test"}
+"""By split, the folder of its images."""
 _COMMON: Final = frozenset({".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp"})
 
 
@@ -82,7 +83,7 @@ def write_parts(
     taken: Counter[str] = Counter()
     names: list[str] = []
     for number, row in enumerate(rows):
-        part = _FOLDERS[row.split]
+        part = FOLDERS[row.split]
         (folder / part).mkdir(exist_ok=True)
         name = _put(manifest, row, folder / part, taken, copy=copy)
         tables.setdefault(part, []).append({"file_name": name, **_fields(row), **(more[number] if more else {})})

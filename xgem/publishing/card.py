@@ -11,7 +11,7 @@ from typing import Any, Final
 import yaml
 
 from xgem._version import __version__
-from xgem.data.export import columns
+from xgem.data.export import FOLDERS, columns
 from xgem.data.rows import Row
 from xgem.labels.vocabulary import CHEXPERT_CLASSES, annotated_labels
 from xgem.utils.tables import markdown_table
@@ -137,7 +137,6 @@ def card_text(facts: Facts) -> str:
 
 def _header(facts: Facts) -> dict[str, Any]:
     parts = sorted({row.split for row in facts.rows}, key=("train", "val", "test").index)
-    named = {"train": "train", "val": "validation", "test": "test"}
     known = re.fullmatch(r"[a-z0-9.-]+", facts.licence) is not None
     return {
         "license": facts.licence if known else "other",
@@ -148,7 +147,7 @@ def _header(facts: Facts) -> dict[str, Any]:
         "configs": [
             {
                 "config_name": "default",
-                "data_files": [{"split": named[part], "path": f"{named[part]}/**"} for part in parts],
+                "data_files": [{"split": FOLDERS[part], "path": f"{FOLDERS[part]}/**"} for part in parts],
             }
         ],
         "synthetic": True,
